@@ -1,0 +1,1 @@
+"""Kubernetes vocabulary without a network: what to read, what to write, in which order."""

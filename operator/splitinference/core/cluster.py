@@ -1,0 +1,98 @@
+"""A frozen picture of nodes and links: what is there, what is free, how busy, as of when."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from splitinference.core.value import Value
+
+
+class LayerTime(Value):
+    """Measured time of one layer on one node, for one token of decode and for one token of a prefill chunk."""
+
+    layer: int = Field(ge=0)
+    prefill_ms_per_token: float = Field(gt=0)
+    decode_ms_per_token: float = Field(gt=0)
+
+
+class Processor(Value):
+    """One place inside a node that can hold a segment: a GPU, a NUMA node, the CPU."""
+
+    name: str
+    kind: str = "cpu"
+    flops_per_s: float = Field(gt=0)
+    memory_bandwidth_bytes_per_s: float = Field(gt=0)
+    memory_free_bytes: int = Field(ge=0)
+
+
+class Taint(Value):
+    """A node's taint, as Kubernetes has it."""
+
+    key: str
+    value: str = ""
+    effect: str = "NoSchedule"
+
+
+class Node(Value):
+    """One node. Capacities are nominal; `utilization` is what *others* use of the compute, 0..1, None when unknown."""
+
+    name: str
+    ready: bool = True
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    zone: str = ""
+    memory_free_bytes: int = Field(ge=0, description="what our segments may take: allocatable minus what others requested")
+    flops_per_s: float = Field(gt=0, description="nominal compute of the whole node, when idle")
+    memory_bandwidth_bytes_per_s: float = Field(gt=0)
+    utilization: float | None = Field(default=None, ge=0, le=1)
+    calibration: float = Field(default=1.0, gt=0, description="measured over predicted stage time; 1.0 until measured")
+    stage_overhead_ms: float = Field(default=1.0, ge=0, description="server overhead of one step of one stage")
+    processors: tuple[Processor, ...] = ()
+    layer_times: tuple[LayerTime, ...] = ()
+    idle_watts: float = Field(default=0.0, ge=0)
+    busy_watts: float = Field(default=0.0, ge=0)
+    cost_per_hour: float = Field(default=0.0, ge=0)
+
+
+class LinkQuality(Value):
+    """One direction of a link."""
+
+    bandwidth_bytes_per_s: float = Field(gt=0)
+    rtt_ms: float = Field(ge=0)
+
+
+class Link(Value):
+    """A link between two nodes, or between two zones; the more particular one wins."""
+
+    source: str
+    target: str
+    quality: LinkQuality
+
+
+class Network(Value):
+    """Links, most particular first: node to node, then zone to zone, then the default. Inside a node: `local`."""
+
+    default: LinkQuality = LinkQuality(bandwidth_bytes_per_s=125e6, rtt_ms=0.5)
+    local: LinkQuality = LinkQuality(bandwidth_bytes_per_s=2e9, rtt_ms=0.2)
+    zones: tuple[Link, ...] = ()
+    links: tuple[Link, ...] = ()
+    ingress: str = Field(default="", description="node where requests enter (the gateway's); empty: reached by `default`")
+
+
+class Snapshot(Value):
+    """Nodes and links at one moment."""
+
+    nodes: tuple[Node, ...]
+    network: Network = Network()
+    observed_at: datetime | None = None
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        seen: set[str] = set()
+        for node in self.nodes:
+            if node.name in seen:
+                raise ValueError(f"node {node.name!r} occurs twice")
+            seen.add(node.name)
+        return self

@@ -1,0 +1,73 @@
+"""What a model costs, layer by layer: the part of a problem that does not depend on nodes."""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from splitinference.core.value import Value
+
+
+class LayerKind(StrEnum):
+    """What a layer is. The embedding and the head are layers of their own."""
+
+    EMBEDDING = "embedding"
+    BLOCK = "block"
+    HEAD = "head"
+    GENERIC = "generic"
+
+
+class Layer(Value):
+    """The smallest indivisible unit of a model.
+
+    FLOPs per token are for one token of one sequence at context length zero; the attention's share, which grows with
+    the context, is `flops_per_token_and_context`: the FLOPs per token for each position attended to.
+    """
+
+    index: int = Field(ge=0)
+    name: str
+    kind: LayerKind = LayerKind.BLOCK
+    weight_bytes: int = Field(ge=0, description="bytes held in memory where this layer runs, in the serving dtype")
+    read_bytes_per_token: int | None = Field(
+        default=None, ge=0, description="weight bytes read for one decoded token; None: all of weight_bytes"
+    )
+    flops_per_token: float = Field(ge=0)
+    flops_per_token_and_context: float = Field(default=0.0, ge=0)
+    kv_bytes_per_token: int = Field(default=0, ge=0)
+    boundary_bytes_per_token: int = Field(ge=0, description="activation bytes after this layer, for one token")
+    tied_to: int | None = Field(
+        default=None, ge=0, description="index of the layer that has the same weights: together in one segment, held once"
+    )
+    tied_bytes: int = Field(default=0, ge=0, description="how many of weight_bytes are those of `tied_to`")
+
+
+class Profile(Value):
+    """The layers of one model in one dtype."""
+
+    model: str
+    digest: str = Field(description="content hash of the configuration and the tensor table: names the model's content")
+    dtype: str
+    layers: tuple[Layer, ...] = Field(min_length=1)
+    runtime_bytes: int = Field(default=0, ge=0, description="memory of an empty segment server: server, stub, libraries")
+
+    @model_validator(mode="after")
+    def _indices_count_up(self) -> Self:
+        for expected, layer in enumerate(self.layers):
+            if layer.index != expected:
+                raise ValueError(f"layers[{expected}].index is {layer.index}, expected {expected}")
+            if layer.tied_to is not None and layer.tied_to >= len(self.layers):
+                raise ValueError(f"layers[{expected}].tied_to is {layer.tied_to}, there are {len(self.layers)} layers")
+        return self
+
+    def weight_bytes(self, start: int, end: int) -> int:
+        """Bytes of weights that a segment [start, end) holds; a tied copy inside the segment counts once."""
+        total = 0
+        for layer in self.layers[start:end]:
+            total += layer.weight_bytes
+            if layer.tied_to is not None and start <= layer.tied_to < end:
+                total -= layer.tied_bytes
+        return total
+
+    def kv_bytes_per_token(self, start: int, end: int) -> int:
+        """Bytes of KV cache that a segment [start, end) keeps for each token of each sequence."""
+        return sum(layer.kv_bytes_per_token for layer in self.layers[start:end])
