@@ -1,0 +1,37 @@
+# `make demo` shows the whole on a kind cluster of its own; `make test` runs every check. Both set up all that they need.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+CLUSTER ?= kind
+export CLUSTER
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+
+install: ## .venv with the package, its commands and the tools
+	@./install.sh
+
+demo: install ## cluster, operator, a model in segments, a question, and a move under load
+	@$(PY) -m e2e.demo
+
+demo-down: install ## remove all that the demo made, but the cache
+	@$(PY) -m e2e.cluster down --verify
+
+check: install ## format, lint, types, import contracts
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+unit: install ## tests that need no cluster
+	@.venv/bin/pytest tests -m "not cluster"
+
+e2e: install ## tests on a kind cluster, which they start and remove
+	@.venv/bin/pytest e2e tests/integration
+
+test: check unit e2e ## everything, as CI runs it
+
+format: install ## write the format
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+.PHONY: help install demo demo-down check unit e2e test format

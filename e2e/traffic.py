@@ -1,0 +1,119 @@
+"""Steady traffic through the OpenAI endpoint while something changes: what was sent, what failed, how long a client waited."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import openai
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours of the rainbow.",
+    "Why is the sky blue?",
+    "Write one sentence about the sea.",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One streamed completion. Times are seconds of a monotonic clock; `tokens_at` has one entry for each chunk with text."""
+
+    question: str
+    started: float
+    tokens_at: tuple[float, ...]
+    text: str
+    error: str | None = None
+
+    @property
+    def gaps(self) -> tuple[float, ...]:
+        """Seconds between one token and the next, without the wait for the first."""
+        return tuple(b - a for a, b in zip(self.tokens_at, self.tokens_at[1:], strict=False))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What clients saw."""
+
+    requests: tuple[Request, ...]
+
+    @property
+    def failed(self) -> tuple[Request, ...]:
+        return tuple(r for r in self.requests if r.error is not None)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(r.tokens_at) for r in self.requests)
+
+    @property
+    def longest_gap(self) -> float:
+        """The longest pause between two tokens of one answer, in seconds; 0 when there were none."""
+        return max((g for r in self.requests for g in r.gaps), default=0.0)
+
+    def gap_percentile(self, share: float) -> float:
+        """The gap that `share` (0..1) of all gaps do not exceed, in seconds."""
+        gaps = sorted(g for r in self.requests for g in r.gaps)
+        return gaps[min(len(gaps) - 1, int(share * len(gaps)))] if gaps else 0.0
+
+    def within(self, start: float, end: float) -> "Report":
+        """The requests that were under way at some moment of [start, end)."""
+        return Report(tuple(r for r in self.requests if r.started < end and (r.tokens_at[-1] if r.tokens_at else r.started) >= start))
+
+
+@dataclass
+class Traffic:
+    """A few clients, each asking one question after the other until stopped. A context manager."""
+
+    base_url: str
+    model: str
+    clients: int = 2
+    max_tokens: int = 48
+    api_key: str = "none"
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _done: list[Request] = field(default_factory=list)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> "Traffic":
+        for number in range(self.clients):
+            thread = threading.Thread(target=self._ask_on, args=(number,), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> Report:
+        """Lets every client finish its answer, and reports."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=180)
+        return self.report()
+
+    def report(self) -> Report:
+        """What has been answered so far."""
+        return Report(tuple(self._done))
+
+    def _ask_on(self, number: int) -> None:
+        with openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, timeout=120) as client:
+            turn = number
+            while not self._stop.is_set():
+                self._done.append(ask(client, self.model, QUESTIONS[turn % len(QUESTIONS)], self.max_tokens))
+                turn += 1
+
+
+def ask(client: openai.OpenAI, model: str, question: str, max_tokens: int) -> Request:
+    """One streamed chat completion, greedy; an error of any kind is kept as text, so that it is counted and not lost."""
+    started, times, text, finished = time.monotonic(), [], [], False
+    try:
+        stream = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": question}], max_tokens=max_tokens, temperature=0, stream=True
+        )
+        for chunk in stream:
+            for choice in chunk.choices:
+                if choice.delta.content:
+                    times.append(time.monotonic())
+                    text.append(choice.delta.content)
+                finished = finished or choice.finish_reason is not None
+    except openai.OpenAIError as error:
+        return Request(question, started, tuple(times), "".join(text), f"{type(error).__name__}: {error}")
+    return Request(question, started, tuple(times), "".join(text), None if finished else "the stream ended without a finish reason")
