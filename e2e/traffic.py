@@ -114,6 +114,6 @@ def ask(client: openai.OpenAI, model: str, question: str, max_tokens: int) -> Re
                     times.append(time.monotonic())
                     text.append(choice.delta.content)
                 finished = finished or choice.finish_reason is not None
-    except openai.OpenAIError as error:
+    except Exception as error:  # noqa: BLE001 - whatever a client can see is a failed request, and is counted
         return Request(question, started, tuple(times), "".join(text), f"{type(error).__name__}: {error}")
     return Request(question, started, tuple(times), "".join(text), None if finished else "the stream ended without a finish reason")
