@@ -1,0 +1,258 @@
+"""What one pass needs of the world outside, as Protocols: adapters implement them, tests fake them.
+
+Objects of the cluster are plain Kubernetes JSON (`Manifest`, camelCase, as the API server sends it). Three rules hold for every port:
+
+- **Expected outcomes are values** (`Unreadable`, `Samples.problem`, `None`); exceptions are for what a pass cannot work with: `Unavailable` (the
+  pass ends, nothing is changed, it is tried again) and `Refused` (the API server said no to this object; it becomes a condition).
+- **Every call returns within its own time limit** (a few seconds); a pass never waits for something to happen.
+- **Every write may run twice**: applying what is there and deleting what is gone are success.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from splitinference.core.plan import Segment
+from splitinference.core.profile import Profile
+from splitinference.core.value import Value
+
+Manifest = Mapping[str, Any]
+
+
+class Unavailable(Exception):
+    """The API server cannot be reached, or answers with an error that may pass (429, 5xx, timeout)."""
+
+
+class Refused(Exception):
+    """The API server will not take this object (400, 403, 422, quota). The text is what it said."""
+
+
+# --- the cluster ---------------------------------------------------------------------------------------------------------------------
+
+
+class Cluster(Protocol):
+    """The Kubernetes API. Reads may come from a watch cache, with one condition: a caller sees its own writes (`split_inferences` above all,
+    since capacity held by other resources' plans is read from their status)."""
+
+    def split_inferences(self) -> Sequence[Manifest]:
+        """All SplitInference objects of all namespaces, with spec (defaults filled in) and status."""
+
+    def nodes(self) -> Sequence[Manifest]:
+        """All nodes."""
+
+    def pods(self) -> Sequence[Manifest]:
+        """All pods of all namespaces that are not Succeeded; Failed ones included."""
+
+    def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
+        """Objects of `kind` (`Pod`, `Service`, `ConfigMap`, `Deployment`) with our labels for this instance
+        (`app.kubernetes.io/managed-by=splitinference`, `app.kubernetes.io/instance=<instance>`)."""
+
+    def apply(self, manifest: Manifest) -> None:
+        """Server-side apply with our field manager, forced: make the object be as this says. For Services, ConfigMaps, Deployments, RBAC."""
+
+    def create(self, manifest: Manifest) -> None:
+        """Create the object (segment pods: their names come from their content). Already there is success."""
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Delete in the background, with the object's own grace period. Not found is success."""
+
+    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+        """Merge-patch the status subresource of a SplitInference. `None` as a value removes the field; lists are replaced whole.
+        Not found is success (the resource was deleted meanwhile)."""
+
+    def event(self, about: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        """Write an Event about `about` (a SplitInference). Failing to is not an error: the adapter logs it."""
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------------------------
+
+
+class Sample(Value):
+    """One value and its age. The age is taken on the metrics server's own clock (time of evaluation minus time of the sample), so a
+    clock that differs from the operator's does no harm. A NaN is handed over as value None."""
+
+    value: float | None
+    age_seconds: float
+
+
+class Samples(Value):
+    """One query's answer by name. `problem` says why there is no answer at all; `notes` what was odd in it (several series for one name: the
+    name is then left out)."""
+
+    by_name: Mapping[str, Sample] = Field(default_factory=dict)
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class Metrics(Protocol):
+    """Queries to Prometheus. Never raises: what cannot be read is `Samples(problem=…)`, in words for a user, naming the server's address."""
+
+    def node_cpu_cores(self) -> Samples:
+        """Cores in use on each node, by everybody, by node name."""
+
+    def segment_cpu_cores(self) -> Samples:
+        """Cores in use by each of our segment pods, by `namespace/pod`."""
+
+    def node_memory_available_bytes(self) -> Samples:
+        """Memory still available on each node, by node name. A setting may leave this query empty: then no name and no problem."""
+
+    def links_mbps(self) -> Samples:
+        """Measured bandwidth in Mbit/s by `source/target` node names; empty while nothing is measured."""
+
+    def links_rtt_ms(self) -> Samples:
+        """Measured round trip in ms by `source/target` node names; empty while nothing is measured."""
+
+
+# --- the data plane ------------------------------------------------------------------------------------------------------------------
+
+
+class RouteState(Value):
+    """One route as the gateway knows it."""
+
+    in_flight: int = Field(alias="inFlight", ge=0)
+    state: str = "serving"
+
+
+class Percentiles(Value):
+    """Milliseconds; None where nothing was seen."""
+
+    p50: float | None = None
+    p95: float | None = None
+
+
+class StageTimes(Value):
+    """Means over the window, for one token of decode."""
+
+    compute_ms: float | None = Field(default=None, alias="computeMs")
+    queue_ms: float | None = Field(default=None, alias="queueMs")
+    link_ms: float | None = Field(default=None, alias="linkMs")
+
+
+class ObservedTraffic(Value):
+    """What clients got within the last `windowSeconds`."""
+
+    window_seconds: float = Field(default=60, alias="windowSeconds")
+    requests: int = 0
+    failed: int = 0
+    replays: int = 0
+    time_to_first_token_ms: Percentiles = Field(default=Percentiles(), alias="timeToFirstTokenMs")
+    time_per_output_token_ms: Percentiles = Field(default=Percentiles(), alias="timePerOutputTokenMs")
+    stages: Mapping[str, StageTimes] = Field(default_factory=dict)
+
+
+class Failing(Value):
+    """A segment that requests cannot get past, since when, and the error code of docs/reference/data-plane.md."""
+
+    since: datetime
+    code: str
+
+
+class GatewayReport(Value):
+    """The answer of `GET /internal/routes`, as docs/reference/data-plane.md has it: `GatewayReport.model_validate(response.json())`.
+    A route that is not in `routes` has nothing in flight; `revision` is None until the gateway has a route."""
+
+    revision: str | None = None
+    routes: Mapping[str, RouteState] = Field(default_factory=dict)
+    observed: ObservedTraffic = ObservedTraffic()
+    failing: Mapping[str, Failing] = Field(default_factory=dict)
+
+
+class Gateways(Protocol):
+    """The gateways' own account of their routes."""
+
+    def routes(self, namespace: str, instance: str) -> GatewayReport | None:
+        """Ask the gateway of this resource. None when it cannot be reached, answers with an error, or with something else."""
+
+
+class Proof(Value):
+    """The result of a real tiny inference (`op: probe`) through one segment."""
+
+    ok: bool
+    milliseconds: float | None = None
+    why: str = Field(default="", description="when not ok: in words, with the error code")
+
+
+class Segments(Protocol):
+    """Segments, spoken to directly (gRPC on their pod's address)."""
+
+    def prove(self, namespace: str, segment: str, model: str, pod_ip: str) -> Proof:
+        """Run one token through this segment's own layers. Not ok on any error or after the adapter's time limit (about 2 s)."""
+
+
+# --- the model -----------------------------------------------------------------------------------------------------------------------
+
+
+class Unreadable(Value):
+    """The model cannot be read. `reason` is CamelCase for a condition, `message` names the path or repository and what to do."""
+
+    reason: str = "ModelUnreadable"
+    message: str
+
+
+class Pending(Value):
+    """The profile is being made (a pod reads the model's configuration); look again."""
+
+    message: str
+
+
+class Models(Protocol):
+    """Profiles of models, cached by what names the model's content."""
+
+    def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
+        """The profile of `resource.spec.model`; never blocks for long: `Pending` while it is being made."""
+
+
+# --- what the pass builds and asks ---------------------------------------------------------------------------------------------------
+
+
+class SegmentObjects(Value):
+    """One segment as objects of the cluster. `name` covers all that makes the content, so equal names are equal segments."""
+
+    name: str
+    model: str = Field(description="the Triton model's name, for the route")
+    memory_bytes: int = Field(ge=0, description="the pod's memory request: what the node must have free")
+    pod: Mapping[str, Any]
+    service: Mapping[str, Any]
+
+
+class Builder(Protocol):
+    """Manifests (controller/manifests.py implements this; pure)."""
+
+    def segment(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+        """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit come from it."""
+
+    def gateway(self, resource: Manifest, profile: Profile) -> Sequence[Manifest]:
+        """ServiceAccount, Role, RoleBinding, Deployment, Service of the gateway; applied at every change."""
+
+    def route(self, resource: Manifest, data: Mapping[str, str]) -> Manifest:
+        """The ConfigMap `<si>-route` with this `data` (controller/route.py makes it: `route.json` for the gateway, `history.json` for us)."""
+
+    def endpoint(self, resource: Manifest) -> str:
+        """URL of the OpenAI API inside the cluster, for status: `http://<si>-gateway.<namespace>.svc/v1`."""
+
+
+class Clock(Protocol):
+    """Time. Aware, UTC."""
+
+    def now(self) -> datetime:
+        """Now."""
+
+
+class Ports(Protocol):
+    """All of them together: what `reconcile` is given.
+
+    `planning` is held while a pass reads other resources' plans, decides, and writes its own plan to status, so that two resources never plan
+    the same memory twice (`threading.Lock()` where passes run in threads of one process).
+    """
+
+    cluster: Cluster
+    metrics: Metrics
+    gateways: Gateways
+    segments: Segments
+    models: Models
+    builder: Builder
+    clock: Clock
+    planning: AbstractContextManager[Any]
