@@ -2,18 +2,20 @@
 
 Objects of the cluster are plain Kubernetes JSON (`Manifest`, camelCase, as the API server sends it). Three rules hold for every port:
 
-- **Expected outcomes are values** (`Unreadable`, `Samples.problem`, `None`); exceptions are for what a pass cannot work with: `Unavailable` (the
-  pass ends, nothing is changed, it is tried again) and `Refused` (the API server said no to this object; it becomes a condition).
+- **Expected outcomes are values** (`Unreadable`, `Samples.problem`, `None`). Exceptions are for what a pass cannot work with:
+  `UnavailableError` (the pass ends, nothing is changed, it is tried again) and `RefusedError` (the API server said no to this object; it
+  becomes a condition).
 - **Every call returns within its own time limit** (a few seconds); a pass never waits for something to happen.
 - **Every write may run twice**: applying what is there and deleting what is gone are success.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from splitinference.core.plan import Segment
 from splitinference.core.profile import Profile
@@ -22,11 +24,11 @@ from splitinference.core.value import Value
 Manifest = Mapping[str, Any]
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The API server cannot be reached, or answers with an error that may pass (429, 5xx, timeout)."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The API server will not take this object (400, 403, 422, quota). The text is what it said."""
 
 
@@ -34,8 +36,8 @@ class Refused(Exception):
 
 
 class Cluster(Protocol):
-    """The Kubernetes API. Reads may come from a watch cache, with one condition: a caller sees its own writes (`split_inferences` above all,
-    since capacity held by other resources' plans is read from their status)."""
+    """The Kubernetes API. Reads may come from a watch cache, with one condition: a caller sees its own writes (`split_inferences` above
+    all, since capacity held by other resources' plans is read from their status)."""
 
     def split_inferences(self) -> Sequence[Manifest]:
         """All SplitInference objects of all namespaces, with spec (defaults filled in) and status."""
@@ -51,7 +53,7 @@ class Cluster(Protocol):
         (`app.kubernetes.io/managed-by=splitinference`, `app.kubernetes.io/instance=<instance>`)."""
 
     def apply(self, manifest: Manifest) -> None:
-        """Server-side apply with our field manager, forced: make the object be as this says. For Services, ConfigMaps, Deployments, RBAC."""
+        """Server-side apply with our field manager, forced: make the object be as this says. For all but segment pods."""
 
     def create(self, manifest: Manifest) -> None:
         """Create the object (segment pods: their names come from their content). Already there is success."""
@@ -79,8 +81,8 @@ class Sample(Value):
 
 
 class Samples(Value):
-    """One query's answer by name. `problem` says why there is no answer at all; `notes` what was odd in it (several series for one name: the
-    name is then left out)."""
+    """One query's answer by name. `problem` says why there is no answer at all; `notes` what was odd in it (several series for one name:
+    the name is then left out)."""
 
     by_name: Mapping[str, Sample] = Field(default_factory=dict)
     problem: str = ""
@@ -88,7 +90,7 @@ class Samples(Value):
 
 
 class Metrics(Protocol):
-    """Queries to Prometheus. Never raises: what cannot be read is `Samples(problem=…)`, in words for a user, naming the server's address."""
+    """Queries to Prometheus. Never raises: what cannot be read is `Samples(problem=…)`, in words, with the server's address."""
 
     def node_cpu_cores(self) -> Samples:
         """Cores in use on each node, by everybody, by node name."""
@@ -109,21 +111,27 @@ class Metrics(Protocol):
 # --- the data plane ------------------------------------------------------------------------------------------------------------------
 
 
-class RouteState(Value):
+class Reported(Value):
+    """What the gateway sends, with names as in its JSON or in Python. Unknown fields are ignored: a newer gateway may say more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
+
+
+class RouteState(Reported):
     """One route as the gateway knows it."""
 
     in_flight: int = Field(alias="inFlight", ge=0)
     state: str = "serving"
 
 
-class Percentiles(Value):
+class Percentiles(Reported):
     """Milliseconds; None where nothing was seen."""
 
     p50: float | None = None
     p95: float | None = None
 
 
-class StageTimes(Value):
+class StageTimes(Reported):
     """Means over the window, for one token of decode."""
 
     compute_ms: float | None = Field(default=None, alias="computeMs")
@@ -131,7 +139,7 @@ class StageTimes(Value):
     link_ms: float | None = Field(default=None, alias="linkMs")
 
 
-class ObservedTraffic(Value):
+class ObservedTraffic(Reported):
     """What clients got within the last `windowSeconds`."""
 
     window_seconds: float = Field(default=60, alias="windowSeconds")
@@ -143,14 +151,14 @@ class ObservedTraffic(Value):
     stages: Mapping[str, StageTimes] = Field(default_factory=dict)
 
 
-class Failing(Value):
+class Failing(Reported):
     """A segment that requests cannot get past, since when, and the error code of docs/reference/data-plane.md."""
 
     since: datetime
     code: str
 
 
-class GatewayReport(Value):
+class GatewayReport(Reported):
     """The answer of `GET /internal/routes`, as docs/reference/data-plane.md has it: `GatewayReport.model_validate(response.json())`.
     A route that is not in `routes` has nothing in flight; `revision` is None until the gateway has a route."""
 
@@ -222,13 +230,13 @@ class Builder(Protocol):
     """Manifests (controller/manifests.py implements this; pure)."""
 
     def segment(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
-        """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit come from it."""
+        """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
 
     def gateway(self, resource: Manifest, profile: Profile) -> Sequence[Manifest]:
         """ServiceAccount, Role, RoleBinding, Deployment, Service of the gateway; applied at every change."""
 
     def route(self, resource: Manifest, data: Mapping[str, str]) -> Manifest:
-        """The ConfigMap `<si>-route` with this `data` (controller/route.py makes it: `route.json` for the gateway, `history.json` for us)."""
+        """The ConfigMap `<si>-route` with this `data` (from controller/route.py): `route.json` for the gateway, `history.json` for us."""
 
     def endpoint(self, resource: Manifest) -> str:
         """URL of the OpenAI API inside the cluster, for status: `http://<si>-gateway.<namespace>.svc/v1`."""
@@ -241,11 +249,12 @@ class Clock(Protocol):
         """Now."""
 
 
-class Ports(Protocol):
+@dataclass(frozen=True)
+class Ports:
     """All of them together: what `reconcile` is given.
 
-    `planning` is held while a pass reads other resources' plans, decides, and writes its own plan to status, so that two resources never plan
-    the same memory twice (`threading.Lock()` where passes run in threads of one process).
+    `planning` is held while a pass reads other resources' plans, decides, and writes its own plan to status, so that two resources never
+    plan the same memory twice (`threading.Lock()` where passes run in threads of one process).
     """
 
     cluster: Cluster
