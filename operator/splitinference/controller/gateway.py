@@ -1,0 +1,171 @@
+"""The gateway's objects: Deployment, Service, its own ServiceAccount that may watch one route, and the route itself."""
+
+from collections.abc import Mapping, Sequence
+
+from splitinference.controller import terms
+from splitinference.controller.objects import (
+    COMPONENT,
+    Manifest,
+    container,
+    environment,
+    labels,
+    metadata,
+    on_nodes_with,
+    pod_spec,
+    scraped,
+)
+from splitinference.controller.resource import Resource
+from splitinference.controller.source import NO_WEIGHTS, model_files
+from splitinference.settings import Settings
+
+GATEWAY = "gateway"
+ROUTE = "route"
+PORT = 8080
+SEGMENT_PORTS = (8000, 8001)
+METRICS_PORT = 8002
+
+
+def gateway_name(instance: str) -> str:
+    """Name of all objects of the gateway."""
+    return f"{instance}-gateway"
+
+
+def route_name(instance: str) -> str:
+    """Name of the route's ConfigMap."""
+    return f"{instance}-route"
+
+
+def endpoint(resource: Resource) -> str:
+    """URL of the OpenAI API inside the cluster."""
+    return f"http://{gateway_name(resource.name)}.{resource.namespace}.svc/v1"
+
+
+def peer_suffix(resource: Resource, settings: Settings) -> str:
+    """What is appended to a segment's name to have its host name."""
+    return f".{resource.namespace}.svc.{settings.cluster_domain}"
+
+
+def route_object(resource: Resource, data: Mapping[str, str]) -> Manifest:
+    """The ConfigMap that the gateway watches; one write of it is the cutover."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(resource, route_name(resource.name), ROUTE), "data": dict(data)}
+
+
+def gateway_objects(resource: Resource, settings: Settings, layers: int) -> Sequence[Manifest]:
+    """All of them, what is needed first. `layers`: how many the model has, for the privacy rules that cover text."""
+    name = gateway_name(resource.name)
+    role = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": metadata(resource, name, GATEWAY),
+        "rules": [
+            {
+                "apiGroups": [""],
+                "resources": ["configmaps"],
+                "resourceNames": [route_name(resource.name)],
+                "verbs": ["get", "list", "watch"],
+            }
+        ],
+    }
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": metadata(resource, name, GATEWAY),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": resource.namespace}],
+    }
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(resource, name, GATEWAY)}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(resource, name, GATEWAY),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": labels(resource.name, GATEWAY),
+            "ports": [{"name": "http", "port": 80, "targetPort": "http"}],
+        },
+    }
+    policies = [segment_policy(resource)] if settings.network_policies else []
+    return [account, role, binding, *policies, service, _deployment(resource, settings, layers)]
+
+
+def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest:
+    name = gateway_name(resource.name)
+    files = model_files(resource, settings, settings.gateway_image, NO_WEIGHTS)
+    variables = {
+        "SI_NAME": resource.name,
+        "SI_NAMESPACE": resource.namespace,
+        "SI_ROUTE_CONFIGMAP": route_name(resource.name),
+        "SI_MODEL_ID": resource.spec.model.id,
+        "SI_MODEL_PATH": files.path,
+        "SI_MAX_CONTEXT_TOKENS": str(resource.spec.model.max_context_tokens),
+        "SI_MAX_CONCURRENT_SEQUENCES": str(resource.spec.model.max_concurrent_sequences),
+        "SI_PEER_SUFFIX": peer_suffix(resource, settings),
+        "SI_PORT": str(PORT),
+        "HOME": "/tmp",
+    }
+    server = container(
+        GATEWAY,
+        settings.gateway_image,
+        settings,
+        env=environment(variables),
+        ports=[{"name": "http", "containerPort": PORT}],
+        resources={
+            "requests": {"cpu": settings.gateway_cpu_request, "memory": settings.gateway_memory},
+            "limits": {"memory": settings.gateway_memory},
+        },
+        startupProbe=_http_probe("/healthz", period=1, timeout=3, failures=120),
+        readinessProbe=_http_probe("/readyz", period=2, timeout=3, failures=2),
+        livenessProbe=_http_probe("/healthz", period=10, timeout=5, failures=6),
+        volumeMounts=[files.mount, {"name": "tmp", "mountPath": "/tmp"}],
+    )
+    spec = pod_spec(
+        resource,
+        settings,
+        [server],
+        initContainers=list(files.init),
+        serviceAccountName=name,
+        # Streams that are under way when it is told to stop may end.
+        terminationGracePeriodSeconds=75,
+        volumes=[files.volume, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
+    )
+    spec["automountServiceAccountToken"] = True
+    if affinity := on_nodes_with([resource.spec.placement.node_selector, *terms.text_labels(resource.spec, layers)]):
+        spec["affinity"] = affinity
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(resource, name, GATEWAY),
+        "spec": {
+            "replicas": 1,
+            "revisionHistoryLimit": 1,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "selector": {"matchLabels": labels(resource.name, GATEWAY)},
+            "template": {"metadata": {"labels": labels(resource.name, GATEWAY), "annotations": scraped(PORT)}, "spec": spec},
+        },
+    }
+
+
+def segment_policy(resource: Resource) -> Manifest:
+    """Steps come only from this resource's own gateway and segments, and from the operator, which proves segments. Metrics are open."""
+    own = {key: value for key, value in labels(resource.name, GATEWAY).items() if key != COMPONENT}
+    operator = {"app.kubernetes.io/name": "splitinference", COMPONENT: "operator"}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(resource, f"{resource.name}-segments", "segment"),
+        "spec": {
+            "podSelector": {"matchLabels": labels(resource.name, "segment")},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {
+                    "from": [{"podSelector": {"matchLabels": own}}, {"namespaceSelector": {}, "podSelector": {"matchLabels": operator}}],
+                    "ports": [{"protocol": "TCP", "port": port} for port in SEGMENT_PORTS],
+                },
+                {"ports": [{"protocol": "TCP", "port": METRICS_PORT}]},
+            ],
+        },
+    }
+
+
+def _http_probe(path: str, period: int, timeout: int, failures: int) -> Manifest:
+    return {"httpGet": {"path": path, "port": "http"}, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}

@@ -1,0 +1,113 @@
+"""What all objects made for a SplitInference have in common: names, labels, owner, and pods that Pod Security "restricted" admits."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from splitinference.controller.resource import API_VERSION, KIND, Resource
+from splitinference.settings import Settings
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+INSTANCE = "app.kubernetes.io/instance"
+COMPONENT = "app.kubernetes.io/component"
+MODEL_LABEL = "splitinference.dev/model"
+LAYERS_LABEL = "splitinference.dev/layers"
+OURS = "splitinference"
+MODEL_FOLDER = "/model"
+CACHE_FOLDER = "/cache"
+
+Manifest = dict[str, Any]
+
+
+def labels(instance: str, component: str) -> dict[str, str]:
+    """The labels of every object of one resource."""
+    return {"app.kubernetes.io/name": OURS, MANAGED_BY: OURS, INSTANCE: instance, COMPONENT: component}
+
+
+def metadata(resource: Resource, name: str, component: str, extra: Mapping[str, str] | None = None) -> Manifest:
+    """Metadata with labels and the owner: with the resource go all its objects, without a finalizer."""
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": resource.name,
+        "uid": resource.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {
+        "name": name,
+        "namespace": resource.namespace,
+        "labels": {**labels(resource.name, component), **(extra or {})},
+        "ownerReferences": [owner],
+    }
+
+
+def scraped(port: int) -> dict[str, str]:
+    """Annotations by which the usual Prometheus configuration finds a pod."""
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}
+
+
+def environment(variables: Mapping[str, str]) -> list[Manifest]:
+    """Variables as a container has them."""
+    return [{"name": name, "value": value} for name, value in variables.items()]
+
+
+def container(name: str, image: str, settings: Settings, **fields: Any) -> Manifest:
+    """A container that Pod Security "restricted" admits."""
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        **fields,
+    }
+
+
+def pod_spec(resource: Resource, settings: Settings, containers: Sequence[Manifest], **fields: Any) -> Manifest:
+    """What all pods have: no root, no token of the API server unless given, the resource's tolerations."""
+    spec: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        # Names are written out, so that they are found with one question to DNS instead of four.
+        "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": settings.pod_user,
+            "runAsGroup": settings.pod_user,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": list(containers),
+        **fields,
+    }
+    if tolerations := [_toleration(t.key, t.operator, t.value, t.effect) for t in resource.spec.placement.tolerations]:
+        spec["tolerations"] = tolerations
+    if settings.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.pull_secrets]
+    return spec
+
+
+def _toleration(key: str, operator: str, value: str, effect: str) -> Manifest:
+    given = {"key": key, "operator": operator, "value": value, "effect": effect}
+    return {name: text for name, text in given.items() if text}
+
+
+def on_node(node: str) -> Manifest:
+    """Affinity to one node. Not `nodeName`: so the scheduler still checks resources and taints, and says why not."""
+    return _node_affinity([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}])
+
+
+def on_nodes_with(all_labels: Sequence[Mapping[str, str]]) -> Manifest:
+    """Affinity to nodes that carry all of these labels; empty where there are none."""
+    pairs = sorted({pair for some in all_labels for pair in some.items()})
+    if not pairs:
+        return {}
+    return _node_affinity([{"matchExpressions": [{"key": key, "operator": "In", "values": [value]} for key, value in pairs]}])
+
+
+def _node_affinity(terms: list[Manifest]) -> Manifest:
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}

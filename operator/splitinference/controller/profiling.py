@@ -1,0 +1,227 @@
+"""How a model's configuration is read where only nodes have it: a short-lived pod prints it, and a ConfigMap keeps what it printed.
+
+Pure: what is seen (pods, their ages) → one next step. Of a folder on the nodes nobody knows which nodes have it, so a few are asked at
+once, then the next; a claim is mounted wherever the scheduler can.
+"""
+
+import base64
+import binascii
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from splitinference.controller.objects import Manifest, container, metadata, on_node, on_nodes_with, pod_spec
+from splitinference.controller.resource import Resource, TolerationSpec
+from splitinference.controller.source import NO_WEIGHTS, model_files
+from splitinference.inpod import script
+from splitinference.inpod.read_model import BEGIN, END
+from splitinference.settings import Settings
+
+PROFILE = "profile"
+SOURCE = "splitinference.dev/source"
+AT_ONCE = 3
+ANY_NODE = ""
+_KEY = "model.json.gz.b64"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Make a pod that reads, on each of these nodes (ANY_NODE: where the scheduler can)."""
+
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Pods are reading."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Take:
+    """This pod has read it: take its log."""
+
+    pod: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Nobody could read it. `again`: pods to delete, so that all nodes are asked anew."""
+
+    message: str
+    again: tuple[str, ...]
+
+
+Step = Start | Wait | Take | Failed
+
+
+def source_digest(resource: Resource) -> str:
+    """Names the source: what is kept for another source is not this model's."""
+    return hashlib.sha256(json.dumps(resource.spec.model.source.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def cache_name(instance: str) -> str:
+    """The ConfigMap that keeps what was read."""
+    return f"{instance}-profile"
+
+
+def pod_name(resource: Resource, node: str, settings: Settings) -> str:
+    """One name for each source, node and image."""
+    content = json.dumps([source_digest(resource), node, settings.segment_image])
+    return f"{resource.name}-profile-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def profile_pod(resource: Resource, node: str, settings: Settings) -> Manifest:
+    """The pod: it runs in the segment image, as that is what these nodes have or will need."""
+    files = model_files(resource, settings, settings.segment_image, NO_WEIGHTS)
+    source = resource.spec.model.source
+    called = source.host_path.path if source.host_path else source.describe()
+    reader = container(
+        PROFILE,
+        settings.segment_image,
+        settings,
+        command=["python3", "-I", "-c", script("read_model"), files.path, called],
+        resources={"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        volumeMounts=[files.mount],
+    )
+    about = metadata(resource, pod_name(resource, node, settings), PROFILE, {SOURCE: source_digest(resource)})
+    spec = pod_spec(
+        resource,
+        settings,
+        [reader],
+        restartPolicy="Never",
+        activeDeadlineSeconds=settings.profile_seconds,
+        terminationGracePeriodSeconds=1,
+        volumes=[files.volume],
+    )
+    affinity = on_nodes_with([resource.spec.placement.node_selector]) if node == ANY_NODE else on_node(node)
+    if affinity:
+        spec["affinity"] = affinity
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": about | {"annotations": {"splitinference.dev/node": node}}, "spec": spec}
+
+
+def candidates(resource: Resource, nodes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Nodes on which the model may be read, by name; ANY_NODE for a claim."""
+    if resource.spec.model.source.persistent_volume_claim:
+        return (ANY_NODE,)
+    return tuple(sorted(node["metadata"]["name"] for node in nodes if _usable(resource, node)))
+
+
+def next_step(
+    resource: Resource, pods: Sequence[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]], now: datetime, settings: Settings
+) -> Step:
+    """What to do now. `pods` are those with the label of this resource's source and component `profile`."""
+    possible = candidates(resource, nodes)
+    by_name = {pod["metadata"]["name"]: pod for pod in pods}
+    running: list[str] = []
+    failures: dict[str, str] = {}
+    youngest = None
+    for node in possible:
+        pod = by_name.get(pod_name(resource, node, settings))
+        if pod is None:
+            continue
+        phase = (pod.get("status") or {}).get("phase")
+        if phase == "Succeeded":
+            return Take(pod["metadata"]["name"])
+        created = _created(pod, now)
+        # The kubelet ends a pod that takes too long; one that was never given to a kubelet is given up here.
+        overdue = (now - created).total_seconds() > settings.profile_seconds + 15
+        if phase == "Failed" or overdue:
+            failures[node] = _why(pod) if phase == "Failed" else _unscheduled(pod, settings)
+            youngest = max(youngest or created, created)
+        else:
+            running.append(node)
+    what = resource.spec.model.source.describe()
+    if not possible:
+        return Failed(f"{what} cannot be read: no node is ready and matches spec.placement", again=())
+    untried = [node for node in possible if node not in failures and node not in running]
+    if running or untried:
+        start = tuple(untried[: max(0, AT_ONCE - len(running))])
+        return Start(start) if start else Wait(f"reading {what}" + (f" on {', '.join(running)}" if running != [ANY_NODE] else ""))
+    reasons = "; ".join(f"{node}: {why}" if node else why for node, why in sorted(failures.items()))
+    due = youngest is not None and (now - youngest).total_seconds() > settings.profile_retry_seconds
+    again = tuple(pod_name(resource, node, settings) for node in failures) if due else ()
+    return Failed(f"{what} cannot be read: {reasons}", again=again)
+
+
+def cache_object(resource: Resource, packed: str) -> Manifest:
+    """The ConfigMap that keeps what was read, for the source that it was read from."""
+    about = metadata(resource, cache_name(resource.name), PROFILE, {SOURCE: source_digest(resource)})
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": {_KEY: packed}}
+
+
+def cached(resource: Resource, config_map: Mapping[str, Any]) -> str | None:
+    """What the ConfigMap keeps of this source; None if it is of another one, or empty."""
+    if (config_map["metadata"].get("labels") or {}).get(SOURCE) != source_digest(resource):
+        return None
+    found = (config_map.get("data") or {}).get(_KEY)
+    return str(found) if found else None
+
+
+def from_log(log: str) -> str | None:
+    """The packed model between the marks; None where the log is not whole."""
+    _, begun, rest = log.partition(BEGIN)
+    packed, ended, _ = rest.partition(END)
+    return "".join(packed.split()) if begun and ended else None
+
+
+def pack(config: Mapping[str, Any], tensors: Mapping[str, Sequence[Any]]) -> str:
+    """As the reading pod packs it."""
+    text = json.dumps({"config": config, "tensors": tensors}, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def unpack(packed: str) -> tuple[dict[str, Any], dict[str, Sequence[Any]]] | None:
+    """Configuration and tensors (name → dtype, shape, bytes); None where it is damaged."""
+    try:
+        whole = json.loads(gzip.decompress(base64.b64decode(packed, validate=True)))
+        return dict(whole["config"]), dict(whole["tensors"])
+    except (binascii.Error, OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _usable(resource: Resource, node: Mapping[str, Any]) -> bool:
+    labels = node["metadata"].get("labels") or {}
+    spec = node.get("spec") or {}
+    conditions = {c["type"]: c["status"] for c in (node.get("status") or {}).get("conditions") or ()}
+    if spec.get("unschedulable") or conditions.get("Ready") != "True":
+        return False
+    if any(labels.get(key) != value for key, value in resource.spec.placement.node_selector.items()):
+        return False
+    repelling = [taint for taint in spec.get("taints") or () if taint.get("effect") in ("NoSchedule", "NoExecute")]
+    return all(any(_tolerates(t, taint) for t in resource.spec.placement.tolerations) for taint in repelling)
+
+
+def _tolerates(toleration: TolerationSpec, taint: Mapping[str, Any]) -> bool:
+    if toleration.effect and toleration.effect != taint.get("effect"):
+        return False
+    if toleration.operator == "Exists":
+        return toleration.key in ("", taint.get("key"))
+    return toleration.key == taint.get("key") and toleration.value == (taint.get("value") or "")
+
+
+def _created(pod: Mapping[str, Any], now: datetime) -> datetime:
+    text = pod["metadata"].get("creationTimestamp")
+    return datetime.fromisoformat(text) if text else now
+
+
+def _why(pod: Mapping[str, Any]) -> str:
+    status = pod.get("status") or {}
+    for state in status.get("containerStatuses") or ():
+        if message := ((state.get("state") or {}).get("terminated") or {}).get("message"):
+            return str(message).strip().splitlines()[-1]
+    if status.get("reason") == "DeadlineExceeded":
+        return "the pod could not start in time: most likely the node has no such folder"
+    return str(status.get("message") or status.get("reason") or "the pod failed and left no message")
+
+
+def _unscheduled(pod: Mapping[str, Any], settings: Settings) -> str:
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") != "True":
+            return f"no node was found for the pod: {condition.get('message', '')}".strip(": ")
+    return f"the pod did not end within {settings.profile_seconds} s"
