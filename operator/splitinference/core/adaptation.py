@@ -1,0 +1,107 @@
+"""What an answer to change depends on, as values: the policy, what is known of the present, and what must be remembered between passes."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from pydantic import Field
+
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem
+from splitinference.core.value import Value
+
+
+class Mode(StrEnum):
+    """What may be done without being asked: everything; optional moves only said; optional moves not even looked for."""
+
+    AUTO = "Auto"
+    ADVISORY = "Advisory"
+    FROZEN = "Frozen"
+
+
+class Policy(Value):
+    """When an optional move is worth it."""
+
+    mode: Mode = Mode.AUTO
+    utilization_limit: float = Field(default=0.7, gt=0, le=1, description="use by others above which a node that serves is too busy")
+    link_factor: float = Field(default=2.0, gt=1, description="a hop so many times slower than planned is degraded")
+    link_floor_ms: float = Field(default=2.0, ge=0, description="and slower by at least so much: small hops are noisy")
+    window: timedelta = Field(default=timedelta(seconds=60), description="so long a reason must hold")
+    confirmations: int = Field(default=3, ge=1, description="and be seen so often, evenly over the window")
+    cooldown: timedelta = Field(default=timedelta(minutes=5), description="no optional move for so long after any move")
+    min_gain: float = Field(default=0.1, ge=0, le=1, description="share of the objective that a move must gain, its cost taken off")
+    resplit_gain: float = Field(default=0.1, ge=0, le=1, description="share by which new cuts must be better than the same cuts")
+    moves_per_hour: int = Field(default=6, ge=0, description="most moves within an hour; optional ones wait beyond it")
+    review: timedelta = Field(default=timedelta(seconds=60), description="how often a better plan is looked for without any other reason")
+    retry: timedelta = Field(default=timedelta(seconds=15), description="how soon an unchanged problem without a plan is tried again")
+    load_bytes_per_s: float = Field(default=100e6, gt=0, description="how fast weights are loaded, for the cost of moving")
+    start_seconds: float = Field(default=8.0, ge=0, description="start of a segment server without its weights")
+    payback: timedelta = Field(
+        default=timedelta(minutes=10), description="horizon of the cost of moving: a move that takes a tenth of it costs a tenth"
+    )
+
+
+class Traffic(Value):
+    """What clients got lately; None: nobody asked, or it is not known."""
+
+    requests: int = Field(default=0, ge=0)
+    time_to_first_token_ms: float | None = None
+    time_per_output_token_ms: float | None = None
+
+
+class Facts(Value):
+    """What is known now. `plan` is the plan in service or under way."""
+
+    now: datetime
+    problem: Problem
+    plan: Plan | None = None
+    planned_for: str = Field(default="", description="hash of the specification that the plan was made for")
+    asked: str = Field(default="", description="hash of the specification as it is now")
+    quarantined: Mapping[str, str] = Field(default_factory=dict, description="nodes where segments keep failing, and how")
+    pressured: Mapping[str, str] = Field(default_factory=dict, description="nodes that run out of memory, and how that shows")
+    walking: bool = Field(default=False, description="a transition is under way")
+    moves: tuple[datetime, ...] = Field(default=(), description="when plans were moved to, oldest first")
+    traffic: Traffic = Traffic()
+
+
+class Watch(Value):
+    """A reason that holds: since when, how often it was confirmed, and when last."""
+
+    since: datetime
+    confirmations: int = Field(ge=0)
+    last: datetime
+
+
+class Memory(Value):
+    """What must be remembered between passes to be steady. Losing it (a restart) only makes optional moves later."""
+
+    watches: Mapping[str, Watch] = Field(default_factory=dict)
+    reviewed: datetime | None = Field(default=None, description="when a better plan was last looked for")
+    tried: str = Field(default="", description="hash of the problem that was last tried without getting a plan")
+    tried_at: datetime | None = None
+    tried_reason: str = Field(default="", description="why that gave no plan: the reason and the message of that decision")
+    tried_message: str = ""
+
+    def watching(self, key: str, holds: bool | None, policy: Policy, now: datetime) -> tuple[Watch | None, "Memory"]:
+        """Note that a reason holds, holds no longer, or that it is not known (None: neither confirms nor forgets, for two windows).
+
+        Confirmations count at most once in window / confirmations, so they are spread over the window.
+        """
+        watch = self.watches.get(key)
+        if watch is not None and now - watch.last > 2 * policy.window:
+            watch = None
+        if holds is False:
+            watch = None
+        elif holds and watch is None:
+            watch = Watch(since=now, confirmations=1, last=now)
+        elif holds and watch is not None and now - watch.last >= policy.window / policy.confirmations:
+            watch = Watch(since=watch.since, confirmations=watch.confirmations + 1, last=now)
+        watches = {k: w for k, w in self.watches.items() if k != key}
+        if watch is not None:
+            watches[key] = watch
+        return watch, self.model_copy(update={"watches": watches})
+
+
+def sustained(watch: Watch | None, policy: Policy, now: datetime) -> bool:
+    """Whether a reason has held for the window and was confirmed often enough."""
+    return watch is not None and now - watch.since >= policy.window and watch.confirmations >= policy.confirmations

@@ -1,0 +1,246 @@
+"""Keep, migrate, re-split: decisions over small problems, with a solver that tries every plan."""
+
+from datetime import timedelta
+
+import pytest
+
+from splitinference.core.adaptation import Memory, Mode, Policy
+from splitinference.core.compare import Change
+from splitinference.core.decide import Adopt, Keep, Kept, decide
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Constraints, Problem, Slo
+from splitinference.core.solve.outcome import Limits, Outcome, Solved, TimedOut
+from splitinference.core.triggers import Reason
+from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, a_profile, facts, text_of
+
+POLICY = Policy(
+    window=timedelta(seconds=20), confirmations=3, cooldown=timedelta(seconds=60), review=timedelta(hours=1), load_bytes_per_s=1e9
+)
+LIMITS = Limits(seconds=1)
+SMALL = {"mib": 250}
+IDLE = a_problem(a_node("a", **SMALL), a_node("b", **SMALL), a_node("c", **SMALL))
+PLAN = a_plan("a[0:2] b[2:4]", IDLE)
+
+
+def after(problem: Problem, plan: Plan | None, policy: Policy = POLICY, steps: int = 6, solve=None, **more):
+    """The last decision after so many looks, five seconds apart, and the solver."""
+    memory, solver = Memory(reviewed=START), solve or Exhaustive()
+    decision: Adopt | Keep | None = None
+    for step in range(steps):
+        decision, memory = decide(facts(problem, plan, 100 + 5 * step, **more), policy, memory, solver, LIMITS)
+        if isinstance(decision, Adopt):
+            break
+    return decision
+
+
+def busy_b(share: float | None, *others):
+    return a_problem(a_node("a", **SMALL), a_node("b", utilization=share, **SMALL), a_node("c", **SMALL), *others)
+
+
+def test_the_first_plan():
+    found = after(IDLE, None)
+    assert isinstance(found, Adopt)
+    assert (found.reason, found.change) == (Reason.NO_PLAN, Change.FIRST)
+    assert found.plan.optimal
+
+
+def test_nothing_to_say_keeps_the_plan_and_does_not_solve():
+    solver = Exhaustive()
+    found, _ = decide(facts(IDLE, PLAN, 1), POLICY, Memory(reviewed=START), solver, LIMITS)
+    assert found == Keep(reason=Kept.STEADY)
+    assert solver.asked == []
+
+
+def test_a_busy_node_loses_its_segment_to_an_idle_one_with_the_same_cuts():
+    found = after(busy_b(0.93), PLAN)
+    assert isinstance(found, Adopt)
+    assert text_of(found.plan) == "a[0:2] c[2:4]"
+    assert found.change is Change.MIGRATION
+    assert found.reason is Reason.UTILIZATION_SHIFTED
+    assert found.message.startswith("stage 1 on b at 93 % by others for 20 s (limit 70 %); predicted ")
+    assert "ms per token" in found.message
+    assert "moving 200 MiB costs 8 s" in found.message
+
+
+def test_the_model_is_cut_anew_when_moving_does_not_pay():
+    """Nothing is idle, so moving gains nothing; but a can take more of the layers than b."""
+    now = a_problem(a_node("a", mib=350), a_node("b", mib=350, utilization=0.9))
+    found = after(now, a_plan("a[0:2] b[2:4]", now))
+    assert isinstance(found, Adopt)
+    assert found.change is Change.RESPLIT
+    assert text_of(found.plan) in ("a[0:3] b[3:4]", "b[0:1] a[1:4]")
+
+
+def test_a_gain_that_does_not_pay_for_the_move_keeps_the_plan():
+    slow_disk = POLICY.model_copy(update={"load_bytes_per_s": 1e5})
+    found = after(busy_b(0.93), PLAN, slow_disk, steps=5)
+    assert isinstance(found, Keep)
+    assert found.reason is Kept.GAIN_TOO_SMALL
+    assert "net gain" in found.message
+
+
+def test_a_busy_node_without_a_better_place_keeps_the_plan():
+    now = a_problem(a_node("a", **SMALL), a_node("b", utilization=0.93, **SMALL))
+    plan = a_plan("a[0:2] b[2:4]", now)
+    found = after(now, plan, steps=5)
+    assert isinstance(found, Keep)
+    assert found.reason in (Kept.GAIN_TOO_SMALL, Kept.STEADY)
+
+
+def test_advisory_says_what_it_would_do():
+    found = after(busy_b(0.93), PLAN, POLICY.model_copy(update={"mode": Mode.ADVISORY}), steps=5)
+    assert isinstance(found, Keep)
+    assert found.reason is Kept.ADVISED
+    assert found.message.endswith("would go to a[0:2] c[2:4]")
+
+
+def test_frozen_mends_and_nothing_else():
+    frozen = POLICY.model_copy(update={"mode": Mode.FROZEN})
+    assert after(busy_b(0.93), PLAN, frozen) == Keep(reason=Kept.STEADY)
+    found = after(a_problem(a_node("a", **SMALL), a_node("c", **SMALL)), PLAN, frozen)
+    assert isinstance(found, Adopt)
+    assert found.reason is Reason.NODE_LOST
+
+
+def test_an_unknown_node_is_never_a_target_of_an_optional_move():
+    now = a_problem(a_node("a", **SMALL), a_node("b", utilization=0.93, **SMALL), a_node("c", utilization=None, **SMALL))
+    found = after(now, PLAN)
+    assert not isinstance(found, Adopt) or "c" not in text_of(found.plan)
+
+
+def test_without_metrics_a_better_plan_is_not_taken():
+    policy = POLICY.model_copy(update={"review": timedelta(seconds=1)})
+    now = a_problem(
+        a_node("a", utilization=None, **SMALL), a_node("b", utilization=None, **SMALL), a_node("c", gflops=900, utilization=None)
+    )
+    found = after(now, PLAN, policy, steps=20)
+    assert isinstance(found, Keep)
+    assert found.reason is Kept.UNKNOWN_METRICS
+    assert "not known" in found.message
+
+
+def test_a_better_plan_must_be_better_for_the_window_and_again_and_again():
+    policy = POLICY.model_copy(update={"review": timedelta(seconds=5)})
+    now = a_problem(a_node("a", **SMALL), a_node("b", **SMALL), a_node("c", gflops=900, mib=1000))
+    memory, solver, decisions = Memory(reviewed=START), Exhaustive(), []
+    for step in range(8):
+        found, memory = decide(facts(now, PLAN, 100 + 5 * step), policy, memory, solver, LIMITS)
+        decisions.append(found)
+        if isinstance(found, Adopt):
+            break
+    assert isinstance(decisions[-1], Adopt)
+    assert decisions[-1].reason is Reason.BETTER_PLAN
+    assert len(decisions) >= 5, "the window was not waited for"
+    assert all(isinstance(d, Keep) and d.reason in (Kept.CONFIRMING, Kept.STEADY) for d in decisions[:-1])
+
+
+def test_a_lost_node_is_left_with_the_same_cuts_where_they_fit():
+    found = after(a_problem(a_node("a", **SMALL), a_node("c", **SMALL)), PLAN)
+    assert isinstance(found, Adopt)
+    assert found.change is Change.MIGRATION
+    assert text_of(found.plan) == "a[0:2] c[2:4]"
+
+
+def test_a_lost_node_means_new_cuts_where_the_old_do_not_fit():
+    found = after(a_problem(a_node("a", mib=1000)), PLAN)
+    assert isinstance(found, Adopt)
+    assert found.change is Change.RESPLIT
+    assert text_of(found.plan) == "a[0:4]"
+
+
+def test_what_cannot_be_planned_keeps_the_plan_says_why_and_is_not_tried_at_every_pass():
+    solver = Exhaustive()
+    small = a_problem(a_node("a", mib=100))
+    first, memory = decide(facts(small, PLAN, 0), POLICY, Memory(), solver, LIMITS)
+    assert isinstance(first, Keep)
+    assert first.reason is Kept.INFEASIBLE
+    assert first.message == "stage 1 on b, which cannot be used: it is gone; the model needs 400 MiB and no set of nodes holds it"
+    asked = len(solver.asked)
+    again, memory = decide(facts(small, PLAN, 1), POLICY, memory, solver, LIMITS)
+    assert again == first
+    assert len(solver.asked) == asked
+    more, memory = decide(facts(a_problem(a_node("a", mib=1000)), PLAN, 2), POLICY, memory, solver, LIMITS)
+    assert isinstance(more, Adopt)
+
+
+def test_an_unchanged_problem_is_tried_again_after_a_while():
+    solver = Exhaustive()
+    small = a_problem(a_node("a", mib=100))
+    _, memory = decide(facts(small, PLAN, 0), POLICY, Memory(), solver, LIMITS)
+    asked = len(solver.asked)
+    decide(facts(small, PLAN, 16), POLICY, memory, solver, LIMITS)
+    assert len(solver.asked) > asked
+
+
+def test_an_slo_that_no_plan_keeps_is_said_and_the_best_plan_is_taken():
+    found = after(a_problem(a_node("a"), slo=Slo(time_per_output_token_ms=0.001)), None)
+    assert isinstance(found, Adopt)
+    assert "the SLO cannot be kept" in found.message
+
+
+def test_a_changed_specification_that_the_plan_still_meets_keeps_it():
+    found = after(IDLE, PLAN, asked="other")
+    assert isinstance(found, Adopt)
+    assert found.change is Change.KEEP
+    assert found.plan.revision == PLAN.revision
+
+
+def test_a_changed_specification_that_the_plan_breaks_gives_another():
+    one = a_problem(a_node("a"), a_node("b"), constraints=Constraints(max_segments=1))
+    found = after(one, PLAN, asked="other")
+    assert isinstance(found, Adopt)
+    assert found.change is Change.RESPLIT
+    assert len(found.plan.segments) == 1
+
+
+def test_another_model_is_a_first_plan():
+    other = a_problem(a_node("a"), a_node("b"), profile=a_profile(digest="fedcba9876543210"))
+    found = after(other, PLAN, asked="other")
+    assert isinstance(found, Adopt)
+    assert found.change is Change.FIRST
+
+
+def test_a_quarantined_node_is_not_planned_on():
+    found = after(IDLE, PLAN, quarantined={"b": "3 failures"})
+    assert isinstance(found, Adopt)
+    assert found.reason is Reason.SEGMENT_FAILED
+    assert "b[" not in text_of(found.plan)
+
+
+def test_a_solver_that_runs_out_of_time_keeps_the_plan():
+    def slow(problem: Problem, limits: Limits, hint: Plan | None = None) -> Outcome:
+        return TimedOut(best=None, bound=0.0)
+
+    found = after(IDLE, None, solve=slow)
+    assert isinstance(found, Keep)
+    assert (found.reason, found.message) == (Kept.SOLVE_TIMED_OUT, "there is no plan yet; no plan was found within 1 s")
+
+
+def test_the_best_of_a_solver_that_ran_out_of_time_is_good_enough():
+    def slow(problem: Problem, limits: Limits, hint: Plan | None = None) -> Outcome:
+        return TimedOut(best=a_plan("a[0:2] b[2:4]"), bound=0.0)
+
+    assert isinstance(after(IDLE, None, solve=slow), Adopt)
+
+
+def test_a_plan_that_breaks_a_constraint_is_never_adopted_whatever_the_solver_says():
+    def wrong(problem: Problem, limits: Limits, hint: Plan | None = None) -> Outcome:
+        return Solved(plan=a_plan("a[0:4]"), bound=0.0, gap=0.0, optimal=True, seconds=0.0, explanation=())
+
+    found = after(IDLE, None, solve=wrong)
+    assert isinstance(found, Keep)
+    assert found.reason is Kept.PLAN_REJECTED
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 5, 8])
+def test_a_load_that_swings_around_the_limit_moves_at_most_once(period):
+    """Five minutes, a look each second."""
+    policy = POLICY.model_copy(update={"review": timedelta(seconds=30)})
+    plan, memory, solver, moves = PLAN, Memory(reviewed=START), Exhaustive(), []
+    for second in range(300):
+        share = 0.75 if (second // period) % 2 else 0.65
+        found, memory = decide(facts(busy_b(share), plan, second, moves=tuple(moves)), policy, memory, solver, LIMITS)
+        if isinstance(found, Adopt):
+            plan = found.plan
+            moves.append(facts(IDLE, plan, second).now)
+    assert len(moves) <= 1

@@ -1,0 +1,182 @@
+"""Reasons to solve again: the order, the numbers in the messages, and what is no reason."""
+
+from datetime import timedelta
+
+import pytest
+
+from splitinference.core.adaptation import Memory, Mode, Policy, Traffic
+from splitinference.core.cluster import Link, LinkQuality, Network, Taint
+from splitinference.core.problem import Constraints, Slo, TrustRule
+from splitinference.core.triggers import Reason, Trigger, check, may_move
+from tests.core.planning import START, a_node, a_plan, a_problem, facts
+
+POLICY = Policy(window=timedelta(seconds=20), confirmations=3, cooldown=timedelta(seconds=60), review=timedelta(hours=1))
+IDLE = a_problem(a_node("a"), a_node("b"), a_node("c"))
+PLAN = a_plan("a[0:2] b[2:4]", IDLE)
+JUST_REVIEWED = Memory(reviewed=START)
+
+
+def busy(share: float | None):
+    return a_problem(a_node("a"), a_node("b", utilization=share), a_node("c"))
+
+
+def over_time(problems, policy=POLICY, step=5.0, memory=JUST_REVIEWED, **more) -> list[Trigger | None]:
+    """The trigger after each of the problems, so many seconds apart."""
+    found = []
+    for index, problem in enumerate(problems):
+        trigger, memory = check(facts(problem, PLAN, (index + 5) * step, **more), policy, memory)
+        found.append(trigger)
+    return found
+
+
+def mandatory(problem, plan=PLAN, **more) -> Trigger:
+    trigger, _ = check(facts(problem, plan, **more), POLICY, Memory())
+    assert trigger is not None
+    assert trigger.mandatory
+    return trigger
+
+
+def test_no_plan():
+    assert mandatory(IDLE, None).reason is Reason.NO_PLAN
+
+
+def test_a_changed_specification():
+    assert mandatory(IDLE, asked="other").reason is Reason.SPEC_CHANGED
+
+
+def test_a_node_that_is_gone():
+    found = mandatory(a_problem(a_node("a"), a_node("c")))
+    assert found.reason is Reason.NODE_LOST
+    assert found.message == "stage 1 on b, which cannot be used: it is gone"
+
+
+def test_a_node_that_is_not_ready():
+    assert (
+        "stage 1 on b, which cannot be used: not ready" in mandatory(a_problem(a_node("a"), a_node("b", ready=False), a_node("c"))).message
+    )
+
+
+def test_a_node_that_is_cordoned_is_left_before_its_pods_are_evicted():
+    cordoned = a_node("b", taints=(Taint(key="node.kubernetes.io/unschedulable"),))
+    found = mandatory(a_problem(a_node("a"), cordoned))
+    assert found.reason is Reason.NODE_LOST
+    assert "node.kubernetes.io/unschedulable" in found.message
+
+
+def test_a_segment_that_keeps_failing():
+    found = mandatory(IDLE, quarantined={"b": "3 failures within 40 s, last: exit code 137"})
+    assert found == Trigger(
+        reason=Reason.SEGMENT_FAILED, message="stage 1 on b keeps failing: 3 failures within 40 s, last: exit code 137", mandatory=True
+    )
+
+
+def test_memory_pressure_is_said_by_the_node_or_follows_from_the_numbers():
+    assert mandatory(IDLE, pressured={"b": "MemoryPressure"}).message == "stage 1 on b: MemoryPressure"
+    found = mandatory(a_problem(a_node("a"), a_node("b", mib=100)))
+    assert found.reason is Reason.MEMORY_PRESSURE
+    assert "bytes needed" in found.message
+
+
+def test_a_trust_label_that_was_removed():
+    rules = Constraints(trust=(TrustRule(start=0, end=1, labels={"trust": "high"}),))
+    trusted = a_problem(a_node("a", labels={"trust": "high"}), a_node("b"), constraints=rules)
+    assert check(facts(trusted, PLAN, 1), POLICY, JUST_REVIEWED)[0] is None
+    found = mandatory(a_problem(a_node("a"), a_node("b"), constraints=rules))
+    assert found.reason is Reason.PRIVACY_CHANGED
+    assert found.message == "stage 0 on a: trust: layers 0 to 1 need trust=high"
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_mandatory_reasons_hold_in_every_mode(mode):
+    trigger, _ = check(facts(a_problem(a_node("a")), PLAN), Policy(mode=mode), Memory())
+    assert trigger is not None
+    assert trigger.reason is Reason.NODE_LOST
+
+
+def test_the_order_is_the_priority():
+    gone = a_problem(a_node("a"))
+    assert mandatory(gone, asked="other", quarantined={"a": "x"}).reason is Reason.SPEC_CHANGED
+    assert mandatory(gone, quarantined={"a": "x"}).reason is Reason.NODE_LOST
+
+
+def test_utilization_by_others_must_hold_for_the_window_and_be_confirmed():
+    found = over_time([busy(0.93)] * 6)
+    assert found[:4] == [None] * 4
+    assert found[4] == Trigger(
+        reason=Reason.UTILIZATION_SHIFTED, message="stage 1 on b at 93 % by others for 20 s (limit 70 %)", mandatory=False
+    )
+
+
+def test_one_quiet_moment_starts_the_window_anew():
+    assert over_time([busy(0.93), busy(0.93), busy(0.93), busy(0.2), busy(0.93), busy(0.93)]) == [None] * 6
+
+
+def test_unknown_utilization_is_no_reason_and_does_not_forget_one():
+    assert over_time([busy(None)] * 10) == [None] * 10
+    found = over_time([busy(0.93), busy(0.93), busy(None), busy(0.93), busy(0.93), busy(0.93), busy(0.93)])
+    assert found[2] is None
+    assert found[-1] is not None
+
+
+def test_a_reason_that_was_unknown_for_long_starts_anew():
+    found = over_time([busy(0.93)] * 3 + [busy(None)] * 10 + [busy(0.93)])
+    assert found == [None] * 14
+
+
+def test_a_watch_that_only_just_holds_must_also_be_confirmed_often_enough():
+    memory = JUST_REVIEWED
+    for seconds in (0, 30):
+        trigger, memory = check(facts(busy(0.93), PLAN, seconds), POLICY, memory)
+        assert trigger is None, "two looks are not three confirmations"
+
+
+def test_frozen_does_not_look_for_optional_reasons():
+    assert over_time([busy(0.93)] * 10, POLICY.model_copy(update={"mode": Mode.FROZEN})) == [None] * 10
+
+
+def test_a_broken_slo_names_the_limit_and_needs_traffic():
+    slow = a_problem(a_node("a"), a_node("b"), slo=Slo(time_per_output_token_ms=10))
+    traffic = Traffic(requests=5, time_per_output_token_ms=41)
+    found = over_time([slow] * 5, traffic=traffic)
+    assert found[-1] == Trigger(reason=Reason.SLO_VIOLATED, message="time per output token 41 ms for 20 s (limit 10 ms)", mandatory=False)
+    assert over_time([slow] * 5, traffic=Traffic(requests=0, time_per_output_token_ms=41)) == [None] * 5
+
+
+def test_a_link_that_became_slow():
+    slow = Link(source="a", target="b", quality=LinkQuality(bandwidth_bytes_per_s=1e6, rtt_ms=30))
+    problem = a_problem(
+        a_node("a"), a_node("b"), network=Network(default=LinkQuality(bandwidth_bytes_per_s=125e6, rtt_ms=0.5), links=(slow,))
+    )
+    found = over_time([problem] * 5)[-1]
+    assert found is not None
+    assert found.reason is Reason.LINK_DEGRADED
+    assert found.message.startswith("the link after stage 0 on a takes ")
+
+
+def test_no_optional_move_while_one_is_under_way_in_the_cooldown_or_beyond_the_budget():
+    def moved(*seconds_ago: float):
+        now = 10_000.0
+        moves = tuple(START + timedelta(seconds=now - s) for s in seconds_ago)
+        return may_move(facts(IDLE, PLAN, now, moves=moves), Policy(cooldown=timedelta(seconds=60), moves_per_hour=2))
+
+    assert moved()
+    assert moved(61)
+    assert not moved(59)
+    assert not moved(200, 100)
+    assert moved(3700, 100)
+    assert not may_move(facts(IDLE, PLAN, walking=True), Policy())
+
+
+def test_a_better_plan_is_looked_for_now_and_then():
+    policy = POLICY.model_copy(update={"review": timedelta(seconds=60)})
+    quiet = Memory(reviewed=START)
+    assert check(facts(IDLE, PLAN, 59), policy, quiet)[0] is None
+    found, _ = check(facts(IDLE, PLAN, 60), policy, quiet)
+    assert found is not None
+    assert found.reason is Reason.BETTER_PLAN
+
+
+def test_memory_survives_being_written_and_read():
+    _, memory = check(facts(busy(0.93), PLAN, 0), POLICY, JUST_REVIEWED)
+    assert memory.watches
+    assert Memory.model_validate_json(memory.model_dump_json()) == memory
