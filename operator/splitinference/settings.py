@@ -106,6 +106,11 @@ class Settings(BaseSettings):
         default="nodeExporter",
         description="Which queries: nodeExporter where each node is a machine; cadvisor where nodes are containers, as in kind.",
     )
+    metrics_window_seconds: int = Field(
+        default=60,
+        ge=5,
+        description="Range of the rates. At least three times Prometheus' scrape interval, which is 15 s or so in most clusters.",
+    )
     query_node_cpu_cores: str = Field(default="", description="PromQL instead of the set's: cores in use, one series per label `node`.")
     query_segment_cpu_cores: str = Field(
         default="", description="PromQL instead of the set's: cores in use, by labels `namespace` and `pod`."

@@ -1,0 +1,114 @@
+"""Prometheus: the `Metrics` of the ports. What it does not say is never zero: it is missing, and `problem` or `notes` say why."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import requests
+from prometheus_api_client import PrometheusApiClientException, PrometheusConnect
+from urllib3.util.retry import Retry
+
+from splitinference.adapters.queries import AGE, KIND_LABEL, SETS, VALUE, Queries, Query, own
+from splitinference.controller.ports import Sample, Samples
+from splitinference.settings import Settings
+
+
+class PrometheusMetrics:
+    """Implements `Metrics`. Nothing is tried twice: the next pass is soon."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.prometheus_url.rstrip("/")
+        self._window_seconds = settings.metrics_window_seconds
+        self._timeout = settings.prometheus_timeout_seconds
+        self._queries = chosen(settings)
+
+    def node_cpu_cores(self) -> Samples:
+        """Cores in use on each node."""
+        return self._ask(self._queries.node_cpu_cores)
+
+    def segment_cpu_cores(self) -> Samples:
+        """Cores in use by each segment pod."""
+        return self._ask(self._queries.segment_cpu_cores)
+
+    def node_memory_available_bytes(self) -> Samples:
+        """Memory available on each node; nothing in the cadvisor set."""
+        return self._ask(self._queries.node_memory_available_bytes)
+
+    def links_mbps(self) -> Samples:
+        """Bandwidth by source/target; nothing unless the settings have a query."""
+        return self._ask(self._queries.links_mbps)
+
+    def links_rtt_ms(self) -> Samples:
+        """Round trip by source/target; nothing unless the settings have a query."""
+        return self._ask(self._queries.links_rtt_ms)
+
+    def _ask(self, query: Query) -> Samples:
+        if not query.value:
+            return Samples()
+        if not self._url:
+            return Samples(problem="no Prometheus is set: SPLITINFERENCE_PROMETHEUS_URL is empty")
+        # A session of its own for each question: requests' sessions are not made for several threads at once.
+        with requests.Session() as session:
+            try:
+                server = PrometheusConnect(url=self._url, retry=Retry(0), timeout=self._timeout, session=session)
+                answer = server.custom_query(query.text(self._window_seconds), params={"timeout": f"{self._timeout}s"})
+            except PrometheusApiClientException as error:
+                return Samples(problem=f"Prometheus at {self._url} refused a query: {error}"[:500])
+            except requests.Timeout:
+                return Samples(problem=f"Prometheus at {self._url} did not answer within {self._timeout:g} s")
+            except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+                return Samples(problem=f"Prometheus at {self._url} cannot be asked: {error}"[:500])
+        return samples(answer, query.by)
+
+
+def chosen(settings: Settings) -> Queries:
+    """The set of the settings, with the user's own queries in place of the set's."""
+    base = SETS[settings.query_set]
+
+    def pick(text: str, query: Query) -> Query:
+        return own(text, query.by) if text else query
+
+    return Queries(
+        node_cpu_cores=pick(settings.query_node_cpu_cores, base.node_cpu_cores),
+        segment_cpu_cores=pick(settings.query_segment_cpu_cores, base.segment_cpu_cores),
+        node_memory_available_bytes=pick(settings.query_node_memory_available_bytes, base.node_memory_available_bytes),
+        links_mbps=pick(settings.query_links_mbps, base.links_mbps),
+        links_rtt_ms=pick(settings.query_links_rtt_ms, base.links_rtt_ms),
+    )
+
+
+def samples(answer: object, by: Sequence[str]) -> Samples:
+    """Prometheus' vector → samples by name. A name with several series, or without an age, is left out and noted; NaN is None."""
+    if not isinstance(answer, list):
+        return Samples(problem="Prometheus answered with something else than a vector")
+    found: dict[str, dict[str, list[float]]] = {VALUE: defaultdict(list), AGE: defaultdict(list)}
+    notes: list[str] = []
+    for series in answer:
+        read = _read(series, by)
+        if read is None:
+            notes.append(f"a series without {' and '.join(by)}, or without a number, was left out")
+        else:
+            kind, name, number = read
+            found[kind][name].append(number)
+    by_name: dict[str, Sample] = {}
+    for name, values in sorted(found[VALUE].items()):
+        ages = [age for age in found[AGE].get(name, []) if math.isfinite(age)]
+        if len(values) > 1:
+            notes.append(f"{name}: {len(values)} series where one was expected, so none is taken")
+        elif not ages:
+            notes.append(f"{name}: its age is not known, so it is not taken")
+        else:
+            value = values[0] if math.isfinite(values[0]) else None
+            by_name[name] = Sample(value=value, age_seconds=max(0.0, *ages))
+    return Samples(by_name=by_name, notes=tuple(dict.fromkeys(notes)))
+
+
+def _read(series: Any, by: Sequence[str]) -> tuple[str, str, float] | None:
+    try:
+        labels: Mapping[str, str] = series["metric"]
+        names = [labels[label] for label in by]
+        kind = labels[KIND_LABEL]
+        return (kind, "/".join(names), float(series["value"][1])) if kind in (VALUE, AGE) and all(names) else None
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None

@@ -1,0 +1,104 @@
+"""PromQL: two documented sets, and how a value and its age come in one answer.
+
+- `nodeExporter`: for ordinary clusters, where a node is a machine. Node figures are node-exporter's; the node's name is its host name
+  (`node_uname_info`), as kubeadm and the clouds have it.
+- `cadvisor`: for clusters whose nodes are containers, as in kind: node-exporter would show the whole machine for each, the kubelet's own
+  cAdvisor (`id="/"`) shows the node's share.
+
+Pods are cAdvisor's in both. The name of a node is its label `node` where there is one, else `instance` (Prometheus' role `node` has it so).
+"""
+
+from dataclasses import dataclass
+
+from splitinference.settings import QuerySet
+
+KIND_LABEL = "si_kind"
+VALUE = "value"
+AGE = "age"
+
+
+@dataclass(frozen=True)
+class Query:
+    """`value` and, by the same labels, `age` in seconds. `{window}` is the range of rates. Empty value: not to be had."""
+
+    value: str
+    age: str
+    by: tuple[str, ...]
+
+    def text(self, window_seconds: int) -> str:
+        """Both in one query, told apart by a label."""
+        window = f"{window_seconds}s"
+        parts = (
+            f'label_replace({text.replace("{window}", window)}, "{KIND_LABEL}", "{kind}", "", "")'
+            for kind, text in ((VALUE, self.value), (AGE, self.age))
+        )
+        return " or ".join(parts)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """One query for each figure that a pass asks for."""
+
+    node_cpu_cores: Query
+    segment_cpu_cores: Query
+    node_memory_available_bytes: Query
+    links_mbps: Query
+    links_rtt_ms: Query
+
+
+_NODE = ("node",)
+_POD = ("namespace", "pod")
+_LINK = ("source", "target")
+
+
+def own(value: str, by: tuple[str, ...]) -> Query:
+    """A query of the user's. Its age is that of its newest sample where it selects series; for a rate its range bounds the age."""
+    return Query(value=value, age=f"time() - timestamp({value})" if value else "", by=by)
+
+
+def _by_machine(expression: str, aggregation: str = "sum") -> str:
+    joined = f"({expression}) * on (instance) group_left (nodename) (max by (instance, nodename) (node_uname_info))"
+    return f'{aggregation} by (node) (label_replace({joined}, "node", "$1", "nodename", "(.+)"))'
+
+
+def _machine_age(metric: str) -> str:
+    return _by_machine(f"time() - max by (instance) (timestamp({metric}))", "max")
+
+
+def _kubelet(template: str, aggregation: str) -> str:
+    named = template.replace("@", 'id="/", node!=""')
+    unnamed = template.replace("@", 'id="/", node=""')
+    return f'{aggregation} by (node) ({named} or label_replace({unnamed}, "node", "$1", "instance", "(.+)"))'
+
+
+_CORES = 'sum by (instance) (rate(node_cpu_seconds_total{mode!~"idle|iowait|steal"}[{window}]))'
+_SEGMENTS = Query(
+    value='sum by (namespace, pod) (rate(container_cpu_usage_seconds_total{container="segment"}[{window}]))',
+    age='time() - max by (namespace, pod) (timestamp(container_cpu_usage_seconds_total{container="segment"}))',
+    by=_POD,
+)
+_NO_NODE = Query(value="", age="", by=_NODE)
+_NO_LINK = Query(value="", age="", by=_LINK)
+
+SETS: dict[QuerySet, Queries] = {
+    "nodeExporter": Queries(
+        node_cpu_cores=Query(value=_by_machine(_CORES), age=_machine_age("node_cpu_seconds_total"), by=_NODE),
+        segment_cpu_cores=_SEGMENTS,
+        node_memory_available_bytes=Query(
+            value=_by_machine("node_memory_MemAvailable_bytes"), age=_machine_age("node_memory_MemAvailable_bytes"), by=_NODE
+        ),
+        links_mbps=_NO_LINK,
+        links_rtt_ms=_NO_LINK,
+    ),
+    "cadvisor": Queries(
+        node_cpu_cores=Query(
+            value=_kubelet("rate(container_cpu_usage_seconds_total{@}[{window}])", "sum"),
+            age=_kubelet("(time() - timestamp(container_cpu_usage_seconds_total{@}))", "max"),
+            by=_NODE,
+        ),
+        segment_cpu_cores=_SEGMENTS,
+        node_memory_available_bytes=_NO_NODE,
+        links_mbps=_NO_LINK,
+        links_rtt_ms=_NO_LINK,
+    ),
+}
