@@ -1,0 +1,181 @@
+"""The HTTP endpoints: OpenAI's for clients, health and metrics for the cluster, routes for the operator."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from splitinference_gateway import chat, completions
+from splitinference_gateway.errors import ApiError, invalid, no_route
+from splitinference_gateway.gateway import Gateway
+from splitinference_gateway.generation import Choice
+from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, told
+from splitinference_gateway.requests import ChatRequest, CompletionRequest, parse
+
+_Endpoint = Callable[[Request], Awaitable[ASGIApp]]
+
+
+def build_app(gateway: Gateway) -> Starlette:
+    """The ASGI application around a gateway; it runs the gateway's background work in its lifespan."""
+    endpoints = _Endpoints(gateway)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with gateway.running():
+            yield
+
+    routes = [
+        Route("/v1/chat/completions", endpoints.counted(endpoints.chat), methods=["POST"]),
+        Route("/v1/completions", endpoints.counted(endpoints.completions), methods=["POST"]),
+        Route("/v1/models", endpoints.counted(endpoints.models)),
+        Route("/v1/models/{model:path}", endpoints.counted(endpoints.model)),
+        Route("/internal/routes", endpoints.internal_routes),
+        Route("/healthz", endpoints.healthz),
+        Route("/readyz", endpoints.readyz),
+        Route("/metrics", endpoints.metrics),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+
+
+class _Endpoints:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def counted(self, endpoint: Callable[[Request], Awaitable[Response | Reply]]) -> Callable[[Request], Awaitable[ASGIApp]]:
+        """Turn errors into answers, and count the request; a `Reply` counts itself when it has ended."""
+
+        async def answer(request: Request) -> ASGIApp:
+            try:
+                answer = await endpoint(request)
+            except ClientDisconnect:
+                self._ended(CLIENT_GONE)
+                return Response(status_code=400)
+            except Exception as error:  # noqa: BLE001 - becomes the answer
+                problem = told(error)
+                self._ended(problem.status)
+                return error_response(problem)
+            if isinstance(answer, Response):
+                self._ended(answer.status_code)
+            return answer
+
+        return answer
+
+    async def chat(self, request: Request) -> Reply:
+        """POST /v1/chat/completions."""
+        client, body = await self._received(request)
+        asked = parse(ChatRequest, body)
+        self._check_model(asked.model)
+        tokenizer = self._gateway.tokenizer
+        wanted = await chat.choices(asked, tokenizer, self._gateway.settings.max_context_tokens)
+        head = Head("chatcmpl", asked.model, asked.with_usage)
+        form = chat.ChatFormat(head, tokenizer, len(wanted[0].prompt), len(wanted), bool(asked.logprobs))
+        return self._reply(wanted, client, form, bool(asked.stream), asked.with_usage)
+
+    async def completions(self, request: Request) -> Reply:
+        """POST /v1/completions."""
+        client, body = await self._received(request)
+        asked = parse(CompletionRequest, body)
+        self._check_model(asked.model)
+        tokenizer = self._gateway.tokenizer
+        wanted = await completions.choices(asked, tokenizer, self._gateway.settings.max_context_tokens)
+        prompt_tokens = sum(len(choice.prompt) for choice in wanted[:: asked.choices])
+        head = Head("cmpl", asked.model, asked.with_usage)
+        form = completions.CompletionFormat(head, tokenizer, prompt_tokens, len(wanted), asked.logprobs)
+        return self._reply(wanted, client, form, bool(asked.stream), asked.with_usage)
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        self._gateway.keys.client(request)
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{model}."""
+        self._gateway.keys.client(request)
+        self._check_model(request.path_params["model"])
+        return JSONResponse(self._model())
+
+    async def internal_routes(self, request: Request) -> Response:
+        """GET /internal/routes: what the operator learns; see docs/reference/data-plane.md."""
+        gateway = self._gateway
+        current = gateway.routes.current
+        states = {route.revision: "serving" if route is current else "draining" for route in reversed(gateway.routes.known)}
+        flights = gateway.routes.in_flight()
+        return JSONResponse(
+            {
+                "revision": current.revision if current else None,
+                "routes": {revision: {"inFlight": flights[revision], "state": state} for revision, state in states.items()},
+                "segments": gateway.routes.in_flight_by_segment(),
+                "queued": gateway.admission.waiting,
+                "observed": gateway.observed.as_json(),
+                "failing": gateway.failing.as_json(),
+            }
+        )
+
+    async def healthz(self, request: Request) -> Response:
+        """Liveness: the event loop turns."""
+        return PlainTextResponse("ok")
+
+    async def readyz(self, request: Request) -> Response:
+        """Readiness: there is a route."""
+        if self._gateway.ready:
+            return PlainTextResponse("ok")
+        return PlainTextResponse("leaving" if self._gateway.leaving else "no route", 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' text format."""
+        return Response(generate_latest(self._gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _received(self, request: Request) -> tuple[str, bytes]:
+        """The client's name and the body, when the client may ask and there is a route."""
+        client = self._gateway.keys.client(request)
+        settings = self._gateway.settings
+        limit = settings.max_body_bytes
+        too_large = ApiError(413, f"The request is too large: at most {limit} bytes are accepted.", code="request_too_large")
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(settings.body_seconds):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            raise ApiError(408, f"The request's body did not arrive within {settings.body_seconds:.0f} s.", code="timeout") from None
+        return client, bytes(body)
+
+    def _check_model(self, model: str) -> None:
+        if model != self._gateway.settings.served_model:
+            raise ApiError(
+                404, f"The model '{model}' does not exist or you do not have access to it.", param="model", code="model_not_found"
+            )
+
+    def _reply(self, wanted: tuple[Choice, ...], client: str, form: Format, stream: bool, with_usage: bool) -> Reply:
+        if not wanted:
+            raise invalid("Nothing to generate.")
+        if self._gateway.routes.current is None:
+            raise no_route()
+        return Reply(self._gateway.generator.start(wanted, client), form, stream, with_usage, self._ended)
+
+    def _model(self) -> dict[str, object]:
+        settings = self._gateway.settings
+        return {"id": settings.served_model, "object": "model", "created": self._gateway.created, "owned_by": "splitinference"}
+
+    def _ended(self, status: int) -> None:
+        self._gateway.metrics.requests.labels(str(status)).inc()
+        self._gateway.observed.request(failed=status >= 500)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in OpenAI's shape."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    messages = {404: f"Invalid URL ({request.method} {request.url.path})", 405: f"Not allowed to {request.method} on {request.url.path}"}
+    return error_response(ApiError(status, messages.get(status, str(error)), code="unknown_url" if status == 404 else None))

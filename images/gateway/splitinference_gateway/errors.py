@@ -1,0 +1,60 @@
+"""Errors as clients of OpenAI's API expect them: a status, and a body with message, type, param and code."""
+
+from collections.abc import Mapping
+
+
+class ApiError(Exception):
+    """What a client is told. `retry_after` (seconds) becomes the header of that name."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The JSON body, also used for an error in the middle of a stream."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers that belong to the error."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request itself is wrong."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def no_route() -> ApiError:
+    """503: no wholly ready pipeline serves the model at this moment."""
+    return ApiError(503, "The model is not being served yet: there is no route.", kind="server_error", code="no_route", retry_after=2)
+
+
+def overloaded(message: str, code: str = "overloaded") -> ApiError:
+    """429: capacity is taken."""
+    return ApiError(429, message, kind="rate_limit_error", code=code, retry_after=1)
+
+
+def context_too_long(limit: int, prompt: int, wanted: int) -> ApiError:
+    """400: prompt and answer do not fit in the context."""
+    return invalid(
+        f"This model's maximum context length is {limit} tokens. However, you requested {prompt + wanted} tokens "
+        f"({prompt} in the prompt, {wanted} in the completion). Please reduce the length of the prompt or the completion.",
+        param="messages",
+        code="context_length_exceeded",
+    )

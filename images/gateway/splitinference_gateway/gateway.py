@@ -1,0 +1,100 @@
+"""All parts of one gateway, made from its settings, and the background work that keeps them current."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from splitinference_gateway.admission import Admission
+from splitinference_gateway.api_keys import ApiKeys
+from splitinference_gateway.chain import Chain, Limits
+from splitinference_gateway.failing import Failing
+from splitinference_gateway.generation import Generator
+from splitinference_gateway.metrics import Metrics
+from splitinference_gateway.observed import Observed
+from splitinference_gateway.route_source import RouteReader, own_namespace, poll_file, watch_in_cluster
+from splitinference_gateway.routes import Routes
+from splitinference_gateway.settings import Settings
+from splitinference_gateway.steps import StepClient
+from splitinference_gateway.tokenizer import ModelTokenizer
+
+_TIDY_SECONDS = 5.0
+
+
+@dataclass
+class Gateway:
+    """The parts. `created` is when the model began to be served here (Unix seconds)."""
+
+    settings: Settings
+    tokenizer: ModelTokenizer
+    routes: Routes
+    steps: StepClient
+    failing: Failing
+    observed: Observed
+    metrics: Metrics
+    admission: Admission
+    generator: Generator
+    chain: Chain
+    keys: ApiKeys
+    created: int = field(default_factory=lambda: int(time.time()))
+    leaving: bool = False
+
+    @classmethod
+    def build(cls, settings: Settings) -> "Gateway":
+        """Make all parts; nothing is connected yet.
+
+        Raises:
+            ModelFilesError: the tokenizer cannot be read.
+            OSError: the file of API keys cannot be read.
+        """
+        tokenizer = ModelTokenizer(settings.model_path)
+        routes, observed, metrics = Routes(), Observed(), Metrics()
+        steps = StepClient(settings.address_of)
+        failing = Failing(steps, routes)
+        limits = Limits(settings.step_seconds, settings.step_seconds_per_token, settings.replay_seconds, settings.prefill_chunk_tokens)
+        chain = Chain(routes, steps, failing, observed, metrics, limits)
+
+        def admitted(running: int, waiting: int) -> None:
+            metrics.running.set(running)
+            metrics.queue_depth.set(waiting)
+
+        admission = Admission(settings.max_concurrent_sequences, settings.max_queue, admitted)
+        metrics.watch_routes(routes.in_flight, lambda: failing.segments)
+        metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
+        generator = Generator(chain, tokenizer, admission, settings.request_seconds)
+        keys = ApiKeys(settings.api_keys_file)
+        return cls(settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, chain, keys)
+
+    @property
+    def ready(self) -> bool:
+        """There is a route, and the gateway is not about to end."""
+        return self.routes.current is not None and not self.leaving
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow the route and watch failing stages while the body runs."""
+        reader = RouteReader(self.routes.apply, self.metrics.route_errors.inc)
+        tasks = [asyncio.create_task(work) for work in (self._follow(reader), self.failing.watch(), self._tidy())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.chain.close()
+            await self.steps.close()
+
+    async def _follow(self, reader: RouteReader) -> None:
+        if self.settings.route_file is not None:
+            await poll_file(self.settings.route_file, reader)
+        else:
+            await watch_in_cluster(self.settings.namespace or own_namespace(), self.settings.route_object, reader)
+
+    async def _tidy(self) -> None:
+        """Let go of what belongs to routes that are no more."""
+        while True:
+            await asyncio.sleep(_TIDY_SECONDS)
+            known = self.routes.segments
+            self.steps.retain(known)
+            self.observed.forget(known)

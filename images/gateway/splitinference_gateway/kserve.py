@@ -1,0 +1,86 @@
+"""The part of KServe v2's gRPC messages that a step needs, declared here so that the image carries no client library.
+
+Only what is sent and read is declared: protobuf keeps or skips the rest. Field numbers are those of the public protocol.
+"""
+
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+
+_Field: Any = descriptor_pb2.FieldDescriptorProto
+_STRING, _BYTES, _INT64, _MESSAGE = _Field.TYPE_STRING, _Field.TYPE_BYTES, _Field.TYPE_INT64, _Field.TYPE_MESSAGE
+
+
+def _declare() -> descriptor_pool.DescriptorPool:
+    file = descriptor_pb2.FileDescriptorProto(name="step.proto", package="inference", syntax="proto3")
+
+    def message(name: str, fields: list[tuple[str, int, int, bool, str]], within: Any = None) -> Any:
+        made = within.nested_type.add() if within else file.message_type.add()
+        made.name = name
+        for field_name, number, kind, repeated, type_name in fields:
+            made.field.add(
+                name=field_name,
+                number=number,
+                type=kind,
+                label=_Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL,
+                type_name=type_name or None,
+            )
+        return made
+
+    tensor = [("name", 1, _STRING, False, ""), ("datatype", 2, _STRING, False, ""), ("shape", 3, _INT64, True, "")]
+    request = message(
+        "ModelInferRequest",
+        [
+            ("model_name", 1, _STRING, False, ""),
+            ("model_version", 2, _STRING, False, ""),
+            ("id", 3, _STRING, False, ""),
+            ("inputs", 5, _MESSAGE, True, ".inference.ModelInferRequest.InferInputTensor"),
+            ("outputs", 6, _MESSAGE, True, ".inference.ModelInferRequest.InferRequestedOutputTensor"),
+            ("raw_input_contents", 7, _BYTES, True, ""),
+        ],
+    )
+    message("InferInputTensor", tensor, within=request)
+    message("InferRequestedOutputTensor", [("name", 1, _STRING, False, "")], within=request)
+    response = message(
+        "ModelInferResponse",
+        [
+            ("model_name", 1, _STRING, False, ""),
+            ("model_version", 2, _STRING, False, ""),
+            ("id", 3, _STRING, False, ""),
+            ("outputs", 5, _MESSAGE, True, ".inference.ModelInferResponse.InferOutputTensor"),
+            ("raw_output_contents", 6, _BYTES, True, ""),
+        ],
+    )
+    message("InferOutputTensor", tensor, within=response)
+    pool = descriptor_pool.DescriptorPool()  # our own: a client library in the same process may register the full protocol
+    pool.Add(file)
+    return pool
+
+
+_POOL = _declare()
+ModelInferRequest: Any = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("inference.ModelInferRequest"))
+ModelInferResponse: Any = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("inference.ModelInferResponse"))
+
+
+def infer_request(model: str, meta: bytes, data: bytes) -> Any:
+    """A request with the two one-dimensional UINT8 inputs META and DATA."""
+    request = ModelInferRequest(model_name=model)
+    for name, content in (("META", meta), ("DATA", data)):
+        request.inputs.add(name=name, datatype="UINT8", shape=[len(content)])
+        request.raw_input_contents.append(content)
+    return request
+
+
+def output(response: Any, name: str) -> bytes:
+    """Raw content of one output.
+
+    Raises:
+        KeyError: the response has no such output.
+    """
+    for index, tensor in enumerate(response.outputs):
+        if tensor.name == name and index < len(response.raw_output_contents):
+            content: bytes = response.raw_output_contents[index]
+            return content
+    raise KeyError(name)

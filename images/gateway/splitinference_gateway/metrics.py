@@ -1,0 +1,60 @@
+"""What Prometheus sees of the gateway."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+_FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 13, 20, 30, 60)
+_TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
+
+
+class Metrics:
+    """All series, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        prefix = "splitinference_gateway_"
+        self.requests = Counter(f"{prefix}requests", "Requests to the OpenAI endpoints by HTTP status.", ["code"], registry=self.registry)
+        self.first_token = Histogram(
+            f"{prefix}time_to_first_token_seconds",
+            "From the request's arrival to a sequence's first token.",
+            buckets=_FIRST_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.output_token = Histogram(
+            f"{prefix}time_per_output_token_seconds",
+            "Time between two tokens of one sequence.",
+            buckets=_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.replays = Counter(
+            f"{prefix}replays", "Times a sequence's tokens were run again, by reason.", ["reason"], registry=self.registry
+        )
+        self.tokens = Counter(f"{prefix}tokens", "Tokens by kind: prompt, completion, replayed.", ["kind"], registry=self.registry)
+        self.running = Gauge(f"{prefix}running_sequences", "Sequences admitted and not ended.", registry=self.registry)
+        self.queue_depth = Gauge(f"{prefix}queue_depth", "Sequences that wait for admission.", registry=self.registry)
+        self.longest_gap = Gauge(
+            f"{prefix}longest_token_gap_seconds", "Longest gap between tokens in the last minute.", registry=self.registry
+        )
+        self.route_errors = Counter(f"{prefix}route_errors", "Route documents that could not be read.", registry=self.registry)
+
+    def watch_routes(self, in_flight: Callable[[], dict[str, int]], failing: Callable[[], frozenset[str]]) -> None:
+        """Report what routes and stages are at the moment of each scrape: revisions come and go."""
+        self.registry.register(_Routes(in_flight, failing))
+
+
+class _Routes(Collector):
+    def __init__(self, in_flight: Callable[[], dict[str, int]], failing: Callable[[], frozenset[str]]) -> None:
+        self._in_flight = in_flight
+        self._failing = failing
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        flights = GaugeMetricFamily("splitinference_gateway_in_flight", "Sequences in flight by plan revision.", labels=["revision"])
+        for revision, number in self._in_flight().items():
+            flights.add_metric([revision], number)
+        failing = GaugeMetricFamily("splitinference_gateway_failing_segments", "1 for each segment that fails now.", labels=["segment"])
+        for segment in self._failing():
+            failing.add_metric([segment], 1)
+        return [flights, failing]

@@ -1,0 +1,209 @@
+"""How an answer goes out: as one JSON body, or as server-sent events; both notice when the client is gone."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from starlette.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from splitinference_gateway.errors import ApiError
+from splitinference_gateway.generation import Generation, Piece
+
+CLIENT_GONE = 499  # not an HTTP status that is ever sent: how access logs name it
+_KEEP_ALIVE_SECONDS = 15.0
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What all objects of one answer begin with."""
+
+    prefix: str
+    model: str
+    usage_follows: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+    number: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def fields(self, kind: str) -> dict[str, object]:
+        """id, object, created, model."""
+        return {"id": f"{self.prefix}-{self.number}", "object": kind, "created": self.created, "model": self.model}
+
+
+def usage(prompt: int, generated: int) -> Mapping[str, int]:
+    """OpenAI's usage object."""
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+
+
+class Format(Protocol):
+    """How one endpoint writes pieces."""
+
+    def opening(self) -> Sequence[Mapping[str, object]]:
+        """Events before the first piece."""
+
+    def event(self, piece: Piece) -> Sequence[Mapping[str, object]]:
+        """Events of one piece."""
+
+    def usage_event(self, generated: int) -> Mapping[str, object]:
+        """The event with the usage."""
+
+    def whole(self, pieces: Sequence[Piece], generated: int) -> Mapping[str, object]:
+        """The body of an answer in one piece."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to one request, an ASGI application. `ended` is told the status, `CLIENT_GONE` when nobody waits any more."""
+
+    generation: Generation
+    format: Format
+    stream: bool
+    with_usage: bool
+    ended: Callable[[int], None]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run until the answer is out, or the client is gone."""
+        answering = asyncio.ensure_future(self._stream(send) if self.stream else self._collect(scope, receive, send))
+        leaving = asyncio.ensure_future(_gone(receive))
+        status = CLIENT_GONE
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                status = answering.result()
+        except OSError:
+            status = CLIENT_GONE
+        finally:
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+            self.generation.abandon()
+            self.ended(status)
+
+    async def _collect(self, scope: Scope, receive: Receive, send: Send) -> int:
+        pieces: list[Piece] = []
+        try:
+            async with aclosing(self.generation.pieces()) as source:
+                async for piece in source:
+                    pieces.append(piece)
+        except Exception as error:  # noqa: BLE001 - becomes the answer
+            problem = told(error)
+            await error_response(problem)(scope, receive, send)
+            return problem.status
+        await JSONResponse(self.format.whole(pieces, _generated(pieces)))(scope, receive, send)
+        return 200
+
+    async def _stream(self, send: Send) -> int:
+        """The answer's head waits for the first piece: until then an error still has a status of its own."""
+        events = _Events(send)
+        generated: dict[int, int] = {}
+        try:
+            async with aclosing(self.generation.pieces()) as source:
+                async for piece in source:
+                    if not events.started:
+                        await events.start()
+                        await events.send(*self.format.opening())
+                    generated[piece.index] = piece.generated
+                    await events.send(*self.format.event(piece))
+            if self.with_usage:
+                await events.send(self.format.usage_event(sum(generated.values())))
+            await events.end(b"data: [DONE]\n\n")
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - becomes the answer
+            return await events.fail(told(error))
+        finally:
+            events.stop()
+        return 200
+
+
+class _Events:
+    """A stream of server-sent events. While nothing is said, comments keep the connection from looking dead."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._lock = asyncio.Lock()
+        self._last = 0.0
+        self._keeping: asyncio.Task[None] | None = None
+        self.started = False
+
+    async def start(self) -> None:
+        """Send the head: from here on the status is 200."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        self._keeping = asyncio.create_task(self._keep_alive())
+
+    async def send(self, *events: Mapping[str, object]) -> None:
+        """Send events in one write."""
+        if events:
+            await self._write(b"".join(_data(event) for event in events))
+
+    async def fail(self, error: ApiError) -> int:
+        """Before the start an ordinary error, afterwards an event in its place. No [DONE] follows."""
+        if self.started:
+            await self.end(_data(error.body))
+        else:
+            body = json.dumps(error.body).encode()
+            headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+            encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+            await self._send({"type": "http.response.start", "status": error.status, "headers": encoded})
+            await self._send({"type": "http.response.body", "body": body})
+        return error.status
+
+    async def end(self, last: bytes) -> None:
+        """Say the last thing."""
+        self.stop()
+        async with self._lock:
+            await self._send({"type": "http.response.body", "body": last, "more_body": False})
+
+    def stop(self) -> None:
+        """No more comments."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+
+    async def _write(self, data: bytes) -> None:
+        async with self._lock:
+            self._last = time.monotonic()
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(_KEEP_ALIVE_SECONDS)
+            if time.monotonic() - self._last >= _KEEP_ALIVE_SECONDS:
+                await self._write(b": still working\n\n")
+
+
+def told(error: Exception) -> ApiError:
+    """The error as the client is told; what we did not foresee goes to the log, and to the client as 500."""
+    if isinstance(error, ApiError):
+        return error
+    _log.error("a request failed unexpectedly", exc_info=error)
+    return ApiError(500, "The gateway had an unexpected error.", kind="server_error", code="internal")
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The error as an HTTP response."""
+    return JSONResponse(error.body, error.status, dict(error.headers))
+
+
+async def _gone(receive: Callable[[], Awaitable[Message]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _generated(pieces: Sequence[Piece]) -> int:
+    return sum({piece.index: piece.generated for piece in pieces}.values())
+
+
+def _data(event: Mapping[str, object]) -> bytes:
+    return b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"

@@ -1,0 +1,136 @@
+"""Which routes there are, what is in flight on each, and when a superseded one is done with.
+
+A cutover is immediate for new sequences. Those under way stay on their route until it has drained or its time is over.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from splitinference_gateway.route import Pipeline, RouteDocument
+
+
+@dataclass(eq=False)
+class Route:
+    """One route in memory. `expires_at` (clock seconds) is set while it drains."""
+
+    revision: str
+    pipelines: tuple[Pipeline, ...]
+    in_flight: list[int]
+    expires_at: float | None = None
+
+
+@dataclass(eq=False)
+class Lease:
+    """A sequence's right to use one pipeline; the route lives at least as long. Give it back exactly once."""
+
+    route: Route
+    index: int
+    _routes: "Routes"
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The hops, first to last."""
+        return self.route.pipelines[self.index]
+
+    @property
+    def expired(self) -> bool:
+        """The route was superseded, and its drain time is over: go on elsewhere."""
+        return self.route.expires_at is not None and self._routes.clock() >= self.route.expires_at
+
+    def give_back(self) -> None:
+        """The sequence no longer uses the pipeline."""
+        self.route.in_flight[self.index] -= 1
+        self._routes.retire()
+
+
+@dataclass(eq=False)
+class Routes:
+    """The current route and the draining ones."""
+
+    clock: Callable[[], float] = time.monotonic
+    current: Route | None = None
+    _draining: list[Route] = field(default_factory=list)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def apply(self, document: RouteDocument) -> bool:
+        """Make this document the current route; true if that changed anything. The same content again changes nothing."""
+        now = self.clock()
+        if self.current is None and not document.pipelines:
+            return False
+        if self.current is not None and _same(self.current, document):
+            return False
+        if self.current is not None:
+            self.current.expires_at = now + document.drain_seconds
+            self._draining.append(self.current)
+        self.current = next((route for route in self._draining if _same(route, document)), None)
+        if self.current is not None:  # back to a route that still drains: its sequences may stay
+            self._draining.remove(self.current)
+            self.current.expires_at = None
+        elif document.pipelines:
+            self.current = Route(document.revision, document.pipelines, [0] * len(document.pipelines))
+        self.retire()
+        self._wake()
+        return True
+
+    def lease(self, avoid: Collection[str] = ()) -> Lease | None:
+        """The least loaded pipeline of the current route, if possible one without the segments to avoid; None: no route."""
+        if self.current is None:
+            return None
+        route = self.current
+
+        def order(index: int) -> tuple[bool, int, int]:
+            return any(hop.segment in avoid for hop in route.pipelines[index]), route.in_flight[index], index
+
+        index = min(range(len(route.pipelines)), key=order)
+        route.in_flight[index] += 1
+        return Lease(route, index, self)
+
+    async def changed(self, seconds: float) -> None:
+        """Return when the route changes, at the latest after `seconds`."""
+        event = self._changed
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return
+
+    def retire(self) -> None:
+        """Forget the draining routes on which nothing is in flight."""
+        self._draining = [route for route in self._draining if any(route.in_flight)]
+
+    @property
+    def known(self) -> tuple[Route, ...]:
+        """The current route and those that drain."""
+        return ((self.current,) if self.current else ()) + tuple(self._draining)
+
+    @property
+    def segments(self) -> set[str]:
+        """Names of all segments of all known routes."""
+        return {hop.segment for route in self.known for pipeline in route.pipelines for hop in pipeline}
+
+    def in_flight(self) -> dict[str, int]:
+        """Sequences by revision."""
+        counts: Counter[str] = Counter()
+        for route in self.known:
+            counts[route.revision] += sum(route.in_flight)
+        return dict(counts)
+
+    def in_flight_by_segment(self) -> dict[str, int]:
+        """Sequences by segment, for the segments of all known routes."""
+        counts: Counter[str] = Counter()
+        for route in self.known:
+            for pipeline, number in zip(route.pipelines, route.in_flight, strict=True):
+                for hop in pipeline:
+                    counts[hop.segment] += number
+        return dict(counts)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _same(route: Route, document: RouteDocument) -> bool:
+    return route.revision == document.revision and route.pipelines == document.pipelines

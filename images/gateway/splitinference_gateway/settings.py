@@ -1,0 +1,90 @@
+"""What the gateway is told by its environment, read and checked once at the start."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+_PREFIX = "SI_"
+
+
+class SettingsError(ValueError):
+    """A setting is missing or makes no sense; the message names the variable."""
+
+
+class Settings(BaseModel):
+    """Field `x_y` is the variable `SI_X_Y`. Times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="", description="the SplitInference; names the route's ConfigMap when that is not given")
+    namespace: str = Field(default="", description="where the route's ConfigMap lives; empty: the pod's own")
+    route_configmap: str = Field(default="", description="ConfigMap to watch, key route.json; empty: <name>-route")
+    route_file: Path | None = Field(default=None, description="outside a cluster: a file polled instead of the ConfigMap")
+    model_id: str = Field(default="", description="the model's name towards clients; empty: `name`")
+    model_path: Path = Field(description="folder with tokenizer, chat template and generation config")
+    max_context_tokens: int = Field(default=2048, ge=1)
+    max_concurrent_sequences: int = Field(default=4, ge=1, description="sequences that run at once: what the KV caches are planned for")
+    max_queue: int = Field(default=64, ge=0, description="sequences that may wait; more are refused with 429")
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1, description="4 MiB hold any prompt of half a million tokens")
+    body_seconds: float = Field(default=30.0, gt=0, description="a client that needs longer to send its request is refused with 408")
+    request_seconds: float = Field(default=600.0, gt=0, description="a whole request, queue included")
+    replay_seconds: float = Field(default=60.0, gt=0, description="how long a broken chain is retried before the client sees an error")
+    step_seconds: float = Field(default=5.0, gt=0, description="a decode step without answer for so long counts as stalled")
+    step_seconds_per_token: float = Field(default=0.1, ge=0, description="added for each further token of a prefill chunk")
+    prefill_chunk_tokens: int = Field(default=256, ge=1, description="bounds a hop's bytes, and how long decode steps of others wait")
+    shutdown_seconds: float = Field(default=60.0, ge=0, description="after SIGTERM, how long requests under way may still take")
+    lameduck_seconds: float = Field(default=2.0, ge=0, description="after SIGTERM, how long to accept while endpoints are updated")
+    api_keys_file: Path | None = Field(default=None, description="one key per line, # for comments; read again when it changes")
+    peer_suffix: str = Field(default="", description="domain appended to a segment's name")
+    peer_addresses: Mapping[str, str] = Field(default_factory=dict, description="tests: JSON, name → host:port instead of DNS")
+    grpc_port: int = Field(default=8001, ge=1, le=65535, description="port of the segments")
+    host: str = "0.0.0.0"
+    port: int = Field(default=8080, ge=0, le=65535)
+
+    @field_validator("peer_addresses", mode="before")
+    @classmethod
+    def _json(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("peer_suffix")
+    @classmethod
+    def _starts_with_a_dot(cls, value: str) -> str:
+        return value if not value or value.startswith(".") else f".{value}"
+
+    @model_validator(mode="after")
+    def _says_where_the_route_is(self) -> "Settings":
+        if not (self.route_file or self.route_configmap or self.name):
+            raise ValueError("one of SI_ROUTE_FILE, SI_ROUTE_CONFIGMAP and SI_NAME must say where the route is")
+        if not (self.model_id or self.name):
+            raise ValueError("one of SI_MODEL_ID and SI_NAME must name the model")
+        return self
+
+    @property
+    def served_model(self) -> str:
+        """The model's name towards clients."""
+        return self.model_id or self.name
+
+    @property
+    def route_object(self) -> str:
+        """Name of the ConfigMap that holds the route."""
+        return self.route_configmap or f"{self.name}-route"
+
+    def address_of(self, segment: str) -> str:
+        """host:port of a segment's gRPC service."""
+        return self.peer_addresses.get(segment) or f"{segment}{self.peer_suffix}:{self.grpc_port}"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
+        """Read the `SI_*` variables; empty ones count as not set.
+
+        Raises:
+            SettingsError: with one line for each wrong variable.
+        """
+        given = {name: environment[_PREFIX + name.upper()] for name in cls.model_fields if environment.get(_PREFIX + name.upper())}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            lines = [f"{_PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" if e["loc"] else e["msg"] for e in error.errors()]
+            raise SettingsError("\n".join(lines)) from error

@@ -1,0 +1,211 @@
+"""One step through the chain, as the gateway asks for it: KServe v2 inference on a pipeline's first segment."""
+
+import array
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from splitinference_gateway.kserve import INFER_METHOD, ModelInferResponse, infer_request, output
+from splitinference_gateway.route import Hop
+
+TRANSPORT = "transport"
+STALLED = "stalled"
+_NOTHING = b"\0"
+_GRACE_SECONDS = 0.25  # a segment that notices the deadline itself can still say which stage was late
+_CLOSE_SECONDS = 300.0
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    # A segment that comes back is to be found at once: the defaults wait up to two minutes, and 30 s for a new look at DNS.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one stage says of one step, in milliseconds; `hop_ms` from sending to the next stage until its answer."""
+
+    segment: str
+    queue_ms: float
+    compute_ms: float
+    hop_ms: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A step's result. `token` is None where no sampling was asked for."""
+
+    token: int | None
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...]
+    timings: tuple[Timing, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the last segment chooses a token; `logprobs` is how many alternatives to report."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    logprobs: int = 0
+
+    def as_json(self) -> dict[str, object]:
+        """The protocol's form."""
+        return {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed, "logprobs": self.logprobs}
+
+
+@dataclass(eq=False)
+class StepError(Exception):
+    """A step that gave no result. `code` is the protocol's, or `transport` (gRPC failed) or `stalled` (no answer in time).
+
+    `segment` is who said so; for `transport` and `stalled` the first segment, which was called.
+    """
+
+    code: str
+    message: str
+    segment: str
+
+    def __str__(self) -> str:
+        return f"{self.code} from {self.segment}: {self.message}"
+
+
+@dataclass
+class StepClient:
+    """Keeps one channel per segment and sends steps along pipelines."""
+
+    address_of: Callable[[str], str]
+    _channels: dict[str, tuple[grpc.aio.Channel, Any]] = field(default_factory=dict)
+    _closing: set["asyncio.Task[None]"] = field(default_factory=set)
+
+    async def step(
+        self,
+        pipeline: Sequence[Hop],
+        sequence: str,
+        *,
+        position: int,
+        tokens: Sequence[int],
+        sampling: Sampling | None,
+        seconds: float,
+    ) -> Answer:
+        """Run `tokens` at `position` through the pipeline; sample only when `sampling` is given.
+
+        Raises:
+            StepError: the chain could not do it, or not within `seconds`.
+        """
+        meta = {
+            "v": 1,
+            "op": "step",
+            "sequence": sequence,
+            "position": position,
+            "tensor": {"dtype": "int64", "shape": [len(tokens)]},
+            "route": [hop.as_json for hop in pipeline[1:]],
+            "sample": sampling is not None,
+            "sampling": (sampling or Sampling()).as_json(),
+            "deadline_ms": int(seconds * 1000),
+        }
+        started = time.perf_counter()
+        answer = await self._call(pipeline[0], meta, array.array("q", tokens).tobytes(), seconds)
+        return _answer(answer, sampling is not None, pipeline[0].segment, time.perf_counter() - started)
+
+    async def release(self, pipeline: Sequence[Hop], sequence: str, seconds: float) -> None:
+        """Let every segment of the pipeline forget the sequence; when the way is broken, tell each of them directly."""
+        try:
+            await self._release(pipeline, sequence, seconds)
+        except StepError:
+            if len(pipeline) > 1:
+                await asyncio.gather(*(self._release((hop,), sequence, seconds) for hop in pipeline), return_exceptions=True)
+
+    async def probe(self, hop: Hop, seconds: float) -> None:
+        """Run the segment's own tiny inference.
+
+        Raises:
+            StepError: it did not answer in time, or not well.
+        """
+        await self._call(hop, {"v": 1, "op": "probe", "route": [], "deadline_ms": int(seconds * 1000)}, _NOTHING, seconds)
+
+    def reconnect(self, segment: str) -> None:
+        """Forget the connection to a segment: after a silent loss the old one would be retried for minutes."""
+        if segment in self._channels:
+            channel, _ = self._channels.pop(segment)
+            closing = asyncio.create_task(channel.close(grace=_CLOSE_SECONDS))  # calls of others on it may still be answered
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def retain(self, segments: set[str]) -> None:
+        """Close the channels of all segments but these."""
+        for segment in [name for name in self._channels if name not in segments]:
+            self.reconnect(segment)
+
+    async def close(self) -> None:
+        """Close all channels at once; calls under way are cancelled."""
+        closing = [channel.close(grace=None) for channel, _ in self._channels.values()]
+        self._channels.clear()
+        for task in tuple(self._closing):
+            task.cancel()
+        await asyncio.gather(*closing, *self._closing, return_exceptions=True)
+
+    async def _release(self, pipeline: Sequence[Hop], sequence: str, seconds: float) -> None:
+        route = [hop.as_json for hop in pipeline[1:]]
+        meta = {"v": 1, "op": "release", "sequence": sequence, "route": route, "deadline_ms": int(seconds * 1000)}
+        await self._call(pipeline[0], meta, _NOTHING, seconds)
+
+    async def _call(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> dict[str, Any]:
+        request = infer_request(hop.model, json.dumps(meta, separators=(",", ":")).encode(), data)
+        try:
+            response = await self._method(hop.segment)(request, timeout=seconds + _GRACE_SECONDS)
+            answer = json.loads(output(response, "META"))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise StepError(STALLED, f"no answer within {seconds:.1f} s", hop.segment) from error
+            raise StepError(TRANSPORT, f"{error.code().name}: {error.details()}", hop.segment) from error
+        except (grpc.aio.UsageError, KeyError, ValueError) as error:
+            raise StepError(TRANSPORT, f"not an answer of a segment: {error!r}", hop.segment) from error
+        if not isinstance(answer, dict):
+            raise StepError(TRANSPORT, "not an answer of a segment: META is no object", hop.segment)
+        if "error" in answer:
+            problem = answer["error"]
+            raise StepError(
+                str(problem.get("code", "internal")), str(problem.get("message", "")), str(problem.get("segment") or hop.segment)
+            )
+        return answer
+
+    def _method(self, segment: str) -> Any:
+        if segment not in self._channels:
+            channel = grpc.aio.insecure_channel(self.address_of(segment), options=_CHANNEL_OPTIONS)
+            method: Any = channel.unary_unary(
+                INFER_METHOD,
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=ModelInferResponse.FromString,
+            )
+            self._channels[segment] = (channel, method)
+        return self._channels[segment][1]
+
+
+def _answer(meta: Mapping[str, Any], sampled: bool, first: str, seconds: float) -> Answer:
+    try:
+        token = int(meta["token"]) if sampled else None
+        if token is not None and token < 0:
+            raise ValueError(f"token id {token}")
+        timings = tuple(
+            Timing(str(t["segment"]), float(t.get("queue_ms") or 0), float(t.get("compute_ms") or 0), float(t.get("hop_ms") or 0))
+            for t in meta.get("timings") or ()
+        )
+        logprob = meta.get("logprob")
+        top = tuple((int(i), float(p)) for i, p in meta.get("top_logprobs") or ())
+        return Answer(token, None if logprob is None else float(logprob), top, timings, seconds)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StepError("internal", f"the answer makes no sense: {error!r}", first) from error

@@ -1,0 +1,121 @@
+"""The model's tokenizer, chat template and end-of-sequence tokens, read from its folder once at the start."""
+
+import asyncio
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from splitinference_gateway.chat_template import ChatTemplate
+
+_LONG_TEXT = 4096  # characters; longer ones are encoded in a thread, so that streams of others go on
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class ModelFilesError(ValueError):
+    """The model's folder lacks something or holds something unreadable; the message names the file."""
+
+
+class ModelTokenizer:
+    """Text to ids and back. `chat` is None for a model without a chat template."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ModelFilesError(f"{file} is missing")
+        try:
+            self._tokenizer: Any = Tokenizer.from_file(str(file))
+        except Exception as error:
+            raise ModelFilesError(f"{file}: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        config = _read(folder / "tokenizer_config.json")
+        special = _special_tokens(_read(folder / "special_tokens_map.json") | config)
+        source = _template_source(folder, config)
+        self.chat = ChatTemplate(source, special) if source else None
+        self.end_tokens = self._end_tokens(folder, special)
+        self.size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        self._byte_level = _byte_level_alphabet() if '"ByteLevel"' in json.dumps(_decoder(file)) else {}
+
+    async def encode(self, text: str, *, special_tokens: bool) -> list[int]:
+        """Ids of a text; `special_tokens` adds what the model wants around a plain text (a chat template has it already)."""
+        encode = functools.partial(self._tokenizer.encode, text, add_special_tokens=special_tokens)
+        encoding = await asyncio.to_thread(encode) if len(text) > _LONG_TEXT else encode()
+        ids: list[int] = encoding.ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, without special tokens."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token stands for, also where they are no whole character."""
+        piece: str | None = self._tokenizer.id_to_token(token)
+        if piece is None:
+            return b""
+        if match := _BYTE_TOKEN.fullmatch(piece):
+            return bytes.fromhex(match[1])
+        if self._byte_level and all(character in self._byte_level for character in piece):
+            return bytes(self._byte_level[character] for character in piece)
+        return piece.replace("\u2581", " ").encode()
+
+    def _end_tokens(self, folder: Path, special: Mapping[str, str]) -> frozenset[int]:
+        generation, model = _read(folder / "generation_config.json"), _read(folder / "config.json")
+        given = generation.get("eos_token_id", model.get("eos_token_id"))
+        ends = {int(i) for i in (given if isinstance(given, list) else [given]) if i is not None}
+        if "eos_token" in special:
+            own = self._tokenizer.token_to_id(special["eos_token"])
+            ends |= set() if own is None else {own}
+        return frozenset(ends)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelFilesError(f"{file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelFilesError(f"{file}: not a JSON object")
+    return content
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Tokens by role; each is given as text or as an object with `content`."""
+    found = {}
+    for role in _SPECIAL:
+        value = config.get(role)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            found[role] = value
+    return found
+
+
+def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    source = config.get("chat_template") or _read(folder / "chat_template.json").get("chat_template")
+    if isinstance(source, list):  # several by name: the default one
+        source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
+    return source if isinstance(source, str) else None
+
+
+def _decoder(file: Path) -> object:
+    return json.loads(file.read_text(encoding="utf-8")).get("decoder")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Byte-level BPE writes each byte as a printable character: itself where it is one, else from 256 upwards."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(256 + index): byte for index, byte in enumerate(others)})
+    return alphabet

@@ -1,0 +1,193 @@
+"""Segments with a toy model behind the real protocol: gRPC servers that keep state per sequence and forward along the route.
+
+The next token is a function of all tokens so far, which each stage keeps like a KV cache: a stage that lost some, or got them
+twice, gives another text or `kv_missing`. Real Triton servers cannot be made to show these faults on demand.
+"""
+
+import array
+import asyncio
+import json
+import socket
+import zlib
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from splitinference_gateway.kserve import INFER_METHOD, ModelInferRequest, ModelInferResponse, infer_request, output
+from tests.gateway.model_folder import END
+
+CHARACTERS = [c.encode() for c in " etaoinshrdlu.,éü€𝄞日本"]
+
+
+class Answered(Exception):
+    """An answer that ends a step early."""
+
+    def __init__(self, meta: dict[str, Any]) -> None:
+        self.meta = meta
+
+
+def next_token(tokens: Sequence[int], sampling: dict[str, Any], end_after: int | None = None) -> int:
+    """A byte of pseudo text; characters of several bytes come whole. With temperature and seed, another text per seed."""
+    if end_after is not None and len(tokens) >= end_after:
+        return END
+    begun = next((tail for n in (3, 2, 1) if _begins_a_character(tail := bytes(t & 0xFF for t in tokens[-n:]))), b"")
+    options = sorted({c[len(begun)] for c in CHARACTERS if c.startswith(begun) and len(c) > len(begun)})
+    seed = str(sampling["seed"]) if sampling["temperature"] > 0 else ""
+    return options[zlib.crc32(array.array("q", tokens).tobytes() + seed.encode()) % len(options)]
+
+
+def reference(prompt: Sequence[int], count: int, sampling: dict[str, Any] | None = None) -> list[int]:
+    """What an unsplit, unbroken model would sample."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens, sampling or {"temperature": 0, "seed": None}))
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class ToySegment:
+    """One stage. Faults are set by tests: `errors` are answered one per step; `stalled` never answers; `seconds` is a step's time."""
+
+    name: str
+    peers: dict[str, str]
+    seconds: float = 0.0
+    stalled: bool = False
+    kv_limit: int | None = None
+    end_after: int | None = None
+    errors: deque[str] = field(default_factory=deque)
+    sequences: dict[str, list[int]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    deadlines: list[int] = field(default_factory=list)
+    chunks: list[int] = field(default_factory=list)
+    die_at_step: int | None = None
+    port: int = 0
+
+    async def start(self) -> "ToySegment":
+        """Serve, on the same port as before if there was one; nothing is remembered."""
+        self.port = self.port or _free_port()
+        self.sequences.clear()
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._infer, request_deserializer=ModelInferRequest.FromString, response_serializer=lambda m: m.SerializeToString()
+        )
+        service, method = INFER_METHOD.strip("/").split("/")
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self.peers[self.name] = f"127.0.0.1:{self.port}"
+        return self
+
+    async def die(self) -> None:
+        """As a killed server: connections break, state is lost."""
+        await self._server.stop(None)
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels = {}
+
+    @property
+    def hop(self) -> dict[str, str]:
+        return {"segment": self.name, "model": f"seg-{self.name}"}
+
+    async def _infer(self, request: Any, context: Any) -> Any:
+        meta = json.loads(request.raw_input_contents[0])
+        self.counts[meta["op"]] += 1
+        try:
+            answer = await getattr(self, f"_{meta['op']}")(meta, request.raw_input_contents[1])
+        except Answered as early:
+            answer = early.meta
+        body = json.dumps(answer).encode()
+        response = ModelInferResponse(model_name=request.model_name)
+        for name, content in (("META", body), ("DATA", b"\0")):
+            response.outputs.add(name=name, datatype="UINT8", shape=[len(content)])
+            response.raw_output_contents.append(content)
+        return response
+
+    async def _step(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        self.deadlines.append(meta["deadline_ms"])
+        if self.counts["step"] == self.die_at_step:
+            self._dying = asyncio.create_task(self.die())
+            await asyncio.sleep(60)
+        if self.stalled:
+            await asyncio.sleep(60)
+        if self.errors:
+            raise self._error(self.errors.popleft())
+        await asyncio.sleep(self.seconds)
+        tokens = array.array("q", data).tolist()
+        assert meta["tensor"] == {"dtype": "int64", "shape": [len(tokens)]}
+        self.chunks.append(len(tokens))
+        name, position = meta["sequence"], meta["position"]
+        if position == 0:
+            if self.kv_limit is not None and len(self.sequences.keys() - {name}) >= self.kv_limit:
+                raise self._error("kv_full")
+            self.sequences[name] = []
+        if len(self.sequences.get(name, ())) != position:
+            raise self._error("kv_missing")
+        self.sequences[name] += tokens
+        timing = {"segment": self.name, "queue_ms": 0.1, "compute_ms": 1.0 + self.seconds * 1000, "hop_ms": 0.0}
+        if meta["route"]:
+            answer = await self._forward(meta, data)
+            if "error" in answer:
+                return answer
+            timing["hop_ms"] = 2.0 + sum(t["queue_ms"] + t["compute_ms"] for t in answer["timings"])
+            return {**answer, "timings": [timing, *answer["timings"]]}
+        answer = {"v": 1, "timings": [timing]}
+        if meta["sample"]:
+            held, sampling = self.sequences[name], meta["sampling"]
+            answer["token"] = next_token(held, sampling, self.end_after)
+            answer["logprob"] = -0.5
+            answer["top_logprobs"] = [[answer["token"], -0.5], *([i, -1.0 - i] for i in range(1, sampling["logprobs"]))][
+                : sampling["logprobs"]
+            ]
+        return answer
+
+    async def _release(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        self.sequences.pop(meta["sequence"], None)
+        return await self._forward(meta, data) if meta["route"] else {"v": 1, "ok": True}
+
+    async def _probe(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        if self.stalled:
+            await asyncio.sleep(60)
+        return {"v": 1, "ok": True, "ms": 1.0}
+
+    async def _forward(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        hop, *rest = meta["route"]
+        name = hop["segment"]
+        if name not in self._channels:
+            options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
+            self._channels[name] = grpc.aio.insecure_channel(self.peers[name], options=options)
+        call = self._channels[name].unary_unary(
+            INFER_METHOD, request_serializer=lambda m: m.SerializeToString(), response_deserializer=ModelInferResponse.FromString
+        )
+        request = infer_request(hop["model"], json.dumps({**meta, "route": rest}).encode(), data)
+        try:
+            response = await call(request, timeout=meta["deadline_ms"] / 1000)
+        except grpc.aio.AioRpcError as error:
+            code = "deadline_exceeded" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else "next_hop_failed"
+            raise self._error(code) from error
+        answer: dict[str, Any] = json.loads(output(response, "META"))
+        return answer
+
+    def _error(self, code: str) -> Answered:
+        return Answered({"v": 1, "error": {"code": code, "message": f"told to: {code}", "segment": self.name}})
+
+
+async def toy_segments(*names: str) -> list[ToySegment]:
+    """Started segments that know each other."""
+    peers: dict[str, str] = {}
+    return [await ToySegment(name, peers).start() for name in names]
+
+
+def _begins_a_character(tail: bytes) -> bool:
+    return any(c.startswith(tail) and len(c) > len(tail) for c in CHARACTERS)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
