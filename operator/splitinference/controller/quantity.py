@@ -1,0 +1,22 @@
+"""Kubernetes quantities, such as 100m, 2Gi or 1e3, as exact numbers."""
+
+import re
+from decimal import Decimal, InvalidOperation
+
+_SUFFIXES = {
+    "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1),
+    "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12), "P": Decimal(10**15), "E": Decimal(10**18),
+    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40), "Pi": Decimal(2**50), "Ei": Decimal(2**60),
+}  # fmt: skip
+_QUANTITY = re.compile(r"^([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)$")
+
+
+def quantity(text: object) -> Decimal | None:
+    """The number that a quantity stands for; None where it is none."""
+    found = _QUANTITY.match(str(text).strip())
+    if not found or found[2] not in _SUFFIXES:
+        return None
+    try:
+        return Decimal(found[1]) * _SUFFIXES[found[2]]
+    except InvalidOperation:
+        return None
