@@ -1,0 +1,90 @@
+"""kopf, thin: what changed → which passes are woken. Only `on.event` handlers, so kopf adds no finalizer and writes no annotation; what
+belongs to a resource goes with it by its owner references.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+
+from splitinference.controller.objects import INSTANCE, MANAGED_BY, OURS
+from splitinference.controller.passes import Passes
+from splitinference.controller.resource import GROUP, PLURAL, VERSION
+
+_PREFIXES = (f"{GROUP}/",)
+
+
+def register(registry: kopf.OperatorRegistry, passes: Passes) -> None:
+    """Put the handlers into the registry."""
+    seen: dict[str, str] = {}
+
+    @kopf.on.startup(registry=registry)
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.posting.enabled = False  # events are written by the passes, once for each decision
+        settings.watching.label_selectors["v1", "pods"] = f"{MANAGED_BY}={OURS}"
+        settings.watching.server_timeout = 600
+
+    @kopf.on.cleanup(registry=registry)
+    async def stop(**_: Any) -> None:
+        await passes.stop()
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def resource_changed(type: str | None, body: kopf.Body, namespace: str | None, name: str, **_: Any) -> None:
+        uid = str(body["metadata"].get("uid", name))
+        if type == "DELETED":
+            seen.pop(uid, None)
+            passes.wake_known((str(namespace), name))
+        elif _changed(seen, uid, resource_content(body)):
+            passes.wake((str(namespace), name))
+
+    @kopf.on.event("v1", "pods", labels={MANAGED_BY: OURS}, registry=registry)
+    async def pod_changed(labels: Mapping[str, str], namespace: str | None, **_: Any) -> None:
+        passes.wake_known((str(namespace), labels.get(INSTANCE, "")))
+
+    @kopf.on.event("v1", "nodes", registry=registry)
+    async def node_changed(type: str | None, body: kopf.Body, name: str, **_: Any) -> None:
+        content = None if type == "DELETED" else node_content(body)
+        if _changed(seen, f"node/{name}", content):
+            passes.wake_all()
+
+
+def resource_content(body: Mapping[str, Any]) -> object:
+    """What of a resource is a reason to look: not its status, which the passes write themselves."""
+    metadata = body["metadata"]
+    return [metadata.get("generation"), metadata.get("annotations"), metadata.get("deletionTimestamp")]
+
+
+def node_content(body: Mapping[str, Any]) -> object:
+    """What of a node is a reason to look: not its heartbeats."""
+    metadata = body["metadata"]
+    spec = body.get("spec") or {}
+    status = body.get("status") or {}
+    annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key.startswith(_PREFIXES)}
+    return [
+        metadata.get("labels"),
+        annotations,
+        spec.get("unschedulable"),
+        spec.get("taints"),
+        status.get("allocatable"),
+        sorted((condition.get("type"), condition.get("status")) for condition in status.get("conditions") or ()),
+    ]
+
+
+def _changed(seen: dict[str, str], key: str, content: object) -> bool:
+    """Note the content under the key; whether it is another than before. None: there is no such thing any more."""
+    if content is None:
+        return seen.pop(key, None) is not None
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
+    if seen.get(key) == digest:
+        return False
+    seen[key] = digest
+    return True
+
+
+def _plain(value: object) -> object:
+    """kopf's views of mappings and lists as JSON has them."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)
