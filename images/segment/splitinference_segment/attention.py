@@ -1,0 +1,103 @@
+"""Attention over the segment's own KV buffers, as an attention function that transformers' blocks call.
+
+Tokens of several sequences stand one after another in one row, so every matrix product of a block runs once for all of them;
+only here is the row taken apart, sequence by sequence, because each looks at its own past.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from splitinference_segment.kv import KvEntry
+
+NAME = "splitinference"
+
+
+@dataclass(slots=True)
+class Span:
+    """One sequence's tokens in the row [start, start + tokens), at `position` of its own sequence, with its KV."""
+
+    entry: KvEntry
+    start: int
+    tokens: int
+    position: int
+    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, device: torch.device) -> torch.Tensor:
+        """Which keys each token may see, [tokens, position + tokens]: its past, itself, and no further back than the window."""
+        if window not in self._masks:
+            total = self.position + self.tokens
+            query = torch.arange(self.position, total, device=device)[:, None]
+            key = torch.arange(total, device=device)[None, :]
+            seen = key <= query
+            self._masks[window] = seen if window is None else seen & (key > query - window)
+        return self._masks[window]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the blocks of this segment are run on: the spans, and the index of the segment's first block."""
+
+    spans: Sequence[Span]
+    first_block: int
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    row: Row | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Write the row's keys and values to the KV buffers and attend. query [1, heads, row, width] → [1, row, heads, width]."""
+    if row is None or attention_mask is not None:
+        raise TypeError("the blocks of a segment are called with `row` and without an attention mask")
+    block = module.layer_idx - row.first_block
+    parts = [_attend_span(span, block, query, key, value, scaling, sliding_window) for span in row.spans]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
+
+
+def _attend_span(
+    span: Span, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    total = span.position + span.tokens
+    keys, values = span.entry.buffer[:, block]
+    row = slice(span.start, span.start + span.tokens)
+    keys[:, span.position : total] = key[0, :, row]
+    values[:, span.position : total] = value[0, :, row]
+    heads, groups = query.shape[1], keys.shape[0]
+    if span.tokens == 1:
+        # One token sees all of its past: no mask, and the heads that share keys are the rows of one small product.
+        first = 0 if window is None else max(0, total - window)
+        out = scaled_dot_product_attention(
+            query[:, :, row].reshape(1, groups, heads // groups, -1),
+            keys[None, :, first:total],
+            values[None, :, first:total],
+            scale=scaling,
+        )
+        return out.reshape(1, 1, heads, -1)
+    past_keys, past_values = keys[None, :, :total], values[None, :, :total]
+    if heads != groups:
+        past_keys = past_keys.repeat_interleave(heads // groups, dim=1)
+        past_values = past_values.repeat_interleave(heads // groups, dim=1)
+    plain = span.position == 0 and (window is None or total <= window)
+    out = scaled_dot_product_attention(
+        query[:, :, row],
+        past_keys,
+        past_values,
+        attn_mask=None if plain else span.mask(window, query.device),
+        is_causal=plain,
+        scale=scaling,
+    )
+    return out.transpose(1, 2)
+
+
+AttentionInterface.register(NAME, attend)

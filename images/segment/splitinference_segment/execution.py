@@ -1,0 +1,151 @@
+"""Running steps: one worker thread takes turns from a queue, runs the layers on each batch, and hands every result to its caller."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from splitinference_segment import protocol
+from splitinference_segment.attention import Span
+from splitinference_segment.kv import KvEntry, KvTable
+from splitinference_segment.layers import Layers
+from splitinference_segment.protocol import Request, SegmentError
+from splitinference_segment.queueing import next_turn
+from splitinference_segment.sampling import Choice, sample
+
+MAX_WAITING = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one step gave: hidden states for the next segment, or (from the last one, when asked to sample) a token. Times in seconds."""
+
+    hidden: torch.Tensor | None
+    choice: Choice | None
+    queue_s: float
+    compute_s: float
+    share_s: float  # of a batch's compute time, this step's share by tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step in the queue. `done` is called once, on the worker thread, and must not block."""
+
+    request: Request
+    values: torch.Tensor
+    received_at: float
+    deadline_at: float
+    done: Callable[[Result | SegmentError], None]
+
+    @property
+    def sequence(self) -> str:
+        """The sequence's name; empty for a probe."""
+        return self.request.sequence
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of this step."""
+        return int(self.values.shape[0])
+
+
+class Execution:
+    """The queue and the worker thread of one segment. Clock: time.monotonic."""
+
+    def __init__(self, layers: Layers, table: KvTable, threads: int, max_batch: int) -> None:
+        """Start the worker."""
+        self._layers, self._table, self._threads, self._max_batch = layers, table, threads, max_batch
+        self._waiting: list[Step] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._worker = threading.Thread(target=self._run, name="execution", daemon=True)
+        self._worker.start()
+
+    def submit(self, step: Step) -> None:
+        """Queue a step. SegmentError `overloaded` when too many wait."""
+        with self._changed:
+            if len(self._waiting) >= MAX_WAITING or self._stopping:
+                raise SegmentError(protocol.OVERLOADED, f"{len(self._waiting)} steps wait, the limit is {MAX_WAITING}")
+            self._waiting.append(step)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Refuse what waits, finish what runs, and end the worker."""
+        with self._changed:
+            self._stopping = True
+            left, self._waiting = self._waiting, []
+            self._changed.notify()
+        for step in left:
+            step.done(SegmentError(protocol.OVERLOADED, "the segment is stopping"))
+        self._worker.join(timeout=10)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # OpenMP keeps this number per thread, so it is set where the work is done
+        passed = 0
+        while True:
+            with self._changed:
+                while not self._waiting and not self._stopping:
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                turn = next_turn(self._waiting, self._max_batch, passed)
+                self._waiting, passed = list(turn.rest), turn.passed
+            self._run_batch(turn.batch)
+
+    def _run_batch(self, steps: Sequence[Step]) -> None:
+        begun: list[tuple[Step, KvEntry]] = []
+        started = time.monotonic()
+        for step in steps:
+            try:
+                begun.append((step, self._begin(step, started)))
+            except SegmentError as failure:
+                step.done(failure)
+        if not begun:
+            return
+        try:
+            results = self._compute(begun, started)
+        except Exception as problem:  # noqa: BLE001 - the worker must outlive any failure of one batch
+            for step, entry in begun:
+                self._table.end(entry, 0, time.monotonic())
+                step.done(SegmentError(protocol.INTERNAL, f"{type(problem).__name__}: {problem}"))
+            return
+        ended = time.monotonic()
+        for step, entry in begun:
+            self._table.end(entry, step.tokens, ended)
+        for (step, _), result in zip(begun, results, strict=True):
+            step.done(result)
+
+    def _begin(self, step: Step, now: float) -> KvEntry:
+        if now > step.deadline_at:
+            raise SegmentError(protocol.DEADLINE_EXCEEDED, f"the step waited {(now - step.received_at) * 1e3:.0f} ms, past its deadline")
+        if not step.sequence:
+            return KvEntry("", self._layers.kv_shape.allocate(step.tokens))
+        return self._table.begin(step.sequence, step.request.position, step.tokens, now)
+
+    def _compute(self, begun: Sequence[tuple[Step, KvEntry]], started: float) -> list[Result]:
+        spans, row = [], 0
+        for step, entry in begun:
+            spans.append(Span(entry, row, step.tokens, step.request.position))
+            row += step.tokens
+        values = begun[0][0].values if len(begun) == 1 else torch.cat([step.values for step, _ in begun])
+        with torch.inference_mode():
+            hidden = self._layers.run(values, spans)
+            choices: list[Choice | None] = [None] * len(begun)
+            if self._layers.is_last:
+                sampled = [i for i, (step, _) in enumerate(begun) if step.request.sample]
+                if sampled:
+                    ends = [spans[i].start + spans[i].tokens - 1 for i in sampled]
+                    logits = self._layers.logits(hidden[ends])
+                    for i, line in zip(sampled, logits, strict=True):
+                        request = begun[i][0].request
+                        choices[i] = sample(line, request.sampling, request.position + spans[i].tokens)
+                hidden_parts: list[torch.Tensor | None] = [None] * len(begun)
+            else:
+                hidden = hidden.cpu()
+                hidden_parts = [hidden[s.start : s.start + s.tokens] for s in spans]
+        compute_s = time.monotonic() - started
+        return [
+            Result(part, choice, started - step.received_at, compute_s, compute_s * step.tokens / row)
+            for (step, _), part, choice in zip(begun, hidden_parts, choices, strict=True)
+        ]

@@ -1,0 +1,103 @@
+"""Sending to the next segment: its name checked and resolved, one lasting gRPC channel per peer, answers by callback."""
+
+import threading
+from collections.abc import Callable, Mapping
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from splitinference_segment.protocol import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, Hop, SegmentError
+from splitinference_segment.settings import DNS_LABEL, Settings
+
+# Triton is started with a server side that allows these pings (see serve.py).
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+GRACE_S = 0.25  # the next segment answers "deadline exceeded" itself, with its name; only its silence ends the call here
+
+Reply = tuple[bytes, bytes]
+
+
+def address_of(name: str, settings: Settings) -> str:
+    """host:port of a peer's gRPC. SegmentError `bad_request` for a name that is not one of this resource's segments."""
+    if not DNS_LABEL.fullmatch(name):
+        raise SegmentError(BAD_REQUEST, f"{name!r:.100} is not a segment's name (one DNS label)")
+    if not name.startswith(settings.peer_prefix):
+        raise SegmentError(BAD_REQUEST, f"{name!r} does not start with {settings.peer_prefix!r}: not a segment of this resource")
+    if settings.peer_addresses:
+        if name not in settings.peer_addresses:
+            raise SegmentError(BAD_REQUEST, f"{name!r} is not among the given peers")
+        return settings.peer_addresses[name]
+    return f"{name}{settings.peer_suffix}:8001"
+
+
+class Hops:
+    """Channels to peers, made when first needed and kept."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Nothing is opened yet."""
+        self._settings = settings
+        self._stubs: dict[str, service_pb2_grpc.GRPCInferenceServiceStub] = {}
+        self._channels: dict[str, grpc.Channel] = {}
+        self._lock = threading.Lock()
+
+    def send(self, hop: Hop, meta: bytes, data: bytes, timeout_s: float, done: Callable[[Reply | SegmentError], None]) -> None:
+        """Send without waiting; `done` is called once, on a thread of gRPC, with META and DATA of the answer or why there is none."""
+        request = infer_request(hop.model, meta, data)
+        future = self._stub(hop.segment).ModelInfer.future(request, timeout=timeout_s + GRACE_S)
+        future.add_done_callback(lambda call: done(self._reply(hop, call)))
+
+    def close(self) -> None:
+        """Close every channel; calls under way fail."""
+        with self._lock:
+            for channel in self._channels.values():
+                channel.close()
+            self._channels, self._stubs = {}, {}
+
+    def _stub(self, name: str) -> service_pb2_grpc.GRPCInferenceServiceStub:
+        with self._lock:
+            if name not in self._stubs:
+                self._channels[name] = grpc.insecure_channel(address_of(name, self._settings), options=CHANNEL_OPTIONS)
+                self._stubs[name] = service_pb2_grpc.GRPCInferenceServiceStub(self._channels[name])
+            return self._stubs[name]
+
+    @staticmethod
+    def _reply(hop: Hop, call: grpc.Future) -> Reply | SegmentError:
+        if call.cancelled():
+            return SegmentError(NEXT_HOP_FAILED, f"the call to {hop.segment} was cancelled")
+        failure = call.exception()
+        if failure is not None:
+            code, details = failure.code(), failure.details()
+            if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+                return SegmentError(DEADLINE_EXCEEDED, f"{hop.segment} did not answer before the deadline")
+            return SegmentError(NEXT_HOP_FAILED, f"{hop.segment}: {code.name}: {details:.200}")
+        try:
+            return outputs_of(call.result())
+        except KeyError as missing:
+            return SegmentError(NEXT_HOP_FAILED, f"{hop.segment} answered without {missing}")
+
+
+def infer_request(model: str, meta: bytes, data: bytes) -> service_pb2.ModelInferRequest:
+    """A KServe request with META and DATA as raw bytes; DATA is never empty."""
+    contents = {"META": meta, "DATA": data or b"\0"}
+    inputs = [
+        service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype="UINT8", shape=[len(content)])
+        for name, content in contents.items()
+    ]
+    return service_pb2.ModelInferRequest(model_name=model, inputs=inputs, raw_input_contents=list(contents.values()))
+
+
+def outputs_of(response: service_pb2.ModelInferResponse) -> Reply:
+    """META and DATA of an answer. KeyError when one is not there."""
+    contents: Mapping[str, bytes] = {
+        output.name: response.raw_output_contents[i] for i, output in enumerate(response.outputs) if i < len(response.raw_output_contents)
+    }
+    return contents["META"], contents["DATA"]

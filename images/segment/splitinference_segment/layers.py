@@ -1,0 +1,135 @@
+"""The segment's layers: built on the meta device from transformers' own modules, filled with their tensors alone, and run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from splitinference_segment import attention
+from splitinference_segment.attention import Row, Span
+from splitinference_segment.families import UNSTEADY_ROPE, Family, UnsupportedModelError, family_of
+from splitinference_segment.kv import KvShape
+from splitinference_segment.weights import MissingWeightsError, Weights
+
+
+class Layers:
+    """Layers [start, end) of a model: the embedding is layer 0, the blocks 1..N, norm and head layer N + 1."""
+
+    def __init__(self, folder: Path, start: int, end: int, dtype: torch.dtype, device: torch.device = torch.device("cpu")) -> None:
+        """Build and load. UnsupportedModelError or MissingWeightsError say why not."""
+        config = AutoConfig.from_pretrained(folder)
+        family = family_of(config.model_type)
+        count = config.num_hidden_layers + 2
+        if not 0 <= start < end <= count:
+            raise UnsupportedModelError(f"layers {start}:{end} are not in this model, which has 0:{count}")
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type", "default") in UNSTEADY_ROPE:
+            raise UnsupportedModelError(f"rope_type {rope['rope_type']!r} is not served: it depends on other sequences")
+        self.start, self.end, self.count = start, end, count
+        self.dtype, self.device = dtype, device
+        self.vocabulary = int(config.vocab_size)
+        self.hidden = int(config.hidden_size)
+        self.first_block = max(start, 1) - 1
+        self.is_first, self.is_last = start == 0, end == count
+        self.embedding: nn.Module | None = None
+        self.positions: nn.Module | None = None
+        self.rotary: nn.Module | None = None
+        self.norm: nn.Module | None = None
+        self.head: nn.Module | None = None
+        self.blocks: list[nn.Module] = []
+        self._take(config, family, Weights(folder))
+        heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.kv_shape = KvShape(len(self.blocks), heads, width, dtype, device)
+
+    def _take(self, config: Any, family: Family, weights: Weights) -> None:
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        whole.config._attn_implementation = attention.NAME
+        whole.eval().requires_grad_(False)
+        own: dict[str, nn.Module] = {}
+        if self.is_first:
+            self.embedding = own[family.embedding] = whole.get_submodule(family.embedding)
+            if family.positions is not None:
+                self.positions = own[family.positions] = whole.get_submodule(family.positions)
+        blocks = whole.get_submodule(family.blocks)
+        for index in range(self.first_block, min(self.end - 1, config.num_hidden_layers)):
+            own[f"{family.blocks}.{index}"] = blocks[index]
+            self.blocks.append(blocks[index])
+        if self.is_last:
+            self.norm = own[family.norm] = whole.get_submodule(family.norm)
+            self.head = own[family.head] = whole.get_submodule(family.head)
+        if family.rotary is not None and self.blocks:
+            self.rotary = type(whole.get_submodule(family.rotary))(config=config).to(self.device)
+        self._fill(own, weights, whole.base_model_prefix, self._ties(config, family))
+        if self.embedding is not None and hasattr(self.embedding, "scalar_embed_scale"):  # Gemma's, a buffer not in the files
+            self.embedding.embed_scale = torch.tensor(self.embedding.scalar_embed_scale, device=self.device)
+        for path, module in own.items():
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                if tensor.is_meta:
+                    raise UnsupportedModelError(f"{path}.{name} is neither in the files nor known to be computed")
+
+    @staticmethod
+    def _ties(config: Any, family: Family) -> dict[str, tuple[str, ...]]:
+        """Names under which a tied weight may be stored, best first."""
+        head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
+        return dict.fromkeys((head, embedding), (embedding, head)) if config.tie_word_embeddings else {}
+
+    def _fill(self, own: dict[str, nn.Module], weights: Weights, base_prefix: str, ties: dict[str, tuple[str, ...]]) -> None:
+        stored: dict[str, str] = {}
+        missing = []
+        for path, module in own.items():
+            for key in module.state_dict():
+                name = f"{path}.{key}"
+                candidates = [weights.stored_name(candidate, base_prefix) for candidate in ties.get(name, (name,))]
+                found = next((candidate for candidate in candidates if candidate is not None), None)
+                if found is None:
+                    missing.append(name)
+                else:
+                    stored[name] = found
+        if missing:
+            raise MissingWeightsError(f"{len(missing)} tensors of layers {self.start}:{self.end} are not stored, first {missing[:3]}")
+        # Read once per stored name: a tied head and embedding in one segment share their memory.
+        tensors = weights.read(sorted(set(stored.values())), self.dtype, self.device)
+        for path, module in own.items():
+            state = {key: tensors[stored[f"{path}.{key}"]] for key in module.state_dict()}
+            module.load_state_dict(state, assign=True)
+            module.requires_grad_(False)
+
+    def weight_bytes(self) -> int:
+        """Bytes of weights held; tensors that are shared count once."""
+        modules = [self.embedding, self.positions, *self.blocks, self.norm, self.head]
+        tensors = {p.data_ptr(): p.nbytes for module in modules if module is not None for p in module.parameters()}
+        return sum(tensors.values())
+
+    def run(self, values: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+        """Run the layers on a row of tokens: ids [row] for the first segment, else hidden states [row, hidden] → [row, hidden].
+
+        The norm and the head are apart (`logits`), because only the tokens that are sampled need them.
+        """
+        position_ids = torch.tensor([[p for s in spans for p in range(s.position, s.position + s.tokens)]], device=self.device)
+        values = values.to(self.device)
+        if self.embedding is not None:
+            hidden = self.embedding(values[None])
+            if self.positions is not None:
+                hidden = hidden + self.positions(position_ids)
+        else:
+            hidden = values[None]
+        if self.blocks:
+            row = Row(spans, self.first_block)
+            rotation = self.rotary(hidden, position_ids=position_ids) if self.rotary is not None else None
+            extra = {"position_embeddings": rotation} if rotation is not None else {}
+            for block in self.blocks:
+                hidden = block(hidden, row=row, **extra)
+        result: torch.Tensor = hidden[0]
+        return result
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits in float32, [n, vocabulary], of hidden states [n, hidden] after the last block. For the last segment alone."""
+        if self.norm is None or self.head is None:
+            raise TypeError("only the last segment has a head")
+        result: torch.Tensor = self.head(self.norm(hidden)).float()
+        return result

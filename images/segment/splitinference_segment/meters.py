@@ -1,0 +1,78 @@
+"""The segment's own metrics: counted in memory, handed to Triton's /metrics about once a second by a thread of its own.
+
+Each update of a Triton metric is a message to the server process; a step makes a dozen, so they are sent together.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+PERIOD_S = 1.0
+PREFIX = "splitinference_segment_"
+
+COUNTERS: Mapping[str, str] = {
+    "steps_total": "Steps run, by phase",
+    "tokens_total": "Tokens run, by phase",
+    "compute_seconds_total": "Seconds of computing, by phase; a batch's time is shared among its steps",
+    "queue_seconds_total": "Seconds that steps waited",
+    "hop_seconds_total": "Seconds from sending to the next segment until its answer",
+    "hop_bytes_total": "Bytes sent to the next segment",
+    "hops_total": "Steps sent to the next segment",
+    "errors_total": "Requests that failed here, by code",
+}
+GAUGES: Mapping[str, str] = {"kv_bytes": "Bytes of KV buffers held", "sequences": "Sequences held"}
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Families(Protocol):
+    """The part of Triton's Python backend API that makes metrics (triton_python_backend_utils)."""
+
+    MetricFamily: Any
+
+
+class Meters:
+    """Counters and gauges of one segment. `add` is cheap and may be called from any thread."""
+
+    def __init__(self, segment: str, api: Families, gauges: Callable[[], Mapping[str, float]]) -> None:
+        """Start the thread that hands the numbers over; `gauges` is asked each time."""
+        self._segment, self._gauges = segment, gauges
+        kind = api.MetricFamily
+        self._families = {name: kind(name=PREFIX + name, description=text, kind=kind.COUNTER) for name, text in COUNTERS.items()} | {
+            name: kind(name=PREFIX + name, description=text, kind=kind.GAUGE) for name, text in GAUGES.items()
+        }
+        self._metrics: dict[tuple[str, Labels], Any] = {}
+        self._pending: defaultdict[tuple[str, Labels], float] = defaultdict(float)
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="meters", daemon=True)
+        self._thread.start()
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """Add to a counter."""
+        with self._lock:
+            self._pending[name, tuple(sorted(labels.items()))] += value
+
+    def stop(self) -> None:
+        """Hand over what is left and end the thread."""
+        self._stopping.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(PERIOD_S):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            pending, self._pending = self._pending, defaultdict(float)
+        for (name, labels), value in pending.items():
+            self._metric(name, labels).increment(value)
+        for name, value in self._gauges().items():
+            self._metric(name, ()).set(value)
+
+    def _metric(self, name: str, labels: Labels) -> Any:
+        if (name, labels) not in self._metrics:
+            self._metrics[name, labels] = self._families[name].Metric(labels={"segment": self._segment, **dict(labels)})
+        return self._metrics[name, labels]

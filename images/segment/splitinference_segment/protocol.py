@@ -1,0 +1,200 @@
+"""The META tensor: requests parsed and checked once, answers and errors written. See docs/reference/data-plane.md."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+VERSION = 1
+OPS = ("step", "release", "probe", "stats")
+ITEM_BYTES: Mapping[str, int] = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+MAX_NAME = 256
+MAX_LOGPROBS = 20
+DEFAULT_DEADLINE_MS = 60_000.0
+
+BAD_REQUEST = "bad_request"
+KV_MISSING = "kv_missing"
+KV_FULL = "kv_full"
+NEXT_HOP_FAILED = "next_hop_failed"
+WRONG_SEGMENT = "wrong_segment"
+OVERLOADED = "overloaded"
+DEADLINE_EXCEEDED = "deadline_exceeded"
+INTERNAL = "internal"
+
+
+class SegmentError(Exception):
+    """An expected failure of one request: one of the contract's codes, and a sentence with the numbers."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One further segment of the route: the name of its Service, and of the Triton model in it."""
+
+    segment: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMeta:
+    """What DATA holds: dtype and shape; the first dimension counts tokens."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the tensor carries."""
+        return self.shape[0]
+
+    @property
+    def byte_size(self) -> int:
+        """Bytes that DATA must have."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the last segment chooses a token. Temperature 0 is greedy; `logprobs` is how many alternatives to report."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request's META. `tensor` is set for `step` alone; `deadline_ms` is what is left when the request arrives."""
+
+    op: str
+    sequence: str = ""
+    position: int = 0
+    tensor: TensorMeta | None = None
+    route: tuple[Hop, ...] = ()
+    sample: bool = False
+    sampling: Sampling = Sampling()
+    deadline_ms: float = DEFAULT_DEADLINE_MS
+
+
+def _refuse(message: str) -> SegmentError:
+    return SegmentError(BAD_REQUEST, message)
+
+
+def _integer(value: Any, name: str, least: int, most: int = 2**63 - 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise _refuse(f"{name} should be a whole number of {least} at least, got {value!r:.80}")
+    return value
+
+
+def _number(value: Any, name: str, least: float, most: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise _refuse(f"{name} should be a number from {least:g} to {most:g}, got {value!r:.80}")
+    return float(value)
+
+
+def _name(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME:
+        raise _refuse(f"{name} should be a text of 1 to {MAX_NAME} characters, got {value!r:.80}")
+    return value
+
+
+def _route(value: Any) -> tuple[Hop, ...]:
+    if not isinstance(value, list) or not all(isinstance(hop, dict) for hop in value):
+        raise _refuse("route should be a list of {segment, model}")
+    return tuple(Hop(_name(hop.get("segment"), "route.segment"), _name(hop.get("model"), "route.model")) for hop in value)
+
+
+def _tensor(value: Any) -> TensorMeta:
+    if not isinstance(value, dict) or value.get("dtype") not in ITEM_BYTES:
+        raise _refuse(f"tensor should name a dtype of {', '.join(ITEM_BYTES)} and a shape")
+    shape = value.get("shape")
+    if not isinstance(shape, list) or len(shape) not in {1, 2}:
+        raise _refuse("tensor.shape should be [tokens] or [tokens, hidden]")
+    return TensorMeta(value["dtype"], tuple(_integer(size, "tensor.shape", 1, 1 << 31) for size in shape))
+
+
+def _sampling(value: Any) -> Sampling:
+    if not isinstance(value, dict):
+        raise _refuse("sampling should be an object")
+    seed = value.get("seed")
+    return Sampling(
+        temperature=_number(value.get("temperature", 0.0), "sampling.temperature", 0.0, 100.0),
+        top_p=_number(value.get("top_p", 1.0), "sampling.top_p", 0.0, 1.0),
+        seed=None if seed is None else _integer(seed, "sampling.seed", -(2**63)),
+        logprobs=_integer(value.get("logprobs", 0), "sampling.logprobs", 0, MAX_LOGPROBS),
+    )
+
+
+def parse(meta: bytes) -> Request:
+    """Read a request's META. SegmentError `bad_request` names the field that is wrong."""
+    try:
+        fields = json.loads(meta)
+    except ValueError:
+        raise _refuse("META is not JSON") from None
+    if not isinstance(fields, dict):
+        raise _refuse("META should be a JSON object")
+    if fields.get("v") != VERSION:
+        raise _refuse(f"this segment speaks version {VERSION} of the protocol, got {fields.get('v')!r:.40}")
+    op = fields.get("op")
+    if op not in OPS:
+        raise _refuse(f"op should be one of {', '.join(OPS)}, got {op!r:.40}")
+    deadline = _number(fields.get("deadline_ms", DEFAULT_DEADLINE_MS), "deadline_ms", 0.0, 86_400_000.0)
+    if op in {"probe", "stats"}:
+        return Request(op=op, deadline_ms=deadline)
+    sequence, route = _name(fields.get("sequence"), "sequence"), _route(fields.get("route", []))
+    if op == "release":
+        return Request(op=op, sequence=sequence, route=route, deadline_ms=deadline)
+    sample = fields.get("sample", False)
+    if not isinstance(sample, bool):
+        raise _refuse("sample should be true or false")
+    return Request(
+        op=op,
+        sequence=sequence,
+        position=_integer(fields.get("position"), "position", 0),
+        tensor=_tensor(fields.get("tensor")),
+        route=route,
+        sample=sample,
+        sampling=_sampling(fields.get("sampling", {})),
+        deadline_ms=deadline,
+    )
+
+
+def forwarded(request: Request, tensor: TensorMeta | None, deadline_ms: float) -> bytes:
+    """META for the next hop: the same request with the rest of the route, what is left of the time, and the new tensor."""
+    fields: dict[str, Any] = {
+        "v": VERSION,
+        "op": request.op,
+        "sequence": request.sequence,
+        "route": [{"segment": hop.segment, "model": hop.model} for hop in request.route[1:]],
+        "deadline_ms": round(deadline_ms, 3),
+    }
+    if tensor is not None:
+        sampling = request.sampling
+        fields |= {
+            "position": request.position,
+            "tensor": {"dtype": tensor.dtype, "shape": list(tensor.shape)},
+            "sample": request.sample,
+            "sampling": {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "seed": sampling.seed,
+                "logprobs": sampling.logprobs,
+            },
+        }
+    return json.dumps(fields).encode()
+
+
+def answer(fields: Mapping[str, Any]) -> bytes:
+    """META of an answer."""
+    return json.dumps({"v": VERSION, **fields}).encode()
+
+
+def error(failure: SegmentError, segment: str) -> bytes:
+    """META of a failed request, naming the segment that failed."""
+    return answer({"error": {"code": failure.code, "message": failure.message, "segment": segment}})

@@ -1,0 +1,235 @@
+"""One segment at work: takes parsed requests, runs steps, forwards along the route, and answers. Knows nothing of Triton."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from splitinference_segment import protocol
+from splitinference_segment.execution import Execution, Result, Step
+from splitinference_segment.hops import Hops, Reply, address_of
+from splitinference_segment.kv import KvLimits, KvTable
+from splitinference_segment.layers import Layers
+from splitinference_segment.protocol import Hop, Request, SegmentError, TensorMeta
+from splitinference_segment.settings import Settings
+
+MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
+
+Send = Callable[[bytes, bytes], None]  # META and DATA of the one answer
+
+
+class Counting(Protocol):
+    """Where counts go."""
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """Add to a counter."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What `stats` tells, besides the KV table's own numbers."""
+
+    steps: int = 0
+    tokens: int = 0
+
+
+class Segment:
+    """Layers, KV and hops of one segment. `handle` never blocks; answers come from the worker's and gRPC's threads."""
+
+    def __init__(self, settings: Settings, layers: Layers, meters: Counting) -> None:
+        """Start the worker. Layers are already loaded."""
+        self._settings, self._layers, self._meters = settings, layers, meters
+        limits = KvLimits(settings.max_sequences, settings.kv_bytes, settings.max_context_tokens, settings.kv_idle_seconds)
+        self.table = KvTable(layers.kv_shape, limits)
+        self._execution = Execution(layers, self.table, settings.threads, settings.max_batch)
+        self._hops = Hops(settings)
+        self._totals = Totals()
+
+    def handle(self, meta: bytes, data: torch.Tensor, send: Send) -> None:
+        """Answer one request by calling `send` once, now or later. `data` is uint8 and may be kept."""
+        received_at = time.monotonic()
+        try:
+            request = protocol.parse(meta)
+            match request.op:
+                case "step":
+                    self._step(request, data, received_at, send)
+                case "release":
+                    self._release(request, received_at, send)
+                case "probe":
+                    self._probe(request, received_at, send)
+                case _:
+                    send(protocol.answer(self._stats()), b"")
+        except SegmentError as failure:
+            self._fail(failure, send)
+
+    def stop(self) -> None:
+        """Finish what runs, refuse what waits, close the channels."""
+        self._execution.stop()
+        self._hops.close()
+
+    def forget_idle(self) -> int:
+        """Forget sequences that were not used for the idle time; returns how many."""
+        return self.table.forget_idle(time.monotonic())
+
+    def _stats(self) -> dict[str, Any]:
+        use = self.table.use()
+        return {"sequences": use.sequences, "kv_bytes": use.total_bytes, "steps": self._totals.steps, "tokens": self._totals.tokens}
+
+    def _fail(self, failure: SegmentError, send: Send) -> None:
+        self._meters.add("errors_total", 1, code=failure.code)
+        send(protocol.error(failure, self._settings.segment), b"")
+
+    def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+        self._check_route(request.route)
+        values = self._values(request, data)
+
+        def done(result: Result | SegmentError) -> None:
+            if isinstance(result, SegmentError):
+                self._fail(result, send)
+            else:
+                self._after_step(request, values.shape[0], result, received_at, send)
+
+        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
+
+    def _check_route(self, route: tuple[Hop, ...]) -> None:
+        if self._layers.is_last:
+            if route:
+                raise SegmentError(protocol.WRONG_SEGMENT, f"this is the last segment, but the route goes on to {route[0].segment}")
+            return
+        if not route:
+            raise SegmentError(protocol.WRONG_SEGMENT, f"the route ends before layer {self._layers.end} of {self._layers.count}")
+        for hop in route:
+            address_of(hop.segment, self._settings)
+        following, own = MODEL_NAME.fullmatch(route[0].model), MODEL_NAME.fullmatch(self._settings.model_name)
+        if following is None:
+            raise SegmentError(protocol.BAD_REQUEST, f"{route[0].model!r:.100} is not a model's name")
+        if int(following["start"]) != self._layers.end or (own is not None and own["digest"] != following["digest"]):
+            raise SegmentError(
+                protocol.WRONG_SEGMENT, f"{self._settings.model_name} ends before layer {self._layers.end}, next is {route[0].model}"
+            )
+
+    def _values(self, request: Request, data: torch.Tensor) -> torch.Tensor:
+        """The step's tensor, of its own dtype and shape, checked against what this segment's layers take."""
+        tensor = request.tensor
+        if tensor is None:
+            raise SegmentError(protocol.BAD_REQUEST, "a step needs a tensor")
+        layers = self._layers
+        expected = "int64" if layers.is_first else self._settings.dtype
+        shape_fits = len(tensor.shape) == 1 if layers.is_first else len(tensor.shape) == 2 and tensor.shape[1] == layers.hidden
+        if tensor.dtype != expected or not shape_fits:
+            takes = "int64 [tokens]" if layers.is_first else f"{expected} [tokens, {layers.hidden}]"
+            raise SegmentError(
+                protocol.WRONG_SEGMENT, f"layers {layers.start}:{layers.end} take {takes}, got {tensor.dtype} {list(tensor.shape)}"
+            )
+        if tensor.byte_size != data.numel():
+            raise SegmentError(protocol.BAD_REQUEST, f"DATA has {data.numel()} bytes, the tensor needs {tensor.byte_size}")
+        if request.position + tensor.tokens > self._settings.max_context_tokens:
+            raise SegmentError(
+                protocol.BAD_REQUEST,
+                f"position {request.position} and {tensor.tokens} tokens are beyond the longest context, "
+                f"{self._settings.max_context_tokens}",
+            )
+        values = data.view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
+        if layers.is_first and (int(values.min()) < 0 or int(values.max()) >= layers.vocabulary):
+            raise SegmentError(protocol.BAD_REQUEST, f"token ids should be 0 to {layers.vocabulary - 1}, got {values.min()}..{values.max()}")
+        return values
+
+    def _after_step(self, request: Request, tokens: int, result: Result, received_at: float, send: Send) -> None:
+        phase = "decode" if tokens == 1 and request.position else "prefill"
+        self._totals.steps += 1
+        self._totals.tokens += tokens
+        self._meters.add("steps_total", 1, phase=phase)
+        self._meters.add("tokens_total", tokens, phase=phase)
+        self._meters.add("compute_seconds_total", result.share_s, phase=phase)
+        self._meters.add("queue_seconds_total", result.queue_s)
+        timing = {
+            "segment": self._settings.segment,
+            "queue_ms": round(result.queue_s * 1e3, 3),
+            "compute_ms": round(result.compute_s * 1e3, 3),
+            "hop_ms": 0.0,
+        }
+        if result.hidden is None:
+            fields: dict[str, Any] = {"timings": [timing]}
+            if result.choice is not None:
+                choice = result.choice
+                fields |= {
+                    "token": choice.token,
+                    "logprob": choice.logprob,
+                    "top_logprobs": [[token, logprob] for token, logprob in choice.top_logprobs],
+                }
+            send(protocol.answer(fields), b"")
+            return
+        hidden = result.hidden.contiguous()
+        data = hidden.view(torch.uint8).numpy().tobytes()
+        self._forward(request, TensorMeta(self._settings.dtype, tuple(hidden.shape)), data, received_at, timing, send)
+
+    def _forward(
+        self, request: Request, tensor: TensorMeta | None, data: bytes, received_at: float, timing: dict[str, Any], send: Send
+    ) -> None:
+        hop = request.route[0]
+        sent_at = time.monotonic()
+        left_s = request.deadline_ms / 1e3 - (sent_at - received_at)
+        if left_s <= 0:
+            self._fail(SegmentError(protocol.DEADLINE_EXCEEDED, f"{request.deadline_ms:.0f} ms are over after this segment"), send)
+            return
+
+        def done(reply: Reply | SegmentError) -> None:
+            hop_s = time.monotonic() - sent_at
+            if tensor is not None:
+                self._meters.add("hops_total", 1, to=hop.segment)
+                self._meters.add("hop_bytes_total", len(data), to=hop.segment)
+                self._meters.add("hop_seconds_total", hop_s, to=hop.segment)
+            if isinstance(reply, SegmentError):
+                self._fail(reply, send)
+                return
+            timing["hop_ms"] = round(hop_s * 1e3, 3)
+            send(_with_timing(reply[0], timing), reply[1])
+
+        try:
+            self._hops.send(hop, protocol.forwarded(request, tensor, left_s * 1e3), data, left_s, done)
+        except (SegmentError, ValueError) as problem:  # ValueError: the channel was closed by stop()
+            failure = problem if isinstance(problem, SegmentError) else SegmentError(protocol.NEXT_HOP_FAILED, str(problem))
+            self._fail(failure, send)
+
+    def _release(self, request: Request, received_at: float, send: Send) -> None:
+        known = self.table.release(request.sequence)
+        if not request.route:
+            send(protocol.answer({"ok": True, "known": known}), b"")
+            return
+        for hop in request.route:
+            address_of(hop.segment, self._settings)
+        self._forward(request, None, b"", received_at, {"segment": self._settings.segment}, send)
+
+    def _probe(self, request: Request, received_at: float, send: Send) -> None:
+        layers = self._layers
+        shape = (1,) if layers.is_first else (1, layers.hidden)
+        values = torch.ones(shape, dtype=torch.int64 if layers.is_first else layers.dtype)
+
+        def done(result: Result | SegmentError) -> None:
+            if isinstance(result, SegmentError):
+                self._fail(result, send)
+            elif (result.hidden is not None and not bool(result.hidden.isfinite().all())) or (
+                result.choice is not None and result.choice.logprob != result.choice.logprob
+            ):
+                self._fail(SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite"), send)
+            else:
+                send(protocol.answer({"ok": True, "ms": round((time.monotonic() - received_at) * 1e3, 3)}), b"")
+
+        probe = Request(op="probe", sample=True, deadline_ms=request.deadline_ms)
+        self._execution.submit(Step(probe, values, received_at, received_at + request.deadline_ms / 1e3, done))
+
+
+def _with_timing(meta: bytes, timing: dict[str, Any]) -> bytes:
+    """The next segment's answer with this segment's timing in front; errors pass unchanged."""
+    try:
+        fields = json.loads(meta)
+    except ValueError:
+        return meta
+    if not isinstance(fields, dict) or "timings" not in fields:
+        return meta
+    fields["timings"] = [timing, *fields["timings"]]
+    return json.dumps(fields).encode()

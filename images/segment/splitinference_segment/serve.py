@@ -1,0 +1,122 @@
+"""segment-serve: the image's entry point. Writes the Triton repository, starts tritonserver, passes signals on, cleans /dev/shm."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from splitinference_segment.settings import Settings, SettingsError
+
+SHM = Path("/dev/shm")  # noqa: S108 - the system's shared memory, not a place for temporary files
+SHM_BYTES = 16 << 20  # shared memory at the start, for each direction; it grows by itself
+EXIT_SECONDS = 5
+
+MODEL_CONFIG = """\
+name: "{name}"
+backend: "python"
+max_batch_size: 0
+input [ {{ name: "META" data_type: TYPE_UINT8 dims: [ -1 ] }}, {{ name: "DATA" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
+output [ {{ name: "META" data_type: TYPE_UINT8 dims: [ -1 ] }}, {{ name: "DATA" data_type: TYPE_UINT8 dims: [ -1 ] }} ]
+instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+parameters [ {{ key: "FORCE_CPU_ONLY_INPUT_TENSORS" value: {{ string_value: "yes" }} }} ]
+"""
+MODEL_CODE = """\
+from splitinference_segment.triton_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+"""
+
+
+def write_repository(folder: Path, model_name: str) -> None:
+    """Write the repository with the one model; its Python is a name imported from this package."""
+    version = folder / model_name / "1"
+    version.mkdir(parents=True)
+    (folder / model_name / "config.pbtxt").write_text(MODEL_CONFIG.format(name=model_name))
+    (version / "model.py").write_text(MODEL_CODE)
+
+
+def region_prefix(settings: Settings) -> str:
+    """Prefix of this server's regions in /dev/shm: what is left under it belongs to nobody once the server is gone."""
+    return f"si_{settings.segment}_{settings.http_port}_"
+
+
+def clean_shared_memory(prefix: str) -> int:
+    """Remove regions that a killed server left behind; returns how many."""
+    left = [file for file in SHM.iterdir() if file.name.startswith(prefix)]
+    for file in left:
+        file.unlink(missing_ok=True)
+    return len(left)
+
+
+def command(settings: Settings, repository: Path) -> list[str]:
+    """The command line of tritonserver."""
+    return [
+        "tritonserver",
+        f"--model-repository={repository}",
+        f"--backend-directory={settings.backends}",
+        "--model-control-mode=explicit",
+        f"--load-model={settings.model_name}",
+        "--exit-on-error=true",
+        f"--exit-timeout-secs={EXIT_SECONDS}",
+        f"--http-port={settings.http_port}",
+        f"--grpc-port={settings.grpc_port}",
+        f"--metrics-port={settings.metrics_port}",
+        "--allow-gpu-metrics=false",
+        # Peers and gateway ping idle connections to see a lost node soon; without these the server would close them for it.
+        "--grpc-keepalive-permit-without-calls=true",
+        "--grpc-http2-min-recv-ping-interval-without-data=5000",
+        "--grpc-http2-max-pings-without-data=0",
+        f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
+        f"--backend-config=python,shm-region-prefix-name={region_prefix(settings)}",
+        "--disable-auto-complete-config",
+    ]
+
+
+def environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The server's environment: as given, with the number of threads for OpenMP."""
+    return {**inherited, "OMP_NUM_THREADS": str(settings.threads), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def serve(settings: Settings) -> int:
+    """Run until the server ends; its exit code. SIGTERM and SIGINT are passed on, and what it leaves is cleaned up."""
+    prefix = region_prefix(settings)
+    clean_shared_memory(prefix)
+    repository = Path(tempfile.mkdtemp(prefix="repository-"))
+    try:
+        write_repository(repository, settings.model_name)
+        # A session of its own: the server's stub processes are in its group and can be ended with it.
+        server = subprocess.Popen(command(settings, repository), env=environment(settings, os.environ), start_new_session=True)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, lambda number, _frame: _end(server, number))
+        code = server.wait()
+        try:
+            os.killpg(server.pid, signal.SIGKILL)  # a stub that outlived a killed server
+        except ProcessLookupError:
+            pass
+        return code if code >= 0 else 128 - code
+    finally:
+        clean_shared_memory(prefix)
+        shutil.rmtree(repository, ignore_errors=True)
+
+
+def _end(server: "subprocess.Popen[bytes]", number: int) -> None:
+    if server.poll() is None:
+        server.send_signal(number)
+
+
+def main() -> int:
+    """Read the settings and serve. Exit code 2 and one sentence when a setting is wrong."""
+    try:
+        settings = Settings.from_environment()
+    except SettingsError as wrong:
+        print(f"segment-serve: {wrong}", file=sys.stderr)
+        return 2
+    return serve(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What a segment is told by its environment: which layers, how much KV, where its peers are. Read once, then frozen."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DTYPES = ("float32", "bfloat16", "float16")
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the message names it and says what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one segment. Layers are half-open: the embedding is layer 0, the head the last one."""
+
+    segment: str
+    model_name: str
+    model_path: Path
+    start: int
+    end: int
+    dtype: str = "bfloat16"
+    max_context_tokens: int = 2048
+    max_sequences: int = 8
+    kv_bytes: int = 1 << 30
+    kv_idle_seconds: float = 300.0
+    threads: int = 1
+    max_batch: int = 8  # most decode steps run together; 1 runs them one by one
+    peer_prefix: str = ""
+    peer_suffix: str = ""
+    grpc_port: int = 8001
+    http_port: int = 8000
+    metrics_port: int = 8002
+    peer_addresses: Mapping[str, str] = field(default_factory=dict)
+    backends: Path = Path("/opt/triton/backends")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Read and check every variable. SettingsError names the first one that is wrong."""
+        read = _Reader(environment)
+        start, end = read.layers("SI_LAYERS")
+        defaults = cls(segment="x", model_name="x", model_path=Path(), start=0, end=1)
+        return cls(
+            segment=read.label("SI_SEGMENT"),
+            model_name=read.text("SI_MODEL_NAME"),
+            model_path=Path(read.text("SI_MODEL_PATH")),
+            start=start,
+            end=end,
+            dtype=read.choice("SI_DTYPE", DTYPES, defaults.dtype),
+            max_context_tokens=read.integer("SI_MAX_CONTEXT_TOKENS", defaults.max_context_tokens, 1),
+            max_sequences=read.integer("SI_MAX_SEQUENCES", defaults.max_sequences, 1),
+            kv_bytes=read.integer("SI_KV_BYTES", defaults.kv_bytes, 0),
+            kv_idle_seconds=read.seconds("SI_KV_IDLE_SECONDS", defaults.kv_idle_seconds),
+            threads=read.integer("SI_THREADS", defaults.threads, 1),
+            max_batch=read.integer("SI_MAX_BATCH", defaults.max_batch, 1),
+            peer_prefix=read.text("SI_PEER_PREFIX", ""),
+            peer_suffix=read.text("SI_PEER_SUFFIX", ""),
+            grpc_port=read.integer("SI_GRPC_PORT", defaults.grpc_port, 1),
+            http_port=read.integer("SI_HTTP_PORT", defaults.http_port, 1),
+            metrics_port=read.integer("SI_METRICS_PORT", defaults.metrics_port, 1),
+            peer_addresses=read.addresses("SI_PEER_ADDRESSES"),
+            backends=Path(read.text("SI_TRITON_BACKENDS", str(defaults.backends))),
+        )
+
+
+class _Reader:
+    """Typed reading of one environment."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._environment.get(name) or default  # empty is as good as not set
+        if value is None:
+            raise SettingsError(f"{name} is not set")
+        return value
+
+    def label(self, name: str) -> str:
+        value = self.text(name)
+        if not DNS_LABEL.fullmatch(value):
+            raise SettingsError(f"{name} is {value!r}, expected a DNS label: small letters, digits and dashes, at most 63")
+        return value
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        value = self.text(name, default)
+        if value not in choices:
+            raise SettingsError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+        return value
+
+    def integer(self, name: str, default: int, least: int) -> int:
+        value = self.text(name, str(default))
+        try:
+            number = int(value)
+        except ValueError:
+            raise SettingsError(f"{name} is {value!r}, expected a whole number") from None
+        if number < least:
+            raise SettingsError(f"{name} is {number}, expected at least {least}")
+        return number
+
+    def seconds(self, name: str, default: float) -> float:
+        value = self.text(name, str(default))
+        try:
+            number = float(value)
+        except ValueError:
+            raise SettingsError(f"{name} is {value!r}, expected seconds") from None
+        if not 0 < number < float("inf"):
+            raise SettingsError(f"{name} is {value}, expected more than 0 seconds")
+        return number
+
+    def layers(self, name: str) -> tuple[int, int]:
+        value = self.text(name)
+        match = re.fullmatch(r"(\d+):(\d+)", value)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise SettingsError(f"{name} is {value!r}, expected start:end with start < end")
+        return int(match[1]), int(match[2])
+
+    def addresses(self, name: str) -> Mapping[str, str]:
+        value = self.text(name, "{}")
+        try:
+            addresses = json.loads(value)
+        except ValueError:
+            raise SettingsError(f"{name} is not JSON") from None
+        if not isinstance(addresses, dict) or not all(isinstance(address, str) for address in addresses.values()):
+            raise SettingsError(f"{name} should be a JSON object of name to host:port")
+        return addresses

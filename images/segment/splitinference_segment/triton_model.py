@@ -1,0 +1,76 @@
+"""The Triton side: reads META and DATA, answers through response senders. Tensors cross by DLPack alone.
+
+Numpy arrays of other types than bytes come out wrong under numpy 2 in this backend, without an error; DLPack is right with any numpy.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton_python_backend_utils as pb_utils
+
+from splitinference_segment.layers import Layers
+from splitinference_segment.meters import Meters
+from splitinference_segment.segment import Segment
+from splitinference_segment.settings import Settings
+
+
+class TritonPythonModel:
+    """What Triton calls. Each answer is sent by a response sender, so no request waits for another."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the layers and start the worker; Triton reports ready after this returns."""
+        settings = Settings.from_environment()
+        if args["model_name"] != settings.model_name:
+            raise pb_utils.TritonModelException(f"loaded as {args['model_name']}, but SI_MODEL_NAME is {settings.model_name}")
+        torch.set_num_threads(settings.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        layers = Layers(settings.model_path, settings.start, settings.end, getattr(torch, settings.dtype), device)
+        self._meters = Meters(settings.segment, pb_utils, self._gauges)
+        self._segment = Segment(settings, layers, self._meters)
+        print(
+            f"segment {settings.segment}: layers {settings.start}:{settings.end} of {layers.count}, {settings.dtype}, "
+            f"{layers.weight_bytes() / 2**20:.1f} MiB of weights, {layers.kv_shape.bytes_per_token} KV bytes per token, {device}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Queue every request; the answers come later."""
+        for request in requests:
+            sender = request.get_response_sender()
+            meta = _tensor(request, "META").numpy().tobytes()
+            # A copy: the server's memory behind the request is gone once it is answered.
+            data = _tensor(request, "DATA").clone()
+
+            def send(meta: bytes, data: bytes, sender: Any = sender) -> None:
+                # `send` works without the interpreter's lock and drops outputs that the client did not ask for. These references
+                # keep them from being destroyed there: without them the stub crashes.
+                outputs = [_output("META", meta), _output("DATA", data or b"\0")]
+                sender.send(pb_utils.InferenceResponse(output_tensors=outputs), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                del outputs
+
+            self._segment.handle(meta, data, send)
+
+    def finalize(self) -> None:
+        """Triton unloads the model."""
+        self._segment.stop()
+        self._meters.stop()
+
+    def _gauges(self) -> dict[str, float]:
+        segment = getattr(self, "_segment", None)
+        if segment is None:
+            return {}
+        segment.forget_idle()
+        use = segment.table.use()
+        return {"kv_bytes": float(use.total_bytes), "sequences": float(use.sequences)}
+
+
+def _tensor(request: Any, name: str) -> torch.Tensor:
+    tensor: torch.Tensor = torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack())
+    return tensor
+
+
+def _output(name: str, content: bytes) -> Any:
+    return pb_utils.Tensor.from_dlpack(name, torch.frombuffer(bytearray(content), dtype=torch.uint8))

@@ -1,0 +1,51 @@
+"""Reading tensors by name from a folder of safetensors: only those asked for, cast to the serving dtype, in memory of our own."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+
+class MissingWeightsError(Exception):
+    """The folder does not hold a tensor that the layers need; the message names the first few."""
+
+
+class Weights:
+    """The tensor table of a model's folder: which file holds which name."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the index, or the headers of the files where there is none."""
+        self._folder = folder
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            self._file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            return
+        self._file_of = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(str(file), framework="pt") as stored:
+                self._file_of |= dict.fromkeys(stored.keys(), file.name)
+        if not self._file_of:
+            raise MissingWeightsError(f"{folder} holds no *.safetensors")
+
+    def stored_name(self, name: str, base_prefix: str) -> str | None:
+        """The name under which `name` is stored; some checkpoints leave out the base model's prefix (GPT-2's does)."""
+        for candidate in (name, name.removeprefix(f"{base_prefix}."), f"{base_prefix}.{name}"):
+            if candidate in self._file_of:
+                return candidate
+        return None
+
+    def read(self, names: Iterable[str], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+        """Read tensors by stored name. They are copies, so that serving never waits for the page cache."""
+        by_file: dict[str, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self._file_of[name], []).append(name)
+        tensors = {}
+        for file, stored_names in by_file.items():
+            with safe_open(str(self._folder / file), framework="pt") as stored:
+                for name in stored_names:
+                    tensor = stored.get_tensor(name)
+                    kind = dtype if tensor.is_floating_point() else tensor.dtype
+                    tensors[name] = torch.empty(tensor.shape, dtype=kind, device=device).copy_(tensor)
+        return tensors
