@@ -98,7 +98,7 @@ class _Solver:
 
 
 def _mandatory(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, trigger: Trigger) -> tuple[Adopt | Keep, Memory]:
-    problem = _without(facts.problem, facts.quarantined)
+    problem = _without(facts.problem, [*facts.quarantined, *facts.pressured])
     key = _content(problem, facts.asked, trigger.reason)
     if key == memory.tried and memory.tried_at is not None and facts.now - memory.tried_at < policy.retry:
         return Keep(reason=Kept(memory.tried_reason), message=memory.tried_message, trigger=trigger), memory
@@ -175,7 +175,8 @@ def _optional(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tri
     if unknown:
         message = f"{trigger.message}; no move while the utilization of {unknown} is not known"
         return Keep(reason=Kept.UNKNOWN_METRICS, message=message, trigger=trigger), memory
-    known = _without(problem, [node.name for node in problem.snapshot.nodes if node.utilization is None])
+    doubtful = [node.name for node in problem.snapshot.nodes if node.utilization is None]
+    known = _without(problem, [*doubtful, *facts.quarantined, *facts.pressured])
     best = _candidate(current, known, policy, solver)
     if isinstance(best, Keep):
         return best.model_copy(update={"trigger": trigger, "message": f"{trigger.message}; {best.message}"}), memory

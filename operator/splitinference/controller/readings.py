@@ -1,0 +1,105 @@
+"""What metrics say about nodes, judged: a value that is old, missing or impossible is unknown, never zero, and a note says why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from splitinference.controller.ports import Metrics, Sample, Samples
+from splitinference.core.value import Value
+
+PREFIX = "splitinference.dev/"
+_ABSURD = 1.5
+"""A node that is said to use more than this many times its cores is not believed."""
+
+
+class Measured(Value):
+    """All that metrics said in one pass, read once."""
+
+    node_cpu_cores: Samples = Samples()
+    segment_cpu_cores: Samples = Samples()
+    node_memory_available_bytes: Samples = Samples()
+    links_mbps: Samples = Samples()
+    links_rtt_ms: Samples = Samples()
+
+    @property
+    def problem(self) -> str:
+        """Why utilization is not known at all; empty if it is."""
+        return self.node_cpu_cores.problem or self.segment_cpu_cores.problem
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was odd in the answers, each once."""
+        answers = (self.node_cpu_cores, self.segment_cpu_cores, self.node_memory_available_bytes, self.links_mbps, self.links_rtt_ms)
+        return tuple(dict.fromkeys(note for answer in answers for note in answer.notes))
+
+
+def read_metrics(metrics: Metrics) -> Measured:
+    """Ask everything. Where the first question has no answer, the others are not asked: each may cost a time limit."""
+    cores = metrics.node_cpu_cores()
+    if cores.problem:
+        return Measured(node_cpu_cores=cores)
+    return Measured(
+        node_cpu_cores=cores,
+        segment_cpu_cores=metrics.segment_cpu_cores(),
+        node_memory_available_bytes=metrics.node_memory_available_bytes(),
+        links_mbps=metrics.links_mbps(),
+        links_rtt_ms=metrics.links_rtt_ms(),
+    )
+
+
+@dataclass
+class Judge:
+    """Judges samples and collects notes."""
+
+    max_age_seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    def value(self, samples: Samples, name: str, what: str, least: float = 0.0) -> float | None:
+        """The value if it can be believed. Nothing said about a name is no note: that is how many clusters are."""
+        sample: Sample | None = samples.by_name.get(name)
+        if sample is None:
+            return None
+        if sample.value is None:
+            self.notes.append(f"{what} of {name} is not a number")
+        elif sample.age_seconds > self.max_age_seconds:
+            self.notes.append(f"{what} of {name} is {sample.age_seconds:.0f} s old, more than {self.max_age_seconds:.0f} s")
+        elif sample.age_seconds < -self.max_age_seconds:
+            self.notes.append(f"{what} of {name} is from {-sample.age_seconds:.0f} s in the future: check the clocks")
+        elif sample.value < least:
+            self.notes.append(f"{what} of {name} is {sample.value:g}, less than {least:g}")
+        else:
+            return sample.value
+        return None
+
+    def used_by_others(self, measured: Measured, node: str, cores: float, own_pods: Sequence[str]) -> float | None:
+        """Share 0..1 of a node's cores that others use: all that is used, less what our own segments there use.
+
+        While the use of one of our own segments there is not known, that of the others is not either.
+        """
+        used = self.value(measured.node_cpu_cores, node, "CPU use")
+        if used is None or cores <= 0:
+            return None
+        if used > _ABSURD * cores:
+            self.notes.append(f"CPU use of {node} is {used:.1f} cores, it has {cores:.1f}")
+            return None
+        own = 0.0
+        for pod in own_pods:
+            taken = self.value(measured.segment_cpu_cores, pod, "CPU use")
+            if taken is None:
+                return None
+            own += taken
+        return min(1.0, max(0.0, used - own) / cores)
+
+
+def positive_number(labels: Mapping[str, str], annotations: Mapping[str, str], key: str, notes: list[str], where: str) -> float | None:
+    """The number of a label or annotation (an annotation wins); None where there is none, or where it is none: then with a note."""
+    text = annotations.get(key, labels.get(key))
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e12:
+        notes.append(f"{key} of {where} is {text!r}, which is no number of at least 0: the default is taken")
+        return None
+    return number

@@ -1,0 +1,138 @@
+"""Nodes, pods and metrics → the core's snapshot: what our segments may take, how busy others keep the nodes, how good the links are.
+
+Memory that is spoken for is counted once: by the pods that are there, and by other resources' plans for what they have not made yet. Our
+own segments' memory counts as free for us.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from splitinference.controller.gateway import GATEWAY
+from splitinference.controller.manifests import SEGMENT
+from splitinference.controller.network import read_network
+from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes
+from splitinference.controller.ports import Manifest
+from splitinference.controller.quantity import quantity
+from splitinference.controller.readings import PREFIX, Judge, Measured, positive_number
+from splitinference.core.cluster import Node, Snapshot, Taint
+from splitinference.settings import Settings
+
+_SAID_ELSEWHERE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable", "node.kubernetes.io/memory-pressure")
+ZONE = "topology.kubernetes.io/zone"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The snapshot, nodes that run out of memory and how that shows, and what was odd on the way."""
+
+    snapshot: Snapshot
+    pressured: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def claims(resources: Sequence[Manifest], pods: Sequence[Manifest], namespace: str, name: str) -> Mapping[str, int]:
+    """Bytes per node that other resources' plans hold and no pod on that node has yet."""
+    there = {
+        (p["metadata"].get("namespace"), p["metadata"]["name"]) for p in pods if (p.get("spec") or {}).get("nodeName") and not is_over(p)
+    }
+    held: dict[str, int] = defaultdict(int)
+    for resource in resources:
+        metadata = resource["metadata"]
+        if (metadata.get("namespace"), metadata["name"]) == (namespace, name) or metadata.get("deletionTimestamp"):
+            continue
+        for segment in ((resource.get("status") or {}).get("plan") or {}).get("segments") or []:
+            if (metadata.get("namespace"), segment.get("name")) not in there:
+                held[str(segment.get("node"))] += int(segment.get("memoryBytes") or 0)
+    return held
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a snapshot is made from. `owner`: namespace and name of the resource that it is for; `held`: what `claims` gave."""
+
+    now: datetime
+    nodes: Sequence[Manifest]
+    pods: Sequence[Manifest]
+    measured: Measured
+    held: Mapping[str, int]
+    owner: tuple[str, str]
+
+
+def read_snapshot(sources: Sources, settings: Settings) -> Reading:
+    """The picture for one resource."""
+    judge = Judge(max_age_seconds=settings.metrics_max_age_seconds)
+    by_node: dict[str, list[Manifest]] = defaultdict(list)
+    for pod in sources.pods:
+        if (pod.get("spec") or {}).get("nodeName") and not is_over(pod):
+            by_node[pod["spec"]["nodeName"]].append(pod)
+    ordered = sorted(sources.nodes, key=lambda node: str(node["metadata"]["name"]))
+    seen = [_node(node, by_node[node["metadata"]["name"]], sources, settings, judge) for node in ordered]
+    gateways = (node_of(p) for ps in by_node.values() for p in ps if is_ours(p, GATEWAY, *sources.owner))
+    ingress = next((name for name in gateways if name in {node.name for node in seen}), "")
+    network = read_network(ordered, sources.measured, ingress, settings, judge)
+    return Reading(
+        snapshot=Snapshot(nodes=tuple(seen), network=network, observed_at=sources.now),
+        pressured={node["metadata"]["name"]: why for node in ordered if (why := _pressure(node))},
+        notes=tuple(dict.fromkeys([*sources.measured.notes, *judge.notes])),
+    )
+
+
+def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: Settings, judge: Judge) -> Node:
+    metadata, status, name = node["metadata"], node.get("status") or {}, str(node["metadata"]["name"])
+    labels, annotations = labels_of(node), metadata.get("annotations") or {}
+    allocatable = status.get("allocatable") or {}
+    cores = float(quantity(allocatable.get("cpu", 0)) or 0)
+    own = [pod for pod in pods if is_ours(pod, SEGMENT, *sources.owner)]
+    others = sum(requested_bytes(pod) for pod in pods if not is_ours(pod, SEGMENT, *sources.owner))
+    free = int(quantity(allocatable.get("memory", 0)) or 0) - others - sources.held.get(name, 0)
+    available = judge.value(sources.measured.node_memory_available_bytes, name, "available memory")
+    if available is not None:
+        free = min(free, int(available) + sum(requested_bytes(pod) for pod in own))
+
+    def number(key: str) -> float | None:
+        return positive_number(labels, annotations, PREFIX + key, judge.notes, f"node {name}")
+
+    gflops = number("compute-gflops") or max(cores, 0.001) * settings.core_gflops
+    bandwidth = number("memory-bandwidth-gbps") or max(cores, 0.001) * settings.core_memory_bandwidth_gbps
+    running = [f"{pod['metadata'].get('namespace')}/{pod['metadata']['name']}" for pod in own]
+    return Node(
+        name=name,
+        ready=is_ready(node),
+        labels=dict(labels),
+        taints=tuple(_taints(node)),
+        zone=labels.get(ZONE, ""),
+        memory_free_bytes=max(0, free),
+        flops_per_s=gflops * 1e9,
+        memory_bandwidth_bytes_per_s=bandwidth * 1e9,
+        utilization=judge.used_by_others(sources.measured, name, cores, running),
+        idle_watts=number("idle-watts") or 0.0,
+        busy_watts=number("busy-watts") or 0.0,
+        cost_per_hour=number("cost-per-hour") or 0.0,
+    )
+
+
+def is_ready(node: Manifest) -> bool:
+    """Whether the node says that it is ready and is not being deleted."""
+    return not node["metadata"].get("deletionTimestamp") and _condition(node, "Ready") == "True"
+
+
+def _condition(node: Manifest, kind: str) -> str:
+    found = [c for c in (node.get("status") or {}).get("conditions") or [] if c.get("type") == kind]
+    return str(found[0].get("status")) if found else ""
+
+
+def _pressure(node: Manifest) -> str:
+    return "the node runs out of memory (its condition MemoryPressure is True)" if _condition(node, "MemoryPressure") == "True" else ""
+
+
+def _taints(node: Manifest) -> Iterable[Taint]:
+    spec = node.get("spec") or {}
+    found = [
+        Taint(key=t.get("key", ""), value=t.get("value") or "", effect=t.get("effect", "NoSchedule")) for t in spec.get("taints") or []
+    ]
+    # Readiness and memory have checks of their own, which say more.
+    yield from (t for t in found if t.key not in _SAID_ELSEWHERE)
+    if spec.get("unschedulable") and not any(t.key == "node.kubernetes.io/unschedulable" for t in found):
+        yield Taint(key="node.kubernetes.io/unschedulable")
