@@ -36,9 +36,7 @@ class Serving:
 
     async def complete(self, prompt: str, tokens: int, **more: Any) -> str:
         async with self.client as client:
-            answer = await client.completions.create(
-                model=MODEL, prompt=prompt, max_tokens=tokens, **{"temperature": 0, **more}
-            )
+            answer = await client.completions.create(model=MODEL, prompt=prompt, max_tokens=tokens, **{"temperature": 0, **more})
         return answer.choices[0].text
 
     async def get(self, path: str) -> Any:

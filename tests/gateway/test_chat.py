@@ -104,9 +104,7 @@ async def test_a_seed_repeats_a_text_and_n_choices_differ(tmp_path: Path, model_
 
 async def test_streamed_choices_are_told_apart_by_their_index(tmp_path: Path, model_path: Path) -> None:
     async with serving(tmp_path, model_path, await toy_segments("a")) as world, world.client as client:
-        stream = await client.completions.create(
-            model=MODEL, prompt=["one", "two"], n=2, seed=1, temperature=1, max_tokens=20, stream=True
-        )
+        stream = await client.completions.create(model=MODEL, prompt=["one", "two"], n=2, seed=1, temperature=1, max_tokens=20, stream=True)
         texts = ["", "", "", ""]
         async for chunk in stream:
             texts[chunk.choices[0].index] += chunk.choices[0].text

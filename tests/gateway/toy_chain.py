@@ -23,7 +23,7 @@ from tests.gateway.model_folder import END
 CHARACTERS = [c.encode() for c in " etaoinshrdlu.,éü€𝄞日本"]
 
 
-class Answered(Exception):
+class EarlyAnswerError(Exception):
     """An answer that ends a step early."""
 
     def __init__(self, meta: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ class ToySegment:
         self.counts[meta["op"]] += 1
         try:
             answer = await getattr(self, f"_{meta['op']}")(meta, request.raw_input_contents[1])
-        except Answered as early:
+        except EarlyAnswerError as early:
             answer = early.meta
         body = json.dumps(answer).encode()
         response = ModelInferResponse(model_name=request.model_name)
@@ -172,8 +172,8 @@ class ToySegment:
         answer: dict[str, Any] = json.loads(output(response, "META"))
         return answer
 
-    def _error(self, code: str) -> Answered:
-        return Answered({"v": 1, "error": {"code": code, "message": f"told to: {code}", "segment": self.name}})
+    def _error(self, code: str) -> EarlyAnswerError:
+        return EarlyAnswerError({"v": 1, "error": {"code": code, "message": f"told to: {code}", "segment": self.name}})
 
 
 async def toy_segments(*names: str) -> list[ToySegment]:

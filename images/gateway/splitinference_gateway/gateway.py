@@ -1,6 +1,7 @@
 """All parts of one gateway, made from its settings, and the background work that keeps them current."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,11 +10,12 @@ from dataclasses import dataclass, field
 from splitinference_gateway.admission import Admission
 from splitinference_gateway.api_keys import ApiKeys
 from splitinference_gateway.chain import Chain, Limits
+from splitinference_gateway.configmap_watch import ApiServer, own_namespace, watch_configmap
 from splitinference_gateway.failing import Failing
 from splitinference_gateway.generation import Generator
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
-from splitinference_gateway.route_source import RouteReader, own_namespace, poll_file, watch_in_cluster
+from splitinference_gateway.route_source import RouteReader, poll_file
 from splitinference_gateway.routes import Routes
 from splitinference_gateway.settings import Settings
 from splitinference_gateway.steps import StepClient
@@ -89,7 +91,8 @@ class Gateway:
         if self.settings.route_file is not None:
             await poll_file(self.settings.route_file, reader)
         else:
-            await watch_in_cluster(self.settings.namespace or own_namespace(), self.settings.route_object, reader)
+            namespace = self.settings.namespace or own_namespace()
+            await watch_configmap(ApiServer.in_cluster(os.environ), namespace, self.settings.route_object, reader)
 
     async def _tidy(self) -> None:
         """Let go of what belongs to routes that are no more."""
