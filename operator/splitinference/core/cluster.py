@@ -10,15 +10,19 @@ from splitinference.core.value import Value
 
 
 class LayerTime(Value):
-    """Measured time of one layer on one node, for one token of decode and for one token of a prefill chunk."""
+    """Measured time of one layer on one otherwise idle node: for one token of decode and for one token of a prefill chunk."""
 
     layer: int = Field(ge=0)
+    processor: str = Field(default="", description="the processor it was measured on; empty: a node without processors")
     prefill_ms_per_token: float = Field(gt=0)
     decode_ms_per_token: float = Field(gt=0)
 
 
 class Processor(Value):
-    """One place inside a node that can hold a segment: a GPU, a NUMA node, the CPU."""
+    """One place inside a node that can hold a segment: a GPU, a NUMA node, the CPU.
+
+    Where a node has processors, they are its whole capacity: every segment on it names one, and takes memory from it.
+    """
 
     name: str
     kind: str = "cpu"
@@ -95,4 +99,7 @@ class Snapshot(Value):
             if node.name in seen:
                 raise ValueError(f"node {node.name!r} occurs twice")
             seen.add(node.name)
+            names = [processor.name for processor in node.processors]
+            if len(set(names)) != len(names) or "" in names:
+                raise ValueError(f"processors of node {node.name!r} need names of their own")
         return self

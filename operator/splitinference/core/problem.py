@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from splitinference.core.cluster import Snapshot
 from splitinference.core.profile import Profile
@@ -18,18 +18,40 @@ class Goal(StrEnum):
     """What an objective minimises (throughput: maximises)."""
 
     LATENCY = "latency"
+    """Time to first token plus mean time per output token, ms; of several pipelines the slowest one's."""
     BOTTLENECK = "bottleneck"
+    """How long the slowest stage or link is taken for each step, ms."""
     THROUGHPUT = "throughput"
+    """Tokens per second of all nodes together, each holding one run of layers; the only goal that is maximised."""
     ENERGY = "energy"
+    """Joules per output token that the work adds to what the nodes draw idle."""
     COST = "cost"
+    """Cost per hour of the nodes used."""
+    MOVE = "move"
+    """GiB of weights to load for segments that do not serve now."""
 
 
 class Objective(Value):
-    """The main goal, and weights for what else counts. Weights are in the goal's own unit per unit of the term."""
+    """The main goal, and weights for what else counts. Weights are in the goal's own unit per unit of the term.
+
+    `then` are further goals, each minimised among the plans that are best in all before it.
+    """
 
     goal: Goal = Goal.LATENCY
-    utilization_weight: float = Field(default=0.0, ge=0, description="ms added for a peak utilization of 1.0")
-    move_weight: float = Field(default=0.0, ge=0, description="ms added for each GiB to move from the serving plan")
+    utilization_weight: float = Field(default=0.0, ge=0, description="added for a peak utilization of 1.0")
+    move_weight: float = Field(default=0.0, ge=0, description="added for each GiB to move from the serving plan")
+    then: tuple[Goal, ...] = ()
+
+    @model_validator(mode="after")
+    def _combines(self) -> Self:
+        goals = (self.goal, *self.then)
+        if len(set(goals)) != len(goals):
+            raise ValueError("then: every goal at most once")
+        if Goal.THROUGHPUT in goals and (self.then or self.utilization_weight or self.move_weight):
+            raise ValueError("throughput is a goal of its own: without weights and without further goals")
+        if self.then and (self.utilization_weight or self.move_weight):
+            raise ValueError("either weights or further goals (then), not both: name the goals in the order that counts")
+        return self
 
 
 class Workload(Value):
@@ -39,6 +61,10 @@ class Workload(Value):
     output_tokens: int = Field(default=128, ge=1)
     max_context_tokens: int = Field(default=2048, ge=1)
     max_concurrent_sequences: int = Field(default=4, ge=1)
+    batch: int = Field(default=1, ge=1, description="sequences that a stage steps together while decoding")
+    requests_per_s: float = Field(
+        default=0.0, ge=0, description="rate that utilization after placement is computed for; 0: only what others use counts"
+    )
 
 
 class Slo(Value):
@@ -87,8 +113,25 @@ class Constraints(Value):
     utilization_ceiling: float | None = Field(default=None, gt=0, le=1)
     min_bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
     memory_margin: float = Field(default=0.1, ge=0, le=1, description="share added to every segment's memory demand")
-    pipelines: int = Field(default=1, ge=1)
-    disjoint_pipelines: bool = True
+    pipelines: int = Field(default=1, ge=1, description="replicas of the whole chain; requests are spread evenly over them")
+    disjoint_pipelines: bool = Field(default=True, description="no node serves two pipelines")
+    max_stage_nodes: int = Field(default=1, ge=1, description="nodes that may hold the same stage and share its requests evenly")
+    partial_runs: bool = Field(
+        default=False, description="throughput only: a request may enter a node's run in its middle, if the segments can do that"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.max_segments is not None and self.max_segments < self.min_segments:
+            raise ValueError(f"max_segments {self.max_segments} is less than min_segments {self.min_segments}")
+        for start, end in self.runs_named():
+            if end <= start:
+                raise ValueError(f"layers [{start}, {end}) of a pin or trust rule are none")
+        return self
+
+    def runs_named(self) -> tuple[tuple[int, int], ...]:
+        """The runs of layers that pins and trust rules name."""
+        return (*((pin.start, pin.end) for pin in self.pins), *((rule.start, rule.end) for rule in self.trust))
 
 
 class Problem(Value):
@@ -101,3 +144,18 @@ class Problem(Value):
     constraints: Constraints = Constraints()
     slo: Slo = Slo()
     serving: tuple[tuple[int, int, str], ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        layers, bounds = len(self.profile.layers), self.constraints
+        for start, end in bounds.runs_named():
+            if end > layers:
+                raise ValueError(f"layers [{start}, {end}) of a pin or trust rule: the model has {layers} layers")
+        for point in bounds.split_points or ():
+            if not 0 < point < layers:
+                raise ValueError(f"split point {point} is not inside the model's {layers} layers")
+        if self.objective.goal is Goal.THROUGHPUT and (bounds.pipelines > 1 or bounds.max_stage_nodes > 1):
+            raise ValueError("throughput spreads requests over all paths: pipelines and max_stage_nodes must be 1")
+        if bounds.partial_runs and self.objective.goal is not Goal.THROUGHPUT:
+            raise ValueError("partial_runs is for the throughput goal only")
+        return self

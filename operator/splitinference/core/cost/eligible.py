@@ -1,0 +1,42 @@
+"""Which nodes may be used at all: ready, selected, tolerated; and which may hold which layers."""
+
+from splitinference.core.cluster import Node, Taint
+from splitinference.core.problem import Constraints, Goal, Problem, Toleration
+
+_REPELLING = ("NoSchedule", "NoExecute")
+
+
+def unusable(node: Node, problem: Problem) -> str | None:
+    """Why no segment may run on `node`, in words; None if it may be used."""
+    if not node.ready:
+        return "not ready"
+    bounds = problem.constraints
+    for key, value in sorted(bounds.node_selector.items()):
+        if node.labels.get(key) != value:
+            return f"label {key} is {node.labels.get(key)!r}, the selector wants {value!r}"
+    for taint in node.taints:
+        if taint.effect in _REPELLING and not any(_tolerates(t, taint) for t in bounds.tolerations):
+            return f"taint {taint.key}={taint.value}:{taint.effect} is not tolerated"
+    if Goal.ENERGY in (problem.objective.goal, *problem.objective.then) and node.busy_watts <= 0:
+        return "its power is not known (busy watts), so its energy is not known either"
+    return None
+
+
+def _tolerates(toleration: Toleration, taint: Taint) -> bool:
+    if toleration.effect and toleration.effect != taint.effect:
+        return False
+    if toleration.operator == "Exists":
+        return toleration.key in ("", taint.key)
+    return toleration.key == taint.key and toleration.value == taint.value
+
+
+def forbidden(node: Node, layer: int, bounds: Constraints) -> str | None:
+    """Why `layer` may not run on `node` by trust or pin, in words; None if it may."""
+    for rule in bounds.trust:
+        if rule.start <= layer < rule.end and any(node.labels.get(k) != v for k, v in rule.labels.items()):
+            wanted = ", ".join(f"{k}={v}" for k, v in sorted(rule.labels.items()))
+            return f"trust: layers {rule.start} to {rule.end} need {wanted}"
+    for pin in bounds.pins:
+        if pin.start <= layer < pin.end and pin.node != node.name:
+            return f"pin: layers {pin.start} to {pin.end} must run on {pin.node}"
+    return None

@@ -1,0 +1,127 @@
+"""Tokens per second of runs of layers over nodes: the maximum flow from the gateway through runs that follow each other.
+
+Every node that holds a run has the capacity of its stage, every link that of its bandwidth. A request may go on from a run that
+ends at e to any run that starts at e; with partial runs, to any run that holds layer e and ends later (it then uses a part of that
+run, and takes the node as long as the whole run does: a bound on the safe side).
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from splitinference.core.cost.evaluate import UnknownPlace
+from splitinference.core.cost.link import Links, hop
+from splitinference.core.cost.site import Site, site_of
+from splitinference.core.cost.stage import stage_cost
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem
+
+_ENOUGH = 1e-12
+
+
+class Flow:
+    """A network with capacities; augmenting along shortest paths (Edmonds and Karp)."""
+
+    def __init__(self, count: int) -> None:
+        self._edges: list[list[int]] = [[] for _ in range(count)]
+        self._target: list[int] = []
+        self._left: list[float] = []
+
+    def add(self, source: int, target: int, capacity: float) -> int:
+        """An edge; the answer is its index, for `used`."""
+        index = len(self._target)
+        for a, b, room in ((source, target, capacity), (target, source, 0.0)):
+            self._edges[a].append(len(self._target))
+            self._target.append(b)
+            self._left.append(room)
+        return index
+
+    def used(self, index: int) -> float:
+        """Flow over an edge."""
+        return self._left[index + 1]
+
+    def maximum(self, source: int, sink: int) -> float:
+        """The largest flow from source to sink."""
+        total = 0.0
+        while True:
+            before: list[int] = [-1] * len(self._edges)
+            queue, seen = deque([source]), {source}
+            while queue and sink not in seen:
+                here = queue.popleft()
+                for edge in self._edges[here]:
+                    there = self._target[edge]
+                    if there not in seen and self._left[edge] > _ENOUGH:
+                        seen.add(there)
+                        before[there] = edge
+                        queue.append(there)
+            if sink not in seen:
+                return total
+            trail, here = [], sink
+            while here != source:
+                trail.append(before[here])
+                here = self._target[before[here] ^ 1]
+            room = min(self._left[edge] for edge in trail)
+            for edge in trail:
+                self._left[edge] -= room
+                self._left[edge ^ 1] += room
+            total += room
+
+
+Run = tuple[Site, int, int]
+"""A place and the layers [start, end) that it holds."""
+
+
+def follows(end: int, run: Run, partial: bool) -> bool:
+    """Whether a request that has passed `end` layers may go on with `run`."""
+    return run[1] == end or (partial and run[1] < end < run[2])
+
+
+def flow_over(runs: Iterable[Run], problem: Problem) -> tuple[float, list[tuple[int, int, float]]]:
+    """Tokens per second through `runs`, and over which pairs they go: (from, to, tokens/s), -1 is the gateway."""
+    held = list(runs)
+    layers, partial = len(problem.profile.layers), problem.constraints.partial_runs
+    network, batch = problem.snapshot.network, problem.workload.batch
+    links = Links(network, problem.snapshot.nodes)
+    least = problem.constraints.min_bandwidth_bytes_per_s or 0.0
+    source, sink = 2 * len(held), 2 * len(held) + 1
+    graph = Flow(2 * len(held) + 2)
+    edges: list[tuple[int, int, int]] = []
+
+    def tokens(occupancy_ms: float) -> float:
+        return 1e3 * batch / occupancy_ms
+
+    for number, (site, start, end) in enumerate(held):
+        graph.add(2 * number, 2 * number + 1, tokens(stage_cost(problem, site, start, end).occupancy_ms))
+        if start == 0:
+            there, back = links.quality(network.ingress, site.node.name), links.quality(site.node.name, network.ingress)
+            edges.append((-1, number, graph.add(source, 2 * number, tokens(hop(problem, 0, there, back).occupancy_ms))))
+        if end == layers:
+            graph.add(2 * number + 1, sink, float("inf"))
+            continue
+        for other, run in enumerate(held):
+            if other == number or not follows(end, run, partial):
+                continue
+            there, back = links.quality(site.node.name, run[0].node.name), links.quality(run[0].node.name, site.node.name)
+            if min(there.bandwidth_bytes_per_s, back.bandwidth_bytes_per_s) < least:
+                continue
+            room = tokens(hop(problem, end, there, back).occupancy_ms)
+            edges.append((number, other, graph.add(2 * number + 1, 2 * other, room)))
+    total = graph.maximum(source, sink)
+    return total, [(a, b, graph.used(edge)) for a, b, edge in edges if graph.used(edge) > _ENOUGH]
+
+
+def runs_of(plan: Plan, problem: Problem) -> list[Run]:
+    """The runs that a plan's nodes hold, each place once, by name. Raises UnknownPlace for a place that the snapshot lacks."""
+    found: dict[tuple[str, str], Run] = {}
+    for segment in plan.segments:
+        for name in segment.nodes:
+            site = site_of(problem.snapshot, name, segment.processor)
+            if site is None:
+                raise UnknownPlace(f"the snapshot has no place {name}/{segment.processor}")
+            found[name, segment.processor] = (site, *segment.held)
+    return [found[key] for key in sorted(found)]
+
+
+def tokens_per_s(plan: Plan, problem: Problem) -> float:
+    """Tokens per second of the runs that a plan holds, over the best paths; its shares say how they are reached."""
+    total, _ = flow_over(runs_of(plan, problem), problem)
+    return total

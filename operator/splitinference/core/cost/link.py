@@ -1,0 +1,60 @@
+"""What a hop between two places costs: forward with activations, back with the answer, over the quality of the link."""
+
+from dataclasses import dataclass
+
+from splitinference.core.cluster import Link, LinkQuality, Network, Node
+from splitinference.core.problem import Problem
+
+MESSAGE_BYTES = 1024
+"""Bytes of a message besides the tensor: META as JSON, gRPC and TCP headers. The answer is one message without a tensor."""
+TOKEN_BYTES = 8
+"""Bytes of one token id on the way from the gateway to the first stage."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One hop: milliseconds until the answer is back, for the prompt and for one decode step, and for how long a step takes the link."""
+
+    prefill_ms: float
+    decode_ms: float
+    occupancy_ms: float
+
+
+class Links:
+    """The qualities of a network's links, looked up by node: node to node, then zone to zone, then the default."""
+
+    def __init__(self, network: Network, nodes: tuple[Node, ...]) -> None:
+        self._network = network
+        self._zone = {node.name: node.zone for node in nodes}
+        # Of two equal entries the last one wins, as in a mapping.
+        self._links: dict[tuple[str, str], LinkQuality] = _table(network.links)
+        self._zones: dict[tuple[str, str], LinkQuality] = _table(network.zones)
+
+    def quality(self, source: str, target: str) -> LinkQuality:
+        """Quality from `source` to `target`; an empty name is a place outside, reached by the default."""
+        if source == target:
+            return self._network.local if source else self._network.default
+        found = self._links.get((source, target))
+        if found is None:
+            found = self._zones.get((self._zone.get(source, ""), self._zone.get(target, "")))
+        return found or self._network.default
+
+
+def _table(links: tuple[Link, ...]) -> dict[tuple[str, str], LinkQuality]:
+    return {(link.source, link.target): link.quality for link in links}
+
+
+def bytes_per_token(problem: Problem, boundary: int) -> int:
+    """Bytes of one token's tensor that crosses `boundary` (0: from the gateway to the first stage)."""
+    return TOKEN_BYTES if boundary == 0 else problem.profile.layers[boundary - 1].boundary_bytes_per_token
+
+
+def hop(problem: Problem, boundary: int, there: LinkQuality, back: LinkQuality) -> Hop:
+    """The hop over `boundary`: half the RTT and the bytes over the bandwidth, in each direction."""
+    size, workload = bytes_per_token(problem, boundary), problem.workload
+    turn = (there.rtt_ms + back.rtt_ms) / 2.0
+    answer = 1e3 * MESSAGE_BYTES / back.bandwidth_bytes_per_s
+    prompt = 1e3 * (size * workload.prompt_tokens + MESSAGE_BYTES) / there.bandwidth_bytes_per_s
+    step = 1e3 * (size * workload.batch + MESSAGE_BYTES) / there.bandwidth_bytes_per_s
+    share = workload.batch / workload.output_tokens
+    return Hop(turn + prompt + answer, turn + step + answer, max(step + prompt * share, answer * (1.0 + share)))

@@ -1,0 +1,50 @@
+"""Places that can hold a segment: a node, or one processor of a node that has several."""
+
+from dataclasses import dataclass
+
+from splitinference.core.cluster import Node, Snapshot
+
+LEAST_SHARE = 0.02
+"""Share of a node's compute that counts as free however busy others keep it: requests guarantee a pod that much, and times stay finite."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place for a segment: what it can do now. `flops_per_s` is effective: nominal times what others leave."""
+
+    node: Node
+    processor: str
+    flops_per_s: float
+    bandwidth_bytes_per_s: float
+    memory_bytes: int
+
+    @property
+    def free_share(self) -> float:
+        """Share of the compute that others leave, 0..1; an unknown utilization counts as none."""
+        return free_share(self.node)
+
+    @property
+    def label(self) -> str:
+        """`node` or `node/processor`."""
+        return f"{self.node.name}/{self.processor}" if self.processor else self.node.name
+
+
+def free_share(node: Node) -> float:
+    """Share of the node's compute that others leave: 1 - utilization, at least LEAST_SHARE; 1 when unknown."""
+    return 1.0 if node.utilization is None else max(LEAST_SHARE, 1.0 - node.utilization)
+
+
+def sites(node: Node) -> tuple[Site, ...]:
+    """The places of one node: itself, or each of its processors."""
+    share = free_share(node)
+    if not node.processors:
+        return (Site(node, "", node.flops_per_s * share, node.memory_bandwidth_bytes_per_s, node.memory_free_bytes),)
+    return tuple(Site(node, p.name, p.flops_per_s * share, p.memory_bandwidth_bytes_per_s, p.memory_free_bytes) for p in node.processors)
+
+
+def site_of(snapshot: Snapshot, node: str, processor: str) -> Site | None:
+    """The named place, or None if the snapshot does not have it."""
+    for candidate in snapshot.nodes:
+        if candidate.name == node:
+            return next((site for site in sites(candidate) if site.processor == processor), None)
+    return None

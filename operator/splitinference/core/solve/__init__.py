@@ -1,0 +1,27 @@
+"""Problem in, plan out: with a bound that no plan can beat, or with the reasons why there is none.
+
+Importing this is cheap; what is heavy is imported when it is used, and in the child process where there is one.
+"""
+
+from splitinference.core.solve.child import SolverProcess, solve_in_child
+from splitinference.core.solve.outcome import BindingConstraint, Infeasible, Limits, Outcome, Solved, TimedOut
+
+__all__ = [
+    "BindingConstraint",
+    "Infeasible",
+    "Limits",
+    "Outcome",
+    "Solved",
+    "SolverProcess",
+    "TimedOut",
+    "solve",
+    "solve_in_child",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "solve":
+        from splitinference.core.solve.dispatch import solve
+
+        return solve
+    raise AttributeError(name)

@@ -1,0 +1,101 @@
+"""The best chain for a task: dynamic programme, then prices, then search; as far as it takes to prove it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from splitinference.core.solve.criterion import Arrays
+from splitinference.core.solve.dual import crowded, keeps_counts, price, rounds_for, sum_along
+from splitinference.core.solve.relaxed import Step, complete, path, promising
+from splitinference.core.solve.search import Search
+from splitinference.core.solve.task import SLACK, Multipliers, Task
+
+WIDTHS = (64, 1_000, 12_000)
+"""Labels kept at a boundary, one try after the other; a number, not a time, so that the same problem gets the same plan."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain by places of `task`; `steps` is None if there is none (bound inf: proven) or none was found."""
+
+    task: Task
+    steps: tuple[Step, ...] | None
+    value: float
+    bound: float
+    note: str
+
+    @property
+    def proven(self) -> bool:
+        """Whether the answer is final: the best chain, or that there is none."""
+        return self.value - self.bound <= 2 * SLACK * abs(self.value) if self.steps else math.isinf(self.bound)
+
+
+def best_chain(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
+    """The best chain for `task` that is better than `known` (inf: no chain is known).
+
+    With a `known` value, `steps` is None and bound at least `known` means that nothing better exists.
+    """
+    if task.tables.count == 0:
+        return Chain(task, None, math.inf, math.inf, "no place is left")
+    quick = _by_dynamic_programme(task)
+    if quick is not None and (quick.proven or quick.bound >= known):
+        return quick
+    steps, value, bound = None, known, quick.bound if quick else -math.inf
+    first = Search(task, Multipliers.none(task)).run(16, value, expired)
+    if first.steps:
+        steps, value = first.steps, first.value
+    if first.complete:
+        return Chain(task, steps, value, math.inf if math.isinf(value) else max(bound, first.bound), "search, complete")
+    bound = max(bound, first.bound)
+    priced = price(task, value, rounds_for(task), expired)
+    if math.isinf(priced.bound) and priced.bound > 0:
+        return Chain(task, None, math.inf, math.inf, "the relaxation has no chain")
+    if priced.steps and priced.value < value:
+        steps, value = priced.steps, priced.value
+    bound = max(bound, priced.bound) if task.is_a_sum else bound
+    if steps and value - bound <= SLACK * abs(value):
+        return Chain(task, steps, value, min(bound, value), "prices on repeated places close the gap")
+    full, prices = task, priced.prices
+    classes: list[int] | None = None
+    for width in WIDTHS:
+        if task.is_a_sum and math.isfinite(value):
+            kept = _promising(full, prices, value)
+            if len(kept) < task.tables.count:
+                classes, task, prices_here = kept, full.only(kept), prices.only(kept)
+            else:
+                prices_here = prices if classes is None else prices.only(classes)
+        else:
+            prices_here = prices
+        if task.tables.count == 0:
+            return Chain(full, steps, value, value, "no class of places is left that a better chain could use")
+        found = Search(task, prices_here).run(width, value, expired)
+        if found.steps:
+            value = found.value
+            steps = tuple(Step(s.start, s.end, classes[s.place] if classes else s.place) for s in found.steps)
+        bound = max(bound, min(found.bound, value))
+        if found.complete:
+            return Chain(full, steps, value, math.inf if math.isinf(value) else bound, f"search with {width} labels a boundary, complete")
+        if expired():
+            break
+    return Chain(full, steps, value, bound, "search, not complete")
+
+
+def _by_dynamic_programme(task: Task) -> Chain | None:
+    """The relaxation's answer: its chain, if valid, is the optimum of a sum; its value always a bound."""
+    arrays = Arrays(task.tables, task.objective, task.allowed, task.hops_open)
+    completion = complete(arrays)
+    if math.isinf(completion.value):
+        return Chain(task, None, math.inf, math.inf, "the relaxation has no chain")
+    if not task.is_a_sum:
+        return None
+    steps = path(arrays, completion)
+    sums = [sum_along(Arrays(task.tables, r.criterion, task.allowed, task.hops_open), steps) for r in task.resources]
+    kept = all(total <= r.limit * (1 + SLACK) for total, r in zip(sums, task.resources, strict=True))
+    if kept and keeps_counts(task, steps) and not crowded(task):
+        return Chain(task, steps, completion.value, completion.value, "dynamic programme, no place repeated")
+    return Chain(task, None, math.inf, completion.value, "dynamic programme, as a bound")
+
+
+def _promising(task: Task, prices: Multipliers, value: float) -> list[int]:
+    arrays = Arrays(task.tables, prices.priced(task), task.allowed, task.hops_open)
+    return promising(arrays, complete(arrays), value + prices.constant(task))

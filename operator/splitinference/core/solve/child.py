@@ -1,0 +1,163 @@
+"""The solver in a process of its own, with a hard deadline and a cap on its memory: it can neither hang nor take anything down.
+
+The process stays for further problems, so that only the first pays for its start. Problem and outcome travel as pickles over its
+standard input and output; both ends are this program.
+"""
+
+import math
+import os
+import pickle
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import IO
+
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem
+from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, Limits, Outcome, Solved, TimedOut
+
+GRACE_SECONDS = 2.0
+"""How long after its own deadline the process may take to hand over what it has; then it is killed."""
+START_SECONDS = 20.0
+"""How long the process may take to start on a busy machine; not part of a problem's time."""
+_LENGTH = struct.Struct("<Q")
+
+
+class SolverFailed(Exception):  # noqa: N818 - says what is the case
+    """The solver's process ended without an answer; the message has its last words."""
+
+
+class SolverProcess:
+    """One solver process at a time, started when needed. Safe to use from several threads: they wait for each other."""
+
+    def __init__(self, memory_mib: int = DEFAULT_LIMITS.memory_mib) -> None:
+        self._memory_mib = memory_mib
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def solve(self, problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None = None) -> Outcome:
+        """As `solve`, in the process. TimedOut if it has to be killed; raises SolverFailed if it breaks (also: out of memory)."""
+        with self._lock:
+            process = self._running()
+            payload = pickle.dumps((problem.model_dump_json(), limits.seconds, hint.model_dump_json() if hint else None))
+            try:
+                _send(process.stdin, payload)
+                data = _receive(process, time.monotonic() + limits.seconds + GRACE_SECONDS)
+            except (BrokenPipeError, EOFError) as error:
+                raise SolverFailed(self._last_words()) from error
+            if data is None:
+                self._stop()
+                return TimedOut(hint, -math.inf)
+        answer = pickle.loads(data)
+        if isinstance(answer, Solved | Infeasible | TimedOut):
+            return answer
+        raise SolverFailed(str(answer))
+
+    def close(self) -> None:
+        """End the process; a later solve starts a new one."""
+        with self._lock:
+            self._stop()
+
+    def __enter__(self) -> "SolverProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._process is None or self._process.poll() is not None:
+            self._stop()
+            threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "splitinference.core.solve.child", str(self._memory_mib)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **threads},
+            )
+            try:
+                ready = _receive(self._process, time.monotonic() + START_SECONDS)
+            except EOFError as error:
+                raise SolverFailed(self._last_words()) from error
+            if ready is None:
+                self._stop()
+                raise SolverFailed(f"the solver's process did not start within {START_SECONDS:.0f} s")
+        return self._process
+
+    def _last_words(self) -> str:
+        process, self._process = self._process, None
+        if process is None:
+            return "the solver's process is gone"
+        process.kill()
+        _, words = process.communicate()
+        tail = words.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
+        return f"the solver's process ended: {tail[0]}"
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
+def solve_in_child(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None = None) -> Outcome:
+    """Solve one problem in a fresh process; use a SolverProcess to solve several without paying for its start each time."""
+    with SolverProcess(limits.memory_mib) as process:
+        return process.solve(problem, limits, hint)
+
+
+def _send(stream: IO[bytes] | None, payload: bytes) -> None:
+    if stream is None:
+        raise BrokenPipeError
+    stream.write(_LENGTH.pack(len(payload)) + payload)
+    stream.flush()
+
+
+def _receive(process: "subprocess.Popen[bytes]", deadline: float) -> bytes | None:
+    """The next message; None when the deadline has passed. Raises EOFError when the process has ended."""
+    if process.stdout is None:
+        raise EOFError
+    descriptor, data, wanted = process.stdout.fileno(), b"", _LENGTH.size
+    while len(data) < wanted:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            return None
+        piece = os.read(descriptor, 1 << 20)
+        if not piece:
+            raise EOFError
+        data += piece
+        if wanted == _LENGTH.size and len(data) >= wanted:
+            wanted += _LENGTH.unpack_from(data)[0]
+    return data[_LENGTH.size :]
+
+
+def serve(memory_mib: int) -> None:
+    """The process's life: answer problems from standard input until it ends."""
+    import resource
+
+    cap = memory_mib * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
+    out, inward = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
+    os.dup2(2, 1)  # a library that prints must not disturb the messages
+    from splitinference.core.solve.dispatch import solve
+
+    _send(out, b"ready")
+    while len(head := inward.read(_LENGTH.size)) == _LENGTH.size:
+        problem, seconds, hint = pickle.loads(inward.read(_LENGTH.unpack(head)[0]))
+        answer: object
+        try:
+            answer = solve(
+                Problem.model_validate_json(problem), Limits(seconds, memory_mib), Plan.model_validate_json(hint) if hint else None
+            )
+        except MemoryError:
+            answer = f"out of memory: the cap is {memory_mib} MiB"
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+            answer = f"{type(error).__name__}: {error}"
+        _send(out, pickle.dumps(answer))
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,130 @@
+"""Which algorithm answers which problem; and the judge's word on every answer before it is believed."""
+
+import math
+import time
+from collections.abc import Callable
+
+from splitinference.core.cost import goal_value, violations
+from splitinference.core.cost.objective import value_of
+from splitinference.core.cost.predict import predict
+from splitinference.core.explain import explain
+from splitinference.core.plan import Pipeline, Plan, Segment
+from splitinference.core.problem import Goal, Problem
+from splitinference.core.solve.chain import Chain, best_chain
+from splitinference.core.solve.infeasible import reasons
+from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, Limits, Outcome, Solved, TimedOut
+from splitinference.core.solve.relaxed import Step
+from splitinference.core.solve.tables import Tables
+from splitinference.core.solve.task import Task, task_of
+
+CLOSED = 1e-6
+"""Gap at which a plan counts as optimal: the arithmetic's rounding, far below what a measurement could tell."""
+
+
+class WrongAnswer(Exception):  # noqa: N818 - says what is the case
+    """A solver returned a plan that the judge refuses; a defect of ours, never of the input."""
+
+
+def solve(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None = None) -> Outcome:
+    """The best plan for `problem`, within `limits.seconds`; of equally good ones the `hint`, if that is valid still."""
+    began = time.monotonic()
+    deadline = began + limits.seconds
+
+    def expired() -> bool:
+        return time.monotonic() > deadline
+
+    known = _valid(problem, hint)
+    tables = Tables(problem)
+    answer = _chains(problem, tables, known, expired, hint)
+    if answer is None:
+        return Infeasible(reasons(problem, tables))
+    plan, bound = answer
+    if plan is None:
+        return TimedOut(None, bound)
+    return judged(plan, problem, bound, time.monotonic() - began, expired())
+
+
+def judged(plan: Plan, problem: Problem, bound: float, seconds: float, late: bool) -> Outcome:
+    """The outcome for a plan, after the judge has seen it; raises WrongAnswer if it is not valid."""
+    found = violations(plan, problem)
+    if found:
+        raise WrongAnswer("; ".join(f"{v.constraint}: {v.message}" for v in found))
+    prediction = predict(plan, problem)
+    value = value_of(prediction, problem)
+    most = problem.objective.goal is Goal.THROUGHPUT
+    bound = max(bound, value) if most else min(bound, value)
+    gap = abs(value - bound) / abs(value) if value else abs(bound)
+    optimal = gap <= CLOSED
+    proof = "proven best" if optimal else f"no plan can be better than {bound:.4g} (gap {gap:.2%})"
+    words = explain(plan, prediction, problem, proof)
+    done = plan.model_copy(
+        update={"prediction": prediction, "value": value, "bound": bound, "gap": gap, "optimal": optimal, "explanation": words}
+    )
+    if late and not optimal:
+        return TimedOut(done, bound)
+    return Solved(done, bound, gap, optimal, seconds, words)
+
+
+def _valid(problem: Problem, hint: Plan | None) -> Plan | None:
+    if hint is None or hint.model_digest != problem.profile.digest or violations(hint, problem):
+        return None
+    return hint
+
+
+def _chains(
+    problem: Problem, tables: Tables, known: Plan | None, expired: Callable[[], bool], hint: Plan | None
+) -> tuple[Plan | None, float] | None:
+    """The best chain by the main goal, then by each further one among the best; None if there is no valid plan."""
+    task = task_of(tables)
+    value = value_of(predict(known, problem), problem) if known else math.inf
+    chain = best_chain(task, value, expired)
+    if chain.steps is None and known is None:
+        return None if chain.proven else (None, chain.bound)
+    plan = plan_of(tables, chain.steps, hint) if chain.steps else known
+    bound = min(chain.bound, chain.value)
+    for number, goal in enumerate(problem.objective.then):
+        if plan is None or expired():
+            break
+        reached = goal_value(predict(plan, problem), (problem.objective.goal, *problem.objective.then)[number])
+        task = _fixed(task, (problem.objective.goal, *problem.objective.then)[number], reached, goal)
+        better = best_chain(task, goal_value(predict(plan, problem), goal), expired)
+        if better.steps:
+            plan = plan_of(tables, better.steps, hint)
+    return plan, bound
+
+
+def _fixed(task: Task, goal: Goal, reached: float, following: Goal) -> Task:
+    """The task with `goal` kept at what was reached, and `following` to be minimised."""
+    return with_goal(keep_goal(task, goal, reached), following)
+
+
+def keep_goal(task: Task, goal: Goal, reached: float) -> Task:
+    """The task with one more limit: `goal` not worse than `reached`."""
+    from splitinference.core.solve.criterion import of_goal
+
+    criterion = of_goal(task.tables, goal)
+    return task.below(reached) if criterion is None else task.with_resource(criterion, reached)
+
+
+def with_goal(task: Task, goal: Goal) -> Task:
+    """The task with another objective."""
+    from dataclasses import replace
+
+    from splitinference.core.solve.criterion import of_goal, sum_of
+
+    criterion = of_goal(task.tables, goal)
+    return replace(task, objective=criterion or sum_of(task.tables), occupancy_weight=0.0 if criterion else 1.0)
+
+
+def plan_of(tables: Tables, steps: tuple[Step, ...], hint: Plan | None) -> Plan:
+    """The plan of a chain over classes: each use of a class gets a member of its own, those of the hint first."""
+    wanted = {name for segment in hint.segments for name in segment.nodes} if hint else set()
+    left = {step.place: sorted(tables.members[step.place], key=lambda member: member[1].node.name not in wanted) for step in steps}
+    segments = []
+    for step in steps:
+        _, site = left[step.place].pop(0)
+        segments.append(Segment(start=step.start, end=step.end, node=site.node.name, processor=site.processor))
+    return Plan(model_digest=tables.problem.profile.digest, pipelines=(Pipeline(segments=tuple(segments)),))
+
+
+__all__ = ["Chain", "WrongAnswer", "judged", "plan_of", "solve"]

@@ -1,0 +1,56 @@
+"""What solving can come to: one type per meaning."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from splitinference.core.plan import Plan
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a solve may take, and how much memory its child process may have."""
+
+    seconds: float = 10.0
+    memory_mib: int = 500
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A valid plan. `bound`: no plan can be better; `gap`: |value - bound| / value; `optimal`: the gap is closed."""
+
+    plan: Plan
+    bound: float
+    gap: float
+    optimal: bool
+    seconds: float
+    explanation: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BindingConstraint:
+    """A constraint that stands in the way: its name, the numbers, and the smallest relaxation that would let a plan exist."""
+
+    name: str
+    message: str
+    relaxation: str
+
+
+@dataclass(frozen=True)
+class Infeasible:
+    """No plan exists, and why: each reason alone, if relaxed as said, would let one exist (or the message says what does not)."""
+
+    reasons: tuple[BindingConstraint, ...]
+
+
+@dataclass(frozen=True)
+class TimedOut:
+    """The time was over: the best plan so far, if any, and a bound that holds nevertheless."""
+
+    best: Plan | None
+    bound: float
+
+
+Outcome: TypeAlias = Solved | Infeasible | TimedOut

@@ -1,0 +1,83 @@
+"""The layered dynamic programme over (boundary, class) that forgets which places are taken.
+
+Its value is a lower bound of every chain's cost; where its path uses no class more often than it has members, it is the optimum.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitinference.core.solve.criterion import Arrays
+from splitinference.core.solve.tables import Floats
+
+
+@dataclass(frozen=True)
+class Step:
+    """One segment [start, end) on a class of places."""
+
+    start: int
+    end: int
+    place: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Least costs from a boundary to the end: `ended[b, c]` after a segment on c ended at b, `starting[b, c]` before one on c starts."""
+
+    ended: Floats
+    starting: Floats
+    value: float
+
+
+def complete(arrays: Arrays, uses: Floats | None = None) -> Completion:
+    """Backward pass, with a price for each use of a class on top; value is the least cost of a chain, inf if there is none."""
+    layers, count = arrays.tables.layers, arrays.tables.count
+    ended, starting = np.full((layers + 1, count), np.inf), np.full((layers + 1, count), np.inf)
+    ended[layers] = 0.0
+    for b in range(layers - 1, -1, -1):
+        if not arrays.tables.points[b]:
+            continue
+        starting[b] = (arrays.segments_from(b) + ended.T).min(axis=1)
+        if uses is not None:
+            starting[b] += uses
+        if b and np.isfinite(starting[b]).any():
+            ended[b] = (arrays.hops(b) + starting[b][None, :]).min(axis=1)
+    value = float((arrays.entering() + starting[0]).min(initial=np.inf))
+    return Completion(ended, starting, value)
+
+
+def path(arrays: Arrays, completion: Completion) -> tuple[Step, ...]:
+    """The chain that the completion's value belongs to; of equals the first."""
+    steps: list[Step] = []
+    layers = arrays.tables.layers
+    place = int(np.argmin(arrays.entering() + completion.starting[0]))
+    boundary = 0
+    while True:
+        end = int(np.argmin(arrays.segments_from(boundary)[place] + completion.ended[:, place]))
+        steps.append(Step(boundary, end, place))
+        if end == layers:
+            return tuple(steps)
+        place = int(np.argmin(arrays.hops(end)[place] + completion.starting[end]))
+        boundary = end
+
+
+def forward(arrays: Arrays) -> Floats:
+    """Least cost of a chain from the gateway up to just before a segment on c starts at b: boundary by class."""
+    layers, count = arrays.tables.layers, arrays.tables.count
+    begun, done = np.full((layers + 1, count), np.inf), np.full((layers + 1, count), np.inf)
+    begun[0] = arrays.entering()
+    for b in range(layers):
+        if b and np.isfinite(done[b]).any():
+            begun[b] = (done[b][:, None] + arrays.hops(b)).min(axis=0)
+        np.minimum(done, (begun[b][:, None] + arrays.segments_from(b)).T, out=done)
+    return begun
+
+
+def promising(arrays: Arrays, completion: Completion, most: float) -> list[int]:
+    """Classes with a segment that some relaxed chain of cost at most `most` goes through; the others can be left out."""
+    begun = forward(arrays)
+    alive = np.zeros(arrays.tables.count, dtype=bool)
+    for b in range(arrays.tables.layers):
+        through = begun[b][:, None] + arrays.segments_from(b) + completion.ended.T
+        alive |= (through <= most).any(axis=1)
+    return [int(c) for c in np.flatnonzero(alive)]

@@ -1,0 +1,349 @@
+"""Search over labels, boundary by boundary, that knows which places are taken: exact if nothing had to be dropped, with a bound if so.
+
+A label is a chain so far: where it ended, on which class, what it has used and cost. Labels that cannot beat the best known chain
+are cut off by the priced relaxation's completion; labels that another one dominates are dropped; and if a boundary holds more
+than `width` labels, the least promising are dropped and the best of their bounds is the search's bound.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitinference.core.solve.criterion import Arrays, hop_occupancy
+from splitinference.core.solve.relaxed import Completion, Step, complete
+from splitinference.core.solve.tables import Bools, Floats, Ints
+from splitinference.core.solve.task import SLACK, Multipliers, Task
+
+_DOMINANCE_BLOCK = 400
+_CHUNK = 20_000
+
+
+@dataclass(frozen=True)
+class Found:
+    """Best chain found (None: none better than the given value), its value, a bound for all chains, and whether the search was complete."""
+
+    steps: tuple[Step, ...] | None
+    value: float
+    bound: float
+    complete: bool
+
+
+@dataclass
+class _Labels:
+    """Labels that ended at one boundary, column by column."""
+
+    priced: Floats
+    plain: Floats
+    sums: Floats
+    occupancy: Floats
+    utilization: Floats
+    busy: Floats
+    nodes: Ints
+    segments: Ints
+    taken: NDArray[np.uint64]
+    counts: NDArray[np.int16]
+    last: Ints
+    identity: Ints
+    bound: Floats
+
+    def pick(self, chosen: NDArray[np.intp] | Bools) -> "_Labels":
+        return _Labels(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+    @staticmethod
+    def join(parts: list["_Labels"]) -> "_Labels":
+        return parts[0] if len(parts) == 1 else _Labels(
+            *(np.concatenate([getattr(p, name) for p in parts]) for name in _Labels.__dataclass_fields__)
+        )  # fmt: skip
+
+
+def _below(value: float) -> float:
+    """What a chain must cost less than to count as better than `value`."""
+    return value - SLACK * abs(value) if np.isfinite(value) else value
+
+
+class Search:
+    """The search for one task under given prices; `run` it with growing widths."""
+
+    def __init__(self, task: Task, prices: Multipliers) -> None:
+        self.task = task
+        t = task.tables
+        self.tables = t
+        self.constant = prices.constant(task)
+        self.priced = Arrays(t, prices.priced(task), task.allowed, task.hops_open)
+        self.completion = complete(self.priced)
+        self.plain = Arrays(t, task.objective, task.allowed, task.hops_open)
+        self.sums = [Arrays(t, r.criterion, task.allowed, task.hops_open) for r in task.resources]
+        self.sum_completions = [complete(arrays) for arrays in self.sums]
+        self.limits = np.array([r.limit * (1 + SLACK) for r in task.resources])
+        self.occupied = bool(task.occupancy_weight)
+        bounds = t.problem.constraints
+        shared = bool(t.shares_node.any())
+        self.utilized = bool(task.utilization_weight) or (shared and bounds.utilization_ceiling is not None)
+        self.ceiling = (bounds.utilization_ceiling or 1.0) * (1 + SLACK)
+        self.slowest = self._slowest() if self.occupied else None
+        useful = task.max_segments or t.layers
+        self.single = np.flatnonzero(t.multiplicity == 1)
+        self.several = np.flatnonzero((t.multiplicity > 1) & (t.multiplicity < min(useful, t.layers)))
+        self._bit = np.full(t.count, -1)
+        self._bit[self.single] = np.arange(len(self.single))
+        self._column = np.full(t.count, -1)
+        self._column[self.several] = np.arange(len(self.several))
+        self.words = (len(self.single) + 63) // 64
+        self._leave_bits, self._leave_counts = self._leaving()
+        self._parents: list[Ints] = []
+        self._steps: list[Ints] = []
+        self._made = 0
+
+    def _leaving(self) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        """What leaving a class's node takes besides: all other places of a node with processors."""
+        t = self.tables
+        bits, counts = np.zeros((t.count, self.words), dtype=np.uint64), np.zeros((t.count, len(self.several)), dtype=np.int16)
+        for c in np.flatnonzero(t.shares_node):
+            for other in np.flatnonzero(t.node == t.node[c]):
+                if self._bit[other] >= 0:
+                    bits[c, self._bit[other] // 64] |= np.uint64(1 << int(self._bit[other] % 64))
+                elif self._column[other] >= 0:
+                    counts[c, self._column[other]] = t.multiplicity[other]
+        return bits, counts
+
+    def _slowest(self) -> Completion:
+        """Least slowest stage or link from a boundary to the end, places repeated at will."""
+        t, task = self.tables, self.task
+        ended, starting = np.full((t.layers + 1, t.count), np.inf), np.full((t.layers + 1, t.count), np.inf)
+        ended[t.layers] = 0.0
+        for b in range(t.layers - 1, -1, -1):
+            stage = np.where(task.allowed[b], t.occupancy_from(b), np.inf)
+            starting[b] = np.maximum(stage, ended.T).min(axis=1)
+            if b and np.isfinite(starting[b]).any():
+                link = np.where(np.isfinite(self.plain.hops(b)), hop_occupancy(t, b), np.inf)
+                ended[b] = np.maximum(link, starting[b][None, :]).min(axis=1)
+        return Completion(ended, starting, float(np.maximum(hop_occupancy(t, 0)[0], starting[0]).min(initial=np.inf)))
+
+    @property
+    def root_bound(self) -> float:
+        """The priced relaxation's bound for all chains."""
+        weight = self.task.occupancy_weight
+        slowest = self.slowest.value if self.slowest else 0.0
+        if not np.isfinite(self.completion.value) or any(c.value > m for c, m in zip(self.sum_completions, self.limits, strict=True)):
+            return float("inf")
+        return self.completion.value - self.constant + weight * slowest
+
+    def run(self, width: int, best: float, expired: Callable[[], bool]) -> Found:
+        """Search with at most `width` labels at a boundary, for chains cheaper than `best`; gives up when `expired`."""
+        t = self.tables
+        self._parents, self._steps, self._made = [], [], 0
+        waiting: list[list[_Labels]] = [[] for _ in range(t.layers + 1)]
+        waiting[0].append(self._root())
+        value, winner, dropped = best, -1, float("inf")
+        for b in range(t.layers):
+            if not waiting[b]:
+                continue
+            labels = _Labels.join(waiting[b])
+            waiting[b] = []
+            labels = labels.pick(labels.bound < _below(value))
+            if len(labels.bound) > 4 * width:
+                order = np.argsort(labels.bound, kind="stable")
+                dropped = min(dropped, float(labels.bound[order[4 * width]]))
+                labels = labels.pick(order[: 4 * width])
+            labels = self._undominated(labels)
+            if len(labels.bound) > width:
+                order = np.argsort(labels.bound, kind="stable")
+                dropped = min(dropped, float(labels.bound[order[width]]))
+                labels = labels.pick(order[:width])
+            if expired():
+                dropped = min(dropped, float(labels.bound.min(initial=np.inf)), self._left(waiting))
+                break
+            for part in range(0, len(labels.bound), _CHUNK):
+                for end, child in self._expand(b, labels.pick(np.arange(part, min(part + _CHUNK, len(labels.bound)))), value):
+                    if end < t.layers:
+                        waiting[end].append(child)
+                        continue
+                    here = int(np.argmin(child.bound))
+                    if child.bound[here] < value:
+                        value, winner = float(child.bound[here]), int(child.identity[here])
+        bound = min(_below(value), dropped)
+        return Found(self._trace(winner) if winner >= 0 else None, value, bound, not np.isfinite(dropped) or dropped >= value)
+
+    @staticmethod
+    def _left(waiting: list[list[_Labels]]) -> float:
+        return min((float(labels.bound.min(initial=np.inf)) for parts in waiting for labels in parts), default=float("inf"))
+
+    def _root(self) -> _Labels:
+        zero, none = np.zeros(1), np.zeros(1, dtype=np.int64)
+        return _Labels(zero, zero, np.zeros((1, len(self.sums))), zero, zero, zero, none, none,
+                       np.zeros((1, self.words), dtype=np.uint64), np.zeros((1, len(self.several)), dtype=np.int16),
+                       none - 1, none - 1, np.full(1, -np.inf))  # fmt: skip
+
+    def _hop_rows(self, arrays: Arrays, boundary: int, last: Ints) -> Floats:
+        return arrays.entering()[None, :] if boundary == 0 else arrays.hops(boundary)[last]
+
+    def _expand(self, b: int, labels: _Labels, best: float) -> list[tuple[int, _Labels]]:
+        """All continuations by one segment that may still be part of a chain cheaper than `best`."""
+        task = self.task
+        reach = labels.priced[:, None] + self._hop_rows(self.priced, b, labels.last)
+        promise = reach + self.completion.starting[b][None, :] - self.constant
+        if self.slowest is not None:
+            promise += task.occupancy_weight * np.maximum(labels.occupancy[:, None], self.slowest.starting[b][None, :])
+        promise += task.utilization_weight * labels.utilization[:, None]
+        who, where = np.nonzero(promise < _below(best))
+        free = self._is_free(labels, who, where)
+        who, where = who[free], where[free]
+        result: list[tuple[int, _Labels]] = []
+        for part in range(0, len(who), _CHUNK):
+            result.extend(self._segments(b, labels, (who[part : part + _CHUNK], where[part : part + _CHUNK]), reach, best))
+        return result
+
+    def _is_free(self, labels: _Labels, who: Ints, where: Ints) -> Bools:
+        free = np.ones(len(who), dtype=bool)
+        bit, column = self._bit[where], self._column[where]
+        one = np.flatnonzero(bit >= 0)
+        word, shift = bit[one] // 64, (bit[one] % 64).astype(np.uint64)
+        free[one] = (labels.taken[who[one], word] >> shift) & np.uint64(1) == 0
+        some = np.flatnonzero(column >= 0)
+        free[some] = labels.counts[who[some], column[some]] < self.tables.multiplicity[where[some]]
+        return free
+
+    def _segments(self, b: int, labels: _Labels, pairs: tuple[Ints, Ints], reach: Floats, best: float) -> list[tuple[int, _Labels]]:
+        t, task = self.tables, self.task
+        who, where = pairs
+        last = labels.last[who]
+        inside = (t.node[where] == t.node[last]) & t.shares_node[where] & (last >= 0)
+        priced = reach[who, where][:, None] + self.priced.segments_from(b)[where]
+        bound = priced + self.completion.ended.T[where] - self.constant
+        occupancy = labels.occupancy[who]
+        if self.slowest is not None:
+            link = hop_occupancy(t, b)[last if b else np.zeros_like(last), where]
+            occupancy = np.maximum(occupancy, link)
+            stage = np.maximum(occupancy[:, None], t.occupancy_from(b)[where])
+            bound += task.occupancy_weight * np.maximum(stage, self.slowest.ended.T[where])
+        busy = np.zeros((len(who), 1))
+        utilization = np.repeat(labels.utilization[who][:, None], t.layers + 1, axis=1)
+        if self.utilized:
+            busy = t.busy_from(b)[where] + np.where(inside, labels.busy[who], 0.0)[:, None]
+            share = np.minimum(1.0, t.problem.workload.requests_per_s * busy / 1e3)
+            others = t.others[where][:, None]
+            utilization = np.maximum(utilization, np.minimum(1.0, others + (1.0 - others) * share))
+            bound += task.utilization_weight * utilization
+        good = bound < _below(best)
+        if self.utilized:
+            good &= utilization <= self.ceiling
+        sums = []
+        for number, (arrays, rest) in enumerate(zip(self.sums, self.sum_completions, strict=True)):
+            total = labels.sums[who, number] + self._hop_rows(arrays, b, labels.last)[who if b else np.zeros_like(who), where]
+            sums.append(total[:, None] + arrays.segments_from(b)[where])
+            good &= sums[-1] + rest.ended.T[where] <= self.limits[number]
+        nodes, segments = labels.nodes[who] + ~inside, labels.segments[who] + 1
+        good &= self._counted(nodes, segments, t.shares_node[where])
+        row, end = np.nonzero(good)
+        if not len(row):
+            return []
+        plain = labels.plain[who] + self._hop_rows(self.plain, b, labels.last)[who if b else np.zeros_like(who), where]
+        taken, counts = self._take(labels, who, where, inside)
+        parent = labels.identity[who]
+        identity = np.arange(self._made, self._made + len(row))
+        self._made += len(row)
+        self._parents.append(parent[row])
+        self._steps.append(np.stack([np.full(len(row), b), end, where[row]], axis=1))
+        columns = _Labels(
+            priced=priced[row, end],
+            plain=plain[row] + self.plain.segments_from(b)[where[row], end],
+            sums=np.stack([s[row, end] for s in sums], axis=1) if sums else np.zeros((len(row), 0)),
+            occupancy=stage[row, end] if self.slowest is not None else occupancy[row],
+            utilization=utilization[row, end],
+            busy=busy[row, end] if self.utilized else busy[row, 0],
+            nodes=nodes[row],
+            segments=segments[row],
+            taken=taken[row],
+            counts=counts[row],
+            last=where[row],
+            identity=identity,
+            bound=bound[row, end],
+        )
+        order = np.argsort(end, kind="stable")
+        cuts = np.flatnonzero(np.diff(end[order])) + 1
+        parts = []
+        for group in np.split(order, cuts):
+            child = columns.pick(group)
+            at = int(end[group[0]])
+            if at == t.layers:
+                child.bound = child.plain + task.occupancy_weight * child.occupancy + task.utilization_weight * child.utilization
+            parts.append((at, child))
+        return parts
+
+    def _counted(self, nodes: Ints, segments: Ints, may_stay: Bools) -> Bools:
+        """Which ends keep the limits on numbers of nodes and segments."""
+        task, layers = self.task, self.tables.layers
+        good = np.ones((len(nodes), layers + 1), dtype=bool)
+        ends = np.arange(layers + 1)[None, :]
+        if task.max_nodes is not None:
+            good[nodes > task.max_nodes] = False
+            good[(nodes == task.max_nodes) & ~may_stay, :layers] = False
+        if task.max_segments is not None:
+            good[segments > task.max_segments] = False
+            good[segments == task.max_segments, :layers] = False
+        if task.min_segments > 1:
+            good &= segments[:, None] + (layers - ends) >= task.min_segments
+        return good
+
+    def _take(self, labels: _Labels, who: Ints, where: Ints, inside: Bools) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        taken, counts = labels.taken[who], labels.counts[who]
+        left = np.flatnonzero(~inside & (labels.last[who] >= 0))
+        taken[left] |= self._leave_bits[labels.last[who[left]]]
+        counts[left] = np.maximum(counts[left], self._leave_counts[labels.last[who[left]]])
+        bit, column = self._bit[where], self._column[where]
+        one = np.flatnonzero(bit >= 0)
+        taken[one, bit[one] // 64] |= np.uint64(1) << (bit[one] % 64).astype(np.uint64)
+        some = np.flatnonzero(column >= 0)
+        counts[some, column[some]] += 1
+        return taken, counts
+
+    def _undominated(self, labels: _Labels) -> _Labels:
+        """Drop labels that another on the same class is at least as good as, in every respect."""
+        if len(labels.bound) < 2:
+            return labels
+        task = self.task
+        columns = [labels.plain, *labels.sums.T]
+        if self.occupied:
+            columns.append(labels.occupancy)
+        if self.utilized:
+            columns.extend([labels.utilization, *([labels.busy] if self.tables.shares_node.any() else [])])
+        if task.max_nodes is not None:
+            columns.append(labels.nodes.astype(float))
+        if task.max_segments is not None:
+            columns.append(labels.segments.astype(float))
+        if task.min_segments > 1:
+            columns.append(-np.minimum(labels.segments, task.min_segments).astype(float))
+        measure = np.stack(columns, axis=1)
+        order = np.lexsort((*measure.T[::-1], labels.last))
+        keep = np.ones(len(order), dtype=bool)
+        starts = np.flatnonzero(np.diff(labels.last[order], prepend=-2))
+        for begin, finish in zip(starts, [*starts[1:], len(order)], strict=True):
+            self._sift(order[begin:finish], measure, labels, keep)
+        return labels.pick(keep)
+
+    def _sift(self, group: Ints, measure: Floats, labels: _Labels, keep: Bools) -> None:
+        """Mark the dominated of one class; `group` is in ascending order, so only earlier ones can dominate (of equals the first)."""
+        head = group[:_DOMINANCE_BLOCK]
+        for begin in range(0, len(group), _DOMINANCE_BLOCK):
+            block = group[begin : begin + _DOMINANCE_BLOCK]
+            better = np.ones((len(head), len(block)), dtype=bool)
+            for column in measure.T:
+                better &= column[head][:, None] <= column[block][None, :]
+            for word in labels.taken.T:
+                better &= (word[head][:, None] & ~word[block][None, :]) == 0
+            for column in labels.counts.T:
+                better &= column[head][:, None] <= column[block][None, :]
+            if begin == 0:
+                better &= np.arange(len(head))[:, None] < np.arange(len(block))[None, :]
+            keep[block[better.any(axis=0)]] = False
+
+    def _trace(self, identity: int) -> tuple[Step, ...]:
+        parents, steps = np.concatenate(self._parents), np.concatenate(self._steps)
+        result: list[Step] = []
+        while identity >= 0:
+            start, end, place = (int(n) for n in steps[identity])
+            result.append(Step(start, end, place))
+            identity = int(parents[identity])
+        return tuple(reversed(result))

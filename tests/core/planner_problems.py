@@ -1,0 +1,213 @@
+"""Small problems for the planner's tests: builders that carry the noise, strategies, and the brute force that knows the truth."""
+
+from collections.abc import Iterator
+from itertools import combinations, permutations, product
+
+from hypothesis import strategies as st
+
+from splitinference.core.cluster import Link, LinkQuality, Network, Node, Processor, Snapshot, Taint
+from splitinference.core.cost import goal_value, objective_value, violations
+from splitinference.core.cost.predict import predict
+from splitinference.core.plan import Pipeline, Plan, Segment
+from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, Slo, Toleration, TrustRule, Workload
+from splitinference.core.profile import Layer, Profile
+
+MIB = 2**20
+
+
+def a_profile(weights_mib: tuple[int, ...] = (40, 100, 100, 100, 60), *, tied: bool = False, runtime_mib: int = 0) -> Profile:
+    """Layers of the given weights; two FLOPs a byte; a boundary of 16 KiB a token."""
+    last = len(weights_mib) - 1
+    layers = tuple(
+        Layer(
+            index=i,
+            name=f"layer {i}",
+            weight_bytes=w * MIB,
+            flops_per_token=w * MIB,
+            flops_per_token_and_context=1e4,
+            kv_bytes_per_token=256 if 0 < i < last else 0,
+            boundary_bytes_per_token=16384,
+            tied_to=0 if tied and i == last else None,
+            tied_bytes=min(weights_mib[0], w) * MIB if tied and i == last else 0,
+        )
+        for i, w in enumerate(weights_mib)
+    )
+    return Profile(model="test", digest="0" * 64, dtype="float16", layers=layers, runtime_bytes=runtime_mib * MIB)
+
+
+def a_node(name: str, *, free_mib: int = 1000, gflops: float = 100.0, gbps: float = 10.0, **more: object) -> Node:
+    """One node; `more` are fields of Node."""
+    return Node.model_validate(
+        {"name": name, "memory_free_bytes": free_mib * MIB, "flops_per_s": gflops * 1e9, "memory_bandwidth_bytes_per_s": gbps * 1e9, **more}
+    )
+
+
+def a_plan(text: str, digest: str = "0" * 64) -> Plan:
+    """A plan from `a[0:4] b/gpu[4:8] c+d[8:9]`; pipelines are separated by `|`."""
+    pipelines = []
+    for chain in text.split("|"):
+        segments = []
+        for part in chain.split():
+            where, _, layers = part.rstrip("]").partition("[")
+            start, _, end = layers.partition(":")
+            names, _, processor = where.partition("/")
+            first, *others = names.split("+")
+            segments.append(Segment(start=int(start), end=int(end), node=first, processor=processor, replicas=tuple(others)))
+        pipelines.append(Pipeline(segments=tuple(segments)))
+    return Plan(model_digest=digest, pipelines=tuple(pipelines))
+
+
+def chains(problem: Problem) -> Iterator[Pipeline]:
+    """Every chain over every order of places, cut everywhere; the judge says which are valid."""
+    layers = len(problem.profile.layers)
+    places = [(n.name, p.name) for n in problem.snapshot.nodes for p in n.processors]
+    places += [(n.name, "") for n in problem.snapshot.nodes if not n.processors]
+    for count in range(1, min(layers, len(places)) + 1):
+        for cuts in combinations(range(1, layers), count - 1):
+            bounds = (0, *cuts, layers)
+            for order in permutations(places, count):
+                yield Pipeline(
+                    segments=tuple(
+                        Segment(start=bounds[k], end=bounds[k + 1], node=node, processor=processor)
+                        for k, (node, processor) in enumerate(order)
+                    )
+                )
+
+
+def valid_plans(problem: Problem) -> list[Plan]:
+    """Every valid plan of a problem with one pipeline."""
+    plans = (Plan(model_digest=problem.profile.digest, pipelines=(chain,)) for chain in chains(problem))
+    return [plan for plan in plans if not violations(plan, problem)]
+
+
+def best_value(problem: Problem) -> float | None:
+    """The least value over all valid plans of one pipeline; None if there is none."""
+    return min((objective_value(plan, problem) for plan in valid_plans(problem)), default=None)
+
+
+def best_in_order(problem: Problem) -> tuple[float, ...] | None:
+    """The least values goal by goal, each among the plans that are best in those before."""
+    found = [predict(plan, problem) for plan in valid_plans(problem)]
+    if not found:
+        return None
+    result = []
+    for goal in (problem.objective.goal, *problem.objective.then):
+        least = min(goal_value(p, goal) for p in found)
+        found = [p for p in found if goal_value(p, goal) <= least + 1e-9 * abs(least)]
+        result.append(least)
+    return tuple(result)
+
+
+def qualities() -> st.SearchStrategy[LinkQuality]:
+    """Links from thin to wide, coarse on purpose, so that equal links occur."""
+    return st.builds(LinkQuality, bandwidth_bytes_per_s=st.sampled_from([1e5, 1e6, 1e8]), rtt_ms=st.sampled_from([0.1, 5.0, 40.0]))
+
+
+def nodes(name: str) -> st.SearchStrategy[Node]:
+    """Nodes of few kinds, so that equal nodes occur; some with processors, labels, taints, loads."""
+    processors = st.lists(
+        st.builds(
+            lambda f, m: {"kind": "gpu", "flops_per_s": f * 1e9, "memory_bandwidth_bytes_per_s": 2e10, "memory_free_bytes": m * MIB},
+            st.sampled_from([50, 200]),
+            st.sampled_from([110, 250]),
+        ),
+        max_size=2,
+    ).map(lambda found: tuple(Processor(name=f"p{i}", **p) for i, p in enumerate(found)))
+    return st.builds(
+        a_node,
+        st.just(name),
+        free_mib=st.sampled_from([150, 250, 400]),
+        gflops=st.sampled_from([20.0, 100.0, 400.0]),
+        gbps=st.sampled_from([5.0, 50.0]),
+        ready=st.sampled_from([True] * 9 + [False]),
+        utilization=st.sampled_from([None, 0.0, 0.3, 0.9]),
+        labels=st.sampled_from([{}, {"trusted": "yes"}, {"trusted": "yes", "disk": "ssd"}]),
+        taints=st.sampled_from([()] * 9 + [(Taint(key="gpu"),)]),
+        zone=st.sampled_from(["", "east", "west"]),
+        calibration=st.sampled_from([1.0, 1.0, 2.5]),
+        stage_overhead_ms=st.sampled_from([0.0, 1.0, 20.0]),
+        processors=st.one_of(st.just(()), st.just(()), processors),
+        idle_watts=st.just(5.0),
+        busy_watts=st.sampled_from([20.0, 300.0, 20.0, 300.0, 0.0]),
+        cost_per_hour=st.sampled_from([0.0, 1.0, 3.5]),
+    )
+
+
+@st.composite
+def snapshots(draw: st.DrawFn, most: int = 4) -> Snapshot:
+    """Up to `most` nodes with their links."""
+    names = [f"n{i}" for i in range(draw(st.sampled_from([*range(1, most + 1), most, most, most])))]
+    found = tuple(draw(nodes(name)) for name in names)
+    pairs = [(a, b) for a, b in product(names, names) if a != b]
+    links = tuple(Link(source=a, target=b, quality=draw(qualities())) for a, b in pairs if draw(st.integers(0, 2)) == 0)
+    zones = tuple(Link(source="east", target=t, quality=draw(qualities())) for t in ("east", "west") if draw(st.booleans()))
+    network = Network(default=draw(qualities()), zones=zones, links=links, ingress=draw(st.sampled_from(["", "n0", "elsewhere"])))
+    return Snapshot(nodes=found, network=network)
+
+
+@st.composite
+def problems(draw: st.DrawFn, objective: st.SearchStrategy[Objective], *, layers: int = 5, nodes: int = 4) -> Problem:
+    """Problems with constraints of every kind, most of them slack, some tight."""
+    count = draw(st.sampled_from([*range(1, layers + 1), layers, layers]))
+    profile = a_profile(tuple(draw(st.sampled_from([40, 60, 100])) for _ in range(count)), tied=draw(st.booleans()), runtime_mib=draw(
+        st.sampled_from([0, 30])))  # fmt: skip
+    snapshot = draw(snapshots(nodes))
+    names = [node.name for node in snapshot.nodes]
+
+    def runs() -> tuple[int, int]:
+        start = draw(st.integers(0, count - 1))
+        return start, draw(st.integers(start + 1, count))
+
+    def rarely(build: object, nothing: object) -> object:
+        return build() if draw(st.integers(0, 9)) == 9 and callable(build) else nothing
+
+    def pin() -> tuple[Pin, ...]:
+        start, end = runs()
+        return (Pin(start=start, end=end, node=draw(st.sampled_from(names))),)
+
+    def trust() -> tuple[TrustRule, ...]:
+        start, end = runs()
+        return (TrustRule(start=start, end=end, labels={"trusted": "yes"}),)
+
+    least = rarely(lambda: draw(st.integers(1, 3)), 1)
+    constraints = Constraints.model_validate(
+        {
+            "min_segments": least,
+            "max_segments": rarely(lambda: max(int(str(least)), draw(st.integers(1, 3))), None),
+            "max_nodes": rarely(lambda: draw(st.integers(1, 3)), None),
+            "split_points": rarely(lambda: tuple(p for p in range(1, count) if draw(st.booleans())), None),
+            "pins": rarely(pin, ()),
+            "trust": rarely(trust, ()),
+            "node_selector": rarely(lambda: {"disk": "ssd"}, {}),
+            "tolerations": rarely(lambda: (Toleration(key="gpu", operator="Exists"),), ()),
+            "utilization_ceiling": rarely(lambda: draw(st.sampled_from([0.2, 0.6, 0.95])), None),
+            "min_bandwidth_bytes_per_s": rarely(lambda: 5e5, None),
+            "memory_margin": draw(st.sampled_from([0.0, 0.1])),
+        }
+    )
+    slo = Slo.model_validate(
+        {
+            "time_to_first_token_ms": rarely(lambda: draw(st.sampled_from([300.0, 1000.0, 5000.0])), None),
+            "time_per_output_token_ms": rarely(lambda: draw(st.sampled_from([20.0, 60.0, 200.0])), None),
+        }
+    )
+    workload = Workload(
+        prompt_tokens=draw(st.sampled_from([1, 64])),
+        output_tokens=draw(st.sampled_from([1, 32])),
+        max_context_tokens=256,
+        batch=draw(st.sampled_from([1, 1, 4])),
+        requests_per_s=draw(st.sampled_from([0.0, 0.0, 0.5])),
+    )
+    serving = rarely(lambda: ((*runs(), draw(st.sampled_from(names))), (*runs(), draw(st.sampled_from(names)))), ())
+    return Problem.model_validate(
+        {"profile": profile, "snapshot": snapshot, "workload": workload, "objective": draw(objective), "constraints": constraints,
+         "slo": slo, "serving": serving}
+    )  # fmt: skip
+
+
+def single_goals() -> st.SearchStrategy[Objective]:
+    """Every goal of a chain, with and without weights."""
+    goal = st.sampled_from([Goal.LATENCY, Goal.BOTTLENECK, Goal.ENERGY, Goal.COST, Goal.MOVE])
+    return st.builds(
+        Objective, goal=goal, utilization_weight=st.sampled_from([0.0, 0.0, 100.0]), move_weight=st.sampled_from([0.0, 0.0, 500.0])
+    )
