@@ -1,0 +1,267 @@
+"""The objects made for a resource: names from content, restricted pods, owners, and the right places."""
+
+import copy
+import re
+from typing import Any
+
+import pytest
+
+from splitinference.controller.manifests import Manifests
+from splitinference.core.plan import Segment
+from splitinference.core.profile import Layer, Profile
+from splitinference.settings import Settings
+
+MIB = 2**20
+
+
+def a_resource(name: str = "chat", **spec: Any) -> dict[str, Any]:
+    model = {"id": "m", "source": {"hostPath": {"path": "/models/m"}}}
+    return {
+        "apiVersion": "splitinference.dev/v1alpha1",
+        "kind": "SplitInference",
+        "metadata": {"name": name, "namespace": "team", "uid": "u-1", "generation": 1},
+        "spec": {"model": model, **spec},
+    }
+
+
+def a_profile(layers: int = 32, digest: str = "9f8e7d6c5b4a") -> Profile:
+    return Profile(
+        model="m",
+        digest=digest,
+        dtype="bfloat16",
+        layers=tuple(Layer(index=i, name=str(i), weight_bytes=1, flops_per_token=1, boundary_bytes_per_token=1) for i in range(layers)),
+    )
+
+
+def build(resource: dict[str, Any] | None = None, settings: Settings | None = None, node: str = "node-a", memory: int = 700 * MIB) -> Any:
+    builder = Manifests(settings or Settings())
+    return builder.segment(resource or a_resource(), a_profile(), Segment(start=12, end=22, node=node), memory, 90 * MIB)
+
+
+def gateway(resource: dict[str, Any] | None = None, settings: Settings | None = None) -> dict[str, Any]:
+    objects = Manifests(settings or Settings()).gateway(resource or a_resource(), a_profile())
+    return {obj["kind"]: obj for obj in objects}
+
+
+def variables(container: dict[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry.get("value", "") for entry in container["env"]}
+
+
+HUB = {"id": "m", "source": {"huggingFace": {"repository": "owner/model", "revision": "abc", "tokenSecretRef": {"name": "hub"}}}}
+CLAIM = {"id": "m", "source": {"persistentVolumeClaim": {"claimName": "models", "path": "smol/"}}}
+
+
+# --- names ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_segment_is_named_by_its_content():
+    objects = build()
+    assert re.fullmatch(r"chat-12-22-[0-9a-f]{8}", objects.name)
+    assert objects.model == "seg-9f8e7d6c-12-22"
+    assert objects.pod["metadata"]["name"] == objects.service["metadata"]["name"] == objects.name
+    assert build().name == objects.name
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"node": "node-b"},
+        {"memory": 800 * MIB},
+        {"settings": Settings(segment_image="other:1")},
+        {"settings": Settings(segment_cpu_limit="2")},
+        {"resource": a_resource(segments={"threads": 2})},
+        {"resource": a_resource(model={"id": "m", "source": {"hostPath": {"path": "/models/m"}}, "dtype": "float32"})},
+        {"resource": a_resource(model={"id": "m", "source": {"hostPath": {"path": "/models/n"}}})},
+    ],
+)
+def test_other_content_has_another_name(other):
+    assert build(**other).name != build().name
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"resource": a_resource(placement={"tolerations": [{"key": "edge", "operator": "Exists"}]})},
+        {"resource": a_resource(adaptation={"drain": "5s"})},
+        {"settings": Settings(image_pull_policy="Never", segment_drain_seconds=5, image_pull_secrets="a")},
+    ],
+)
+def test_what_is_no_content_keeps_the_name_so_nothing_is_loaded_again(other):
+    assert build(**other).name == build().name
+
+
+def test_the_longest_name_is_a_dns_label():
+    long = a_resource(name="a" * 40)
+    objects = Manifests(Settings()).segment(long, a_profile(9000), Segment(start=8998, end=8999, node="n"), 1, 1)
+    assert len(objects.name) <= 63
+
+
+# --- segments ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_request_and_limit_are_the_plans():
+    resources = build(memory=700 * MIB).pod["spec"]["containers"][0]["resources"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"] == str(700 * MIB)
+    assert "cpu" not in resources["limits"]
+
+
+def test_the_segment_is_told_what_the_protocol_names():
+    objects = build()
+    told = variables(objects.pod["spec"]["containers"][0])
+    assert told["SI_SEGMENT"] == objects.name
+    assert told["SI_MODEL_NAME"] == objects.model
+    assert told["SI_LAYERS"] == "12:22"
+    assert told["SI_DTYPE"] == "bfloat16"
+    assert told["SI_KV_BYTES"] == str(90 * MIB)
+    assert told["SI_PEER_PREFIX"] == "chat-"
+    assert told["SI_PEER_SUFFIX"] == ".team.svc.cluster.local"
+    assert (told["SI_MAX_CONTEXT_TOKENS"], told["SI_MAX_SEQUENCES"], told["SI_THREADS"]) == ("2048", "4", "1")
+
+
+def test_probes_run_an_inference_and_stopping_drains():
+    container = build().pod["spec"]["containers"][0]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["exec"]["command"] == ["segment-probe"]
+    drain = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert drain == ["segment-drain", "30"]
+    assert build().pod["spec"]["terminationGracePeriodSeconds"] > int(drain[1])
+
+
+def test_a_segment_goes_to_its_node_through_the_scheduler():
+    spec = build(node="node-b").pod["spec"]
+    assert "nodeName" not in spec
+    terms = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert terms == [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-b"]}]}]
+
+
+def test_the_service_selects_exactly_its_own_segment():
+    first, second = build(), build(node="node-b")
+    selector = first.service["spec"]["selector"]
+    assert selector.items() <= first.pod["metadata"]["labels"].items()
+    assert not selector.items() <= second.pod["metadata"]["labels"].items()
+
+
+def all_pod_specs() -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for name, model in (("folder", None), ("hub", HUB), ("claim", CLAIM)):
+        resource = a_resource(**({"model": model} if model else {}))
+        found.append((f"segment of a {name}", build(resource).pod["spec"]))
+        found.append((f"gateway of a {name}", gateway(resource)["Deployment"]["spec"]["template"]["spec"]))
+    return found
+
+
+@pytest.mark.parametrize(("what", "spec"), all_pod_specs(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_container_is_restricted(what, spec):
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["securityContext"]["runAsUser"] > 0
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False, what
+        assert context["readOnlyRootFilesystem"] is True, what
+        assert context["capabilities"] == {"drop": ["ALL"]}, what
+        assert "memory" in container["resources"]["limits"], what
+
+
+def test_objects_are_owned_so_they_go_with_the_resource():
+    owners = [obj["metadata"]["ownerReferences"] for obj in (build().pod, build().service, *gateway().values())]
+    assert all(owner[0]["uid"] == "u-1" and owner[0]["controller"] for owner in owners)
+
+
+def test_prometheus_finds_segments_and_gateway():
+    assert build().pod["metadata"]["annotations"]["prometheus.io/port"] == "8002"
+    assert gateway()["Deployment"]["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == "8080"
+
+
+# --- the model's files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_the_node_is_mounted_read_only():
+    spec = build().pod["spec"]
+    assert {"name": "model", "hostPath": {"path": "/models/m", "type": "Directory"}} in spec["volumes"]
+    mount = next(m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "model")
+    assert mount["readOnly"] is True
+    assert mount["mountPath"] == variables(spec["containers"][0])["SI_MODEL_PATH"]
+
+
+def test_a_claims_folder_is_mounted_read_only():
+    spec = build(a_resource(model=CLAIM)).pod["spec"]
+    assert {"name": "model", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}} in spec["volumes"]
+    assert next(m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "model")["subPath"] == "smol"
+
+
+def test_a_model_of_the_hub_is_fetched_with_the_secrets_token_and_only_its_layers():
+    spec = build(a_resource(model=HUB)).pod["spec"]
+    (fetch,) = spec["initContainers"]
+    assert fetch["command"][3:] == ["https://huggingface.co", "owner/model", "abc", "/model", "12:22/32"]
+    token = next(entry for entry in fetch["env"] if entry["name"] == "HF_TOKEN")
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+    assert not any("HF_TOKEN" in entry["name"] for entry in spec["containers"][0]["env"])
+
+
+def test_the_gateway_fetches_no_weights():
+    (fetch,) = gateway(a_resource(model=HUB))["Deployment"]["spec"]["template"]["spec"]["initContainers"]
+    assert fetch["command"][-1] == "none"
+
+
+def test_a_cache_on_the_nodes_keeps_models_apart():
+    settings = Settings(model_cache_path="/var/cache/models")
+    other = copy.deepcopy(HUB)
+    other["source"]["huggingFace"]["revision"] = "def"
+    paths = {variables(build(a_resource(model=model), settings).pod["spec"]["containers"][0])["SI_MODEL_PATH"] for model in (HUB, other)}
+    assert len(paths) == 2
+    assert all(path.startswith("/cache/owner--model-") for path in paths)
+
+
+# --- the gateway ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_gateway_may_watch_its_route_and_nothing_else():
+    objects = gateway()
+    assert objects["Role"]["rules"] == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["chat-route"], "verbs": ["get", "list", "watch"]}
+    ]
+    assert objects["RoleBinding"]["subjects"][0]["name"] == objects["ServiceAccount"]["metadata"]["name"] == "chat-gateway"
+
+
+def test_the_gateway_sees_text_so_it_keeps_the_rules_of_first_and_last_layers():
+    rules = [{"layers": "first", "nodeLabels": {"trusted": "true"}}, {"layers": "4:8", "nodeLabels": {"other": "x"}}]
+    spec = gateway(a_resource(privacy={"rules": rules}, placement={"nodeSelector": {"pool": "edge"}}))["Deployment"]["spec"]["template"][
+        "spec"
+    ]
+    (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert {(e["key"], e["values"][0]) for e in term["matchExpressions"]} == {("trusted", "true"), ("pool", "edge")}
+
+
+def test_rules_that_contradict_each_other_leave_no_node_rather_than_one_that_breaks_them():
+    rules = [{"layers": "first", "nodeLabels": {"zone": "a"}}, {"layers": "last", "nodeLabels": {"zone": "b"}}]
+    spec = gateway(a_resource(privacy={"rules": rules}))["Deployment"]["spec"]["template"]["spec"]
+    (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert sorted(e["values"][0] for e in term["matchExpressions"]) == ["a", "b"]
+
+
+def test_service_and_endpoint_agree():
+    service = gateway()["Service"]
+    assert service["spec"]["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+    assert Manifests(Settings()).endpoint(a_resource()) == "http://chat-gateway.team.svc/v1"
+
+
+def test_the_route_is_the_object_that_the_gateway_is_told_to_watch():
+    route = Manifests(Settings()).route(a_resource(), {"route.json": "{}"})
+    told = variables(gateway()["Deployment"]["spec"]["template"]["spec"]["containers"][0])
+    assert route["metadata"]["name"] == told["SI_ROUTE_CONFIGMAP"]
+    assert route["data"] == {"route.json": "{}"}
+
+
+def test_network_policies_are_made_when_asked_for():
+    assert "NetworkPolicy" not in gateway()
+    policy = gateway(settings=Settings(network_policies=True))["NetworkPolicy"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= build().pod["metadata"]["labels"].items()
+    pods = [rule["podSelector"]["matchLabels"] for rule in policy["spec"]["ingress"][0]["from"]]
+    template = gateway()["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert any(labels.items() <= template.items() for labels in pods)
+
+
+def test_a_resource_that_cannot_be_read_is_no_manifest():
+    with pytest.raises(ValueError, match=r"spec\.model"):
+        build({"metadata": {"name": "x"}, "spec": {}})
