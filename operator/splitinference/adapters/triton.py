@@ -9,6 +9,7 @@ from typing import Any
 
 import requests
 
+from splitinference.adapters.failures import in_words
 from splitinference.controller.manifests import HTTP_PORT
 from splitinference.controller.ports import Proof
 
@@ -33,9 +34,9 @@ class TritonSegments:
         except requests.Timeout:
             return Proof(ok=False, why=f"{namespace}/{segment} did not answer within {self._timeout:g} s")
         except requests.RequestException as error:
-            return Proof(ok=False, why=f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: {_short(error)}")
+            return Proof(ok=False, dead=True, why=f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: {in_words(error)}")
         if answer.status_code != requests.codes.ok:
-            return Proof(ok=False, why=f"{namespace}/{segment} answered {answer.status_code}: {_error(answer)}")
+            return Proof(ok=False, dead=True, why=f"{namespace}/{segment} answered {answer.status_code}: {_error(answer)}")
         return _judge(answer, f"{namespace}/{segment}", (time.perf_counter() - started) * 1000)
 
 
@@ -43,12 +44,12 @@ def _judge(answer: requests.Response, name: str, milliseconds: float) -> Proof:
     try:
         meta = _meta(answer.json())
     except (ValueError, KeyError, TypeError) as error:
-        return Proof(ok=False, why=f"{name} answered with something else than a segment does: {_short(error)}")
+        return Proof(ok=False, why=f"{name} answered with something else than a segment does: {in_words(error)}")
     if meta.get("ok") is True:
         return Proof(ok=True, milliseconds=milliseconds)
     problem = meta.get("error")
     said = problem if isinstance(problem, dict) else {}
-    return Proof(ok=False, why=f"{name} failed its own test: {said.get('code', 'internal')}: {said.get('message', meta)}"[:500])
+    return Proof(ok=False, dead=True, why=f"{name} failed its own test: {said.get('code', 'internal')}: {said.get('message', meta)}"[:500])
 
 
 def _meta(body: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,3 @@ def _error(answer: requests.Response) -> str:
         return str(answer.json().get("error", answer.text))[:300]
     except (ValueError, AttributeError):
         return answer.text[:300]
-
-
-def _short(error: Exception) -> str:
-    return str(error)[:300] or type(error).__name__

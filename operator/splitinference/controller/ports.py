@@ -181,6 +181,9 @@ class Proof(Value):
     ok: bool
     milliseconds: float | None = None
     why: str = Field(default="", description="when not ok: in words, with the error code")
+    dead: bool = Field(
+        default=False, description="it answered with an error, or refused the connection: broken, and not merely slow (no answer in time)"
+    )
 
 
 class Segments(Protocol):

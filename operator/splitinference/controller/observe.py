@@ -1,0 +1,168 @@
+"""Pods, route and gateway → what the walk sees, and which segments fail for reasons that will not go away by themselves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from splitinference.controller.manifests import SEGMENT
+from splitinference.controller.objects import COMPONENT, LAYERS_LABEL, MODEL_LABEL
+from splitinference.controller.pods import is_over, labels_of, node_of, requested_bytes
+from splitinference.controller.ports import Manifest
+from splitinference.core.walk import ObservedSegment, Phase
+
+_RESTARTS_THAT_LAST = 3
+_UNSCHEDULABLE_SECONDS = 20.0
+_HOPELESS = (
+    "ImagePullBackOff",
+    "ErrImagePull",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "CrashLoopBackOff",
+)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known beside the pods. `proven` and `broken` are proof keys (broken: with what is wrong); `usable`: nodes that are ready;
+    `wanted`: names in the plan; `held_back`: names whose failure is not yet to be answered, and why."""
+
+    now: datetime
+    usable: frozenset[str]
+    wanted: frozenset[str] = frozenset()
+    proven: frozenset[str] = frozenset()
+    broken: Mapping[str, str] = field(default_factory=dict)
+    held_back: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SegmentPod:
+    """One segment's pod. `proof_key` changes with every start of its container, so a proof is of the process that runs; `ready` is the
+    kubelet's opinion; `lasting` says what is wrong on this node that waiting will not mend."""
+
+    segment: ObservedSegment
+    model: str
+    ip: str
+    proof_key: str
+    ready: bool
+    lasting: str = ""
+
+    @property
+    def name(self) -> str:
+        """The segment's name."""
+        return self.segment.name
+
+
+def read_segments(pods: Sequence[Manifest], known: Known) -> tuple[SegmentPod, ...]:
+    """The segments that these pods are. One on a lost node counts as failed unless the plan wants it: then it is hoped for."""
+    segments = (pod for pod in pods if labels_of(pod).get(COMPONENT) == SEGMENT)
+    return tuple(found for pod in segments if (found := _segment(pod, known)) is not None)
+
+
+def _segment(pod: Manifest, known: Known) -> SegmentPod | None:
+    name, found = str(pod["metadata"]["name"]), labels_of(pod)
+    start, _, end = found.get(LAYERS_LABEL, "").partition("-")
+    if not (start.isdigit() and end.isdigit()) or int(end) <= int(start):
+        return None
+    status, node = pod.get("status") or {}, node_of(pod)
+    key = proof_key(pod)
+    phase, why = _phase(pod, node, key, known)
+    segment = ObservedSegment(
+        name=name,
+        start=int(start),
+        end=int(end),
+        node=node,
+        memory_bytes=0 if is_over(pod) else requested_bytes(pod),
+        family=family_of(pod),
+        phase=phase,
+        why=why,
+    )
+    model = f"seg-{found.get(MODEL_LABEL, '')}-{start}-{end}"
+    lasting = _lasting(pod, phase, why, known.now)
+    address = str(status.get("podIP") or "")
+    return SegmentPod(segment=segment, model=model, ip=address, proof_key=key, ready=_is_ready(pod), lasting=lasting)
+
+
+def family_of(pod: Manifest) -> str:
+    """Model and dtype of a segment's pod: what segments must share to be in one route."""
+    dtype = next(
+        (e.get("value", "") for c in pod["spec"].get("containers") or [] for e in c.get("env") or [] if e["name"] == "SI_DTYPE"), ""
+    )
+    return f"{labels_of(pod).get(MODEL_LABEL, '')}/{dtype}"
+
+
+def proof_key(pod: Manifest) -> str:
+    """Names one run of the segment's container."""
+    return f"{pod['metadata'].get('uid', '')}/{_container(pod).get('restartCount', 0)}"
+
+
+def _container(pod: Manifest) -> Mapping[str, Any]:
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return next((c for c in statuses if c.get("name") == SEGMENT), {})
+
+
+def _phase(pod: Manifest, node: str, key: str, known: Known) -> tuple[Phase, str]:
+    name = pod["metadata"]["name"]
+    if pod["metadata"].get("deletionTimestamp"):
+        return Phase.LEAVING, ""
+    why = _ended(pod) if is_over(pod) else known.broken.get(key, "")
+    if why:
+        return (Phase.STARTING, f"{why}; {known.held_back[name]}") if name in known.held_back else (Phase.FAILED, why)
+    if node not in known.usable:
+        return (Phase.STARTING if name in known.wanted else Phase.FAILED), f"{node} is not ready"
+    if key in known.proven:
+        return Phase.PROVEN, ""
+    return (Phase.READY, "") if _is_ready(pod) else (Phase.STARTING, _waits_for(pod))
+
+
+def _is_ready(pod: Manifest) -> bool:
+    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in (pod.get("status") or {}).get("conditions") or [])
+
+
+def _ended(pod: Manifest) -> str:
+    status = pod.get("status") or {}
+    ended = ((_container(pod).get("state") or {}).get("terminated")) or {}
+    reason = status.get("reason") or ended.get("reason") or "it ended"
+    code = f" with exit code {ended['exitCode']}" if "exitCode" in ended else ""
+    message = status.get("message") or ended.get("message") or ""
+    return f"{reason}{code}" + (f": {message[:200]}" if message else "")
+
+
+def _waits_for(pod: Manifest) -> str:
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return f"not scheduled: {condition.get('message', '')}"[:300]
+    statuses = (pod.get("status") or {}).get("initContainerStatuses") or []
+    for container in [*statuses, _container(pod)]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in _HOPELESS:
+            last = ((container.get("lastState") or {}).get("terminated")) or {}
+            text = waiting.get("message") or ""
+            code = f", last exit code {last['exitCode']}" if "exitCode" in last else ""
+            return f"{waiting['reason']}{code}" + (f": {text[:200]}" if text else "")
+    return ""
+
+
+def _lasting(pod: Manifest, phase: Phase, why: str, now: datetime) -> str:
+    """What is wrong with the segment on this node that waiting will not mend; empty if nothing."""
+    if phase not in (Phase.STARTING, Phase.FAILED):
+        return ""
+    container = _container(pod)
+    restarts = int(container.get("restartCount", 0))
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    if restarts >= _RESTARTS_THAT_LAST and waiting.get("reason") == "CrashLoopBackOff":
+        return f"{restarts} restarts, {why}"
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            since = _time(condition.get("lastTransitionTime"))
+            if since is not None and (now - since).total_seconds() > _UNSCHEDULABLE_SECONDS:
+                return why
+    return ""
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return None

@@ -1,0 +1,86 @@
+"""Proofs of segments: a real inference through each process that is to serve, asked once, and again when something speaks against it.
+
+Held in memory and in the status' plan, so that a restart of the operator asks nothing anew.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from splitinference.controller.observe import SegmentPod
+from splitinference.controller.ports import Segments
+from splitinference.core.walk import Phase
+
+_MOST_FAILURES_A_PASS = 3
+_SURE_AFTER = timedelta(seconds=5)
+_SURE_TIMES = 3
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Proofs that failed in a row. `served`: the process was proven before; only then an error means that it broke."""
+
+    since: datetime
+    times: int
+    why: str
+    dead: bool
+    served: bool
+
+
+@dataclass(frozen=True)
+class Proofs:
+    """Keys of processes that are proven; and what is held against others."""
+
+    proven: frozenset[str] = frozenset()
+    doubts: dict[str, Doubt] = field(default_factory=dict)
+
+    def broken(self, now: datetime) -> dict[str, str]:
+        """Processes that answer with errors for so long that they will not mend themselves. One that is merely slow is never among them."""
+        return {
+            key: doubt.why
+            for key, doubt in self.doubts.items()
+            if doubt.dead and doubt.times >= _SURE_TIMES and now - doubt.since >= _SURE_AFTER
+        }
+
+
+@dataclass(frozen=True)
+class Prover:
+    """Asks segments of one namespace, now."""
+
+    port: Segments
+    namespace: str
+    now: datetime
+
+    def prove(self, proofs: Proofs, segments: Sequence[SegmentPod], failing: Iterable[str]) -> Proofs:
+        """Ask those that are ready and not proven; and those that are proven but not ready, or that requests cannot get past (`failing`)."""
+        suspects = set(failing)
+        failures = 0
+        present = {pod.proof_key for pod in segments}
+        proofs = Proofs(proven=proofs.proven & present, doubts={key: doubt for key, doubt in proofs.doubts.items() if key in present})
+        for pod in segments:
+            proven, doubted = pod.proof_key in proofs.proven, pod.proof_key in proofs.doubts
+            due = (not pod.ready or pod.name in suspects) if proven else (pod.ready or doubted)
+            over = pod.segment.phase in (Phase.LEAVING, Phase.FAILED)
+            if due and pod.ip and not over and failures < _MOST_FAILURES_A_PASS:
+                proofs = self._ask(proofs, pod)
+                failures += pod.proof_key not in proofs.proven
+        return proofs
+
+    def _ask(self, proofs: Proofs, pod: SegmentPod) -> Proofs:
+        key = pod.proof_key
+        proof = self.port.prove(self.namespace, pod.name, pod.model, pod.ip)
+        others = {k: doubt for k, doubt in proofs.doubts.items() if k != key}
+        if proof.ok:
+            return Proofs(proven=proofs.proven | {key}, doubts=others)
+        before = proofs.doubts.get(key)
+        served = key in proofs.proven or (before is not None and before.served)
+        dead = proof.dead and served
+        same = before is not None and before.dead == dead
+        doubt = Doubt(
+            since=before.since if before and same else self.now,
+            times=before.times + 1 if before and same else 1,
+            why=proof.why,
+            dead=dead,
+            served=served,
+        )
+        return Proofs(proven=proofs.proven - {key}, doubts={**others, key: doubt})

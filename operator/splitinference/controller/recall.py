@@ -1,0 +1,86 @@
+"""What a resource's passes remember in its status: the triggers' memory, when it moved, and where its segments failed."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from splitinference.controller.observe import SegmentPod
+from splitinference.core.adaptation import Memory
+from splitinference.core.value import Value
+from splitinference.core.walk import Phase
+
+_ENOUGH = 3
+_FORGOTTEN = timedelta(minutes=10)
+_LONGEST_PAUSE_SECONDS = 60.0
+_MOST_MOVES = 20
+
+
+class Failures(Value):
+    """How often segments failed on one node lately. `key` is the last one's proof key, so that one failure is counted once."""
+
+    count: int = Field(ge=1)
+    first: datetime
+    last: datetime
+    why: str
+    key: str
+
+
+class Recall(Value):
+    """Kept in status.adaptation. Losing it makes optional moves later and failures count anew, nothing worse."""
+
+    memory: Memory = Memory()
+    moves: tuple[datetime, ...] = ()
+    failures: Mapping[str, Failures] = Field(default_factory=dict)
+
+    def moved(self, now: datetime) -> "Recall":
+        """With one more move."""
+        return self.model_copy(update={"moves": (*self.moves, now)[-_MOST_MOVES:]})
+
+    def failed(self, segments: Sequence[SegmentPod], wanted: frozenset[str], now: datetime) -> "Recall":
+        """With the failures that these segments show; those of long ago are forgotten."""
+        failures = {node: entry for node, entry in self.failures.items() if now - entry.last < _FORGOTTEN}
+        for pod in segments:
+            node, failing = pod.segment.node, pod.lasting or (pod.segment.why if pod.segment.phase is Phase.FAILED else "")
+            before = failures.get(node)
+            if pod.name not in wanted or not failing or (before is not None and before.key == pod.proof_key and not pod.lasting):
+                continue
+            if before is not None and before.key == pod.proof_key and before.count >= _ENOUGH:
+                continue
+            count = _ENOUGH if pod.lasting else (before.count if before else 0) + 1
+            failures[node] = Failures(count=count, first=before.first if before else now, last=now, why=failing, key=pod.proof_key)
+        return self.model_copy(update={"failures": failures})
+
+    def quarantined(self, now: datetime) -> Mapping[str, str]:
+        """Nodes on which segments failed so often that no new plan should use them for a while, and what was seen."""
+        return {
+            node: f"{entry.count} failures since {entry.first:%H:%M:%S}, last: {entry.why}"
+            for node, entry in self.failures.items()
+            if entry.count >= _ENOUGH and now - entry.last < _FORGOTTEN
+        }
+
+    def held_back(self, segments: Sequence[SegmentPod], now: datetime) -> Mapping[str, str]:
+        """Failed segments that are not yet to be made again, and until when: the pause doubles with each failure on the node."""
+        found = {}
+        for pod in segments:
+            entry = self.failures.get(pod.segment.node)
+            if entry is None or entry.key != pod.proof_key or entry.count < 2:
+                continue
+            left = min(2.0 ** (entry.count - 1), _LONGEST_PAUSE_SECONDS) - (now - entry.last).total_seconds()
+            if left > 0:
+                found[pod.name] = "made again soon"
+        return found
+
+    def as_status(self) -> dict[str, Any]:
+        """As JSON for status.adaptation."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        return dumped
+
+
+def read_recall(status: Mapping[str, Any]) -> Recall:
+    """From the status; empty where there is none, or none that can be read."""
+    try:
+        return Recall.model_validate(status.get("adaptation") or {})
+    except ValidationError:
+        return Recall()
