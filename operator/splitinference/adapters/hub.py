@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import requests
 
+from splitinference.adapters.failures import in_words
 from splitinference.controller.resource import HuggingFaceSource
 from splitinference.core.profile_read import TensorInfo, parse_safetensors_header, safetensors_header_bytes
 
@@ -71,7 +72,7 @@ class Hub:
         try:
             answer = session.get(url, headers=headers, timeout=self._timeout, stream=stream)
         except requests.RequestException as error:
-            raise HubError(f"{url} cannot be reached: {error}"[:500]) from error
+            raise HubError(f"{url} cannot be reached: {in_words(error)}") from error
         if answer.status_code in (401, 403):
             raise HubError(f"{url}: {answer.status_code}; is the token right, and has its owner accepted the model's terms?")
         if not answer.ok:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import urllib3
 from kubernetes import client, config
 
+from splitinference.adapters.failures import in_words
 from splitinference.controller.objects import INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
 from splitinference.controller.resource import API_VERSION, GROUP, KIND, PLURAL
@@ -213,7 +214,7 @@ class KubeCluster:
         except client.ApiException as error:
             raise _meaning(error, method, path) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise UnavailableError(f"the API server did not answer {method} {path}: {error}") from error
+            raise UnavailableError(f"the API server did not answer {method} {path}: {in_words(error)}") from error
 
 
 class _NotFoundError(RefusedError):

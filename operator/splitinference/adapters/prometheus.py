@@ -9,6 +9,7 @@ import requests
 from prometheus_api_client import PrometheusApiClientException, PrometheusConnect
 from urllib3.util.retry import Retry
 
+from splitinference.adapters.failures import in_words
 from splitinference.adapters.queries import AGE, KIND_LABEL, SETS, VALUE, Queries, Query, own
 from splitinference.controller.ports import Sample, Samples
 from splitinference.settings import Settings
@@ -51,14 +52,16 @@ class PrometheusMetrics:
         # A session of its own for each question: requests' sessions are not made for several threads at once.
         with requests.Session() as session:
             try:
-                server = PrometheusConnect(url=self._url, retry=Retry(0), timeout=self._timeout, session=session)
+                server = PrometheusConnect(url=self._url, retry=Retry(0, read=False), timeout=self._timeout, session=session)
                 answer = server.custom_query(query.text(self._window_seconds), params={"timeout": f"{self._timeout}s"})
             except PrometheusApiClientException as error:
                 return Samples(problem=f"Prometheus at {self._url} refused a query: {error}"[:500])
             except requests.Timeout:
                 return Samples(problem=f"Prometheus at {self._url} did not answer within {self._timeout:g} s")
-            except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-                return Samples(problem=f"Prometheus at {self._url} cannot be asked: {error}"[:500])
+            except requests.RequestException as error:
+                return Samples(problem=f"Prometheus at {self._url} cannot be reached: {in_words(error)}")
+            except (ValueError, KeyError, TypeError):
+                return Samples(problem=f"what answers at {self._url} is not Prometheus")
         return samples(answer, query.by)
 
 

@@ -1,0 +1,126 @@
+"""What Prometheus says, and what it does not say."""
+
+import json
+import time
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from splitinference.adapters.prometheus import PrometheusMetrics, chosen, samples
+from splitinference.adapters.queries import SETS
+from splitinference.settings import Settings
+from tests.adapters.serving import Request, Response, serving
+
+
+def series(value: object, kind: str = "value", **labels: str) -> dict[str, Any]:
+    return {"metric": {"si_kind": kind, **labels}, "value": [1.0, str(value)]}
+
+
+def test_a_value_comes_with_its_age():
+    read = samples([series(1.5, node="a"), series(12, kind="age", node="a")], ("node",))
+    assert (read.by_name["a"].value, read.by_name["a"].age_seconds) == (1.5, 12)
+    assert not read.problem
+    assert not read.notes
+
+
+def test_several_series_for_one_name_are_none():
+    read = samples([series(1, node="a", x="1"), series(2, node="a", x="2"), series(1, kind="age", node="a")], ("node",))
+    assert not read.by_name
+    assert "a: 2 series" in read.notes[0]
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
+def test_what_is_no_number_is_none_and_not_zero(value):
+    assert samples([series(value, node="a"), series(3, kind="age", node="a")], ("node",)).by_name["a"].value is None
+
+
+def test_a_value_of_unknown_age_is_not_taken():
+    read = samples([series(1, node="a")], ("node",))
+    assert not read.by_name
+    assert "age is not known" in read.notes[0]
+
+
+def test_names_of_several_labels():
+    read = samples(
+        [series(1, namespace="n", pod="p"), series(1, kind="age", namespace="n", pod="p"), series(4, pod="lost")], ("namespace", "pod")
+    )
+    assert list(read.by_name) == ["n/p"]
+    assert "without namespace and pod" in read.notes[0]
+
+
+@pytest.mark.parametrize("answer", [{"resultType": "scalar"}, None, "text"])
+def test_an_answer_that_is_no_vector_is_a_problem(answer):
+    assert samples(answer, ("node",)).problem
+
+
+def vector(*found: dict[str, Any]) -> Response:
+    return Response(json.dumps({"status": "success", "data": {"resultType": "vector", "result": list(found)}}).encode())
+
+
+def metrics(port: int, **settings: Any) -> PrometheusMetrics:
+    return PrometheusMetrics(Settings(prometheus_url=f"http://127.0.0.1:{port}", **settings))
+
+
+def test_a_server_is_asked_for_value_and_age_at_once():
+    asked: list[Request] = []
+
+    def answer(request: Request) -> Response:
+        asked.append(request)
+        return vector(series(0.4, node="kind-worker"), series(2, kind="age", node="kind-worker"))
+
+    with serving(answer) as port:
+        read = metrics(port, query_set="cadvisor", metrics_window_seconds=30).node_cpu_cores()
+    assert read.by_name["kind-worker"].value == 0.4
+    query = parse_qs(urlsplit(asked[0].path).query)["query"][0]
+    assert "[30s]" in query
+    assert "{window}" not in query
+    assert len(asked) == 1
+
+
+def test_an_error_of_the_server_is_a_problem_with_its_address():
+    with serving(lambda _: Response(b'{"status":"error","error":"parse error"}', status=400)) as port:
+        read = metrics(port).node_cpu_cores()
+        assert f"127.0.0.1:{port}" in read.problem
+        assert "parse error" in read.problem
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"data": null}'])
+def test_something_else_than_prometheus_is_a_problem(body):
+    with serving(lambda _: Response(body)) as port:
+        assert "Prometheus" in metrics(port).node_cpu_cores().problem
+
+
+def test_nobody_there_is_a_problem_at_once():
+    with serving(lambda _: vector()) as port:
+        pass
+    problem = metrics(port).node_cpu_cores().problem
+    assert "cannot be reached" in problem
+    assert problem == metrics(port).node_cpu_cores().problem, "a condition's message must not change by itself"
+
+
+def test_a_slow_server_is_a_problem_within_the_time_limit():
+    def slow(_: Request) -> Response:
+        time.sleep(1)
+        return vector()
+
+    with serving(slow) as port:
+        started = time.monotonic()
+        read = metrics(port, prometheus_timeout_seconds=0.2).node_cpu_cores()
+        assert time.monotonic() - started < 0.9
+    assert "did not answer within 0.2 s" in read.problem
+
+
+def test_no_prometheus_set_is_a_problem():
+    assert "no Prometheus is set" in PrometheusMetrics(Settings(prometheus_url="")).node_cpu_cores().problem
+
+
+def test_what_a_set_does_not_have_is_no_problem():
+    read = PrometheusMetrics(Settings(query_set="cadvisor")).links_mbps()
+    assert (read.by_name, read.problem) == ({}, "")
+
+
+def test_a_query_of_the_users_takes_the_place_of_the_sets():
+    queries = chosen(Settings(query_node_cpu_cores="my:cores{a='b'}"))
+    assert queries.node_cpu_cores.value == "my:cores{a='b'}"
+    assert queries.segment_cpu_cores == SETS["nodeExporter"].segment_cpu_cores
