@@ -27,6 +27,7 @@ _SHORTEST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0
 _MOST_INTERNAL_ERRORS = 4  # a fault in the numbers comes back at every replay: do not spend the whole replay time on it
 _SLOW_FACTOR = 8.0  # a step counts as stalled only when it takes so many times what slow steps took of late
+_LATE = 0.4  # after this share of a step's time its stages are asked, so that a silent one is known when the time is over
 _log = logging.getLogger(__name__)
 
 
@@ -118,9 +119,13 @@ class Chain:
                     chunk = tokens[held : held + self.limits.chunk]
                     last = held + len(chunk) == len(tokens)
                     seconds = self._step_seconds(len(chunk), mending.stalls)
-                    answer = await self.steps.step(
-                        lease.pipeline, name, position=held, tokens=chunk, sampling=sampling if last else None, seconds=seconds
-                    )
+                    late = asyncio.get_running_loop().call_later(_LATE * seconds, self.failing.suspect, lease.pipeline, _LATE * seconds)
+                    try:
+                        answer = await self.steps.step(
+                            lease.pipeline, name, position=held, tokens=chunk, sampling=sampling if last else None, seconds=seconds
+                        )
+                    finally:
+                        late.cancel()
                 except StepError as failure:
                     _log.info("sequence %s at token %d: %s", name, len(tokens), failure)
                     if lease is not None:

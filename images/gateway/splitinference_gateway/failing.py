@@ -55,10 +55,16 @@ class Failing:
         """A step along this pipeline failed."""
         stages, code = suspects(pipeline, failure)
         if len(stages) > 1:
-            self._start(self._diagnose(pipeline, code))
+            self.suspect(pipeline, _PROBE_SECONDS)
         else:
             for hop in stages:
                 self._mark(hop, code)
+
+    def suspect(self, pipeline: Pipeline, seconds: float) -> None:
+        """Nobody knows which stage is silent: ask each, in the background; one that does not answer within `seconds` is failing."""
+        task = asyncio.create_task(self._diagnose(pipeline, seconds))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def worked(self, pipeline: Pipeline) -> None:
         """A step went through all of this pipeline."""
@@ -82,19 +88,18 @@ class Failing:
         """`failing` of the internal routes API."""
         return {segment: {"since": since.strftime("%Y-%m-%dT%H:%M:%SZ"), "code": code} for segment, (since, code) in self._failing.items()}
 
-    async def _diagnose(self, pipeline: Pipeline, code: str) -> None:
-        """Nobody knows which stage was silent: ask each."""
+    async def _diagnose(self, pipeline: Pipeline, seconds: float) -> None:
         fresh = [hop for hop in pipeline if hop.segment not in self._diagnosing]
         self._diagnosing |= {hop.segment for hop in fresh}
         try:
-            results = await asyncio.gather(*(self._steps.probe(hop, _PROBE_SECONDS) for hop in fresh), return_exceptions=True)
+            results = await asyncio.gather(*(self._steps.probe(hop, seconds) for hop in fresh), return_exceptions=True)
         finally:
             self._diagnosing -= {hop.segment for hop in fresh}
         for hop, result in zip(fresh, results, strict=True):
             if isinstance(result, StepError):
                 if result.code == STALLED:
                     self._steps.reconnect(hop.segment)
-                self._mark(hop, NEXT_HOP_FAILED if result.code == TRANSPORT else code)
+                self._mark(hop, NEXT_HOP_FAILED if result.code == TRANSPORT else DEADLINE_EXCEEDED)
 
     async def _probe(self, hop: Hop) -> None:
         try:
@@ -116,8 +121,3 @@ class Failing:
         if self._failing.pop(segment, None) is not None:
             self._hops.pop(segment, None)
             _log.info("segment %s is no longer failing", segment)
-
-    def _start(self, work: "asyncio.Future[None] | object") -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
