@@ -1,0 +1,182 @@
+"""Requests that are refused, each in OpenAI's error shape and with the status that its clients expect."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitinference_gateway.errors import ApiError
+from splitinference_gateway.requests import ChatRequest, CompletionRequest, parse
+from tests.gateway.serving import MODEL, serving
+from tests.gateway.toy_chain import toy_segments
+
+USER = {"role": "user", "content": "hi"}
+
+
+def refused(kind: type[ChatRequest] | type[CompletionRequest], body: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parse(kind, json.dumps(body).encode())
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"messages": None}, "messages", "invalid_type"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": "hi"}, "messages", "invalid_type"),
+        ({"messages": [{"content": "hi"}]}, "messages.0.role", "missing_required_parameter"),
+        ({"messages": [{"role": "king", "content": "hi"}]}, "messages.0.role", "invalid_value"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "invalid_type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None, "invalid_value"),
+        ({"model": 3}, "model", "invalid_type"),
+        ({"temperature": "warm"}, "temperature", "invalid_type"),
+        ({"temperature": 2.1}, "temperature", "invalid_value"),
+        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_type"),
+        ({"max_tokens": -1}, "max_tokens", "invalid_value"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens", None),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", None),
+        ({"stop": [1]}, "stop", "invalid_type"),
+        ({"seed": "x"}, "seed", "invalid_type"),
+        ({"seed": 2**63}, "seed", "invalid_value"),
+        ({"stream": "yes"}, "stream", "invalid_type"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", None),
+        ({"top_logprobs": 2}, "top_logprobs", None),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"colour": "blue"}, "colour", "unknown_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter"),
+    ],
+)
+def test_a_wrong_chat_parameter_is_named(change: dict[str, Any], param: str | None, code: str | None) -> None:
+    error = refused(ChatRequest, {"model": MODEL, "messages": [USER], **change})
+    assert error.status == 400
+    assert error.kind == "invalid_request_error"
+    if param is not None:
+        assert (error.param or "").startswith(param)
+    if code is not None:
+        assert error.code == code
+    assert set(error.body["error"]) == {"message", "type", "param", "code"}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("prompt", [3, [1, "a"], [[1], "a"], {"text": "a"}, None])
+def test_a_prompt_of_a_wrong_type_is_refused(prompt: object) -> None:
+    assert (refused(CompletionRequest, {"model": MODEL, "prompt": prompt}).param or "").startswith("prompt")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"user": "u", "store": False, "metadata": {"a": "b"}, "service_tier": "auto"},
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}},
+        {"tools": None, "functions": None, "stop": None, "temperature": None, "n": None, "stream": None},
+        {"temperature": 1, "top_p": 1},
+    ],
+)
+def test_parameters_that_ask_for_nothing_are_accepted(extra: dict[str, Any]) -> None:
+    parse(ChatRequest, json.dumps({"model": MODEL, "messages": [USER], **extra}).encode())
+
+
+def test_content_parts_are_one_text_and_the_developer_speaks_as_system() -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    body = {"model": MODEL, "messages": [{"role": "developer", "content": parts}]}
+    assert parse(ChatRequest, json.dumps(body).encode()).messages[0].for_template == {"role": "system", "content": "one two"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"{not json", 400, "could not parse the JSON body"),
+        (b"[" * 100_000, 400, "could not parse the JSON body"),
+        (b"\xff\xfe", 400, "could not parse the JSON body"),
+        (b"[]", 400, "must be a JSON object"),
+        (b'{"model": "gpt-17", "prompt": "x"}', 404, "does not exist"),
+        (b'{"model": "toy", "prompt": ""}', 400, "at least one token"),
+        (b'{"model": "toy", "prompt": []}', 400, "at least one"),
+        (b'{"model": "toy", "prompt": [99999]}', 400, "token id 99999 is not in the model's vocabulary"),
+        (b'{"model": "toy", "prompt": [-1]}', 400, "token id -1"),
+        (b'{"model": "toy", "prompt": "' + b"x" * 4097 + b'"}', 400, "maximum context length is 4096 tokens"),
+        (b'{"model": "toy", "prompt": "abc", "max_tokens": 4094}', 400, "requested 4097 tokens (3 in the prompt, 4094 in the completion)"),
+    ],
+)
+async def test_a_bad_body_is_answered_in_openais_shape(tmp_path: Path, model_path: Path, body: bytes, status: int, said: str) -> None:
+    async with serving(tmp_path, model_path, await toy_segments("a")) as world:
+        answered, error, _ = await world.post("/v1/completions", body)
+        assert answered == status
+        assert said in error["error"]["message"]
+        assert error["error"]["type"] == "invalid_request_error"
+        assert await world.metric(f'splitinference_gateway_requests_total{{code="{status}"}}') == 1
+        assert world.segments[0].counts["step"] == 0
+
+
+@pytest.mark.anyio
+async def test_error_codes_that_clients_look_at(tmp_path: Path, model_path: Path) -> None:
+    async with serving(tmp_path, model_path, await toy_segments("a"), max_context_tokens=50) as world:
+        _, unknown, _ = await world.post("/v1/chat/completions", {"model": "x", "messages": [USER]})
+        assert unknown["error"]["code"] == "model_not_found"
+        _, long, _ = await world.post("/v1/chat/completions", {"model": MODEL, "messages": [{"role": "user", "content": "x" * 60}]})
+        assert long["error"]["code"] == "context_length_exceeded"
+        _, template, _ = await world.post("/v1/chat/completions", {"model": MODEL, "messages": [{"role": "tool", "content": "x"}]})
+        assert "no tools here" in template["error"]["message"]
+
+
+@pytest.mark.anyio
+async def test_a_huge_body_is_refused_whether_it_says_so_or_not(tmp_path: Path, model_path: Path) -> None:
+    async def pieces() -> Any:
+        for _ in range(20):
+            yield b"x" * 1000
+
+    async with serving(tmp_path, model_path, await toy_segments("a"), max_body_bytes=10_000) as world:
+        for data in (b"x" * 10_001, pieces()):
+            async with world.http.post(f"{world.url}/v1/completions", data=data) as response:
+                assert response.status == 413
+                assert (await response.json())["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.anyio
+async def test_a_body_that_does_not_arrive_is_not_waited_for(tmp_path: Path, model_path: Path) -> None:
+    async with serving(tmp_path, model_path, await toy_segments("a"), body_seconds=0.2) as world:
+        host, port = world.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert (await reader.readline()).split()[1] == b"408"
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.anyio
+async def test_unknown_paths_and_methods_have_the_same_shape(tmp_path: Path, model_path: Path) -> None:
+    async with serving(tmp_path, model_path, await toy_segments("a")) as world:
+        status, body, _ = await world.post("/v1/embeddings", {})
+        assert (status, body["error"]["message"]) == (404, "Invalid URL (POST /v1/embeddings)")
+        async with world.http.get(f"{world.url}/v1/completions") as response:
+            assert response.status == 405
+            assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.anyio
+async def test_api_keys_are_asked_for_and_read_again_when_they_change(tmp_path: Path, model_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# those who may\nsk-one\n")
+    async with serving(tmp_path, model_path, await toy_segments("a"), api_keys_file=keys) as world:
+
+        async def ask(headers: dict[str, str]) -> tuple[int, str | None]:
+            status, body, _ = await world.post("/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 2}, headers=headers)
+            return status, body.get("error", {}).get("code")
+
+        assert await ask({}) == (401, None)
+        assert await ask({"Authorization": "Bearer sk-two"}) == (401, "invalid_api_key")
+        assert await ask({"Authorization": "Bearer sk-one"}) == (200, None)
+        replaced = tmp_path / "new"
+        replaced.write_text("sk-two\n")
+        replaced.rename(keys)
+        assert await ask({"Authorization": "Bearer sk-two"}) == (200, None)
+        assert await ask({"Authorization": "Bearer sk-one"}) == (401, "invalid_api_key")
+        async with world.http.get(f"{world.url}/v1/models") as response:
+            assert response.status == 401
