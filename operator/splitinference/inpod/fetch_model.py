@@ -27,6 +27,7 @@ SMALL = (".json", ".txt", ".model", ".jinja")
 WEIGHTS = ".safetensors"
 INDEX = "model.safetensors.index.json"
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "wpe.weight")
 TRIES = 5
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 30
@@ -57,9 +58,11 @@ def get(url: str, token: str, first_byte: int = 0) -> Any:
 
 
 def layers_of(tensor: str, count: int) -> tuple[int, ...]:
-    """The layers (as the operator numbers them) that need a tensor: a block's own, or first and last for embedding, norm and head."""
+    """The layers (as the operator numbers them) that need a tensor. The last may need the embedding too: heads are often tied to it."""
     block = BLOCK.search(tensor)
-    return (int(block.group(1)) + 1,) if block else (0, count - 1)
+    if block:
+        return (int(block.group(1)) + 1,)
+    return (0, count - 1) if tensor.endswith(EMBEDDINGS) else (count - 1,)
 
 
 def wanted_weights(weight_map: Mapping[str, str], start: int, end: int, count: int) -> set[str]:
@@ -144,6 +147,8 @@ def main(endpoint: str, repository: str, revision: str, folder: str, layers: str
                 start, end, count = (int(part) for part in re.split("[:/]", layers))
                 with open(inside(folder, INDEX), encoding="utf-8") as file:
                     weights = sorted(wanted_weights(json.load(file)["weight_map"], start, end, count))
+                if missing := [path for path in weights if path not in files]:
+                    raise ValueError(f"{INDEX} names {missing[0]}, which the repository does not have")
             for path in weights:
                 patiently(fetch, base + urllib.parse.quote(path), token, inside(folder, path), *files[path])
     except urllib.error.HTTPError as error:

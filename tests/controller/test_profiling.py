@@ -1,0 +1,132 @@
+"""Reading a model that only nodes have: which pods are made, when their word is taken, and what is said when nobody could."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from splitinference.controller import profiling
+from splitinference.controller.profiling import ANY_NODE, Failed, Start, Step, Take, Wait, next_step
+from splitinference.controller.resource import Resource, read_resource
+from splitinference.settings import Settings
+from tests.controller.test_manifests import CLAIM, a_resource
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SETTINGS = Settings(profile_seconds=60, profile_retry_seconds=120)
+
+
+def resource(**spec: Any) -> Resource:
+    read = read_resource(a_resource(**spec))
+    assert isinstance(read, Resource)
+    return read
+
+
+def a_node(name: str, ready: bool = True, taints: tuple[dict[str, str], ...] = (), **labels: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"taints": list(taints)},
+        "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
+    }
+
+
+def a_pod(on: str, phase: str, seconds_ago: float = 5, message: str = "", of: Resource | None = None) -> dict[str, Any]:
+    created = (NOW - timedelta(seconds=seconds_ago)).isoformat().replace("+00:00", "Z")
+    states = [{"state": {"terminated": {"message": message}}}] if message else []
+    name = profiling.pod_name(of or resource(), on, SETTINGS)
+    return {"metadata": {"name": name, "creationTimestamp": created}, "status": {"phase": phase, "containerStatuses": states}}
+
+
+NODES = [a_node(name) for name in ("a", "b", "c", "d")]
+
+
+def step(*pods: dict[str, Any], nodes: list[dict[str, Any]] = NODES, of: Resource | None = None) -> Step:
+    return next_step(of or resource(), pods, nodes, NOW, SETTINGS)
+
+
+def test_a_few_nodes_are_asked_at_once():
+    assert step() == Start(("a", "b", "c"))
+
+
+def test_while_they_read_nothing_is_done():
+    waiting = step(*[a_pod(node, "Pending") for node in "abc"])
+    assert isinstance(waiting, Wait)
+    assert "/models/m" in waiting.message
+
+
+def test_the_next_node_takes_the_place_of_one_that_does_not_have_it():
+    assert step(a_pod("a", "Pending"), a_pod("b", "Failed"), a_pod("c", "Running")) == Start(("d",))
+
+
+def test_the_first_that_read_it_is_taken():
+    pods = [a_pod("a", "Failed"), a_pod("b", "Succeeded"), a_pod("c", "Pending")]
+    assert step(*pods) == Take(pods[1]["metadata"]["name"])
+
+
+def test_when_nobody_could_it_says_why_for_each_and_asks_again_later():
+    early = step(*[a_pod(node, "Failed", 60, message=f"noise\nno config.json on {node}") for node in "abcd"])
+    assert isinstance(early, Failed)
+    assert not early.again
+    assert "a: no config.json on a; b: no config.json on b" in early.message
+    late = step(*[a_pod(node, "Failed", 121) for node in "abcd"])
+    assert isinstance(late, Failed)
+    assert len(late.again) == 4
+
+
+def test_a_pod_that_no_kubelet_took_is_given_up():
+    pod = a_pod("a", "Pending", 80)
+    pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]
+    failed = step(pod, nodes=[a_node("a")])
+    assert isinstance(failed, Failed)
+    assert "0/1 nodes are available" in failed.message
+
+
+def test_a_folder_that_a_node_does_not_have_shows_as_a_deadline():
+    pod = a_pod("a", "Failed")
+    pod["status"]["reason"] = "DeadlineExceeded"
+    failed = step(pod, nodes=[a_node("a")])
+    assert isinstance(failed, Failed)
+    assert "no such folder" in failed.message
+
+
+def test_only_nodes_that_may_run_segments_are_asked():
+    taint = {"key": "control-plane", "effect": "NoSchedule"}
+    nodes = [a_node("a", ready=False, pool="x"), a_node("b", taints=(taint,), pool="x"), a_node("c", pool="y"), a_node("d", pool="x")]
+    selected = {"nodeSelector": {"pool": "x"}}
+    assert step(nodes=nodes, of=resource(placement=selected)) == Start(("d",))
+    tolerant = selected | {"tolerations": [{"key": "control-plane", "operator": "Exists", "effect": "NoSchedule"}]}
+    assert step(nodes=nodes, of=resource(placement=tolerant)) == Start(("b", "d"))
+
+
+def test_no_node_at_all_is_said():
+    failed = step(nodes=[])
+    assert isinstance(failed, Failed)
+    assert "spec.placement" in failed.message
+
+
+def test_a_claim_is_read_wherever_the_scheduler_can():
+    claimed = resource(model=CLAIM)
+    assert step(of=claimed) == Start((ANY_NODE,))
+    pod = profiling.profile_pod(claimed, ANY_NODE, SETTINGS)
+    assert "affinity" not in pod["spec"]
+    assert isinstance(step(a_pod(ANY_NODE, "Running", of=claimed), of=claimed), Wait)
+
+
+def test_the_pod_is_short_lived_restricted_and_told_the_users_path():
+    pod = profiling.profile_pod(resource(), "a", SETTINGS)
+    assert pod["spec"]["activeDeadlineSeconds"] == 60
+    assert pod["spec"]["restartPolicy"] == "Never"
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["containers"][0]["command"][-1] == "/models/m"
+    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "profile"
+
+
+def test_what_is_kept_is_kept_for_its_source_alone():
+    kept = profiling.cache_object(resource(), profiling.pack({"a": 1}, {}))
+    assert profiling.cached(resource(), kept) is not None
+    assert profiling.cached(resource(model=CLAIM), kept) is None
+    assert profiling.cached(resource(adaptation={"mode": "Frozen"}), kept) is not None
+
+
+@pytest.mark.parametrize("damaged", ["", "!", "aGVsbG8=", profiling.pack({}, {})[:-8]])
+def test_what_is_damaged_is_not_unpacked(damaged):
+    assert profiling.unpack(damaged) is None

@@ -1,0 +1,87 @@
+"""The script that reads a model's folder, run as a pod runs it, and read back as the operator does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from splitinference.controller import profiling
+from splitinference.inpod import script
+from splitinference.inpod.read_model import read_table
+
+
+def safetensors(tensors: dict[str, tuple[str, list[int], int]]) -> bytes:
+    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, (dtype, shape, size) in tensors.items():
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + size]}
+        position += size
+    header = json.dumps(table).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(position)
+
+
+def a_model(folder: Path, files: int = 2) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    for number in range(files):
+        data = safetensors({f"model.layers.{number}.w": ("BF16", [4, 2], 16)})
+        (folder / f"model-{number}.safetensors").write_bytes(data)
+    return folder
+
+
+def run(folder: Path, called: str = "/models/m") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-c", script("read_model"), str(folder), called]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_what_the_pod_prints_is_read_back(tmp_path):
+    done = run(a_model(tmp_path / "m"))
+    assert done.returncode == 0
+    packed = profiling.from_log("a warning of the image\n" + done.stdout + "\n")
+    assert packed is not None
+    assert profiling.unpack(packed) == (
+        {"model_type": "llama"},
+        {"model.layers.0.w": ["BF16", [4, 2], 16], "model.layers.1.w": ["BF16", [4, 2], 16]},
+    )
+
+
+def test_a_log_that_is_cut_is_not_taken(tmp_path):
+    out = run(a_model(tmp_path / "m")).stdout
+    assert profiling.from_log(out[: len(out) // 2]) is None
+    assert profiling.from_log("") is None
+
+
+def test_a_table_of_ten_thousand_tensors_fits_in_a_config_map():
+    tensors = {f"model.layers.{i}.mlp.experts.{j}.w": ["BF16", [4096, 1408], 11534336] for i in range(100) for j in range(100)}
+    assert len(profiling.pack({}, tensors)) < 900_000
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda m: (m / "config.json").unlink(), "config.json"),
+        (lambda m: (m / "config.json").write_text("{"), "Expecting property name"),
+        (lambda m: [f.unlink() for f in m.glob("*.safetensors")], "no *.safetensors file"),
+        (lambda m: (m / "model-0.safetensors").write_bytes(b"<html>not a model</html>"), "not a safetensors file"),
+        (lambda m: (m / "model-1.safetensors").write_bytes((m / "model-1.safetensors").read_bytes()[:-8]), "cut short"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_the_users_path(tmp_path, spoil, said):
+    folder = a_model(tmp_path / "m")
+    spoil(folder)
+    done = run(folder)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert str(tmp_path) not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_the_operator_and_the_pod_read_the_same_table(tmp_path):
+    from splitinference.core.profile_read import parse_safetensors_header
+
+    file = a_model(tmp_path / "m", files=1) / "model-0.safetensors"
+    ours = {name: [t.dtype, list(t.shape), t.bytes] for name, t in parse_safetensors_header(file.read_bytes()).items()}
+    assert ours == read_table(str(file))
