@@ -1,0 +1,1 @@
+"""End-to-end tests on real clusters, and the harness that makes such a cluster."""

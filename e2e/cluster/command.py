@@ -1,0 +1,84 @@
+"""Running other programs: what they print goes to a log, and a failure says what was run and how it ended."""
+
+import os
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class CommandFailed(RuntimeError):
+    """A program ended with an error. The message holds the command and the end of what it printed."""
+
+    def __init__(self, command: Sequence[str], code: int, output: str) -> None:
+        tail = "\n".join(output.strip().splitlines()[-15:])
+        super().__init__(f"`{' '.join(command)[:300]}` ended with {code}:\n{tail}")
+        self.code = code
+        self.output = output
+
+
+_serial = threading.Lock()
+
+
+def run(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: str | bytes | None = None,
+    log: Path | None = None,
+    check: bool = True,
+    timeout: float | None = None,
+    cwd: Path | None = None,
+) -> str:
+    """Run `command` to its end and return its stdout. `env` is added to this process's. `log` collects stdout and stderr.
+
+    Raises CommandFailed when it ends with an error and `check` is set, subprocess.TimeoutExpired after `timeout` seconds.
+    """
+    done = subprocess.run(
+        list(command),
+        env={**os.environ, **(env or {})},
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        check=False,
+        timeout=timeout,
+        cwd=cwd,
+    )
+    out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    if log is not None:
+        _append(log, f"$ {' '.join(command)}\n{out}{err}")
+    if check and done.returncode != 0:
+        raise CommandFailed(command, done.returncode, out + err)
+    return out
+
+
+def succeeds(command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 20) -> bool:
+    """Whether `command` exists, and ends well within `timeout` seconds."""
+    try:
+        run(command, env=env, timeout=timeout)
+    except (CommandFailed, subprocess.TimeoutExpired, OSError):
+        return False
+    return True
+
+
+def pipe(source: Sequence[str], sink: Sequence[str], *, env: Mapping[str, str] | None = None, log: Path | None = None) -> None:
+    """`source | sink`; both must end well."""
+    environment = {**os.environ, **(env or {})}
+    with subprocess.Popen(list(source), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
+        second = subprocess.run(list(sink), env=environment, stdin=first.stdout, capture_output=True, check=False)
+        if first.stdout:
+            first.stdout.close()
+        errors = first.stderr.read().decode(errors="replace") if first.stderr else ""
+    if log is not None:
+        _append(log, f"$ {' '.join(source)} | {' '.join(sink)}\n{errors}{second.stdout.decode(errors='replace')}{second.stderr.decode(errors='replace')}")
+    if second.returncode != 0:
+        raise CommandFailed(sink, second.returncode, second.stderr.decode(errors="replace") + errors)
+    if first.returncode != 0:
+        raise CommandFailed(source, first.returncode, errors)
+
+
+def _append(log: Path, text: str) -> None:
+    with _serial:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(text)

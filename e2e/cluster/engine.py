@@ -1,0 +1,241 @@
+"""The Docker engine: the one that answers, else a private one whose processes and mounts all end with one process.
+
+The private engine runs in a PID and a mount namespace of its own. Its first process dies with the process that
+`unshare` is, and with it every container, shim and overlay mount: also after `kill -9`. What a namespace does not hold
+(a bridge, firewall rules, cgroups) is named or recorded so that `host` can take it away.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.cluster.capabilities import missing_here, runtime_script
+from e2e.cluster.command import CommandFailed, run, succeeds
+from e2e.cluster.host import Baseline
+from e2e.cluster.settings import Settings
+
+CGROUP = "splitinference"
+NETWORK = "splitinference"
+BRIDGE = "si-kind0"
+SUBNETS = tuple(f"172.{second}.240.0/24" for second in range(31, 16, -1))
+
+
+class EngineUnavailable(RuntimeError):
+    """No engine can be had; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A Docker engine that answers, and the client to speak to it with. `host` None is the client's own default."""
+
+    client: str
+    host: str | None
+    private: bool
+
+    def env(self) -> dict[str, str]:
+        """Environment for `docker` and `kind`."""
+        env = {"DOCKER_BUILDKIT": "1", "DOCKER_CLI_HINTS": "false"}
+        if self.host:
+            env["DOCKER_HOST"] = self.host
+        if self.private:
+            env["KIND_EXPERIMENTAL_DOCKER_NETWORK"] = NETWORK
+            env.pop("DOCKER_CONTEXT", None)
+        return env
+
+    def docker(self, *words: str, stdin: str | bytes | None = None, check: bool = True, log: Path | None = None, timeout: float | None = None) -> str:
+        """`docker WORDS…`, its stdout."""
+        return run([self.client, *words], env=self.env(), stdin=stdin, check=check, log=log, timeout=timeout)
+
+    def execute(self, node: str, script: str, *, check: bool = True) -> str:
+        """Run a shell script in the container `node`."""
+        return self.docker("exec", "-i", node, "sh", "-eu", stdin=script, check=check)
+
+    def has_image(self, name: str) -> bool:
+        return bool(self.docker("images", "-q", name).strip())
+
+
+def clients() -> list[str]:
+    """docker clients here, the ones that can build with BuildKit first: since 23 that needs the buildx plugin."""
+    found = [path for folder in (*os.environ.get("PATH", "").split(":"), "/usr/bin") if os.access(path := f"{folder}/docker", os.X_OK)]
+    found = list(dict.fromkeys(found))
+    return sorted(found, key=lambda client: not _can_build(client))
+
+
+def _can_build(client: str) -> bool:
+    words = run([client, "--version"], check=False).split()
+    major = next((int(word.split(".")[0]) for word in words if word[:1].isdigit()), 0)
+    return major < 23 or succeeds([client, "buildx", "version"])
+
+
+def find(settings: Settings) -> Engine | None:
+    """The engine to use if one answers: our private one, else (unless the settings say `private`) the user's."""
+    usable = clients()
+    if not usable:
+        return None
+    if alive(settings):
+        engine = Engine(usable[0], f"unix://{_socket(settings)}", private=True)
+        if _answers(engine):
+            return engine
+    if settings.engine != "private":
+        engine = Engine(usable[0], os.environ.get("DOCKER_HOST"), private=False)
+        if _answers(engine) and "bridge" in engine.docker("network", "ls", "--format", "{{.Name}}", check=False).split():
+            return engine
+    return None
+
+
+def _answers(engine: Engine) -> bool:
+    return succeeds([engine.client, "info"], env=engine.env(), timeout=15)
+
+
+def _home(settings: Settings) -> Path:
+    return settings.run / "engine"
+
+
+def _socket(settings: Settings) -> Path:
+    """A socket's path has a limit of 108 bytes: beside the cache where that is short, else in /run."""
+    path = _home(settings) / "docker.sock"
+    return path if len(str(path)) < 100 else Path("/run") / f"splitinference-{os.getuid()}.sock"
+
+
+def alive(settings: Settings) -> int | None:
+    """The process that holds our private engine's namespaces, if it lives (and is not another one with a recycled id)."""
+    try:
+        pid, begun = (_home(settings) / "holder").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return int(pid) if begin_of(int(pid)) == begun else None
+
+
+def begin_of(pid: int) -> str | None:
+    """When the process began, in clock ticks since boot: tells a process from a later one with the same id."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+PACKAGES = {"dockerd": "docker.io", "jq": "jq", "ip": "iproute2", "iptables": "iptables", "debootstrap": "debootstrap", "unshare": "util-linux"}
+
+
+def missing_packages(programs: tuple[str, ...]) -> list[str]:
+    """Debian packages to install so that `programs` are there."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin"
+    return [PACKAGES[program] for program in programs if not shutil.which(program, path=path)]
+
+
+def install(packages: list[str], log: Path) -> None:
+    """apt-get install, without letting any of them start a service."""
+    if not packages:
+        return
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        env = {"DEBIAN_FRONTEND": "noninteractive"}
+        words = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+        try:
+            run(words, env=env, log=log)
+        except CommandFailed:
+            run(["apt-get", "update", "-qq"], env=env, log=log)
+            run(words, env=env, log=log)
+    finally:
+        if ours:
+            policy.unlink()
+
+
+def start(settings: Settings) -> Engine:
+    """Start the private engine and wait until it answers. Needs root; `missing_packages` must be none."""
+    if os.geteuid() != 0:
+        raise EngineUnavailable("No Docker engine answers, and starting a private one needs root: start Docker, or run this as root.")
+    home = _home(settings)
+    stop(settings)
+    home.mkdir(parents=True, exist_ok=True)
+    Baseline.record(home / "baseline.json")
+    config: dict[str, object] = {"bridge": "none", "cgroup-parent": f"/{CGROUP}", "storage-driver": "overlay2", "max-concurrent-downloads": 4}
+    if without := missing_here():
+        script = home / "runtime"
+        script.write_text(runtime_script(shutil.which("runc") or "/usr/sbin/runc", without))
+        script.chmod(0o755)
+        config |= {"runtimes": {"narrow": {"path": str(script)}}, "default-runtime": "narrow"}
+    (home / "daemon.json").write_text(json.dumps(config))
+    socket = _socket(settings)
+    dockerd = shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin") or "dockerd"
+    daemon = [dockerd, "--config-file", f"{home}/daemon.json", "--data-root", str(settings.cache / "engine"), "--exec-root", f"{home}/exec"]
+    daemon += ["--host", f"unix://{socket}", "--pidfile", f"{home}/dockerd.pid"]
+    first = 'trap "kill -TERM $daemon" TERM; "$@" & daemon=$!; while kill -0 $daemon 2>/dev/null; do wait $daemon; done'
+    namespaces = ["unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
+    with (home / "dockerd.log").open("a") as log:
+        holder = subprocess.Popen(
+            [*namespaces, "sh", "-c", first, "sh", *daemon], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+        )
+    (home / "holder").write_text(f"{holder.pid} {begin_of(holder.pid)}")
+    engine = Engine(clients()[0], f"unix://{socket}", private=True)
+    for _ in range(300):
+        if holder.poll() is not None:
+            tail = "\n".join((home / "dockerd.log").read_text().splitlines()[-8:])
+            raise EngineUnavailable(f"The private Docker engine ended at its start; {home}/dockerd.log says:\n{tail}")
+        if socket.exists() and succeeds([engine.client, "version"], env=engine.env(), timeout=5):
+            break
+        time.sleep(0.1)
+    else:
+        raise EngineUnavailable(f"The private Docker engine did not answer within a minute; see {home}/dockerd.log.")
+    _make_network(engine)
+    return engine
+
+
+def _make_network(engine: Engine) -> None:
+    """The network of the nodes, on a bridge with a name that we can recognise, in a subnet that nobody routes to yet."""
+    if NETWORK in engine.docker("network", "ls", "--format", "{{.Name}}").split():
+        return
+    taken = run(["ip", "-4", "route", "show", "table", "all"], check=False)
+    bridge = f"com.docker.network.bridge.name={BRIDGE}"
+    for subnet in SUBNETS:
+        if subnet.rsplit(".", 2)[0] in taken:
+            continue
+        engine.docker("network", "create", "--driver", "bridge", "--subnet", subnet, "--opt", bridge, NETWORK)
+        return
+    raise EngineUnavailable("No free private subnet in 172.17.0.0–172.31.255.255 for the nodes' network; free one of them.")
+
+
+def stop(settings: Settings) -> None:
+    """End the private engine and take away what it left on the machine. Harmless when there is none."""
+    home = _home(settings)
+    if pid := alive(settings):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for child in children:
+            _signal(int(child), signal.SIGTERM)
+        if not _gone(pid, 15):
+            _signal(pid, signal.SIGKILL)
+            _gone(pid, 10)
+    if (home / "baseline.json").exists():
+        Baseline.load(home / "baseline.json").restore(bridges=(BRIDGE,), cgroup=CGROUP)
+    _socket(settings).unlink(missing_ok=True)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _signal(pid: int, what: signal.Signals) -> None:
+    try:
+        os.kill(pid, what)
+    except ProcessLookupError:
+        return
+
+
+def _gone(pid: int, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+        if begin_of(pid) is None:
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,0 +1,117 @@
+"""What the harness is told once: sizes of the nodes, versions, and the folders that it may write to."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+KUBERNETES = "v1.34.4"  # 1.35 refuses cgroup v1 unless told otherwise
+KIND = "v0.33.0"
+HELM = "v4.3.1"
+COREDNS = "v1.14.7"
+ETCD = "v3.6.16"
+PUBLIC_NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
+PUBLIC_BASE = "docker.io/library/debian:trixie"
+OFFLINE_BASE = "localhost/debian:trixie"
+
+GFLOPS_PER_CORE = 100.0  # bf16 and fp32 matrix products of the segment image's torch on one core, measured, rounded down
+MEMORY_GBPS_PER_CORE = 8.0  # weights read per second while decoding on one core, measured
+LINK_MBPS = 1000.0
+LINK_RTT_MS = 0.5
+
+TRUSTED = "splitinference.dev/trusted"
+MODELS_ON_NODE = "/var/lib/splitinference/models"
+BLOBS_ON_NODE = "/var/lib/splitinference/blobs"
+
+NODE_OVERHEAD_MIB = 400  # kubelet, containerd, shims and page cache of a worker, outside what pods may request
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class WorkerSize:
+    """What a worker may use; both limits are enforced and are its allocatable."""
+
+    cores: float
+    memory_mib: int
+    trusted: bool = False
+
+    def labels(self) -> dict[str, str]:
+        """The node labels by which the planner knows this node's speed (docs/reference/kubernetes-names.md)."""
+        labels = {
+            "splitinference.dev/compute-gflops": f"{self.cores * GFLOPS_PER_CORE:g}",
+            "splitinference.dev/memory-bandwidth-gbps": f"{self.cores * MEMORY_GBPS_PER_CORE:g}",
+            "splitinference.dev/link-mbps": f"{LINK_MBPS:g}",
+            "splitinference.dev/link-rtt-ms": f"{LINK_RTT_MS:g}",
+        }
+        return labels | ({TRUSTED: "true"} if self.trusted else {})
+
+
+SIZES = (
+    WorkerSize(1.0, 1000, trusted=True),
+    WorkerSize(0.8, 900),
+    WorkerSize(0.6, 800, trusted=True),
+    WorkerSize(0.5, 700),
+)
+"""Unequal on purpose, and so small that SmolLM2-135M needs three of the four: the fourth is where a segment can move to."""
+
+
+def default_cache() -> Path:
+    """`SPLITINFERENCE_CACHE`, else the user's cache folder."""
+    if given := os.environ.get("SPLITINFERENCE_CACHE"):
+        return Path(given).expanduser().resolve()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "splitinference"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One cluster's settings."""
+
+    name: str = "splitinference"
+    workers: tuple[WorkerSize, ...] = SIZES
+    cache: Path = field(default_factory=default_cache)
+    engine: str = field(default_factory=lambda: os.environ.get("SPLITINFERENCE_ENGINE", "auto"))
+    images: str = field(default_factory=lambda: os.environ.get("SPLITINFERENCE_IMAGES", "auto"))
+
+    @property
+    def run(self) -> Path:
+        """Everything that lives only as long as clusters do; gone after `down`."""
+        return self.cache / "run"
+
+    @property
+    def state(self) -> Path:
+        """This cluster's part of the run folder."""
+        return self.run / self.name
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.state / "kubeconfig"
+
+    @property
+    def models(self) -> Path:
+        """Folder of models, seen on every worker as MODELS_ON_NODE."""
+        return self.cache / "models"
+
+    @property
+    def blobs(self) -> Path:
+        """Image layers by digest, seen on every node as BLOBS_ON_NODE."""
+        return self.cache / "blobs"
+
+    @property
+    def logs(self) -> Path:
+        return self.cache / "log"
+
+    @property
+    def control_plane(self) -> str:
+        return f"{self.name}-control-plane"
+
+    def worker_names(self) -> tuple[str, ...]:
+        """kind's names: the first worker has no number."""
+        return tuple(f"{self.name}-worker{'' if i == 0 else i + 1}" for i in range(len(self.workers)))
+
+    def nodes(self) -> tuple[str, ...]:
+        return (self.control_plane, *self.worker_names())
+
+    def with_workers(self, count: int) -> "Settings":
+        """The same with so many workers; beyond four the sizes repeat."""
+        return replace(self, workers=tuple(SIZES[i % len(SIZES)] for i in range(count)))
