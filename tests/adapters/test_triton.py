@@ -53,6 +53,7 @@ def test_whatever_else_it_answers_is_no_proof_and_says_why(response, why):
     with serving(lambda _: response) as port:
         proof = prove(port)
     assert not proof.ok
+    assert proof.dead
     assert why in proof.why
     assert "team/chat-0-4-x" in proof.why
 
@@ -60,7 +61,16 @@ def test_whatever_else_it_answers_is_no_proof_and_says_why(response, why):
 def test_a_segment_that_is_not_there_is_no_proof():
     with serving(lambda _: answer({})) as port:
         pass
-    assert "cannot be reached" in prove(port).why
+    proof = prove(port)
+    assert "cannot be reached" in proof.why
+    assert proof.dead
+
+
+def test_a_segment_that_is_busy_is_not_dead():
+    with serving(lambda _: answer({"v": 1, "error": {"code": "overloaded", "message": "queue"}})) as port:
+        proof = prove(port)
+    assert not proof.ok
+    assert not proof.dead
 
 
 def test_a_segment_that_hangs_is_no_proof_within_the_time_limit():
@@ -73,3 +83,4 @@ def test_a_segment_that_hangs_is_no_proof_within_the_time_limit():
         proof = prove(port, timeout=0.2)
         assert time.monotonic() - started < 0.9
     assert "did not answer within 0.2 s" in proof.why
+    assert not proof.dead

@@ -1,7 +1,7 @@
-"""Profiles of models: from a hub by HTTP, from folders on nodes and claims by a short-lived pod; kept in the ConfigMap `<si>-profile`.
+"""Profiles of models: from a hub by HTTP, from folders on nodes and claims by a short-lived pod; kept in a ConfigMap.
 
 Nothing here waits: each call takes one step towards the profile and says how far it is. To read a model again whose files were changed in
-place, delete that ConfigMap.
+place, delete the ConfigMap `<si>-profile-<source>`.
 """
 
 import base64
@@ -25,6 +25,7 @@ from splitinference.settings import Settings
 log = logging.getLogger(__name__)
 
 _MIB = 2**20
+_MOST_PROFILES = 64
 _Reading = Future[str | Unreadable]
 
 
@@ -40,8 +41,8 @@ class Profiler:
         self._background = background
         self._lock = threading.Lock()
         self._reading: dict[tuple[str, str, str], _Reading] = {}
-        self._failed_at: dict[tuple[str, str, str], datetime] = {}
-        self._profiles: dict[tuple[str, str], tuple[str, str, Profile | Unreadable]] = {}
+        self._failed: dict[tuple[str, str, str], tuple[Unreadable, datetime]] = {}
+        self._profiles: dict[tuple[str, str, str], Profile | Unreadable] = {}
         self._tidied: set[tuple[str, str, str]] = set()
 
     def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
@@ -49,7 +50,7 @@ class Profiler:
         read = read_resource(resource)
         if isinstance(read, Rejected):
             return Unreadable(message=str(read))
-        kept = self._cluster.get("ConfigMap", read.namespace, profiling.cache_name(read.name))
+        kept = self._cluster.get("ConfigMap", read.namespace, profiling.cache_name(read))
         packed = profiling.cached(read, kept) if kept else None
         if packed is None:
             found = self._from_hub(read, hub) if (hub := read.spec.model.source.hugging_face) else self._from_nodes(read)
@@ -60,36 +61,34 @@ class Profiler:
                 self._cluster.apply(profiling.cache_object(read, packed))
             except RefusedError as error:
                 return Unreadable(reason="ProfileNotKept", message=f"the profile's ConfigMap was refused: {error}")
-        elif kept is not None and not read.spec.model.source.hugging_face:
-            self._tidy(read)
+        self._tidy(read)
         return self._parsed(read, packed)
 
     def _parsed(self, resource: Resource, packed: str) -> Profile | Unreadable:
-        key = (resource.namespace, resource.name)
-        dtype = resource.spec.model.dtype
-        before = self._profiles.get(key)
-        if before and before[:2] == (packed, dtype):
-            return before[2]
-        result = _profile(resource, packed, self._settings.segment_runtime_mib * _MIB)
-        self._profiles[key] = (packed, dtype, result)
-        return result
+        key = (packed, resource.spec.model.dtype, resource.spec.model.id)
+        with self._lock:
+            found = self._profiles.get(key)
+        if found is None:
+            found = _profile(resource, packed, self._settings.segment_runtime_mib * _MIB)
+            with self._lock:
+                if len(self._profiles) >= _MOST_PROFILES:
+                    self._profiles.pop(next(iter(self._profiles)))
+                self._profiles[key] = found
+        return found
 
     # --- folders on nodes, claims --------------------------------------------------------------------------------------------------
 
-    def _pods(self, resource: Resource) -> list[Manifest]:
+    def _pods(self, resource: Resource, digest: str) -> list[Manifest]:
+        labels = {COMPONENT: profiling.PROFILE, profiling.SOURCE: digest}
         pods = self._cluster.owned("Pod", resource.namespace, resource.name)
-        return [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(COMPONENT) == profiling.PROFILE]
+        return [pod for pod in pods if labels.items() <= (pod["metadata"].get("labels") or {}).items()]
 
     def _from_nodes(self, resource: Resource) -> str | Pending | Unreadable:
         digest = profiling.source_digest(resource)
-        pods = [pod for pod in self._pods(resource) if "deletionTimestamp" not in pod["metadata"]]
-        for pod in pods:
-            if pod["metadata"]["labels"].get(profiling.SOURCE) != digest:
-                self._cluster.delete("Pod", resource.namespace, pod["metadata"]["name"])
-        of_this = [pod for pod in pods if pod["metadata"]["labels"].get(profiling.SOURCE) == digest]
-        match profiling.next_step(resource, of_this, self._cluster.nodes(), self._clock.now(), self._settings):
+        pods = [pod for pod in self._pods(resource, digest) if "deletionTimestamp" not in pod["metadata"]]
+        match profiling.next_step(resource, pods, self._cluster.nodes(), self._clock.now(), self._settings):
             case profiling.Start(nodes):
-                self._tidied.discard((resource.namespace, resource.name, digest))
+                self._tidied.discard((resource.namespace, resource.uid, digest))
                 try:
                     for node in nodes:
                         self._cluster.create(profiling.profile_pod(resource, node, self._settings))
@@ -111,10 +110,11 @@ class Profiler:
 
     def _tidy(self, resource: Resource) -> None:
         """Pods that have read are of no more use once the result is kept. Asked for once: later pods need a later reading."""
-        key = (resource.namespace, resource.name, profiling.source_digest(resource))
-        if key in self._tidied:
+        digest = profiling.source_digest(resource)
+        key = (resource.namespace, resource.uid, digest)
+        if key in self._tidied or resource.spec.model.source.hugging_face:
             return
-        for pod in self._pods(resource):
+        for pod in self._pods(resource, digest):
             if "deletionTimestamp" not in pod["metadata"]:
                 self._cluster.delete("Pod", resource.namespace, pod["metadata"]["name"])
         self._tidied.add(key)
@@ -123,25 +123,25 @@ class Profiler:
 
     def _from_hub(self, resource: Resource, source: HuggingFaceSource) -> str | Pending | Unreadable:
         key = (resource.namespace, resource.name, profiling.source_digest(resource))
+        now = self._clock.now()
         with self._lock:
             reading = self._reading.get(key)
-            if reading is None:
+            if reading is not None and reading.done():
+                del self._reading[key]
+                result = reading.result()
+                reading = None
+                if isinstance(result, str):
+                    self._failed.pop(key, None)
+                    return result
+                self._failed[key] = (result, now)
+            # A failure stands for a while; what is said does not change while it is tried again.
+            failure, since = self._failed.get(key, (None, now))
+            if reading is None and (failure is None or (now - since).total_seconds() > self._settings.profile_retry_seconds):
                 token = self._token(resource, source)
                 if isinstance(token, Unreadable):
                     return token
-                reading = self._reading[key] = self._background.submit(self._read_hub, source, token)
-            if not reading.done():
-                return Pending(message=f"reading {resource.spec.model.source.describe()}")
-            result = reading.result()
-            now = self._clock.now()
-            # A result is kept in the ConfigMap; a failure stands for a while before it is tried again.
-            if (
-                isinstance(result, str)
-                or (now - self._failed_at.setdefault(key, now)).total_seconds() > self._settings.profile_retry_seconds
-            ):
-                del self._reading[key]
-                self._failed_at.pop(key, None)
-        return result
+                self._reading[key] = self._background.submit(self._read_hub, source, token)
+        return failure or Pending(message=f"reading {resource.spec.model.source.describe()}")
 
     def _read_hub(self, source: HuggingFaceSource, token: str | None) -> str | Unreadable:
         try:
@@ -167,7 +167,7 @@ class Profiler:
 def _profile(resource: Resource, packed: str, runtime_bytes: int) -> Profile | Unreadable:
     content = profiling.unpack(packed)
     if content is None:
-        name = profiling.cache_name(resource.name)
+        name = profiling.cache_name(resource)
         return Unreadable(reason="ProfileDamaged", message=f"the ConfigMap {name} is damaged; delete it, and the model is read again")
     config, tensors = content
     try:

@@ -14,6 +14,7 @@ from splitinference.controller.manifests import HTTP_PORT
 from splitinference.controller.ports import Proof
 
 _NOTHING = [0]
+_BUSY = ("overloaded", "deadline_exceeded", "kv_full")
 
 
 class TritonSegments:
@@ -36,7 +37,7 @@ class TritonSegments:
         except requests.RequestException as error:
             return Proof(ok=False, dead=True, why=f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: {in_words(error)}")
         if answer.status_code != requests.codes.ok:
-            return Proof(ok=False, dead=True, why=f"{namespace}/{segment} answered {answer.status_code}: {_error(answer)}")
+            return Proof(ok=False, dead=True, why=f"{namespace}/{segment} answered {answer.status_code}: {_error(answer)}", dead=True)
         return _judge(answer, f"{namespace}/{segment}", (time.perf_counter() - started) * 1000)
 
 
@@ -44,7 +45,7 @@ def _judge(answer: requests.Response, name: str, milliseconds: float) -> Proof:
     try:
         meta = _meta(answer.json())
     except (ValueError, KeyError, TypeError) as error:
-        return Proof(ok=False, why=f"{name} answered with something else than a segment does: {in_words(error)}")
+        return Proof(ok=False, why=f"{name} answered with something else than a segment does: {in_words(error)}", dead=True)
     if meta.get("ok") is True:
         return Proof(ok=True, milliseconds=milliseconds)
     problem = meta.get("error")

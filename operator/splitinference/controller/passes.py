@@ -22,12 +22,20 @@ LONGEST_RETRY_SECONDS = 60.0
 
 
 class Ended(StrEnum):
-    """How a pass ended."""
+    """How a pass ended: with all done that could be, there is no such resource, what it needs does not answer, or it broke."""
 
     DONE = "done"
     GONE = "gone"
     RETRY = "retry"
     FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass says: how it ended, and whether the next should come sooner than usual."""
+
+    ended: Ended
+    again_seconds: float | None = None
 
 
 @dataclass
@@ -41,7 +49,7 @@ class Passes:
 
     def __init__(
         self,
-        one_pass: Callable[[Key], Ended],
+        one_pass: Callable[[Key], Pass],
         executor: Executor,
         resync_seconds: float,
         retry_seconds: float,
@@ -90,28 +98,29 @@ class Passes:
     async def _run(self, key: Key, wake: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         failures = 0
+        done = Pass(Ended.DONE)
         while True:
             try:
-                await asyncio.wait_for(wake.wait(), self._delay(failures))
+                await asyncio.wait_for(wake.wait(), self._delay(failures, done.again_seconds))
             except TimeoutError:
                 log.debug("%s/%s: look again", *key)
             wake.clear()
             started = time.monotonic()
             try:
-                ended = await loop.run_in_executor(self._executor, self._one_pass, key)
+                done = await loop.run_in_executor(self._executor, self._one_pass, key)
             except Exception:
                 # The loop must outlive whatever a pass does: without it the resource would never be looked at again.
                 log.exception("%s/%s: a pass failed", *key)
-                ended = Ended.FAILED
-            self._report(key, ended, time.monotonic() - started)
-            if ended is Ended.GONE and not wake.is_set():
+                done = Pass(Ended.FAILED)
+            self._report(key, done.ended, time.monotonic() - started)
+            if done.ended is Ended.GONE and not wake.is_set():
                 self._loops.pop(key, None)
                 return
-            failures = failures + 1 if ended in (Ended.FAILED, Ended.RETRY) else 0
+            failures = failures + 1 if done.ended in (Ended.FAILED, Ended.RETRY) else 0
             await asyncio.sleep(SPACING_SECONDS)
 
-    def _delay(self, failures: int) -> float:
+    def _delay(self, failures: int, again_seconds: float | None) -> float:
         if not failures:
-            return self._resync
+            return self._resync if again_seconds is None else min(again_seconds, self._resync)
         # 2 ** 10 is beyond any limit; more would only make large numbers.
         return float(min(self._retry * 2 ** min(failures - 1, 10), LONGEST_RETRY_SECONDS))

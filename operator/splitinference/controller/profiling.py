@@ -65,9 +65,9 @@ def source_digest(resource: Resource) -> str:
     return hashlib.sha256(json.dumps(resource.spec.model.source.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def cache_name(instance: str) -> str:
-    """The ConfigMap that keeps what was read."""
-    return f"{instance}-profile"
+def cache_name(resource: Resource) -> str:
+    """The ConfigMap that keeps what was read: one for each source, as the old one still serves while a new one is read."""
+    return f"{resource.name}-profile-{source_digest(resource)}"
 
 
 def pod_name(resource: Resource, node: str, settings: Settings) -> str:
@@ -151,7 +151,7 @@ def next_step(
 
 def cache_object(resource: Resource, packed: str) -> Manifest:
     """The ConfigMap that keeps what was read, for the source that it was read from."""
-    about = metadata(resource, cache_name(resource.name), PROFILE, {SOURCE: source_digest(resource)})
+    about = metadata(resource, cache_name(resource), PROFILE, {SOURCE: source_digest(resource)})
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": {_KEY: packed}}
 
 
