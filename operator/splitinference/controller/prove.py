@@ -52,7 +52,7 @@ class Prover:
     now: datetime
 
     def prove(self, proofs: Proofs, segments: Sequence[SegmentPod], failing: Iterable[str]) -> Proofs:
-        """Ask those that are ready and not proven; and those that are proven but not ready, or that requests cannot get past (`failing`)."""
+        """Ask those that are ready and not proven; and the proven that are not ready or that requests cannot get past (`failing`)."""
         suspects = set(failing)
         failures = 0
         present = {pod.proof_key for pod in segments}

@@ -61,9 +61,9 @@ class Judge:
         if sample.value is None:
             self.notes.append(f"{what} of {name} is not a number")
         elif sample.age_seconds > self.max_age_seconds:
-            self.notes.append(f"{what} of {name} is {sample.age_seconds:.0f} s old, more than {self.max_age_seconds:.0f} s")
+            self.notes.append(f"{what} of {name} is older than {self.max_age_seconds:.0f} s")
         elif sample.age_seconds < -self.max_age_seconds:
-            self.notes.append(f"{what} of {name} is from {-sample.age_seconds:.0f} s in the future: check the clocks")
+            self.notes.append(f"{what} of {name} is from the future: check the clocks")
         elif sample.value < least:
             self.notes.append(f"{what} of {name} is {sample.value:g}, less than {least:g}")
         else:

@@ -93,8 +93,7 @@ def _old(entry: Former, serving: str, report: GatewayReport | None, gateway_runs
     elif report.revision != serving:
         in_flight, why = True, f"the gateway is still at route {report.revision}"
     elif entry.revision in report.routes and report.routes[entry.revision].in_flight > 0:
-        left = max(0.0, (_over(entry) - now).total_seconds())
-        in_flight, why = not over, f"{report.routes[entry.revision].in_flight} in flight, replayed at the latest in {left:.0f} s"
+        in_flight, why = not over, f"{report.routes[entry.revision].in_flight} in flight, replayed at the latest at {_over(entry):%H:%M:%S}"
     else:
         in_flight, why = False, ""
     return OldRoute(revision=entry.revision, names=names, in_flight=in_flight, why=why)

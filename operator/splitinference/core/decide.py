@@ -26,6 +26,7 @@ class Adopt(Value):
     change: Change
     reason: Reason
     message: str
+    mandatory: bool
 
 
 class Kept(StrEnum):
@@ -39,6 +40,8 @@ class Kept(StrEnum):
     CONFIRMING = "Confirming"
     UNKNOWN_METRICS = "UnknownMetrics"
     ADVISED = "Advised"
+    BLOCKED = "Blocked"
+    OVERTAKEN = "Overtaken"
 
 
 class Keep(Value):
@@ -78,7 +81,8 @@ class _Solver:
         outcome = self._solve(problem, self._limits, hint)
         match outcome:
             case Solved(plan=plan):
-                found = plan
+                proof = {"bound": outcome.bound, "gap": outcome.gap, "optimal": outcome.optimal, "explanation": outcome.explanation}
+                found = plan.model_copy(update=proof)
             case TimedOut(best=None):
                 return Keep(reason=Kept.SOLVE_TIMED_OUT, message=f"no plan was found within {self._limits.seconds:g} s")
             case TimedOut(best=plan) if plan is not None:
@@ -91,7 +95,7 @@ class _Solver:
         wrong = violations(found, problem)
         if wrong:
             return Keep(reason=Kept.PLAN_REJECTED, message="the solver's plan breaks: " + "; ".join(v.message for v in wrong))
-        return found
+        return found.model_copy(update={"prediction": predict(found, problem), "value": objective_value(found, problem)})
 
 
 # --- mandatory -----------------------------------------------------------------------------------------------------------------------
@@ -120,12 +124,12 @@ def _mandatory(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tr
         update = {"tried": key, "tried_at": facts.now, "tried_reason": found.reason.value, "tried_message": message}
         return Keep(reason=found.reason, message=message, trigger=trigger), memory.model_copy(update=update)
     if trigger.reason is Reason.SPEC_CHANGED and current is not None and _good_enough(current, found, problem, policy):
-        kept = current.model_copy(update={"prediction": predict(current, problem)})
+        kept = current.model_copy(update={"prediction": predict(current, problem), "value": objective_value(current, problem)})
         message = f"{trigger.message}; the plan stays: another is not better by {policy.min_gain:.0%}"
-        return Adopt(plan=kept, change=Change.KEEP, reason=trigger.reason, message=message), Memory()
+        return Adopt(plan=kept, change=Change.KEEP, reason=trigger.reason, message=message, mandatory=True), Memory()
     parts = [trigger.message, *notes, figures(found, problem), moving(found, problem, policy) if current else ""]
     message = "; ".join(filter(None, parts))
-    return Adopt(plan=found, change=change(current, found), reason=trigger.reason, message=message), Memory()
+    return Adopt(plan=found, change=change(current, found), reason=trigger.reason, message=message, mandatory=True), Memory()
 
 
 def _good_enough(current: Plan, found: Plan, problem: Problem, policy: Policy) -> bool:
@@ -200,7 +204,8 @@ def _optional(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tri
     if policy.mode is Mode.ADVISORY:
         where = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in best.segments)
         return Keep(reason=Kept.ADVISED, message=f"{message}; would go to {where}", trigger=trigger), memory
-    return Adopt(plan=best, change=change(current, best), reason=trigger.reason, message=message), Memory(reviewed=facts.now)
+    adopted = Adopt(plan=best, change=change(current, best), reason=trigger.reason, message=message, mandatory=False)
+    return adopted, Memory(reviewed=facts.now)
 
 
 def _candidate(current: Plan, problem: Problem, policy: Policy, solver: _Solver) -> Plan | Keep:

@@ -1,0 +1,54 @@
+"""What a resource asks for, ready to be planned; or why it cannot be, as the condition Accepted says it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from splitinference.controller import terms
+from splitinference.controller.planned import asked_for
+from splitinference.controller.ports import Manifest, Models, Pending, Unreadable
+from splitinference.controller.resource import Rejected, Resource, read_resource
+from splitinference.controller.status import Condition, Kind
+from splitinference.core.problem import Constraints
+from splitinference.core.profile import Profile
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A resource with its model's profile and the constraints for it; `digest` names all of that."""
+
+    resource: Resource
+    profile: Profile
+    constraints: Constraints
+    digest: str
+
+    @property
+    def condition(self) -> Condition:
+        """Accepted."""
+        layers = len(self.profile.layers)
+        return Condition(kind=Kind.ACCEPTED, holds=True, reason="Accepted", message=f"{self.profile.model}: {layers} layers")
+
+
+def read_asked(body: Manifest, models: Models) -> Asked | Condition:
+    """What is asked for; or the condition that says why it cannot be worked with (not known: while the model is being read)."""
+    resource = read_resource(body)
+    if isinstance(resource, Rejected):
+        return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(resource))
+    profile = models.profile(body)
+    match profile:
+        case Unreadable(reason=reason, message=message):
+            return Condition(kind=Kind.ACCEPTED, holds=False, reason=reason, message=message)
+        case Pending(message=message):
+            return Condition(kind=Kind.ACCEPTED, holds=None, reason="ReadingModel", message=message)
+    constraints = terms.constraints(resource.spec, len(profile.layers))
+    if isinstance(constraints, Rejected):
+        return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(constraints))
+    spec: Mapping[str, object] = body.get("spec") or {}
+    return Asked(resource=resource, profile=profile, constraints=constraints, digest=asked_for(spec, profile))
+
+
+def profile_for(spec: Mapping[str, object], body: Manifest, now: Asked | Condition, models: Models) -> Profile | None:
+    """The profile that a plan made for `spec` needs: mostly that of what is asked for now."""
+    if isinstance(now, Asked) and spec.get("model") == (body.get("spec") or {}).get("model"):
+        return now.profile
+    found = models.profile({**body, "spec": spec})
+    return found if isinstance(found, Profile) else None

@@ -1,0 +1,121 @@
+"""All that one pass reads, read once, and made into what the core understands."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from splitinference.controller.gateway import GATEWAY, route_name
+from splitinference.controller.objects import COMPONENT
+from splitinference.controller.observe import Known, SegmentPod, read_segments
+from splitinference.controller.pods import labels_of
+from splitinference.controller.ports import GatewayReport, Manifest, Ports
+from splitinference.controller.prove import Proofs, Prover
+from splitinference.controller.readings import Measured, read_metrics
+from splitinference.controller.recall import Recall, read_recall
+from splitinference.controller.route import Stored, old_routes, read_route
+from splitinference.controller.snapshot import Reading, Sources, claims, is_ready, read_snapshot
+from splitinference.core.walk import Observed
+from splitinference.settings import Settings
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one pass read."""
+
+    now: datetime
+    body: Manifest
+    nodes: Sequence[Manifest]
+    pods: Sequence[Manifest]
+    owned: Sequence[Manifest]
+    measured: Measured
+    reading: Reading
+    stored: Stored | None
+    report: GatewayReport | None
+    segments: tuple[SegmentPod, ...]
+    recall: Recall
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Namespace and name of the resource."""
+        return owner_of(self.body)
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """The status as it was before the pass."""
+        found: Mapping[str, Any] = self.body.get("status") or {}
+        return found
+
+    @property
+    def gateways(self) -> Sequence[Manifest]:
+        """The gateway's pods."""
+        return [pod for pod in self.owned if labels_of(pod).get(COMPONENT) == GATEWAY]
+
+    @property
+    def observed(self) -> Observed:
+        """What the walk goes by."""
+        runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in self.gateways)
+        return Observed(
+            segments={pod.name: pod.segment for pod in self.segments},
+            serving=self.stored.route if self.stored else None,
+            old_routes=old_routes(self.stored, self.report, runs, self.now),
+            room_bytes={node.name: node.memory_free_bytes for node in self.reading.snapshot.nodes if node.ready},
+        )
+
+
+def owner_of(body: Manifest) -> tuple[str, str]:
+    """Namespace and name."""
+    return str(body["metadata"].get("namespace", "")), str(body["metadata"]["name"])
+
+
+@dataclass(frozen=True)
+class Looker:
+    """Reads, for one resource."""
+
+    ports: Ports
+    settings: Settings
+    body: Manifest
+
+    def look(self, resources: Sequence[Manifest], wanted: frozenset[str], proofs: Proofs) -> tuple[Seen, Proofs]:
+        """Read everything else than `resources`; prove what is ready. `wanted`: the names of the plan's segments."""
+        cluster, (namespace, name) = self.ports.cluster, owner_of(self.body)
+        now, nodes, pods = self.ports.clock.now(), cluster.nodes(), cluster.pods()
+        measured, report = read_metrics(self.ports.metrics), self.ports.gateways.routes(namespace, name)
+        owned = cluster.owned("Pod", namespace, name)
+        usable = frozenset(str(node["metadata"]["name"]) for node in nodes if is_ready(node))
+        known = Known(now=now, usable=usable, wanted=wanted, proven=proofs.proven)
+        prover = Prover(port=self.ports.segments, namespace=namespace, now=now)
+        proofs = prover.prove(proofs, read_segments(owned, known), report.failing if report else ())
+        known = replace(known, proven=proofs.proven, broken=proofs.broken(now))
+        segments = read_segments(owned, known)
+        recall = read_recall(self.body.get("status") or {}).failed(segments, wanted, now)
+        if held_back := recall.held_back(segments, now):
+            segments = read_segments(owned, replace(known, held_back=held_back))
+        maps = cluster.owned("ConfigMap", namespace, name)
+        seen = Seen(
+            now=now,
+            body=self.body,
+            nodes=nodes,
+            pods=pods,
+            owned=owned,
+            measured=measured,
+            reading=self.read(now, nodes, pods, measured, resources),
+            stored=read_route(next((found for found in maps if found["metadata"]["name"] == route_name(name)), None)),
+            report=report,
+            segments=segments,
+            recall=recall,
+        )
+        return seen, proofs
+
+    def read(
+        self,
+        now: datetime,
+        nodes: Sequence[Manifest],
+        pods: Sequence[Manifest],
+        measured: Measured,
+        resources: Sequence[Manifest],
+    ) -> Reading:
+        """The snapshot, with what the plans of the other `resources` hold."""
+        owner = owner_of(self.body)
+        held = claims(resources, pods, *owner)
+        return read_snapshot(Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner), self.settings)

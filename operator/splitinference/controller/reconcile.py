@@ -1,0 +1,270 @@
+"""One pass for one SplitInference: read everything, decide purely, take the next steps, write the status, end.
+
+A pass never waits, and takes nothing for granted that an earlier pass did: it may be killed between any two writes, and the next goes on.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from splitinference.controller import terms
+from splitinference.controller.asked import Asked, profile_for, read_asked
+from splitinference.controller.gateway import gateway_name
+from splitinference.controller.look import Looker, Seen, owner_of
+from splitinference.controller.planned import Built, Planned, build, read_plan, read_proofs
+from splitinference.controller.policy import policy, strategy
+from splitinference.controller.ports import Manifest, Ports, RefusedError
+from splitinference.controller.prove import Proofs
+from splitinference.controller.report import Report, events, status_of
+from splitinference.controller.resource import Resource, read_resource
+from splitinference.controller.snapshot import Reading
+from splitinference.controller.status import Condition, merge_patch
+from splitinference.controller.walking import Walker
+from splitinference.core.adaptation import Facts, Traffic
+from splitinference.core.compare import Change
+from splitinference.core.cost import violations
+from splitinference.core.decide import Adopt, Keep, Kept, Solve, decide
+from splitinference.core.problem import Problem
+from splitinference.core.profile import Profile
+from splitinference.core.rehearse import rehearse
+from splitinference.core.solve.outcome import Limits
+from splitinference.core.transition import Blocked, Done, Steps, next_steps
+from splitinference.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_WALKING_SECONDS = 1.0
+_GATEWAY_FIRST = timedelta(seconds=10)
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """How a pass ended. `gone`: there is no such resource; `again_seconds`: look again so soon if nothing wakes before, None as usual."""
+
+    gone: bool = False
+    again_seconds: float | None = None
+
+
+@dataclass
+class _Kept:
+    """What is kept between passes of one resource, only to do less: after a restart all of it is found out anew."""
+
+    proofs: Proofs
+    gateway: str = ""
+
+
+@dataclass
+class Reconciler:
+    """Makes passes. One for the whole operator; passes of different resources may run at the same time, of one resource never."""
+
+    ports: Ports
+    settings: Settings
+    solve: Solve
+    _kept: dict[Key, _Kept] = field(default_factory=dict)
+
+    def reconcile(self, namespace: str, name: str) -> Looked:
+        """One pass. Raises UnavailableError when the API server cannot be worked with: nothing is lost, try again."""
+        resources = self.ports.cluster.split_inferences()
+        body = next((found for found in resources if owner_of(found) == (namespace, name)), None)
+        if body is None or body["metadata"].get("deletionTimestamp"):
+            self._kept.pop((namespace, name), None)
+            return Looked(gone=body is None)
+        kept = self._kept.setdefault((namespace, name), _Kept(proofs=Proofs(proven=read_proofs(body.get("status") or {}))))
+        return _Pass(self.ports, self.settings, self.solve, body, resources, kept).run()
+
+
+@dataclass
+class _Pass:
+    ports: Ports
+    settings: Settings
+    solve: Solve
+    body: Manifest
+    resources: Sequence[Manifest]
+    kept: _Kept
+    refused: list[str] = field(default_factory=list)
+
+    def run(self) -> Looked:
+        """The pass."""
+        asked = read_asked(self.body, self.ports.models)
+        planned = read_plan(self.body.get("status") or {})
+        profile = profile_for(planned.spec, self.body, asked, self.ports.models) if planned else None
+        built = build(planned, self.body, profile, self.ports.builder) if planned and profile else None
+        looker = Looker(self.ports, self.settings, self.body)
+        wanted = frozenset(built.target.segments) if built else frozenset[str]()
+        seen, self.kept.proofs = looker.look(self.resources, wanted, self.kept.proofs)
+        decision: Adopt | Keep | None = None
+        if isinstance(asked, Asked):
+            if planned is None:
+                self._ensure_gateway(self.body, asked.profile)
+                if self._gateway_is_coming(seen):
+                    return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
+            decision, seen = self._decide(asked, planned, built, seen)
+            if isinstance(decision, Adopt):
+                adopted = self._adopt(decision, asked, seen, looker)
+                if isinstance(adopted, Keep):
+                    decision = adopted
+                else:
+                    seen, planned, built = adopted
+                    profile, decision = asked.profile, None
+        accepted = asked.condition if isinstance(asked, Asked) else asked
+        resource = _in_force(asked, planned, self.body)
+        report = Report(seen=seen, accepted=accepted, resource=resource, planned=planned, built=built, decision=decision)
+        report = replace(report, serving=seen.stored.route if seen.stored else None)
+        if planned is None or built is None or profile is None or resource is None:
+            return self._finish(report, None)
+        return self._walk(report, planned, built, profile, resource)
+
+    def _walk(self, report: Report, planned: Planned, built: Built, profile: Profile, resource: Resource) -> Looked:
+        seen, body = report.seen, planned.of(self.body)
+        steps = next_steps(built.target, seen.observed, strategy(resource.spec.adaptation))
+        walker = Walker(self.ports, body, resource, built, seen)
+        walker.ensure_services()
+        stored = walker.take(steps.actions) if isinstance(steps, Steps) else seen.stored
+        self.refused += walker.refused
+        # The gateway changes when its route does not: another model's tokenizer must not meet the segments of this one.
+        if isinstance(steps, Done) or seen.stored is None or not seen.gateways:
+            self._ensure_gateway(body, profile)
+        serving = stored.route if stored else None
+        report = replace(report, steps=steps, serving=serving, endpoint=self.ports.builder.endpoint(body))
+        return self._finish(report, _WALKING_SECONDS if isinstance(steps, Steps) else None)
+
+    # --- the plan --------------------------------------------------------------------------------------------------------------------
+
+    def _decide(self, asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> tuple[Adopt | Keep, Seen]:
+        adaptation = asked.resource.spec.adaptation
+        walking = built is not None and not isinstance(next_steps(built.target, seen.observed, strategy(adaptation)), Done)
+        facts = Facts(
+            now=seen.now,
+            problem=self._problem(asked, planned, seen.reading),
+            plan=planned.plan if planned else None,
+            planned_for=planned.asked if planned else "",
+            asked=asked.digest,
+            quarantined=seen.recall.quarantined(seen.now),
+            pressured=seen.reading.pressured,
+            walking=walking,
+            moves=seen.recall.moves,
+            traffic=_traffic(seen),
+        )
+        limits = Limits(seconds=self.settings.solve_seconds)
+        decision, memory = decide(facts, policy(adaptation), seen.recall.memory, self.solve, limits)
+        return decision, replace(seen, recall=seen.recall.model_copy(update={"memory": memory}))
+
+    def _problem(self, asked: Asked, planned: Planned | None, reading: Reading) -> Problem:
+        plan = planned.plan if planned and planned.plan.model_digest == asked.profile.digest else None
+        spec = asked.resource.spec
+        return Problem(
+            profile=asked.profile,
+            snapshot=reading.snapshot,
+            workload=terms.workload(spec),
+            objective=terms.objective(spec),
+            constraints=asked.constraints,
+            slo=terms.slo(spec),
+            serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
+        )
+
+    def _adopt(self, decision: Adopt, asked: Asked, seen: Seen, looker: Looker) -> tuple[Seen, Planned, Built] | Keep:
+        """Make it the plan, if no other resource's plan took the memory meanwhile, and if the walk to it would arrive. The plan is in the
+        status before anything is done about it."""
+        planned = Planned(plan=decision.plan, spec=self.body.get("spec") or {}, asked=asked.digest)
+        built = build(planned, self.body, asked.profile, self.ports.builder)
+        if not decision.mandatory:
+            end = rehearse(built.target, seen.observed, strategy(asked.resource.spec.adaptation))
+            if isinstance(end, Blocked):
+                return Keep(reason=Kept.BLOCKED, message=f"{decision.message}; it cannot be reached: {end.why}")
+        with self.ports.planning:
+            resources = self.ports.cluster.split_inferences()
+            reading = looker.read(seen.now, seen.nodes, seen.pods, seen.measured, resources)
+            broken = violations(decision.plan, self._problem(asked, planned, reading))
+            if taken := [violation.message for violation in broken if violation.constraint == "memory"]:
+                message = f"{decision.message}; another resource's plan took the memory: {'; '.join(taken)}"
+                return Keep(reason=Kept.OVERTAKEN, message=message)
+            recall = seen.recall if decision.change is Change.KEEP else seen.recall.moved(seen.now)
+            seen = replace(seen, reading=reading, recall=recall)
+            serving = seen.stored.route if seen.stored else None
+            self._write(
+                Report(
+                    seen=seen,
+                    accepted=asked.condition,
+                    resource=asked.resource,
+                    planned=planned,
+                    built=built,
+                    decision=decision,
+                    serving=serving,
+                )
+            )
+        log.info("%s/%s: %s: %s", *seen.owner, decision.reason, decision.message)
+        return replace(seen, body=self.body), planned, built
+
+    # --- the gateway -----------------------------------------------------------------------------------------------------------------
+
+    def _ensure_gateway(self, body: Manifest, profile: Profile) -> None:
+        """Apply the gateway's objects if they changed, if this is the first pass of this process, or if the Deployment is gone."""
+        namespace, name = owner_of(body)
+        manifests = self.ports.builder.gateway(body, profile)
+        digest = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
+        there = {found["metadata"]["name"] for found in self.ports.cluster.owned("Deployment", namespace, name)}
+        if digest == self.kept.gateway and gateway_name(name) in there:
+            return
+        try:
+            for manifest in manifests:
+                self.ports.cluster.apply(manifest)
+            self.kept.gateway = digest
+        except RefusedError as error:
+            self.refused.append(f"the gateway was refused: {error}")
+
+    def _gateway_is_coming(self, seen: Seen) -> bool:
+        """Whether the gateway has no node yet and may soon have one: a plan made before would not know where requests enter."""
+        if any((pod.get("spec") or {}).get("nodeName") for pod in seen.gateways):
+            return False
+        try:
+            created = datetime.fromisoformat(str(self.body["metadata"]["creationTimestamp"]))
+        except (KeyError, ValueError):
+            return False
+        return seen.now - created < _GATEWAY_FIRST
+
+    # --- the end ---------------------------------------------------------------------------------------------------------------------
+
+    def _finish(self, report: Report, again_seconds: float | None) -> Looked:
+        self._write(report)
+        again = _WALKING_SECONDS if self.refused or (report.decision and _soon(report.decision)) else again_seconds
+        return Looked(again_seconds=again)
+
+    def _write(self, report: Report) -> None:
+        """Write what changed of the status, and its events."""
+        report = replace(report, proofs=self.kept.proofs.proven, refused=tuple(self.refused))
+        before, after = report.seen.status, status_of(report)
+        patch = merge_patch(before, after)
+        if not patch:
+            return
+        self.ports.cluster.patch_status(*report.seen.owner, patch)
+        for kind, reason, message in events(report, before.get("conditions") or [], after["conditions"]):
+            self.ports.cluster.event(self.body, kind, reason, message)
+        self.body = {**self.body, "status": after}
+
+
+def _soon(decision: Adopt | Keep) -> bool:
+    return isinstance(decision, Keep) and decision.reason is Kept.OVERTAKEN
+
+
+def _in_force(asked: Asked | Condition, planned: Planned | None, body: Manifest) -> Resource | None:
+    """The specification to go by: what is asked for, or while that cannot be worked with, what the plan was made for."""
+    if isinstance(asked, Asked):
+        return asked.resource
+    found = read_resource(planned.of(body)) if planned else None
+    return found if isinstance(found, Resource) else None
+
+
+def _traffic(seen: Seen) -> Traffic:
+    """What clients got over the serving route; nothing where the gateway cannot be asked or is still at another route."""
+    if seen.report is None or seen.stored is None or seen.report.revision != seen.stored.route.revision:
+        return Traffic()
+    found = seen.report.observed
+    return Traffic(
+        requests=found.requests,
+        time_to_first_token_ms=found.time_to_first_token_ms.p95,
+        time_per_output_token_ms=found.time_per_output_token_ms.p95,
+    )

@@ -1,0 +1,208 @@
+"""What a pass found and did → status and events: each condition with its reason and numbers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from splitinference.controller.look import Seen
+from splitinference.controller.planned import Built, Planned, write_plan
+from splitinference.controller.resource import Resource
+from splitinference.controller.status import (
+    Condition,
+    Decision,
+    Kind,
+    conditions,
+    decisions,
+    duration,
+    is_new,
+    latency,
+    nodes,
+    observed,
+)
+from splitinference.core.decide import Adopt, Keep, Kept
+from splitinference.core.transition import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
+from splitinference.core.walk import Phase, Route
+
+_SILENT = (Kept.STEADY, Kept.CONFIRMING)
+Event = tuple[Literal["Normal", "Warning"], str, str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take."""
+
+    seen: Seen
+    accepted: Condition
+    resource: Resource | None = None
+    planned: Planned | None = None
+    built: Built | None = None
+    decision: Adopt | Keep | None = None
+    steps: Steps | Done | Blocked | None = None
+    serving: Route | None = None
+    proofs: frozenset[str] = frozenset()
+    refused: tuple[str, ...] = ()
+    endpoint: str = ""
+
+    @property
+    def new_decision(self) -> Decision | None:
+        """The decision, if it is one to remember."""
+        found, revision = self.decision, self.built.target.route.revision if self.built else ""
+        match found:
+            case Adopt():
+                return Decision(time=self.seen.now, reason=found.reason, message=found.message, transition=found.change, revision=revision)
+            case Keep(reason=reason, message=message) if reason not in _SILENT:
+                return Decision(time=self.seen.now, reason=reason, message=message, transition="keep", revision=revision)
+        return None
+
+
+def status_of(report: Report) -> dict[str, Any]:
+    """The whole status after the pass."""
+    seen, before = report.seen, report.seen.status
+    generation = int(seen.body["metadata"].get("generation", 0))
+    phases = {pod.name: pod.segment.phase for pod in seen.segments}
+    written: dict[str, Any] = {
+        "observedGeneration": generation,
+        "conditions": conditions(before.get("conditions") or [], all_conditions(report), generation, seen.now),
+    }
+    if made := decisions(before.get("decisions") or [], report.new_decision):
+        written["decisions"] = made
+    if recall := seen.recall.as_status():
+        written["adaptation"] = recall
+    if report.planned is None:
+        return written
+    if report.built is None or report.planned.plan.prediction is None:
+        return written | {name: before[name] for name in _OF_THE_PLAN if name in before}
+    keys = {pod.name: pod.proof_key for pod in seen.segments if pod.proof_key in report.proofs}
+    plan = write_plan(report.planned, report.built, phases, keys)
+    names = list(report.built.target.segments)
+    written["plan"] = plan
+    written["segments"] = f"{sum(phases.get(name) is Phase.PROVEN for name in names)}/{len(names)}"
+    written["predicted"] = duration(report.planned.plan.prediction.latency_ms)
+    where = {pod.name: pod.segment.node for pod in seen.segments}
+    if report.serving is not None:
+        written["nodes"] = nodes(report.serving, where)
+        traffic = seen.report.observed if seen.report and seen.report.revision == report.serving.revision else None
+        if figures := observed(before.get("observed") or {}, traffic, report.serving.revision, seen.now):
+            written["observed"] = figures
+        shown = latency(figures, report.resource.spec.workload.output_tokens) if report.resource else ""
+        written |= {"latency": shown} if shown else {}
+    if report.endpoint:
+        written["endpoint"] = report.endpoint
+    if isinstance(report.steps, Steps):
+        written["transition"] = {
+            "to": plan["revision"],
+            **({"from": report.serving.revision} if report.serving is not None else {}),
+            "steps": [describe(action) for action in report.steps.actions],
+            "waiting": list(report.steps.waiting),
+        }
+    return written
+
+
+_OF_THE_PLAN = ("plan", "segments", "predicted", "nodes", "observed", "latency", "endpoint", "transition")
+
+
+def all_conditions(report: Report) -> Iterator[Condition]:
+    """Every condition that holds or does not."""
+    planned, progressing, ready = _planned(report), _progressing(report), _ready(report)
+    yield report.accepted
+    yield planned
+    yield _metrics(report)
+    yield progressing
+    yield ready
+    stuck = [c for c in (report.accepted, planned) if c.holds is False] + ([progressing] if progressing.reason == "Blocked" else [])
+    if stuck:
+        yield Condition(kind=Kind.STALLED, holds=True, reason=stuck[0].reason, message=stuck[0].message)
+    elif progressing.holds:
+        yield Condition(kind=Kind.RECONCILING, holds=True, reason=progressing.reason, message=progressing.message)
+
+
+def _planned(report: Report) -> Condition:
+    kind = Kind.PLANNED
+    if isinstance(report.decision, Keep) and report.decision.trigger is not None and report.decision.trigger.mandatory:
+        return Condition(kind=kind, holds=False, reason=report.decision.reason, message=report.decision.message)
+    if report.planned is None:
+        return Condition(kind=kind, holds=None, reason="NoPlan", message="there is no plan yet")
+    if report.accepted.holds is not True:
+        return Condition(kind=kind, holds=True, reason="EarlierPlan", message="the plan is for an earlier specification")
+    plan = report.planned.plan
+    where = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in plan.segments)
+    proof = "proven best" if plan.optimal else "" if plan.gap is None else f"within {plan.gap:.1%} of the best"
+    return Condition(kind=kind, holds=True, reason="Planned", message=f"{where}" + (f", {proof}" if proof else ""))
+
+
+def _metrics(report: Report) -> Condition:
+    measured, kind = report.seen.measured, Kind.METRICS_AVAILABLE
+    if measured.problem:
+        message = f"{measured.problem}; the plan serves on, and nothing is moved that need not be"
+        return Condition(kind=kind, holds=False, reason="MetricsUnavailable", message=message)
+    notes = report.seen.reading.notes
+    return Condition(kind=kind, holds=True, reason="Doubtful" if notes else "Available", message="; ".join(notes))
+
+
+def _progressing(report: Report) -> Condition:
+    kind = Kind.PROGRESSING
+    if report.refused:
+        return Condition(kind=kind, holds=True, reason="Refused", message="; ".join(report.refused))
+    match report.steps:
+        case Steps(actions=actions, waiting=waiting):
+            return Condition(kind=kind, holds=True, reason="Transition", message="; ".join([*map(describe, actions), *waiting]))
+        case Blocked(why=why):
+            return Condition(kind=kind, holds=False, reason="Blocked", message=why)
+        case Done():
+            return Condition(kind=kind, holds=False, reason="Settled", message="the plan serves")
+    if report.accepted.holds is None:
+        return Condition(kind=kind, holds=True, reason=report.accepted.reason, message=report.accepted.message)
+    return Condition(kind=kind, holds=False, reason="NothingToDo", message="")
+
+
+def _ready(report: Report) -> Condition:
+    kind = Kind.READY
+    if report.serving is None:
+        return Condition(kind=kind, holds=False, reason="NotServing", message="no route serves yet")
+    phases = {pod.name: pod.segment for pod in report.seen.segments}
+    missing = [
+        f"{name} is {phases[name].phase.lower()}" + (f" ({phases[name].why})" if phases[name].why else "")
+        if name in phases
+        else f"{name} is missing"
+        for pipeline in report.serving.pipelines
+        for name in pipeline
+        if name not in phases or phases[name].phase is not Phase.PROVEN
+    ]
+    if missing:
+        return Condition(kind=kind, holds=False, reason="SegmentsNotReady", message="; ".join(missing))
+    if not any(_is_ready(pod) for pod in report.seen.gateways):
+        return Condition(kind=kind, holds=False, reason="GatewayNotReady", message="all segments serve; no pod of the gateway is ready")
+    message = f"{len(report.serving.names)} segments serve, each proven by an inference"
+    return Condition(kind=kind, holds=True, reason="Serving", message=message)
+
+
+def _is_ready(pod: Mapping[str, Any]) -> bool:
+    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in (pod.get("status") or {}).get("conditions") or [])
+
+
+def describe(action: Action) -> str:
+    """An action in words."""
+    match action:
+        case CreateSegment(segment=segment):
+            return f"create {segment.name} on {segment.node}"
+        case Cutover(route=route, whole=whole):
+            return f"cut over to route {route.revision}" + ("" if whole else ", which is on the way and frees a node")
+        case DeleteSegment(name=name, why=why):
+            return f"delete {name}: {why}"
+
+
+def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
+    """What is worth an event, once: new decisions, and conditions that came to be bad or became good again."""
+    if (new := report.new_decision) is not None and is_new(report.seen.status.get("decisions") or [], new):
+        bad = isinstance(report.decision, Keep) and report.decision.trigger is not None and report.decision.trigger.mandatory
+        yield ("Warning" if bad else "Normal", new.reason, new.message)
+    known = {str(c.get("type")): c for c in before}
+    for condition in after:
+        old = known.get(condition["type"], {})
+        changed = (old.get("status"), old.get("reason")) != (condition["status"], condition["reason"])
+        if condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE) and condition["status"] == "False" and changed:
+            yield ("Warning", condition["reason"], condition["message"])
+        if condition["type"] == Kind.PROGRESSING and condition["reason"] in ("Blocked", "Refused") and changed:
+            yield ("Warning", condition["reason"], condition["message"])
+        if condition["type"] == Kind.READY and condition["status"] == "True" and changed:
+            yield ("Normal", condition["reason"], condition["message"])
