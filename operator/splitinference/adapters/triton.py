@@ -35,9 +35,13 @@ class TritonSegments:
         except requests.Timeout:
             return Proof(ok=False, why=f"{namespace}/{segment} did not answer within {self._timeout:g} s")
         except requests.RequestException as error:
-            return Proof(ok=False, dead=True, why=f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: {in_words(error)}")
+            words = in_words(error)
+            # Refused means that the node is there and the server is not; anything else may be the network.
+            return Proof(
+                ok=False, why=f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: {words}", dead="refused" in words
+            )
         if answer.status_code != requests.codes.ok:
-            return Proof(ok=False, dead=True, why=f"{namespace}/{segment} answered {answer.status_code}: {_error(answer)}", dead=True)
+            return Proof(ok=False, why=f"{namespace}/{segment} answered {answer.status_code}: {_error(answer)}", dead=True)
         return _judge(answer, f"{namespace}/{segment}", (time.perf_counter() - started) * 1000)
 
 
@@ -50,7 +54,8 @@ def _judge(answer: requests.Response, name: str, milliseconds: float) -> Proof:
         return Proof(ok=True, milliseconds=milliseconds)
     problem = meta.get("error")
     said = problem if isinstance(problem, dict) else {}
-    return Proof(ok=False, dead=True, why=f"{name} failed its own test: {said.get('code', 'internal')}: {said.get('message', meta)}"[:500])
+    code = str(said.get("code", "internal"))
+    return Proof(ok=False, why=f"{name} failed its own test: {code}: {said.get('message', meta)}"[:500], dead=code not in _BUSY)
 
 
 def _meta(body: dict[str, Any]) -> dict[str, Any]:

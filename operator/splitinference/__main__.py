@@ -1,0 +1,108 @@
+"""The operator: settings → adapters → passes → handlers → kopf. Which implementation is used for what is chosen here and nowhere else."""
+
+import logging
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import kopf
+from pydantic import ValidationError
+
+from splitinference import __version__
+from splitinference.adapters.clock import SystemClock
+from splitinference.adapters.counted import CountedCluster
+from splitinference.adapters.gateway import GatewayRoutes
+from splitinference.adapters.kube import connect
+from splitinference.adapters.profiler import Profiler
+from splitinference.adapters.prometheus import PrometheusMetrics
+from splitinference.adapters.telemetry import ResourceGauges, Telemetry
+from splitinference.adapters.triton import TritonSegments
+from splitinference.controller import handlers
+from splitinference.controller.manifests import Manifests
+from splitinference.controller.passes import Ended, Key, Pass, Passes
+from splitinference.controller.ports import Ports, RefusedError, UnavailableError
+from splitinference.controller.reconcile import Reconciler
+from splitinference.core.solve import SolverProcess
+from splitinference.settings import Settings
+
+log = logging.getLogger("splitinference")
+
+
+def one_pass(reconciler: Reconciler, key: Key) -> Pass:
+    """A pass, and what its end means to the loop that runs it."""
+    try:
+        looked = reconciler.reconcile(*key)
+    except UnavailableError as error:
+        log.warning("%s/%s: not now: %s", *key, error)
+        return Pass(Ended.RETRY)
+    except RefusedError as error:
+        log.error("%s/%s: refused: %s", *key, error)
+        return Pass(Ended.FAILED)
+    return Pass(Ended.GONE if looked.gone else Ended.DONE, looked.again_seconds)
+
+
+def run(settings: Settings) -> None:
+    """Run until told to stop."""
+    telemetry = Telemetry()
+    clock = SystemClock()
+    cluster = CountedCluster(connect(), settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided)
+    background = ThreadPoolExecutor(2, thread_name_prefix="hub")
+    threads = ThreadPoolExecutor(settings.pass_threads, thread_name_prefix="pass")
+    telemetry.registry.register(ResourceGauges(cluster.split_inferences))
+    telemetry.serve(settings.metrics_port)
+    ports = Ports(
+        cluster=cluster,
+        metrics=PrometheusMetrics(settings),
+        gateways=GatewayRoutes(cluster.owned, settings.gateway_timeout_seconds),
+        segments=TritonSegments(settings.proof_timeout_seconds),
+        models=Profiler(cluster, settings, clock, background),
+        builder=Manifests(settings),
+        clock=clock,
+        planning=threading.Lock(),
+    )
+    with SolverProcess() as solver, threads, background:
+        reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve))
+        passes = Passes(
+            one_pass=lambda key: one_pass(reconciler, key),
+            executor=threads,
+            resync_seconds=settings.resync_seconds,
+            retry_seconds=settings.retry_seconds,
+            report=telemetry.passed,
+        )
+        registry = kopf.OperatorRegistry()
+        handlers.register(registry, passes)
+        kopf.run(
+            registry=registry,
+            clusterwide=not settings.watched_namespaces,
+            namespaces=settings.watched_namespaces,
+            standalone=True,
+            liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
+        )
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            sys.stderr.write(f"SPLITINFERENCE_{name}: {problem['msg']}\n")
+        return 2
+    log_format = kopf.LogFormat.JSON if settings.log_format == "json" else kopf.LogFormat.FULL
+    kopf.configure(verbose=settings.log_level == "DEBUG", log_format=log_format)
+    logging.getLogger().setLevel(settings.log_level)
+    for noisy in ("urllib3", "aiohttp", "kopf.objects"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log.info("splitinference %s, process %s", __version__, os.getpid())
+    try:
+        run(settings)
+    except UnavailableError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""The cluster, with decisions counted as they are written: what the status says was decided is what metrics count, and nothing else."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kubernetes import client
+
+from splitinference.adapters.kube import KubeCluster
+from splitinference.controller.passes import Key
+
+Counted = Callable[[Key, str, str], None]
+
+
+class CountedCluster(KubeCluster):
+    """Implements `Cluster`. `decided` is told resource, transition and reason of each new decision."""
+
+    def __init__(self, api: client.ApiClient, timeout_seconds: float, namespaces: Sequence[str], decided: Counted) -> None:
+        super().__init__(api, timeout_seconds, namespaces)
+        self._decided = decided
+        self._last: dict[Key, str] = {}
+
+    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+        """As ever; then the newest decision is counted, if it is another than the one written before."""
+        super().patch_status(namespace, name, status)
+        newest = next(iter(status.get("decisions") or ()), None)
+        if newest is None:
+            return
+        words = f"{newest.get('time')} {newest.get('reason')} {newest.get('message')}"
+        if self._last.get((namespace, name)) != words:
+            self._last[namespace, name] = words
+            self._decided((namespace, name), str(newest.get("transition", "")), str(newest.get("reason", "")))

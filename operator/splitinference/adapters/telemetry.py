@@ -1,0 +1,115 @@
+"""The operator's own metrics: passes and solves as they happen, and the resources as their status has them when Prometheus asks."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from splitinference.controller.passes import Ended, Key
+from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
+from splitinference.core.decide import Solve
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem
+from splitinference.core.solve.outcome import Limits, Outcome
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "splitinference"
+
+
+class Telemetry:
+    """Counters, in a registry of their own."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._passes = Counter(f"{_PREFIX}_passes", "Passes, by how they ended", ["ended"], registry=self.registry)
+        self._seconds = Histogram(
+            f"{_PREFIX}_pass_seconds", "Time of a pass", buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30), registry=self.registry
+        )
+        self._solves = Counter(f"{_PREFIX}_solves", "Solves, by outcome", ["outcome"], registry=self.registry)
+        self._solve_seconds = Histogram(
+            f"{_PREFIX}_solve_seconds", "Time of a solve", buckets=(0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10), registry=self.registry
+        )
+        self._decisions = Counter(
+            f"{_PREFIX}_decisions",
+            "Decisions, by transition and reason",
+            ["namespace", "name", "transition", "reason"],
+            registry=self.registry,
+        )
+
+    def passed(self, key: Key, ended: Ended, seconds: float) -> None:
+        """A pass ended."""
+        self._passes.labels(ended.value).inc()
+        self._seconds.observe(seconds)
+
+    def decided(self, key: Key, transition: str, reason: str) -> None:
+        """A decision was written to the status."""
+        self._decisions.labels(*key, transition, reason).inc()
+
+    def timed(self, solve: Solve) -> Solve:
+        """The same solver, counted."""
+
+        def counted(problem: Problem, limits: Limits, hint: Plan | None = None) -> Outcome:
+            started = time.monotonic()
+            outcome = "broke"
+            try:
+                result = solve(problem, limits, hint)
+                outcome = type(result).__name__
+                return result
+            finally:
+                self._solves.labels(outcome).inc()
+                self._solve_seconds.observe(time.monotonic() - started)
+
+        return counted
+
+    def serve(self, port: int) -> None:
+        """Answer scrapes on this port, in a thread of its own."""
+        start_http_server(port, registry=self.registry)
+
+
+class ResourceGauges(Collector):
+    """Figures of each resource, read from the API server at each scrape: so they go when the resource goes."""
+
+    def __init__(self, resources: Callable[[], Sequence[Manifest]]) -> None:
+        self._resources = resources
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One family for each figure."""
+        try:
+            resources = self._resources()
+        except (UnavailableError, RefusedError) as error:
+            log.warning("the resources' figures are left out of this scrape: %s", error)
+            return
+        for name, (text, read) in _FIGURES.items():
+            family = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=["namespace", "name"])
+            for resource in resources:
+                value = read(resource.get("status") or {})
+                if isinstance(value, int | float):
+                    family.add_metric([resource["metadata"]["namespace"], resource["metadata"]["name"]], float(value))
+            yield family
+
+
+def _plan(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    return status.get("plan") or {}
+
+
+def _predicted(figure: str) -> Callable[[Mapping[str, Any]], object]:
+    return lambda status: (_plan(status).get("predicted") or {}).get(figure)
+
+
+def _ready(status: Mapping[str, Any]) -> int:
+    return int(any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()))
+
+
+_FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], object]]] = {
+    "ready": ("1 if the condition Ready holds", _ready),
+    "plan_gap": ("How far from the proven bound the plan is at most, as a share", lambda status: _plan(status).get("gap")),
+    "plan_segments": ("Segments of the plan", lambda status: len(_plan(status).get("segments") or ()) or None),
+    "predicted_latency_ms": ("Predicted time of one request of the workload", _predicted("latencyMs")),
+    "predicted_time_to_first_token_ms": ("Predicted time to first token", _predicted("timeToFirstTokenMs")),
+    "predicted_time_per_output_token_ms": ("Predicted time per output token", _predicted("timePerOutputTokenMs")),
+}
