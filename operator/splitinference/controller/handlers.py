@@ -20,6 +20,10 @@ def register(registry: kopf.OperatorRegistry, passes: Passes) -> None:
     """Put the handlers into the registry."""
     seen: dict[str, str] = {}
 
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_via_client(**kwargs)
+
     @kopf.on.startup(registry=registry)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.posting.enabled = False  # events are written by the passes, once for each decision
