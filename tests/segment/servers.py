@@ -1,0 +1,160 @@
+"""Real segment servers on free ports of this machine, started and ended by the tests."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client import Client
+
+PREFIX = "chat-"
+DIGEST = "abcd1234"
+READY_S = 90.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@dataclass
+class Server:
+    """One segment-serve process."""
+
+    name: str
+    model_name: str
+    environment: dict[str, str]
+    log: Path
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def port(self) -> int:
+        return int(self.environment["SI_GRPC_PORT"])
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(["segment-serve"], env={**os.environ, **self.environment}, stdout=log, stderr=log)
+
+    def command(self, *arguments: str, timeout_s: float = 30.0) -> "subprocess.CompletedProcess[str]":
+        """Run one of the image's commands with this server's settings."""
+        return subprocess.run(
+            arguments, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + READY_S
+        while self.command("segment-probe", "5").returncode:
+            assert self.process is not None
+            assert self.process.poll() is None, f"{self.name} ended:\n{self.log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"{self.name} is not ready:\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.3)
+
+    def children(self, name: str) -> list[int]:
+        """Process ids below this server whose command line contains `name`."""
+        assert self.process is not None
+        parents = {self.process.pid}
+        found: list[int] = []
+        table = [(int(p.name), p) for p in Path("/proc").iterdir() if p.name.isdigit()]
+        for pid, folder in sorted(table):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, ValueError):
+                continue
+            if parent in parents:
+                parents.add(pid)
+                if name in line:
+                    found.append(pid)
+        return found
+
+    def shared_memory(self) -> list[str]:
+        """Regions in /dev/shm that are this server's."""
+        return [f.name for f in Path("/dev/shm").iterdir() if f.name.startswith(f"si_{self.name}_")]
+
+    def stop(self) -> int:
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+@dataclass
+class Chain:
+    """Segments that together are a model."""
+
+    servers: list[Server]
+    clients: list[Client] = field(default_factory=list)
+
+    def client(self, start: int = 0) -> Client:
+        """A client whose route begins at the server `start`."""
+        client = Client([(s.name, s.model_name, s.port) for s in self.servers[start:]])
+        self.clients.append(client)
+        return client
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        for server in self.servers:
+            if server.process is not None and server.process.poll() is None:
+                server.process.send_signal(signal.SIGTERM)
+        for server in self.servers:
+            server.stop()
+
+
+class Chains:
+    """Makes chains of servers, and ends them all."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._chains: list[Chain] = []
+
+    def start(self, folder: Path, cuts: Sequence[int], dtype: str = "float32", **settings: str) -> Chain:
+        """Servers for layers [cuts[0], cuts[1]), [cuts[1], cuts[2]), …, ready to serve."""
+        ranges = list(zip(cuts, cuts[1:], strict=False))
+        ports = free_ports(3 * len(ranges))
+        names = [f"{PREFIX}{start}-{end}-{len(self._chains):08x}" for start, end in ranges]
+        addresses = {name: f"127.0.0.1:{ports[3 * i]}" for i, name in enumerate(names)}
+        chain = Chain([])
+        self._chains.append(chain)
+        for i, (start, end) in enumerate(ranges):
+            environment = {
+                "SI_SEGMENT": names[i],
+                "SI_MODEL_NAME": f"seg-{DIGEST}-{start}-{end}",
+                "SI_MODEL_PATH": str(folder),
+                "SI_LAYERS": f"{start}:{end}",
+                "SI_DTYPE": dtype,
+                "SI_MAX_CONTEXT_TOKENS": "256",
+                "SI_MAX_SEQUENCES": "8",
+                "SI_PEER_PREFIX": PREFIX,
+                "SI_PEER_ADDRESSES": json.dumps(addresses),
+                "SI_GRPC_PORT": str(ports[3 * i]),
+                "SI_HTTP_PORT": str(ports[3 * i + 1]),
+                "SI_METRICS_PORT": str(ports[3 * i + 2]),
+                **settings,
+            }
+            server = Server(names[i], environment["SI_MODEL_NAME"], environment, self._logs / f"{names[i]}.log")
+            chain.servers.append(server)
+            server.start()
+        for server in chain.servers:
+            server.wait_ready()
+        return chain
+
+    def close(self) -> None:
+        for chain in self._chains:
+            chain.close()

@@ -1,0 +1,161 @@
+"""What breaks and how it is seen: a dead stub, a dead server, a dead peer, a wrong setting."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from client import Client
+from random_models import unsplit_greedy
+from servers import Chain, Chains, free_ports
+
+
+@pytest.fixture
+def chain(chains: Chains, models: dict[str, Path]) -> Chain:
+    return chains.start(models["llama"], [0, 4, 7])
+
+
+def test_the_probe_sees_a_killed_stub_and_the_peer_says_next_hop_failed(chain: Chain) -> None:
+    first, second = chain.servers
+    assert second.command("segment-probe").returncode == 0
+    (stub,) = second.children("triton_python_backend_stub")
+    os.kill(stub, signal.SIGKILL)
+    failed = second.command("segment-probe", "5")
+    assert failed.returncode == 1
+    assert "not healthy" in failed.stderr
+    assert first.command("segment-probe").returncode == 0
+    answer = chain.client().step("s", 0, [1, 2, 3])
+    assert (answer["error"]["code"], answer["error"]["segment"]) == ("next_hop_failed", first.name)
+    chain.close()
+
+
+def test_a_killed_server_leaves_no_shared_memory_once_restarted_and_the_sequence_continues_by_replay(
+    chain: Chain, models: dict[str, Path], prompt: list[int]
+) -> None:
+    expected = unsplit_greedy(models["llama"], prompt, 6)
+    client, second = chain.client(), chain.servers[1]
+    tokens = list(prompt)
+    tokens.append(client.step("s", 0, tokens)["token"])
+    regions = second.shared_memory()
+    assert regions
+    (server,) = second.children("tritonserver")
+    (stub,) = second.children("triton_python_backend_stub")
+    assert second.process is not None
+    # The whole pod dies at once: nobody is left to clean up.
+    for pid in (second.process.pid, server, stub):
+        os.kill(pid, signal.SIGKILL)
+    second.process.wait()
+    assert second.shared_memory() == regions
+    answer = client.step("s", len(prompt), tokens[-1:])
+    assert (answer["error"]["code"], answer["error"]["segment"]) == ("next_hop_failed", chain.servers[0].name)
+    second.start()
+    second.wait_ready()
+    assert not set(regions) & set(second.shared_memory())
+    while len(tokens) < len(prompt) + 6:
+        answer = client.step("s", 0, tokens)
+        tokens.append(answer["token"])
+    assert tokens[len(prompt) :] == expected
+    chain.close()
+    assert second.shared_memory() == []
+
+
+def test_a_server_killed_alone_takes_its_stub_and_its_shared_memory_along(chain: Chain) -> None:
+    server = chain.servers[0]
+    (triton,) = server.children("tritonserver")
+    (stub,) = server.children("triton_python_backend_stub")
+    os.kill(triton, signal.SIGKILL)
+    assert server.process is not None
+    assert server.process.wait(timeout=20) == 128 + signal.SIGKILL
+    assert server.shared_memory() == []
+    deadline = time.monotonic() + 5
+    while (Path("/proc") / str(stub) / "exe").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not (Path("/proc") / str(stub) / "cmdline").exists() or not (Path("/proc") / str(stub) / "cmdline").read_bytes()
+    chain.close()
+
+
+def test_sigterm_ends_the_server_with_success_and_cleans_up(chain: Chain) -> None:
+    server = chain.servers[0]
+    assert server.shared_memory()
+    assert server.stop() == 0
+    assert server.shared_memory() == []
+    chain.close()
+
+
+def test_drain_waits_while_steps_come_and_returns_when_they_stop(chain: Chain) -> None:
+    server, client = chain.servers[0], chain.client()
+    quiet = server.command("segment-drain", "10", "0.5")
+    assert (quiet.returncode, quiet.stdout) == (0, "quiet\n")
+    import threading
+
+    stop = threading.Event()
+
+    def keep_stepping() -> None:
+        while not stop.is_set():
+            client.step("s", 0, [1, 2])
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=keep_stepping)
+    thread.start()
+    busy = server.command("segment-drain", "2", "0.5")
+    stop.set()
+    thread.join()
+    assert (busy.returncode, busy.stdout) == (0, "still stepping after 2 s\n")
+    chain.close()
+    gone = server.command("segment-drain", "10")
+    assert gone.returncode == 0
+    assert "does not answer" in gone.stderr
+
+
+def test_idle_sequences_are_forgotten(chains: Chains, models: dict[str, Path]) -> None:
+    chain = chains.start(models["llama"], [0, 7], SI_KV_IDLE_SECONDS="1")
+    client = chain.client()
+    client.step("s", 0, [1, 2, 3])
+    assert client.stats()["sequences"] == 1
+    time.sleep(3)
+    assert client.stats()["sequences"] == 0
+    assert client.step("s", 3, [4])["error"]["code"] == "kv_missing"
+    chain.close()
+
+
+def test_a_byte_budget_too_small_is_kv_full_with_the_numbers(chains: Chains, models: dict[str, Path]) -> None:
+    per_token = 2 * 5 * 2 * 16 * 4
+    chain = chains.start(models["llama"], [0, 7], SI_KV_BYTES=str(40 * per_token))
+    client = chain.client()
+    assert "token" in client.step("s", 0, [1] * 40)
+    answer = client.step("s", 40, [1])
+    assert answer["error"]["code"] == "kv_full"
+    assert str(40 * per_token) in answer["error"]["message"]
+    chain.close()
+
+
+def test_a_peer_that_does_not_exist_is_next_hop_failed_soon(chains: Chains, models: dict[str, Path]) -> None:
+    (port,) = free_ports(1)
+    chain = chains.start(models["llama"], [0, 4], SI_PEER_ADDRESSES=f'{{"chat-4-7-x": "127.0.0.1:{port}"}}')
+    server = chain.servers[0]
+    client = Client([(server.name, server.model_name, server.port), ("chat-4-7-x", "seg-abcd1234-4-7", port)])
+    started = time.monotonic()
+    assert client.step("s", 0, [1, 2])["error"]["code"] == "next_hop_failed"
+    assert time.monotonic() - started < 5
+    chain.close()
+
+
+def test_a_wrong_setting_ends_segment_serve_with_one_sentence(chains: Chains, models: dict[str, Path]) -> None:
+    chain = chains.start(models["llama"], [0, 7])
+    server = chain.servers[0]
+    server.environment["SI_LAYERS"] = "7:3"
+    refused = server.command("segment-serve")
+    assert (refused.returncode, refused.stderr) == (2, "segment-serve: SI_LAYERS is '7:3', expected start:end with start < end\n")
+    chain.close()
+
+
+def test_a_model_that_cannot_be_read_ends_segment_serve_and_says_why(chains: Chains, models: dict[str, Path], tmp_path: Path) -> None:
+    chain = chains.start(models["llama"], [0, 7])
+    server = chain.servers[0]
+    ports = dict(zip(("SI_GRPC_PORT", "SI_HTTP_PORT", "SI_METRICS_PORT"), map(str, free_ports(3)), strict=True))
+    server.environment |= {**ports, "SI_LAYERS": "5:99"}
+    refused = server.command("segment-serve", timeout_s=60)
+    assert refused.returncode != 0
+    assert "layers 5:99 are not in this model, which has 0:7" in refused.stderr
+    chain.close()

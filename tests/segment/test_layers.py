@@ -1,0 +1,142 @@
+"""Layers built from a part of the model give exactly what the whole gives, wherever it is cut."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from random_models import CONFIGS, unsplit_greedy, write_model
+from splitinference_segment.attention import Span
+from splitinference_segment.families import UnsupportedModelError, family_of
+from splitinference_segment.kv import KvEntry
+from splitinference_segment.layers import Layers
+from splitinference_segment.weights import MissingWeightsError
+from transformers import LlamaConfig
+
+COUNT = 24
+
+
+class InProcess:
+    """A chain of layers in this process, with KV buffers of its own."""
+
+    def __init__(self, folder: Path, cuts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
+        self.parts = [Layers(folder, start, end, dtype) for start, end in zip(cuts, cuts[1:], strict=False)]
+
+    def entries(self) -> list[KvEntry]:
+        return [KvEntry("s", part.kv_shape.allocate(128)) for part in self.parts]
+
+    def logits(self, ids: Sequence[int], position: int, entries: Sequence[KvEntry]) -> torch.Tensor:
+        values = torch.tensor(list(ids))
+        with torch.inference_mode():
+            for part, entry in zip(self.parts, entries, strict=True):
+                values = part.run(values, [Span(entry, 0, len(ids), position)])
+            return self.parts[-1].logits(values[-1:])[0]
+
+    def greedy(self, prompt: Sequence[int], count: int, chunk: int = 0) -> list[int]:
+        entries, position, out = self.entries(), 0, list[int]()
+        pieces = [prompt[i : i + chunk] for i in range(0, len(prompt), chunk)] if chunk else [prompt]
+        for piece in pieces:
+            logits = self.logits(piece, position, entries)
+            position += len(piece)
+        out.append(int(logits.argmax()))
+        while len(out) < count:
+            out.append(int(self.logits(out[-1:], position, entries).argmax()))
+            position += 1
+        return out
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_every_split_point_gives_the_unsplit_models_tokens(name: str, models: dict[str, Path], prompt: list[int]) -> None:
+    last = CONFIGS[name].num_hidden_layers + 2
+    expected = unsplit_greedy(models[name], prompt, COUNT)
+    assert len(set(expected)) > 3, "the random model repeats itself too much to tell anything"
+    assert InProcess(models[name], [0, last]).greedy(prompt, COUNT) == expected
+    for cut in range(1, last):
+        assert InProcess(models[name], [0, cut, last]).greedy(prompt, COUNT) == expected, f"cut at {cut}"
+
+
+def test_a_segment_for_every_layer_gives_the_same_tokens(models: dict[str, Path], prompt: list[int]) -> None:
+    expected = unsplit_greedy(models["llama"], prompt, COUNT)
+    assert InProcess(models["llama"], range(8)).greedy(prompt, COUNT) == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gpt2"])
+@pytest.mark.parametrize("chunk", [1, 3, 7, 19])
+def test_a_prefill_in_chunks_gives_the_same_tokens_as_a_whole_one(
+    name: str, chunk: int, models: dict[str, Path], prompt: list[int]
+) -> None:
+    chain = InProcess(models[name], [0, 3, 7])
+    assert chain.greedy(prompt, COUNT, chunk=chunk) == chain.greedy(prompt, COUNT)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral-window"])
+def test_sequences_of_unequal_length_in_one_row_give_what_each_gives_alone(name: str, models: dict[str, Path], prompt: list[int]) -> None:
+    chain = InProcess(models[name], [0, 3, 7])
+    prompts = [prompt, prompt[:7], prompt[3:4]]
+    entries = [chain.entries() for _ in prompts]
+    for tokens, own in zip(prompts, entries, strict=True):
+        chain.logits(tokens, 0, own)
+    alone = [chain.entries() for _ in prompts]
+    for tokens, own in zip(prompts, alone, strict=True):
+        chain.logits(tokens, 0, own)
+    expected = [chain.logits([11 + i], len(tokens), own) for i, (tokens, own) in enumerate(zip(prompts, alone, strict=True))]
+    values = torch.tensor([11, 12, 13])
+    with torch.inference_mode():
+        for stage, part in enumerate(chain.parts):
+            spans = [Span(own[stage], i, 1, len(tokens)) for i, (tokens, own) in enumerate(zip(prompts, entries, strict=True))]
+            values = part.run(values, spans)
+        together = chain.parts[-1].logits(values)
+    torch.testing.assert_close(together, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_a_segment_reads_and_holds_only_its_own_layers(models: dict[str, Path]) -> None:
+    whole = Layers(models["llama"], 0, 7, torch.float32).weight_bytes()
+    parts = [Layers(models["llama"], start, end, torch.float32) for start, end in ((0, 1), (1, 3), (3, 7))]
+    assert sum(part.weight_bytes() for part in parts) == whole
+    assert parts[0].weight_bytes() == 211 * 64 * 4
+    assert [part.kv_shape.blocks for part in parts] == [0, 2, 3]
+    assert parts[1].kv_shape.bytes_per_token == 2 * 2 * 2 * 16 * 4
+
+
+def test_tied_weights_are_held_once_in_one_segment_and_twice_in_two(models: dict[str, Path]) -> None:
+    table = 211 * 64 * 4
+    whole = Layers(models["llama-tied"], 0, 7, torch.float32).weight_bytes()
+    apart = [Layers(models["llama-tied"], start, end, torch.float32).weight_bytes() for start, end in ((0, 3), (3, 7))]
+    assert sum(apart) == whole + table
+
+
+def test_weights_are_cast_to_the_serving_dtype(models: dict[str, Path]) -> None:
+    layers = Layers(models["llama"], 0, 3, torch.bfloat16)
+    assert {p.dtype for block in layers.blocks for p in block.parameters()} == {torch.bfloat16}
+
+
+def test_layers_outside_the_model_are_refused_with_what_there_is(models: dict[str, Path]) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"layers 3:9 are not in this model, which has 0:7"):
+        Layers(models["llama"], 3, 9, torch.float32)
+
+
+def test_an_unknown_family_is_refused_with_those_that_are_served() -> None:
+    with pytest.raises(UnsupportedModelError, match="'bert' is not served; these are: gemma, gpt2, llama"):
+        family_of("bert")
+
+
+def test_a_rope_that_depends_on_other_sequences_is_refused(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    )
+    write_model(config, tmp_path)
+    with pytest.raises(UnsupportedModelError, match="'dynamic'"):
+        Layers(tmp_path, 0, 3, torch.float32)
+
+
+def test_a_missing_tensor_is_named(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((models["llama"] / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((models["gpt2"] / "model.safetensors").read_bytes())
+    with pytest.raises(MissingWeightsError, match=r"model\.embed_tokens\.weight"):
+        Layers(tmp_path, 0, 2, torch.float32)

@@ -1,0 +1,67 @@
+"""Settings: read once from the environment, wrong ones refused by name."""
+
+from pathlib import Path
+
+import pytest
+from splitinference_segment.hops import address_of
+from splitinference_segment.protocol import SegmentError
+from splitinference_segment.serve import MODEL_CODE, command, write_repository
+from splitinference_segment.settings import Settings, SettingsError
+
+GIVEN = {
+    "SI_SEGMENT": "chat-0-12-1a2b3c4d",
+    "SI_MODEL_NAME": "seg-9f8e7d6c-0-12",
+    "SI_MODEL_PATH": "/model",
+    "SI_LAYERS": "0:12",
+    "SI_PEER_PREFIX": "chat-",
+    "SI_PEER_SUFFIX": ".ns.svc.cluster.local",
+}
+
+
+def test_only_what_is_particular_must_be_given() -> None:
+    settings = Settings.from_environment(GIVEN)
+    assert (settings.start, settings.end, settings.grpc_port, settings.threads) == (0, 12, 8001, 1)
+    assert settings.kv_idle_seconds == 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"SI_SEGMENT": ""}, "SI_SEGMENT is not set"),
+        ({"SI_SEGMENT": "Chat.x"}, "SI_SEGMENT is 'Chat.x', expected a DNS label"),
+        ({"SI_LAYERS": "12"}, "expected start:end"),
+        ({"SI_LAYERS": "5:5"}, "expected start:end with start < end"),
+        ({"SI_DTYPE": "int4"}, "SI_DTYPE is 'int4', expected one of float32, bfloat16, float16"),
+        ({"SI_MAX_SEQUENCES": "0"}, "SI_MAX_SEQUENCES is 0, expected at least 1"),
+        ({"SI_KV_BYTES": "1GiB"}, "SI_KV_BYTES is '1GiB', expected a whole number"),
+        ({"SI_KV_IDLE_SECONDS": "0"}, "SI_KV_IDLE_SECONDS"),
+        ({"SI_PEER_ADDRESSES": "["}, "SI_PEER_ADDRESSES is not JSON"),
+    ],
+)
+def test_a_wrong_variable_is_refused_by_name(changes: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Settings.from_environment({**GIVEN, **changes})
+
+
+def test_a_peer_is_addressed_by_name_and_suffix() -> None:
+    settings = Settings.from_environment(GIVEN)
+    assert address_of("chat-12-22-1a2b3c4d", settings) == "chat-12-22-1a2b3c4d.ns.svc.cluster.local:8001"
+
+
+@pytest.mark.parametrize("name", ["10.0.0.1", "chat-x.evil", "chat-x:22", "other-12-22-x", "chat-X", "chat-", "", "chat-x/../y", "chat-" + "x" * 70])
+def test_a_hop_can_never_be_an_address_or_a_foreign_name(name: str) -> None:
+    with pytest.raises(SegmentError) as caught:
+        address_of(name, Settings.from_environment(GIVEN))
+    assert caught.value.code == "bad_request"
+
+
+def test_the_repository_holds_one_model_of_the_given_name(tmp_path: Path) -> None:
+    write_repository(tmp_path, "seg-9f8e7d6c-0-12")
+    assert 'name: "seg-9f8e7d6c-0-12"' in (tmp_path / "seg-9f8e7d6c-0-12" / "config.pbtxt").read_text()
+    assert (tmp_path / "seg-9f8e7d6c-0-12" / "1" / "model.py").read_text() == MODEL_CODE
+
+
+def test_the_server_loads_that_model_alone() -> None:
+    line = command(Settings.from_environment(GIVEN), Path("/r"))
+    assert "--model-control-mode=explicit" in line
+    assert "--load-model=seg-9f8e7d6c-0-12" in line
