@@ -1,0 +1,210 @@
+"""The chart, rendered by helm: what is installed, with which rights, and what it refuses."""
+
+import json
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from splitinference.controller.manifests import Manifests
+from splitinference.settings import Settings
+from tests.chart.helm import helm
+from tests.controller.test_manifests import a_profile, a_resource
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "splitinference"
+PREFIX = "SPLITINFERENCE_"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([helm(), *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+@cache
+def render(*sets: str) -> tuple[dict[str, Any], ...]:
+    words = [word for value in sets for word in ("--set", value)]
+    done = run("template", "si", str(CHART), "--namespace", "ops", "--include-crds", *words)
+    assert done.returncode == 0, done.stderr
+    return tuple(found for found in yaml.safe_load_all(done.stdout) if found)
+
+
+def only(kind: str, *sets: str) -> dict[str, Any]:
+    (found,) = [obj for obj in render(*sets) if obj["kind"] == kind]
+    return found
+
+
+def container(*sets: str) -> dict[str, Any]:
+    return only("Deployment", *sets)["spec"]["template"]["spec"]["containers"][0]
+
+
+def settings(*sets: str) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container(*sets)["env"]}
+
+
+def test_lint_has_nothing_to_say():
+    done = run("lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stdout
+    assert "ERROR" not in done.stdout
+
+
+def test_the_crd_comes_with_the_chart():
+    assert only("CustomResourceDefinition") == yaml.safe_load((ROOT / "crds" / "splitinference.yaml").read_text())
+
+
+def test_every_setting_that_the_chart_gives_is_one_of_the_operators():
+    given = settings("extraSettings.SOLVE_SECONDS=9")
+    assert {name.removeprefix(PREFIX).lower() for name in given} <= set(Settings.model_fields)
+    assert given["SPLITINFERENCE_SOLVE_SECONDS"] == "9"
+
+
+def test_the_defaults_of_the_chart_are_the_operators(monkeypatch: pytest.MonkeyPatch):
+    for name, value in settings().items():
+        monkeypatch.setenv(name, value)
+    chart, own = Settings().model_dump(), Settings.model_construct().model_dump()
+    assert chart == own
+
+
+def test_values_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
+    sets = (
+        "prometheus.url=http://p:9090",
+        "prometheus.querySet=cadvisor",
+        "watchNamespaces={a,b}",
+        "images.segment.tag=x",
+        "networkPolicies=true",
+    )
+    for name, value in settings(*sets).items():
+        monkeypatch.setenv(name, value)
+    read = Settings()
+    assert read.prometheus_url == "http://p:9090"
+    assert read.query_set == "cadvisor"
+    assert read.watched_namespaces == ("a", "b")
+    assert read.segment_image == "splitinference/segment:x"
+    assert read.network_policies is True
+
+
+def test_the_operator_is_restricted():
+    pod = only("Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+
+
+def test_there_are_never_two_operators():
+    deployment = only("Deployment")["spec"]
+    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_probes_and_ports_are_those_that_the_operator_serves():
+    ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
+    read = Settings.model_construct()
+    assert ports == {"health": read.health_port, "metrics": read.metrics_port}
+    assert container()["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "health"}
+
+
+def test_the_metrics_service_finds_the_operator():
+    selector = only("Service")["spec"]["selector"]
+    assert selector.items() <= only("Deployment")["spec"]["template"]["metadata"]["labels"].items()
+
+
+# --- rights --------------------------------------------------------------------------------------------------------------------------
+
+
+def allowed(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    return {(group, res, verb) for rule in rules for group in rule["apiGroups"] for res in rule["resources"] for verb in rule["verbs"]}
+
+
+def test_no_right_is_a_wildcard():
+    for sets in ((), ("watchNamespaces={a}",)):
+        for obj in render(*sets):
+            if obj["kind"] in ("Role", "ClusterRole"):
+                assert not any("*" in right for right in allowed(obj["rules"]))
+
+
+def test_the_operator_may_make_what_it_makes():
+    rights = allowed(only("ClusterRole", "networkPolicies=true")["rules"])
+    builder = Manifests(Settings(network_policies=True))
+    plurals = {"NetworkPolicy": "networkpolicies"}
+    for obj in [*builder.gateway(a_resource(), a_profile()), builder.route(a_resource(), {})]:
+        version = obj["apiVersion"]
+        group = version.split("/")[0] if "/" in version else ""
+        plural = plurals.get(obj["kind"], obj["kind"].lower() + "s")
+        assert {(group, plural, verb) for verb in ("create", "patch", "delete")} <= rights, obj["kind"]
+
+
+def test_the_operator_has_each_right_that_it_gives_to_a_gateway():
+    rights = allowed(only("ClusterRole")["rules"])
+    (role,) = [obj for obj in Manifests(Settings()).gateway(a_resource(), a_profile()) if obj["kind"] == "Role"]
+    assert allowed(role["rules"]) <= rights
+
+
+def test_in_some_namespaces_alone_it_writes_nowhere_else():
+    sets = ("watchNamespaces={a,b}",)
+    assert all(verb in ("get", "list", "watch") for _, _, verb in allowed(only("ClusterRole", *sets)["rules"]))
+    roles = [obj for obj in render(*sets) if obj["kind"] == "Role"]
+    assert [role["metadata"]["namespace"] for role in roles] == ["a", "b"]
+
+
+def test_secrets_are_read_only_where_tokens_are_used():
+    assert not any(resource == "secrets" for _, resource, _ in allowed(only("ClusterRole", "huggingFace.tokenSecrets=false")["rules"]))
+    assert [verb for _, resource, verb in allowed(only("ClusterRole")["rules"]) if resource == "secrets"] == ["get"]
+
+
+def test_an_account_of_ones_own_is_taken():
+    kinds = {obj["kind"] for obj in render("serviceAccount.name=mine")}
+    assert "ServiceAccount" not in kinds
+    assert only("ClusterRoleBinding", "serviceAccount.name=mine")["subjects"][0]["name"] == "mine"
+    assert only("Deployment", "serviceAccount.name=mine")["spec"]["template"]["spec"]["serviceAccountName"] == "mine"
+
+
+# --- options and notes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_service_monitor_is_made_when_asked_for():
+    assert not any(obj["kind"] == "ServiceMonitor" for obj in render())
+    monitor = only("ServiceMonitor", "serviceMonitor.enabled=true")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= only("Service")["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("prometheus.querySet=guess", "querySet"),
+        ("prometheus.url=prometheus:9090", "url"),
+        ("images.pullPolicy=Sometimes", "pullPolicy"),
+        ("segments.user=0", "user"),
+        ("segments.cpuRequest=lots", "cpuRequest"),
+        ("resyncSeconds=0", "resyncSeconds"),
+        ("unknown=1", "unknown"),
+        ("watchNamespaces={UPPER}", "watchNamespaces"),
+        ("extraSettings.lower=1", "lower"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(value, named):
+    done = run("template", "si", str(CHART), "--set", value)
+    assert done.returncode != 0
+    assert named in done.stderr
+
+
+def test_every_value_has_a_schema():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(yaml.safe_load((CHART / "values.yaml").read_text())) <= set(schema["properties"])
+
+
+def test_the_notes_say_how_to_uninstall():
+    notes = (CHART / "templates" / "NOTES.txt").read_text()
+    delete, uninstall = notes.index("kubectl delete splitinferences"), notes.index("helm uninstall")
+    assert delete < uninstall
+    assert "finalizer" in notes
+
+
+def test_images_may_come_from_a_registry_with_a_port():
+    image = container("images.operator.repository=localhost:5000/x/operator", "images.operator.tag=dev")["image"]
+    assert re.fullmatch(r"localhost:5000/x/operator:dev", image)
