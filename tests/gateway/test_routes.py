@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.route import RouteDocument, RouteError
 from splitinference_gateway.routes import Routes
+from splitinference_gateway.settings import Settings
 from tests.gateway.serving import MODEL, Serving, serving
 from tests.gateway.toy_chain import reference, toy_segments
 
@@ -188,6 +190,14 @@ async def test_before_the_first_route_the_gateway_is_alive_but_not_ready(tmp_pat
         await world.routed("r1")
         async with world.http.get(f"{world.url}/readyz") as ready:
             assert ready.status == 200
+
+
+@pytest.mark.anyio
+async def test_outside_a_cluster_and_without_a_file_liveness_fails(model_path: Path) -> None:
+    gateway = Gateway.build(Settings(name=MODEL, model_path=model_path))
+    async with gateway.running(), asyncio.timeout(5):
+        while gateway.healthy:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.anyio

@@ -119,8 +119,8 @@ class _Endpoints:
         )
 
     async def healthz(self, request: Request) -> Response:
-        """Liveness: the event loop turns."""
-        return PlainTextResponse("ok")
+        """Liveness: the event loop turns, and what runs in the background runs."""
+        return PlainTextResponse("ok") if self._gateway.healthy else PlainTextResponse("background work ended, see the log", 500)
 
     async def readyz(self, request: Request) -> Response:
         """Readiness: there is a route."""

@@ -1,6 +1,7 @@
 """All parts of one gateway, made from its settings, and the background work that keeps them current."""
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from splitinference_gateway.steps import StepClient
 from splitinference_gateway.tokenizer import ModelTokenizer
 
 _TIDY_SECONDS = 5.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Gateway:
     keys: ApiKeys
     created: int = field(default_factory=lambda: int(time.time()))
     leaving: bool = False
+    healthy: bool = True
 
     @classmethod
     def build(cls, settings: Settings) -> "Gateway":
@@ -78,6 +81,8 @@ class Gateway:
         """Follow the route and watch failing stages while the body runs."""
         reader = RouteReader(self.routes.apply, self.metrics.route_errors.inc)
         tasks = [asyncio.create_task(work) for work in (self._follow(reader), self.failing.watch(), self._tidy())]
+        for task in tasks:
+            task.add_done_callback(self._ended)
         try:
             yield
         finally:
@@ -86,6 +91,12 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.chain.close()
             await self.steps.close()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Background work runs for ever; if it does not, the gateway is not what it seems, and liveness says so."""
+        if not task.cancelled():
+            _log.critical("background work ended", exc_info=task.exception())
+            self.healthy = False
 
     async def _follow(self, reader: RouteReader) -> None:
         if self.settings.route_file is not None:

@@ -43,6 +43,6 @@ class RouteReader:
 async def poll_file(file: Path, reader: RouteReader) -> None:
     """Read the file whenever its content changes. Runs until cancelled."""
     while True:
-        with contextlib.suppress(FileNotFoundError):
-            reader.read(await asyncio.to_thread(file.read_text, encoding="utf-8"))
+        with contextlib.suppress(OSError):  # not there yet, or just being replaced
+            reader.read(await asyncio.to_thread(file.read_text, encoding="utf-8", errors="replace"))
         await asyncio.sleep(_POLL_SECONDS)
