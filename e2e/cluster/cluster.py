@@ -1,19 +1,23 @@
-"""The cluster as one thing: up, down, what is in it, and every change and fault."""
+"""The cluster as one thing: up, down, its images, and every change and fault."""
 
+import fcntl
 import json
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from e2e.cluster import engine as engines
-from e2e.cluster import kind, network, supply, tools
+from e2e.cluster import faults, images, lifecycle, monitoring, supply, tools
 from e2e.cluster.command import run
-from e2e.cluster.engine import Engine, EngineUnavailable
+from e2e.cluster.current import CurrentCluster
+from e2e.cluster.engine import Engine
+from e2e.cluster.kind import Machine
+from e2e.cluster.leftovers import leftovers
 from e2e.cluster.progress import Progress, together
-from e2e.cluster.settings import Settings
+from e2e.cluster.settings import Settings, WorkerSize
+
+OURS = ("operator", "segment", "gateway")
 
 
 class NotUp(RuntimeError):
@@ -27,95 +31,177 @@ class Cluster:
     settings: Settings = field(default_factory=Settings)
     progress: Progress = field(default_factory=Progress)
 
+    @staticmethod
+    def current(progress: Progress | None = None) -> CurrentCluster:
+        """The kubeconfig's cluster, with the same methods as far as they make sense there."""
+        return CurrentCluster.here(progress)
+
     # ---- life
 
     def up(self) -> None:
-        """Make the cluster be there and ready. Quick when it is; repairs what is half there."""
-        self.settings.state.mkdir(parents=True, exist_ok=True)
-        engine = self._some_engine()
-        parts = supply.provide(self.settings, engine, self.progress)
-        if not self._healthy(engine):
-            self._create(engine, parts)
+        """Make the cluster be there and ready, with Prometheus. Quick when it is; repairs what is half there."""
+        with self._alone():
+            lifecycle.up(self.settings, self.progress)
 
-    def _some_engine(self) -> Engine:
-        found = engines.find(self.settings)
-        if found is not None:
-            return found
-        packages = engines.missing_packages(("dockerd", "jq", "ip", "iptables", "unshare"))
-        if packages:
-            with self.progress.step(f"install {', '.join(packages)}"):
-                engines.install(packages, self.settings.logs / "apt.log")
-        with self.progress.step("start a private Docker engine"):
-            return engines.start(self.settings)
+    def down(self) -> list[str]:
+        """Remove the cluster and all else of ours that is not in the cache; returns what is left nevertheless."""
+        with self._alone():
+            lifecycle.down(self.settings, self.progress)
+        return leftovers(self.settings)
 
-    def _healthy(self, engine: Engine) -> bool:
-        """Whether all nodes run, the API server answers, and every node is ready."""
-        running = engine.docker("ps", "--format", "{{.Names}}").split()
-        if not self.settings.kubeconfig.exists() or not set(self.settings.nodes()) <= set(running):
-            return False
-        text = self.kubectl("get", "nodes", "-o", "json", "--request-timeout=5s", check=False)
-        if not text.strip():
-            return False
-        ready = {
-            item["metadata"]["name"]
-            for item in json.loads(text)["items"]
-            if any(each["type"] == "Ready" and each["status"] == "True" for each in item["status"].get("conditions", []))
-        }
-        return ready >= set(self.settings.nodes())
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One at a time: a second `up` or `down` on the same cache waits for the first."""
+        self.settings.cache.mkdir(parents=True, exist_ok=True)
+        with (self.settings.cache / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with self.progress.step("wait for another up or down to end"):
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
-    def _create(self, engine: Engine, parts: supply.Supply) -> None:
-        settings = self.settings
-        self._delete(engine)
-        config = kind.write(settings, kind.Machine.here(), own_network=not parts.public)
-        words = ["create", "cluster", "--name", settings.name, "--image", parts.node_image, "--config", str(config)]
-        words += ["--kubeconfig", str(settings.kubeconfig), "--wait", "0s"]
-
-        def nodes() -> None:
-            with self.progress.step(f"create the cluster: a control plane and {len(settings.workers)} workers"):
-                self._kind(engine, *words)
-
-        def routes() -> None:
-            with self.progress.step("connect the nodes' pod networks"):
-                network.connect(engine, settings.nodes())
-
-        together([nodes] if parts.public else [nodes, routes])
-        with self.progress.step("wait for nodes and DNS"):
-            self.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=90s")
-            self.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=90s")
-
-    def down(self) -> None:
-        """Remove the cluster and everything else of ours that is not in the cache. Harmless when nothing is there."""
+    def status(self) -> dict[str, Any]:
+        """What runs: engine, nodes with their sizes, where the kubeconfig is. Never raises NotUp."""
         engine = engines.find(self.settings)
-        if engine is not None:
-            with self.progress.step("delete the cluster"):
-                self._delete(engine)
-        with self.progress.step("stop the private Docker engine"):
-            engines.stop(self.settings)
-        shutil.rmtree(self.settings.state, ignore_errors=True)
+        if engine is None:
+            return {"name": self.settings.name, "running": False, "engine": None, "nodes": []}
+        return {
+            "name": self.settings.name,
+            "running": lifecycle.healthy(self.settings, engine),
+            "engine": {"host": engine.host, "private": engine.private},
+            "kubeconfig": str(self.settings.kubeconfig),
+            "nodes": [self._node(engine, name) for name in lifecycle.containers(self.settings, engine)],
+        }
 
-    def _delete(self, engine: Engine) -> None:
-        names = engine.docker("ps", "-aq", "--filter", f"label=io.x-k8s.kind.cluster={self.settings.name}").split()
-        if names:
-            engine.docker("rm", "-f", "-v", *names)
-        self.settings.kubeconfig.unlink(missing_ok=True)
+    def _node(self, engine: Engine, name: str) -> dict[str, Any]:
+        found = json.loads(engine.docker("inspect", name))[0]
+        limits = found["HostConfig"]
+        address = next((each["IPAddress"] for each in found["NetworkSettings"]["Networks"].values()), "")
+        cores, memory = limits["NanoCpus"] / 1e9, limits["Memory"] / 2**20
+        return {"name": name, "state": found["State"]["Status"], "address": address, "cores": cores or None, "memoryMib": memory or None}
 
     # ---- use
-
-    def kubectl(self, *words: str, stdin: str | None = None, check: bool = True, timeout: float | None = None) -> str:
-        """`kubectl WORDS…` on this cluster, its stdout."""
-        return run([self._tool(tools.KUBECTL), *words], env=self.env(), stdin=stdin, check=check, timeout=timeout)
 
     def env(self) -> dict[str, str]:
         """Environment for kubectl, helm and Kubernetes clients."""
         return {"KUBECONFIG": str(self.settings.kubeconfig)}
 
-    def _tool(self, tool: tools.Tool) -> str:
+    def kubectl(self, *words: str, stdin: str | None = None, check: bool = True, timeout: float | None = None) -> str:
+        """`kubectl WORDS…` on this cluster, its stdout."""
+        return run([self.tool(tools.KUBECTL), *words], env=self.env(), stdin=stdin, check=check, timeout=timeout)
+
+    def helm(self, *words: str) -> str:
+        """`helm WORDS…` on this cluster, its stdout."""
+        return run([self.tool(tools.HELM), *words], env=self.env())
+
+    def apply(self, manifest: str) -> str:
+        return self.kubectl("apply", "-f", "-", stdin=manifest)
+
+    def tool(self, tool: tools.Tool) -> str:
+        """Path of kind, kubectl or helm."""
         path = tool.find(self.settings)
         if path is None:
             raise NotUp(f"{tool.program} is not there yet: run `python -m e2e.cluster up`.")
         return path
 
-    def _kind(self, engine: Engine, *words: str) -> str:
-        folder = Path(engine.client).parent  # kind calls the first docker on the PATH
-        env = engine.env() | {"PATH": f"{folder}:{os.environ.get('PATH', '')}"}
-        return run([self._tool(tools.KIND), *words], env=env, log=self.settings.logs / "kind.log")
+    def engine(self) -> Engine:
+        """The engine that the cluster runs on."""
+        engine = engines.find(self.settings)
+        if engine is None or not self.settings.kubeconfig.exists():
+            raise NotUp("The cluster is not running: start it with `python -m e2e.cluster up`.")
+        return engine
+
+    # ---- images
+
+    def build_images(self, names: Sequence[str] = OURS) -> dict[str, str]:
+        """Build what changed; the images' full names by short name. Starts an engine when none runs."""
+        with self._alone():
+            engine = lifecycle.an_engine(self.settings, self.progress)
+            base = supply.base(self.settings, engine, self.progress)
+        known = images.sources()
+        if unknown := sorted(set(names) - set(known)):
+            raise ValueError(f"no such image: {', '.join(unknown)}; there are {', '.join(known)}")
+        built: dict[str, str] = {}
+
+        def one(name: str) -> None:
+            with self.progress.step(f"build the {name} image"):
+                built[name] = images.build(self.settings, engine, known[name], base)
+
+        together([lambda name=name: one(name) for name in names])  # type: ignore[misc]
+        return built
+
+    def load_images(self, names: Sequence[str] = OURS, nodes: Sequence[str] | None = None) -> dict[str, str]:
+        """Build what changed and make the nodes know it; the images' full names, as pods name them, by short name."""
+        built = self.build_images(names)
+        with self.progress.step(f"give the nodes {', '.join(names)}"):
+            targets = lifecycle.running(self.settings, self.engine()) if nodes is None else nodes
+            images.load(self.settings, self.engine(), [*built.values(), *(images.sources()[name].dev for name in names)], targets)
+        return built
+
+    def image(self, name: str) -> str:
+        """The full name of our image as it would be built now."""
+        engine = self.engine()
+        return images.tag(engine, images.sources()[name], supply.choose(self.settings, engine).base)
+
+    # ---- changes and faults
+
+    def size(self, node: str) -> WorkerSize:
+        """The size that the worker was made with."""
+        names = self.settings.worker_names()
+        if node not in names:
+            raise ValueError(f"{node} is not a worker; there are {', '.join(names)}")
+        return self.settings.workers[names.index(node)]
+
+    def cpu(self, node: str, cores: float, *, hidden: bool = False) -> None:
+        """Give the node so many cores. The cluster is told (allocatable, labels) unless `hidden`."""
+        size = WorkerSize(cores, self._allocatable_mib(node), self.size(node).trusted)
+        faults.limit_cpu(self.engine(), node, cores)
+        if not hidden:
+            self._announce(node, size)
+
+    def memory(self, node: str, memory_mib: int, *, hidden: bool = False) -> None:
+        """Give pods on the node so much memory. The cluster is told unless `hidden`."""
+        reserved = faults.reserved_of(self.engine(), node)["cpu"] / 1000
+        size = WorkerSize(Machine.here().cores - reserved, memory_mib, self.size(node).trusted)
+        faults.limit_memory(self.engine(), node, memory_mib)
+        if not hidden:
+            self._announce(node, size)
+
+    def _allocatable_mib(self, node: str) -> int:
+        self.size(node)
+        return Machine.here().memory_mib - faults.reserved_of(self.engine(), node)["memory"]
+
+    def _announce(self, node: str, size: WorkerSize) -> None:
+        faults.announce(self.engine(), node, Machine.here(), size)
+        self.kubectl("label", "node", node, "--overwrite", *(f"{key}={value}" for key, value in size.labels().items()))
+
+    def link(self, node: str, mbit: float | None = None, latency_ms: float = 0.0) -> None:
+        """Limit what leaves the node; without arguments the limit is lifted."""
+        if mbit is None and latency_ms == 0:
+            faults.clear_link(self.engine(), node)
+        else:
+            faults.limit_link(self.engine(), node, faults.Link(mbit, latency_ms))
+
+    def stop(self, node: str) -> None:
+        """Switch the node off, without warning."""
+        faults.stop(self.engine(), node)
+
+    def start(self, node: str) -> None:
+        """Switch it on again, and wait until the cluster sees it."""
+        engine = self.engine()
+        faults.start(engine, node)
+        lifecycle.reconnect(self.settings, engine)
+        self.kubectl("wait", "--for=condition=Ready", f"node/{node}", "--timeout=90s")
+
+    def burn(self, node: str, cores: float | None = None) -> None:
+        """A pod of another tenant keeps `cores` of the node busy (default: all of them)."""
+        self.load_images(("burner",), [node])
+        faults.burn(self.kubectl, node, cores if cores is not None else self.size(node).cores, self.image("burner"))
+
+    def stop_burning(self, node: str) -> None:
+        faults.extinguish(self.kubectl, node)
+
+    def prometheus_ready(self) -> None:
+        """Wait until Prometheus can be asked."""
+        monitoring.wait(self.kubectl)

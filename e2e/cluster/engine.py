@@ -5,6 +5,7 @@ The private engine runs in a PID and a mount namespace of its own. Its first pro
 (a bridge, firewall rules, cgroups) is named or recorded so that `host` can take it away.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,9 +20,7 @@ from e2e.cluster.command import CommandFailed, run, succeeds
 from e2e.cluster.host import Baseline
 from e2e.cluster.settings import Settings
 
-CGROUP = "splitinference"
 NETWORK = "splitinference"
-BRIDGE = "si-kind0"
 SUBNETS = tuple(f"172.{second}.240.0/24" for second in range(31, 16, -1))
 
 
@@ -47,7 +46,9 @@ class Engine:
             env.pop("DOCKER_CONTEXT", None)
         return env
 
-    def docker(self, *words: str, stdin: str | bytes | None = None, check: bool = True, log: Path | None = None, timeout: float | None = None) -> str:
+    def docker(
+        self, *words: str, stdin: str | bytes | None = None, check: bool = True, log: Path | None = None, timeout: float | None = None
+    ) -> str:
         """`docker WORDS…`, its stdout."""
         return run([self.client, *words], env=self.env(), stdin=stdin, check=check, log=log, timeout=timeout)
 
@@ -92,6 +93,20 @@ def _answers(engine: Engine) -> bool:
     return succeeds([engine.client, "info"], env=engine.env(), timeout=15)
 
 
+def bridge(settings: Settings) -> str:
+    """The name of the nodes' bridge: one per cache, so that two private engines do not meet."""
+    return f"si-{_identity(settings)}"
+
+
+def cgroup(settings: Settings) -> str:
+    """The cgroup that all our containers are in."""
+    return f"splitinference-{_identity(settings)}"
+
+
+def _identity(settings: Settings) -> str:
+    return hashlib.sha256(str(settings.cache).encode()).hexdigest()[:8]
+
+
 def _home(settings: Settings) -> Path:
     return settings.run / "engine"
 
@@ -120,7 +135,14 @@ def begin_of(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-PACKAGES = {"dockerd": "docker.io", "jq": "jq", "ip": "iproute2", "iptables": "iptables", "debootstrap": "debootstrap", "unshare": "util-linux"}
+PACKAGES = {
+    "dockerd": "docker.io",
+    "jq": "jq",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "debootstrap": "debootstrap",
+    "unshare": "util-linux",
+}
 
 
 def missing_packages(programs: tuple[str, ...]) -> list[str]:
@@ -159,7 +181,12 @@ def start(settings: Settings) -> Engine:
     stop(settings)
     home.mkdir(parents=True, exist_ok=True)
     Baseline.record(home / "baseline.json")
-    config: dict[str, object] = {"bridge": "none", "cgroup-parent": f"/{CGROUP}", "storage-driver": "overlay2", "max-concurrent-downloads": 4}
+    config: dict[str, object] = {
+        "bridge": "none",
+        "cgroup-parent": f"/{cgroup(settings)}",
+        "storage-driver": "overlay2",
+        "max-concurrent-downloads": 4,
+    }
     if without := missing_here():
         script = home / "runtime"
         script.write_text(runtime_script(shutil.which("runc") or "/usr/sbin/runc", without))
@@ -174,7 +201,12 @@ def start(settings: Settings) -> Engine:
     namespaces = ["unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
     with (home / "dockerd.log").open("a") as log:
         holder = subprocess.Popen(
-            [*namespaces, "sh", "-c", first, "sh", *daemon], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+            [*namespaces, "sh", "-c", first, "sh", *daemon],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
         )
     (home / "holder").write_text(f"{holder.pid} {begin_of(holder.pid)}")
     engine = Engine(clients()[0], f"unix://{socket}", private=True)
@@ -187,22 +219,31 @@ def start(settings: Settings) -> Engine:
         time.sleep(0.1)
     else:
         raise EngineUnavailable(f"The private Docker engine did not answer within a minute; see {home}/dockerd.log.")
-    _make_network(engine)
+    _make_network(engine, bridge(settings))
     return engine
 
 
-def _make_network(engine: Engine) -> None:
+def _make_network(engine: Engine, name: str) -> None:
     """The network of the nodes, on a bridge with a name that we can recognise, in a subnet that nobody routes to yet."""
     if NETWORK in engine.docker("network", "ls", "--format", "{{.Name}}").split():
-        return
+        if not engine.docker("network", "inspect", "-f", "{{range .Containers}}x{{end}}", NETWORK).strip():
+            engine.docker("network", "rm", NETWORK)  # its subnet may be taken by now
+        else:
+            return
     taken = run(["ip", "-4", "route", "show", "table", "all"], check=False)
-    bridge = f"com.docker.network.bridge.name={BRIDGE}"
+    option = f"com.docker.network.bridge.name={name}"
     for subnet in SUBNETS:
         if subnet.rsplit(".", 2)[0] in taken:
             continue
-        engine.docker("network", "create", "--driver", "bridge", "--subnet", subnet, "--opt", bridge, NETWORK)
+        engine.docker("network", "create", "--driver", "bridge", "--subnet", subnet, "--opt", option, NETWORK)
         return
     raise EngineUnavailable("No free private subnet in 172.17.0.0–172.31.255.255 for the nodes' network; free one of them.")
+
+
+def remains(settings: Settings) -> bool:
+    """Whether containers of the private engine outlived it on disk, as after `kill -9`."""
+    folder = settings.cache / "engine" / "containers"
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def stop(settings: Settings) -> None:
@@ -216,7 +257,7 @@ def stop(settings: Settings) -> None:
             _signal(pid, signal.SIGKILL)
             _gone(pid, 10)
     if (home / "baseline.json").exists():
-        Baseline.load(home / "baseline.json").restore(bridges=(BRIDGE,), cgroup=CGROUP)
+        Baseline.load(home / "baseline.json").restore(bridges=(bridge(settings),), cgroup=cgroup(settings))
     _socket(settings).unlink(missing_ok=True)
     shutil.rmtree(home, ignore_errors=True)
 

@@ -46,11 +46,14 @@ class Baseline:
         for link in links():
             if link in bridges:
                 _quietly(["ip", "link", "delete", link])
-        others = other_engines()
+        shared = False
         for table in TABLES:
-            for words in undo(self.rules.get(table, ()), firewall(table), bridges=bridges, keep_chains=bool(others)):
+            now = firewall(table)
+            others = foreign(self.rules.get(table, ()), now, bridges)
+            shared = shared or others
+            for words in undo(self.rules.get(table, ()), now, bridges=bridges, keep_chains=others):
                 _quietly(["iptables", "-w", "-t", table, *words])
-        if not others and self.forwarding and _read(FORWARDING) != self.forwarding:
+        if not shared and self.forwarding and _read(FORWARDING) != self.forwarding:
             FORWARDING.write_text(self.forwarding)
         remove_cgroups(cgroup)
 
@@ -70,7 +73,7 @@ def firewall(table: str) -> tuple[str, ...]:
 def undo(before: tuple[str, ...], now: tuple[str, ...], *, bridges: tuple[str, ...], keep_chains: bool) -> list[list[str]]:
     """iptables words that take `now` back to `before`: rules first, then emptied chains, then policies.
 
-    With `keep_chains` (another engine uses the same chains) only rules that name one of our bridges go.
+    With `keep_chains` (another engine uses the same chains by now) only rules that name one of our bridges go.
     """
     new = [line for line in now if line not in before]
     ours = re.compile("|".join(rf"\s{re.escape(bridge)}(\s|$)" for bridge in bridges))
@@ -94,13 +97,10 @@ def _split(rule: str) -> list[str]:
     return [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', rule)]
 
 
-def other_engines() -> list[int]:
-    """Ids of dockerd processes on this machine; call it when ours has ended."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _read(entry / "comm") == "dockerd":
-            found.append(int(entry.name))
-    return found
+def foreign(before: tuple[str, ...], now: tuple[str, ...], bridges: tuple[str, ...]) -> bool:
+    """Whether someone else has added rules since: rules that name an interface which is not ours."""
+    named = (match[1] for line in now if line not in before for match in re.finditer(r"\s-[io] (\S+)", line))
+    return any(interface not in bridges for interface in named)
 
 
 def remove_cgroups(name: str) -> None:

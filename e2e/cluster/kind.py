@@ -13,6 +13,7 @@ from e2e.cluster.settings import BLOBS_ON_NODE, MODELS_ON_NODE, Settings
 POD_SUBNET = "10.244.0.0/16"
 SERVICE_SUBNET = "10.96.0.0/16"
 LOST_AFTER = "8s"
+_QUICK = {"housekeeping-interval": "2s"}  # how often cAdvisor measures; 10 s otherwise, and Prometheus would see old values
 _CONFLIST = "/etc/cni/net.d/10-pods.conflist"
 
 
@@ -47,10 +48,12 @@ def conflist(cidr: str) -> dict[str, Any]:
 
 def config(settings: Settings, machine: Machine, *, own_network: bool) -> dict[str, Any]:
     """kind's Cluster object."""
-    nodes: list[dict[str, Any]] = [{"role": "control-plane", "extraMounts": _mounts(settings, 0, own_network=own_network)}]
+    init = {"kind": "InitConfiguration", "nodeRegistration": {"kubeletExtraArgs": _QUICK}}
+    mounts = _mounts(settings, 0, own_network=own_network)
+    nodes: list[dict[str, Any]] = [{"role": "control-plane", "kubeadmConfigPatches": [yaml.safe_dump(init)], "extraMounts": mounts}]
     for index, size in enumerate(settings.workers, start=1):
-        reserved = {"system-reserved": machine.reserved(size.cores, size.memory_mib)}
-        join = {"kind": "JoinConfiguration", "nodeRegistration": {"kubeletExtraArgs": reserved}}
+        arguments = {"system-reserved": machine.reserved(size.cores, size.memory_mib), **_QUICK}
+        join = {"kind": "JoinConfiguration", "nodeRegistration": {"kubeletExtraArgs": arguments}}
         mounts = _mounts(settings, index, own_network=own_network)
         nodes.append({"role": "worker", "labels": size.labels(), "kubeadmConfigPatches": [yaml.safe_dump(join)], "extraMounts": mounts})
     controller_manager = {"node-monitor-grace-period": LOST_AFTER, "node-monitor-period": "2s"}

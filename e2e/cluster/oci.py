@@ -172,4 +172,3 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _encode(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
-

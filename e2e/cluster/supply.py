@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from e2e.cluster import tools
 from e2e.cluster.command import CommandFailed
 from e2e.cluster.engine import Engine, install, missing_packages
-from e2e.cluster.offline import base, gobuild, nodeimage
+from e2e.cluster.offline import base as debian
+from e2e.cluster.offline import gobuild, nodeimage
 from e2e.cluster.progress import Progress, together
 from e2e.cluster.settings import OFFLINE_BASE, PUBLIC_BASE, PUBLIC_NODE_IMAGE, Settings
 
@@ -75,6 +76,18 @@ def provide(settings: Settings, engine: Engine, progress: Progress) -> Supply:
     return supply
 
 
+def base(settings: Settings, engine: Engine, progress: Progress) -> str:
+    """The base for our images, there to be built on."""
+    parts = choose(settings, engine)
+    if not engine.has_image(parts.base):
+        with progress.step("get the Debian base image"):
+            if parts.public:
+                engine.docker("pull", parts.base)
+            else:
+                debian.build_debian(settings, engine)
+    return parts.base
+
+
 def missing(settings: Settings, engine: Engine | None, supply: Supply) -> tuple[list[gobuild.Module], bool]:
     """Go modules still to be built, and whether Debian images are still to be built."""
     modules = [tool.module for tool in tools.ALL if tool.find(settings) is None]
@@ -88,15 +101,15 @@ def missing(settings: Settings, engine: Engine | None, supply: Supply) -> tuple[
 
 
 def _build(settings: Settings, engine: Engine, progress: Progress) -> None:
-    _, images = missing(settings, engine, offline())
-    if not images:
+    _, absent = missing(settings, engine, offline())
+    if not absent:
         return
     if packages := missing_packages(("debootstrap", "unshare")):
         with progress.step(f"install {', '.join(packages)}"):
             install(packages, settings.logs / "apt.log")
     if engine.has_image(nodeimage.tag()):
         with progress.step("build the Debian base image"):
-            base.build_debian(settings, engine)
+            debian.build_debian(settings, engine)
         return
     builder = gobuild.Builder.here(settings)
     kind_built = threading.Event()
@@ -115,17 +128,17 @@ def _build(settings: Settings, engine: Engine, progress: Progress) -> None:
         finally:
             kind_built.set()
 
-    def debian() -> None:
+    def images_beside() -> None:
         with progress.step("build the Debian base image"):
-            base.build_debian(settings, engine)
+            debian.build_debian(settings, engine)
         kind_built.wait()
         if not failed:
             with progress.step("build kind's node base"):
-                base.build_node_base(settings, engine, builder.source(gobuild.KIND))
+                debian.build_node_base(settings, engine, builder.source(gobuild.KIND))
 
-    together([go, debian])
+    together([go, images_beside])
     with progress.step("build the node image"):
-        nodeimage.build(settings, engine, base.node_base_tag())
+        nodeimage.build(settings, engine, debian.node_base_tag())
     builder.clean()
 
 

@@ -25,7 +25,11 @@ def build_debian(settings: Settings, engine: Engine) -> None:
     apart = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
     mirror = os.environ.get("SPLITINFERENCE_DEBIAN_MIRROR", "http://deb.debian.org/debian")
     run([*apart, "debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, str(root), mirror], log=log)
-    for leftover in (*(root / "var/cache/apt").glob("*.bin"), *(root / "var/cache/apt/archives").glob("*.deb"), *(root / "var/lib/apt/lists").glob("*_*")):
+    for leftover in (
+        *(root / "var/cache/apt").glob("*.bin"),
+        *(root / "var/cache/apt/archives").glob("*.deb"),
+        *(root / "var/lib/apt/lists").glob("*_*"),
+    ):
         leftover.unlink()
     pipe(["tar", "-C", str(root), "-c", "."], [engine.client, "import", "-", OFFLINE_BASE], env=engine.env(), log=log)
     shutil.rmtree(root)

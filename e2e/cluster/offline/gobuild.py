@@ -48,7 +48,13 @@ class Module:
 def _kubernetes_flags() -> str:
     """Without these the API server calls itself v0.0.0 and clients misbehave."""
     major, minor = versions.KUBERNETES.removeprefix("v").split(".")[:2]
-    facts = {"gitVersion": versions.KUBERNETES, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean", "buildDate": "2026-01-01T00:00:00Z"}
+    facts = {
+        "gitVersion": versions.KUBERNETES,
+        "gitMajor": major,
+        "gitMinor": minor,
+        "gitTreeState": "clean",
+        "buildDate": "2026-01-01T00:00:00Z",
+    }
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
     return " ".join(["-s -w", *(f"-X {package}.{name}={value}" for package in packages for name, value in facts.items())])
 
@@ -103,12 +109,18 @@ class Builder:
         """Raises FileNotFoundError when there is no Go that is new enough."""
         command = go()
         if command is None:
-            raise FileNotFoundError(f"Go {'.'.join(map(str, _MINIMUM))} or newer is needed to build the cluster's programs: install it from https://go.dev/dl.")
+            raise FileNotFoundError(
+                f"Go {'.'.join(map(str, _MINIMUM))} or newer is needed to build the cluster's programs: install it from https://go.dev/dl."
+            )
         return Builder(settings, command, threading.Lock())
 
     def env(self) -> dict[str, str]:
         own = self.settings.cache / "go"
-        return {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -modcacherw", **{name: str(own / name.lower()) for name in _absent_caches(self.go)}}
+        return {
+            "CGO_ENABLED": "0",
+            "GOFLAGS": "-buildvcs=false -modcacherw",
+            **{name: str(own / name.lower()) for name in _absent_caches(self.go)},
+        }
 
     def build(self, module: Module) -> Path:
         """The folder with the module's programs, built if they are not there."""
@@ -123,7 +135,12 @@ class Builder:
             flags = ["-trimpath", "-ldflags", module.ldflags]
             if module.folder is None:
                 for package in module.packages:
-                    run([self.go, "install", *flags, f"{package}@{module.version}"], env=self.env() | {"GOBIN": str(part)}, log=log, cwd=Path("/"))
+                    run(
+                        [self.go, "install", *flags, f"{package}@{module.version}"],
+                        env=self.env() | {"GOBIN": str(part)},
+                        log=log,
+                        cwd=Path("/"),
+                    )
             else:
                 output = f"{part}/{module.programs[0]}" if len(module.programs) == 1 else f"{part}/"
                 run([self.go, "build", *flags, "-o", output, *module.packages], env=self.env(), log=log, cwd=module.folder)

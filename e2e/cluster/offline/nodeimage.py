@@ -69,7 +69,9 @@ def _component_archive(settings: Settings, engine: Engine, node_base: str, blobs
     kubernetes = gobuild.KUBERNETES.bin(cache)
     images: dict[str, Image] = {}
     for program in ("kube-apiserver", "kube-controller-manager", "kube-scheduler"):
-        images[f"{_REGISTRY}/{program}:{versions.KUBERNETES}"] = blobs.put_image([blobs.put_layer({f"/usr/local/bin/{program}": kubernetes / program})])
+        images[f"{_REGISTRY}/{program}:{versions.KUBERNETES}"] = blobs.put_image(
+            [blobs.put_layer({f"/usr/local/bin/{program}": kubernetes / program})]
+        )
     etcd = blobs.put_layer({"/usr/local/bin/etcd": gobuild.ETCD.bin(cache) / "etcd"})
     images[f"{_REGISTRY}/etcd:{_pinned('etcd')}"] = blobs.put_image([etcd])
     coredns = blobs.put_layer({"/coredns": gobuild.COREDNS.bin(cache) / "coredns"})
@@ -90,7 +92,18 @@ def _pinned(image: str) -> str:
 
 def _iptables_layer(settings: Settings, engine: Engine, node_base: str, blobs: Blobs) -> Descriptor:
     name = "localhost/splitinference/iptables:building"
-    words = ["build", "--network", "none", "--build-arg", f"BASE={node_base}", "-t", name, "-f", str(_HERE / "iptables.Dockerfile"), str(_HERE / "pause")]
+    words = [
+        "build",
+        "--network",
+        "none",
+        "--build-arg",
+        f"BASE={node_base}",
+        "-t",
+        name,
+        "-f",
+        str(_HERE / "iptables.Dockerfile"),
+        str(_HERE / "pause"),
+    ]
     engine.docker(*words, log=settings.logs / "node-image.log")
     with subprocess.Popen([engine.client, "save", name], env={**os.environ, **engine.env()}, stdout=subprocess.PIPE) as saving:
         assert saving.stdout is not None
@@ -115,7 +128,10 @@ def _put_in(engine: Engine, plain: str, name: str, archive: bytes, container: st
         engine.docker(*importing, stdin=archive)
         # only live states: the container's first process is `sleep`, which never reaps, so the ended containerd stays as a zombie
         share = f"mkdir -p /kind/blobs && cd {_CONTENT} && for blob in *; do mv $blob /kind/blobs/ && ln -s /kind/blobs/$blob $blob; done"
-        engine.execute(container, f"pkill -x containerd; while pgrep -r D,R,S -x containerd >/dev/null; do sleep 0.1; done; rm -f /var/log/building; {share}")
+        engine.execute(
+            container,
+            f"pkill -x containerd; while pgrep -r D,R,S -x containerd >/dev/null; do sleep 0.1; done; rm -f /var/log/building; {share}",
+        )
         engine.docker("commit", "--change", 'ENTRYPOINT ["/usr/local/bin/entrypoint","/sbin/init"]', container, name)
     finally:
         engine.docker("rm", "-f", container, check=False)

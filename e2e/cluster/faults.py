@@ -1,0 +1,160 @@
+"""Changes and faults, for real: less CPU or memory for a node, a thin link, a node that stops, a tenant that burns CPU."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Any
+
+from e2e.cluster.engine import Engine
+from e2e.cluster.kind import Machine
+from e2e.cluster.settings import NODE_OVERHEAD_MIB, WorkerSize
+
+TENANT = "other-tenant"
+_FLAGS = "/var/lib/kubelet/kubeadm-flags.env"
+
+
+class NotPossible(RuntimeError):
+    """This machine's kernel, or this cluster, cannot do that; the message says why."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A node's link to all others: what may leave it per second, and how much later it arrives."""
+
+    mbit: float | None = None
+    latency_ms: float = 0.0
+
+
+def limit_cpu(engine: Engine, node: str, cores: float) -> None:
+    """The node gets so many cores from now on, enforced by the engine."""
+    if cores <= 0:
+        raise ValueError(f"cores must be more than 0, not {cores:g}")
+    engine.docker("update", "--cpus", f"{cores:g}", node)
+
+
+def limit_memory(engine: Engine, node: str, memory_mib: int) -> None:
+    """Pods on the node get so much memory, and the node's own programs NODE_OVERHEAD_MIB beside it."""
+    if memory_mib <= 0:
+        raise ValueError(f"memory must be more than 0 MiB, not {memory_mib}")
+    limit = f"{memory_mib + NODE_OVERHEAD_MIB}m"
+    engine.docker("update", "--memory", limit, "--memory-swap", limit, node)
+
+
+def announce(engine: Engine, node: str, machine: Machine, size: WorkerSize) -> None:
+    """Let the kubelet report `size` as allocatable; it restarts, pods go on.
+
+    A pod that requested more than is now there is refused at that restart, as on any node that shrinks.
+    """
+    reserved = machine.reserved(size.cores, size.memory_mib)
+    engine.execute(node, f"sed -i -E 's/--system-reserved=[^ \"]+/--system-reserved={reserved}/' {_FLAGS}\nsystemctl restart kubelet")
+
+
+def reserved_of(engine: Engine, node: str) -> dict[str, int]:
+    """The kubelet's system-reserved now: millicores and MiB."""
+    text = engine.execute(node, f"grep -oE 'system-reserved=[^ \"]+' {_FLAGS} || true").strip().removeprefix("system-reserved=")
+    pairs = dict(part.split("=") for part in text.split(",") if "=" in part)
+    return {"cpu": int(pairs.get("cpu", "0m").removesuffix("m")), "memory": int(pairs.get("memory", "0Mi").removesuffix("Mi"))}
+
+
+def limit_link(engine: Engine, node: str, link: Link) -> None:
+    """Shape what leaves the node. Latency needs netem where there is no rate limit; tbf's own queue holds no fixed delay.
+
+    Raises NotPossible where latency is asked for and the kernel has no netem.
+    """
+    clear_link(engine, node)
+    commands: list[str] = []
+    if link.latency_ms > 0:
+        rate = f" rate {link.mbit:g}mbit" if link.mbit is not None else ""
+        commands = [f"tc qdisc add dev eth0 root netem delay {link.latency_ms:g}ms{rate}"]
+        if "failed" in engine.execute(node, f"{{ {commands[0]}; }} 2>/dev/null || echo failed"):
+            raise NotPossible(
+                f"latency of {link.latency_ms:g} ms on {node}: this kernel has no netem. Give --mbit alone: a thin link delays what is large by itself."
+            )
+        return
+    if link.mbit is not None:
+        burst = max(16, round(link.mbit * 1000 / 8 / 100))  # what passes in 10 ms, so that the kernel's timer keeps up
+        engine.execute(node, f"tc qdisc add dev eth0 root tbf rate {link.mbit:g}mbit burst {burst}kb latency 400ms")
+
+
+def clear_link(engine: Engine, node: str) -> None:
+    engine.execute(node, "tc qdisc del dev eth0 root 2>/dev/null || true")
+
+
+def stop(engine: Engine, node: str) -> None:
+    """The node is gone at once, as if its power failed."""
+    engine.docker("kill", node)
+
+
+def start(engine: Engine, node: str) -> None:
+    """Power on again. Limits stay; link shaping does not, as after a real reboot."""
+    engine.docker("start", node)
+
+
+Kubectl = Callable[..., str]
+
+
+def burner(node: str, cores: float, free: float, image: str) -> dict[str, object]:
+    """The pod of another tenant that keeps `cores` busy on `node`. It requests what is `free` there, as tenants do: a pod that
+    requests nothing would give way to every other."""
+    request = max(0.01, min(cores, free))
+    script = "while :; do :; done & " * ceil(cores) + "wait"
+    container = {
+        "name": "burner",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["/bin/sh", "-c", script],
+        "resources": {
+            "requests": {"cpu": f"{floor(request * 1000)}m", "memory": "4Mi"},
+            "limits": {"cpu": f"{ceil(cores * 1000)}m", "memory": "32Mi"},
+        },
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"burner-{node}", "namespace": TENANT, "labels": {"app.kubernetes.io/name": "burner"}},
+        "spec": {
+            "nodeName": node,
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": False,
+            "restartPolicy": "Always",
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}},
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [container],
+        },
+    }
+
+
+def burn(kubectl: Kubectl, node: str, cores: float, image: str) -> None:
+    """Start the burner on `node` and wait until it runs."""
+    extinguish(kubectl, node)
+    free = free_cores(
+        json.loads(kubectl("get", "node", node, "-o", "json")), json.loads(kubectl("get", "pods", "-A", "-o", "json"))["items"]
+    )
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TENANT}}
+    items = {"apiVersion": "v1", "kind": "List", "items": [namespace, burner(node, cores, free, image)]}
+    kubectl("apply", "-f", "-", stdin=json.dumps(items))
+    kubectl("-n", TENANT, "wait", "--for=condition=Ready", f"pod/burner-{node}", "--timeout=60s")
+
+
+def free_cores(node: dict[str, Any], pods: list[dict[str, Any]]) -> float:
+    """Allocatable cores of `node` less what its pods that have not ended request."""
+    name = node["metadata"]["name"]
+    used = sum(
+        cores_of(container.get("resources", {}).get("requests", {}).get("cpu", "0"))
+        for pod in pods
+        if pod["spec"].get("nodeName") == name and pod["status"].get("phase") not in {"Succeeded", "Failed"}
+        for container in pod["spec"]["containers"]
+    )
+    return cores_of(node["status"]["allocatable"]["cpu"]) - used
+
+
+def cores_of(quantity: str) -> float:
+    """`500m` is 0.5, `2` is 2."""
+    return float(quantity.removesuffix("m")) / 1000 if quantity.endswith("m") else float(quantity)
+
+
+def extinguish(kubectl: Kubectl, node: str) -> None:
+    """Remove the burner from `node`; fine when there is none."""
+    kubectl("-n", TENANT, "delete", "pod", f"burner-{node}", "--ignore-not-found", "--now")

@@ -1,0 +1,22 @@
+"""Prometheus in the test cluster: namespace `monitoring`, Service `prometheus`, port 9090."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+MANIFEST = Path(__file__).parent / "manifests" / "prometheus.yaml"
+NAMESPACE = "monitoring"
+URL = "http://prometheus.monitoring:9090"
+
+
+def manifest(image: str) -> str:
+    """What to apply, with `image` in it."""
+    return MANIFEST.read_text().replace("@IMAGE@", image)
+
+
+def deploy(kubectl: Callable[..., str], image: str) -> None:
+    kubectl("apply", "-f", "-", stdin=manifest(image))
+
+
+def wait(kubectl: Callable[..., str]) -> None:
+    """Until it is ready to be asked."""
+    kubectl("-n", NAMESPACE, "rollout", "status", "deployment/prometheus", "--timeout=120s")
