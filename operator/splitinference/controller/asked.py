@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from splitinference.controller import terms
-from splitinference.controller.planned import asked_for
+from splitinference.controller.planned import Planned, asked_for
 from splitinference.controller.ports import Manifest, Models, Pending, Unreadable
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.status import Condition, Kind
@@ -46,9 +46,9 @@ def read_asked(body: Manifest, models: Models) -> Asked | Condition:
     return Asked(resource=resource, profile=profile, constraints=constraints, digest=asked_for(spec, profile))
 
 
-def profile_for(spec: Mapping[str, object], body: Manifest, now: Asked | Condition, models: Models) -> Profile | None:
-    """The profile that a plan made for `spec` needs: mostly that of what is asked for now."""
-    if isinstance(now, Asked) and spec.get("model") == (body.get("spec") or {}).get("model"):
+def profile_for(planned: Planned, body: Manifest, now: Asked | Condition, models: Models) -> Profile | None:
+    """The profile that a plan needs: mostly that of what is asked for now; None where the model that it was made for cannot be read."""
+    if isinstance(now, Asked) and now.profile.digest == planned.plan.model_digest:
         return now.profile
-    found = models.profile({**body, "spec": spec})
-    return found if isinstance(found, Profile) else None
+    found = models.profile(planned.of(body))
+    return found if isinstance(found, Profile) and found.digest == planned.plan.model_digest else None

@@ -72,8 +72,8 @@ def build(planned: Planned, body: Manifest, profile: Profile, builder: Builder) 
     return Built(target=Target(pipelines=tuple(pipelines)), objects=objects)
 
 
-def write_plan(planned: Planned, built: Built, phases: Mapping[str, Phase], proofs: Mapping[str, str]) -> dict[str, Any]:
-    """status.plan. `proofs`: proof keys of proven segments by name."""
+def write_plan(planned: Planned, built: Built, phases: Mapping[str, Phase]) -> dict[str, Any]:
+    """status.plan, with the phase of each segment."""
     plan = planned.plan
     prediction = plan.prediction
     assert prediction is not None  # noqa: S101 - as above
@@ -99,7 +99,6 @@ def write_plan(planned: Planned, built: Built, phases: Mapping[str, Phase], proo
                     "linkMs": round(stage.link_ms, 3),
                     "utilization": round(stage.utilization, 4),
                     "phase": phases[name.name].value if name.name in phases else "Missing",
-                    **({"proof": proofs[name.name]} if name.name in proofs else {}),
                 }
             )
     written: dict[str, Any] = {
@@ -140,12 +139,6 @@ def read_plan(status: Mapping[str, Any]) -> Planned | None:
         return Planned(plan=plan, spec=written["madeFor"], asked=str(written["asked"]))
     except (KeyError, TypeError, ValueError, ValidationError):
         return None
-
-
-def read_proofs(status: Mapping[str, Any]) -> frozenset[str]:
-    """Proof keys that the status keeps."""
-    segments = (status.get("plan") or {}).get("segments") or []
-    return frozenset(str(segment["proof"]) for segment in segments if segment.get("proof"))
 
 
 def _stage(segment: Mapping[str, Any]) -> StagePrediction:

@@ -1,6 +1,6 @@
 """Proofs of segments: a real inference through each process that is to serve, asked once, and again when something speaks against it.
 
-Held in memory and in the status' plan, so that a restart of the operator asks nothing anew.
+Held in memory and in the status, so that a restart of the operator asks nothing anew.
 """
 
 from collections.abc import Iterable, Sequence

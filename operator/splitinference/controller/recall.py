@@ -33,6 +33,7 @@ class Recall(Value):
     memory: Memory = Memory()
     moves: tuple[datetime, ...] = ()
     failures: Mapping[str, Failures] = Field(default_factory=dict)
+    proofs: tuple[str, ...] = Field(default=(), description="proof keys of the processes that were proven")
 
     def moved(self, now: datetime) -> "Recall":
         """With one more move."""

@@ -14,10 +14,11 @@ from splitinference.controller import terms
 from splitinference.controller.asked import Asked, profile_for, read_asked
 from splitinference.controller.gateway import gateway_name
 from splitinference.controller.look import Looker, Seen, owner_of
-from splitinference.controller.planned import Built, Planned, build, read_plan, read_proofs
+from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
 from splitinference.controller.ports import Manifest, Ports, RefusedError
 from splitinference.controller.prove import Proofs
+from splitinference.controller.recall import read_recall
 from splitinference.controller.report import Report, events, status_of
 from splitinference.controller.resource import Resource, read_resource
 from splitinference.controller.snapshot import Reading
@@ -26,7 +27,7 @@ from splitinference.controller.walking import Walker
 from splitinference.core.adaptation import Facts, Traffic
 from splitinference.core.compare import Change
 from splitinference.core.cost import violations
-from splitinference.core.decide import Adopt, Keep, Kept, Solve, decide
+from splitinference.core.decide import Adopt, Keep, Kept, Solve, beside, decide
 from splitinference.core.problem import Problem
 from splitinference.core.profile import Profile
 from splitinference.core.rehearse import rehearse
@@ -73,7 +74,9 @@ class Reconciler:
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._kept.pop((namespace, name), None)
             return Looked(gone=body is None)
-        kept = self._kept.setdefault((namespace, name), _Kept(proofs=Proofs(proven=read_proofs(body.get("status") or {}))))
+        kept = self._kept.setdefault(
+            (namespace, name), _Kept(proofs=Proofs(proven=frozenset(read_recall(body.get("status") or {}).proofs)))
+        )
         return _Pass(self.ports, self.settings, self.solve, body, resources, kept).run()
 
 
@@ -87,11 +90,16 @@ class _Pass:
     kept: _Kept
     refused: list[str] = field(default_factory=list)
 
+    @property
+    def limits(self) -> Limits:
+        """Of one solve."""
+        return Limits(seconds=self.settings.solve_seconds)
+
     def run(self) -> Looked:
         """The pass."""
         asked = read_asked(self.body, self.ports.models)
         planned = read_plan(self.body.get("status") or {})
-        profile = profile_for(planned.spec, self.body, asked, self.ports.models) if planned else None
+        profile = profile_for(planned, self.body, asked, self.ports.models) if planned else None
         built = build(planned, self.body, profile, self.ports.builder) if planned and profile else None
         looker = Looker(self.ports, self.settings, self.body)
         wanted = frozenset(built.target.segments) if built else frozenset[str]()
@@ -102,9 +110,11 @@ class _Pass:
                 self._ensure_gateway(self.body, asked.profile)
                 if self._gateway_is_coming(seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
-            decision, seen = self._decide(asked, planned, built, seen)
+            facts = self._facts(asked, planned, built, seen)
+            decision, memory = decide(facts, policy(asked.resource.spec.adaptation), seen.recall.memory, self.solve, self.limits)
+            seen = replace(seen, recall=seen.recall.model_copy(update={"memory": memory}))
             if isinstance(decision, Adopt):
-                adopted = self._adopt(decision, asked, seen, looker)
+                adopted = self._adopt(decision, asked, facts, seen, looker)
                 if isinstance(adopted, Keep):
                     decision = adopted
                 else:
@@ -134,10 +144,10 @@ class _Pass:
 
     # --- the plan --------------------------------------------------------------------------------------------------------------------
 
-    def _decide(self, asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> tuple[Adopt | Keep, Seen]:
+    def _facts(self, asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
         adaptation = asked.resource.spec.adaptation
         walking = built is not None and not isinstance(next_steps(built.target, seen.observed, strategy(adaptation)), Done)
-        facts = Facts(
+        return Facts(
             now=seen.now,
             problem=self._problem(asked, planned, seen.reading),
             plan=planned.plan if planned else None,
@@ -149,9 +159,6 @@ class _Pass:
             moves=seen.recall.moves,
             traffic=_traffic(seen),
         )
-        limits = Limits(seconds=self.settings.solve_seconds)
-        decision, memory = decide(facts, policy(adaptation), seen.recall.memory, self.solve, limits)
-        return decision, replace(seen, recall=seen.recall.model_copy(update={"memory": memory}))
 
     def _problem(self, asked: Asked, planned: Planned | None, reading: Reading) -> Problem:
         plan = planned.plan if planned and planned.plan.model_digest == asked.profile.digest else None
@@ -166,19 +173,21 @@ class _Pass:
             serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
         )
 
-    def _adopt(self, decision: Adopt, asked: Asked, seen: Seen, looker: Looker) -> tuple[Seen, Planned, Built] | Keep:
+    def _adopt(self, decision: Adopt, asked: Asked, facts: Facts, seen: Seen, looker: Looker) -> tuple[Seen, Planned, Built] | Keep:
         """Make it the plan, if no other resource's plan took the memory meanwhile, and if the walk to it would arrive. The plan is in the
         status before anything is done about it."""
-        planned = Planned(plan=decision.plan, spec=self.body.get("spec") or {}, asked=asked.digest)
-        built = build(planned, self.body, asked.profile, self.ports.builder)
-        if not decision.mandatory:
-            end = rehearse(built.target, seen.observed, strategy(asked.resource.spec.adaptation))
-            if isinstance(end, Blocked):
-                return Keep(reason=Kept.BLOCKED, message=f"{decision.message}; it cannot be reached: {end.why}")
+        planned, built, end = self._rehearsed(decision, asked, seen)
+        if isinstance(end, Blocked) and not decision.mandatory:
+            return Keep(reason=Kept.BLOCKED, message=f"{decision.message}; it cannot be reached: {end.why}")
+        if isinstance(end, Blocked):
+            held = {node.name: seen.observed.held_bytes(node.name) for node in facts.problem.snapshot.nodes}
+            other = beside(decision, facts, held, self.solve, self.limits)
+            if other is not None and isinstance((instead := self._rehearsed(other, asked, seen))[2], Done):
+                decision, (planned, built, _) = other, instead
         with self.ports.planning:
             resources = self.ports.cluster.split_inferences()
             reading = looker.read(seen.now, seen.nodes, seen.pods, seen.measured, resources)
-            broken = violations(decision.plan, self._problem(asked, planned, reading))
+            broken = violations(decision.plan, facts.problem.model_copy(update={"snapshot": reading.snapshot}))
             if taken := [violation.message for violation in broken if violation.constraint == "memory"]:
                 message = f"{decision.message}; another resource's plan took the memory: {'; '.join(taken)}"
                 return Keep(reason=Kept.OVERTAKEN, message=message)
@@ -198,6 +207,12 @@ class _Pass:
             )
         log.info("%s/%s: %s: %s", *seen.owner, decision.reason, decision.message)
         return replace(seen, body=self.body), planned, built
+
+    def _rehearsed(self, decision: Adopt, asked: Asked, seen: Seen) -> tuple[Planned, Built, Done | Blocked]:
+        """The plan, its segments, and whether the walk to it would arrive."""
+        planned = Planned(plan=decision.plan, spec=self.body.get("spec") or {}, asked=asked.digest)
+        built = build(planned, self.body, asked.profile, self.ports.builder)
+        return planned, built, rehearse(built.target, seen.observed, strategy(asked.resource.spec.adaptation))
 
     # --- the gateway -----------------------------------------------------------------------------------------------------------------
 

@@ -66,14 +66,13 @@ def status_of(report: Report) -> dict[str, Any]:
     }
     if made := decisions(before.get("decisions") or [], report.new_decision):
         written["decisions"] = made
-    if recall := seen.recall.as_status():
+    if recall := seen.recall.model_copy(update={"proofs": tuple(sorted(report.proofs))}).as_status():
         written["adaptation"] = recall
     if report.planned is None:
         return written
     if report.built is None or report.planned.plan.prediction is None:
         return written | {name: before[name] for name in _OF_THE_PLAN if name in before}
-    keys = {pod.name: pod.proof_key for pod in seen.segments if pod.proof_key in report.proofs}
-    plan = write_plan(report.planned, report.built, phases, keys)
+    plan = write_plan(report.planned, report.built, phases)
     names = list(report.built.target.segments)
     written["plan"] = plan
     written["segments"] = f"{sum(phases.get(name) is Phase.PROVEN for name in names)}/{len(names)}"

@@ -5,7 +5,7 @@ or does not pay, or when they are better than moving by more than a threshold. S
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from splitinference.core.compare import Change, before_after, change, figures, g
 from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem, Slo
+from splitinference.core.solve.child import SolverFailed
 from splitinference.core.solve.outcome import Infeasible, Limits, Outcome, Solved, TimedOut
 from splitinference.core.triggers import Reason, Trigger, check
 from splitinference.core.value import Value
@@ -35,6 +36,7 @@ class Kept(StrEnum):
     STEADY = "Steady"
     INFEASIBLE = "Infeasible"
     SOLVE_TIMED_OUT = "SolveTimedOut"
+    SOLVER_FAILED = "SolverFailed"
     PLAN_REJECTED = "PlanRejected"
     GAIN_TOO_SMALL = "GainTooSmall"
     CONFIRMING = "Confirming"
@@ -78,20 +80,22 @@ class _Solver:
 
     def best(self, problem: Problem, hint: Plan | None) -> Plan | Keep:
         """The best valid plan; or why there is none."""
-        outcome = self._solve(problem, self._limits, hint)
+        try:
+            outcome = self._solve(problem, self._limits, hint)
+        except SolverFailed as error:
+            return Keep(reason=Kept.SOLVER_FAILED, message=f"the solver failed: {error}")
+        late = Keep(reason=Kept.SOLVE_TIMED_OUT, message=f"no plan was found within {self._limits.seconds:g} s")
         match outcome:
             case Solved(plan=plan):
                 proof = {"bound": outcome.bound, "gap": outcome.gap, "optimal": outcome.optimal, "explanation": outcome.explanation}
                 found = plan.model_copy(update=proof)
-            case TimedOut(best=None):
-                return Keep(reason=Kept.SOLVE_TIMED_OUT, message=f"no plan was found within {self._limits.seconds:g} s")
-            case TimedOut(best=plan) if plan is not None:
+            case TimedOut(best=plan):
+                if plan is None or violations(plan, problem):
+                    return late
                 found = plan
             case Infeasible(reasons=reasons):
-                return Keep(
-                    reason=Kept.INFEASIBLE,
-                    message="; ".join(f"{r.message} ({r.relaxation})" if r.relaxation else r.message for r in reasons),
-                )
+                said = (f"{reason.message} ({reason.relaxation})" if reason.relaxation else reason.message for reason in reasons)
+                return Keep(reason=Kept.INFEASIBLE, message="; ".join(said))
         wrong = violations(found, problem)
         if wrong:
             return Keep(reason=Kept.PLAN_REJECTED, message="the solver's plan breaks: " + "; ".join(v.message for v in wrong))
@@ -130,6 +134,27 @@ def _mandatory(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tr
     parts = [trigger.message, *notes, figures(found, problem), moving(found, problem, policy) if current else ""]
     message = "; ".join(filter(None, parts))
     return Adopt(plan=found, change=change(current, found), reason=trigger.reason, message=message, mandatory=True), Memory()
+
+
+def beside(adopted: Adopt, facts: Facts, held_bytes: Mapping[str, int], solve: Solve, limits: Limits) -> Adopt | None:
+    """The best plan that fits beside the segments that are there, for when the best of all cannot be reached without breaking what serves.
+
+    `held_bytes`: what they hold on each node. None where there is no such plan.
+    """
+    problem = _without(facts.problem, [*facts.quarantined, *facts.pressured])
+    nodes = tuple(
+        node.model_copy(update={"memory_free_bytes": max(0, node.memory_free_bytes - held_bytes.get(node.name, 0))})
+        for node in problem.snapshot.nodes
+    )
+    less = problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes})})
+    solver = _Solver(solve, limits)
+    found = solver.best(less, None)
+    if isinstance(found, Keep) and less.slo != Slo():
+        found = solver.best(less.model_copy(update={"slo": Slo()}), None)
+    if isinstance(found, Keep):
+        return None
+    message = f"{adopted.message}; a better plan has no room beside what serves"
+    return adopted.model_copy(update={"plan": found, "change": change(facts.plan, found), "message": message})
 
 
 def _good_enough(current: Plan, found: Plan, problem: Problem, policy: Policy) -> bool:
