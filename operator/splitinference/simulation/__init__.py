@@ -1,0 +1,1 @@
+"""A discrete-event simulation of nodes, links and requests that drives the operator's own core: triggers, decide, solve, transition."""

@@ -1,0 +1,192 @@
+"""The simulated operator: reads what can be observed, has the core decide, and takes the walk's next steps. One pass at a time."""
+
+from datetime import datetime, timedelta
+
+import simpy
+
+from splitinference.core.adaptation import Facts, Memory, Mode
+from splitinference.core.decide import Adopt, Keep, decide
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem
+from splitinference.core.rehearse import rehearse
+from splitinference.core.solve.outcome import Limits
+from splitinference.core.transition import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, next_steps
+from splitinference.core.walk import Observed, Phase, Target
+from splitinference.simulation.gateway import Gateway
+from splitinference.simulation.observation import Observation, moment
+from splitinference.simulation.policies import Conduct
+from splitinference.simulation.records import Moved, Records
+from splitinference.simulation.routes import Routes
+from splitinference.simulation.segments import Run, Segments
+from splitinference.simulation.trace import Trace
+from splitinference.simulation.world import Process
+
+SPACING_S = 0.2
+"""At least so long between two passes."""
+WALKING_S = 1.0
+"""While a walk is under way, a pass at least so often."""
+LIMITS = Limits(seconds=120.0)
+"""Far longer than any solve takes: the time limit must not decide what the plan is, or a busy machine would change the result."""
+
+
+class NoPlanError(Exception):
+    """There is no plan to start with; the message says why."""
+
+
+class Operator:
+    """Drives the core. `wake` asks for a pass soon."""
+
+    def __init__(self, env: simpy.Environment, trace: Trace, conduct: Conduct, records: Records) -> None:
+        self._env = env
+        self._trace = trace
+        self._conduct = conduct
+        self._records = records
+        self._woken = env.event()
+        self._memory = Memory()
+        self._moves: list[datetime] = []
+        self._quarantined: dict[str, tuple[float, str]] = {}
+        self._walking = False
+        self._settled: tuple[object, ...] | None = None
+        self._observation: Observation
+        self._segments: Segments
+        self._routes: Routes
+        self._gateway: Gateway
+        self.plan: Plan
+        self._target: Target
+
+    def wake(self) -> None:
+        """Something may have changed."""
+        if not self._woken.triggered:
+            self._woken.succeed()
+
+    def start(self, observation: Observation, segments: Segments, routes: Routes, gateway: Gateway) -> None:
+        """Make the first plan. The trace begins when it serves. Raises NoPlanError."""
+        self._observation, self._segments, self._routes, self._gateway = observation, segments, routes, gateway
+        facts = Facts(now=moment(0.0), problem=self._problem(None), planned_for="trace", asked="trace")
+        decision, self._memory = decide(facts, self._conduct.policy, Memory(), self._conduct.solve, LIMITS)
+        if isinstance(decision, Keep):
+            raise NoPlanError(decision.message)
+        self.plan, self._target = decision.plan, segments.target(decision.plan)
+        for named in self._target.segments.values():
+            segments.runs[named.name] = Run(named, segments.segment(named.name), Phase.PROVEN, alive=True)
+        routes.cutover(self._target.route)
+        self._env.process(self._passes())
+
+    def _passes(self) -> Process:
+        while True:
+            yield self._woken | self._env.timeout(WALKING_S if self._walking else self._trace.observing.pass_s)
+            self._woken = self._env.event()
+            self._pass()
+            yield self._env.timeout(SPACING_S)
+
+    def _pass(self) -> None:
+        self._segments.prove()
+        self._judge_nodes()
+        seen = self._seen()
+        if not self._walking and seen == self._settled:
+            # The same facts give the same answer: time alone only matters while something is watched, and nothing is.
+            return
+        self._records.passes += 1
+        facts = self._facts()
+        decision, self._memory = decide(facts, self._conduct.policy, self._memory, self._conduct.solve, LIMITS)
+        if isinstance(decision, Adopt):
+            self._adopt(decision, facts)
+        self._step()
+        looked = self._conduct.policy.mode is Mode.FROZEN or self._memory.reviewed == facts.now
+        steady = isinstance(decision, Keep) and (decision.trigger is None or not decision.trigger.mandatory)
+        self._settled = seen if steady and looked and not self._memory.watches else None
+
+    def _problem(self, plan: Plan | None) -> Problem:
+        serving = () if plan is None else tuple((*s.held, node) for s in plan.segments for node in s.nodes)
+        return self._conduct.sees(self._trace.problem.model_copy(update={"snapshot": self._observation.snapshot(), "serving": serving}))
+
+    def _facts(self) -> Facts:
+        now = moment(self._env.now)
+        self._moves = [at for at in self._moves if now - at < timedelta(hours=1)]
+        return Facts(
+            now=now,
+            problem=self._problem(self.plan),
+            plan=self.plan,
+            planned_for="trace",
+            asked="trace",
+            quarantined={node: why for node, (_, why) in self._quarantined.items()},
+            walking=self._walking,
+            moves=tuple(self._moves),
+            traffic=self._gateway.traffic(),
+        )
+
+    def _seen(self) -> tuple[object, ...]:
+        """What a decision depends on, besides time: equal answers mean that nothing has changed."""
+        slo, traffic = self._trace.problem.slo, self._gateway.traffic()
+        pairs = (
+            (slo.time_to_first_token_ms, traffic.time_to_first_token_ms),
+            (slo.time_per_output_token_ms, traffic.time_per_output_token_ms),
+        )
+        broken = tuple(None if limit is None or value is None else value > limit for limit, value in pairs)
+        return (self._observation.version, self._segments.version, broken, tuple(self._quarantined), self.plan.revision)
+
+    def _adopt(self, decision: Adopt, facts: Facts) -> None:
+        target = self._segments.target(decision.plan)
+        if not decision.mandatory and isinstance(rehearse(target, self._observed(target), self._trace.strategy), Blocked):
+            # A better plan that cannot be walked to is not better; the operator says so and stays.
+            self._records.blocked += 1
+            return
+        if decision.plan.revision == self.plan.revision:
+            self.plan = decision.plan
+            return
+        self._records.moves.append(
+            Moved(
+                at_s=self._env.now,
+                change=decision.change.value,
+                reason=decision.reason.value,
+                mandatory=decision.mandatory,
+                message=decision.message,
+                bytes_=decision.plan.prediction.moved_bytes if decision.plan.prediction else 0,
+            )
+        )
+        self.plan, self._target, self._walking = decision.plan, target, True
+        self._moves.append(facts.now)
+
+    def _step(self) -> None:
+        observed = self._observed(self._target)
+        result = next_steps(self._target, observed, self._trace.strategy)
+        self._walking = not isinstance(result, Done)
+        if not isinstance(result, Steps):
+            return
+        for action in result.actions:
+            match action:
+                case CreateSegment(segment=segment):
+                    self._segments.create(segment)
+                case DeleteSegment(name=name):
+                    self._segments.delete(name)
+                case Cutover(route=route):
+                    self._routes.cutover(route)
+                    self.wake()
+
+    def _observed(self, target: Target) -> Observed:
+        lost = {node: why for node, (_, why) in self._quarantined.items()}
+        room: dict[str, int] = {}
+        for node in self._observation.snapshot().nodes:
+            if not node.ready:
+                lost.setdefault(node.name, f"{node.name} is not ready")
+            if node.name not in lost:
+                room[node.name] = node.memory_free_bytes
+        return Observed(
+            segments=self._segments.observed(lost, frozenset(target.segments)),
+            serving=self._routes.serving,
+            old_routes=self._routes.old_routes(),
+            room_bytes=room,
+        )
+
+    def _judge_nodes(self) -> None:
+        """Nodes whose segments steps do not get past are not used for a while; the data path knows it before the node's condition."""
+        observing, now = self._trace.observing, self._env.now
+        for name in [n for n in self._routes.failing if n not in self._segments.runs or self._segments.runs[n].alive]:
+            del self._routes.failing[name]
+        for name, since in self._routes.failing.items():
+            node = self._segments.runs[name].named.node
+            if now - since >= observing.failing_s and node not in self._quarantined:
+                self._quarantined[node] = (now, f"steps into it get no answer for {observing.failing_s:g} s")
+        for node, (since, _) in list(self._quarantined.items()):
+            if now - since >= observing.quarantine_s and self._observation.is_ready(node):
+                del self._quarantined[node]

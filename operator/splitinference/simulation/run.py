@@ -1,0 +1,56 @@
+"""One run: a trace, a policy, a seed; the same three always give the same report."""
+
+import simpy
+
+from splitinference.simulation.gateway import Gateway
+from splitinference.simulation.observation import Observation
+from splitinference.simulation.operator_pass import Operator
+from splitinference.simulation.places import Places
+from splitinference.simulation.policies import PolicyName, conduct
+from splitinference.simulation.records import Records
+from splitinference.simulation.report import Report, Spent, report
+from splitinference.simulation.routes import Routes
+from splitinference.simulation.segments import Segments
+from splitinference.simulation.trace import Trace
+from splitinference.simulation.world import Process, World
+
+SAMPLE_S = 60.0
+"""Utilization is sampled so often, as a mean over the time since the last sample."""
+
+
+def simulate(trace: Trace, policy: PolicyName, seed: int) -> Report:
+    """Run the trace from beginning to end. Raises NoPlanError if there is no plan at the start."""
+    env: simpy.Environment = simpy.Environment()
+    chosen = conduct(policy, trace.adaptation)
+    records = Records()
+    operator = Operator(env, trace, chosen, records)
+    world = World(env, trace)
+    observation = Observation(env, trace, world, operator.wake)
+    segments = Segments(env, trace, world, operator.wake)
+    places = Places(trace, world)
+    routes = Routes(env, segments, trace.serving.drain_s, operator.wake)
+    gateway = Gateway(env, trace, world, places, routes, records=records, seed=seed)
+    operator.start(observation, segments, routes, gateway)
+    env.process(_sample(env, world, places, routes, records))
+    env.run(until=trace.duration_s)
+    joules = sum(place.joules for place in places.places.values())
+    return report(trace, policy.value, seed, records, Spent(loaded_bytes=segments.loaded_bytes, joules=joules, solved=chosen.solve.solved))
+
+
+def _sample(env: simpy.Environment, world: World, places: Places, routes: Routes, records: Records) -> Process:
+    """Utilization of the nodes that serve, by others and by us: we take what others leave for as long as our work runs."""
+    before: dict[str, float] = {}
+    while True:
+        yield env.timeout(SAMPLE_S)
+        busy: dict[str, float] = {}
+        for place in places.places.values():
+            busy[place.node] = busy.get(place.node, 0.0) + place.busy_s
+        if serving := sorted(routes.nodes):
+            shares = []
+            for node in serving:
+                others = world.mean_utilization(node, env.now - SAMPLE_S, env.now)
+                ours = min(1.0, (busy.get(node, 0.0) - before.get(node, 0.0)) / SAMPLE_S)
+                shares.append(others + (1.0 - others) * ours)
+            records.busiest.append(max(shares))
+            records.serving.append(sum(shares) / len(shares))
+        before = busy
