@@ -1,0 +1,247 @@
+"""Nodes, pods and metrics as the core sees them: memory counted once, doubtful values unknown, odd labels noted."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from splitinference.controller.ports import Sample, Samples
+from splitinference.controller.quantity import quantity
+from splitinference.controller.readings import Measured
+from splitinference.controller.snapshot import Reading, Sources, claims, read_snapshot
+from splitinference.core.cluster import LinkQuality
+from splitinference.settings import Settings
+from tests.controller.world import a_node
+
+MIB = 1024 * 1024
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = Settings(core_gflops=50.0, link_mbps=1000.0, link_rtt_ms=0.5, metrics_max_age_seconds=60)
+OWNER = ("team", "chat")
+
+
+def a_pod(name: str, node: str, memory: str = "100Mi", instance: str = "", namespace: str = "team", **status: Any) -> dict[str, Any]:
+    labels = {
+        "app.kubernetes.io/managed-by": "splitinference",
+        "app.kubernetes.io/instance": instance,
+        "app.kubernetes.io/component": "segment",
+    }
+    return {
+        "metadata": {"name": name, "namespace": namespace, "labels": labels if instance else {}},
+        "spec": {"nodeName": node, "containers": [{"name": "segment", "resources": {"requests": {"memory": memory}}}]},
+        "status": {"phase": "Running", **status},
+    }
+
+
+def read(nodes: list[Any], pods: list[Any] = [], measured: Measured = Measured(), held: dict[str, int] | None = None) -> Reading:  # noqa: B006, B008
+    return read_snapshot(Sources(now=NOW, nodes=nodes, pods=pods, measured=measured, held=held or {}, owner=OWNER), SETTINGS)
+
+
+def cpu(used: float | None, age: float = 5.0, **own: float) -> Measured:
+    segments = {f"team/{name}": Sample(value=value, age_seconds=5) for name, value in own.items()}
+    return Measured(node_cpu_cores=Samples(by_name={"a": Sample(value=used, age_seconds=age)}), segment_cpu_cores=Samples(by_name=segments))
+
+
+def utilization(measured: Measured, *pods: Any) -> tuple[float | None, tuple[str, ...]]:
+    reading = read([a_node("a", cores=2)], list(pods), measured)
+    return reading.snapshot.nodes[0].utilization, reading.notes
+
+
+# --- memory --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_net_of_what_others_request_and_own_segments_count_as_free():
+    pods = [
+        a_pod("x", "a"),
+        a_pod("s1", "a", "200Mi", "chat"),
+        a_pod("s2", "a", "300Mi", "other"),
+        a_pod("s3", "a", "50Mi", "chat", "elsewhere"),
+    ]
+    assert read([a_node("a", mib=1000)], pods).snapshot.nodes[0].memory_free_bytes == (1000 - 100 - 300 - 50) * MIB
+
+
+def test_pods_that_ended_hold_nothing():
+    assert read([a_node("a", mib=1000)], [a_pod("x", "a", phase="Failed")]).snapshot.nodes[0].memory_free_bytes == 1000 * MIB
+
+
+def test_an_init_container_counts_where_it_asks_for_more():
+    pod = a_pod("x", "a")
+    pod["spec"]["initContainers"] = [{"name": "i", "resources": {"requests": {"memory": "400Mi"}}}]
+    assert read([a_node("a", mib=1000)], [pod]).snapshot.nodes[0].memory_free_bytes == 600 * MIB
+    pod["spec"]["initContainers"][0]["restartPolicy"] = "Always"
+    assert read([a_node("a", mib=1000)], [pod]).snapshot.nodes[0].memory_free_bytes == 500 * MIB
+
+
+def test_memory_that_is_not_there_though_nobody_requested_it():
+    measured = Measured(node_memory_available_bytes=Samples(by_name={"a": Sample(value=300 * MIB, age_seconds=1)}))
+    assert read([a_node("a", mib=1000)], [a_pod("s", "a", "200Mi", "chat")], measured).snapshot.nodes[0].memory_free_bytes == 500 * MIB
+
+
+def test_other_plans_hold_what_they_have_not_made_yet_and_nothing_twice():
+    def resource(name: str) -> dict[str, Any]:
+        segments = [{"name": "s1", "node": "a", "memoryBytes": 10}, {"name": "s2", "node": "a", "memoryBytes": 5}]
+        return {"metadata": {"name": name, "namespace": "team"}, "status": {"plan": {"segments": segments}}}
+
+    resources = [resource("chat"), resource("other"), {"metadata": {"name": "new", "namespace": "team"}}]
+    assert claims(resources, [], *OWNER) == {"a": 15}
+    assert claims(resources, [a_pod("s1", "a", instance="other")], *OWNER) == {"a": 5}
+    unscheduled = a_pod("s1", "", instance="other")
+    assert claims(resources, [unscheduled], *OWNER) == {"a": 15}
+    resources[1]["metadata"]["deletionTimestamp"] = "now"
+    assert claims(resources, [], *OWNER) == {}
+
+
+def test_what_other_plans_hold_is_not_free():
+    assert read([a_node("a", mib=10)], held={"a": 4 * MIB}).snapshot.nodes[0].memory_free_bytes == 6 * MIB
+    assert read([a_node("a", mib=10)], held={"a": 40 * MIB}).snapshot.nodes[0].memory_free_bytes == 0
+
+
+# --- utilization ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_own_segments_use_is_not_use_by_others():
+    assert utilization(cpu(1.5, s=0.5), a_pod("s", "a", instance="chat")) == (0.5, ())
+    assert utilization(cpu(1.5, s=0.5), a_pod("s", "a", instance="other"))[0] == 0.75
+    assert utilization(cpu(0.4, s=0.5), a_pod("s", "a", instance="chat"))[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("measured", "note"),
+    [
+        (cpu(None), "CPU use of a is not a number"),
+        (cpu(1.0, age=61), "CPU use of a is older than 60 s"),
+        (cpu(1.0, age=-61), "CPU use of a is from the future: check the clocks"),
+        (cpu(-0.1), "CPU use of a is -0.1, less than 0"),
+        (cpu(64.0), "CPU use of a is 64.0 cores, it has 2.0"),
+        (Measured(node_cpu_cores=Samples(notes=("a: 2 series where one was expected, so none is taken",))), "a: 2 series"),
+    ],
+)
+def test_a_doubtful_value_is_unknown_and_noted(measured: Measured, note: str):
+    value, notes = utilization(measured)
+    assert value is None
+    assert notes[0].startswith(note)
+
+
+def test_a_missing_value_is_unknown():
+    assert utilization(Measured()) == (None, ())
+
+
+def test_while_own_use_is_unknown_that_of_others_is_too():
+    assert utilization(cpu(1.9), a_pod("new", "a", instance="chat")) == (None, ())
+
+
+def test_more_than_all_of_a_node_is_all_of_it():
+    assert utilization(cpu(2.2))[0] == 1.0
+
+
+# --- labels --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_say_what_a_node_can_do_and_annotations_win():
+    node = a_node("a", cores=4, **{"splitinference.dev/compute-gflops": "100", "splitinference.dev/busy-watts": "80"})
+    node["metadata"]["annotations"] = {"splitinference.dev/compute-gflops": "300.5", "splitinference.dev/memory-bandwidth-gbps": "20"}
+    found = read([node]).snapshot.nodes[0]
+    assert (found.flops_per_s, found.memory_bandwidth_bytes_per_s, found.busy_watts) == (300.5e9, 20e9, 80)
+
+
+def test_without_labels_cores_count():
+    assert read([a_node("a", cores=4)]).snapshot.nodes[0].flops_per_s == 200e9
+    assert read([a_node("a", cores=0.5)]).snapshot.nodes[0].flops_per_s == 25e9
+
+
+@pytest.mark.parametrize("text", ["fast", "", "nan", "-1", "inf", "1e300"])
+def test_a_label_that_is_no_number_is_noted_and_the_default_taken(text: str):
+    reading = read([a_node("a", cores=2, **{"splitinference.dev/compute-gflops": text})])
+    assert reading.snapshot.nodes[0].flops_per_s == 100e9
+    assert reading.notes == (
+        f"splitinference.dev/compute-gflops of node a is {text!r}, which is no number of at least 0: the default is taken",
+    )
+
+
+def test_zero_compute_is_as_good_as_none_said():
+    assert read([a_node("a", cores=2, **{"splitinference.dev/compute-gflops": "0"})]).snapshot.nodes[0].flops_per_s == 100e9
+
+
+# --- state ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_readiness_pressure_and_cordon():
+    gone, full, cordoned = a_node("a"), a_node("b"), a_node("c")
+    gone["status"]["conditions"][0]["status"] = "Unknown"
+    full["status"]["conditions"][1]["status"] = "True"
+    full["spec"]["taints"] = [{"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"}]
+    cordoned["spec"]["unschedulable"] = True
+    reading = read([gone, full, cordoned])
+    assert [n.ready for n in reading.snapshot.nodes] == [False, True, True]
+    assert list(reading.pressured) == ["b"]
+    assert [[t.key for t in n.taints] for n in reading.snapshot.nodes] == [[], [], ["node.kubernetes.io/unschedulable"]]
+
+
+def test_a_node_without_conditions_is_not_ready():
+    node = a_node("a")
+    node["status"] = {}
+    assert read([node]).snapshot.nodes[0].ready is False
+
+
+# --- links ---------------------------------------------------------------------------------------------------------------------------
+
+
+def quality(reading: Reading, source: str, target: str) -> LinkQuality:
+    network = reading.snapshot.network
+    found = [link.quality for link in network.links if (link.source, link.target) == (source, target)]
+    return found[0] if found else network.default
+
+
+def linked(**measured: Samples) -> Reading:
+    a, b, c = a_node("a", **{"splitinference.dev/link-mbps": "80", "splitinference.dev/link-rtt-ms": "4"}), a_node("b"), a_node("c")
+    b["metadata"]["annotations"]["splitinference.dev/links"] = '{"c": {"mbps": 8, "rttMs": 20}}'
+    return read([a, b, c], measured=Measured(**measured))
+
+
+def test_a_nodes_own_link_counts_both_ways_and_a_particular_link_wins():
+    reading = linked()
+    assert quality(reading, "a", "b") == quality(reading, "b", "a") == LinkQuality(bandwidth_bytes_per_s=10e6, rtt_ms=4)
+    assert quality(reading, "b", "c") == quality(reading, "c", "b") == LinkQuality(bandwidth_bytes_per_s=1e6, rtt_ms=20)
+
+
+def test_a_measured_link_wins_and_a_doubtful_one_does_not():
+    fresh = linked(links_mbps=Samples(by_name={"a/b": Sample(value=16, age_seconds=1)}))
+    assert quality(fresh, "a", "b") == LinkQuality(bandwidth_bytes_per_s=2e6, rtt_ms=4)
+    assert quality(fresh, "b", "a").bandwidth_bytes_per_s == 10e6
+    stale = linked(links_mbps=Samples(by_name={"a/b": Sample(value=16, age_seconds=100)}))
+    assert quality(stale, "a", "b").bandwidth_bytes_per_s == 10e6
+    zero = linked(links_mbps=Samples(by_name={"a/b": Sample(value=0, age_seconds=1)}))
+    assert quality(zero, "a", "b").bandwidth_bytes_per_s == 10e6
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", '{"c": 3}', '{"c": {"mbps": "fast"}}', '{"c": {"mbps": 0}}', '{"c": {"mbps": true}}'])
+def test_links_that_cannot_be_read_are_noted(text: str):
+    node = a_node("a")
+    node["metadata"]["annotations"]["splitinference.dev/links"] = text
+    reading = read([node, a_node("c")])
+    assert reading.snapshot.network.links == ()
+    assert "splitinference.dev/links of node a is not of the form" in reading.notes[0]
+
+
+def test_requests_enter_at_the_gateways_node():
+    gateway = a_pod("g", "b", instance="chat")
+    gateway["metadata"]["labels"]["app.kubernetes.io/component"] = "gateway"
+    assert read([a_node("a"), a_node("b")], [gateway]).snapshot.network.ingress == "b"
+    assert read([a_node("a")], [gateway]).snapshot.network.ingress == ""
+
+
+# --- quantities ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("100m", 0.1), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("1e3", 1000), ("128974848000m", 128974848), ("12E", 12e18), ("0", 0), (3, 3)],
+)
+def test_quantities(text: object, number: float):
+    found = quantity(text)
+    assert found is not None
+    assert float(found) == pytest.approx(number)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1X", "Mi", "1..2", None])
+def test_what_is_no_quantity(text: object):
+    assert quantity(text) is None
