@@ -197,7 +197,7 @@ def start(settings: Settings) -> Engine:
     dockerd = shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin") or "dockerd"
     daemon = [dockerd, "--config-file", f"{home}/daemon.json", "--data-root", str(settings.cache / "engine"), "--exec-root", f"{home}/exec"]
     daemon += ["--host", f"unix://{socket}", "--pidfile", f"{home}/dockerd.pid"]
-    first = 'trap "kill -TERM $daemon" TERM; "$@" & daemon=$!; while kill -0 $daemon 2>/dev/null; do wait $daemon; done'
+    first = """trap 'kill -TERM $daemon' TERM; "$@" & daemon=$!; while kill -0 $daemon 2>/dev/null; do wait $daemon; done"""
     namespaces = ["unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
     with (home / "dockerd.log").open("a") as log:
         holder = subprocess.Popen(

@@ -18,6 +18,7 @@ from e2e.cluster.settings import Settings
 _HERE = Path(__file__).parent
 _REGISTRY = "registry.k8s.io"
 _CONTENT = "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256"
+_LAYOUT = 1  # to be raised when this module puts an image together otherwise
 _STORAGE = {
     "apiVersion": "storage.k8s.io/v1",
     "kind": "StorageClass",
@@ -31,9 +32,9 @@ def tag() -> str:
     sha = hashlib.sha256(node_base_tag().encode())
     for module in gobuild.NODE:
         sha.update(module.key.encode())
-    for path in sorted((*_HERE.glob("*.Dockerfile"), Path(__file__))):
+    for path in sorted(_HERE.glob("*.Dockerfile")):
         sha.update(path.read_bytes())
-    sha.update(repr(missing_here()).encode())
+    sha.update(repr((_LAYOUT, missing_here(), runtime_script("runc", ("",)), _STORAGE)).encode())
     return f"localhost/splitinference/node:{versions.KUBERNETES}-{sha.hexdigest()[:12]}"
 
 
