@@ -6,6 +6,7 @@ Every call has a time limit; what may pass is UnavailableError, what the API ser
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -42,19 +43,19 @@ _PATHS = {
 _API_VERSIONS = {kind: path.removeprefix("/apis/").removeprefix("/api/") for kind, (path, _) in _PATHS.items()}
 
 
-def connect() -> client.ApiClient:
-    """A client for the cluster that this process runs in, or else for the kubeconfig's current context.
+def connect(kubeconfig: str | None = None) -> client.ApiClient:
+    """A client for the cluster that this process runs in, or else for the kubeconfig's current context; for that of `kubeconfig` if given.
 
     Raises UnavailableError where there is neither. Nothing is tried twice: the next pass is soon.
     """
     configuration = client.Configuration()
     try:
-        config.load_incluster_config(configuration)
-    except config.ConfigException:
-        try:
-            config.load_kube_config(client_configuration=configuration)
-        except (config.ConfigException, OSError) as error:
-            raise UnavailableError(f"neither in a cluster, nor a usable kubeconfig: {error}") from error
+        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config(configuration)
+        else:
+            config.load_kube_config(kubeconfig, client_configuration=configuration)
+    except (config.ConfigException, OSError) as error:
+        raise UnavailableError(f"neither in a cluster, nor a usable kubeconfig: {error}") from error
     configuration.retries = False
     return client.ApiClient(configuration)
 

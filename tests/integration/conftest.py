@@ -1,0 +1,95 @@
+"""A real API server: that of SPLITINFERENCE_TEST_KUBECONFIG, else the kind cluster of the end-to-end tests, started if need be."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client
+
+from splitinference.adapters.kube import KubeCluster, connect
+
+ROOT = Path(__file__).parents[2]
+
+
+def answers(kubeconfig: Path) -> bool:
+    if not kubeconfig.exists():
+        return False
+    try:
+        client.VersionApi(connect(str(kubeconfig))).get_code(_request_timeout=3)
+    except Exception:  # noqa: BLE001 - whatever it is: it does not answer
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def kubeconfig() -> Iterator[str]:
+    if given := os.environ.get("SPLITINFERENCE_TEST_KUBECONFIG"):
+        yield given
+        return
+    from e2e.cluster import Cluster, Settings
+    from e2e.cluster.progress import shown
+
+    settings = Settings(name="splitinference-test")
+    if answers(settings.kubeconfig):
+        yield str(settings.kubeconfig)
+        return
+    with shown() as progress:
+        made = Cluster(settings, progress)
+        try:
+            made.up()
+            yield str(settings.kubeconfig)
+        finally:
+            if os.environ.get("E2E_KEEP") != "1":
+                made.down()
+
+
+@pytest.fixture(scope="session")
+def api(kubeconfig: str) -> client.ApiClient:
+    """A client for a server that has our CRD."""
+    found = connect(kubeconfig)
+    crd = yaml.safe_load((ROOT / "crds" / "splitinference.yaml").read_text())
+    extensions = client.ApiextensionsV1Api(found)
+    name = crd["metadata"]["name"]
+    try:
+        extensions.patch_custom_resource_definition(name, crd)
+    except client.ApiException as error:
+        if error.status != 404:
+            raise
+        extensions.create_custom_resource_definition(crd)
+    for _ in range(50):
+        conditions = extensions.read_custom_resource_definition(name).status.conditions or []
+        if any(c.type == "Established" and c.status == "True" for c in conditions):
+            return found
+    raise AssertionError("the CRD is not established")
+
+
+@pytest.fixture
+def namespace(api: client.ApiClient) -> Iterator[str]:
+    """A namespace of the test's own."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    client.CoreV1Api(api).create_namespace({"metadata": {"name": name}})
+    yield name
+    client.CoreV1Api(api).delete_namespace(name)
+
+
+@pytest.fixture
+def cluster(api: client.ApiClient) -> KubeCluster:
+    return KubeCluster(api, 5.0)
+
+
+def a_spec(**changes: Any) -> dict[str, Any]:
+    """The smallest spec, with changes by top-level field."""
+    return {"model": {"id": "m", "source": {"hostPath": {"path": "/models/m"}}}, **changes}
+
+
+def a_resource(namespace: str, name: str = "chat", **changes: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "splitinference.dev/v1alpha1",
+        "kind": "SplitInference",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": a_spec(**changes),
+    }

@@ -1,0 +1,191 @@
+"""The operator as a process, against a real API server: woken within a second, no traces of its own on the resource, and a clean end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from kubernetes import client
+
+from splitinference.adapters.kube import KubeCluster
+from splitinference.controller.objects import labels
+from tests.integration.conftest import a_resource
+
+pytestmark = pytest.mark.cluster
+
+RESYNC_SECONDS = 60
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@dataclass
+class Operator:
+    """The process, and what it says of itself."""
+
+    process: subprocess.Popen[str]
+    metrics_port: int
+    health_port: int
+
+    def get(self, port: int, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def passes(self) -> float:
+        lines = self.get(self.metrics_port, "/metrics").splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("splitinference_passes_total"))
+
+
+def until(holds: Callable[[], bool], seconds: float, what: str) -> float:
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        try:
+            if holds():
+                return time.monotonic() - started
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"{what}: not within {seconds} s")
+
+
+@pytest.fixture
+def operator(kubeconfig: str, api: client.ApiClient, namespace: str) -> Iterator[Operator]:
+    """Looks again only once a minute by itself, so that what happens sooner is because it was woken."""
+    metrics_port, health_port = free_port(), free_port()
+    settings = {
+        "NAMESPACES": namespace,
+        "RESYNC_SECONDS": str(RESYNC_SECONDS),
+        "METRICS_PORT": str(metrics_port),
+        "HEALTH_PORT": str(health_port),
+    }
+    environment = {**os.environ, "KUBECONFIG": kubeconfig} | {f"SPLITINFERENCE_{name}": value for name, value in settings.items()}
+    command = [sys.executable, "-W", "ignore", "-m", "splitinference"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    found = Operator(process, metrics_port, health_port)
+    try:
+        until(lambda: found.get(health_port, "/healthz") != "", 30, "the operator is healthy")
+        yield found
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def quiet(operator: Operator) -> float:
+    """Passes so far, once none followed for a while."""
+    before, since = operator.passes(), time.monotonic()
+    while time.monotonic() - since < 3:
+        time.sleep(0.2)
+        if (now := operator.passes()) != before:
+            before, since = now, time.monotonic()
+    return before
+
+
+def unreadable(namespace: str) -> dict[str, Any]:
+    """A resource whose model is on no node: nothing is made for it but conditions."""
+    return a_resource(namespace, placement={"nodeSelector": {"no-such": "label"}})
+
+
+def test_from_apply_to_a_word_about_it_and_to_its_end(operator: Operator, cluster: KubeCluster, namespace: str):
+    cluster.create(unreadable(namespace))
+
+    def conditions() -> dict[str, Any]:
+        found = cluster.split_inference(namespace, "chat") or {}
+        return {c["type"]: c for c in (found.get("status") or {}).get("conditions") or ()}
+
+    until(lambda: "Accepted" in conditions(), 5, "the status says something")
+    assert conditions()["Accepted"]["status"] == "False"
+    assert "no node is ready and matches spec.placement" in conditions()["Accepted"]["message"]
+    assert conditions()["Ready"]["status"] == "False"
+    found = cluster.split_inference(namespace, "chat")
+    assert found is not None
+    assert "finalizers" not in found["metadata"], "nothing keeps a resource from being deleted when the operator is away"
+    assert "annotations" not in found["metadata"]
+
+    before = quiet(operator)
+    cluster.delete("SplitInference", namespace, "chat")
+    until(lambda: cluster.split_inference(namespace, "chat") is None, 2, "the resource is gone")
+    until(lambda: 'passes_total{ended="gone"} 1' in operator.get(operator.metrics_port, "/metrics"), 2, "the last pass")
+    assert operator.passes() == before + 1
+
+
+def test_changes_wake_a_pass_within_a_second(operator: Operator, cluster: KubeCluster, api: client.ApiClient, namespace: str):
+    cluster.create(unreadable(namespace))
+    until(lambda: operator.passes() > 0, 5, "the first pass")
+    core = client.CoreV1Api(api)
+
+    def change_the_resource() -> None:
+        cluster.apply({**unreadable(namespace), "spec": {**unreadable(namespace)["spec"], "workload": {"promptTokens": 7}}})
+
+    def make_a_pod() -> None:
+        container = {"name": "c", "image": "none"}
+        metadata = {"name": "of-ours", "namespace": namespace, "labels": labels("chat", "segment")}
+        # Bound to a node that is not there: no kubelet touches it.
+        cluster.create(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container], "nodeName": "nowhere"}}
+        )
+
+    def delete_the_pod() -> None:
+        core.delete_namespaced_pod("of-ours", namespace, grace_period_seconds=0)
+
+    def make_a_node() -> None:
+        core.create_node({"metadata": {"name": f"node-of-{namespace}"}})
+
+    def label_the_node() -> None:
+        core.patch_node(f"node-of-{namespace}", {"metadata": {"labels": {"splitinference.dev/compute-gflops": "7"}}})
+
+    try:
+        for change in (change_the_resource, make_a_pod, delete_the_pod, make_a_node, label_the_node):
+            before = quiet(operator)
+            change()
+            until(lambda before=before: operator.passes() > before, 1.0, change.__name__)
+    finally:
+        core.delete_node(f"node-of-{namespace}")
+
+
+def test_what_the_operator_writes_itself_does_not_wake_it(operator: Operator, cluster: KubeCluster, namespace: str):
+    cluster.create(unreadable(namespace))
+    until(lambda: operator.passes() > 0, 5, "the first pass")
+    before = quiet(operator)
+    cluster.patch_status(namespace, "chat", {"latency": "1s"})
+    time.sleep(1.5)
+    assert operator.passes() == before
+
+
+def test_it_ends_when_told_to_and_says_nothing_went_wrong(operator: Operator, cluster: KubeCluster, namespace: str):
+    cluster.create(unreadable(namespace))
+    until(lambda: operator.passes() > 0, 5, "the first pass")
+    operator.process.send_signal(signal.SIGTERM)
+    _, said = operator.process.communicate(timeout=15)
+    assert operator.process.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_wrong_settings_are_named(kubeconfig: str):
+    environment = {**os.environ, "KUBECONFIG": kubeconfig, "SPLITINFERENCE_RESYNC_SECONDS": "soon", "SPLITINFERENCE_QUERY_SET": "guess"}
+    done = subprocess.run(
+        [sys.executable, "-m", "splitinference"], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert "SPLITINFERENCE_RESYNC_SECONDS" in done.stderr
+    assert "SPLITINFERENCE_QUERY_SET" in done.stderr
+
+
+def test_no_cluster_is_said_in_one_sentence(tmp_path):
+    environment = {**os.environ, "KUBECONFIG": str(tmp_path / "none"), "SPLITINFERENCE_METRICS_PORT": str(free_port())}
+    done = subprocess.run(
+        [sys.executable, "-m", "splitinference"], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "neither in a cluster, nor a usable kubeconfig" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,243 @@
+"""What the API server itself refuses, in which words, and what it fills in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client
+
+from splitinference.adapters.kube import KubeCluster
+from splitinference.controller.ports import RefusedError
+from splitinference.controller.resource import Resource, read_resource
+from tests.integration.conftest import ROOT, a_resource
+
+pytestmark = pytest.mark.cluster
+
+HUB = {"repository": "owner/model"}
+
+
+def model(**changes: Any) -> dict[str, Any]:
+    return {"model": {"id": "m", "source": {"hostPath": {"path": "/models/m"}}, **changes}}
+
+
+def source(**sources: Any) -> dict[str, Any]:
+    return model(source=sources)
+
+
+def pin(layers: str) -> dict[str, Any]:
+    return {"partition": {"pins": [{"layers": layers, "node": "a"}]}}
+
+
+def rule(layers: str) -> dict[str, Any]:
+    return {"privacy": {"rules": [{"layers": layers, "nodeLabels": {"a": "b"}}]}}
+
+
+def tolerate(**toleration: str) -> dict[str, Any]:
+    return {"placement": {"tolerations": [toleration]}}
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"workload": {"promptTokens": 2000, "outputTokens": 49}}, "promptTokens + outputTokens must be at most spec.model.maxContextTokens"),
+    ({"partition": {"minSegments": 3}, "placement": {"maxNodes": 2}}, "spec.partition.minSegments must be at most spec.placement.maxNodes"),
+    (model(id="-m"), "spec.model.id must start with a letter or digit"),
+    (model(id=""), "spec.model.id"),
+    (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
+    (model(maxContextTokens=8), "spec.model.maxContextTokens in body should be greater than or equal to 16"),
+    (model(maxConcurrentSequences=0), "spec.model.maxConcurrentSequences in body should be greater than or equal to 1"),
+    (source(), "spec.model.source must have exactly one of persistentVolumeClaim, hostPath and huggingFace"),
+    (source(hostPath={"path": "/m"}, huggingFace=HUB), "spec.model.source must have exactly one"),
+    (source(persistentVolumeClaim={"claimName": "c", "path": "/m"}), "persistentVolumeClaim.path must be relative"),
+    (source(persistentVolumeClaim={"claimName": "c", "path": "a/../../m"}), "persistentVolumeClaim.path must be relative"),
+    (source(hostPath={"path": "models"}), "spec.model.source.hostPath.path must be absolute"),
+    (source(hostPath={"path": "/models/../etc"}), "hold no '..'"),
+    (source(huggingFace={"repository": "model"}), "huggingFace.repository must have the form owner/name"),
+    (source(huggingFace={**HUB, "revision": "../x"}), "huggingFace.revision must be a branch, tag or commit"),
+    ({"slo": {"timeToFirstToken": "800"}}, "spec.slo.timeToFirstToken must be a duration such as 800ms or 1.5s"),
+    ({"slo": {"timeToFirstToken": "0s"}}, "spec.slo.timeToFirstToken must be at least 1ms"),
+    ({"slo": {"timePerOutputToken": "fast"}}, "spec.slo.timePerOutputToken must be a duration such as 40ms"),
+    ({"slo": {"timePerOutputToken": "0ms"}}, "spec.slo.timePerOutputToken must be at least 1ms"),
+    ({"objective": {"goal": "cheap"}}, 'spec.objective.goal: Unsupported value: "cheap"'),
+    ({"objective": {"weights": {"utilization": -1}}}, "spec.objective.weights.utilization in body should be greater than or equal to 0"),
+    ({"partition": {"minSegments": 3, "maxSegments": 2}}, "spec.partition.minSegments must be at most spec.partition.maxSegments"),
+    (
+        {"partition": {"minSegments": 3, "allowedSplitPoints": [4]}},
+        "must be at most one more than the number of spec.partition.allowedSplitPoints",
+    ),
+    ({"partition": {"allowedSplitPoints": [0]}}, "spec.partition.allowedSplitPoints[0] in body should be greater than or equal to 1"),
+    ({"partition": {"allowedSplitPoints": [4, 4]}}, "spec.partition.allowedSplitPoints[1]: Duplicate value: 4"),
+    (pin("middle"), "spec.partition.pins[].layers must be first, last or start:end such as 0:4"),
+    (pin("4:4"), "spec.partition.pins[].layers start:end must hold a layer: start must be less than end"),
+    (rule("4"), "spec.privacy.rules[].layers must be first, last or start:end such as 0:4"),
+    (rule("10:9"), "spec.privacy.rules[].layers start:end must hold a layer: start must be less than end"),
+    ({"privacy": {"rules": [{"layers": "first", "nodeLabels": {}}]}}, "spec.privacy.rules[0].nodeLabels"),
+    (tolerate(operator="Exists", key="a", value="b"), "spec.placement.tolerations[].value must be empty when operator is Exists"),
+    (tolerate(value="b"), "spec.placement.tolerations[].key must be given unless operator is Exists"),
+    (tolerate(key="a", effect="Never"), 'effect: Unsupported value: "Never"'),
+    ({"placement": {"maxNodes": 0}}, "spec.placement.maxNodes in body should be greater than or equal to 1"),
+    ({"segments": {"threads": 0}}, "spec.segments.threads in body should be greater than or equal to 1"),
+    ({"segments": {"memoryMarginPercent": 101}}, "spec.segments.memoryMarginPercent in body should be less than or equal to 100"),
+    ({"adaptation": {"mode": "Manual"}}, 'spec.adaptation.mode: Unsupported value: "Manual"'),
+    ({"adaptation": {"strategy": "Recreate"}}, 'spec.adaptation.strategy: Unsupported value: "Recreate"'),
+    ({"adaptation": {"thresholds": {"utilizationPercent": 0}}}, "spec.adaptation.thresholds.utilizationPercent in body should be greater"),
+    ({"adaptation": {"window": "60"}}, "spec.adaptation.window must be a duration such as 30s or 5m"),
+    ({"adaptation": {"window": "500ms"}}, "spec.adaptation.window must be from 1s to 1h"),
+    ({"adaptation": {"window": "61m"}}, "spec.adaptation.window must be from 1s to 1h"),
+    ({"adaptation": {"cooldown": "1d"}}, "spec.adaptation.cooldown must be a duration such as 30s or 5m"),
+    ({"adaptation": {"cooldown": "25h"}}, "spec.adaptation.cooldown must be at most 24h"),
+    ({"adaptation": {"drain": "soon"}}, "spec.adaptation.drain must be a duration such as 30s or 5m"),
+    ({"adaptation": {"drain": "11m"}}, "spec.adaptation.drain must be at most 10m"),
+    ({"adaptation": {"confirmations": 0}}, "spec.adaptation.confirmations in body should be greater than or equal to 1"),
+    ({"adaptation": {"minGainPercent": 101}}, "spec.adaptation.minGainPercent in body should be less than or equal to 100"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), REFUSED, ids=[sentence[:60] for _, sentence in REFUSED])
+def test_refused_with_a_sentence_that_names_the_field_and_the_limit(cluster: KubeCluster, changes, sentence):
+    with pytest.raises(RefusedError) as refused:
+        cluster.create(a_resource("default", **changes))
+    assert sentence in str(refused.value)
+
+
+def test_every_rule_of_the_schema_is_shown_to_refuse():
+    crd = yaml.safe_load((ROOT / "crds" / "splitinference.yaml").read_text())
+    messages = set(rules(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]))
+    tried = [sentence for _, sentence in REFUSED] + [sentence for _, sentence in NAMES]
+    assert [message for message in messages if not any(sentence in message for sentence in tried)] == []
+    assert len(messages) > 20
+
+
+def rules(schema: dict[str, Any]) -> list[str]:
+    """Messages of all CEL rules under a schema."""
+    found = [entry["message"] for entry in schema.get("x-kubernetes-validations", [])]
+    parts = [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]
+    for part in parts:
+        if isinstance(part, dict):
+            found += rules(part)
+    return found
+
+
+NAMES = [
+    ("a" * 41, "metadata.name must be at most 40 characters"),
+    ("1-chat", "metadata.name must be a DNS label that starts with a letter"),
+    ("chat.b", "metadata.name must be a DNS label that starts with a letter"),
+]
+
+
+@pytest.mark.parametrize(("name", "sentence"), NAMES)
+def test_names_that_segments_could_not_have_are_refused(cluster: KubeCluster, name, sentence):
+    with pytest.raises(RefusedError) as refused:
+        cluster.create(a_resource("default", name=name))
+    assert sentence in str(refused.value)
+
+
+def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
+    cluster.create(a_resource(namespace, name="a" * 40))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        source(huggingFace={**HUB, "tokenSecretRef": {"name": "hub"}}),
+        source(persistentVolumeClaim={"claimName": "models"}),
+        source(persistentVolumeClaim={"claimName": "models", "path": "a..b/c"}),
+        {"slo": {"timeToFirstToken": "1m1.5s", "timePerOutputToken": "40ms"}},
+        pin("last") | rule("0:4"),
+        {"placement": {"maxNodes": 2}, "partition": {"minSegments": 2}},
+        {"partition": {"allowedSplitPoints": []}},
+        tolerate(operator="Exists"),
+        {"adaptation": {"cooldown": "0s", "drain": "0s", "window": "1h"}},
+    ],
+)
+def test_what_has_a_meaning_is_taken_and_read_in_full(cluster: KubeCluster, namespace: str, changes):
+    cluster.create(a_resource(namespace, **changes))
+    read = read_resource(cluster.split_inference(namespace, "chat") or {})
+    assert isinstance(read, Resource), str(read)
+
+
+def test_defaults_of_the_server_are_those_of_the_operator(cluster: KubeCluster, namespace: str):
+    bare = a_resource(namespace)
+    cluster.create(bare)
+    filled = cluster.split_inference(namespace, "chat")
+    assert filled is not None
+    assert filled["spec"]["adaptation"]["window"] == "60s"
+    assert filled["spec"]["model"]["dtype"] == "bfloat16"
+    from_server, from_us = read_resource(filled), read_resource(bare)
+    assert isinstance(from_server, Resource)
+    assert isinstance(from_us, Resource)
+    assert from_server.spec == from_us.spec
+
+
+def test_a_field_that_is_not_in_the_schema_is_pointed_out(api: client.ApiClient):
+    custom = client.CustomObjectsApi(api)
+    with pytest.raises(client.ApiException) as refused:
+        custom.create_namespaced_custom_object(
+            "splitinference.dev", "v1alpha1", "default", "splitinferences", a_resource("default", replicas=3), field_validation="Strict"
+        )
+    assert "unknown field" in refused.value.body
+    assert "spec.replicas" in refused.value.body
+
+
+@pytest.mark.parametrize("sample", sorted((ROOT / "config" / "samples").glob("*.yaml")), ids=lambda path: path.name)
+def test_samples_are_taken(cluster: KubeCluster, namespace: str, sample: Path):
+    for body in yaml.safe_load_all(sample.read_text()):
+        cluster.create({**body, "metadata": {**body["metadata"], "namespace": namespace}})
+
+
+# --- status and columns --------------------------------------------------------------------------------------------------------------
+
+STATUS = {
+    "observedGeneration": 1,
+    "conditions": [{"type": "Ready", "status": "True", "reason": "Serving", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+    "segments": "2/3",
+    "nodes": "a,b,c",
+    "predicted": "1.9s",
+    "latency": "2.1s",
+    "decisions": [{"time": "2026-01-01T00:00:00Z", "reason": "NodeBusy", "message": "m", "transition": "migrate"}],
+}
+
+
+def test_columns_show_what_the_status_has(cluster: KubeCluster, api: client.ApiClient, namespace: str):
+    cluster.create(a_resource(namespace))
+    for _ in range(5):  # an operator may be running that writes what it thinks of this
+        cluster.patch_status(namespace, "chat", STATUS)
+        table = api.call_api(
+            f"/apis/splitinference.dev/v1alpha1/namespaces/{namespace}/splitinferences",
+            "GET",
+            header_params={"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"},
+            auth_settings=["BearerToken"],
+            response_type="object",
+            _return_http_data_only=True,
+        )
+        names = [column["name"] for column in table["columnDefinitions"]]
+        cells = dict(zip(names, table["rows"][0]["cells"], strict=True))
+        if cells["Segments"] == "2/3":
+            break
+    assert names == ["Name", "Ready", "Segments", "Nodes", "Predicted", "Observed", "Decision", "Age"]
+    assert [cells[name] for name in names[1:7]] == ["True", "2/3", "a,b,c", "1.9s", "2.1s", "NodeBusy"]
+
+
+def test_status_and_spec_are_written_apart(cluster: KubeCluster, namespace: str):
+    cluster.create({**a_resource(namespace), "status": {"segments": "9/9"}})
+    created = cluster.split_inference(namespace, "chat")
+    assert created is not None
+    assert (created.get("status") or {}).get("segments") != "9/9"
+    cluster.patch_status(namespace, "chat", {"latency": "2.1s"})
+    written = cluster.split_inference(namespace, "chat")
+    assert written is not None
+    assert written["metadata"]["generation"] == 1
+
+
+def test_the_schema_explains_every_field():
+    crd = yaml.safe_load((ROOT / "crds" / "splitinference.yaml").read_text())
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    silent = [path for path, schema in fields("spec", spec) if not schema.get("description")]
+    # What is the same in every pod is explained by Kubernetes.
+    assert [path for path in silent if ".tolerations." not in path and not path.endswith(".node")] == []
+
+
+def fields(path: str, schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    found = [(path, schema)]
+    for name, part in {**schema.get("properties", {}), **schema.get("items", {}).get("properties", {})}.items():
+        found += fields(f"{path}.{name}", part)
+    return found
