@@ -1,7 +1,8 @@
 """Links between nodes: measured ones first, then the particular ones of an annotation, then the nodes' own figures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from splitinference.controller.pods import labels_of
@@ -17,37 +18,48 @@ Quality = tuple[float | None, float | None]
 
 
 def read_network(nodes: Sequence[Manifest], measured: Measured, ingress: str, settings: Settings, judge: Judge) -> Network:
-    """All links that are not as the settings have it; `ingress` is the gateway's node. Of the two ends' own figures the worse counts."""
-    default = LinkQuality(bandwidth_bytes_per_s=settings.link_mbps * _MBPS, rtt_ms=settings.link_rtt_ms)
-    own: dict[str, Quality] = {}
+    """The network; `ingress` is the gateway's node. Of the two ends' own figures the worse counts.
+
+    What most nodes have is the default, so only links that differ from it are listed.
+    """
+    own: dict[str, tuple[float, float]] = {}
     special: dict[tuple[str, str], Quality] = {}
     for node in nodes:
         name, labels, annotations = str(node["metadata"]["name"]), labels_of(node), node["metadata"].get("annotations") or {}
         mbps = positive_number(labels, annotations, PREFIX + "link-mbps", judge.notes, f"node {name}")
-        own[name] = (mbps or None, positive_number(labels, annotations, PREFIX + "link-rtt-ms", judge.notes, f"node {name}"))
+        rtt = positive_number(labels, annotations, PREFIX + "link-rtt-ms", judge.notes, f"node {name}")
+        own[name] = (mbps or settings.link_mbps, settings.link_rtt_ms if rtt is None else rtt)
         for target, quality in _links_of(name, annotations, judge).items():
             special[name, target] = special[target, name] = quality
-    names = list(own)
-    pairs = dict.fromkeys(pair for pair in special if set(pair) <= own.keys() and pair[0] != pair[1])
-    labelled = [name for name in names if own[name] != (None, None)]
-    if len(labelled) * len(names) <= _MOST_LINKS:
-        pairs |= dict.fromkeys((a, b) for one in labelled for two in names if one != two for a, b in ((one, two), (two, one)))
-    else:
-        judge.notes.append(f"{len(labelled)} nodes have links of their own: too many, only those of the annotation {PREFIX}links are taken")
-    seen = {*measured.links_mbps.by_name, *measured.links_rtt_ms.by_name}
-    pairs |= {(a, b): None for text in sorted(seen) for a, _, b in [text.partition("/")] if a in own and b in own and a != b}
-    links = []
-    for a, b in pairs:
-        rates = [rate for rate in (own[a][0], own[b][0]) if rate]
-        rtts = [rtt for rtt in (own[a][1], own[b][1]) if rtt is not None]
-        mbps, rtt = min(rates, default=settings.link_mbps), max(rtts, default=settings.link_rtt_ms)
-        particular = special.get((a, b), (None, None))
-        measured_mbps = judge.value(measured.links_mbps, f"{a}/{b}", "bandwidth", least=1e-3)
-        measured_rtt = judge.value(measured.links_rtt_ms, f"{a}/{b}", "round trip")
-        mbps = next(value for value in (measured_mbps, particular[0], mbps) if value is not None)
-        rtt = next(value for value in (measured_rtt, particular[1], rtt) if value is not None)
-        links.append(Link(source=a, target=b, quality=LinkQuality(bandwidth_bytes_per_s=mbps * _MBPS, rtt_ms=rtt)))
-    return Network(default=default, links=tuple(links), ingress=ingress)
+    usual = max(Counter(own.values()).items(), key=lambda item: item[1], default=((settings.link_mbps, settings.link_rtt_ms), 0))[0]
+    measured_pairs = [tuple(text.split("/", 1)) for text in sorted({*measured.links_mbps.by_name, *measured.links_rtt_ms.by_name})]
+    particular = dict.fromkeys((a, b) for a, b in [*special, *measured_pairs] if a in own and b in own and a != b)
+    odd = [name for name in own if own[name] != usual]
+    if len(odd) * len(own) > _MOST_LINKS:
+        judge.notes.append(
+            f"{len(odd)} nodes have links unlike the others': too many, only those of the annotation {PREFIX}links are taken"
+        )
+        odd = []
+    links = {(a, b): (min(own[a][0], own[b][0]), max(own[a][1], own[b][1])) for one in odd for a, b in _both_ways(one, own)}
+    for a, b in particular:
+        given = special.get((a, b), (None, None))
+        mbps = judge.value(measured.links_mbps, f"{a}/{b}", "bandwidth", least=1e-3)
+        rtt = judge.value(measured.links_rtt_ms, f"{a}/{b}", "round trip")
+        links[a, b] = (
+            next(value for value in (mbps, given[0], min(own[a][0], own[b][0])) if value is not None),
+            next(value for value in (rtt, given[1], max(own[a][1], own[b][1])) if value is not None),
+        )
+    qualities = {pair: LinkQuality(bandwidth_bytes_per_s=pair[0] * _MBPS, rtt_ms=pair[1]) for pair in {usual, *links.values()}}
+    # All values were judged above; there may be many links, and to validate each again would take most of a pass.
+    listed = tuple(Link.model_construct(source=a, target=b, quality=qualities[found]) for (a, b), found in links.items())
+    return Network(default=qualities[usual], links=listed, ingress=ingress)
+
+
+def _both_ways(one: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for two in names:
+        if two != one:
+            yield one, two
+            yield two, one
 
 
 def _links_of(node: str, annotations: Mapping[str, str], judge: Judge) -> Mapping[str, Quality]:
