@@ -71,6 +71,28 @@ def test_the_model_is_cut_anew_when_moving_does_not_pay():
     assert text_of(found.plan) in ("a[0:3] b[3:4]", "b[0:1] a[1:4]")
 
 
+def test_new_cuts_that_cannot_be_reached_do_not_stand_in_the_way_of_a_migration_that_can():
+    """d alone would be best; but there may be no room for all of it beside what serves."""
+    now = busy_b(0.93, a_node("d", gflops=120, mib=1000))
+
+    def migrations(plan: Plan) -> bool:
+        return plan.pipelines[0].split_points == (2,)
+
+    def last(reachable) -> Adopt | Keep | None:
+        memory, decision = Memory(reviewed=START), None
+        for step in range(6):
+            decision, memory = decide(facts(now, PLAN, 100 + 5 * step), POLICY, memory, Exhaustive(), LIMITS, reachable=reachable)
+            if isinstance(decision, Adopt):
+                break
+        return decision
+
+    freely, bound = last(lambda _: True), last(migrations)
+    assert isinstance(freely, Adopt)
+    assert isinstance(bound, Adopt)
+    assert (freely.change, text_of(freely.plan)) == (Change.RESPLIT, "d[0:4]")
+    assert (bound.change, text_of(bound.plan)) == (Change.MIGRATION, "a[0:2] d[2:4]")
+
+
 def test_a_gain_that_does_not_pay_for_the_move_keeps_the_plan():
     slow_disk = POLICY.model_copy(update={"load_bytes_per_s": 1e5})
     found = after(busy_b(0.93), PLAN, slow_disk, steps=5)

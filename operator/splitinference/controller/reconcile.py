@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from splitinference.controller import terms
 from splitinference.controller.asked import Asked, profile_for, read_asked
@@ -28,6 +29,7 @@ from splitinference.core.adaptation import Facts, Traffic
 from splitinference.core.compare import Change
 from splitinference.core.cost import violations
 from splitinference.core.decide import Adopt, Keep, Kept, Solve, beside, decide
+from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
 from splitinference.core.profile import Profile
 from splitinference.core.rehearse import rehearse
@@ -111,7 +113,14 @@ class _Pass:
                 if self._gateway_is_coming(seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
             facts = self._facts(asked, planned, built, seen)
-            decision, memory = decide(facts, policy(asked.resource.spec.adaptation), seen.recall.memory, self.solve, self.limits)
+            decision, memory = decide(
+                facts,
+                policy(asked.resource.spec.adaptation),
+                seen.recall.memory,
+                self.solve,
+                self.limits,
+                reachable=partial(self._reaches, asked, seen),
+            )
             seen = replace(seen, recall=seen.recall.model_copy(update={"memory": memory}))
             if isinstance(decision, Adopt):
                 adopted = self._adopt(decision, asked, facts, seen, looker)
@@ -176,13 +185,13 @@ class _Pass:
     def _adopt(self, decision: Adopt, asked: Asked, facts: Facts, seen: Seen, looker: Looker) -> tuple[Seen, Planned, Built] | Keep:
         """Make it the plan, if no other resource's plan took the memory meanwhile, and if the walk to it would arrive. The plan is in the
         status before anything is done about it."""
-        planned, built, end = self._rehearsed(decision, asked, seen)
+        planned, built, end = self._rehearsed(decision.plan, asked, seen)
         if isinstance(end, Blocked) and not decision.mandatory:
             return Keep(reason=Kept.BLOCKED, message=f"{decision.message}; it cannot be reached: {end.why}")
         if isinstance(end, Blocked):
             held = {node.name: seen.observed.held_bytes(node.name) for node in facts.problem.snapshot.nodes}
             other = beside(decision, facts, held, self.solve, self.limits)
-            if other is not None and isinstance((instead := self._rehearsed(other, asked, seen))[2], Done):
+            if other is not None and isinstance((instead := self._rehearsed(other.plan, asked, seen))[2], Done):
                 decision, (planned, built, _) = other, instead
         with self.ports.planning:
             resources = self.ports.cluster.split_inferences()
@@ -208,9 +217,12 @@ class _Pass:
         log.info("%s/%s: %s: %s", *seen.owner, decision.reason, decision.message)
         return replace(seen, body=self.body), planned, built
 
-    def _rehearsed(self, decision: Adopt, asked: Asked, seen: Seen) -> tuple[Planned, Built, Done | Blocked]:
+    def _reaches(self, asked: Asked, seen: Seen, plan: Plan) -> bool:
+        return isinstance(self._rehearsed(plan, asked, seen)[2], Done)
+
+    def _rehearsed(self, plan: Plan, asked: Asked, seen: Seen) -> tuple[Planned, Built, Done | Blocked]:
         """The plan, its segments, and whether the walk to it would arrive."""
-        planned = Planned(plan=decision.plan, spec=self.body.get("spec") or {}, asked=asked.digest)
+        planned = Planned(plan=plan, spec=self.body.get("spec") or {}, asked=asked.digest)
         built = build(planned, self.body, asked.profile, self.ports.builder)
         return planned, built, rehearse(built.target, seen.observed, strategy(asked.resource.spec.adaptation))
 

@@ -5,7 +5,7 @@ or does not pay, or when they are better than moving by more than a threshold. S
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Protocol
 
@@ -61,22 +61,25 @@ class Solve(Protocol):
         """Solve within the limits; `hint` is a plan to start from."""
 
 
-def decide(facts: Facts, policy: Policy, memory: Memory, solve: Solve, limits: Limits) -> tuple[Adopt | Keep, Memory]:
-    """The decision, and the memory after it."""
+def decide(
+    facts: Facts, policy: Policy, memory: Memory, solve: Solve, limits: Limits, *, reachable: Callable[[Plan], bool] = lambda _: True
+) -> tuple[Adopt | Keep, Memory]:
+    """The decision, and the memory after it. `reachable`: whether a walk to a plan would arrive; optional moves prefer one that does."""
     trigger, memory = check(facts, policy, memory)
     if trigger is None:
         return Keep(reason=Kept.STEADY), memory
     if trigger.mandatory:
         return _mandatory(facts, policy, memory, _Solver(solve, limits), trigger)
-    return _optional(facts, policy, memory.model_copy(update={"reviewed": facts.now}), _Solver(solve, limits), trigger)
+    return _optional(facts, policy, memory.model_copy(update={"reviewed": facts.now}), _Solver(solve, limits, reachable), trigger)
 
 
 class _Solver:
     """The solver with its limits, and the judge after it."""
 
-    def __init__(self, solve: Solve, limits: Limits) -> None:
+    def __init__(self, solve: Solve, limits: Limits, reachable: Callable[[Plan], bool] = lambda _: True) -> None:
         self._solve = solve
         self._limits = limits
+        self.reaches = reachable
 
     def best(self, problem: Problem, hint: Plan | None) -> Plan | Keep:
         """The best valid plan; or why there is none."""
@@ -234,7 +237,10 @@ def _optional(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tri
 
 
 def _candidate(current: Plan, problem: Problem, policy: Policy, solver: _Solver) -> Plan | Keep:
-    """The plan to compare with: one of the same cuts where that will do, else one of new cuts. Kept SLOs win over broken ones."""
+    """The plan to compare with: one of the same cuts where that will do, else one of new cuts. Kept SLOs win over broken ones.
+
+    A plan that cannot be reached (no room beside what serves) stands in the way of no other that pays and can.
+    """
     same = _same_cuts(problem, current)
     migrated = solver.best(same, current) if same is not None else None
     cut_anew = solver.best(problem, current)
@@ -243,12 +249,16 @@ def _candidate(current: Plan, problem: Problem, policy: Policy, solver: _Solver)
             return migrated if isinstance(migrated, Plan) else cut_anew
         return _candidate(current, problem.model_copy(update={"slo": Slo()}), policy, solver)
     if not isinstance(migrated, Plan):
+        if problem.slo != Slo() and not solver.reaches(cut_anew):
+            other = _candidate(current, problem.model_copy(update={"slo": Slo()}), policy, solver)
+            if isinstance(other, Plan) and other.revision != current.revision and solver.reaches(other):
+                return other
         return cut_anew
     further = gain(objective_value(migrated, problem), objective_value(cut_anew, problem), problem)
     extra = (move_seconds(cut_anew, problem, policy) - move_seconds(migrated, problem, policy)) / policy.payback.total_seconds()
     pays = net_gain(current, migrated, problem, policy) > policy.min_gain
     least = policy.resplit_gain if pays else 0.0
-    return cut_anew if further - extra > least else migrated
+    return cut_anew if further - extra > least and (not pays or solver.reaches(cut_anew)) else migrated
 
 
 def _unknown(plan: Plan, facts: Facts) -> str:

@@ -88,7 +88,7 @@ class Operator:
             return
         self._records.passes += 1
         facts = self._facts()
-        decision, self._memory = decide(facts, self._conduct.policy, self._memory, self._conduct.solve, LIMITS)
+        decision, self._memory = decide(facts, self._conduct.policy, self._memory, self._conduct.solve, LIMITS, reachable=self._reaches)
         if isinstance(decision, Adopt):
             self._adopt(decision, facts)
         self._step()
@@ -127,7 +127,7 @@ class Operator:
 
     def _adopt(self, decision: Adopt, facts: Facts) -> None:
         target = self._segments.target(decision.plan)
-        if not decision.mandatory and isinstance(rehearse(target, self._observed(target), self._trace.strategy), Blocked):
+        if not decision.mandatory and not self._reaches(decision.plan):
             # A better plan that cannot be walked to is not better; the operator says so and stays.
             self._records.blocked += 1
             return
@@ -146,6 +146,11 @@ class Operator:
         )
         self.plan, self._target, self._walking = decision.plan, target, True
         self._moves.append(facts.now)
+
+    def _reaches(self, plan: Plan) -> bool:
+        """Whether the walk to this plan would arrive."""
+        target = self._segments.target(plan)
+        return not isinstance(rehearse(target, self._observed(target), self._trace.strategy), Blocked)
 
     def _step(self) -> None:
         observed = self._observed(self._target)
