@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from splitinference.controller.pods import labels_of
@@ -34,25 +35,41 @@ def read_network(nodes: Sequence[Manifest], measured: Measured, ingress: str, se
     usual = max(Counter(own.values()).items(), key=lambda item: item[1], default=((settings.link_mbps, settings.link_rtt_ms), 0))[0]
     measured_pairs = [tuple(text.split("/", 1)) for text in sorted({*measured.links_mbps.by_name, *measured.links_rtt_ms.by_name})]
     particular = dict.fromkeys((a, b) for a, b in [*special, *measured_pairs] if a in own and b in own and a != b)
-    odd = [name for name in own if own[name] != usual]
+    odd = tuple(name for name in own if own[name] != usual)
     if len(odd) * len(own) > _MOST_LINKS:
         judge.notes.append(
             f"{len(odd)} nodes have links unlike the others': too many, only those of the annotation {PREFIX}links are taken"
         )
-        odd = []
-    links = {(a, b): (min(own[a][0], own[b][0]), max(own[a][1], own[b][1])) for one in odd for a, b in _both_ways(one, own)}
+        odd = ()
+    exact = []
     for a, b in particular:
         given = special.get((a, b), (None, None))
         mbps = judge.value(measured.links_mbps, f"{a}/{b}", "bandwidth", least=1e-3)
         rtt = judge.value(measured.links_rtt_ms, f"{a}/{b}", "round trip")
-        links[a, b] = (
-            next(value for value in (mbps, given[0], min(own[a][0], own[b][0])) if value is not None),
-            next(value for value in (rtt, given[1], max(own[a][1], own[b][1])) if value is not None),
-        )
+        worse = (min(own[a][0], own[b][0]), max(own[a][1], own[b][1]))
+        first, second = (next(v for v in found if v is not None) for found in zip((mbps, rtt), given, worse, strict=True))
+        exact.append((a, b, first, second))
+    default, links = _laid_out(tuple(own.items()), odd, tuple(exact), usual)
+    return Network(default=default, links=links, ingress=ingress)
+
+
+@lru_cache(maxsize=8)
+def _laid_out(
+    own: tuple[tuple[str, tuple[float, float]], ...],
+    odd: tuple[str, ...],
+    exact: tuple[tuple[str, str, float, float], ...],
+    usual: tuple[float, float],
+) -> tuple[LinkQuality, tuple[Link, ...]]:
+    """The default and the links that differ. Remembered, since nodes change less often than there are passes over them."""
+    figures = dict(own)
+    links = {
+        (a, b): (min(figures[a][0], figures[b][0]), max(figures[a][1], figures[b][1])) for one in odd for a, b in _both_ways(one, figures)
+    }
+    links |= {(a, b): (mbps, rtt) for a, b, mbps, rtt in exact}
     qualities = {pair: LinkQuality(bandwidth_bytes_per_s=pair[0] * _MBPS, rtt_ms=pair[1]) for pair in {usual, *links.values()}}
-    # All values were judged above; there may be many links, and to validate each again would take most of a pass.
+    # All values were judged before; there may be many links, and to validate each again would take most of the time.
     listed = tuple(Link.model_construct(source=a, target=b, quality=qualities[found]) for (a, b), found in links.items())
-    return Network(default=qualities[usual], links=listed, ingress=ingress)
+    return qualities[usual], listed
 
 
 def _both_ways(one: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
