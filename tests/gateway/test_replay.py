@@ -1,6 +1,7 @@
 """A stage that dies, stalls, forgets or refuses in the middle of a text: the client gets the same text, later."""
 
 import asyncio
+import json
 import time
 from pathlib import Path
 
@@ -222,3 +223,20 @@ async def test_segments_forget_the_sequence_of_a_client_that_is_gone(tmp_path: P
         assert segments[0].counts["step"] == steps
         assert await world.metric('splitinference_gateway_requests_total{code="499"}') == 2
         assert (await world.get("/internal/routes"))["routes"]["r1"]["inFlight"] == 0
+
+
+async def test_a_client_that_does_not_read_does_not_hold_the_segments(tmp_path: Path, model_path: Path) -> None:
+    segments = await toy_segments("a")
+    async with serving(tmp_path, model_path, segments) as world:
+        host, port = world.url.removeprefix("http://").split(":")
+        body = json.dumps({"model": MODEL, "prompt": PROMPT, "max_tokens": 3000, "stream": True, "logprobs": 5}).encode()
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        async with asyncio.timeout(30):
+            while not segments[0].counts["release"]:
+                await asyncio.sleep(0.02)
+        assert not segments[0].sequences
+        assert await world.metric("splitinference_gateway_running_sequences") == 0
+        assert await world.complete("others", 5)
+        writer.close()

@@ -68,7 +68,7 @@ class ToySegment:
 
     async def start(self) -> "ToySegment":
         """Serve, on the same port as before if there was one; nothing is remembered."""
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         self.sequences.clear()
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         handler = grpc.unary_unary_rpc_method_handler(
@@ -186,7 +186,7 @@ def _begins_a_character(tail: bytes) -> bool:
     return any(c.startswith(tail) and len(c) > len(tail) for c in CHARACTERS)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]

@@ -1,0 +1,65 @@
+"""Figures over a window, and how a step's time is shared out between stages and links."""
+
+import json
+
+import pytest
+
+from splitinference_gateway.observed import Observed, percentile, stage_times
+from splitinference_gateway.route import Hop
+from splitinference_gateway.steps import Answer, Timing
+
+PIPELINE = (Hop(segment="a", model="m"), Hop(segment="b", model="m"), Hop(segment="c", model="m"))
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def answer(*timings: Timing, seconds: float = 0.05) -> Answer:
+    return Answer(token=1, logprob=None, top_logprobs=(), timings=timings, seconds=seconds)
+
+
+def test_a_link_is_what_the_hop_took_beyond_the_later_stages() -> None:
+    timings = (Timing("c", 0.5, 10, 0), Timing("a", 1, 12, 30), Timing("b", 0, 9, 14))  # in any order
+    stages, ingress = stage_times(PIPELINE, answer(*timings))
+    assert [(s.segment, s.compute_ms, s.queue_ms, s.link_ms) for s in stages] == [("a", 12, 1, 7), ("b", 9, 0, 3.5), ("c", 10, 0.5, 0)]
+    assert ingress == pytest.approx(50 - 43)
+
+
+def test_stages_that_said_nothing_are_left_out() -> None:
+    stages, ingress = stage_times(PIPELINE, answer(Timing("b", 0, 9, 14)))
+    assert [s.segment for s in stages] == ["b"]
+    assert ingress is None
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.5, 50), (0.95, 95), (1.0, 100), (0.0, 1)])
+def test_percentiles_are_nearest_rank(share: float, value: float) -> None:
+    assert percentile(list(range(100, 0, -1)), share) == value
+
+
+def test_what_is_older_than_the_window_is_forgotten() -> None:
+    clock = Clock()
+    observed = Observed(60, clock)
+    observed.request(failed=True)
+    observed.gap(9.0)
+    observed.decode_step(PIPELINE, answer(Timing("a", 0, 1, 0)))
+    clock.now += 30
+    observed.request(failed=False)
+    observed.gap(0.02)
+    report = json.loads(json.dumps(observed.as_json()))
+    assert (report["requests"], report["failed"], report["longestTokenGapMs"]) == (2, 1, 9000)
+    clock.now += 31
+    report = json.loads(json.dumps(observed.as_json()))
+    assert (report["requests"], report["failed"], report["longestTokenGapMs"], report["stages"]) == (1, 0, 20, {})
+
+
+def test_patience_follows_slow_steps_and_comes_back_down() -> None:
+    observed = Observed()
+    observed.decode_step(PIPELINE, answer(seconds=2.0))
+    assert observed.slow_step_seconds == 2.0
+    for _ in range(300):
+        observed.decode_step(PIPELINE, answer(seconds=0.1))
+    assert 0.1 <= observed.slow_step_seconds < 0.2
