@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from splitinference_segment.hops import infer_request, outputs_of
 from tritonclient.grpc import service_pb2_grpc
+
+from splitinference_segment.hops import infer_request, outputs_of
 
 _NAMES = itertools.count()
 

@@ -1,5 +1,6 @@
 """Real segment servers on free ports of this machine, started and ended by the tests."""
 
+import itertools
 import json
 import os
 import signal
@@ -126,7 +127,7 @@ class Chains:
 
     def start(self, folder: Path, cuts: Sequence[int], dtype: str = "float32", **settings: str) -> Chain:
         """Servers for layers [cuts[0], cuts[1]), [cuts[1], cuts[2]), …, ready to serve."""
-        ranges = list(zip(cuts, cuts[1:], strict=False))
+        ranges = list(itertools.pairwise(cuts))
         ports = free_ports(3 * len(ranges))
         names = [f"{PREFIX}{start}-{end}-{len(self._chains):08x}" for start, end in ranges]
         addresses = {name: f"127.0.0.1:{ports[3 * i]}" for i, name in enumerate(names)}

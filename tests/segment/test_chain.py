@@ -136,7 +136,9 @@ def test_more_sequences_than_allowed_are_kv_full_until_one_is_released(client: C
         client.release(f"full-{i}")
 
 
-@pytest.mark.parametrize("name", ["10.0.0.1", f"{PREFIX}2-4-0.evil.example", f"{PREFIX}2-4-0:80", "other-2-4-00000000", f"{PREFIX}UPPER", "localhost"])
+@pytest.mark.parametrize(
+    "name", ["10.0.0.1", f"{PREFIX}2-4-0.evil.example", f"{PREFIX}2-4-0:80", "other-2-4-00000000", f"{PREFIX}UPPER", "localhost"]
+)
 def test_a_hop_that_is_not_a_segment_of_this_resource_is_refused(name: str, client: Client) -> None:
     route = client.hops()
     answer = client.step("s", 0, [1], route=[{**route[0], "segment": name}, *route[1:]])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from splitinference_segment.kv import FIRST_CAPACITY, KvEntry, KvLimits, KvShape, KvTable
 from splitinference_segment.protocol import SegmentError
 

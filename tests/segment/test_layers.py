@@ -1,17 +1,19 @@
 """Layers built from a part of the model give exactly what the whole gives, wherever it is cut."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from random_models import CONFIGS, unsplit_greedy, write_model
+from transformers import LlamaConfig
+
 from splitinference_segment.attention import Span
 from splitinference_segment.families import UnsupportedModelError, family_of
 from splitinference_segment.kv import KvEntry
 from splitinference_segment.layers import Layers
 from splitinference_segment.weights import MissingWeightsError
-from transformers import LlamaConfig
 
 COUNT = 24
 
@@ -20,7 +22,7 @@ class InProcess:
     """A chain of layers in this process, with KV buffers of its own."""
 
     def __init__(self, folder: Path, cuts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
-        self.parts = [Layers(folder, start, end, dtype) for start, end in zip(cuts, cuts[1:], strict=False)]
+        self.parts = [Layers(folder, start, end, dtype) for start, end in itertools.pairwise(cuts)]
 
     def entries(self) -> list[KvEntry]:
         return [KvEntry("s", part.kv_shape.allocate(128)) for part in self.parts]

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from splitinference_segment import protocol
 from splitinference_segment.protocol import Hop, SegmentError, TensorMeta, parse
 

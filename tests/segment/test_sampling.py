@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+
 from splitinference_segment.protocol import Sampling
 from splitinference_segment.sampling import sample, uniform
 

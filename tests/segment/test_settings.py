@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from splitinference_segment.hops import address_of
 from splitinference_segment.protocol import SegmentError
 from splitinference_segment.serve import MODEL_CODE, command, write_repository
@@ -48,7 +49,9 @@ def test_a_peer_is_addressed_by_name_and_suffix() -> None:
     assert address_of("chat-12-22-1a2b3c4d", settings) == "chat-12-22-1a2b3c4d.ns.svc.cluster.local:8001"
 
 
-@pytest.mark.parametrize("name", ["10.0.0.1", "chat-x.evil", "chat-x:22", "other-12-22-x", "chat-X", "chat-", "", "chat-x/../y", "chat-" + "x" * 70])
+@pytest.mark.parametrize(
+    "name", ["10.0.0.1", "chat-x.evil", "chat-x:22", "other-12-22-x", "chat-X", "chat-", "", "chat-x/../y", "chat-" + "x" * 70]
+)
 def test_a_hop_can_never_be_an_address_or_a_foreign_name(name: str) -> None:
     with pytest.raises(SegmentError) as caught:
         address_of(name, Settings.from_environment(GIVEN))

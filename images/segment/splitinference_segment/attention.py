@@ -2,6 +2,10 @@
 
 Tokens of several sequences stand one after another in one row, so every matrix product of a block runs once for all of them;
 only here is the row taken apart, sequence by sequence, because each looks at its own past.
+
+Up to SAME_AS_UNSPLIT tokens the arithmetic is, operation for operation, that of transformers' own `sdpa` attention, so that a split model
+gives bit for bit what the unsplit one gives. Its way of sharing keys among heads copies all of them, in float32, at each step; beyond that
+length the heads that share keys go into one product instead: as exact, several times quicker, rounded differently in the last bit.
 """
 
 from collections.abc import Sequence
@@ -15,6 +19,7 @@ from transformers import AttentionInterface
 from splitinference_segment.kv import KvEntry
 
 NAME = "splitinference"
+SAME_AS_UNSPLIT = 1024  # tokens of context
 
 
 @dataclass(slots=True)
@@ -52,6 +57,7 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *,
     scaling: float | None = None,
     sliding_window: int | None = None,
     row: Row | None = None,
@@ -61,12 +67,12 @@ def attend(
     if row is None or attention_mask is not None:
         raise TypeError("the blocks of a segment are called with `row` and without an attention mask")
     block = module.layer_idx - row.first_block
-    parts = [_attend_span(span, block, query, key, value, scaling, sliding_window) for span in row.spans]
+    parts = [_attend_span(span, block, query, key, value, scaling=scaling, window=sliding_window) for span in row.spans]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
 
 
 def _attend_span(
-    span: Span, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    span: Span, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float | None, window: int | None
 ) -> torch.Tensor:
     total = span.position + span.tokens
     keys, values = span.entry.buffer[:, block]
@@ -74,29 +80,26 @@ def _attend_span(
     keys[:, span.position : total] = key[0, :, row]
     values[:, span.position : total] = value[0, :, row]
     heads, groups = query.shape[1], keys.shape[0]
-    if span.tokens == 1:
-        # One token sees all of its past: no mask, and the heads that share keys are the rows of one small product.
+    asked, shared = query[:, :, row], heads != groups
+    if span.tokens == 1:  # one token sees all of its past: no mask
         first = 0 if window is None else max(0, total - window)
-        out = scaled_dot_product_attention(
-            query[:, :, row].reshape(1, groups, heads // groups, -1),
-            keys[None, :, first:total],
-            values[None, :, first:total],
-            scale=scaling,
-        )
+        past_keys, past_values = keys[None, :, first:total], values[None, :, first:total]
+        if not shared or total <= SAME_AS_UNSPLIT:
+            out = scaled_dot_product_attention(asked, past_keys, past_values, scale=scaling, enable_gqa=shared)
+        else:
+            asked = asked.reshape(1, groups, heads // groups, -1).float()
+            out = scaled_dot_product_attention(asked, past_keys.float(), past_values.float(), scale=scaling).to(query.dtype)
         return out.reshape(1, 1, heads, -1)
     past_keys, past_values = keys[None, :, :total], values[None, :, :total]
-    if heads != groups:
+    plain = span.position == 0 and (window is None or total <= window)
+    if plain and total <= SAME_AS_UNSPLIT:
+        out = scaled_dot_product_attention(asked, past_keys, past_values, is_causal=True, scale=scaling, enable_gqa=shared)
+        return out.transpose(1, 2)
+    if shared:
         past_keys = past_keys.repeat_interleave(heads // groups, dim=1)
         past_values = past_values.repeat_interleave(heads // groups, dim=1)
-    plain = span.position == 0 and (window is None or total <= window)
-    out = scaled_dot_product_attention(
-        query[:, :, row],
-        past_keys,
-        past_values,
-        attn_mask=None if plain else span.mask(window, query.device),
-        is_causal=plain,
-        scale=scaling,
-    )
+    mask = None if plain else span.mask(window, query.device)
+    out = scaled_dot_product_attention(asked, past_keys, past_values, attn_mask=mask, is_causal=plain, scale=scaling)
     return out.transpose(1, 2)
 
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -70,7 +71,7 @@ class Hops:
             return self._stubs[name]
 
     @staticmethod
-    def _reply(hop: Hop, call: grpc.Future) -> Reply | SegmentError:
+    def _reply(hop: Hop, call: Any) -> Reply | SegmentError:
         if call.cancelled():
             return SegmentError(NEXT_HOP_FAILED, f"the call to {hop.segment} was cancelled")
         failure = call.exception()

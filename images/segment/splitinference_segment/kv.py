@@ -18,12 +18,12 @@ class KvShape:
     heads: int
     width: int
     dtype: torch.dtype
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
     @property
     def bytes_per_token(self) -> int:
         """Keys and values of one token in all blocks of this segment."""
-        return 2 * self.blocks * self.heads * self.width * self.dtype.itemsize
+        return 2 * self.blocks * self.heads * self.width * int(self.dtype.itemsize)
 
     def allocate(self, tokens: int) -> torch.Tensor:
         """A buffer [2, blocks, heads, tokens, width], not initialised: what is beyond the length is never read."""

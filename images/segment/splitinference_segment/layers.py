@@ -18,7 +18,7 @@ from splitinference_segment.weights import MissingWeightsError, Weights
 class Layers:
     """Layers [start, end) of a model: the embedding is layer 0, the blocks 1..N, norm and head layer N + 1."""
 
-    def __init__(self, folder: Path, start: int, end: int, dtype: torch.dtype, device: torch.device = torch.device("cpu")) -> None:
+    def __init__(self, folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu") -> None:
         """Build and load. UnsupportedModelError or MissingWeightsError say why not."""
         config = AutoConfig.from_pretrained(folder)
         family = family_of(config.model_type)
@@ -29,7 +29,7 @@ class Layers:
         if rope.get("rope_type", "default") in UNSTEADY_ROPE:
             raise UnsupportedModelError(f"rope_type {rope['rope_type']!r} is not served: it depends on other sequences")
         self.start, self.end, self.count = start, end, count
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device = dtype, torch.device(device)
         self.vocabulary = int(config.vocab_size)
         self.hidden = int(config.hidden_size)
         self.first_block = max(start, 1) - 1

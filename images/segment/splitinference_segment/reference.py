@@ -42,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     if options.chat:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": options.prompt}], add_generation_prompt=True, tokenize=False
-        )
+        text = tokenizer.apply_chat_template([{"role": "user", "content": options.prompt}], add_generation_prompt=True, tokenize=False)
         prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         prompt_ids = tokenizer(options.prompt)["input_ids"]

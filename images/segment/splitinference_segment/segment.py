@@ -135,7 +135,9 @@ class Segment:
             )
         values = data.view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
         if layers.is_first and (int(values.min()) < 0 or int(values.max()) >= layers.vocabulary):
-            raise SegmentError(protocol.BAD_REQUEST, f"token ids should be 0 to {layers.vocabulary - 1}, got {values.min()}..{values.max()}")
+            raise SegmentError(
+                protocol.BAD_REQUEST, f"token ids should be 0 to {layers.vocabulary - 1}, got {values.min()}..{values.max()}"
+            )
         return values
 
     def _after_step(self, request: Request, tokens: int, result: Result, received_at: float, send: Send) -> None:
@@ -165,10 +167,11 @@ class Segment:
             return
         hidden = result.hidden.contiguous()
         data = hidden.view(torch.uint8).numpy().tobytes()
-        self._forward(request, TensorMeta(self._settings.dtype, tuple(hidden.shape)), data, received_at, timing, send)
+        tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape))
+        self._forward(request, tensor, data, received_at=received_at, timing=timing, send=send)
 
     def _forward(
-        self, request: Request, tensor: TensorMeta | None, data: bytes, received_at: float, timing: dict[str, Any], send: Send
+        self, request: Request, tensor: TensorMeta | None, data: bytes, *, received_at: float, timing: dict[str, Any], send: Send
     ) -> None:
         hop = request.route[0]
         sent_at = time.monotonic()
@@ -202,7 +205,7 @@ class Segment:
             return
         for hop in request.route:
             address_of(hop.segment, self._settings)
-        self._forward(request, None, b"", received_at, {"segment": self._settings.segment}, send)
+        self._forward(request, None, b"", received_at=received_at, timing={"segment": self._settings.segment}, send=send)
 
     def _probe(self, request: Request, received_at: float, send: Send) -> None:
         layers = self._layers

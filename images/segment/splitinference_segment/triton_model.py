@@ -3,6 +3,7 @@
 Numpy arrays of other types than bytes come out wrong under numpy 2 in this backend, without an error; DLPack is right with any numpy.
 """
 
+import gc
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,10 +26,12 @@ class TritonPythonModel:
         if args["model_name"] != settings.model_name:
             raise pb_utils.TritonModelException(f"loaded as {args['model_name']}, but SI_MODEL_NAME is {settings.model_name}")
         torch.set_num_threads(settings.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        layers = Layers(settings.model_path, settings.start, settings.end, getattr(torch, settings.dtype), device)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        layers = Layers(settings.model_path, settings.start, settings.end, getattr(torch, settings.dtype), device=device)
         self._meters = Meters(settings.segment, pb_utils, self._gauges)
         self._segment = Segment(settings, layers, self._meters)
+        gc.collect()
+        gc.freeze()  # what the libraries made stays for ever: the collector need not look at it during a step
         print(
             f"segment {settings.segment}: layers {settings.start}:{settings.end} of {layers.count}, {settings.dtype}, "
             f"{layers.weight_bytes() / 2**20:.1f} MiB of weights, {layers.kv_shape.bytes_per_token} KV bytes per token, {device}",
