@@ -197,7 +197,9 @@ class Cluster:
     def burn(self, node: str, cores: float | None = None) -> None:
         """A pod of another tenant keeps `cores` of the node busy (default: all of them)."""
         self.load_images(("burner",), [node])
-        faults.burn(self.kubectl, node, cores if cores is not None else self.size(node).cores, self.image("burner"))
+        size = self.size(node).cores
+        limited = cores is not None and cores < size
+        faults.burn(self.kubectl, node, min(cores or size, size), self.image("burner"), limited=limited)
 
     def stop_burning(self, node: str) -> None:
         faults.extinguish(self.kubectl, node)

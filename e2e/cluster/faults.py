@@ -30,7 +30,18 @@ def limit_cpu(engine: Engine, node: str, cores: float) -> None:
     """The node gets so many cores from now on, enforced by the engine."""
     if cores <= 0:
         raise ValueError(f"cores must be more than 0, not {cores:g}")
+    engine.execute(node, _relax(cores))
     engine.docker("update", "--cpus", f"{cores:g}", node)
+
+
+def _relax(cores: float) -> str:
+    """cgroup v1 refuses a quota below that of a group inside: lift those that the new limit makes pointless."""
+    return f"""
+    cd /sys/fs/cgroup/cpu 2>/dev/null || exit 0
+    find . -mindepth 2 -name cpu.cfs_quota_us | while read -r quota; do
+      now=$(cat $quota 2>/dev/null) period=$(cat ${{quota%quota_us}}period_us 2>/dev/null) || continue
+      [ "$now" -le 0 ] || [ $(( now * 1000 / period )) -le {floor(cores * 1000)} ] || echo -1 > $quota
+    done"""
 
 
 def limit_memory(engine: Engine, node: str, memory_mib: int) -> None:
@@ -94,20 +105,18 @@ def start(engine: Engine, node: str) -> None:
 Kubectl = Callable[..., str]
 
 
-def burner(node: str, cores: float, free: float, image: str) -> dict[str, object]:
-    """The pod of another tenant that keeps `cores` busy on `node`. It requests what is `free` there, as tenants do: a pod that
-    requests nothing would give way to every other."""
+def burner(node: str, cores: float, free: float, image: str, *, limited: bool) -> dict[str, object]:
+    """The pod of another tenant that keeps `cores` busy on `node`, and without `limited` at least those. It requests what is `free`
+    there, as tenants do: a pod that requests nothing would give way to every other."""
     request = max(0.01, min(cores, free))
+    limits = {"memory": "32Mi"} | ({"cpu": f"{ceil(cores * 1000)}m"} if limited else {})
     script = "while :; do :; done & " * ceil(cores) + "wait"
     container = {
         "name": "burner",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["/bin/sh", "-c", script],
-        "resources": {
-            "requests": {"cpu": f"{floor(request * 1000)}m", "memory": "4Mi"},
-            "limits": {"cpu": f"{ceil(cores * 1000)}m", "memory": "32Mi"},
-        },
+        "resources": {"requests": {"cpu": f"{floor(request * 1000)}m", "memory": "4Mi"}, "limits": limits},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     return {
@@ -126,14 +135,14 @@ def burner(node: str, cores: float, free: float, image: str) -> dict[str, object
     }
 
 
-def burn(kubectl: Kubectl, node: str, cores: float, image: str) -> None:
+def burn(kubectl: Kubectl, node: str, cores: float, image: str, *, limited: bool) -> None:
     """Start the burner on `node` and wait until it runs."""
     extinguish(kubectl, node)
     free = free_cores(
         json.loads(kubectl("get", "node", node, "-o", "json")), json.loads(kubectl("get", "pods", "-A", "-o", "json"))["items"]
     )
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TENANT}}
-    items = {"apiVersion": "v1", "kind": "List", "items": [namespace, burner(node, cores, free, image)]}
+    items = {"apiVersion": "v1", "kind": "List", "items": [namespace, burner(node, cores, free, image, limited=limited)]}
     kubectl("apply", "-f", "-", stdin=json.dumps(items))
     kubectl("-n", TENANT, "wait", "--for=condition=Ready", f"pod/burner-{node}", "--timeout=60s")
 
