@@ -202,6 +202,23 @@ def test_a_user_may_allow_the_break_that_such_a_move_needs():
     assert len(world.segments()) == 2
 
 
+@pytest.mark.parametrize(("after", "paid"), [(9.0, True), (45.0, False)])
+def test_a_move_is_judged_by_what_requests_saw(after: float, paid: bool):
+    world, operator = serving()
+    world.traffic = seen_traffic(per_token=41)
+    world.busy[busy_node(world)] = 0.93
+    operator.run(9)
+    assert reasons(world)[0] == "UtilizationShifted"
+    assert "outcome" not in world.status()["decisions"][0]
+    world.traffic = seen_traffic(per_token=after)
+    operator.run(14)
+    outcome = world.status()["decisions"][0]["outcome"]
+    assert (outcome["observedBeforeMs"], outcome["observedAfterMs"], outcome["paid"]) == (41, after, paid)
+    assert outcome["predictedAfterMs"] < outcome["predictedBeforeMs"]
+    assert world.status()["adaptation"].get("unpaid", 0) == (0 if paid else 1)
+    assert "promise" not in world.status()["adaptation"]
+
+
 # --- what breaks ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -27,12 +27,24 @@ class Failures(Value):
     key: str
 
 
+class Promise(Value):
+    """What an optional move promised, to be held against what is observed once it has settled. Times per output token in ms."""
+
+    revision: str
+    predicted_before_ms: float
+    predicted_after_ms: float
+    observed_before_ms: float | None = None
+    settled_at: datetime | None = None
+
+
 class Recall(Value):
     """Kept in status.adaptation. Losing it makes optional moves later and failures count anew, nothing worse."""
 
     memory: Memory = Memory()
     moves: tuple[datetime, ...] = ()
     failures: Mapping[str, Failures] = Field(default_factory=dict)
+    promise: Promise | None = None
+    unpaid: int = Field(default=0, ge=0, description="moves after which requests were not served faster than before")
     proofs: tuple[str, ...] = Field(default=(), description="proof keys of the processes that were proven")
 
     def moved(self, now: datetime) -> "Recall":

@@ -24,6 +24,7 @@ from splitinference.controller.report import Report, events, status_of
 from splitinference.controller.resource import Resource, read_resource
 from splitinference.controller.snapshot import Reading
 from splitinference.controller.status import Condition, merge_patch
+from splitinference.controller.verdict import judge, promised
 from splitinference.controller.walking import Walker
 from splitinference.core.adaptation import Facts, Traffic
 from splitinference.core.compare import Change
@@ -148,7 +149,9 @@ class _Pass:
         if isinstance(steps, Done) or seen.stored is None or not seen.gateways:
             self._ensure_gateway(body, profile)
         serving = stored.route if stored else None
-        report = replace(report, steps=steps, serving=serving, endpoint=self.ports.builder.endpoint(body))
+        verdict = judge(seen, isinstance(steps, Done))
+        report = replace(report, seen=replace(seen, recall=verdict.recall), verdict=verdict, steps=steps, serving=serving)
+        report = replace(report, endpoint=self.ports.builder.endpoint(body))
         return self._finish(report, _WALKING_SECONDS if isinstance(steps, Steps) else None)
 
     # --- the plan --------------------------------------------------------------------------------------------------------------------
@@ -201,6 +204,7 @@ class _Pass:
                 message = f"{decision.message}; another resource's plan took the memory: {'; '.join(taken)}"
                 return Keep(reason=Kept.OVERTAKEN, message=message)
             recall = seen.recall if decision.change is Change.KEEP else seen.recall.moved(seen.now)
+            recall = promised(recall, decision, built.target.route.revision, seen.report.observed if seen.report else None)
             seen = replace(seen, reading=reading, recall=recall)
             serving = seen.stored.route if seen.stored else None
             self._write(

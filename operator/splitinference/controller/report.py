@@ -15,10 +15,12 @@ from splitinference.controller.status import (
     decisions,
     duration,
     is_new,
+    judged,
     latency,
     nodes,
     observed,
 )
+from splitinference.controller.verdict import Verdict
 from splitinference.core.decide import Adopt, Keep, Kept
 from splitinference.core.transition import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
 from splitinference.core.walk import Phase, Route
@@ -42,6 +44,7 @@ class Report:
     proofs: frozenset[str] = frozenset()
     refused: tuple[str, ...] = ()
     endpoint: str = ""
+    verdict: Verdict | None = None
 
     @property
     def new_decision(self) -> Decision | None:
@@ -64,7 +67,10 @@ def status_of(report: Report) -> dict[str, Any]:
         "observedGeneration": generation,
         "conditions": conditions(before.get("conditions") or [], all_conditions(report), generation, seen.now),
     }
-    if made := decisions(before.get("decisions") or [], report.new_decision):
+    made = decisions(before.get("decisions") or [], report.new_decision)
+    if report.verdict is not None and report.verdict.outcome:
+        made = judged(made, report.verdict.revision, report.verdict.outcome)
+    if made:
         written["decisions"] = made
     if recall := seen.recall.model_copy(update={"proofs": tuple(sorted(report.proofs))}).as_status():
         written["adaptation"] = recall

@@ -83,6 +83,14 @@ def decisions(before: Sequence[Mapping[str, Any]], new: Decision | None) -> list
     return kept[:MOST_DECISIONS]
 
 
+def judged(before: Sequence[Mapping[str, Any]], revision: str, outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The decisions, where the newest one that led to this revision says what came of it."""
+    found = next(
+        (index for index, entry in enumerate(before) if entry.get("revision") == revision and entry.get("transition") != "keep"), None
+    )
+    return [{**entry, "outcome": dict(outcome)} if index == found else dict(entry) for index, entry in enumerate(before)]
+
+
 def is_new(before: Sequence[Mapping[str, Any]], new: Decision) -> bool:
     """Whether this decision would be added."""
     return not _repeats(before, new)

@@ -21,9 +21,10 @@ from splitinference.core.value import Value
 
 
 class Adopt(Value):
-    """Make this the plan."""
+    """Make this the plan. `before_ms`: time per output token predicted for the old plan, as things are now; None for a mandatory change."""
 
     plan: Plan
+    before_ms: float | None = None
     change: Change
     reason: Reason
     message: str
@@ -232,7 +233,14 @@ def _optional(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tri
     if policy.mode is Mode.ADVISORY:
         where = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in best.segments)
         return Keep(reason=Kept.ADVISED, message=f"{message}; would go to {where}", trigger=trigger), memory
-    adopted = Adopt(plan=best, change=change(current, best), reason=trigger.reason, message=message, mandatory=False)
+    adopted = Adopt(
+        plan=best,
+        before_ms=predict(current, problem).time_per_output_token_ms,
+        change=change(current, best),
+        reason=trigger.reason,
+        message=message,
+        mandatory=False,
+    )
     return adopted, Memory(reviewed=facts.now)
 
 

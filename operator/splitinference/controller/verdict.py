@@ -1,0 +1,65 @@
+"""Did a move pay? What was promised held against what requests saw, once the new route has had a whole window to itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from splitinference.controller.look import Seen
+from splitinference.controller.ports import ObservedTraffic
+from splitinference.controller.recall import Promise, Recall
+from splitinference.core.decide import Adopt
+
+_PATIENCE = timedelta(minutes=10)
+"""A move that nobody used for so long is not judged any more."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is remembered afterwards; and, once it is known, the outcome for the decision of this revision."""
+
+    recall: Recall
+    revision: str = ""
+    outcome: Mapping[str, Any] = field(default_factory=dict)
+
+
+def promised(recall: Recall, decision: Adopt, revision: str, traffic: ObservedTraffic | None) -> Recall:
+    """Remember what an optional move promises. Any other change of the plan makes an earlier promise void."""
+    if decision.before_ms is None or decision.plan.prediction is None:
+        return recall.model_copy(update={"promise": None})
+    seen = traffic.time_per_output_token_ms.p50 if traffic is not None and traffic.requests else None
+    promise = Promise(
+        revision=revision,
+        predicted_before_ms=round(decision.before_ms, 3),
+        predicted_after_ms=round(decision.plan.prediction.time_per_output_token_ms, 3),
+        observed_before_ms=seen,
+    )
+    return recall.model_copy(update={"promise": promise})
+
+
+def judge(seen: Seen, settled: bool) -> Verdict:
+    """The verdict of this pass; `settled`: the walk is done."""
+    recall, promise, now = seen.recall, seen.recall.promise, seen.now
+    if promise is None or seen.stored is None or seen.stored.route.revision != promise.revision or not settled:
+        return Verdict(recall)
+    if promise.settled_at is None:
+        return Verdict(recall.model_copy(update={"promise": promise.model_copy(update={"settled_at": now})}))
+    traffic = seen.report.observed if seen.report is not None and seen.report.revision == promise.revision else None
+    if now - promise.settled_at > _PATIENCE:
+        return Verdict(recall.model_copy(update={"promise": None}))
+    if traffic is None or not traffic.requests or (now - promise.settled_at).total_seconds() < traffic.window_seconds:
+        return Verdict(recall)
+    after = traffic.time_per_output_token_ms.p50
+    if after is None:
+        return Verdict(recall)
+    outcome: dict[str, Any] = {
+        "predictedBeforeMs": promise.predicted_before_ms,
+        "predictedAfterMs": promise.predicted_after_ms,
+        "observedAfterMs": after,
+    }
+    paid = True
+    if promise.observed_before_ms is not None:
+        paid = after < promise.observed_before_ms
+        outcome |= {"observedBeforeMs": promise.observed_before_ms, "paid": paid}
+    done = recall.model_copy(update={"promise": None, "unpaid": recall.unpaid + (not paid)})
+    return Verdict(done, promise.revision, outcome)
