@@ -60,6 +60,15 @@ def connect(kubeconfig: str | None = None) -> client.ApiClient:
     return client.ApiClient(configuration)
 
 
+def current_namespace(kubeconfig: str | None = None) -> str:
+    """The namespace of the kubeconfig's current context; `default` where it has none."""
+    try:
+        _, context = config.list_kube_config_contexts(kubeconfig)
+    except (config.ConfigException, OSError):
+        return "default"
+    return str(context.get("context", {}).get("namespace") or "default")
+
+
 class KubeCluster:
     """Implements `Cluster`. One instance may be used from many threads."""
 

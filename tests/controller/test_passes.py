@@ -1,0 +1,186 @@
+"""One pass at a time for each resource, woken by changes, and never forgotten."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from splitinference.controller.passes import Ended, Key, Pass, Passes
+
+CHAT = ("team", "chat")
+OTHER = ("team", "other")
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+class Recorder:
+    """A pass that notes when it ran, and how many ran at once."""
+
+    def __init__(self, seconds: float = 0.0, ends: Callable[[Key, int], Pass] = lambda key, count: Pass(Ended.DONE)) -> None:
+        self.ran: list[Key] = []
+        self.times: list[float] = []
+        self.reported: list[Ended] = []
+        self.most_at_once = 0
+        self._running: dict[Key, int] = {}
+        self._seconds = seconds
+        self._ends = ends
+        self._lock = threading.Lock()
+
+    def __call__(self, key: Key) -> Pass:
+        with self._lock:
+            self._running[key] = self._running.get(key, 0) + 1
+            self.most_at_once = max(self.most_at_once, self._running[key])
+            self.ran.append(key)
+            self.times.append(time.monotonic())
+        time.sleep(self._seconds)
+        with self._lock:
+            self._running[key] -= 1
+        return self._ends(key, self.ran.count(key))
+
+    def report(self, key: Key, ended: Ended, seconds: float) -> None:
+        self.reported.append(ended)
+
+
+@asynccontextmanager
+async def running(recorder: Recorder, threads: ThreadPoolExecutor, resync: float = 60, retry: float = 0.3) -> AsyncIterator[Passes]:
+    passes = Passes(recorder, threads, resync, retry, recorder.report)
+    try:
+        yield passes
+    finally:
+        await passes.stop()
+
+
+async def until(holds: Callable[[], bool], seconds: float = 2.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+def test_a_new_resource_is_looked_at_at_once(threads):
+    async def scenario() -> None:
+        recorder = Recorder()
+        async with running(recorder, threads) as passes:
+            passes.wake(CHAT)
+            await until(lambda: recorder.ran == [CHAT], 0.5)
+
+    asyncio.run(scenario())
+
+
+def test_many_changes_during_a_pass_are_one_more_pass(threads):
+    async def scenario() -> None:
+        recorder = Recorder(seconds=0.2)
+        async with running(recorder, threads) as passes:
+            passes.wake(CHAT)
+            await until(lambda: len(recorder.ran) == 1)
+            for _ in range(20):
+                passes.wake(CHAT)
+                await asyncio.sleep(0.005)
+            await until(lambda: len(recorder.ran) == 2)
+            await asyncio.sleep(0.7)
+        assert len(recorder.ran) == 2
+        assert recorder.most_at_once == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_resource_does_not_hold_up_another(threads):
+    async def scenario() -> None:
+        recorder = Recorder(seconds=0.5)
+        async with running(recorder, threads) as passes:
+            passes.wake(CHAT)
+            await until(lambda: recorder.ran == [CHAT])
+            passes.wake(OTHER)
+            await until(lambda: OTHER in recorder.ran, 0.3)
+
+    asyncio.run(scenario())
+
+
+def test_without_any_change_it_looks_again_after_a_while_and_sooner_if_the_pass_says_so(threads):
+    async def scenario(resync: float, again: float | None) -> None:
+        recorder = Recorder(ends=lambda key, count: Pass(Ended.DONE, again))
+        async with running(recorder, threads, resync=resync) as passes:
+            passes.wake(CHAT)
+            await until(lambda: len(recorder.ran) == 3)
+
+    asyncio.run(scenario(resync=0.3, again=None))
+    asyncio.run(scenario(resync=60, again=0.3))
+
+
+def test_what_concerns_all_wakes_all(threads):
+    async def scenario() -> None:
+        recorder = Recorder()
+        async with running(recorder, threads) as passes:
+            passes.wake(CHAT)
+            passes.wake(OTHER)
+            await until(lambda: len(recorder.ran) == 2)
+            await asyncio.sleep(0.3)
+            passes.wake_all()
+            await until(lambda: len(recorder.ran) == 4, 0.5)
+
+    asyncio.run(scenario())
+
+
+def test_a_pass_that_breaks_is_tried_again_later_each_time(threads, caplog):
+    def breaks(key: Key, count: int) -> Pass:
+        raise RuntimeError("broken")
+
+    async def scenario() -> None:
+        recorder = Recorder(ends=breaks)
+        async with running(recorder, threads, retry=0.2) as passes:
+            passes.wake(CHAT)
+            await until(lambda: len(recorder.ran) == 4, 4)
+        gaps = [later - earlier for earlier, later in zip(recorder.times, recorder.times[1:], strict=False)]
+        assert gaps[0] < gaps[1] < gaps[2]
+        assert set(recorder.reported) == {Ended.FAILED}
+
+    asyncio.run(scenario())
+    assert "a pass failed" in caplog.text
+
+
+def test_a_resource_that_is_gone_has_no_loop_and_may_come_back(threads):
+    async def scenario() -> None:
+        recorder = Recorder(ends=lambda key, count: Pass(Ended.GONE))
+        async with running(recorder, threads) as passes:
+            passes.wake(CHAT)
+            await until(lambda: not passes.keys)
+            passes.wake_known(CHAT)
+            await asyncio.sleep(0.3)
+            assert len(recorder.ran) == 1, "what is left of a resource that is gone wakes nothing"
+            passes.wake(CHAT)
+            await until(lambda: len(recorder.ran) == 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_resource_that_comes_back_during_its_last_pass_is_not_forgotten(threads):
+    async def scenario() -> None:
+        recorder = Recorder(seconds=0.2, ends=lambda key, count: Pass(Ended.GONE if count == 1 else Ended.DONE))
+        async with running(recorder, threads) as passes:
+            passes.wake(CHAT)
+            await until(lambda: len(recorder.ran) == 1)
+            passes.wake(CHAT)
+            await until(lambda: len(recorder.ran) == 2)
+            assert passes.keys == {CHAT}
+
+    asyncio.run(scenario())
+
+
+def test_nothing_follows_the_end(threads):
+    async def scenario() -> Any:
+        recorder = Recorder(seconds=0.1)
+        async with running(recorder, threads, resync=0.2) as passes:
+            passes.wake(CHAT)
+            await until(lambda: len(recorder.ran) == 1)
+        await asyncio.sleep(0.5)
+        assert len(recorder.ran) == 1
+
+    asyncio.run(scenario())
