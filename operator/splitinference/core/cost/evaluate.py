@@ -12,7 +12,7 @@ from splitinference.core.plan import Plan, Segment
 from splitinference.core.problem import Problem
 
 
-class UnknownPlace(Exception):  # noqa: N818 - says what is the case
+class UnknownPlace(Exception):
     """A plan names a node or processor that the snapshot does not have."""
 
 

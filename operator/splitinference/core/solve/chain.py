@@ -2,16 +2,23 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from splitinference.core.solve.alike import needed
 from splitinference.core.solve.criterion import Arrays
 from splitinference.core.solve.dual import crowded, keeps_counts, price, rounds_for, sum_along
-from splitinference.core.solve.relaxed import Step, complete, path, promising
+from splitinference.core.solve.relaxed import Step, complete, most_segments, path, promising
 from splitinference.core.solve.search import Search
 from splitinference.core.solve.task import SLACK, Multipliers, Task
 
 WIDTHS = (64, 1_000, 12_000)
 """Labels kept at a boundary, one try after the other; a number, not a time, so that the same problem gets the same plan."""
+
+
+MOST_SEGMENTS = 20
+FEW = 300
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,6 @@ def best_chain(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
     if quick is not None and (quick.proven or quick.bound >= known):
         return quick
     steps, value, bound = None, known, quick.bound if quick else -math.inf
-    first = Search(task, Multipliers.none(task)).run(16, value, expired)
-    if first.steps:
-        steps, value = first.steps, first.value
-    if first.complete:
-        return Chain(task, steps, value, math.inf if math.isinf(value) else max(bound, first.bound), "search, complete")
-    bound = max(bound, first.bound)
     priced = price(task, value, rounds_for(task), expired)
     if math.isinf(priced.bound) and priced.bound > 0:
         return Chain(task, None, math.inf, math.inf, "the relaxation has no chain")
@@ -55,29 +56,62 @@ def best_chain(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
     bound = max(bound, priced.bound) if task.is_a_sum else bound
     if steps and value - bound <= SLACK * abs(value):
         return Chain(task, steps, value, min(bound, value), "prices on repeated places close the gap")
-    full, prices = task, priced.prices
-    classes: list[int] | None = None
+    first = Search(task, priced.prices).run(16, value, expired)
+    if first.steps:
+        steps, value = first.steps, first.value
+    bound = max(bound, min(first.bound, value))
+    if first.complete:
+        return Chain(task, steps, value, math.inf if math.isinf(value) else bound, "search, complete")
+    classes = list(range(task.tables.count))
     for width in WIDTHS:
+        part, prices = task.only(classes), priced.prices.only(classes)
         if task.is_a_sum and math.isfinite(value):
-            kept = _promising(full, prices, value)
-            if len(kept) < task.tables.count:
-                classes, task, prices_here = kept, full.only(kept), prices.only(kept)
-            else:
-                prices_here = prices if classes is None else prices.only(classes)
-        else:
-            prices_here = prices
-        if task.tables.count == 0:
-            return Chain(full, steps, value, value, "no class of places is left that a better chain could use")
-        found = Search(task, prices_here).run(width, value, expired)
+            kept = _promising(part, prices, value)
+            classes, part, prices = [classes[c] for c in kept], part.only(kept), prices.only(kept)
+        if part.tables.count == 0:
+            return Chain(task, steps, value, value, "no class of places is left that a better chain could use")
+        search = Search(part, prices)
+        kept = needed(part, search.alike, _at_most(part, search, value))
+        if len(kept) < part.tables.count:
+            classes, part = [classes[c] for c in kept], part.only(kept)
+            again = price(part, value, rounds_for(part), expired)
+            if again.steps and again.value < value:
+                steps, value = tuple(Step(s.start, s.end, classes[s.place]) for s in again.steps), again.value
+            search = Search(part, prices.only(kept))
+            if again.bound > search.root_bound * (1 + SLACK):
+                priced = replace(priced, prices=_spread(again.prices, classes, task.tables.count))
+                search = Search(part, again.prices)
+        found = search.run(width, value, expired)
         if found.steps:
             value = found.value
-            steps = tuple(Step(s.start, s.end, classes[s.place] if classes else s.place) for s in found.steps)
+            steps = tuple(Step(s.start, s.end, classes[s.place]) for s in found.steps)
         bound = max(bound, min(found.bound, value))
         if found.complete:
-            return Chain(full, steps, value, math.inf if math.isinf(value) else bound, f"search with {width} labels a boundary, complete")
+            return Chain(task, steps, value, math.inf if math.isinf(value) else bound, f"search with {width} labels a boundary, complete")
         if expired():
             break
-    return Chain(full, steps, value, bound, "search, not complete")
+    return Chain(task, steps, value, bound, "search, not complete")
+
+
+def _spread(prices: Multipliers, classes: list[int], count: int) -> Multipliers:
+    """Prices of some classes as prices of all, the others free of charge."""
+    uses = np.zeros(count)
+    uses[classes] = prices.uses
+    return replace(prices, uses=uses)
+
+
+def _at_most(task: Task, search: Search, value: float) -> int:
+    """The most segments that a chain better than `value` can have."""
+    limits = [task.tables.layers]
+    if task.max_segments is not None:
+        limits.append(task.max_segments)
+    if task.max_nodes is not None and not task.tables.shares_node.any():
+        limits.append(task.max_nodes)
+    if task.is_a_sum and math.isfinite(value) and task.tables.count <= FEW:
+        found = most_segments(search.priced, value + search.constant, MOST_SEGMENTS)
+        if found is not None:
+            limits.append(found)
+    return min(limits)
 
 
 def _by_dynamic_programme(task: Task) -> Chain | None:

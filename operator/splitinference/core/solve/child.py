@@ -26,7 +26,7 @@ START_SECONDS = 20.0
 _LENGTH = struct.Struct("<Q")
 
 
-class SolverFailed(Exception):  # noqa: N818 - says what is the case
+class SolverFailed(Exception):
     """The solver's process ended without an answer; the message has its last words."""
 
 

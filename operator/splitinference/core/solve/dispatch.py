@@ -10,6 +10,7 @@ from splitinference.core.cost.predict import predict
 from splitinference.core.explain import explain
 from splitinference.core.plan import Pipeline, Plan, Segment
 from splitinference.core.problem import Goal, Problem
+from splitinference.core.solve.bottleneck import least_bottleneck
 from splitinference.core.solve.chain import Chain, best_chain
 from splitinference.core.solve.infeasible import reasons
 from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, Limits, Outcome, Solved, TimedOut
@@ -21,7 +22,7 @@ CLOSED = 1e-6
 """Gap at which a plan counts as optimal: the arithmetic's rounding, far below what a measurement could tell."""
 
 
-class WrongAnswer(Exception):  # noqa: N818 - says what is the case
+class WrongAnswer(Exception):
     """A solver returned a plan that the judge refuses; a defect of ours, never of the input."""
 
 
@@ -77,7 +78,7 @@ def _chains(
     """The best chain by the main goal, then by each further one among the best; None if there is no valid plan."""
     task = task_of(tables)
     value = value_of(predict(known, problem), problem) if known else math.inf
-    chain = best_chain(task, value, expired)
+    chain = answer_of(task, value, expired)
     if chain.steps is None and known is None:
         return None if chain.proven else (None, chain.bound)
     plan = plan_of(tables, chain.steps, hint) if chain.steps else known
@@ -87,10 +88,17 @@ def _chains(
             break
         reached = goal_value(predict(plan, problem), (problem.objective.goal, *problem.objective.then)[number])
         task = _fixed(task, (problem.objective.goal, *problem.objective.then)[number], reached, goal)
-        better = best_chain(task, goal_value(predict(plan, problem), goal), expired)
+        better = answer_of(task, goal_value(predict(plan, problem), goal), expired)
         if better.steps:
             plan = plan_of(tables, better.steps, hint)
     return plan, bound
+
+
+def answer_of(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
+    """The best chain for a task, by thresholds where only the slowest stage or link counts."""
+    if task.occupancy_weight and not task.utilization_weight and not task.objective.moved:
+        return least_bottleneck(task, known, expired)
+    return best_chain(task, known, expired)
 
 
 def _fixed(task: Task, goal: Goal, reached: float, following: Goal) -> Task:

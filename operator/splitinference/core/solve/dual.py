@@ -102,13 +102,14 @@ def price(task: Task, best: float, rounds: int, expired: Callable[[], bool]) -> 
             value = sum_along(Arrays(t, task.objective, task.allowed, task.hops_open), steps) if plain else math.inf
             if value < result.value:
                 result = Priced(result.prices, result.bound, steps, value)
-        if (result.value - result.bound <= SLACK * abs(result.value)) or expired() or pace < 0.02:
+        closed = math.isfinite(result.value) and result.value - result.bound <= SLACK * abs(result.value)
+        if closed or expired() or pace < 0.02:
             break
         extra = uses_of(task, steps) - multiplicity
         more_nodes = float(len(steps) - task.max_nodes) if counted and task.max_nodes is not None else 0.0
         active = np.where((current.uses > 0) | (extra > 0), extra, 0.0)
         norm = float((active**2).sum()) + more_nodes**2
-        target = result.value if math.isfinite(result.value) else bound + 0.1 * abs(bound)
+        target = min(result.value, bound + 0.1 * abs(bound))
         length = pace * max(target - bound, 0.005 * abs(bound)) / max(norm, 1e-12) if norm else 0.0
         raised = np.maximum(0.0, current.uses + length * active)
         per_node = max(0.0, current.per_node + length * more_nodes) if counted else 0.0

@@ -81,3 +81,23 @@ def promising(arrays: Arrays, completion: Completion, most: float) -> list[int]:
         through = begun[b][:, None] + arrays.segments_from(b) + completion.ended.T
         alive |= (through <= most).any(axis=1)
     return [int(c) for c in np.flatnonzero(alive)]
+
+
+def most_segments(arrays: Arrays, most: float, cap: int) -> int | None:
+    """The most segments that a relaxed chain of cost at most `most` can have; None if that is `cap` or more."""
+    layers, count = arrays.tables.layers, arrays.tables.count
+    ended = np.full((cap + 1, layers + 1, count), np.inf)
+    starting = np.full((cap + 1, layers + 1, count), np.inf)
+    ended[0, layers] = 0.0
+    for b in range(layers - 1, -1, -1):
+        rest = ended[:-1].copy()
+        rest[-1] = np.minimum(rest[-1], ended[-1])
+        starting[1:, b] = (arrays.segments_from(b)[None] + rest.transpose(0, 2, 1)).min(axis=2)
+        if b:
+            hops = arrays.hops(b)
+            for k in range(1, cap + 1):
+                if np.isfinite(starting[k, b]).any():
+                    ended[k, b] = (hops + starting[k, b][None, :]).min(axis=1)
+    values = (arrays.entering()[None, :] + starting[:, 0]).min(axis=1)
+    within = np.flatnonzero(values <= most)
+    return None if within.size and within[-1] == cap else int(within[-1]) if within.size else 0

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from splitinference.core.solve.alike import alike
 from splitinference.core.solve.criterion import Arrays, hop_occupancy
 from splitinference.core.solve.relaxed import Completion, Step, complete
 from splitinference.core.solve.tables import Bools, Floats, Ints
 from splitinference.core.solve.task import SLACK, Multipliers, Task
 
 _DOMINANCE_BLOCK = 400
+_DOMINANCE_HEADS = 1_200
 _CHUNK = 20_000
+_CHILDREN, _LEAST_CHILDREN = 48, 2_000
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,18 @@ class _Labels:
         )  # fmt: skip
 
 
+def _first_of_equal_use(last: Ints, used: NDArray[np.int8], measure: Floats) -> Bools:
+    """Of labels on one cluster that use the same, drop those that are no better than the first (least) in anything."""
+    rows = np.ascontiguousarray(np.concatenate([last[:, None].astype(np.int32).view(np.int8), used], axis=1))
+    _, group = np.unique(rows.view([("", rows.dtype, (rows.shape[1],))]).ravel(), return_inverse=True)
+    order = np.lexsort((*measure.T[::-1], group))
+    new = np.diff(group[order], prepend=-1) != 0
+    first = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    keep = np.ones(len(order), dtype=bool)
+    keep[order] = new | ~(measure[first] <= measure[order]).all(axis=1)
+    return keep
+
+
 def _below(value: float) -> float:
     """What a chain must cost less than to count as better than `value`."""
     return value - SLACK * abs(value) if np.isfinite(value) else value
@@ -92,9 +107,18 @@ class Search:
         self._column[self.several] = np.arange(len(self.several))
         self.words = (len(self.single) + 63) // 64
         self._leave_bits, self._leave_counts = self._leaving()
+        measures = [[t.occupancy_from(b) for b in range(t.layers)]] if self.occupied else []
+        measures += [[t.utilization_from(b) for b in range(t.layers)]] if self.utilized else []
+        self.alike = alike(task, [self.plain, *self.sums], measures)
+        tracked = [(number, c) for number, row in enumerate(self.alike.rows) for c in row if self._bit[c] >= 0 or self._column[c] >= 0]
+        self._order: Ints = np.array([c for _, c in tracked], dtype=np.int64)
+        self._row: Ints = np.array([number for number, _ in tracked], dtype=np.int64)
+        self._position = np.full(t.count, -1)
+        self._position[self._order] = np.arange(len(tracked))
         self._parents: list[Ints] = []
         self._steps: list[Ints] = []
         self._made = 0
+        self._most, self._dropped = 0, float("inf")
 
     def _leaving(self) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
         """What leaving a class's node takes besides: all other places of a node with processors."""
@@ -130,13 +154,17 @@ class Search:
             return float("inf")
         return self.completion.value - self.constant + weight * slowest
 
-    def run(self, width: int, best: float, expired: Callable[[], bool]) -> Found:
-        """Search with at most `width` labels at a boundary, for chains cheaper than `best`; gives up when `expired`."""
+    def run(self, width: int, best: float, expired: Callable[[], bool], *, enough: float = -np.inf) -> Found:
+        """Search with at most `width` labels at a boundary, for chains cheaper than `best`.
+
+        Gives up when `expired`; stops at the first chain that costs no more than `enough`.
+        """
         t = self.tables
         self._parents, self._steps, self._made = [], [], 0
         waiting: list[list[_Labels]] = [[] for _ in range(t.layers + 1)]
         waiting[0].append(self._root())
         value, winner, dropped = best, -1, float("inf")
+        self._most, self._dropped = max(_LEAST_CHILDREN, _CHILDREN * width), float("inf")
         for b in range(t.layers):
             if not waiting[b]:
                 continue
@@ -163,8 +191,11 @@ class Search:
                     here = int(np.argmin(child.bound))
                     if child.bound[here] < value:
                         value, winner = float(child.bound[here]), int(child.identity[here])
+                if value <= enough:
+                    return Found(self._trace(winner), value, -np.inf, complete=False)
+        dropped = min(dropped, self._dropped)
         bound = min(_below(value), dropped)
-        return Found(self._trace(winner) if winner >= 0 else None, value, bound, not np.isfinite(dropped) or dropped >= value)
+        return Found(self._trace(winner) if winner >= 0 else None, value, bound, dropped >= value)
 
     @staticmethod
     def _left(waiting: list[list[_Labels]]) -> float:
@@ -190,10 +221,19 @@ class Search:
         who, where = np.nonzero(promise < _below(best))
         free = self._is_free(labels, who, where)
         who, where = who[free], where[free]
+        if len(who) > self._most:
+            kept = self._least(promise[who, where])
+            who, where = who[kept], where[kept]
         result: list[tuple[int, _Labels]] = []
         for part in range(0, len(who), _CHUNK):
             result.extend(self._segments(b, labels, (who[part : part + _CHUNK], where[part : part + _CHUNK]), reach, best))
         return result
+
+    def _least(self, bounds: Floats) -> Ints:
+        """The least of too many, in their order; what is left out counts for the search's bound."""
+        order = np.argsort(bounds, kind="stable")
+        self._dropped = min(self._dropped, float(bounds[order[self._most]]))
+        return np.sort(order[: self._most])
 
     def _is_free(self, labels: _Labels, who: Ints, where: Ints) -> Bools:
         free = np.ones(len(who), dtype=bool)
@@ -239,6 +279,9 @@ class Search:
         row, end = np.nonzero(good)
         if not len(row):
             return []
+        if len(row) > self._most:
+            kept = self._least(bound[row, end])
+            row, end = row[kept], end[kept]
         plain = labels.plain[who] + self._hop_rows(self.plain, b, labels.last)[who if b else np.zeros_like(who), where]
         taken, counts = self._take(labels, who, where, inside)
         parent = labels.identity[who]
@@ -315,29 +358,49 @@ class Search:
             columns.append(labels.segments.astype(float))
         if task.min_segments > 1:
             columns.append(-np.minimum(labels.segments, task.min_segments).astype(float))
-        measure = np.stack(columns, axis=1)
-        order = np.lexsort((*measure.T[::-1], labels.last))
-        keep = np.ones(len(order), dtype=bool)
-        starts = np.flatnonzero(np.diff(labels.last[order], prepend=-2))
+        measure, used = np.stack(columns, axis=1), self._used(labels)
+        last = self.alike.cluster[labels.last]
+        keep = _first_of_equal_use(last, used, measure)
+        order = np.flatnonzero(keep)
+        order = order[np.lexsort((used[order].sum(axis=1), *measure[order].T[::-1], last[order]))]
+        starts = np.flatnonzero(np.diff(last[order], prepend=-2))
         for begin, finish in zip(starts, [*starts[1:], len(order)], strict=True):
-            self._sift(order[begin:finish], measure, labels, keep)
+            self._sift(order[begin:finish], measure, used, keep)
         return labels.pick(keep)
 
-    def _sift(self, group: Ints, measure: Floats, labels: _Labels, keep: Bools) -> None:
-        """Mark the dominated of one class; `group` is in ascending order, so only earlier ones can dominate (of equals the first)."""
-        head = group[:_DOMINANCE_BLOCK]
+    def _used(self, labels: _Labels) -> NDArray[np.int8]:
+        """Label by column: how many places are used from the head of each row of comparable classes up to each of its points."""
+        dense = np.zeros((len(labels.last), len(self._order)), dtype=np.int8)
+        if self.words:
+            bits = np.unpackbits(np.ascontiguousarray(labels.taken).view(np.uint8), axis=1, bitorder="little")
+            dense[:, self._position[self.single]] = bits[:, : len(self.single)]
+        if len(self.several):
+            dense[:, self._position[self.several]] = labels.counts
+        some = np.flatnonzero(dense.any(axis=0))
+        row, total = self._row[some], np.cumsum(dense[:, some], axis=1, dtype=np.int8)
+        for begin in np.flatnonzero(np.diff(row, prepend=-1))[1:]:
+            total[:, begin:] -= total[:, begin - 1 : begin]
+        return total
+
+    @staticmethod
+    def _sift(group: Ints, measure: Floats, used: NDArray[np.int8], keep: Bools) -> None:
+        """Mark the dominated of one cluster; `group` is in ascending order, so only earlier ones can dominate (of equals the first)."""
+        heads = group[:0]
         for begin in range(0, len(group), _DOMINANCE_BLOCK):
             block = group[begin : begin + _DOMINANCE_BLOCK]
-            better = np.ones((len(head), len(block)), dtype=bool)
-            for column in measure.T:
-                better &= column[head][:, None] <= column[block][None, :]
-            for word in labels.taken.T:
-                better &= (word[head][:, None] & ~word[block][None, :]) == 0
-            for column in labels.counts.T:
-                better &= column[head][:, None] <= column[block][None, :]
-            if begin == 0:
-                better &= np.arange(len(head))[:, None] < np.arange(len(block))[None, :]
-            keep[block[better.any(axis=0)]] = False
+            for others, earlier in ((heads, False), (block, True)):
+                better = np.ones((len(others), len(block)), dtype=bool)
+                for column in measure.T:
+                    better &= column[others][:, None] <= column[block][None, :]
+                for count in used.T:
+                    better &= count[others][:, None] <= count[block][None, :]
+                if earlier:
+                    better &= np.arange(len(others))[:, None] < np.arange(len(block))[None, :]
+                keep[block[better.any(axis=0)]] = False
+                block = block[keep[block]]
+                if not len(block):
+                    break
+            heads = np.concatenate([heads, block])[:_DOMINANCE_HEADS]
 
     def _trace(self, identity: int) -> tuple[Step, ...]:
         parents, steps = np.concatenate(self._parents), np.concatenate(self._steps)
