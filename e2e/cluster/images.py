@@ -59,6 +59,12 @@ def copied(dockerfile: str) -> list[str]:
     return found
 
 
+def stage(source: Source) -> str | None:
+    """The Dockerfile's stage that is named as the image; None: its last. A Dockerfile may go on after it, with a stage for tests."""
+    named = re.search(rf"^FROM\s.*\sAS\s+{re.escape(source.name)}\s*$", source.dockerfile.read_text(), re.IGNORECASE | re.MULTILINE)
+    return source.name if named else None
+
+
 def content_key(dockerfile: Path, root: Path, base: str) -> str:
     """Hash of the Dockerfile, the base, and every file that is copied in. The same key means the same image."""
     sha = hashlib.sha256(base.encode() + dockerfile.read_bytes())
@@ -72,7 +78,7 @@ def content_key(dockerfile: Path, root: Path, base: str) -> str:
 
 def tag(engine: Engine, source: Source, base: str) -> str:
     """The image's name with its content key; the base counts by its id, so that a new base makes a new image."""
-    identity = engine.docker("images", "--no-trunc", "-q", base).strip() or base
+    identity = (engine.docker("images", "--no-trunc", "-q", base).strip() or base) + (stage(source) or "")
     return f"{PREFIX}/{source.name}:{content_key(source.dockerfile, REPOSITORY, identity)}"
 
 
@@ -83,6 +89,7 @@ def build(settings: Settings, engine: Engine, source: Source, base: str) -> str:
         with build_secrets() as secrets:
             words = ["build", "--build-arg", f"BASE={base}", "-t", name, "-f", str(source.dockerfile), *secrets]
             words += ["--network", "host"] if engine.private else []
+            words += ["--target", target] if (target := stage(source)) else []
             engine.docker(*words, str(REPOSITORY), log=settings.logs / f"image-{source.name}.log")
     engine.docker("tag", name, source.dev)
     return name
@@ -96,9 +103,9 @@ def build_secrets() -> Iterator[list[str]]:
         options += ["--secret", f"id=ca,src={bundle}"]
     with tempfile.TemporaryDirectory() as folder:
         if pip := pip_settings(os.environ):
-            path = Path(folder) / "pip.conf"
-            path.write_text(pip)
-            options += ["--secret", f"id=pip,src={path}"]
+            file = Path(folder) / "pip.conf"
+            file.write_text(pip)
+            options += ["--secret", f"id=pip,src={file}"]
         yield options
 
 
@@ -107,9 +114,9 @@ def pip_settings(environment: Mapping[str, str]) -> str:
     wanted = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout")
     found: dict[str, str] = {}
     files = ["/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf", environment.get("PIP_CONFIG_FILE", "")]
-    for file in files:
-        path = Path(file).expanduser()
-        for line in path.read_text().splitlines() if file and path.is_file() else []:
+    for name in filter(None, files):
+        path = Path(name).expanduser()
+        for line in path.read_text().splitlines() if path.is_file() else []:
             key, sign, value = line.partition("=")
             if sign and key.strip() in wanted:
                 found[key.strip()] = value.strip()
@@ -175,7 +182,7 @@ def adoption(layers: Sequence[Descriptor]) -> str:
         lines.append(
             f"case $known in *{name}*) ;; *) for attempt in 1 2 3; do\n"
             f"  [ -e {_CONTENT}/{name} ] || ln -sf {file} {_CONTENT}/{name}\n"
-            f"  ctr -n k8s.io content ingest --expected-digest {digest} --expected-size {layer.size} adopt-{name[:12]} < {file} >/dev/null &&\n"
+            f"  ctr -n k8s.io content ingest --expected-digest {digest} --expected-size {layer.size} adopt < {file} >/dev/null &&\n"
             f"  ctr -n k8s.io content label {digest} containerd.io/gc.root=1 >/dev/null && break\n"
             f"  [ $attempt -lt 3 ] || exit 1\n"
             f"done ;; esac"
