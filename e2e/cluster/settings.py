@@ -47,10 +47,10 @@ class WorkerSize:
 
 
 SIZES = (
-    WorkerSize(1.0, 1000, trusted=True),
-    WorkerSize(0.8, 900),
+    WorkerSize(1.0, 820, trusted=True),
+    WorkerSize(0.8, 640),
     WorkerSize(0.6, 800, trusted=True),
-    WorkerSize(0.5, 700),
+    WorkerSize(0.5, 620),
 )
 """Unequal on purpose, and so small that SmolLM2-135M needs three of the four: the fourth is where a segment can move to."""
 

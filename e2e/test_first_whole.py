@@ -1,0 +1,172 @@
+"""The first whole: apply → Ready → the unsplit model's tokens → a move under load without a failed request → delete leaves nothing."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+import yaml
+
+from e2e import stack
+from e2e.cluster import Cluster
+from e2e.traffic import Traffic
+
+pytestmark = pytest.mark.cluster
+
+NAME = "chat"
+OURS = "app.kubernetes.io/managed-by=splitinference,app.kubernetes.io/instance=chat"
+
+
+def sample() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(stack.SAMPLE.read_text())
+    return loaded
+
+
+def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true value of `holds`, asked every half second; fails the test after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := holds():
+            return value
+        time.sleep(0.5)
+    return pytest.fail(f"not within {seconds:g} s: {what}")
+
+
+@pytest.fixture(scope="module")
+def serving(operated: Cluster) -> Iterator[Cluster]:
+    """The sample resource, applied and Ready; deleted afterwards."""
+    operated.kubectl("apply", "-f", str(stack.SAMPLE))
+    with operated.progress.step("wait for the sample to be Ready"):
+        stack.wait_ready(operated, NAME)
+    yield operated
+    operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
+
+
+@pytest.fixture(scope="module")
+def base_url(serving: Cluster) -> Iterator[str]:
+    with stack.endpoint(serving, NAME) as url:
+        yield url
+
+
+def test_the_plan_is_whole_and_private(serving: Cluster) -> None:
+    found = stack.resource(serving, NAME)
+    plan = found["status"]["plan"]
+    segments = plan["segments"]
+    assert [s["start"] for s in segments[1:]] == [s["end"] for s in segments[:-1]]
+    assert (segments[0]["start"], segments[-1]["end"]) == (0, 32)
+    assert len({s["node"] for s in segments}) >= 3
+    trusted = serving.kubectl("get", "nodes", "-l", "splitinference.dev/trusted=true", "-o", "name").split()
+    assert {f"node/{segments[0]['node']}", f"node/{segments[-1]['node']}"} <= set(trusted)
+    assert plan["gap"] == 0
+    assert found["status"]["observedGeneration"] == found["metadata"]["generation"]
+
+
+def test_printer_columns_say_what_serves(serving: Cluster) -> None:
+    header, row = serving.kubectl("get", "si", NAME).splitlines()
+    assert header.split() == ["NAME", "READY", "SEGMENTS", "NODES", "PREDICTED", "OBSERVED", "DECISION", "AGE"]
+    assert row.split()[1] == "True"
+
+
+def test_greedy_tokens_are_the_unsplit_models(serving: Cluster, base_url: str) -> None:
+    prompt = "The capital of France is"
+    expected = stack.reference_tokens(serving, prompt, 24)
+    with openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
+        answer = client.completions.create(model="smollm2-135m-instruct", prompt=prompt, max_tokens=24, temperature=0)
+    assert answer.choices[0].text == expected["text"]
+    assert "Paris" in answer.choices[0].text
+
+
+def test_bad_requests_are_answered_in_openais_shape(base_url: str) -> None:
+    with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError) as unknown:
+            client.completions.create(model="nobody", prompt="x", max_tokens=1)
+        assert unknown.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as long:
+            client.completions.create(model="smollm2-135m-instruct", prompt="word " * 3000, max_tokens=1)
+        assert long.value.code == "context_length_exceeded"
+
+
+def test_a_busy_node_is_left_without_a_failed_request(serving: Cluster, base_url: str) -> None:
+    before = stack.placement(stack.resource(serving, NAME))
+    inner = {node for _, _, node in before[1:-1]}
+    busy = next(node for _, _, node in before if node in inner)
+    with Traffic(base_url, "smollm2-135m-instruct", clients=2) as traffic:
+        until(lambda: len(traffic.report().requests) >= 4, 120, "four answers before anything changes")
+        serving.burn(busy)
+        try:
+            after = until(
+                lambda: _settled(serving, lambda placed: all(node != busy for _, _, node in placed)), 150, f"no segment on {busy} any more"
+            )
+            done = len(traffic.report().requests)
+            until(lambda: len(traffic.report().requests) >= done + 4, 120, "four answers after the move")
+        finally:
+            serving.stop_burning(busy)
+        report = traffic.stop()
+    assert report.failed == ()
+    assert after != before
+    newest = next(d for d in stack.resource(serving, NAME)["status"]["decisions"] if d["reason"] == "UtilizationShifted")
+    assert busy in newest["message"]
+    assert report.longest_gap < 30
+
+
+def _settled(cluster: Cluster, wanted: Callable[[tuple[tuple[int, int, str], ...]], bool]) -> tuple[tuple[int, int, str], ...] | None:
+    """The placement, once it is as wanted, the resource is Ready, and no transition is under way."""
+    found = stack.resource(cluster, NAME)
+    placed = stack.placement(found)
+    settled = stack.condition(found, "Ready").get("status") == "True" and stack.condition(found, "Progressing").get("status") == "False"
+    return placed if settled and wanted(placed) else None
+
+
+def test_a_killed_segment_is_replaced_and_clients_only_wait(serving: Cluster, base_url: str) -> None:
+    with Traffic(base_url, "smollm2-135m-instruct", clients=2) as traffic:
+        until(lambda: len(traffic.report().requests) >= 2, 120, "two answers before anything changes")
+        victim = stack.resource(serving, NAME)["status"]["plan"]["segments"][1]["name"]
+        serving.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
+        until(lambda: _settled(serving, lambda _: True) and _pod_ready(serving, victim), 120, f"{victim} is there again")
+        done = len(traffic.report().requests)
+        until(lambda: len(traffic.report().requests) >= done + 2, 120, "two answers after it")
+        report = traffic.stop()
+    assert report.failed == ()
+
+
+def _pod_ready(cluster: Cluster, name: str) -> bool:
+    found = json.loads(cluster.kubectl("get", "pod", name, "-o", "json", "--ignore-not-found") or "{}")
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in found.get("status", {}).get("conditions", []))
+
+
+def test_a_plan_that_cannot_exist_names_what_binds_and_the_old_one_serves(serving: Cluster, base_url: str) -> None:
+    before = stack.placement(stack.resource(serving, NAME))
+    impossible = sample()
+    impossible["spec"]["privacy"]["rules"][0]["nodeLabels"] = {"splitinference.dev/trusted": "nobody"}
+    serving.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(impossible))
+    try:
+        refused = until(
+            lambda: (c := stack.condition(stack.resource(serving, NAME), "Planned")).get("status") == "False" and c, 60, "Planned is False"
+        )
+        assert "splitinference.dev/trusted=nobody" in refused["message"]
+        with openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
+            assert client.completions.create(model="smollm2-135m-instruct", prompt="One, two,", max_tokens=4).choices[0].text
+        assert stack.placement(stack.resource(serving, NAME)) == before
+    finally:
+        serving.kubectl("apply", "-f", str(stack.SAMPLE))
+    until(lambda: _settled(serving, lambda _: True), 120, "the sample is Ready again")
+
+
+def test_the_operator_may_be_killed(serving: Cluster, base_url: str) -> None:
+    before = stack.placement(stack.resource(serving, NAME))
+    pods = serving.kubectl("get", "pods", "-l", OURS, "-o", "jsonpath={.items[*].metadata.uid}").split()
+    serving.kubectl("-n", stack.SYSTEM, "delete", "pod", "--all", "--grace-period=0", "--force")
+    serving.kubectl("-n", stack.SYSTEM, "rollout", "status", "deployment", "--timeout=120s")
+    time.sleep(10)  # two passes of the new operator
+    assert stack.placement(stack.resource(serving, NAME)) == before
+    assert set(serving.kubectl("get", "pods", "-l", OURS, "-o", "jsonpath={.items[*].metadata.uid}").split()) == set(pods)
+
+
+def test_delete_leaves_nothing(serving: Cluster) -> None:
+    serving.kubectl("delete", "si", NAME, "--timeout=120s")
+    kinds = (
+        "pods,services,configmaps,deployments,serviceaccounts,roles.rbac.authorization.k8s.io,rolebindings.rbac.authorization.k8s.io,jobs"
+    )
+    until(lambda: not serving.kubectl("get", kinds, "-l", OURS, "-o", "name").strip(), 120, "every object of the resource is gone")

@@ -1,0 +1,43 @@
+"""Facts about the repository itself that a change elsewhere can break."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+import splitinference
+
+ROOT = Path(__file__).parent.parent
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z", "--", *patterns], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name]
+
+
+def test_the_operator_folder_is_no_package():
+    """`operator` is a module of the standard library: an __init__.py here breaks Python in the repository root."""
+    assert not (ROOT / "operator" / "__init__.py").exists()
+
+
+def test_the_crd_is_kept_once():
+    crds = [p for p in tracked("*.yaml", "*.yml") if not p.is_symlink() and "kind: CustomResourceDefinition" in p.read_text()]
+    assert [p.relative_to(ROOT).parts[0] for p in crds] == ["crds"]
+
+
+def test_chart_version_is_the_package_version():
+    chart = yaml.safe_load((ROOT / "charts/splitinference/Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (splitinference.__version__, splitinference.__version__)
+
+
+@pytest.mark.parametrize("page", sorted(tracked("*.md")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path):
+    targets = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page.read_text())
+    assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+def test_decisions_are_numbered_without_a_double():
+    numbers = [p.name[:4] for p in tracked("docs/decisions/0*.md")]
+    assert len(numbers) == len(set(numbers))
