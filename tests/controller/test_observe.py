@@ -75,6 +75,12 @@ def test_phases():
     assert phase(a_pod(), broken={"uid-chat-0-2-x/0": "stub gone"}) == (Phase.FAILED, "stub gone")
 
 
+def test_pods_of_a_resource_that_had_the_same_name_before_are_leaving():
+    theirs = a_pod(metadata={"ownerReferences": [{"uid": "old"}]})
+    assert phase(theirs, owner="new") == (Phase.LEAVING, "")
+    assert phase(theirs, owner="old") == (Phase.READY, "")
+
+
 def test_a_proof_is_of_one_process_not_of_its_successor():
     assert phase(a_pod(restarts=1), proven=frozenset({"uid-chat-0-2-x/0"}))[0] is Phase.READY
 

@@ -25,11 +25,15 @@ _HOPELESS = (
 
 @dataclass(frozen=True)
 class Known:
-    """What is known beside the pods. `proven` and `broken` are proof keys (broken: with what is wrong); `usable`: nodes that are ready;
-    `wanted`: names in the plan; `held_back`: names whose failure is not yet to be answered, and why."""
+    """What is known beside the pods.
+
+    `usable`: nodes that are ready; `owner`: the resource's uid (pods of one that had its name before are leaving); `wanted`: names in the
+    plan; `proven` and `broken`: proof keys (broken: with what is wrong); `held_back`: names whose failure is not answered yet, and why.
+    """
 
     now: datetime
     usable: frozenset[str]
+    owner: str = ""
     wanted: frozenset[str] = frozenset()
     proven: frozenset[str] = frozenset()
     broken: Mapping[str, str] = field(default_factory=dict)
@@ -104,7 +108,8 @@ def _container(pod: Manifest) -> Mapping[str, Any]:
 
 def _phase(pod: Manifest, node: str, key: str, known: Known) -> tuple[Phase, str]:
     name = pod["metadata"]["name"]
-    if pod["metadata"].get("deletionTimestamp"):
+    owners = {str(owner.get("uid", "")) for owner in pod["metadata"].get("ownerReferences") or []}
+    if pod["metadata"].get("deletionTimestamp") or (known.owner and owners and known.owner not in owners):
         return Phase.LEAVING, ""
     why = _ended(pod) if is_over(pod) else known.broken.get(key, "")
     if why:

@@ -3,17 +3,14 @@
 A pass never waits, and takes nothing for granted that an earlier pass did: it may be killed between any two writes, and the next goes on.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
 from functools import partial
 
 from splitinference.controller import terms
 from splitinference.controller.asked import Asked, profile_for, read_asked
-from splitinference.controller.gateway import gateway_name
+from splitinference.controller.front import ensure_gateway, is_coming
 from splitinference.controller.look import Looker, Seen, owner_of
 from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
@@ -41,7 +38,6 @@ from splitinference.settings import Settings
 log = logging.getLogger(__name__)
 
 _WALKING_SECONDS = 1.0
-_GATEWAY_FIRST = timedelta(seconds=10)
 Key = tuple[str, str]
 
 
@@ -111,7 +107,7 @@ class _Pass:
         if isinstance(asked, Asked):
             if planned is None:
                 self._ensure_gateway(self.body, asked.profile)
-                if self._gateway_is_coming(seen):
+                if is_coming(self.body, seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
             facts = self._facts(asked, planned, built, seen)
             decision, memory = decide(
@@ -230,38 +226,18 @@ class _Pass:
         built = build(planned, self.body, asked.profile, self.ports.builder)
         return planned, built, rehearse(built.target, seen.observed, strategy(asked.resource.spec.adaptation))
 
-    # --- the gateway -----------------------------------------------------------------------------------------------------------------
-
     def _ensure_gateway(self, body: Manifest, profile: Profile) -> None:
-        """Apply the gateway's objects if they changed, if this is the first pass of this process, or if the Deployment is gone."""
-        namespace, name = owner_of(body)
-        manifests = self.ports.builder.gateway(body, profile)
-        digest = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
-        there = {found["metadata"]["name"] for found in self.ports.cluster.owned("Deployment", namespace, name)}
-        if digest == self.kept.gateway and gateway_name(name) in there:
-            return
         try:
-            for manifest in manifests:
-                self.ports.cluster.apply(manifest)
-            self.kept.gateway = digest
+            self.kept.gateway = ensure_gateway(self.ports, body, profile, self.kept.gateway)
         except RefusedError as error:
             self.refused.append(f"the gateway was refused: {error}")
-
-    def _gateway_is_coming(self, seen: Seen) -> bool:
-        """Whether the gateway has no node yet and may soon have one: a plan made before would not know where requests enter."""
-        if any((pod.get("spec") or {}).get("nodeName") for pod in seen.gateways):
-            return False
-        try:
-            created = datetime.fromisoformat(str(self.body["metadata"]["creationTimestamp"]))
-        except (KeyError, ValueError):
-            return False
-        return seen.now - created < _GATEWAY_FIRST
 
     # --- the end ---------------------------------------------------------------------------------------------------------------------
 
     def _finish(self, report: Report, again_seconds: float | None) -> Looked:
         self._write(report)
-        again = _WALKING_SECONDS if self.refused or (report.decision and _soon(report.decision)) else again_seconds
+        doubted = bool(self.kept.proofs.doubts) or bool(report.seen.report and report.seen.report.failing)
+        again = _WALKING_SECONDS if self.refused or doubted or _overtaken(report.decision) else again_seconds
         return Looked(again_seconds=again)
 
     def _write(self, report: Report) -> None:
@@ -277,7 +253,7 @@ class _Pass:
         self.body = {**self.body, "status": after}
 
 
-def _soon(decision: Adopt | Keep) -> bool:
+def _overtaken(decision: Adopt | Keep | None) -> bool:
     return isinstance(decision, Keep) and decision.reason is Kept.OVERTAKEN
 
 
