@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from splitinference.controller.ports import Failing, Pending, Unreadable
+from splitinference.core.solve import solve
 from tests.controller.world import NAMESPACE, Killed, Operator, World, a_body, a_node, seen_traffic
 from tests.core.planning import a_profile
 
@@ -108,6 +109,21 @@ def test_a_busy_node_is_left_and_the_message_has_the_numbers():
     assert len(set(before) & set(world.segments())) == 1, "the segment that stayed was touched"
     assert len(world.segments()) == 2
     assert len(world.routes_seen) == 2, "one cutover for one move"
+
+
+def test_the_same_story_with_the_solver_itself():
+    world = World(small("a", "b", "c"))
+    world.add(a_body())
+    operator = Operator(world, solve)
+    operator.run(6)
+    world.now += timedelta(seconds=120)
+    node = busy_node(world)
+    world.busy[node] = 0.93
+    operator.run(12)
+    assert reasons(world) == ["UtilizationShifted", "NoPlan"]
+    assert f"{node}[" not in world.placement()
+    assert world.condition("Ready")["status"] == "True"
+    assert any("proven best" in line for line in world.status()["plan"]["explanation"])
 
 
 def test_ready_stays_true_while_a_segment_moves():

@@ -303,7 +303,7 @@ class Operator:
     """The operator's process: passes over one world. A new one knows nothing."""
 
     world: World
-    solver: Exhaustive = field(default_factory=Exhaustive)
+    solver: Any = field(default_factory=Exhaustive)
 
     def __post_init__(self) -> None:
         self.reconciler = Reconciler(self.world.ports(), SETTINGS, self.solver)
