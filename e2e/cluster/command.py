@@ -70,10 +70,8 @@ def pipe(source: Sequence[str], sink: Sequence[str], *, env: Mapping[str, str] |
             first.stdout.close()
         errors = first.stderr.read().decode(errors="replace") if first.stderr else ""
     if log is not None:
-        _append(
-            log,
-            f"$ {' '.join(source)} | {' '.join(sink)}\n{errors}{second.stdout.decode(errors='replace')}{second.stderr.decode(errors='replace')}",
-        )
+        said = second.stdout.decode(errors="replace") + second.stderr.decode(errors="replace")
+        _append(log, f"$ {' '.join(source)} | {' '.join(sink)}\n{errors}{said}")
     if second.returncode != 0:
         raise CommandFailed(sink, second.returncode, second.stderr.decode(errors="replace") + errors)
     if first.returncode != 0:

@@ -12,12 +12,13 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster.capabilities import missing_here, runtime_script
 from e2e.cluster.command import CommandFailed, run, succeeds
-from e2e.cluster.host import Baseline
+from e2e.cluster.host import Traces, raise_limits
 from e2e.cluster.settings import Settings
 
 NETWORK = "splitinference"
@@ -180,9 +181,11 @@ def start(settings: Settings) -> Engine:
     home = _home(settings)
     stop(settings)
     home.mkdir(parents=True, exist_ok=True)
-    Baseline.record(home / "baseline.json")
+    traces = Traces.record(home / "traces.json", bridge=bridge(settings), cgroup=cgroup(settings))
+    raise_limits()
     config: dict[str, object] = {
         "bridge": "none",
+        "iptables": False,
         "cgroup-parent": f"/{cgroup(settings)}",
         "storage-driver": "overlay2",
         "max-concurrent-downloads": 4,
@@ -219,24 +222,22 @@ def start(settings: Settings) -> Engine:
         time.sleep(0.1)
     else:
         raise EngineUnavailable(f"The private Docker engine did not answer within a minute; see {home}/dockerd.log.")
-    _make_network(engine, bridge(settings))
+    traces.open_firewall(_make_network(engine, traces.bridge))
     return engine
 
 
-def _make_network(engine: Engine, name: str) -> None:
-    """The network of the nodes, on a bridge with a name that we can recognise, in a subnet that nobody routes to yet."""
+def _make_network(engine: Engine, name: str) -> str:
+    """The network of the nodes, on the bridge `name`, in a subnet that nobody routes to yet; returns the subnet."""
     if NETWORK in engine.docker("network", "ls", "--format", "{{.Name}}").split():
-        if not engine.docker("network", "inspect", "-f", "{{range .Containers}}x{{end}}", NETWORK).strip():
-            engine.docker("network", "rm", NETWORK)  # its subnet may be taken by now
-        else:
-            return
+        for container in engine.docker("ps", "-aq").split():  # of an engine that was killed: none of them runs
+            engine.docker("rm", "-f", "-v", container)
+        engine.docker("network", "rm", NETWORK)
     taken = run(["ip", "-4", "route", "show", "table", "all"], check=False)
     option = f"com.docker.network.bridge.name={name}"
     for subnet in SUBNETS:
-        if subnet.rsplit(".", 2)[0] in taken:
-            continue
-        engine.docker("network", "create", "--driver", "bridge", "--subnet", subnet, "--opt", option, NETWORK)
-        return
+        if subnet.rsplit(".", 2)[0] not in taken:
+            engine.docker("network", "create", "--driver", "bridge", "--subnet", subnet, "--opt", option, NETWORK)
+            return subnet
     raise EngineUnavailable("No free private subnet in 172.17.0.0–172.31.255.255 for the nodes' network; free one of them.")
 
 
@@ -256,8 +257,8 @@ def stop(settings: Settings) -> None:
         if not _gone(pid, 15):
             _signal(pid, signal.SIGKILL)
             _gone(pid, 10)
-    if (home / "baseline.json").exists():
-        Baseline.load(home / "baseline.json").restore(bridges=(bridge(settings),), cgroup=cgroup(settings))
+    if (home / "traces.json").exists():
+        Traces.load(home / "traces.json").remove()
     _socket(settings).unlink(missing_ok=True)
     shutil.rmtree(home, ignore_errors=True)
 
@@ -272,10 +273,8 @@ def _signal(pid: int, what: signal.Signals) -> None:
 def _gone(pid: int, seconds: float) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        try:
+        with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
         if begin_of(pid) is None:
             return True
         time.sleep(0.1)

@@ -80,7 +80,8 @@ def limit_link(engine: Engine, node: str, link: Link) -> None:
         commands = [f"tc qdisc add dev eth0 root netem delay {link.latency_ms:g}ms{rate}"]
         if "failed" in engine.execute(node, f"{{ {commands[0]}; }} 2>/dev/null || echo failed"):
             raise NotPossible(
-                f"latency of {link.latency_ms:g} ms on {node}: this kernel has no netem. Give --mbit alone: a thin link delays what is large by itself."
+                f"latency of {link.latency_ms:g} ms on {node}: this kernel has no netem. "
+                "Give --mbit alone: a thin link delays what is large by itself."
             )
         return
     if link.mbit is not None:

@@ -1,7 +1,7 @@
-"""What an engine does to the machine that no namespace holds: interfaces, firewall rules, forwarding, cgroups.
+"""What the private engine needs of the machine that no namespace holds: a bridge, three firewall rules, forwarding, cgroups.
 
-A Baseline is written before the private engine starts; `restore` takes away what came since and is ours. Rules and
-chains of another engine on the same machine are left alone.
+The engine itself is told to leave the firewall alone: at its start it would empty chains that another engine on the
+same machine works with. So the rules are ours, few, marked, and taken away by their mark.
 """
 
 import json
@@ -14,52 +14,85 @@ from pathlib import Path
 
 from e2e.cluster.command import CommandFailed, run
 
-TABLES = ("filter", "nat", "mangle", "raw")
-FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+FORWARDING = "net/ipv4/ip_forward"
+# five kubelets and containerds need more inotify instances than the 128 that many machines allow: kubelets end without them
+LIMITS = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 524288}
+_SYSCTL = Path("/proc/sys")
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """Links, firewall and forwarding as they were."""
+class Traces:
+    """What is done to the machine, and how its settings were before; written down before anything is done."""
 
-    links: tuple[str, ...]
-    rules: dict[str, tuple[str, ...]]
-    forwarding: str
-
-    @staticmethod
-    def now() -> "Baseline":
-        return Baseline(links(), {table: firewall(table) for table in TABLES}, _read(FORWARDING))
+    bridge: str
+    cgroup: str
+    sysctls: dict[str, str]
 
     @staticmethod
-    def record(path: Path) -> None:
-        """Write the present state, unless an earlier one waits to be restored: that one is nearer to the truth."""
+    def record(path: Path, *, bridge: str, cgroup: str) -> "Traces":
+        """Write them down, unless earlier ones still wait to be removed: those know how it was before."""
         if not path.exists():
-            path.write_text(json.dumps(asdict(Baseline.now())))
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(asdict(Traces(bridge, cgroup, {name: read(_SYSCTL / name) for name in (FORWARDING, *LIMITS)}))))
+            part.rename(path)
+        return Traces.load(path)
 
     @staticmethod
-    def load(path: Path) -> "Baseline":
-        data = json.loads(path.read_text())
-        return Baseline(tuple(data["links"]), {table: tuple(lines) for table, lines in data["rules"].items()}, data["forwarding"])
+    def load(path: Path) -> "Traces":
+        return Traces(**json.loads(path.read_text()))
 
-    def restore(self, *, bridges: tuple[str, ...], cgroup: str) -> None:
-        """Remove `bridges`, veths that hang on nothing, rules since then, empty cgroups called `cgroup`, and our forwarding."""
-        for link in links():
-            if link in bridges:
-                _quietly(["ip", "link", "delete", link])
-        shared = False
-        for table in TABLES:
-            now = firewall(table)
-            others = foreign(self.rules.get(table, ()), now, bridges)
-            shared = shared or others
-            for words in undo(self.rules.get(table, ()), now, bridges=bridges, keep_chains=others):
-                _quietly(["iptables", "-w", "-t", table, *words])
-        if not shared and self.forwarding and _read(FORWARDING) != self.forwarding:
-            FORWARDING.write_text(self.forwarding)
-        remove_cgroups(cgroup)
+    def open_firewall(self, subnet: str) -> None:
+        """Let the bridge's containers reach the world, and answers come back."""
+        for table, rule in wanted(self.bridge, subnet):
+            run(["iptables", "-w", "-t", table, "-I", *rule])
+
+    def remove(self) -> None:
+        """The rules, the bridge, the cgroups; and the settings as they were, forwarding only if no other bridge needs it now."""
+        for table, rule in marked(self.bridge):
+            _quietly(["iptables", "-w", "-t", table, "-D", *rule])
+        if self.bridge in links():
+            _quietly(["ip", "link", "delete", self.bridge])
+        for name, value in self.sysctls.items():
+            if value and read(_SYSCTL / name) != value and not (name == FORWARDING and other_bridges()):
+                (_SYSCTL / name).write_text(value)
+        remove_cgroups(self.cgroup)
+
+
+def raise_limits() -> None:
+    """Raise what a cluster of several nodes on one machine needs more of; nothing is lowered."""
+    for name, least in LIMITS.items():
+        if (now := read(_SYSCTL / name)) and int(now) < least:
+            (_SYSCTL / name).write_text(str(least))
+
+
+def wanted(bridge: str, subnet: str) -> list[tuple[str, list[str]]]:
+    """Table and rule of what our bridge needs, each marked with the bridge's name."""
+    mark = ["-m", "comment", "--comment", bridge]
+    return [
+        ("nat", ["POSTROUTING", "-s", subnet, "!", "-o", bridge, *mark, "-j", "MASQUERADE"]),
+        ("filter", ["FORWARD", "-i", bridge, *mark, "-j", "ACCEPT"]),
+        ("filter", ["FORWARD", "-o", bridge, *mark, "-j", "ACCEPT"]),
+    ]
+
+
+def marked(bridge: str) -> list[tuple[str, list[str]]]:
+    """Table and rule of all that carries our mark now."""
+    return [(table, rule) for table in ("nat", "filter") for rule in with_mark(firewall(table), bridge)]
+
+
+def with_mark(lines: tuple[str, ...], bridge: str) -> list[list[str]]:
+    """Of `iptables -S`'s lines the rules with our mark, as words after -A."""
+    words = [[word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)] for line in lines if line.startswith("-A ")]
+    return [rule[1:] for rule in words if "--comment" in rule and rule[rule.index("--comment") + 1] == bridge]
 
 
 def links() -> tuple[str, ...]:
     return tuple(sorted(path.name for path in Path("/sys/class/net").iterdir() if path.is_symlink()))
+
+
+def other_bridges() -> list[str]:
+    """Bridges of others: they need forwarding."""
+    return [name for name in links() if Path(f"/sys/class/net/{name}/bridge").exists()]
 
 
 def firewall(table: str) -> tuple[str, ...]:
@@ -68,39 +101,6 @@ def firewall(table: str) -> tuple[str, ...]:
         return tuple(run(["iptables", "-w", "-t", table, "-S"]).splitlines())
     except (CommandFailed, OSError):
         return ()
-
-
-def undo(before: tuple[str, ...], now: tuple[str, ...], *, bridges: tuple[str, ...], keep_chains: bool) -> list[list[str]]:
-    """iptables words that take `now` back to `before`: rules first, then emptied chains, then policies.
-
-    With `keep_chains` (another engine uses the same chains by now) only rules that name one of our bridges go.
-    """
-    new = [line for line in now if line not in before]
-    ours = re.compile("|".join(rf"\s{re.escape(bridge)}(\s|$)" for bridge in bridges))
-    words: list[list[str]] = []
-    for line in new:
-        if line.startswith("-A ") and (not keep_chains or ours.search(line)):
-            words.append(["-D", *_split(line)[1:]])
-    if keep_chains:
-        return words
-    words += [["-X", line.split()[1]] for line in new if line.startswith("-N ")]
-    old_policies = dict(line.split()[1:3] for line in before if line.startswith("-P "))
-    for line in new:
-        if line.startswith("-P "):
-            chain = line.split()[1]
-            words.append(["-P", chain, old_policies.get(chain, "ACCEPT")])
-    return words
-
-
-def _split(rule: str) -> list[str]:
-    """A rule's words; `iptables -S` quotes comments."""
-    return [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', rule)]
-
-
-def foreign(before: tuple[str, ...], now: tuple[str, ...], bridges: tuple[str, ...]) -> bool:
-    """Whether someone else has added rules since: rules that name an interface which is not ours."""
-    named = (match[1] for line in now if line not in before for match in re.finditer(r"\s-[io] (\S+)", line))
-    return any(interface not in bridges for interface in named)
 
 
 def remove_cgroups(name: str) -> None:
@@ -127,6 +127,14 @@ def wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
+def read(path: Path) -> str:
+    """The file's text without its end; empty where it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
 def _remove_folder(folder: str) -> None:
     try:
         os.rmdir(folder)
@@ -139,13 +147,6 @@ def _folders(root: Path) -> list[Path]:
         return [path for path in root.iterdir() if path.is_dir()]
     except OSError:
         return []
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _quietly(command: list[str]) -> None:

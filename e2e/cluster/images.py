@@ -99,7 +99,7 @@ def build(settings: Settings, engine: Engine, source: Source, base: str) -> str:
 def build_secrets() -> Iterator[list[str]]:
     """Options of `docker build` by which this machine's CA bundle and pip settings reach a build, and no layer."""
     options: list[str] = []
-    if bundle := next((os.environ[name] for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(name)), None):
+    if bundle := next(filter(None, map(os.environ.get, ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"))), None):
         options += ["--secret", f"id=ca,src={bundle}"]
     with tempfile.TemporaryDirectory() as folder:
         if pip := pip_settings(os.environ):
@@ -121,8 +121,8 @@ def pip_settings(environment: Mapping[str, str]) -> str:
             if sign and key.strip() in wanted:
                 found[key.strip()] = value.strip()
     for key in wanted:
-        if value := environment.get("PIP_" + key.replace("-", "_").upper()):
-            found[key] = value
+        if given := environment.get("PIP_" + key.replace("-", "_").upper()):
+            found[key] = given
     return "[global]\n" + "".join(f"{key} = {value}\n" for key, value in found.items()) if found else ""
 
 

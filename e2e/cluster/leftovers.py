@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from e2e.cluster import engine as engines
-from e2e.cluster.host import TABLES, firewall, links
+from e2e.cluster.host import links, marked
 from e2e.cluster.settings import Settings
 
 
@@ -14,7 +14,7 @@ def leftovers(settings: Settings) -> list[str]:
         *(f"process {pid}: {words[:120]}" for pid, words in processes(settings)),
         *(f"mount {point}" for point in mounts(settings)),
         *(f"interface {name}" for name in links() if name == engines.bridge(settings)),
-        *(f"firewall rule in {table}: {rule}" for table in TABLES for rule in firewall(table) if engines.bridge(settings) in rule),
+        *(f"firewall rule in {table}: {' '.join(rule)}" for table, rule in marked(engines.bridge(settings))),
         *(f"cgroup {path}" for path in cgroups(settings)),
         *(f"file {path}" for path in (settings.run, *settings.cache.glob("part-*")) if path.exists()),
         *(f"container {path.name[:12]} in the stopped engine" for path in containers(settings)),

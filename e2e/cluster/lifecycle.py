@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from e2e.cluster import engine as engines
-from e2e.cluster import faults, images, kind, monitoring, network, supply, tools
+from e2e.cluster import faults, host, images, kind, monitoring, network, supply, tools
 from e2e.cluster.command import run
 from e2e.cluster.engine import Engine
 from e2e.cluster.progress import Progress, together
@@ -106,7 +106,9 @@ def up(settings: Settings, progress: Progress) -> None:
 
     def ready() -> None:
         with progress.step("wait for nodes and DNS"):
-            _kubectl(settings, "wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
+            if not host.wait(lambda: healthy(settings, engine), 120):
+                state = _kubectl(settings, "get", "nodes", "--request-timeout=5s", check=False)
+                raise TimeoutError(f"not all nodes are ready after 120 s; `docker exec NODE journalctl -u kubelet` says why:\n{state}")
             _kubectl(settings, "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
 
     together([prometheus, limits, ready])

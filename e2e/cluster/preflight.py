@@ -79,7 +79,8 @@ Check = Callable[[Facts], str | None]
 def _engine(facts: Facts) -> str | None:
     if facts.engine or facts.root:
         return None
-    return "No Docker engine answers, and only root can start a private one: start Docker (or add yourself to the group docker), or run this as root."
+    remedy = "start Docker (or add yourself to the group docker), or run this as root."
+    return f"No Docker engine answers, and only root can start a private one: {remedy}"
 
 
 def _packages(facts: Facts) -> str | None:
@@ -98,21 +99,23 @@ def _packages(facts: Facts) -> str | None:
 def _images_need_root(facts: Facts) -> str | None:
     if not facts.debian_images or facts.root:
         return None
-    return "The public images cannot be pulled, and only root can build a Debian base image instead: run this as root, or where docker.io and registry.k8s.io answer."
+    remedy = "run this as root, or where docker.io and registry.k8s.io answer."
+    return f"The public images cannot be pulled, and only root can build a Debian base image instead: {remedy}"
 
 
 def _go(facts: Facts) -> str | None:
     if facts.go or not facts.to_build:
         return None
     names = ", ".join(facts.to_build)
-    return f"Go 1.26 or newer is needed to build {names}: install it from https://go.dev/dl and put it on the PATH (or install those programs)."
+    return f"Go 1.26 or newer is needed to build {names}: install it from https://go.dev/dl, and put it on the PATH."
 
 
 def _disk(facts: Facts) -> str | None:
     needed = RUN_GIB + (IMAGES_GIB if facts.debian_images else 0) + (GO_GIB if len(facts.to_build) > 1 else 0)
     if facts.disk_gib >= needed:
         return None
-    return f"{facts.cache} has {facts.disk_gib:.0f} GiB free and about {needed:.0f} are needed: free some, or set SPLITINFERENCE_CACHE to a larger disk."
+    remedy = "free some, or set SPLITINFERENCE_CACHE to a folder on a larger disk."
+    return f"{facts.cache} has {facts.disk_gib:.0f} GiB free and about {needed:.0f} are needed: {remedy}"
 
 
 def _writable(facts: Facts) -> str | None:
@@ -122,7 +125,8 @@ def _writable(facts: Facts) -> str | None:
 def _memory(facts: Facts) -> str | None:
     if facts.memory_gib >= MEMORY_GIB:
         return None
-    return f"This machine has {facts.memory_gib:.0f} GiB of memory and the cluster needs {MEMORY_GIB:.0f}: use a larger one, or CLUSTER=current with a cluster of yours."
+    remedy = "use a larger one, or CLUSTER=current with a cluster of yours."
+    return f"This machine has {facts.memory_gib:.0f} GiB of memory and the cluster needs {MEMORY_GIB:.0f}: {remedy}"
 
 
 def _ports(facts: Facts) -> str | None:
