@@ -127,6 +127,15 @@ class Chains:
 
     def start(self, folder: Path, cuts: Sequence[int], dtype: str = "float32", **settings: str) -> Chain:
         """Servers for layers [cuts[0], cuts[1]), [cuts[1], cuts[2]), …, ready to serve."""
+        chain = self.describe(folder, cuts, dtype, **settings)
+        for server in chain.servers:
+            server.start()
+        for server in chain.servers:
+            server.wait_ready()
+        return chain
+
+    def describe(self, folder: Path, cuts: Sequence[int], dtype: str = "float32", **settings: str) -> Chain:
+        """The same servers, with ports of their own, not started."""
         ranges = list(itertools.pairwise(cuts))
         ports = free_ports(3 * len(ranges))
         names = [f"{PREFIX}{start}-{end}-{len(self._chains):08x}" for start, end in ranges]
@@ -151,9 +160,6 @@ class Chains:
             }
             server = Server(names[i], environment["SI_MODEL_NAME"], environment, self._logs / f"{names[i]}.log")
             chain.servers.append(server)
-            server.start()
-        for server in chain.servers:
-            server.wait_ready()
         return chain
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import struct
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,8 +215,6 @@ def test_numbers_come_through_a_boundary_unchanged(chain: Chain) -> None:
 
 
 def test_metrics_count_steps_tokens_and_hops(chain: Chain, client: Client, prompt: list[int]) -> None:
-    import time
-
     first, second = chain.servers[0], chain.servers[1]
     port = first.environment["SI_METRICS_PORT"]
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -87,8 +88,6 @@ def test_drain_waits_while_steps_come_and_returns_when_they_stop(chain: Chain) -
     server, client = chain.servers[0], chain.client()
     quiet = server.command("segment-drain", "10", "0.5")
     assert (quiet.returncode, quiet.stdout) == (0, "quiet\n")
-    import threading
-
     stop = threading.Event()
 
     def keep_stepping() -> None:
@@ -142,20 +141,14 @@ def test_a_peer_that_does_not_exist_is_next_hop_failed_soon(chains: Chains, mode
 
 
 def test_a_wrong_setting_ends_segment_serve_with_one_sentence(chains: Chains, models: dict[str, Path]) -> None:
-    chain = chains.start(models["llama"], [0, 7])
-    server = chain.servers[0]
-    server.environment["SI_LAYERS"] = "7:3"
+    (server,) = chains.describe(models["llama"], [0, 7], SI_LAYERS="7:3").servers
     refused = server.command("segment-serve")
     assert (refused.returncode, refused.stderr) == (2, "segment-serve: SI_LAYERS is '7:3', expected start:end with start < end\n")
-    chain.close()
 
 
-def test_a_model_that_cannot_be_read_ends_segment_serve_and_says_why(chains: Chains, models: dict[str, Path], tmp_path: Path) -> None:
-    chain = chains.start(models["llama"], [0, 7])
-    server = chain.servers[0]
-    ports = dict(zip(("SI_GRPC_PORT", "SI_HTTP_PORT", "SI_METRICS_PORT"), map(str, free_ports(3)), strict=True))
-    server.environment |= {**ports, "SI_LAYERS": "5:99"}
-    refused = server.command("segment-serve", timeout_s=60)
-    assert refused.returncode != 0
+def test_a_model_that_cannot_be_read_ends_segment_serve_and_says_why(chains: Chains, models: dict[str, Path]) -> None:
+    (server,) = chains.describe(models["llama"], [0, 7], SI_LAYERS="5:99").servers
+    refused = server.command("segment-serve", timeout_s=90)
+    assert refused.returncode not in {0, None}
     assert "layers 5:99 are not in this model, which has 0:7" in refused.stderr
-    chain.close()
+    assert server.shared_memory() == []

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from random_models import CONFIGS, unsplit_greedy, write_model
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
+from splitinference_segment import attention
 from splitinference_segment.attention import Span
 from splitinference_segment.families import UnsupportedModelError, family_of
 from splitinference_segment.kv import KvEntry
@@ -55,6 +56,44 @@ def test_every_split_point_gives_the_unsplit_models_tokens(name: str, models: di
     assert InProcess(models[name], [0, last]).greedy(prompt, COUNT) == expected
     for cut in range(1, last):
         assert InProcess(models[name], [0, cut, last]).greedy(prompt, COUNT) == expected, f"cut at {cut}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_bit_for_bit_those_of_the_unsplit_model(dtype: torch.dtype, models: dict[str, Path], prompt: list[int]) -> None:
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(models["llama"], dtype=dtype).eval()
+    cache, expected, tokens = DynamicCache(config=model.config), [], list(prompt)
+    with torch.inference_mode():
+        for _ in range(12):
+            fresh = torch.tensor([tokens[cache.get_seq_length() :]])
+            expected.append(model(fresh, past_key_values=cache, use_cache=True).logits[0, -1].float())
+            tokens.append(int(expected[-1].argmax()))
+    for cut in (1, 4, 6):
+        chain = InProcess(models["llama"], [0, cut, 7], dtype)
+        entries = chain.entries()
+        logits = [chain.logits(tokens[: len(prompt)], 0, entries)]
+        logits += [chain.logits([token], len(prompt) + i, entries) for i, token in enumerate(tokens[len(prompt) : -1])]
+        assert torch.equal(torch.stack(logits), torch.stack(expected)), f"cut at {cut}"
+
+
+def test_a_context_longer_than_the_unsplit_arithmetic_goes_on_with_the_same_numbers(
+    tmp_path: Path,
+) -> None:
+    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "max_position_embeddings": 4096})
+    write_model(config, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokens = [(i * 31) % 211 for i in range(attention.SAME_AS_UNSPLIT + 40)]
+    layers = Layers(tmp_path, 0, 7, torch.float32)
+    with torch.inference_mode():
+        expected = model(torch.tensor([tokens])).logits[0, -1]
+        for chunk in (len(tokens) - 1, 300):
+            entry, position = KvEntry("s", layers.kv_shape.allocate(len(tokens))), 0
+            while position < len(tokens) - 1:
+                piece = tokens[position : min(position + chunk, len(tokens) - 1)]
+                layers.run(torch.tensor(piece), [Span(entry, 0, len(piece), position)])
+                position += len(piece)
+            last = layers.run(torch.tensor(tokens[-1:]), [Span(entry, 0, 1, position)])
+            torch.testing.assert_close(layers.logits(last)[0], expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_segment_for_every_layer_gives_the_same_tokens(models: dict[str, Path], prompt: list[int]) -> None:
