@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     metrics_window_seconds: int = Field(
         default=60,
         ge=5,
-        description="Range of the rates. At least three times Prometheus' scrape interval, which is 15 s or so in most clusters.",
+        description="Range over which use is taken. At least three times Prometheus' scrape interval, which is some 15 s in most clusters.",
     )
     query_node_cpu_cores: str = Field(default="", description="PromQL instead of the set's: cores in use, one series per label `node`.")
     query_segment_cpu_cores: str = Field(

@@ -138,3 +138,12 @@ def test_a_query_of_the_users_takes_the_place_of_the_sets():
     queries = chosen(Settings(query_node_cpu_cores="my:cores{a='b'}"))
     assert queries.node_cpu_cores.value == "my:cores{a='b'}"
     assert queries.segment_cpu_cores == SETS["nodeExporter"].segment_cpu_cores
+
+
+@pytest.mark.parametrize("name", sorted(SETS))
+def test_no_set_takes_silence_for_idleness(name):
+    """`rate` counts the time since the last sample as idle: a node that goes silent would look free. `deriv` does not."""
+    for query in (SETS[name].node_cpu_cores, SETS[name].segment_cpu_cores):
+        assert "rate(" not in query.value
+        assert "deriv(" in query.value
+        assert "resets(" in query.value, "a counter that started anew has no slope"

@@ -240,6 +240,14 @@ def test_rules_that_contradict_each_other_leave_no_node_rather_than_one_that_bre
     assert sorted(e["values"][0] for e in term["matchExpressions"]) == ["a", "b"]
 
 
+def test_a_gateway_leaves_a_lost_node_within_seconds_and_keeps_the_users_tolerations():
+    edge = {"key": "edge", "operator": "Exists"}
+    spec = gateway(a_resource(placement={"tolerations": [edge]}))["Deployment"]["spec"]["template"]["spec"]
+    assert edge in spec["tolerations"]
+    lost = {t["key"]: t["tolerationSeconds"] for t in spec["tolerations"] if "tolerationSeconds" in t}
+    assert lost == {"node.kubernetes.io/not-ready": 10, "node.kubernetes.io/unreachable": 10}
+
+
 def test_service_and_endpoint_agree():
     service = gateway()["Service"]
     assert service["spec"]["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]

@@ -5,6 +5,10 @@
 - `cadvisor`: for clusters whose nodes are containers, as in kind: node-exporter would show the whole machine for each, the kubelet's own
   cAdvisor (`id="/"`) shows the node's share.
 
+Use of processors is the slope of the counter over what samples there are (`deriv`), not `rate`: rate counts the time since the last sample
+as idle, so a node whose samples come late, or no longer, would look less and less busy. Where a counter started anew within the range, the
+slope is not taken at all.
+
 Pods are cAdvisor's in both. The name of a node is its label `node` where there is one, else `instance` (Prometheus' role `node` has it so).
 """
 
@@ -19,7 +23,7 @@ AGE = "age"
 
 @dataclass(frozen=True)
 class Query:
-    """`value` and, by the same labels, `age` in seconds. `{window}` is the range of rates. Empty value: not to be had."""
+    """`value` and, by the same labels, `age` in seconds. `{window}` is the range of slopes. Empty value: not to be had."""
 
     value: str
     age: str
@@ -56,6 +60,11 @@ def own(value: str, by: tuple[str, ...]) -> Query:
     return Query(value=value, age=f"time() - timestamp({value})" if value else "", by=by)
 
 
+def _slope(selector: str, by: str) -> str:
+    samples = f"{selector}[{{window}}]"
+    return f"(sum by ({by}) (deriv({samples})) unless (sum by ({by}) (resets({samples})) > 0))"
+
+
 def _by_machine(expression: str, aggregation: str = "sum") -> str:
     joined = f"({expression}) * on (instance) group_left (nodename) (max by (instance, nodename) (node_uname_info))"
     return f'{aggregation} by (node) (label_replace({joined}, "node", "$1", "nodename", "(.+)"))'
@@ -71,9 +80,9 @@ def _kubelet(template: str, aggregation: str) -> str:
     return f'{aggregation} by (node) ({named} or label_replace({unnamed}, "node", "$1", "instance", "(.+)"))'
 
 
-_CORES = 'sum by (instance) (rate(node_cpu_seconds_total{mode!~"idle|iowait|steal"}[{window}]))'
+_CORES = _slope('node_cpu_seconds_total{mode!~"idle|iowait|steal"}', "instance")
 _SEGMENTS = Query(
-    value='sum by (namespace, pod) (rate(container_cpu_usage_seconds_total{container="segment"}[{window}]))',
+    value=_slope('container_cpu_usage_seconds_total{container="segment"}', "namespace, pod"),
     age='time() - max by (namespace, pod) (timestamp(container_cpu_usage_seconds_total{container="segment"}))',
     by=_POD,
 )
@@ -92,7 +101,7 @@ SETS: dict[QuerySet, Queries] = {
     ),
     "cadvisor": Queries(
         node_cpu_cores=Query(
-            value=_kubelet("rate(container_cpu_usage_seconds_total{@}[{window}])", "sum"),
+            value=_kubelet(_slope("container_cpu_usage_seconds_total{@}", "node, instance"), "sum"),
             age=_kubelet("(time() - timestamp(container_cpu_usage_seconds_total{@}))", "max"),
             by=_NODE,
         ),

@@ -24,6 +24,12 @@ PORT = 8080
 SEGMENT_PORTS = (8000, 8001)
 METRICS_PORT = 8002
 
+# A gateway on a node that is lost is made anew elsewhere after seconds, not after Kubernetes' five minutes.
+_LEAVE_LOST_NODES: Sequence[Manifest] = tuple(
+    {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10}
+    for state in ("not-ready", "unreachable")
+)
+
 
 def gateway_name(instance: str) -> str:
     """Name of all objects of the gateway."""
@@ -129,6 +135,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         volumes=[files.volume, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
     )
     spec["automountServiceAccountToken"] = True
+    spec["tolerations"] = [*spec.get("tolerations", []), *_LEAVE_LOST_NODES]
     if affinity := on_nodes_with([resource.spec.placement.node_selector, *terms.text_labels(resource.spec, layers)]):
         spec["affinity"] = affinity
     return {
