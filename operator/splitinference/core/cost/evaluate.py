@@ -85,7 +85,8 @@ def evaluate(plan: Plan, problem: Problem) -> Evaluation:
     """Lay the plan over the problem. Raises UnknownPlace if the snapshot lacks one of its nodes or processors."""
     snapshot = problem.snapshot
     nodes = {node.name: node for node in snapshot.nodes}
-    places = {(node.name, site.processor): site for node in snapshot.nodes if node.name in _names(plan) for site in sites(node)}
+    used = _names(plan)
+    places = {(node.name, site.processor): site for node in snapshot.nodes if node.name in used for site in sites(node)}
     links = Links(snapshot.network, snapshot.nodes)
     total = math.fsum(pipeline.share for pipeline in plan.pipelines)
     chains = []
