@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 import simpy
 
 from splitinference.core.adaptation import Facts, Memory, Mode
-from splitinference.core.decide import Adopt, Keep, decide
+from splitinference.core.decide import Adopt, Keep, beside, decide
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
 from splitinference.core.rehearse import rehearse
@@ -89,11 +89,10 @@ class Operator:
         self._records.passes += 1
         facts = self._facts()
         decision, self._memory = decide(facts, self._conduct.policy, self._memory, self._conduct.solve, LIMITS, reachable=self._reaches)
-        if isinstance(decision, Adopt):
-            self._adopt(decision, facts)
+        blocked = isinstance(decision, Adopt) and not self._adopt(decision, facts)
         self._step()
         looked = self._conduct.policy.mode is Mode.FROZEN or self._memory.reviewed == facts.now
-        steady = isinstance(decision, Keep) and (decision.trigger is None or not decision.trigger.mandatory)
+        steady = blocked or (isinstance(decision, Keep) and (decision.trigger is None or not decision.trigger.mandatory))
         self._settled = seen if steady and looked and not self._memory.watches else None
 
     def _problem(self, plan: Plan | None) -> Problem:
@@ -125,15 +124,19 @@ class Operator:
         broken = tuple(None if limit is None or value is None else value > limit for limit, value in pairs)
         return (self._observation.version, self._segments.version, broken, tuple(self._quarantined), self.plan.revision)
 
-    def _adopt(self, decision: Adopt, facts: Facts) -> None:
-        target = self._segments.target(decision.plan)
-        if not decision.mandatory and not self._reaches(decision.plan):
-            # A better plan that cannot be walked to is not better; the operator says so and stays.
+    def _adopt(self, decision: Adopt, facts: Facts) -> bool:
+        """Make it the plan; False where that would lead nowhere."""
+        if not self._reaches(decision.plan):
             self._records.blocked += 1
-            return
+            if not decision.mandatory:
+                # A better plan that cannot be walked to is not better; the operator says so and stays.
+                return False
+            held = {node.name: self._observed(self._target).held_bytes(node.name) for node in facts.problem.snapshot.nodes}
+            other = beside(decision, facts, held, self._conduct.solve, LIMITS)
+            decision = other if other is not None and self._reaches(other.plan) else decision
         if decision.plan.revision == self.plan.revision:
             self.plan = decision.plan
-            return
+            return True
         self._records.moves.append(
             Moved(
                 at_s=self._env.now,
@@ -144,8 +147,9 @@ class Operator:
                 bytes_=decision.plan.prediction.moved_bytes if decision.plan.prediction else 0,
             )
         )
-        self.plan, self._target, self._walking = decision.plan, target, True
+        self.plan, self._target, self._walking = decision.plan, self._segments.target(decision.plan), True
         self._moves.append(facts.now)
+        return True
 
     def _reaches(self, plan: Plan) -> bool:
         """Whether the walk to this plan would arrive."""

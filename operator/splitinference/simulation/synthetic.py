@@ -15,6 +15,8 @@ HOUR = 3600.0
 DAY = 24 * HOUR
 TRUSTED = "splitinference.dev/trusted"
 GIB = 2**30
+STEP_S = 900.0
+"""The day's load changes so often, for all nodes at once, as in the published traces of clusters (means over five or fifteen minutes)."""
 LAN = LinkQuality(bandwidth_bytes_per_s=125e6, rtt_ms=0.5)
 
 
@@ -102,11 +104,8 @@ def mec_day_night(nodes: int, duration_s: float, seed: int) -> Trace:
         return round(min(0.97, max(0.0, 0.08 + 0.92 * height[node.name] * daily + numbers.gauss(0, 0.03))), 3)
 
     start = [node.model_copy(update={"utilization": use(node, 0.0)}) for node in placed]
-    for step in range(1, int(duration_s / 600) + 1):
-        for node in placed:
-            # Not all at the same moment: each node tells of another customer's arrival or leaving.
-            at = step * 600 - numbers.uniform(0, 600)
-            events.append(UtilizationEvent(at_s=round(at, 1), node=node.name, value=use(node, at)))
+    for step in range(1, int(duration_s / STEP_S) + 1):
+        events += [UtilizationEvent(at_s=step * STEP_S, node=node.name, value=use(node, step * STEP_S)) for node in placed]
     for step in range(int(duration_s / 1800) + 1):
         hour = step / 2 % 24
         rate = 0.02 + 0.06 * math.exp(-(((hour - 16 + 12) % 24 - 12) ** 2) / 30)
@@ -130,7 +129,7 @@ def mec_day_night(nodes: int, duration_s: float, seed: int) -> Trace:
 def v2x_bursts(nodes: int, duration_s: float, seed: int) -> Trace:
     """Roadside units: while platoons pass, the units beside them are busy, their links slow, and requests come in bursts."""
     numbers = random.Random(f"v2x-bursts/{seed}")
-    zones = [f"rsu{z}" for z in range(max(2, min(16, nodes // 3)))]
+    zones = [f"rsu{z}" for z in range(max(2, min(8, nodes // 9)))]
     placed = _mixed(nodes, zones, numbers, 0.5)
     events: list[Event] = []
     at = numbers.expovariate(1 / 600)
