@@ -10,14 +10,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster.capabilities import missing_here, runtime_script
-from e2e.cluster.command import CommandFailed, run, succeeds
+from e2e.cluster.command import run, succeeds
 from e2e.cluster.host import Traces, raise_limits
 from e2e.cluster.settings import Settings
 
@@ -136,44 +135,6 @@ def begin_of(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-PACKAGES = {
-    "dockerd": "docker.io",
-    "jq": "jq",
-    "ip": "iproute2",
-    "iptables": "iptables",
-    "debootstrap": "debootstrap",
-    "unshare": "util-linux",
-}
-
-
-def missing_packages(programs: tuple[str, ...]) -> list[str]:
-    """Debian packages to install so that `programs` are there."""
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/bin"
-    return [PACKAGES[program] for program in programs if not shutil.which(program, path=path)]
-
-
-def install(packages: list[str], log: Path) -> None:
-    """apt-get install, without letting any of them start a service."""
-    if not packages:
-        return
-    policy = Path("/usr/sbin/policy-rc.d")
-    ours = not policy.exists()
-    if ours:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    try:
-        env = {"DEBIAN_FRONTEND": "noninteractive"}
-        words = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-        try:
-            run(words, env=env, log=log)
-        except CommandFailed:
-            run(["apt-get", "update", "-qq"], env=env, log=log)
-            run(words, env=env, log=log)
-    finally:
-        if ours:
-            policy.unlink()
-
-
 def start(settings: Settings) -> Engine:
     """Start the private engine and wait until it answers. Needs root; `missing_packages` must be none."""
     if os.geteuid() != 0:
@@ -202,19 +163,11 @@ def start(settings: Settings) -> Engine:
     daemon += ["--host", f"unix://{socket}", "--pidfile", f"{home}/dockerd.pid"]
     first = """trap 'kill -TERM $daemon' TERM; "$@" & daemon=$!; while kill -0 $daemon 2>/dev/null; do wait $daemon; done"""
     namespaces = ["unshare", "--mount", "--propagation", "slave", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
-    with (home / "dockerd.log").open("a") as log:
-        holder = subprocess.Popen(
-            [*namespaces, "sh", "-c", first, "sh", *daemon],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-        )
-    (home / "holder").write_text(f"{holder.pid} {begin_of(holder.pid)}")
+    pid = _spawn([*namespaces, "sh", "-c", first, "sh", *daemon], home / "dockerd.log")
+    (home / "holder").write_text(f"{pid} {begin_of(pid)}")
     engine = Engine(clients()[0], f"unix://{socket}", private=True)
     for _ in range(300):
-        if holder.poll() is not None:
+        if _gone(pid, 0):
             tail = "\n".join((home / "dockerd.log").read_text().splitlines()[-8:])
             raise EngineUnavailable(f"The private Docker engine ended at its start; {home}/dockerd.log says:\n{tail}")
         if socket.exists() and succeeds([engine.client, "version"], env=engine.env(), timeout=5):
@@ -224,6 +177,16 @@ def start(settings: Settings) -> Engine:
         raise EngineUnavailable(f"The private Docker engine did not answer within a minute; see {home}/dockerd.log.")
     traces.open_firewall(_make_network(engine, traces.bridge))
     return engine
+
+
+def _spawn(command: list[str], log: Path) -> int:
+    """Start a process that outlives this one, in a session of its own; returns its id."""
+    files = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    return os.posix_spawnp(command[0], command, os.environ, file_actions=files, setsid=True)
 
 
 def _make_network(engine: Engine, name: str) -> str:
@@ -271,11 +234,13 @@ def _signal(pid: int, what: signal.Signals) -> None:
 
 
 def _gone(pid: int, seconds: float) -> bool:
+    """Whether the process has ended within the time, also as a child of ours."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    while True:
         with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
         if begin_of(pid) is None:
             return True
+        if time.monotonic() > until:
+            return False
         time.sleep(0.1)
-    return False

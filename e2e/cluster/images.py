@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2e.cluster.command import CommandFailed, pipe
 from e2e.cluster.engine import Engine
 from e2e.cluster.oci import Blobs, Descriptor, Image
 from e2e.cluster.progress import together
@@ -160,11 +161,15 @@ def load(settings: Settings, engine: Engine, names: Sequence[str], nodes: Sequen
     layers = {layer.digest: layer for image in images.values() for layer in image.layers}
     script = adoption(list(layers.values()))
 
+    importing = ("ctr", "-n", "k8s.io", "images", "import", "--all-platforms", "--no-unpack", "--digests", "-")
+
     def give(node: str) -> None:
-        engine.execute(node, script)
-        engine.docker(
-            "exec", "-i", node, "ctr", "-n", "k8s.io", "images", "import", "--all-platforms", "--no-unpack", "--digests", "-", stdin=archive
-        )
+        try:
+            engine.execute(node, script)
+            engine.docker("exec", "-i", node, *importing, stdin=archive)
+        except CommandFailed:  # a containerd that does not share content, or an engine that does not see our folder: copy
+            saving = [engine.client, "save", *names]
+            pipe(saving, [engine.client, "exec", "-i", node, *importing], env=engine.env(), log=settings.logs / "load.log")
 
     together([lambda node=node: give(node) for node in nodes])  # type: ignore[misc]
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from e2e.cluster import engine as engines
-from e2e.cluster import faults, host, images, kind, monitoring, network, supply, tools
+from e2e.cluster import faults, host, images, kind, monitoring, network, packages, supply, tools
 from e2e.cluster.command import run
 from e2e.cluster.engine import Engine
 from e2e.cluster.progress import Progress, together
@@ -21,9 +21,9 @@ def an_engine(settings: Settings, progress: Progress) -> Engine:
     found = engines.find(settings)
     if found is not None:
         return found
-    if packages := engines.missing_packages(("dockerd", "jq", "ip", "iptables", "unshare")):
-        with progress.step(f"no Docker engine answers: install {', '.join(packages)}"):
-            engines.install(packages, settings.logs / "apt.log")
+    if absent := packages.missing(("dockerd", "jq", "ip", "iptables", "unshare")):
+        with progress.step(f"no Docker engine answers: install {', '.join(absent)}"):
+            packages.install(absent, settings.logs / "apt.log")
     with progress.step("start a private Docker engine"):
         return engines.start(settings)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster import engine as engines
-from e2e.cluster import supply
+from e2e.cluster import packages, supply
 from e2e.cluster.offline import gobuild
 from e2e.cluster.settings import Settings
 
@@ -53,7 +53,7 @@ def observe(settings: Settings, ports: tuple[int, ...] = ()) -> Facts:
         private=engine is not None and engine.private,
         debian=Path("/etc/debian_version").exists(),
         apt=shutil.which("apt-get") is not None,
-        absent=tuple(engines.missing_packages((*wanted, *(("debootstrap",) if images else ())))),
+        absent=tuple(packages.missing((*wanted, *(("debootstrap",) if images else ())))),
         public=parts.public,
         to_build=tuple(module.name for module in modules),
         debian_images=images,

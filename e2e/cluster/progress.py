@@ -111,7 +111,7 @@ def shown(console: Console | None = None) -> Iterator[Progress]:
 
         def above(step: Step) -> None:
             if text := plain(progress, step):
-                live.console.print(text, style="red" if step.failed else None, markup=False)
+                live.console.print(text, style="red" if step.failed else None, markup=False, highlight=False)
 
         progress.show = above
         yield progress

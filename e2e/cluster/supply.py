@@ -5,9 +5,9 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
-from e2e.cluster import tools
+from e2e.cluster import packages, tools
 from e2e.cluster.command import CommandFailed
-from e2e.cluster.engine import Engine, install, missing_packages
+from e2e.cluster.engine import Engine
 from e2e.cluster.offline import base as debian
 from e2e.cluster.offline import gobuild, nodeimage
 from e2e.cluster.progress import Progress, together
@@ -101,12 +101,12 @@ def missing(settings: Settings, engine: Engine | None, supply: Supply) -> tuple[
 
 
 def _build(settings: Settings, engine: Engine, progress: Progress) -> None:
-    _, absent = missing(settings, engine, offline())
-    if not absent:
+    _, images_absent = missing(settings, engine, offline())
+    if not images_absent:
         return
-    if packages := missing_packages(("debootstrap", "unshare")):
-        with progress.step(f"install {', '.join(packages)}"):
-            install(packages, settings.logs / "apt.log")
+    if absent := packages.missing(("debootstrap", "unshare")):
+        with progress.step(f"install {', '.join(absent)}"):
+            packages.install(absent, settings.logs / "apt.log")
     if engine.has_image(nodeimage.tag()):
         with progress.step("build the Debian base image"):
             debian.build_debian(settings, engine)

@@ -1,0 +1,55 @@
+"""The pod of another tenant, and what is free for it."""
+
+import pytest
+
+from e2e.cluster.engine import Engine
+from e2e.cluster.faults import burner, cores_of, free_cores, limit_cpu, limit_memory
+
+NOWHERE = Engine("docker", "unix:///does/not/exist", private=True)
+
+
+@pytest.mark.parametrize(("text", "cores"), [("500m", 0.5), ("2", 2.0), ("0", 0.0)])
+def test_cpu_quantities(text: str, cores: float):
+    assert cores_of(text) == cores
+
+
+def a_pod(node: str, cpu: str, phase: str = "Running") -> dict[str, object]:
+    return {"spec": {"nodeName": node, "containers": [{"resources": {"requests": {"cpu": cpu}}}, {}]}, "status": {"phase": phase}}
+
+
+def test_what_is_free_counts_only_this_nodes_living_pods():
+    node = {"metadata": {"name": "a"}, "status": {"allocatable": {"cpu": "800m"}}}
+    pods = [a_pod("a", "300m"), a_pod("b", "400m"), a_pod("a", "200m", "Succeeded")]
+    assert free_cores(node, pods) == pytest.approx(0.5)
+
+
+def container(cores: float, free: float, *, limited: bool) -> dict[str, object]:
+    spec = burner("a", cores, free, "image", limited=limited)["spec"]
+    assert isinstance(spec, dict)
+    (only,) = spec["containers"]
+    return dict(only)
+
+
+def test_the_tenant_asks_for_what_is_free_and_no_more():
+    assert container(0.8, 0.3, limited=False)["resources"] == {"requests": {"cpu": "300m", "memory": "4Mi"}, "limits": {"memory": "32Mi"}}
+
+
+def test_on_a_full_node_it_still_fits():
+    assert container(0.8, -0.1, limited=False)["resources"] == {"requests": {"cpu": "10m", "memory": "4Mi"}, "limits": {"memory": "32Mi"}}
+
+
+def test_so_many_loops_that_they_can_use_the_cores():
+    command = container(1.5, 2, limited=True)["command"]
+    assert isinstance(command, list)
+    assert command[-1].count("while") == 2
+
+
+@pytest.mark.parametrize("cores", [0, -1])
+def test_a_node_cannot_have_no_cpu(cores: float):
+    with pytest.raises(ValueError, match="more than 0"):
+        limit_cpu(NOWHERE, "a", cores)
+
+
+def test_a_node_cannot_have_no_memory():
+    with pytest.raises(ValueError, match="more than 0 MiB"):
+        limit_memory(NOWHERE, "a", 0)

@@ -1,0 +1,81 @@
+"""kind's configuration: unequal workers that the scheduler knows as such."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from e2e.cluster.kind import Machine, config, conflist, pod_cidr, write
+from e2e.cluster.settings import SIZES, Settings, WorkerSize
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(cache=tmp_path / "cache", workers=(WorkerSize(0.5, 700, trusted=True), WorkerSize(1.5, 900)))
+
+
+def test_reserving_the_rest_leaves_a_nodes_share():
+    assert Machine(2, 24000).reserved(0.5, 700) == "cpu=1500m,memory=23300Mi"
+
+
+def test_a_node_larger_than_the_machine_reserves_nothing():
+    assert Machine(2, 4000).reserved(3, 5000) == "cpu=0m,memory=0Mi"
+
+
+def join(node: dict[str, list[str]]) -> dict[str, str]:
+    (patch,) = (yaml.safe_load(text) for text in node["kubeadmConfigPatches"])
+    arguments: dict[str, str] = patch["nodeRegistration"]["kubeletExtraArgs"]
+    return arguments
+
+
+def test_every_worker_has_its_size_and_labels(settings: Settings):
+    _, small, large = config(settings, Machine(2, 24000), own_network=True)["nodes"]
+    assert join(small)["system-reserved"] == "cpu=1500m,memory=23300Mi"
+    assert join(large)["system-reserved"] == "cpu=500m,memory=23100Mi"
+    assert small["labels"]["splitinference.dev/compute-gflops"] == "50"
+    assert large["labels"]["splitinference.dev/compute-gflops"] == "150"
+    assert small["labels"]["splitinference.dev/trusted"] == "true"
+    assert "splitinference.dev/trusted" not in large["labels"]
+
+
+def test_a_lost_node_is_seen_within_seconds_and_a_healthy_one_renews_in_time(settings: Settings):
+    patches = [yaml.safe_load(text) for text in config(settings, Machine(2, 24000), own_network=True)["kubeadmConfigPatches"]]
+    grace = next(each["controllerManager"]["extraArgs"]["node-monitor-grace-period"] for each in patches if "controllerManager" in each)
+    lease = next(each["nodeLeaseDurationSeconds"] for each in patches if each["kind"] == "KubeletConfiguration")
+    assert int(grace.removesuffix("s")) >= 4 * lease / 4  # a lease is renewed after a quarter of its length
+
+
+def test_models_are_mounted_on_workers_and_layers_everywhere(settings: Settings):
+    control_plane, *workers = config(settings, Machine(2, 24000), own_network=False)["nodes"]
+    paths = [[mount["containerPath"] for mount in node["extraMounts"]] for node in (control_plane, *workers)]
+    assert paths[0] == ["/var/lib/splitinference/blobs"]
+    assert paths[1] == paths[2] == ["/var/lib/splitinference/blobs", "/var/lib/splitinference/models"]
+
+
+def test_with_public_images_the_network_is_kinds_own(settings: Settings):
+    assert "disableDefaultCNI" not in config(settings, Machine(2, 24000), own_network=False)["networking"]
+
+
+def test_all_that_is_mounted_is_there_before_kind_starts(settings: Settings):
+    path = write(settings, Machine(2, 24000), own_network=True)
+    mounts = [mount for node in yaml.safe_load(path.read_text())["nodes"] for mount in node["extraMounts"]]
+    assert [mount["hostPath"] for mount in mounts if not Path(mount["hostPath"]).exists()] == []
+    assert json.loads((settings.state / "pods" / "2.conflist").read_text()) == conflist("10.244.2.0/24")
+
+
+def test_pod_subnets_do_not_meet():
+    assert len({pod_cidr(index) for index in range(20)}) == 20
+
+
+def test_workers_are_named_as_kind_names_them():
+    assert Settings(name="x").with_workers(3).worker_names() == ("x-worker", "x-worker2", "x-worker3")
+
+
+def test_beyond_four_the_sizes_repeat():
+    assert Settings().with_workers(6).workers == (*SIZES, *SIZES[:2])
+
+
+def test_the_default_workers_are_unequal_and_two_are_trusted():
+    assert len({size.cores for size in SIZES}) == len({size.memory_mib for size in SIZES}) == 4
+    assert sum(size.trusted for size in SIZES) == 2
