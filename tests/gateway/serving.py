@@ -56,13 +56,13 @@ class Serving:
 
     async def routed(self, revision: str) -> None:
         """Until the gateway has taken this route."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (await self.get("/internal/routes"))["revision"] != revision:
                 await asyncio.sleep(0.02)
 
     async def idle(self) -> None:
         """Until no segment holds any sequence."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while any(segment.sequences for segment in self.segments):
                 await asyncio.sleep(0.02)
 
@@ -79,7 +79,7 @@ async def serving(
 ) -> AsyncIterator[Serving]:
     """Serve one pipeline of all the segments; settings are the gateway's."""
     route_file = folder / "route.json"
-    given = {"step_seconds": 1.0, "replay_seconds": 10.0, "prefill_chunk_tokens": 8, "max_context_tokens": 4096, **settings}
+    given = {"step_seconds": 10.0, "replay_seconds": 30.0, "prefill_chunk_tokens": 8, "max_context_tokens": 4096, **settings}
     peers = segments[0].peers if segments else {}
     gateway = Gateway.build(
         Settings(name=MODEL, route_file=route_file, model_path=model_path, peer_addresses=peers, lameduck_seconds=0, **given)

@@ -84,7 +84,7 @@ class ToyApiServer:
         self.watches.clear()
 
     async def watched(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not self.watches:
                 await asyncio.sleep(0.005)
 
@@ -99,7 +99,7 @@ class Followed:
     def broken(self) -> None:
         self.unreadable += 1
 
-    async def revision(self, wanted: str, seconds: float = 1.0) -> float:
+    async def revision(self, wanted: str, seconds: float = 20.0) -> float:
         """Until this revision is the last; how long that took."""
         started = time.monotonic()
         async with asyncio.timeout(seconds):
@@ -139,7 +139,7 @@ async def test_a_change_acts_within_a_second(tmp_path: Path) -> None:
         await followed.revision("r1")
         await server.watched()
         server.write(route("r2"))
-        assert await followed.revision("r2") < 0.5
+        assert await followed.revision("r2") < 1
         assert server.selectors == {f"metadata.name={NAME}"}
 
 
@@ -181,7 +181,7 @@ async def test_refusals_are_outlived_and_a_replaced_token_is_used(tmp_path: Path
         server.token_file.write_text("second")
         server.write(route("r2"))
         server.refuse = None
-        await followed.revision("r2", 2.0)
+        await followed.revision("r2")
 
 
 async def test_a_deleted_object_leaves_the_route_as_it_is(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ async def test_an_object_larger_than_any_read_buffer_is_read(tmp_path: Path) -> 
     async with following(tmp_path, route("r1")) as (server, followed):
         await server.watched()
         server.write(route("r2"), padding=900_000)
-        await followed.revision("r2", 3.0)
+        await followed.revision("r2")
 
 
 async def test_lines_that_are_no_events_start_the_watch_over(tmp_path: Path) -> None:

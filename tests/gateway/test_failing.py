@@ -49,7 +49,7 @@ async def test_a_link_that_is_cut_is_reported_since_its_first_failure_although_t
     segments[0].errors.extend(["next_hop_failed"] * 1000)
     async with serving(tmp_path, model_path, segments) as world:
         asking = asyncio.create_task(world.complete("x", 5))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while not (first := await failing(world)):
                 await asyncio.sleep(0.02)
         await asyncio.sleep(2.5)
@@ -82,7 +82,7 @@ async def test_a_stage_that_died_without_traffic_after_it_is_cleared_when_it_is_
         await asyncio.sleep(1.5)
         assert (await failing(world)).keys() == {"b"}
         await segments[1].start()
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(20):
             while await failing(world):
                 await asyncio.sleep(0.05)
 
@@ -95,7 +95,7 @@ async def test_a_failing_segment_that_no_route_has_any_more_is_forgotten(tmp_pat
         await world.post("/v1/completions", {"model": "toy", "prompt": "x"})
         world.route([segments[0], segments[2]], revision="r2")
         await world.routed("r2")
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while await failing(world):
                 await asyncio.sleep(0.05)
         await segments[1].start()

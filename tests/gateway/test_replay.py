@@ -95,12 +95,12 @@ async def test_kv_that_a_stage_dropped_is_made_again(tmp_path: Path, model_path:
 @pytest.mark.parametrize("stage", [0, 1])
 async def test_a_stage_that_is_silent_is_given_up_after_the_step_timeout(tmp_path: Path, model_path: Path, stage: int) -> None:
     segments = await toy_segments("a", "b")
-    async with serving(tmp_path, model_path, segments, step_seconds=0.3, step_seconds_per_token=0) as world:
+    async with serving(tmp_path, model_path, segments, step_seconds=2, step_seconds_per_token=0) as world:
         reading = asyncio.create_task(streamed(world))
         while segments[stage].counts["step"] < 20:
             await asyncio.sleep(0)
         segments[stage].stalled = True
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while not (failing := (await world.get("/internal/routes"))["failing"]):
                 await asyncio.sleep(0.05)
         segments[stage].stalled = False
@@ -154,7 +154,7 @@ async def test_a_chain_that_stays_broken_is_an_error_after_the_stated_time(tmp_p
         started = time.monotonic()
         with pytest.raises(openai.InternalServerError) as caught:
             await client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=5)
-        assert 0.4 < time.monotonic() - started < 3
+        assert 0.4 < time.monotonic() - started < 20
         assert caught.value.status_code == 503
         assert caught.value.code == "next_hop_failed"
         assert caught.value.response.headers["retry-after"] == "2"
