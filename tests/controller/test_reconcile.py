@@ -39,6 +39,7 @@ def test_applied_planned_proven_and_ready():
     world = World(small("a", "b", "c"))
     world.add(a_body())
     operator = Operator(world)
+    operator.run(1, seconds=1)  # the gateway gets its node first
     operator.look()
     assert world.condition("Accepted")["status"] == "True"
     assert world.condition("Planned")["status"] == "True"
@@ -69,14 +70,25 @@ def test_at_rest_nothing_is_written():
 
 
 def test_the_gateways_node_is_known_before_the_first_plan_is_made():
+    """However old the resource is: reading its model may have taken long."""
     world = World(small("a", "b", "c"))
-    world.add(a_body(created=world.now))
+    world.add(a_body(created=world.now - timedelta(hours=1)))
     operator = Operator(world)
     assert operator.look().again_seconds == 1.0
     assert world.segments() == []
     world.step(1)
     operator.look()
     assert operator.solver.asked[0].snapshot.network.ingress == "a"
+
+
+def test_a_gateway_that_gets_no_node_is_not_waited_for_long():
+    world = World(small("a", "b", "c"))
+    world.add(a_body())
+    operator = Operator(world)
+    operator.look()
+    world.now += timedelta(seconds=11)
+    operator.look()
+    assert len(world.segments()) == 2
 
 
 def test_observed_figures_are_those_of_the_gateway():
@@ -416,6 +428,7 @@ def test_two_resources_never_plan_the_same_memory_twice():
     for name in ("chat", "other"):
         world.add(a_body(name))
     first, second = Operator(world), Operator(world)
+    first.run(1, "chat", "other", seconds=1)
     first.look("chat")
     second.look("other")
     held: dict[str, int] = {}
@@ -434,6 +447,9 @@ def test_a_plan_made_while_another_resource_took_the_memory_is_not_kept():
     world.add(a_body())
     world.add(a_body("other"))
     operator, other = Operator(world), Operator(world)
+    operator.look("chat")
+    operator.look("other")
+    world.now += timedelta(seconds=11)  # their gateways get no node
 
     class Slow(type(operator.solver)):  # type: ignore[misc]
         def __call__(self, *given: Any, **more: Any) -> Any:

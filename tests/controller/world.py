@@ -131,7 +131,11 @@ class World:
     def apply(self, manifest: Manifest) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         self._write(f"apply {kind} {name}")
-        self.objects[kind, manifest["metadata"]["namespace"], name] = json.loads(json.dumps(manifest))
+        key = kind, manifest["metadata"]["namespace"], name
+        there = self.objects.get(key)
+        created = there["metadata"]["creationTimestamp"] if there else stamp(self.now)
+        self.objects[key] = json.loads(json.dumps(manifest))
+        self.objects[key]["metadata"]["creationTimestamp"] = created
         if kind == "ConfigMap":
             self._check_route(manifest)
 

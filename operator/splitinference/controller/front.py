@@ -27,12 +27,15 @@ def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, applied: str)
     return digest
 
 
-def is_coming(body: Manifest, seen: Seen) -> bool:
-    """Whether the gateway has no node yet and may soon have one: a plan made before would not know where requests enter."""
+def is_coming(ports: Ports, body: Manifest, seen: Seen) -> bool:
+    """Whether the gateway has no node yet and may soon have one: a plan made before would not know where requests enter, and would count
+    on the memory that the gateway is about to take. Counted from the making of the Deployment: reading the model may have taken long."""
     if any((pod.get("spec") or {}).get("nodeName") for pod in seen.gateways):
         return False
+    namespace, name = owner_of(body)
+    made = [found for found in ports.cluster.owned("Deployment", namespace, name) if found["metadata"]["name"] == gateway_name(name)]
     try:
-        created = datetime.fromisoformat(str(body["metadata"]["creationTimestamp"]))
-    except (KeyError, ValueError):
+        created = datetime.fromisoformat(str(made[0]["metadata"]["creationTimestamp"]))
+    except (IndexError, KeyError, ValueError):
         return False
     return seen.now - created < _FIRST

@@ -107,7 +107,7 @@ class _Pass:
         if isinstance(asked, Asked):
             if planned is None:
                 self._ensure_gateway(self.body, asked.profile)
-                if is_coming(self.body, seen):
+                if is_coming(self.ports, self.body, seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
             facts = self._facts(asked, planned, built, seen)
             decision, memory = decide(
