@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from e2e import stack
-from e2e.cluster import Cluster
+from e2e.cluster import Cluster, preflight
 from e2e.cluster.progress import Progress, shown
 from e2e.traffic import Report, Traffic
 
@@ -53,7 +53,7 @@ def main() -> int:
 def _cluster(progress: Progress) -> Cluster:
     if os.environ.get("CLUSTER", "kind") != "current":
         cluster = Cluster(progress=progress)
-        if missing := cluster.missing():
+        if missing := preflight.problems(preflight.observe(cluster.settings)):
             raise DemoFailed("\n".join(missing))
         return cluster
     cluster = Cluster.current(progress=progress)
