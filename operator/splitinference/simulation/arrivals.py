@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from splitinference.simulation.places import rounded
+from splitinference.simulation.places import TOKENS_ROUNDED_TO
 from splitinference.simulation.trace import RateEvent, Trace
 
 
@@ -40,4 +40,6 @@ def arrivals(trace: Trace, seed: int) -> Iterator[Arrival]:
 def _length(numbers: random.Random, mean: int, spread: float) -> int:
     if spread == 0:
         return mean
-    return rounded(max(1, round(mean * numbers.uniform(1 - spread, 1 + spread))))
+    # Rounded to the nearest, so that the mean stays what it is.
+    steps = round(mean * numbers.uniform(1 - spread, 1 + spread) / TOKENS_ROUNDED_TO)
+    return max(1, steps) * TOKENS_ROUNDED_TO
