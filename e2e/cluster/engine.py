@@ -149,7 +149,7 @@ def start(settings: Settings) -> Engine:
         "iptables": False,
         "cgroup-parent": f"/{cgroup(settings)}",
         "storage-driver": "overlay2",
-        "max-concurrent-downloads": 4,
+        "builder": {"gc": {"enabled": True, "defaultKeepStorage": "8GB"}},
     }
     if without := missing_here():
         script = home / "runtime"

@@ -127,6 +127,31 @@ def pip_settings(environment: Mapping[str, str]) -> str:
     return "[global]\n" + "".join(f"{key} = {value}\n" for key, value in found.items()) if found else ""
 
 
+def prune(settings: Settings, engine: Engine, keep: Sequence[str]) -> None:
+    """Remove our images of yesterday from engine and cache. What `:dev` names stays, and what is in `keep`.
+
+    Only while no node runs: a running one may still have links to blobs that it has not unpacked.
+    """
+    listed = engine.docker("images", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}", f"{PREFIX}/*").splitlines()
+    names = {name: identity for identity, name in (line.split(" ", 1) for line in listed)}
+    kept = {identity for name, identity in names.items() if name.endswith(":dev") or name in keep}
+    for name, identity in names.items():
+        if identity not in kept:
+            engine.docker("rmi", name, check=False)
+    used: set[str] = set()
+    for index in settings.blobs.glob("*.image.json"):
+        if f"sha256:{index.name.removesuffix('.image.json')}" in kept:
+            data = json.loads(index.read_text())
+            used |= {blob[1].removeprefix("sha256:") for blob in (data["manifest"], data["config"], *data["layers"])}
+        else:
+            index.unlink()
+    for blob in settings.blobs.glob("[!.]*"):
+        if blob.name not in used and not blob.name.endswith(".json"):
+            blob.unlink()
+    for torn in settings.blobs.glob(".*"):
+        torn.unlink()
+
+
 # ---- to the nodes
 
 

@@ -9,6 +9,7 @@ from e2e.cluster import engine as engines
 from e2e.cluster import faults, host, images, kind, monitoring, network, packages, supply, tools
 from e2e.cluster.command import run
 from e2e.cluster.engine import Engine
+from e2e.cluster.offline.base import node_base_tag
 from e2e.cluster.progress import Progress, together
 from e2e.cluster.settings import Settings
 
@@ -71,6 +72,8 @@ def up(settings: Settings, progress: Progress) -> None:
         return
     parts = supply.provide(settings, engine, progress)
     delete(settings, engine)
+    if not engine.docker("ps", "-q", "--filter", f"label={_LABEL}").strip():
+        images.prune(settings, engine, (parts.node_image, *((node_base_tag(),) if not parts.public else ())))
     finished.unlink(missing_ok=True)
     _remember_network(settings, engine)
     extra: dict[str, str] = {}

@@ -1,10 +1,13 @@
 """When an image must be built anew, and what reaches its build."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from e2e.cluster.images import content_key, copied, pip_settings, sources
+from e2e.cluster.engine import Engine
+from e2e.cluster.images import content_key, copied, pip_settings, prune, sources
+from e2e.cluster.settings import Settings
 
 DOCKERFILE = """ARG BASE
 FROM ${BASE} AS build
@@ -76,3 +79,35 @@ def test_pip_is_told_where_packages_are_but_not_of_certificates_here(tmp_path: P
     assert "index-url = https://two.example/simple" in text
     assert "timeout = 9" in text
     assert "cert" not in text
+
+
+class Listing(Engine):
+    """An engine that knows some images and notes what is removed."""
+
+    def docker(
+        self, *words: str, stdin: str | bytes | None = None, check: bool = True, log: Path | None = None, timeout: float | None = None
+    ) -> str:
+        if words[0] == "rmi":
+            with Path(self.client).open("a") as notes:
+                notes.write(f"{words[1]}\n")
+        return "sha256:old localhost/splitinference/segment:aaa\nsha256:new localhost/splitinference/segment:bbb\n" + (
+            "sha256:new localhost/splitinference/segment:dev\nsha256:node localhost/splitinference/node:v1\n"
+        )
+
+
+def test_yesterdays_images_and_their_layers_go_and_todays_stay(tmp_path: Path):
+    settings = Settings(cache=tmp_path)
+    settings.blobs.mkdir()
+    for identity, layer in (("old", "1" * 64), ("new", "2" * 64)):
+        blobs = {
+            "manifest": ["m", f"sha256:{identity}-m", 1],
+            "config": ["c", f"sha256:{identity}-c", 1],
+            "layers": [["l", f"sha256:{layer}", 1]],
+        }
+        (settings.blobs / f"{identity}.image.json").write_text(json.dumps(blobs))
+        for name in (f"{identity}-m", f"{identity}-c", layer):
+            (settings.blobs / name).touch()
+    removed = tmp_path / "removed"
+    prune(settings, Listing(str(removed), None, private=True), ("localhost/splitinference/node:v1",))
+    assert removed.read_text().split() == ["localhost/splitinference/segment:aaa"]
+    assert {path.name for path in settings.blobs.iterdir()} == {"new.image.json", "new-m", "new-c", "2" * 64}
