@@ -118,9 +118,10 @@ def _simulate(trace: "Trace", names: tuple[str, ...], seed: int) -> "list[Report
 
     reports = []
     for name in names:
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.process_time()
         reports.append(simulate(trace, PolicyName(name), seed))
-        print(f"{name}: {trace.duration_s / 3600:g} h in {time.monotonic() - began:.1f} s", file=sys.stderr)
+        took, work = time.monotonic() - began, time.process_time() - worked
+        print(f"{name}: {trace.duration_s / 3600:g} h in {took:.1f} s ({work:.1f} s of processor time)", file=sys.stderr)
     return reports
 
 
