@@ -117,7 +117,7 @@ def _build(settings: Settings, engine: Engine, progress: Progress) -> None:
 
     def go() -> None:
         try:
-            for module in (gobuild.KIND, *gobuild.NODE, gobuild.HELM):
+            for module in (gobuild.KIND, *gobuild.NODE):
                 if not module.built(settings.cache):
                     with progress.step(f"build {module.name} {module.version}"):
                         builder.build(module)
@@ -137,8 +137,17 @@ def _build(settings: Settings, engine: Engine, progress: Progress) -> None:
                 debian.build_node_base(settings, engine, builder.source(gobuild.KIND))
 
     together([go, images_beside])
-    with progress.step("build the node image"):
-        nodeimage.build(settings, engine, debian.node_base_tag())
+
+    def node_image() -> None:
+        with progress.step("build the node image"):
+            nodeimage.build(settings, engine, debian.node_base_tag())
+
+    def helm() -> None:
+        if tools.HELM.find(settings) is None:
+            with progress.step(f"build {gobuild.HELM.name} {gobuild.HELM.version}"):
+                builder.build(gobuild.HELM)
+
+    together([node_image, helm])
     builder.clean()
 
 
