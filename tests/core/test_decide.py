@@ -163,6 +163,16 @@ def test_a_lost_node_is_left_with_the_same_cuts_where_they_fit():
     assert text_of(found.plan) == "a[0:2] c[2:4]"
 
 
+@pytest.mark.parametrize(("gflops", "expected"), [(105, "a[0:2] c[2:4]"), (300, "c[0:2] d[2:4]")])
+def test_what_still_runs_stays_when_a_node_is_lost_unless_leaving_it_pays(gflops, expected):
+    """c and d are both better than a: a little, or so much that the longer move is worth it."""
+    found = after(a_problem(a_node("a", **SMALL), a_node("c", gflops=gflops, **SMALL), a_node("d", gflops=gflops, **SMALL)), PLAN)
+    assert isinstance(found, Adopt)
+    assert found.reason is Reason.NODE_LOST
+    assert set(text_of(found.plan).split()) <= {*expected.split(), *expected.translate(str.maketrans("cd", "dc")).split()}
+    assert text_of(found.plan).startswith("a") is expected.startswith("a")
+
+
 def test_a_lost_node_means_new_cuts_where_the_old_do_not_fit():
     found = after(a_problem(a_node("a", mib=1000)), PLAN)
     assert isinstance(found, Adopt)

@@ -12,8 +12,9 @@ from typing import Protocol
 from splitinference.core.adaptation import Facts, Memory, Mode, Policy, sustained
 from splitinference.core.compare import Change, before_after, change, figures, gain, move_seconds, moving, net_gain
 from splitinference.core.cost import objective_value, predict, violations
+from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem, Slo
+from splitinference.core.problem import Pin, Problem, Slo
 from splitinference.core.solve.child import SolverFailed
 from splitinference.core.solve.outcome import Infeasible, Limits, Outcome, Solved, TimedOut
 from splitinference.core.triggers import Reason, Trigger, check
@@ -118,7 +119,7 @@ def _mandatory(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tr
     found: Plan | Keep | None = None
     if current is not None and trigger.reason is not Reason.SPEC_CHANGED:
         same = _same_cuts(problem, current)
-        found = solver.best(same, None) if same is not None else None
+        found = _mended(same, current, policy, solver) if same is not None else None
     if not isinstance(found, Plan):
         found = solver.best(problem, None)
     notes: list[str] = []
@@ -138,6 +139,31 @@ def _mandatory(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tr
     parts = [trigger.message, *notes, figures(found, problem), moving(found, problem, policy) if current else ""]
     message = "; ".join(filter(None, parts))
     return Adopt(plan=found, change=change(current, found), reason=trigger.reason, message=message, mandatory=True), Memory()
+
+
+def _mended(same: Problem, current: Plan, policy: Policy, solver: _Solver) -> Plan | Keep:
+    """The best plan of the same cuts; but one that leaves alone what still runs, unless the other is better by more than its move costs.
+
+    While something is lost nobody is served, so every segment that is moved without need makes the gap longer.
+    """
+    best = solver.best(same, None)
+    nodes = {node.name: node for node in same.snapshot.nodes}
+    staying = tuple(
+        Pin(start=s.start, end=s.end, node=s.node)
+        for s in current.segments
+        if s.node in nodes
+        and unusable(nodes[s.node], same) is None
+        and not any(forbidden(nodes[s.node], layer, same.constraints) for layer in range(s.start, s.end))
+    )
+    if isinstance(best, Keep) or not staying or len(current.pipelines) > 1:
+        return best
+    pinned = same.constraints.model_copy(update={"pins": (*same.constraints.pins, *staying)})
+    least = solver.best(same.model_copy(update={"constraints": pinned}), None)
+    if isinstance(least, Keep):
+        return best
+    longer = (move_seconds(best, same, policy) - move_seconds(least, same, policy)) / policy.payback.total_seconds()
+    further = gain(objective_value(least, same), objective_value(best, same), same)
+    return best if further - longer > policy.min_gain else least
 
 
 def beside(adopted: Adopt, facts: Facts, held_bytes: Mapping[str, int], solve: Solve, limits: Limits) -> Adopt | None:
