@@ -141,8 +141,11 @@ class Cluster:
 
     def image(self, name: str) -> str:
         """The full name of our image as it would be built now."""
-        engine = self.engine()
-        return images.tag(engine, images.sources()[name], supply.choose(self.settings, engine).base)
+        return images.tag(self.engine(), images.sources()[name], self.base())
+
+    def base(self) -> str:
+        """The Debian image that ours are built on."""
+        return supply.choose(self.settings, self.engine()).base
 
     # ---- changes and faults
 

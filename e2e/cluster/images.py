@@ -66,10 +66,14 @@ def stage(source: Source) -> str | None:
     return source.name if named else None
 
 
-def content_key(dockerfile: Path, root: Path, base: str) -> str:
-    """Hash of the Dockerfile, the base, and every file that is copied in. The same key means the same image."""
-    sha = hashlib.sha256(base.encode() + dockerfile.read_bytes())
-    for pattern in copied(dockerfile.read_text()):
+def content_key(dockerfile: Path, root: Path, base: str, last_stage: str | None = None) -> str:
+    """Hash of the Dockerfile up to its stage `last_stage`, the base, and every file copied in. The same key means the same image."""
+    text = dockerfile.read_text()
+    if last_stage and (found := re.search(rf"^FROM\s.*\sAS\s+{re.escape(last_stage)}\s*$", text, re.IGNORECASE | re.MULTILINE)):
+        after = re.compile(r"^FROM\s", re.IGNORECASE | re.MULTILINE).search(text, found.end())
+        text = text[: after.start()] if after else text
+    sha = hashlib.sha256(base.encode() + text.encode())
+    for pattern in copied(text):
         for top in sorted(root.glob(pattern.rstrip("/"))) if any(c in pattern for c in "*?[") else [root / pattern]:
             for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
                 if path.is_file() and "__pycache__" not in path.parts:
@@ -79,8 +83,8 @@ def content_key(dockerfile: Path, root: Path, base: str) -> str:
 
 def tag(engine: Engine, source: Source, base: str) -> str:
     """The image's name with its content key; the base counts by its id, so that a new base makes a new image."""
-    identity = (engine.docker("images", "--no-trunc", "-q", base).strip() or base) + (stage(source) or "")
-    return f"{PREFIX}/{source.name}:{content_key(source.dockerfile, REPOSITORY, identity)}"
+    identity = engine.docker("images", "--no-trunc", "-q", base).strip() or base
+    return f"{PREFIX}/{source.name}:{content_key(source.dockerfile, REPOSITORY, identity, stage(source))}"
 
 
 def build(settings: Settings, engine: Engine, source: Source, base: str) -> str:

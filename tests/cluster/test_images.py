@@ -111,3 +111,13 @@ def test_yesterdays_images_and_their_layers_go_and_todays_stay(tmp_path: Path):
     prune(settings, Listing(str(removed), None, private=True), ("localhost/splitinference/node:v1",))
     assert removed.read_text().split() == ["localhost/splitinference/segment:aaa"]
     assert {path.name for path in settings.blobs.iterdir()} == {"new.image.json", "new-m", "new-c", "2" * 64}
+
+
+def test_what_comes_after_the_images_own_stage_does_not_change_it(tree: Path):
+    dockerfile = tree / "Dockerfile"
+    dockerfile.write_text("FROM x AS image\nCOPY pyproject.toml /\nFROM image AS test\nCOPY images/x/lib /tests\n")
+    before = content_key(dockerfile, tree, "sha256:1", "image")
+    (tree / "images/x/lib/a.py").write_text("changed")
+    assert content_key(dockerfile, tree, "sha256:1", "image") == before
+    (tree / "pyproject.toml").write_text("changed")
+    assert content_key(dockerfile, tree, "sha256:1", "image") != before
