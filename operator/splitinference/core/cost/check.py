@@ -1,7 +1,7 @@
 """Everything that is wrong with a plan. An empty answer means that it may serve."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.cost.evaluate import Evaluation, UnknownPlace, evaluate
@@ -161,3 +161,18 @@ def _limits(laid: Evaluation, plan: Plan, problem: Problem) -> Iterator[Violatio
     ):
         if limit is not None and value > limit * (1 + TOLERANCE):
             yield Violation(constraint=name, message=f"{value:.2f} ms predicted, the limit is {limit:.2f} ms")
+
+
+def double_booked(plans: Sequence[Plan], problems: Sequence[Problem]) -> tuple[Violation, ...]:
+    """Places whose memory the plans of several problems take more of together than there is; the snapshots have the same nodes."""
+    taken: Counter[tuple[str, str]] = Counter()
+    free: dict[tuple[str, str], int] = {}
+    for plan, problem in zip(plans, problems, strict=True):
+        laid = evaluate(plan, problem)
+        taken.update(laid.load.memory)
+        free.update({(site.node.name, site.processor): site.memory_bytes for stage in laid.stages for site in stage.sites})
+    return tuple(
+        Violation(constraint="memory", message=f"{'/'.join(filter(None, place))}: {needed} bytes for all plans, {free[place]} free")
+        for place, needed in sorted(taken.items())
+        if needed > free[place]
+    )

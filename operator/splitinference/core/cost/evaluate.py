@@ -9,7 +9,7 @@ from splitinference.core.cost.link import Hop, Links, hop
 from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import StageCost, memory_bytes, stage_cost
 from splitinference.core.plan import Plan, Segment
-from splitinference.core.problem import Problem
+from splitinference.core.problem import Goal, Problem
 
 
 class UnknownPlace(Exception):
@@ -138,7 +138,7 @@ def _load(chains: list[Chain], problem: Problem, links: Links) -> Load:
                 load.place_ms[site.label] += even * cost.occupancy_ms
                 load.busy_ms[site.node.name] += chain.share / len(stage.sites) * cost.busy_ms_per_request
                 key = (site.label, stage.segment.held)
-                if stage.segment.held_start is None or key not in held:
+                if problem.objective.goal is not Goal.THROUGHPUT or key not in held:
                     held.add(key)
                     load.memory[site.node.name, site.processor] += memory_bytes(problem, *stage.segment.held)
                 for label, name in previous:

@@ -3,8 +3,13 @@
 Importing this is cheap; what is heavy is imported when it is used, and in the child process where there is one.
 """
 
-from splitinference.core.solve.child import SolverProcess, solve_in_child
+from typing import TYPE_CHECKING
+
+from splitinference.core.solve.child import SolverFailed, SolverProcess, solve_in_child
 from splitinference.core.solve.outcome import BindingConstraint, Infeasible, Limits, Outcome, Solved, TimedOut
+
+if TYPE_CHECKING:
+    from splitinference.core.solve.dispatch import solve
 
 __all__ = [
     "BindingConstraint",
@@ -12,6 +17,7 @@ __all__ = [
     "Limits",
     "Outcome",
     "Solved",
+    "SolverFailed",
     "SolverProcess",
     "TimedOut",
     "solve",

@@ -4,22 +4,26 @@ import math
 import time
 from collections.abc import Callable
 
-from splitinference.core.cost import goal_value, violations
+from splitinference.core.cost import goal_value, objective_value, violations
 from splitinference.core.cost.objective import value_of
 from splitinference.core.cost.predict import predict
 from splitinference.core.explain import explain
 from splitinference.core.plan import Pipeline, Plan, Segment
-from splitinference.core.problem import Goal, Problem
+from splitinference.core.problem import Goal, Objective, Problem
 from splitinference.core.solve.bottleneck import least_bottleneck
 from splitinference.core.solve.chain import Chain, best_chain
 from splitinference.core.solve.infeasible import reasons
 from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, Limits, Outcome, Solved, TimedOut
 from splitinference.core.solve.relaxed import Step
 from splitinference.core.solve.tables import Tables
-from splitinference.core.solve.task import Task, task_of
+from splitinference.core.solve.task import SLACK, Task, task_of
 
 CLOSED = 1e-6
 """Gap at which a plan counts as optimal: the arithmetic's rounding, far below what a measurement could tell."""
+
+
+PROBE_SECONDS = 3.0
+"""Time for the question whether a relaxed problem has a plan, when reasons are looked for."""
 
 
 class WrongAnswer(Exception):
@@ -35,14 +39,48 @@ def solve(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None =
         return time.monotonic() > deadline
 
     known = _valid(problem, hint)
-    tables = Tables(problem)
-    answer = _chains(problem, tables, known, expired, hint)
+    answer = _answer(problem, known, expired, deadline - began, hint)
     if answer is None:
-        return Infeasible(reasons(problem, tables))
+        return Infeasible(reasons(problem, _exists))
     plan, bound = answer
     if plan is None:
         return TimedOut(None, bound)
     return judged(plan, problem, bound, time.monotonic() - began, expired())
+
+
+def _answer(
+    problem: Problem, known: Plan | None, expired: Callable[[], bool], seconds: float, hint: Plan | None
+) -> tuple[Plan | None, float] | None:
+    """Plan and bound (None for a plan: none found); None if there is no valid plan."""
+    if problem.objective.goal is Goal.THROUGHPUT:
+        from splitinference.core.solve.throughput import most_throughput
+
+        return most_throughput(problem, known, expired)
+    if not needs_choice(problem):
+        return _chains(problem, Tables(problem), known, expired, hint)
+    from splitinference.core.solve.several import plan_together
+
+    found = plan_together([problem], expired, seconds)
+    if found.plans is None:
+        return (known, found.bound) if known else None if found.refuted else (None, found.bound)
+    plan = found.plans[0]
+    if known and objective_value(known, problem) <= objective_value(plan, problem) * (1 + SLACK):
+        plan = known
+    return plan, found.bound
+
+
+def _exists(problem: Problem) -> bool:
+    """Whether a problem has a plan, as far as a few seconds tell."""
+    deadline = time.monotonic() + PROBE_SECONDS
+
+    def expired() -> bool:
+        return time.monotonic() > deadline
+
+    if problem.objective.goal is Goal.THROUGHPUT:
+        problem = problem.model_copy(update={"objective": Objective()})
+    plain = problem.model_copy(update={"constraints": problem.constraints.model_copy(update={"partial_runs": False})})
+    found = _answer(plain, None, expired, PROBE_SECONDS, None)
+    return found is not None and found[0] is not None
 
 
 def judged(plan: Plan, problem: Problem, bound: float, seconds: float, late: bool) -> Outcome:
@@ -64,6 +102,11 @@ def judged(plan: Plan, problem: Problem, bound: float, seconds: float, late: boo
     if late and not optimal:
         return TimedOut(done, bound)
     return Solved(done, bound, gap, optimal, seconds, words)
+
+
+def needs_choice(problem: Problem) -> bool:
+    """Whether a problem is about more than one chain of single nodes."""
+    return problem.constraints.pipelines > 1 or problem.constraints.max_stage_nodes > 1
 
 
 def _valid(problem: Problem, hint: Plan | None) -> Plan | None:

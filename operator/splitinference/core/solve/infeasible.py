@@ -1,15 +1,265 @@
-"""Why no plan exists: which constraint stands in the way, by how much, and the smallest relaxation that would let one exist."""
+"""Why no plan exists: which constraints stand in the way, by how much, and the smallest relaxation of each that lets a plan exist.
 
-from splitinference.core.problem import Problem
+Every constraint is relaxed alone, wholly at first; where that helps, the smallest step that helps is searched. Where none helps
+alone, constraints are relaxed one after the other until a plan exists, and the answer names them together.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from splitinference.core.cluster import Node
+from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.site import sites
+from splitinference.core.cost.stage import memory_bytes
+from splitinference.core.problem import Constraints, Goal, Objective, Problem
 from splitinference.core.solve.outcome import BindingConstraint
-from splitinference.core.solve.tables import Tables
+
+Exists = Callable[[Problem], bool]
+_MIB = 2**20
+_HUGE = 2**60
 
 
-def reasons(problem: Problem, tables: Tables) -> tuple[BindingConstraint, ...]:
-    """The constraints that stand in the way of any plan."""
+@dataclass(frozen=True)
+class _Relaxation:
+    """One constraint: how it reads now, the problem without it, and a search for the smallest step."""
+
+    name: str
+    message: str
+    without: Callable[[Problem], Problem]
+    smallest: Callable[[Problem, Exists], str]
+
+
+def reasons(problem: Problem, exists: Exists) -> tuple[BindingConstraint, ...]:
+    """The constraints that stand in the way of any plan; `exists` tells whether a problem has one."""
+    plain = problem.model_copy(update={"objective": Objective(goal=_plain_goal(problem))})
     if not problem.snapshot.nodes:
         return (BindingConstraint("nodes", "the snapshot has no node", "offer at least one node"),)
-    if not tables.count:
-        words = "; ".join(f"{name}: {reason}" for name, reason in sorted(tables.unusable.items())[:8])
-        return (BindingConstraint("nodes", f"none of {len(problem.snapshot.nodes)} nodes may be used: {words}", "admit one of them"),)
-    return (BindingConstraint("constraints", "no plan keeps all of them", "relax one"),)
+    contradiction = _contradicting_pins(problem)
+    if contradiction is not None:
+        return (contradiction,)
+    candidates = list(_candidates(plain))
+    alone = [
+        BindingConstraint(c.name, c.message, c.smallest(plain, exists)) for c in candidates if exists(c.without(plain))
+    ]  # fmt: skip
+    return tuple(alone) if alone else _together(plain, candidates, exists)
+
+
+def _plain_goal(problem: Problem) -> Goal:
+    """The goal only matters where it excludes plans: throughput has paths, energy needs known power."""
+    goals = (problem.objective.goal, *problem.objective.then)
+    if Goal.THROUGHPUT in goals:
+        return Goal.THROUGHPUT
+    return Goal.ENERGY if Goal.ENERGY in goals else Goal.LATENCY
+
+
+def _together(problem: Problem, candidates: list[_Relaxation], exists: Exists) -> tuple[BindingConstraint, ...]:
+    relaxed, taken = problem, []
+    for candidate in candidates:
+        relaxed = candidate.without(relaxed)
+        taken.append(candidate)
+        if exists(relaxed):
+            break
+    else:
+        words = "; ".join(c.message for c in candidates) or "no node can reach another as the plan needs"
+        return (BindingConstraint("all", f"no plan exists even without any of its constraints: {words}", "offer other nodes"),)
+    for candidate in list(taken):
+        without_it = problem
+        for other in taken:
+            without_it = without_it if other is candidate else other.without(without_it)
+        if len(taken) > 1 and exists(without_it):
+            taken.remove(candidate)
+    names = " and ".join(c.name for c in taken)
+    return tuple(BindingConstraint(c.name, c.message, f"only together: relax {names}") for c in taken)
+
+
+def _contradicting_pins(problem: Problem) -> BindingConstraint | None:
+    pins = problem.constraints.pins
+    for number, one in enumerate(pins):
+        for other in pins[:number]:
+            if one.node != other.node and max(one.start, other.start) < min(one.end, other.end):
+                layers = f"[{max(one.start, other.start)}, {min(one.end, other.end)})"
+                message = f"layers {layers} are pinned to {other.node} and to {one.node}"
+                return BindingConstraint("pins", message, f"take layers {layers} out of one of the two pins")
+    return None
+
+
+def _candidates(problem: Problem) -> Iterator[_Relaxation]:
+    """Every constraint that the problem has, softest first."""
+    bounds, slo = problem.constraints, problem.slo
+    if slo.time_to_first_token_ms is not None:
+        yield _limit("slo-time-to-first-token", "time_to_first_token_ms", slo.time_to_first_token_ms)
+    if slo.time_per_output_token_ms is not None:
+        yield _limit("slo-time-per-output-token", "time_per_output_token_ms", slo.time_per_output_token_ms)
+    if bounds.utilization_ceiling is not None:
+        message = f"no node may be used more than {bounds.utilization_ceiling:.0%} after placement"
+        yield _Relaxation("utilization", message, _dropping("utilization_ceiling", None), _least_ceiling)
+    if bounds.min_bandwidth_bytes_per_s is not None:
+        message = f"links need {bounds.min_bandwidth_bytes_per_s:.0f} B/s"
+        yield _Relaxation("min-bandwidth", message, _dropping("min_bandwidth_bytes_per_s", None), _most_bandwidth)
+    if bounds.pipelines > 1:
+        yield _Relaxation(
+            "pipelines",
+            f"{bounds.pipelines} pipelines are asked for",
+            _dropping("pipelines", 1),
+            _counted("pipelines", 1, bounds.pipelines, -1),
+        )
+    if bounds.min_segments > 1:
+        message = f"at least {bounds.min_segments} segments are asked for"
+        yield _Relaxation("min-segments", message, _dropping("min_segments", 1), _counted("min_segments", 1, bounds.min_segments, -1))
+    layers = len(problem.profile.layers)
+    if bounds.max_segments is not None:
+        message = f"at most {bounds.max_segments} segments are allowed"
+        yield _Relaxation(
+            "max-segments", message, _dropping("max_segments", None), _counted("max_segments", bounds.max_segments, layers, 1)
+        )
+    if bounds.max_nodes is not None:
+        message = f"at most {bounds.max_nodes} nodes are allowed"
+        most = len(problem.snapshot.nodes)
+        yield _Relaxation("max-nodes", message, _dropping("max_nodes", None), _counted("max_nodes", bounds.max_nodes, most, 1))
+    if bounds.split_points is not None:
+        message = f"cuts are allowed at {list(bounds.split_points)} alone"
+        yield _Relaxation("split-points", message, _dropping("split_points", None), lambda p, e: "allow more split points")
+    if bounds.pins:
+        words = ", ".join(f"[{p.start}, {p.end}) on {p.node}" for p in bounds.pins)
+        yield _Relaxation("pins", f"pinned: {words}", _dropping("pins", ()), _one_less("pins"))
+    if bounds.trust:
+        words = ", ".join(f"[{r.start}, {r.end}) needs {dict(r.labels)}" for r in bounds.trust)
+        yield _Relaxation("trust", f"trust: {words}; {_carrying(problem)}", _dropping("trust", ()), _one_less("trust"))
+    shut = {node.name: reason for node in problem.snapshot.nodes if (reason := unusable(node, problem))}
+    if shut:
+        words = "; ".join(f"{name}: {reason}" for name, reason in sorted(shut.items())[:6])
+        message = f"{len(shut)} of {len(problem.snapshot.nodes)} nodes may not be used: {words}"
+        yield _Relaxation("nodes", message, _admitting, _admit_one)
+    yield _Relaxation("memory", _memory_words(problem), lambda p: _with_memory(p, _HUGE), _least_memory)
+
+
+def _dropping(name: str, value: object) -> Callable[[Problem], Problem]:
+    def without(problem: Problem) -> Problem:
+        bounds = Constraints.model_validate({**_fields(problem.constraints), name: value})
+        return problem.model_copy(update={"constraints": bounds})
+
+    return without
+
+
+def _fields(bounds: Constraints) -> dict[str, object]:
+    return {name: getattr(bounds, name) for name in Constraints.model_fields}
+
+
+def _limit(name: str, field: str, limit: float) -> _Relaxation:
+    def without(problem: Problem, value: float | None = None) -> Problem:
+        return problem.model_copy(update={"slo": problem.slo.model_copy(update={field: value})})
+
+    def smallest(problem: Problem, exists: Exists) -> str:
+        high = limit
+        while not exists(without(problem, high)):
+            high *= 2.0
+        low = max(limit, high / 2.0)
+        while high - low > 1e-3 * high:
+            middle = (low + high) / 2.0
+            low, high = (low, middle) if exists(without(problem, middle)) else (middle, high)
+        return f"{high:.4g} ms instead of {limit:.4g} ms"
+
+    return _Relaxation(name, f"the limit is {limit:.4g} ms", without, smallest)
+
+
+def _counted(name: str, low: int, high: int, direction: int) -> Callable[[Problem, Exists], str]:
+    """The value nearest to what is asked for (`low` upwards or `high` downwards) with which a plan exists."""
+
+    def smallest(problem: Problem, exists: Exists) -> str:
+        now = low if direction > 0 else high
+        order = range(low + 1, high + 1) if direction > 0 else range(high - 1, low - 1, -1)
+        found = next((n for n in order if exists(_dropping(name, n)(problem))), None)
+        return f"{name} {found} instead of {now}" if found is not None else f"no limit on {name}"
+
+    return smallest
+
+
+def _least_ceiling(problem: Problem, exists: Exists) -> str:
+    for percent in range(1, 101):
+        share = percent / 100
+        if share > (problem.constraints.utilization_ceiling or 0) and exists(_dropping("utilization_ceiling", share)(problem)):
+            return f"a ceiling of {percent} %"
+    return "no ceiling"
+
+
+def _most_bandwidth(problem: Problem, exists: Exists) -> str:
+    network = problem.snapshot.network
+    links = [network.default, network.local, *(link.quality for link in (*network.zones, *network.links))]
+    for found in sorted({q.bandwidth_bytes_per_s for q in links}, reverse=True):
+        now = problem.constraints.min_bandwidth_bytes_per_s or 0.0
+        if found < now and exists(_dropping("min_bandwidth_bytes_per_s", found)(problem)):
+            return f"{found:.0f} B/s instead of {now:.0f} B/s"
+    return "no minimum"
+
+
+def _one_less(name: str) -> Callable[[Problem, Exists], str]:
+    def smallest(problem: Problem, exists: Exists) -> str:
+        rules = tuple(getattr(problem.constraints, name))
+        for number, rule in enumerate(rules):
+            if exists(_dropping(name, (*rules[:number], *rules[number + 1 :]))(problem)):
+                return f"without the one for layers [{rule.start}, {rule.end})"
+        return f"without {name}"
+
+    return smallest
+
+
+def _carrying(problem: Problem) -> str:
+    parts = []
+    for rule in problem.constraints.trust:
+        count = sum(all(n.labels.get(k) == v for k, v in rule.labels.items()) for n in problem.snapshot.nodes)
+        parts.append(f"{count} of {len(problem.snapshot.nodes)} nodes carry {dict(rule.labels)}")
+    return ", ".join(parts)
+
+
+def _admitted(node: Node, problem: Problem) -> Node:
+    labels = {**node.labels, **problem.constraints.node_selector}
+    return node.model_copy(update={"ready": True, "taints": (), "labels": labels, "busy_watts": node.busy_watts or 1.0})
+
+
+def _admitting(problem: Problem) -> Problem:
+    return _with_nodes(problem, tuple(_admitted(node, problem) for node in problem.snapshot.nodes))
+
+
+def _admit_one(problem: Problem, exists: Exists) -> str:
+    for number, node in enumerate(problem.snapshot.nodes):
+        reason = unusable(node, problem)
+        nodes = problem.snapshot.nodes
+        if reason and exists(_with_nodes(problem, (*nodes[:number], _admitted(node, problem), *nodes[number + 1 :]))):
+            return f"admit {node.name} ({reason})"
+    return "admit several of them"
+
+
+def _with_nodes(problem: Problem, nodes: tuple[Node, ...]) -> Problem:
+    return problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes})})
+
+
+def _with_memory(problem: Problem, more: int) -> Problem:
+    nodes = []
+    for node in problem.snapshot.nodes:
+        processors = tuple(p.model_copy(update={"memory_free_bytes": p.memory_free_bytes + more}) for p in node.processors)
+        nodes.append(node.model_copy(update={"memory_free_bytes": node.memory_free_bytes + more, "processors": processors}))
+    return _with_nodes(problem, tuple(nodes))
+
+
+def _memory_words(problem: Problem) -> str:
+    places = [site for node in problem.snapshot.nodes if not unusable(node, problem) for site in sites(node)]
+    layers = len(problem.profile.layers)
+    whole = memory_bytes(problem, 0, layers)
+    single = [memory_bytes(problem, i, i + 1) for i in range(layers)]
+    largest = max((site.memory_bytes for site in places), default=0)
+    words = f"the model needs {-(-whole // _MIB)} MiB in one segment, {len(places)} places have "
+    words += f"{sum(site.memory_bytes for site in places) // _MIB} MiB free, the largest {largest // _MIB} MiB"
+    if max(single) > largest:
+        number = single.index(max(single))
+        words += f"; layer {number} ({problem.profile.layers[number].name}) alone needs {-(-max(single) // _MIB)} MiB"
+    return words
+
+
+def _least_memory(problem: Problem, exists: Exists) -> str:
+    low, high = 0, _MIB
+    while not exists(_with_memory(problem, high)):
+        low, high = high, high * 4
+    while high - low > _MIB:
+        middle = (low + high) // 2
+        low, high = (low, middle) if exists(_with_memory(problem, middle)) else (middle, high)
+    return f"{-(-high // _MIB)} MiB more on each place"

@@ -1,0 +1,13 @@
+"""`splitinference bench`: measurements that anyone can repeat."""
+
+import argparse
+from typing import Any
+
+from splitinference.cli import bench_planner
+
+
+def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
+    """Add the command with its parts."""
+    parser = subparsers.add_parser("bench", help="measure the planner beside other methods", description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
+    bench_planner.register(parts)

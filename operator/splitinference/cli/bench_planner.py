@@ -1,0 +1,154 @@
+"""`splitinference bench planner`: value, bound, gap and time of the planner beside other methods, on the same problems in one run."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from splitinference.cli import bench_instances as family
+from splitinference.cli.bench_instances import Instance
+from splitinference.core.baselines import CHAINS
+from splitinference.core.baselines_flow import FLOWS, flow_value
+from splitinference.core.cost import objective_value
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Goal, Problem
+from splitinference.core.solve import Limits, Solved, TimedOut, solve
+
+Row = dict[str, Any]
+_FAMILIES = (
+    family.homogeneous, family.three_classes, family.three_classes_busy, family.two_regions, family.one_fast, family.all_unequal,
+)  # fmt: skip
+_BASELINE_NODES = 128
+
+
+def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("planner", help="the planner beside other methods", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small instances, for a check of correctness")
+    parser.add_argument("--json", action="store_true", help="one JSON object with `rows`")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time limit for one problem (default 10)")
+    parser.add_argument("--only", default="", help="only instances whose name contains this")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; 1 if a baseline beats the planner, which would be a defect."""
+    rows = []
+    for instance, goal in cases(quick=args.quick):
+        if args.only in instance.name:
+            rows.append(measure(instance, goal, args.seconds))
+            sys.stderr.write(f"{rows[-1]['instance']}, {rows[-1]['objective']}: {rows[-1]['seconds']} s\n")
+    if not args.quick and not args.only:
+        rows.append(resolve(family.three_classes_busy(64), args.seconds))
+    if args.json:
+        print(json.dumps({"rows": rows}, indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 220, highlight=False).print(table(rows))
+    beaten = [row for row in rows if worse(row)]
+    for row in beaten:
+        sys.stderr.write(f"a baseline is better on {row['instance']}, {row['objective']}: {row['baselines']}\n")
+    return 1 if beaten else 0
+
+
+def cases(*, quick: bool) -> Iterator[tuple[Instance, Goal]]:
+    """Instances and goals."""
+    if quick:
+        small = [make(10, 24) for make in _FAMILIES]
+        for instance in (*small, family.edge_testbed("7B")):
+            yield from ((instance, goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
+        yield family.helix(24), Goal.THROUGHPUT
+        return
+    for count in (32, 64, 100, 1000):
+        for make in _FAMILIES:
+            yield from ((make(count), goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
+    for layers in (24, 128):
+        instance = family.three_classes_busy(64, layers)
+        named = Instance(f"{instance.name}-{layers}-layers", instance.problem)
+        yield from ((named, goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
+    for size in ("7B", "13B", "70B"):
+        yield from ((family.edge_testbed(size), goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
+    yield from ((family.helix(count), Goal.THROUGHPUT) for count in (24, 42))
+
+
+def measure(instance: Instance, goal: Goal, seconds: float) -> Row:
+    """One row: the planner and every baseline that has an answer."""
+    problem = instance.with_goal(goal)
+    return {**_row(instance.name, problem, seconds, None), "baselines": baselines(problem)}
+
+
+def resolve(instance: Instance, seconds: float) -> Row:
+    """One row: the same problem after one node has become busier, with the plan before as hint."""
+    before = solve(instance.problem, Limits(seconds))
+    hint = before.plan if isinstance(before, Solved) else None
+    nodes = instance.problem.snapshot.nodes
+    busy = hint.segments[0].node if hint else nodes[0].name
+    changed = tuple(n.model_copy(update={"utilization": min(0.9, (n.utilization or 0) + 0.2)}) if n.name == busy else n for n in nodes)
+    snapshot = instance.problem.snapshot.model_copy(update={"nodes": changed})
+    problem = instance.problem.model_copy(update={"snapshot": snapshot})
+    return {**_row(f"{instance.name} re-solved", problem, seconds, hint), "baselines": {"the plan before": _value(hint, problem)}}
+
+
+def _row(name: str, problem: Problem, seconds: float, hint: Plan | None) -> Row:
+    began = time.perf_counter()
+    outcome = solve(problem, Limits(seconds), hint)
+    took = time.perf_counter() - began
+    plan = outcome.plan if isinstance(outcome, Solved) else outcome.best if isinstance(outcome, TimedOut) else None
+    return {
+        "instance": name,
+        "objective": problem.objective.goal.value,
+        "layers": len(problem.profile.layers),
+        "nodes": len(problem.snapshot.nodes),
+        "seconds": round(took, 3),
+        "value": plan.value if plan else None,
+        "bound": plan.bound if plan else None,
+        "gap": plan.gap if plan else None,
+        "optimal": plan.optimal if plan else False,
+    }
+
+
+def baselines(problem: Problem) -> dict[str, float | None]:
+    """Every baseline's value; None where it has no valid plan. On very many nodes only the quick ones are asked."""
+    if problem.objective.goal is Goal.THROUGHPUT:
+        return {name: flow_value(make(problem), problem) for name, make in FLOWS.items()}
+    few = len(problem.snapshot.nodes) <= _BASELINE_NODES
+    asked = {name: make for name, make in CHAINS.items() if few or name in ("memory-proportional", "greedy", "water-filling")}
+    found = {name: _value(make(problem), problem) for name, make in asked.items()}
+    if problem.objective.goal is Goal.LATENCY and len(problem.snapshot.nodes) <= 16:
+        from splitinference.core.solve.naive import naive_cp_sat
+
+        found["naive CP-SAT (5 s)"] = _value(naive_cp_sat(problem, 5.0), problem)
+    return found
+
+
+def _value(plan: Plan | None, problem: Problem) -> float | None:
+    return None if plan is None else objective_value(plan, problem)
+
+
+def worse(row: Row) -> bool:
+    """Whether a baseline's value is better than the planner's."""
+    others = [value for value in row["baselines"].values() if value is not None]
+    if row["value"] is None:
+        return bool(others)
+    if row["objective"] == Goal.THROUGHPUT.value:
+        return any(value > row["value"] * (1 + 1e-6) for value in others)
+    return any(value < row["value"] * (1 - 1e-6) for value in others)
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows for people; the best baseline with its name."""
+    result = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("INSTANCE", "OBJECTIVE", "LAYERS", "NODES", "SECONDS", "VALUE", "GAP", "BEST BASELINE"):
+        result.add_column(name)
+    for row in rows:
+        most = row["objective"] == Goal.THROUGHPUT.value
+        others = sorted((v if not most else -v, name) for name, v in row["baselines"].items() if v is not None)
+        best = f"{abs(others[0][0]):.4g} ({others[0][1]})" if others else "none has a plan"
+        gap = "-" if row["gap"] is None else "proven" if row["optimal"] else f"{row['gap']:.2%}"
+        value = "-" if row["value"] is None else f"{row['value']:.4g}"
+        result.add_row(row["instance"], row["objective"], str(row["layers"]), str(row["nodes"]), f"{row['seconds']:.2f}", value, gap, best)
+    return result

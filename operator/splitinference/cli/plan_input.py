@@ -1,0 +1,153 @@
+"""Where a problem comes from: a file, or a resource's spec with a cluster (live or a file) and a model (a folder, a profile, a cache)."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from splitinference.controller import profiling, terms
+from splitinference.controller.readings import Measured
+from splitinference.controller.resource import Rejected, Resource, read_resource
+from splitinference.controller.snapshot import Sources, claims, read_snapshot
+from splitinference.core.cluster import Snapshot
+from splitinference.core.problem import Problem
+from splitinference.core.profile import Profile
+from splitinference.core.profile_read import (
+    TensorInfo,
+    UnreadableModel,
+    parse_safetensors_header,
+    profile_from_model,
+    safetensors_header_bytes,
+)
+from splitinference.settings import Settings
+
+TIMEOUT_SECONDS = 10.0
+
+
+class Unusable(Exception):
+    """The input cannot be used; the message says where and what was expected."""
+
+
+def problem_from_file(path: Path) -> Problem:
+    """A problem from a JSON file."""
+    try:
+        return Problem.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise Unusable(f"{path} is not a problem:\n{what_is_wrong(error)}") from error
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """One line for each fault: its path, what is wrong, what was given."""
+    lines = []
+    for fault in error.errors(include_url=False, include_context=False):
+        where = ".".join(str(part) for part in fault["loc"]) or "(the whole)"
+        given = "" if isinstance(fault["input"], dict | list) else f" (given: {fault['input']!r})"
+        lines.append(f"  {where}: {fault['msg']}{given}")
+    return "\n".join(lines)
+
+
+def problem_from_resource(args: argparse.Namespace) -> Problem:
+    """The problem of a SplitInference in a file. Raises Unusable, and what reading files raises."""
+    body = yaml.safe_load(args.filename.read_text())
+    if not isinstance(body, dict) or body.get("kind") != "SplitInference":
+        raise Unusable(f"{args.filename}: kind should be SplitInference")
+    metadata = {"namespace": args.namespace or "default", "uid": "", "generation": 1, **(body.get("metadata") or {})}
+    resource = read_resource({**body, "metadata": metadata})
+    if isinstance(resource, Rejected):
+        raise Unusable(f"{args.filename}: {resource}")
+    settings = Settings()
+    profile = _profile(resource, args, settings)
+    bounds = terms.constraints(resource.spec, len(profile.layers))
+    if isinstance(bounds, Rejected):
+        raise Unusable(f"{args.filename}: {bounds}")
+    spec = resource.spec
+    return Problem(
+        profile=profile,
+        snapshot=_snapshot(resource, args, settings),
+        workload=terms.workload(spec),
+        objective=terms.objective(spec),
+        constraints=bounds,
+        slo=terms.slo(spec),
+    )
+
+
+def _profile(resource: Resource, args: argparse.Namespace, settings: Settings) -> Profile:
+    runtime, dtype, name = settings.segment_runtime_mib * 2**20, resource.spec.model.dtype, resource.spec.model.id
+    try:
+        if args.profile is not None:
+            return Profile.model_validate_json(args.profile.read_bytes())
+        if args.model is not None:
+            config, tensors = read_folder(args.model)
+            return profile_from_model(config, tensors, dtype, runtime_bytes=runtime, model=name)
+        return _kept_profile(resource, args, runtime)
+    except ValidationError as error:
+        raise Unusable(f"{args.profile} is not a profile:\n{what_is_wrong(error)}") from error
+    except UnreadableModel as error:
+        raise Unusable(f"the model cannot be read: {error}") from error
+
+
+def read_folder(folder: Path) -> tuple[Mapping[str, Any], dict[str, TensorInfo]]:
+    """config.json and the tensor tables of a model's folder."""
+    tensors: dict[str, TensorInfo] = {}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UnreadableModel(f"{folder} has no *.safetensors")
+    for path in files:
+        with path.open("rb") as file:
+            first = file.read(8)
+            tensors.update(parse_safetensors_header(first + file.read(safetensors_header_bytes(first) - 8)))
+    config = json.loads((folder / "config.json").read_text())
+    return config, tensors
+
+
+def _kept_profile(resource: Resource, args: argparse.Namespace, runtime_bytes: int) -> Profile:
+    """What the operator has read of this model, from the ConfigMap where it keeps that."""
+    from splitinference.adapters.kube import KubeCluster, connect
+
+    cluster = KubeCluster(connect(args.kubeconfig), TIMEOUT_SECONDS, (resource.namespace,))
+    kept = cluster.get("ConfigMap", resource.namespace, profiling.cache_name(resource))
+    packed = profiling.cached(resource, kept) if kept else None
+    unpacked = profiling.unpack(packed) if packed else None
+    if unpacked is None:
+        raise Unusable("the operator has not read this model; give its folder with --model, or its profile with --profile")
+    config, table = unpacked
+    tensors = {name: TensorInfo(dtype=str(t[0]), shape=tuple(t[1]), bytes=int(t[2])) for name, t in table.items()}
+    return profile_from_model(config, tensors, resource.spec.model.dtype, runtime_bytes=runtime_bytes, model=resource.spec.model.id)
+
+
+def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) -> Snapshot:
+    if args.cluster is not None:
+        return snapshot_from_file(args.cluster, resource, settings)
+    from splitinference.adapters.kube import KubeCluster, connect
+
+    cluster = KubeCluster(connect(args.kubeconfig), TIMEOUT_SECONDS)
+    pods = cluster.pods()
+    return _read(cluster.nodes(), pods, claims(cluster.split_inferences(), pods, resource.namespace, resource.name), resource, settings)
+
+
+def snapshot_from_file(path: Path, resource: Resource, settings: Settings) -> Snapshot:
+    """A snapshot as this project writes it, or a list of nodes and pods as kubectl prints it."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise Unusable(f"{path} is not JSON: {error}") from error
+    if isinstance(content, dict) and content.get("kind", "").endswith("List"):
+        items = content.get("items") or []
+        nodes = [i for i in items if i.get("kind") == "Node"]
+        pods = [i for i in items if i.get("kind") == "Pod"]
+        return _read(nodes, pods, {}, resource, settings)
+    try:
+        return Snapshot.model_validate(content)
+    except ValidationError as error:
+        raise Unusable(f"{path} is neither a snapshot nor a list of nodes and pods:\n{what_is_wrong(error)}") from error
+
+
+def _read(nodes: Any, pods: Any, held: Mapping[str, int], resource: Resource, settings: Settings) -> Snapshot:
+    owner = (resource.namespace, resource.name)
+    sources = Sources(now=datetime.now(tz=UTC), nodes=nodes, pods=pods, measured=Measured(), held=held, owner=owner)
+    return read_snapshot(sources, settings).snapshot

@@ -1,0 +1,62 @@
+"""The published JSON schemas of the planner's input and output: `python -m splitinference.cli.schemas docs/reference`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from splitinference.core.cluster import Snapshot
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem
+from splitinference.core.profile import Profile
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+VERSION = "v1"
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """File name → schema."""
+    models = {"problem": Problem, "plan": Plan, "snapshot": Snapshot, "profile": Profile}
+    result = {f"{name}.schema.json": _titled(name, model.model_json_schema()) for name, model in models.items()}
+    return {**result, "outcome.schema.json": _titled("outcome", _outcome())}
+
+
+def _titled(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"$schema": DIALECT, "$id": f"splitinference.dev/{VERSION}/{name}.schema.json", **schema, "title": f"{name} {VERSION}"}
+
+
+def _outcome() -> dict[str, Any]:
+    """What `splitinference plan --json` prints for one problem."""
+    plan = Plan.model_json_schema()
+    definitions = plan.pop("$defs")
+    plan["properties"] = {"revision": {"type": "string", "description": "names the plan's content"}, **plan["properties"]}
+    number, text = {"type": "number"}, {"type": "string"}
+    maybe = {"anyOf": [{"type": "number"}, {"type": "null"}]}
+    solved = {
+        "outcome": {"const": "solved"}, "value": number, "bound": number, "gap": number, "optimal": {"type": "boolean"},
+        "seconds": number, "plan": {"$ref": "#/$defs/Plan"},
+    }  # fmt: skip
+    reason = {
+        "type": "object",
+        "properties": {"name": text, "message": text, "relaxation": text},
+        "required": ["name", "message", "relaxation"],
+    }
+    infeasible = {"outcome": {"const": "infeasible"}, "reasons": {"type": "array", "items": reason, "minItems": 1}}
+    late = {
+        "outcome": {"const": "timedOut"}, "value": maybe, "bound": maybe,
+        "plan": {"anyOf": [{"$ref": "#/$defs/Plan"}, {"type": "null"}]},
+    }  # fmt: skip
+    kinds = [
+        {"type": "object", "properties": kind, "required": list(kind), "additionalProperties": False} for kind in (solved, infeasible, late)
+    ]
+    return {"oneOf": kinds, "$defs": {**definitions, "Plan": plan}}
+
+
+def main(folder: Path) -> None:
+    """Write them all."""
+    for name, schema in schemas().items():
+        (folder / name).write_text(json.dumps(schema, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

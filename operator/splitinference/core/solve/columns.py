@@ -1,0 +1,198 @@
+"""Chains as columns: candidates with all that they cost and take, from which several are chosen together."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from splitinference.core.cost import violations
+from splitinference.core.cost.evaluate import Evaluation, evaluate
+from splitinference.core.cost.predict import prediction_of
+from splitinference.core.plan import Pipeline, Plan, Prediction, Segment
+from splitinference.core.problem import Goal, Objective, Problem
+from splitinference.core.solve.bottleneck import least_bottleneck
+from splitinference.core.solve.chain import best_chain
+from splitinference.core.solve.relaxed import Step
+from splitinference.core.solve.tables import Tables
+from splitinference.core.solve.task import Task, task_of
+
+MOST_ENUMERATED = 2_500
+"""Up to so many chains all are columns, and the choice among them is exact."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One chain alone: its prediction and what it lays on places."""
+
+    pipeline: Pipeline
+    prediction: Prediction
+    laid: Evaluation
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """The nodes that it uses."""
+        return frozenset(name for segment in self.pipeline.segments for name in segment.nodes)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Columns of one problem; `whole`: there are no other chains."""
+
+    columns: tuple[Column, ...]
+    whole: bool
+
+
+def alone(problem: Problem) -> Problem:
+    """The problem of one of its chains: what only all of them together can break is left out."""
+    bounds = problem.constraints.model_copy(update={"pipelines": 1, "utilization_ceiling": None})
+    return problem.model_copy(update={"constraints": bounds})
+
+
+def pool(problem: Problem, expired: Callable[[], bool]) -> Pool:
+    """All chains of a small problem; of a large one, good and varied ones."""
+    single = alone(problem)
+    tables = Tables(single)
+    found: dict[Pipeline, Column] = {}
+    for count, pipeline in enumerate(_all(tables, single)):
+        if count >= MOST_ENUMERATED or expired():
+            found.clear()
+            break
+        _add(found, pipeline, single)
+    else:
+        return Pool(tuple(found.values()), whole=True)
+    for pipeline in _varied(tables, single, problem.constraints.pipelines, expired):
+        _add(found, pipeline, single)
+        if problem.constraints.max_stage_nodes > 1:
+            for wider in _widened(pipeline, single):
+                _add(found, wider, single)
+    return Pool(tuple(found.values()), whole=False)
+
+
+def column(pipeline: Pipeline, problem: Problem) -> Column | None:
+    """A chain as a column; None if it is not valid alone."""
+    plan = Plan(model_digest=problem.profile.digest, pipelines=(pipeline,))
+    if violations(plan, problem):
+        return None
+    laid = evaluate(plan, problem)
+    return Column(pipeline, prediction_of(laid, plan, problem), laid)
+
+
+def _add(found: dict[Pipeline, Column], pipeline: Pipeline, problem: Problem) -> None:
+    if pipeline not in found and (made := column(pipeline, problem)) is not None:
+        found[pipeline] = made
+
+
+def _groups(tables: Tables, most: int) -> list[tuple[int, tuple[str, ...], str]]:
+    """(class, nodes, processor) of every place, and of every set of up to `most` places that may hold a stage together."""
+    places = [(c, site.node.name, site.processor) for c, members in enumerate(tables.members) for _, site in members]
+    result: list[tuple[int, tuple[str, ...], str]] = [(c, (name,), processor) for c, name, processor in places]
+    for size in range(2, min(most, len(places)) + 1):
+        for chosen in combinations(places, size):
+            if len({p for _, _, p in chosen}) == 1 and len({n for _, n, _ in chosen}) == size:
+                result.append((chosen[0][0], tuple(n for _, n, _ in chosen), chosen[0][2]))
+    return result
+
+
+def _all(tables: Tables, problem: Problem) -> Iterator[Pipeline]:
+    """Every chain that the tables allow, replicated stages included; the judge sorts out the rest."""
+    layers, bounds = tables.layers, problem.constraints
+    groups = _groups(tables, bounds.max_stage_nodes) if sum(map(len, tables.members)) <= 8 else []
+    if not groups:
+        groups = [(c, (s.node.name,), s.processor) for c, members in enumerate(tables.members) for _, s in members]
+    classes = {(s.node.name, s.processor): c for c, members in enumerate(tables.members) for _, s in members}
+    allowed = [tables.allowed_from(a) for a in range(layers)]
+    most = bounds.max_segments or layers
+
+    def extend(done: tuple[Segment, ...], boundary: int) -> Iterator[Pipeline]:
+        if boundary == layers:
+            yield Pipeline(segments=done)
+            return
+        if len(done) == most:
+            return
+        used = {(name, s.processor) for s in done for name in s.nodes}
+        for _, names, processor in groups:
+            if any((name, processor) in used for name in names):
+                continue
+            fits = np.logical_and.reduce([allowed[boundary][classes[name, processor]] for name in names])
+            for end in np.flatnonzero(fits):
+                segment = Segment(start=boundary, end=int(end), node=names[0], processor=processor, replicas=names[1:])
+                yield from extend((*done, segment), int(end))
+
+    yield from extend((), 0)
+
+
+def pipeline_of(tables: Tables, steps: tuple[Step, ...]) -> Pipeline:
+    """A chain over classes as a pipeline over their first members."""
+    left = {step.place: list(tables.members[step.place]) for step in steps}
+    segments = []
+    for step in steps:
+        _, site = left[step.place].pop(0)
+        segments.append(Segment(start=step.start, end=step.end, node=site.node.name, processor=site.processor))
+    return Pipeline(segments=tuple(segments))
+
+
+def best_of(task: Task, expired: Callable[[], bool]) -> tuple[tuple[Step, ...] | None, float]:
+    """The best chain and a bound, by the algorithm that suits the task."""
+    if task.occupancy_weight and not task.utilization_weight and not task.objective.moved:
+        found = least_bottleneck(task, float("inf"), expired)
+    else:
+        found = best_chain(task, float("inf"), expired)
+    return found.steps, found.bound
+
+
+def _varied(tables: Tables, problem: Problem, pipelines: int, expired: Callable[[], bool]) -> Iterator[Pipeline]:
+    """The best chain; then chains of what is left; then the best of every part of the nodes dealt out evenly, and of every zone."""
+    nodes = [node for node in problem.snapshot.nodes if node.name not in tables.unusable]
+    goals = dict.fromkeys((problem.objective.goal, Goal.BOTTLENECK, Goal.LATENCY))
+    for goal in goals:
+        left = list(nodes)
+        for _ in range(max(pipelines, 2)):
+            pipeline = _best_on(problem, goal, {node.name for node in left}, expired)
+            if pipeline is None or expired():
+                break
+            yield pipeline
+            used = {name for segment in pipeline.segments for name in segment.nodes}
+            left = [node for node in left if node.name not in used]
+        ranked = sorted(nodes, key=lambda n: (-n.flops_per_s, -n.memory_bandwidth_bytes_per_s, n.utilization or 0.0, n.name))
+        for parts in {pipelines, pipelines + 1} - {1}:
+            for hand in range(parts):
+                dealt = {n.name for i, n in enumerate(ranked) if (i % (2 * parts)) in (hand, 2 * parts - 1 - hand)}
+                pipeline = _best_on(problem, goal, dealt, expired)
+                if pipeline is not None:
+                    yield pipeline
+        for zone in sorted({node.zone for node in nodes}):
+            pipeline = _best_on(problem, goal, {n.name for n in nodes if n.zone == zone}, expired)
+            if pipeline is not None:
+                yield pipeline
+
+
+def _best_on(problem: Problem, goal: Goal, names: set[str], expired: Callable[[], bool]) -> Pipeline | None:
+    nodes = tuple(node for node in problem.snapshot.nodes if node.name in names)
+    part = problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes}), "objective": Objective(goal=goal)})
+    tables = Tables(part)
+    if not tables.count or expired():
+        return None
+    steps, _ = best_of(task_of(tables), expired)
+    return pipeline_of(tables, steps) if steps else None
+
+
+def _widened(pipeline: Pipeline, problem: Problem) -> Iterator[Pipeline]:
+    """The chain with ever more nodes for whichever stage is slowest, as long as that helps."""
+    now = column(pipeline, problem)
+    while now is not None:
+        free = [n for n in problem.snapshot.nodes if n.name not in now.nodes]
+        slowest = max(now.laid.stages, key=lambda s: max(c.occupancy_ms for c in s.costs) / len(s.costs))
+        if len(slowest.sites) >= problem.constraints.max_stage_nodes:
+            slowest = max(now.laid.stages, key=lambda s: (len(s.sites) < problem.constraints.max_stage_nodes, s.decode_ms))
+        better: Column | None = None
+        for node in free:
+            wider = slowest.segment.model_copy(update={"replicas": (*slowest.segment.replicas, node.name)})
+            segments = tuple(wider if s is slowest.segment else s for s in now.pipeline.segments)
+            made = column(Pipeline(segments=segments), problem)
+            if made and (better is None or made.prediction.bottleneck_ms < better.prediction.bottleneck_ms):
+                better = made
+        if better is None or better.prediction.bottleneck_ms >= now.prediction.bottleneck_ms:
+            return
+        yield better.pipeline
+        now = better
