@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from splitinference.core.cluster import Snapshot
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
@@ -16,7 +18,7 @@ VERSION = "v1"
 
 def schemas() -> dict[str, dict[str, Any]]:
     """File name → schema."""
-    models = {"problem": Problem, "plan": Plan, "snapshot": Snapshot, "profile": Profile}
+    models: dict[str, type[BaseModel]] = {"problem": Problem, "plan": Plan, "snapshot": Snapshot, "profile": Profile}
     result = {f"{name}.schema.json": _titled(name, model.model_json_schema()) for name, model in models.items()}
     return {**result, "outcome.schema.json": _titled("outcome", _outcome())}
 

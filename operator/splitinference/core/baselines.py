@@ -20,7 +20,7 @@ from splitinference.core.solve.relaxed import complete, path
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import task_of
 
-SUBSET_NODES = 8
+SUBSET_NODES = 6
 """EdgeShard's second programme is exponential in the nodes: it gets the so many fastest."""
 
 

@@ -1,0 +1,154 @@
+"""`plan` and `bench planner` as a user calls them: answers, schemas, and what is said about bad input."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+
+from splitinference.cli.main import main
+from splitinference.cli.schemas import schemas
+from splitinference.core.cluster import Snapshot
+from splitinference.core.problem import Constraints, Problem, Workload
+from tests.core.planner_problems import a_node, a_profile
+
+ROOT = Path(__file__).parents[2]
+RESOURCE = """
+apiVersion: splitinference.dev/v1alpha1
+kind: SplitInference
+metadata: {name: chat, namespace: default}
+spec:
+  model:
+    id: test
+    source: {hostPath: {path: /models/test}}
+    dtype: float16
+    maxContextTokens: 256
+"""
+
+
+def a_problem(**more: object) -> Problem:
+    nodes = tuple(a_node(f"n{i}", free_mib=250) for i in range(3))
+    base = {"profile": a_profile(), "snapshot": Snapshot(nodes=nodes), "workload": Workload(max_context_tokens=256)}
+    return Problem.model_validate({**base, **more})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "problem.json"
+    path.write_text(a_problem().model_dump_json())
+    return path
+
+
+def validated(text: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(text)
+    jsonschema.validate(found, schemas()["outcome.schema.json"])
+    return found
+
+
+def test_a_problem_file_gives_a_plan_as_the_schema_has_it(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--problem", str(file), "--json"]) == 0
+    found = validated(capsys.readouterr().out)
+    assert found["outcome"] == "solved"
+    assert found["optimal"] is True
+    assert found["value"] == pytest.approx(found["bound"], rel=1e-6)
+
+
+def test_people_get_stages_reasons_and_a_picture(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "plan.svg"
+    assert main(["plan", "--problem", str(file), "--svg", str(picture)]) == 0
+    text = capsys.readouterr().out
+    assert "proven best" in text
+    assert "[0, " in text
+    assert {"n0", "n1", "n2"} <= set(ElementTree.parse(picture).getroot().itertext())
+
+
+def test_no_plan_is_said_with_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "problem.json"
+    path.write_text(a_problem(constraints=Constraints(max_nodes=1)).model_dump_json())
+    assert main(["plan", "--problem", str(path), "--json"]) == 3
+    found = validated(capsys.readouterr().out)
+    reasons = found["reasons"]
+    assert isinstance(reasons, list)
+    assert reasons[0] == {"name": "max-nodes", "message": "at most 1 nodes are allowed", "relaxation": "max_nodes 3 instead of 1"}
+    assert [reason["name"] for reason in reasons] == ["max-nodes", "memory"]
+
+
+def test_a_broken_file_is_said_field_by_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(a_problem().model_dump_json())
+    content["snapshot"]["nodes"][0]["flops_per_s"] = -1
+    content["workload"]["prompt_tokens"] = "many"
+    content["unknown"] = 1
+    path = tmp_path / "problem.json"
+    path.write_text(json.dumps(content))
+    assert main(["plan", "--problem", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "snapshot.nodes.0.flops_per_s: Input should be greater than 0 (given: -1)" in said
+    assert "workload.prompt_tokens: Input should be a valid integer" in said
+    assert "unknown: Extra inputs are not permitted" in said
+
+
+def test_a_hint_that_is_still_best_stays(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--problem", str(file), "--json"]) == 0
+    plan = validated(capsys.readouterr().out)["plan"]
+    assert isinstance(plan, dict)
+    hint = tmp_path / "hint.json"
+    hint.write_text(json.dumps({k: v for k, v in plan.items() if k != "revision"}))
+    assert main(["plan", "--problem", str(file), "--json", "--hint", str(hint)]) == 0
+    assert validated(capsys.readouterr().out)["plan"]["revision"] == plan["revision"]  # type: ignore[index]
+
+
+def test_several_problems_are_planned_without_taking_memory_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "problem.json"
+    nodes = tuple(a_node(f"n{i}", free_mib=600, gflops=100.0 / (i + 1)) for i in range(2))
+    path.write_text(a_problem(snapshot=Snapshot(nodes=nodes)).model_dump_json())
+    for how in ([], ["--jointly"]):
+        assert main(["plan", "--problem", str(path), str(path), "--json", *how]) == 0
+        plans = json.loads(capsys.readouterr().out)["plans"]
+        assert {s["node"] for plan in plans for p in plan["pipelines"] for s in p["segments"]} == {"n0", "n1"}
+
+
+def test_a_resource_is_planned_on_a_snapshot_and_on_what_kubectl_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resource, profile = tmp_path / "si.yaml", tmp_path / "profile.json"
+    resource.write_text(RESOURCE)
+    profile.write_text(a_profile().model_dump_json())
+    ours, theirs = tmp_path / "snapshot.json", tmp_path / "kubectl.json"
+    ours.write_text(a_problem().snapshot.model_dump_json())
+    status = {"allocatable": {"cpu": "4", "memory": "2Gi"}, "conditions": [{"type": "Ready", "status": "True"}]}
+    node = {"kind": "Node", "metadata": {"name": "worker"}, "status": status}
+    theirs.write_text(json.dumps({"kind": "List", "items": [node]}))
+    for cluster, where in ((ours, "n0"), (theirs, "worker")):
+        assert main(["plan", "-f", str(resource), "--profile", str(profile), "--cluster", str(cluster)]) == 0
+        assert where in capsys.readouterr().out
+
+
+def test_a_cluster_file_that_is_neither_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resource, profile, cluster = tmp_path / "si.yaml", tmp_path / "profile.json", tmp_path / "cluster.json"
+    resource.write_text(RESOURCE)
+    profile.write_text(a_profile().model_dump_json())
+    cluster.write_text('{"nodes": [{"name": "a"}]}')
+    assert main(["plan", "-f", str(resource), "--profile", str(profile), "--cluster", str(cluster)]) == 2
+    assert "nodes.0.memory_free_bytes: Field required" in capsys.readouterr().err
+
+
+def test_the_published_schemas_are_those_of_the_models() -> None:
+    for name, schema in schemas().items():
+        assert json.loads((ROOT / "docs/reference" / name).read_text()) == schema
+        jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(json.loads(a_problem().model_dump_json()), schemas()["problem.schema.json"])
+
+
+def test_the_planner_is_never_worse_than_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "planner", "--quick", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(rows) == 15
+    wanted = {"instance", "objective", "layers", "nodes", "seconds", "value", "bound", "gap", "optimal", "baselines"}
+    assert all(set(row) == wanted for row in rows)
+    for row in rows:
+        values = [value for value in row["baselines"].values() if value is not None]
+        assert values
+        if row["objective"] == "throughput":
+            assert max(values) <= row["value"] <= row["bound"]
+        else:
+            assert row["bound"] <= row["value"] <= min(values) * (1 + 1e-6)
+            assert row["optimal"]

@@ -1,0 +1,164 @@
+"""Several chains at once, and throughput, against brute force on small problems."""
+
+from collections.abc import Iterator
+from itertools import combinations, product
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from splitinference.core.cluster import Snapshot
+from splitinference.core.cost import objective_value, violations
+from splitinference.core.cost.check import double_booked
+from splitinference.core.cost.flow import flow_over
+from splitinference.core.cost.site import sites
+from splitinference.core.cost.stage import memory_bytes
+from splitinference.core.plan import Pipeline, Plan, Segment
+from splitinference.core.problem import Constraints, Goal, Objective, Problem, Workload
+from splitinference.core.solve import Infeasible, Limits, Solved
+from splitinference.core.solve.columns import alone
+from splitinference.core.solve.dispatch import solve
+from splitinference.core.solve.joint import JointlySolved, solve_in_turn, solve_jointly
+from tests.core.planner_problems import a_node, a_profile, problems, single_goals
+
+SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def valid_chains(problem: Problem) -> Iterator[Pipeline]:
+    """Every valid chain whose stages are on one or two nodes."""
+    layers = len(problem.profile.layers)
+    places = [(n.name, p.processor) for n in problem.snapshot.nodes for p in sites(n)]
+    groups = [((name,), processor) for name, processor in places]
+    if problem.constraints.max_stage_nodes > 1:
+        groups += [((a, b), p) for (a, p), (b, q) in combinations(places, 2) if p == q and a != b]
+
+    def extend(done: tuple[Segment, ...], at: int) -> Iterator[Pipeline]:
+        if at == layers:
+            yield Pipeline(segments=done)
+            return
+        for names, processor in groups:
+            if not any((n, processor) == (m, s.processor) for s in done for m in s.nodes for n in names):
+                for end in range(at + 1, layers + 1):
+                    segment = Segment(start=at, end=end, node=names[0], processor=processor, replicas=names[1:])
+                    yield from extend((*done, segment), end)
+
+    single = alone(problem)
+    for chain in extend((), 0):
+        if not violations(Plan(model_digest=problem.profile.digest, pipelines=(chain,)), single):
+            yield chain
+
+
+@SETTINGS
+@given(
+    problems(single_goals(), layers=3, nodes=3),
+    st.sampled_from([(2, 1, True), (2, 1, False), (1, 2, True), (2, 2, False)]),
+)
+def test_pipelines_and_shared_stages_are_as_good_as_brute_force(problem: Problem, shape: tuple[int, int, bool]) -> None:
+    wanted = {"pipelines": shape[0], "max_stage_nodes": shape[1], "disjoint_pipelines": shape[2]}
+    problem = problem.model_copy(update={"constraints": problem.constraints.model_copy(update=wanted)})
+    values = []
+    for chosen in combinations(valid_chains(problem), shape[0]):
+        pipelines = tuple(chain.model_copy(update={"share": 1 / len(chosen)}) for chain in chosen)
+        plan = Plan(model_digest=problem.profile.digest, pipelines=pipelines)
+        if not violations(plan, problem):
+            values.append(objective_value(plan, problem))
+    answer = solve(problem, Limits(seconds=60))
+    if not values:
+        assert isinstance(answer, Infeasible)
+        return
+    assert isinstance(answer, Solved)
+    assert answer.plan.value == pytest.approx(min(values), rel=1e-5, abs=1e-6)
+    assert answer.bound <= min(values) + 1e-6
+    assert violations(answer.plan, problem) == ()
+
+
+def throughput_problem(free: tuple[int, ...], *, partial: bool, layers: int = 3) -> Problem:
+    nodes = tuple(a_node(f"n{i}", free_mib=mib, gflops=50.0 * (i + 1)) for i, mib in enumerate(free))
+    return Problem(
+        profile=a_profile((60,) * layers),
+        snapshot=Snapshot(nodes=nodes),
+        workload=Workload(prompt_tokens=16, output_tokens=16, max_context_tokens=64),
+        objective=Objective(goal=Goal.THROUGHPUT),
+        constraints=Constraints(partial_runs=partial),
+    )
+
+
+@SETTINGS
+@given(st.lists(st.sampled_from([70, 140, 210]), min_size=1, max_size=3), st.booleans())
+def test_throughput_is_the_best_flow_of_all_assignments(free: list[int], partial: bool) -> None:
+    problem = throughput_problem(tuple(free), partial=partial)
+    places = [site for node in problem.snapshot.nodes for site in sites(node)]
+    runs = [
+        [None, *((s, a, b) for a in range(3) for b in range(a + 1, 4) if memory_bytes(problem, a, b) <= s.memory_bytes)] for s in places
+    ]
+    best = max(flow_over([r for r in held if r], problem)[0] for held in product(*runs))
+    answer = solve(problem, Limits(seconds=60))
+    if best == 0:
+        assert isinstance(answer, Infeasible)
+        return
+    assert isinstance(answer, Solved)
+    assert answer.plan.value == pytest.approx(best)
+    assert answer.optimal
+    assert sum(p.share for p in answer.plan.pipelines) == pytest.approx(1.0)
+
+
+def test_a_large_throughput_plan_is_within_its_bound() -> None:
+    problem = throughput_problem((300, 300, 300, 600, 600, 200, 200, 200, 200), partial=False, layers=12)
+    answer = solve(problem, Limits(seconds=60))
+    assert isinstance(answer, Solved)
+    assert violations(answer.plan, problem) == ()
+    assert answer.plan.value is not None
+    assert 0.5 * answer.bound < answer.plan.value <= answer.bound
+
+
+def two_models(free: tuple[int, ...]) -> tuple[Problem, Problem]:
+    snapshot = Snapshot(nodes=tuple(a_node(f"n{i}", free_mib=mib, gflops=100.0 / (i + 1)) for i, mib in enumerate(free)))
+    load = Workload(max_context_tokens=256)
+    return (
+        Problem(profile=a_profile((60, 60)), snapshot=snapshot, workload=load),
+        Problem(profile=a_profile((100, 100, 60)), snapshot=snapshot, workload=load),
+    )
+
+
+@SETTINGS
+@given(st.lists(st.sampled_from([80, 150, 240, 330]), min_size=1, max_size=3))
+def test_models_planned_jointly_share_the_nodes_at_the_least_sum(free: list[int]) -> None:
+    one, other = two_models(tuple(free))
+    sums = []
+    for a, b in product(valid_chains(one), valid_chains(other)):
+        plans = tuple(Plan(model_digest="0" * 64, pipelines=(chain,)) for chain in (a, b))
+        if not double_booked(plans, (one, other)):
+            sums.append(objective_value(plans[0], one) + objective_value(plans[1], other))
+    jointly, in_turn = solve_jointly((one, other)), solve_in_turn((one, other))
+    if not sums:
+        assert isinstance(jointly, Infeasible)
+        assert isinstance(in_turn, Infeasible)
+        return
+    assert isinstance(jointly, JointlySolved)
+    assert jointly.value == pytest.approx(min(sums), rel=1e-6)
+    assert not double_booked(jointly.plans, (one, other))
+    if isinstance(in_turn, JointlySolved):
+        assert not double_booked(in_turn.plans, (one, other))
+        assert in_turn.value >= jointly.value - 1e-6
+
+
+def test_problems_on_other_nodes_cannot_be_planned_together() -> None:
+    one, _ = two_models((300,))
+    _, other = two_models((400,))
+    with pytest.raises(ValueError, match="same nodes"):
+        solve_jointly((one, other))
+
+
+def test_a_stage_on_two_weak_nodes_passes_more_than_on_one() -> None:
+    nodes = tuple(a_node(f"n{i}", free_mib=500, gflops=20.0) for i in range(3))
+    problem = Problem(
+        profile=a_profile((200,)), snapshot=Snapshot(nodes=nodes), workload=Workload(max_context_tokens=256),
+        objective=Objective(goal=Goal.BOTTLENECK),
+    )  # fmt: skip
+    alone_there = solve(problem)
+    shared = solve(problem.model_copy(update={"constraints": Constraints(max_stage_nodes=3)}))
+    assert isinstance(alone_there, Solved)
+    assert isinstance(shared, Solved)
+    assert alone_there.plan.value is not None
+    assert shared.plan.value == pytest.approx(alone_there.plan.value / 3, rel=1e-6)
+    assert len(shared.plan.segments[0].nodes) == 3
