@@ -8,7 +8,7 @@ from importlib import import_module
 
 from splitinference import __version__
 
-VERBS = ("plan", "explain", "status", "history", "simulate", "bench")
+VERBS = ("plan", "explain", "status", "history", "simulate", "bench", "calibrate")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,0 +1,68 @@
+"""From observed stage times: how far the cost model is off, and a factor for each node that mends it."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from statistics import median
+
+from pydantic import Field
+
+from splitinference.core.cost.evaluate import UnknownPlace
+from splitinference.core.cost.site import site_of
+from splitinference.core.cost.stage import stage_cost
+from splitinference.core.problem import Problem
+from splitinference.core.value import Value
+
+
+class Observed(Value):
+    """Mean time of one stage as its segment's metrics have it: compute alone, without waiting and hops. None: not observed."""
+
+    node: str
+    processor: str = ""
+    start: int = Field(ge=0)
+    end: int = Field(gt=0)
+    prefill_ms: float | None = Field(default=None, gt=0)
+    decode_ms: float | None = Field(default=None, gt=0)
+
+
+class Calibration(Value):
+    """New factors by node, to be put in the place of the old ones; the error of the model before and after, as a share."""
+
+    factors: dict[str, float]
+    error_before: float = Field(description="mean absolute error as a share of the observed times")
+    error_after: float
+
+
+def calibrate(problem: Problem, observed: Iterable[Observed]) -> Calibration:
+    """The factors that fit the observations: per node the median of measured over predicted, without the server's overhead.
+
+    Raises UnknownPlace for a place that the snapshot lacks, ValueError if there is nothing to compare.
+    """
+    pairs: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    old: dict[str, float] = {}
+    for stage in observed:
+        site = site_of(problem.snapshot, stage.node, stage.processor)
+        if site is None:
+            raise UnknownPlace(f"the snapshot has no place {stage.node}/{stage.processor}")
+        if not stage.start < stage.end <= len(problem.profile.layers):
+            raise ValueError(f"layers [{stage.start}, {stage.end}) are not a run of the model's {len(problem.profile.layers)} layers")
+        predicted, overhead = stage_cost(problem, site, stage.start, stage.end), site.node.stage_overhead_ms
+        old[stage.node] = site.node.calibration
+        for measured, expected in ((stage.prefill_ms, predicted.prefill_ms), (stage.decode_ms, predicted.decode_ms)):
+            if measured is not None:
+                pairs[stage.node].append((measured, expected, overhead))
+    if not pairs:
+        raise ValueError("no observed time is given")
+    ratios = {
+        node: median(max(measured - overhead, 1e-3 * measured) / max(expected - overhead, 1e-9) for measured, expected, overhead in found)
+        for node, found in pairs.items()
+    }
+    return Calibration(
+        factors={node: old[node] * ratio for node, ratio in sorted(ratios.items())},
+        error_before=_error((m, e) for found in pairs.values() for m, e, _ in found),
+        error_after=_error((m, (e - o) * ratios[node] + o) for node, found in pairs.items() for m, e, o in found),
+    )
+
+
+def _error(pairs: Iterable[tuple[float, float]]) -> float:
+    shares = [abs(expected - measured) / measured for measured, expected in pairs]
+    return sum(shares) / len(shares)
