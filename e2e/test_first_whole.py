@@ -115,8 +115,9 @@ def _settled(cluster: Cluster, wanted: Callable[[tuple[tuple[int, int, str], ...
     """The placement, once it is as wanted, the resource is Ready, and no transition is under way."""
     found = stack.resource(cluster, NAME)
     placed = stack.placement(found)
+    seen = found["status"]["observedGeneration"] == found["metadata"]["generation"]
     settled = stack.condition(found, "Ready").get("status") == "True" and stack.condition(found, "Progressing").get("status") == "False"
-    return placed if settled and wanted(placed) else None
+    return placed if seen and settled and wanted(placed) else None
 
 
 def test_a_killed_segment_is_replaced_and_clients_only_wait(serving: Cluster, base_url: str) -> None:
@@ -155,6 +156,9 @@ def test_a_plan_that_cannot_exist_names_what_binds_and_the_old_one_serves(servin
 
 
 def test_the_operator_may_be_killed(serving: Cluster, base_url: str) -> None:
+    frozen = {"spec": {"adaptation": {"mode": "Frozen"}}}  # so that a better plan is no reason for a change meanwhile
+    serving.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps(frozen))
+    until(lambda: _settled(serving, lambda _: True), 120, "what was under way has ended")
     before = stack.placement(stack.resource(serving, NAME))
     pods = serving.kubectl("get", "pods", "-l", OURS, "-o", "jsonpath={.items[*].metadata.uid}").split()
     serving.kubectl("-n", stack.SYSTEM, "delete", "pod", "--all", "--grace-period=0", "--force")

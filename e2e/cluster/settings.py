@@ -47,12 +47,13 @@ class WorkerSize:
 
 
 SIZES = (
-    WorkerSize(1.0, 820, trusted=True),
+    WorkerSize(1.0, 700, trusted=True),
     WorkerSize(0.8, 640),
-    WorkerSize(0.6, 800, trusted=True),
-    WorkerSize(0.5, 620),
+    WorkerSize(0.6, 680, trusted=True),
+    WorkerSize(0.5, 660),
 )
-"""Unequal on purpose, and so small that SmolLM2-135M needs three of the four: the fourth is where a segment can move to."""
+"""Unequal on purpose, and so small that SmolLM2-135M needs three of the four, wherever its gateway (192 MiB) runs; the segment between
+those on trusted nodes then holds ten layers or more, and the fourth node has room for it."""
 
 
 def default_cache() -> Path:

@@ -60,6 +60,7 @@ def test_contradicting_pins_are_named() -> None:
 def test_trust_that_no_node_has_is_named() -> None:
     rule = TrustRule(start=0, end=1, labels={"trusted": "yes"})
     message, relaxation = reasons(a_problem(constraints=Constraints(trust=(rule,))))["trust"]
+    assert "trusted=yes" in message
     assert "0 of 3 nodes carry" in message
     assert relaxation == "without the one for layers [0, 1)"
 

@@ -26,7 +26,7 @@ _HEAD = "lm_head.weight"
 _LAST = ("model.norm.weight", "norm.weight", "norm.bias", "ln_f.weight", "ln_f.bias", _HEAD)
 
 
-class UnreadableModel(Exception):  # noqa: N818 - says what is the case
+class UnreadableModel(Exception):
     """The model's files do not describe a model that can be cut; the message says what is missing or wrong."""
 
 

@@ -1,9 +1,16 @@
 """Which nodes may be used at all: ready, selected, tolerated; and which may hold which layers."""
 
+from collections.abc import Mapping
+
 from splitinference.core.cluster import Node, Taint
 from splitinference.core.problem import Constraints, Goal, Problem, Toleration
 
 _REPELLING = ("NoSchedule", "NoExecute")
+
+
+def label_words(labels: Mapping[str, str]) -> str:
+    """Labels as a user writes them: `a=b, c=d`."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def unusable(node: Node, problem: Problem) -> str | None:
@@ -34,7 +41,7 @@ def forbidden(node: Node, layer: int, bounds: Constraints) -> str | None:
     """Why `layer` may not run on `node` by trust or pin, in words; None if it may."""
     for rule in bounds.trust:
         if rule.start <= layer < rule.end and any(node.labels.get(k) != v for k, v in rule.labels.items()):
-            wanted = ", ".join(f"{k}={v}" for k, v in sorted(rule.labels.items()))
+            wanted = label_words(rule.labels)
             return f"trust: layers {rule.start} to {rule.end} need {wanted}"
     for pin in bounds.pins:
         if pin.start <= layer < pin.end and pin.node != node.name:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from splitinference.core.cluster import Node
-from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.eligible import label_words, unusable
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.problem import Constraints, Goal, Objective, Problem
@@ -123,7 +123,7 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
         words = ", ".join(f"[{p.start}, {p.end}) on {p.node}" for p in bounds.pins)
         yield _Relaxation("pins", f"pinned: {words}", _dropping("pins", ()), _one_less("pins"))
     if bounds.trust:
-        words = ", ".join(f"[{r.start}, {r.end}) needs {dict(r.labels)}" for r in bounds.trust)
+        words = ", ".join(f"[{r.start}, {r.end}) needs {label_words(r.labels)}" for r in bounds.trust)
         yield _Relaxation("trust", f"trust: {words}; {_carrying(problem)}", _dropping("trust", ()), _one_less("trust"))
     shut = {node.name: reason for node in problem.snapshot.nodes if (reason := unusable(node, problem))}
     if shut:
@@ -207,7 +207,7 @@ def _carrying(problem: Problem) -> str:
     parts = []
     for rule in problem.constraints.trust:
         count = sum(all(n.labels.get(k) == v for k, v in rule.labels.items()) for n in problem.snapshot.nodes)
-        parts.append(f"{count} of {len(problem.snapshot.nodes)} nodes carry {dict(rule.labels)}")
+        parts.append(f"{count} of {len(problem.snapshot.nodes)} nodes carry {label_words(rule.labels)}")
     return ", ".join(parts)
 
 
