@@ -70,11 +70,14 @@ def _middle(bucket: Bucket, report: Report) -> float:
 
 
 def _limits(slow: "Axes", kept: "Axes", trace: Trace) -> None:
+    from matplotlib.ticker import LogLocator
+
     limit = trace.problem.slo.time_per_output_token_ms
     if limit is not None:
         slow.axhline(limit, color=_INK, linestyle="--", linewidth=1, label="SLO")
     slow.set_ylabel("time per output\ntoken, p95 (ms)")
     slow.set_yscale("log")
+    slow.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     slow.yaxis.set_major_formatter("{x:g}")
     slow.yaxis.set_minor_formatter("")
     kept.set_ylabel("requests that\nkept the SLO (%)")
