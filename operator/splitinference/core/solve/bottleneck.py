@@ -24,6 +24,8 @@ from splitinference.core.solve.task import SLACK, Multipliers, Task
 _TINY = 1e-6
 ROUNDS = 24
 WIDTHS = (40, 400, 6_000)
+NEARLY = 2e-3
+"""A gap too small to be worth the widest search."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class _Thresholds:
             bound = float(values[low]) if low < len(values) else value
             if bound >= value * (1 - SLACK):
                 return Chain(self.task, best, value, value, "every smaller threshold refuted")
-            if self.expired():
+            if self.expired() or (widths != WIDTHS and value - bound <= NEARLY * value):
                 break
         return Chain(self.task, best, value, min(value, bound), "thresholds, not all refuted")
 

@@ -62,6 +62,10 @@ def best_chain(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
     bound = max(bound, min(first.bound, value))
     if first.complete:
         return Chain(task, steps, value, math.inf if math.isinf(value) else bound, "search, complete")
+    if steps is None and math.isinf(value) and task.is_a_sum:
+        steps, value, refuted = _within_limits(task, expired)
+        if refuted:
+            return Chain(task, None, math.inf, math.inf, "no chain keeps one of the limits")
     classes = list(range(task.tables.count))
     for width in WIDTHS:
         part, prices = task.only(classes), priced.prices.only(classes)
@@ -91,6 +95,18 @@ def best_chain(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
         if expired():
             break
     return Chain(task, steps, value, bound, "search, not complete")
+
+
+def _within_limits(task: Task, expired: Callable[[], bool]) -> tuple[tuple[Step, ...] | None, float, bool]:
+    """A chain that keeps the limits on sums, found by minimising one of them; its value; and whether there can be none."""
+    for number, resource in enumerate(task.resources):
+        others = tuple(r for i, r in enumerate(task.resources) if i != number)
+        found = best_chain(replace(task, objective=resource.criterion, resources=others), math.inf, expired)
+        if found.bound > resource.limit * (1 + SLACK):
+            return None, math.inf, True
+        if found.steps and found.value <= resource.limit * (1 + SLACK):
+            return found.steps, sum_along(Arrays(task.tables, task.objective, task.allowed, task.hops_open), found.steps), False
+    return None, math.inf, False
 
 
 def _spread(prices: Multipliers, classes: list[int], count: int) -> Multipliers:

@@ -14,6 +14,7 @@ from splitinference.core.solve.bottleneck import least_bottleneck
 from splitinference.core.solve.chain import Chain, best_chain
 from splitinference.core.solve.infeasible import reasons
 from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, Limits, Outcome, Solved, TimedOut
+from splitinference.core.solve.peak import least_with_peak
 from splitinference.core.solve.relaxed import Step
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import SLACK, Task, task_of
@@ -22,6 +23,8 @@ CLOSED = 1e-6
 """Gap at which a plan counts as optimal: the arithmetic's rounding, far below what a measurement could tell."""
 
 
+GOOD_ENOUGH = 0.05
+"""Gap up to which a plan counts as an answer although the time was over; with a larger one the outcome is TimedOut."""
 PROBE_SECONDS = 3.0
 """Time for the question whether a relaxed problem has a plan, when reasons are looked for."""
 
@@ -99,7 +102,7 @@ def judged(plan: Plan, problem: Problem, bound: float, seconds: float, late: boo
     done = plan.model_copy(
         update={"prediction": prediction, "value": value, "bound": bound, "gap": gap, "optimal": optimal, "explanation": words}
     )
-    if late and not optimal:
+    if late and gap > GOOD_ENOUGH:
         return TimedOut(done, bound)
     return Solved(done, bound, gap, optimal, seconds, words)
 
@@ -141,6 +144,8 @@ def answer_of(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
     """The best chain for a task, by thresholds where only the slowest stage or link counts."""
     if task.occupancy_weight and not task.utilization_weight and not task.objective.moved:
         return least_bottleneck(task, known, expired)
+    if task.occupancy_weight and not task.objective.moved and not task.tables.shares_node.any():
+        return least_with_peak(task, known, expired)
     return best_chain(task, known, expired)
 
 

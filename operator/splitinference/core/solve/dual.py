@@ -122,4 +122,4 @@ def price(task: Task, best: float, rounds: int, expired: Callable[[], bool]) -> 
 def rounds_for(task: Task) -> int:
     """How many rounds are worth it: fewer where one costs more. A number, not a time, so that answers do not depend on the machine."""
     work = task.tables.count * (task.tables.count + task.tables.layers) * task.tables.layers
-    return int(min(80, max(12, 4e8 // max(work, 1))))
+    return int(min(48, max(12, 4e8 // max(work, 1))))
