@@ -3,7 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -19,7 +21,7 @@ NAME = "chat"
 QUESTION = "What is the capital of France?"
 MOVE_SECONDS = 180
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
 
 
 class DemoFailed(RuntimeError):
@@ -30,7 +32,7 @@ def main() -> int:
     """Exit status 0 when all of it worked and no request failed."""
     begun = time.monotonic()
     try:
-        with shown() as progress:
+        with _shown(begun) as progress:
             cluster = _cluster(progress)
             _stand_up(cluster)
             _serve(cluster)
@@ -38,7 +40,7 @@ def main() -> int:
         console.print(*_why(stack.resource(cluster, NAME)), sep="\n")
         with stack.endpoint(cluster, NAME) as base_url:
             _ask(base_url)
-            ok = _move(cluster, base_url)
+            ok = _move(cluster, base_url, begun)
     except (RuntimeError, KeyboardInterrupt) as error:
         console.print(f"\n{error or 'interrupted'}\n`make demo-down` removes all that was made.", style="red", markup=False)
         return 1
@@ -48,6 +50,14 @@ def main() -> int:
     )
     console.print("and remove everything with `make demo-down`.")
     return 0 if ok else 1
+
+
+@contextmanager
+def _shown(begun: float) -> Iterator[Progress]:
+    """The progress display, with times since the whole demo began."""
+    with shown() as progress:
+        progress.begun = begun
+        yield progress
 
 
 def _cluster(progress: Progress) -> Cluster:
@@ -89,7 +99,7 @@ def plan_table(found: dict[str, Any], title: str) -> Table:
         title=f"{title} (revision {plan['revision']})", caption=totals(plan), caption_style="", title_justify="left", caption_justify="left"
     )
     for name in ("stage", "layers", "node"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("weights MiB", "KV MiB", "decode ms", "link ms"):
         table.add_column(name, justify="right")
     for stage, segment in enumerate(plan["segments"]):
@@ -129,13 +139,14 @@ def _ask(base_url: str) -> None:
     console.print(f"\n  first token after {first * 1000:.0f} ms, {count / took:.1f} tokens/s")
 
 
-def _move(cluster: Cluster, base_url: str) -> bool:
+def _move(cluster: Cluster, base_url: str, begun: float) -> bool:
     """Another tenant burns CPU on a node that serves; requests run all the time. True when the segment moved and none failed."""
-    before = stack.resource(cluster, NAME)
-    busy = stack.busiest_inner_node(before)
-    with shown() as progress, Traffic(base_url, stack.MODEL, clients=2) as traffic:
+    with _shown(begun) as progress, Traffic(base_url, stack.MODEL, clients=2) as traffic:
+        cluster = replace(cluster, progress=progress)
         with progress.step("requests are running"):
-            _until(lambda: len(traffic.report().requests) >= 4, 120, "no four answers within two minutes")
+            _until(lambda: len(traffic.report().requests) >= 4, 120, "no four answers")
+            before = _until(lambda: _settled(cluster), 120, "what an earlier change began has not ended")
+        busy = stack.busiest_inner_node(before)
         with progress.step(f"another tenant burns CPU on {busy}"):
             cluster.burn(busy)
         burning = time.monotonic()
@@ -179,7 +190,8 @@ def _decided(cluster: Cluster, before: dict[str, Any]) -> dict[str, Any] | None:
     return decision
 
 
-def _settled(cluster: Cluster, left: str) -> dict[str, Any] | None:
+def _settled(cluster: Cluster, left: str = "") -> dict[str, Any] | None:
+    """The resource once nothing is under way, and no segment is on the node `left`."""
     found = stack.resource(cluster, NAME)
     still = any(node == left for _, _, node in stack.placement(found))
     settled = stack.condition(found, "Progressing").get("status") == "False" and stack.condition(found, "Ready").get("status") == "True"
