@@ -14,7 +14,7 @@ SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, suppress_h
 
 
 @SETTINGS
-@given(problems(single_goals()))
+@given(problems(single_goals(), layers=6))
 def test_the_solver_finds_what_brute_force_finds(problem: Problem) -> None:
     expected = best_value(problem)
     answer = solve(problem, Limits(seconds=60))

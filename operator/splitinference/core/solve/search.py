@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from splitinference.core.solve.alike import alike
 from splitinference.core.solve.criterion import Arrays, hop_occupancy
+from splitinference.core.solve.labels import Labels
 from splitinference.core.solve.relaxed import Completion, Step, complete
 from splitinference.core.solve.tables import Bools, Floats, Ints
 from splitinference.core.solve.task import SLACK, Multipliers, Task
@@ -31,34 +32,6 @@ class Found:
     value: float
     bound: float
     complete: bool
-
-
-@dataclass
-class _Labels:
-    """Labels that ended at one boundary, column by column."""
-
-    priced: Floats
-    plain: Floats
-    sums: Floats
-    occupancy: Floats
-    utilization: Floats
-    busy: Floats
-    nodes: Ints
-    segments: Ints
-    taken: NDArray[np.uint64]
-    counts: NDArray[np.int16]
-    last: Ints
-    identity: Ints
-    bound: Floats
-
-    def pick(self, chosen: NDArray[np.intp] | Bools) -> "_Labels":
-        return _Labels(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
-
-    @staticmethod
-    def join(parts: list["_Labels"]) -> "_Labels":
-        return parts[0] if len(parts) == 1 else _Labels(
-            *(np.concatenate([getattr(p, name) for p in parts]) for name in _Labels.__dataclass_fields__)
-        )  # fmt: skip
 
 
 def _first_of_equal_use(last: Ints, used: NDArray[np.int8], measure: Floats) -> Bools:
@@ -161,14 +134,14 @@ class Search:
         """
         t = self.tables
         self._parents, self._steps, self._made = [], [], 0
-        waiting: list[list[_Labels]] = [[] for _ in range(t.layers + 1)]
+        waiting: list[list[Labels]] = [[] for _ in range(t.layers + 1)]
         waiting[0].append(self._root())
         value, winner, dropped = best, -1, float("inf")
         self._most, self._dropped = max(_LEAST_CHILDREN, _CHILDREN * width), float("inf")
         for b in range(t.layers):
             if not waiting[b]:
                 continue
-            labels = _Labels.join(waiting[b])
+            labels = Labels.join(waiting[b])
             waiting[b] = []
             labels = labels.pick(labels.bound < _below(value))
             if len(labels.bound) > 4 * width:
@@ -198,19 +171,19 @@ class Search:
         return Found(self._trace(winner) if winner >= 0 else None, value, bound, dropped >= value)
 
     @staticmethod
-    def _left(waiting: list[list[_Labels]]) -> float:
+    def _left(waiting: list[list[Labels]]) -> float:
         return min((float(labels.bound.min(initial=np.inf)) for parts in waiting for labels in parts), default=float("inf"))
 
-    def _root(self) -> _Labels:
+    def _root(self) -> Labels:
         zero, none = np.zeros(1), np.zeros(1, dtype=np.int64)
-        return _Labels(zero, zero, np.zeros((1, len(self.sums))), zero, zero, zero, none, none,
+        return Labels(zero, zero, np.zeros((1, len(self.sums))), zero, zero, zero, none, none,
                        np.zeros((1, self.words), dtype=np.uint64), np.zeros((1, len(self.several)), dtype=np.int16),
                        none - 1, none - 1, np.full(1, -np.inf))  # fmt: skip
 
     def _hop_rows(self, arrays: Arrays, boundary: int, last: Ints) -> Floats:
         return arrays.entering()[None, :] if boundary == 0 else arrays.hops(boundary)[last]
 
-    def _expand(self, b: int, labels: _Labels, best: float) -> list[tuple[int, _Labels]]:
+    def _expand(self, b: int, labels: Labels, best: float) -> list[tuple[int, Labels]]:
         """All continuations by one segment that may still be part of a chain cheaper than `best`."""
         task = self.task
         reach = labels.priced[:, None] + self._hop_rows(self.priced, b, labels.last)
@@ -224,7 +197,7 @@ class Search:
         if len(who) > self._most:
             kept = self._least(promise[who, where])
             who, where = who[kept], where[kept]
-        result: list[tuple[int, _Labels]] = []
+        result: list[tuple[int, Labels]] = []
         for part in range(0, len(who), _CHUNK):
             result.extend(self._segments(b, labels, (who[part : part + _CHUNK], where[part : part + _CHUNK]), reach, best))
         return result
@@ -235,7 +208,7 @@ class Search:
         self._dropped = min(self._dropped, float(bounds[order[self._most]]))
         return np.sort(order[: self._most])
 
-    def _is_free(self, labels: _Labels, who: Ints, where: Ints) -> Bools:
+    def _is_free(self, labels: Labels, who: Ints, where: Ints) -> Bools:
         free = np.ones(len(who), dtype=bool)
         bit, column = self._bit[where], self._column[where]
         one = np.flatnonzero(bit >= 0)
@@ -245,7 +218,7 @@ class Search:
         free[some] = labels.counts[who[some], column[some]] < self.tables.multiplicity[where[some]]
         return free
 
-    def _segments(self, b: int, labels: _Labels, pairs: tuple[Ints, Ints], reach: Floats, best: float) -> list[tuple[int, _Labels]]:
+    def _segments(self, b: int, labels: Labels, pairs: tuple[Ints, Ints], reach: Floats, best: float) -> list[tuple[int, Labels]]:
         t, task = self.tables, self.task
         who, where = pairs
         last = labels.last[who]
@@ -289,7 +262,7 @@ class Search:
         self._made += len(row)
         self._parents.append(parent[row])
         self._steps.append(np.stack([np.full(len(row), b), end, where[row]], axis=1))
-        columns = _Labels(
+        columns = Labels(
             priced=priced[row, end],
             plain=plain[row] + self.plain.segments_from(b)[where[row], end],
             sums=np.stack([s[row, end] for s in sums], axis=1) if sums else np.zeros((len(row), 0)),
@@ -330,7 +303,7 @@ class Search:
             good &= segments[:, None] + (layers - ends) >= task.min_segments
         return good
 
-    def _take(self, labels: _Labels, who: Ints, where: Ints, inside: Bools) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+    def _take(self, labels: Labels, who: Ints, where: Ints, inside: Bools) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
         taken, counts = labels.taken[who], labels.counts[who]
         left = np.flatnonzero(~inside & (labels.last[who] >= 0))
         taken[left] |= self._leave_bits[labels.last[who[left]]]
@@ -342,7 +315,7 @@ class Search:
         counts[some, column[some]] += 1
         return taken, counts
 
-    def _undominated(self, labels: _Labels) -> _Labels:
+    def _undominated(self, labels: Labels) -> Labels:
         """Drop labels that another on the same class is at least as good as, in every respect."""
         if len(labels.bound) < 2:
             return labels
@@ -368,7 +341,7 @@ class Search:
             self._sift(order[begin:finish], measure, used, keep)
         return labels.pick(keep)
 
-    def _used(self, labels: _Labels) -> NDArray[np.int8]:
+    def _used(self, labels: Labels) -> NDArray[np.int8]:
         """Label by column: how many places are used from the head of each row of comparable classes up to each of its points."""
         dense = np.zeros((len(labels.last), len(self._order)), dtype=np.int8)
         if self.words:
