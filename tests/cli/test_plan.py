@@ -122,6 +122,27 @@ def test_a_resource_is_planned_on_a_snapshot_and_on_what_kubectl_prints(tmp_path
         assert where in capsys.readouterr().out
 
 
+def test_no_cluster_to_ask_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resource = tmp_path / "si.yaml"
+    resource.write_text(RESOURCE)
+    assert main(["plan", "-f", str(resource), "--kubeconfig", str(tmp_path / "none")]) == 2
+    assert "usable kubeconfig" in capsys.readouterr().err
+
+
+def test_a_model_is_read_from_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}
+    table = {"wte.weight": {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 128]},
+             "h.0.attn.c_attn.weight": {"dtype": "F32", "shape": [8, 24], "data_offsets": [128, 896]}}  # fmt: skip
+    header = json.dumps(table).encode()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    resource, cluster = tmp_path / "si.yaml", tmp_path / "cluster.json"
+    resource.write_text(RESOURCE)
+    cluster.write_text(Snapshot(nodes=(a_node("big"),)).model_dump_json())
+    assert main(["plan", "-f", str(resource), "--model", str(tmp_path), "--cluster", str(cluster)]) == 0
+    assert "layers [0, 3) on big" in capsys.readouterr().out
+
+
 def test_a_cluster_file_that_is_neither_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resource, profile, cluster = tmp_path / "si.yaml", tmp_path / "profile.json", tmp_path / "cluster.json"
     resource.write_text(RESOURCE)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from splitinference.cli.plan_input import Unusable, problem_from_file, problem_from_resource
 from splitinference.cli.plan_picture import picture
+from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.core.cost import objective_value
 from splitinference.core.explain import UNITS
 from splitinference.core.plan import Plan
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             return run_several(problems, args)
         hint = Plan.model_validate_json(args.hint.read_text()) if args.hint else None
         outcome = solve_in_child(problems[0], Limits(args.seconds, args.memory_mib), hint)
-    except (Unusable, SolverFailed, OSError, ValueError) as error:
+    except (Unusable, SolverFailed, UnavailableError, RefusedError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return UNUSABLE
     if args.svg and (plan := _plan_of(outcome)) is not None:
