@@ -2,6 +2,9 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -21,29 +24,54 @@ def built(cluster: Cluster, name: str, dockerfile: str, *options: str) -> str:
     return image
 
 
-def run_tests(cluster: Cluster, image: str, model_variable: str) -> None:
-    """Run the image's own tests on the real model; what they print is shown, and their failure is ours."""
+@dataclass(frozen=True)
+class Run:
+    """A container that runs its image's own tests, on the real model; its output goes to a file."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def passed(self) -> None:
+        """Wait for the end; what the tests printed is shown, and their failure is ours."""
+        code = self.process.wait()
+        print(self.output.read_text())
+        assert code == 0
+
+
+def started(cluster: Cluster, image: str, model_variable: str, output: Path) -> Run:
     engine, model = cluster.engine(), cluster.settings.models / stack.MODEL
     options = ["--rm", "--network", "host" if engine.private else "bridge", "--shm-size", "1g", "--read-only", "--tmpfs", "/tmp"]
-    options += ["-v", f"{model}:/model:ro", "-e", f"{model_variable}=/model"]
-    command = [engine.client, "run", *options, image]
-    done = subprocess.run(command, env={**os.environ, **engine.env()}, capture_output=True, text=True, check=False)
-    print(done.stdout, done.stderr)
-    assert done.returncode == 0
+    options += ["-v", f"{model}:/model:ro", "-e", f"{model_variable}=/model", "--name", f"{cluster.settings.name}-{output.stem}"]
+    with output.open("wb") as file:
+        command = [engine.client, "run", *options, image]
+        return Run(subprocess.Popen(command, env={**os.environ, **engine.env()}, stdout=file, stderr=subprocess.STDOUT), output)
 
 
-def test_segments(cluster: Cluster) -> None:
-    """Every split point of every family, three servers in a chain, faults and recovery: greedy tokens equal the unsplit model's."""
-    base = images.sources()["segment"]
-    cluster.build_images(("segment",))
-    image = built(
-        cluster, "segment", str(base.dockerfile.relative_to(REPOSITORY)), "--target", "test", "--build-arg", f"BASE={cluster.base()}"
-    )
-    run_tests(cluster, image, "SI_TEST_MODEL")
-
-
-def test_gateway_with_real_segments(cluster: Cluster) -> None:
-    """The same text from three real segments as from the whole model, also when one is killed in mid-stream."""
+@pytest.fixture(scope="module")
+def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """Both at the same time: each mostly waits for servers to start, or to be found dead."""
+    folder = tmp_path_factory.mktemp("data-plane")
     made = cluster.build_images(("segment", "gateway"))
+    dockerfile = str(images.sources()["segment"].dockerfile.relative_to(REPOSITORY))
+    segment = built(cluster, "segment", dockerfile, "--target", "test", "--build-arg", f"BASE={cluster.base()}")
     arguments = ("--build-arg", f"SEGMENT={made['segment']}", "--build-arg", f"GATEWAY={made['gateway']}")
-    run_tests(cluster, built(cluster, "gateway", "images/gateway/Dockerfile.test", *arguments), "SI_TEST_MODEL_PATH")
+    gateway = built(cluster, "gateway", "images/gateway/Dockerfile.test", *arguments)
+    started_runs = {
+        "segment": started(cluster, segment, "SI_TEST_MODEL", folder / "segment-tests.txt"),
+        "gateway": started(cluster, gateway, "SI_TEST_MODEL_PATH", folder / "gateway-tests.txt"),
+    }
+    yield started_runs
+    for run in started_runs.values():
+        if run.process.poll() is None:
+            cluster.engine().docker("rm", "-f", f"{cluster.settings.name}-{run.output.stem}", check=False)
+            run.process.wait()
+
+
+def test_segments(runs: dict[str, Run]) -> None:
+    """Every split point of every family, three servers in a chain, faults and recovery: greedy tokens equal the unsplit model's."""
+    runs["segment"].passed()
+
+
+def test_gateway_with_real_segments(runs: dict[str, Run]) -> None:
+    """The same text from three real segments as from the whole model, also when one is killed in mid-stream."""
+    runs["gateway"].passed()
