@@ -48,12 +48,12 @@ class WorkerSize:
 
 SIZES = (
     WorkerSize(1.0, 700, trusted=True),
-    WorkerSize(0.8, 640),
+    WorkerSize(0.8, 650),
     WorkerSize(0.6, 680, trusted=True),
-    WorkerSize(0.5, 660),
+    WorkerSize(0.5, 650),
 )
 """Unequal on purpose, and so small that SmolLM2-135M needs three of the four, wherever its gateway (192 MiB) runs; the segment between
-those on trusted nodes then holds ten layers or more, and the fourth node has room for it."""
+those on trusted nodes then holds ten layers or more, and the fourth node, of the same memory, has room for it."""
 
 
 def default_cache() -> Path:

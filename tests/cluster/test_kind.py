@@ -77,5 +77,11 @@ def test_beyond_four_the_sizes_repeat():
 
 
 def test_the_default_workers_are_unequal_and_two_are_trusted():
-    assert len({size.cores for size in SIZES}) == len({size.memory_mib for size in SIZES}) == 4
+    assert len({size.cores for size in SIZES}) == 4
+    assert len({size.memory_mib for size in SIZES}) == 3
     assert sum(size.trusted for size in SIZES) == 2
+
+
+def test_what_one_untrusted_worker_holds_fits_on_the_other():
+    """Else a segment that fills the larger one could not leave it without a new cut."""
+    assert len({size.memory_mib for size in SIZES if not size.trusted}) == 1
