@@ -7,24 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from splitinference.cli.resources import add_arguments, console, read_or_say, status_of, title
+from splitinference.cli.resources import add_command, status_of, title
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add the command."""
-    parser = subparsers.add_parser("explain", help="why this plan and no other", description=__doc__)
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print; 1 where there is nothing to print."""
-    found = read_or_say(args)
-    if found is None:
-        return 1
-    for resource in found:
-        show(resource, console())
-    return 0
+    add_command(subparsers, "explain", "why this plan and no other", __doc__, show)
 
 
 def show(resource: Mapping[str, Any], to: Console) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +17,24 @@ class NotFoundError(Exception):
     """There is no such resource; the message says where was looked."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+Show = Callable[[Mapping[str, Any], Console], None]
+
+
+def add_command(subparsers: "argparse._SubParsersAction[Any]", name: str, summary: str, description: str | None, show: Show) -> None:
+    """A command that shows each of the resources that its arguments name; exit status 1 where there is nothing to show."""
+
+    def run(args: argparse.Namespace) -> int:
+        found = read_or_say(args)
+        for resource in found or ():
+            show(resource, console())
+        return 1 if found is None else 0
+
+    parser = subparsers.add_parser(name, help=summary, description=description)
+    _add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name and namespace, as kubectl has them."""
     parser.add_argument("name", nargs="?", help="the SplitInference; all of the namespace where none is given")
     parser.add_argument("-n", "--namespace", help="its namespace; the context's where none is given")

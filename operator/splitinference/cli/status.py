@@ -8,26 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from splitinference.cli.resources import add_arguments, console, read_or_say, status_of, title
+from splitinference.cli.resources import add_command, status_of, title
 
 _GOOD_WHEN_FALSE = ("Progressing", "Reconciling", "Stalled")
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add the command."""
-    parser = subparsers.add_parser("status", help="the plan that serves, stage by stage", description=__doc__)
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print; 1 where there is nothing to print."""
-    found = read_or_say(args)
-    if found is None:
-        return 1
-    for resource in found:
-        show(resource, console())
-    return 0
+    add_command(subparsers, "status", "the plan that serves, stage by stage", __doc__, show)
 
 
 def show(resource: Mapping[str, Any], to: Console) -> None:
