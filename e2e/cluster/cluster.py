@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from e2e.cluster import engine as engines
-from e2e.cluster import faults, images, lifecycle, monitoring, supply, tools
+from e2e.cluster import faults, images, lifecycle, monitoring, preflight, supply, tools
 from e2e.cluster.command import run
 from e2e.cluster.current import CurrentCluster
 from e2e.cluster.engine import Engine
@@ -35,6 +35,20 @@ class Cluster:
     def current(progress: Progress | None = None) -> CurrentCluster:
         """The kubeconfig's cluster, with the same methods as far as they make sense there."""
         return CurrentCluster.here(progress)
+
+    @property
+    def prometheus_url(self) -> str:
+        """Inside the cluster."""
+        return monitoring.URL
+
+    @property
+    def query_set(self) -> str:
+        """Nodes are containers: their use is cAdvisor's to tell."""
+        return "cadvisor"
+
+    def missing(self) -> list[str]:
+        """One sentence for each thing that has to be there before anything can start."""
+        return preflight.problems(preflight.observe(self.settings))
 
     # ---- life
 

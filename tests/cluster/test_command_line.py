@@ -72,3 +72,15 @@ def test_anothers_cluster_is_not_changed():
     assert current.image("segment") == "registry.example/si/segment:1.0"
     with pytest.raises(NotPossible, match="`stop` needs the kind cluster"):
         current.stop("node-1")
+
+
+def test_what_the_demo_lacks_in_a_cluster_that_is_not_ours_is_said_first():
+    without = CurrentCluster("prod", prometheus_url="")
+    assert any("SPLITINFERENCE_PROMETHEUS_URL" in sentence for sentence in without.missing())
+    there = CurrentCluster("prod", prometheus_url="http://prometheus.example:9090")
+    assert not any("SPLITINFERENCE_PROMETHEUS_URL" in sentence for sentence in there.missing())
+
+
+def test_images_of_a_cluster_that_is_not_ours_are_pulled_by_name():
+    current = CurrentCluster("prod", image_prefix="registry.example/si", image_tag="1.0")
+    assert current.load_images(("gateway",)) == {"gateway": "registry.example/si/gateway:1.0"}
