@@ -41,3 +41,7 @@ def test_links_between_pages_lead_somewhere(page: Path):
 def test_decisions_are_numbered_without_a_double():
     numbers = [p.name[:4] for p in tracked("docs/decisions/0*.md")]
     assert len(numbers) == len(set(numbers))
+
+
+def test_the_readme_shows_the_sample_as_it_is():
+    assert (ROOT / "config/samples/splitinference.yaml").read_text().strip() in (ROOT / "README.md").read_text()
