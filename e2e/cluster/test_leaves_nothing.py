@@ -12,24 +12,24 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster import engine as engines
-from e2e.cluster import host, lifecycle
+from e2e.cluster import host, lifecycle, packages
 from e2e.cluster.engine import NETWORK, Engine
 from e2e.cluster.leftovers import leftovers
-from e2e.cluster.packages import missing
 from e2e.cluster.progress import Progress
 from e2e.cluster.settings import Settings
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(os.geteuid() != 0, reason="a private engine needs root"),
-    pytest.mark.skipif(bool(missing(("dockerd", "jq", "ip", "iptables", "unshare"))), reason="Docker's engine is not installed"),
 ]
+PROGRAMS = ("dockerd", "jq", "ip", "iptables", "unshare")
 
 
 @pytest.fixture
 def settings() -> Iterator[Settings]:
     with tempfile.TemporaryDirectory(prefix="si-") as folder:  # short: a socket's path has a limit
         made = Settings(name="leaves-nothing", cache=Path(folder) / "cache", engine="private")
+        packages.install(packages.missing(PROGRAMS), made.logs / "apt.log")
         yield made
         lifecycle.down(made, Progress())
 
