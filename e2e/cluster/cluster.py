@@ -18,6 +18,7 @@ from e2e.cluster.progress import Progress, together
 from e2e.cluster.settings import Settings, WorkerSize
 
 OURS = ("operator", "segment", "gateway")
+ON_WORKERS = ("segment", "gateway")
 
 
 class NotUp(RuntimeError):
@@ -151,6 +152,10 @@ class Cluster:
         with self.progress.step(f"give the nodes {', '.join(names)}"):
             targets = lifecycle.running(self.settings, self.engine()) if nodes is None else nodes
             images.load(self.settings, self.engine(), [*built.values(), *(images.sources()[name].dev for name in names)], targets)
+        workers = [node for node in targets if node in self.settings.worker_names()]
+        if ahead := [built[name] for name in names if name in ON_WORKERS]:
+            with self.progress.step(f"unpack {', '.join(name for name in names if name in ON_WORKERS)} on the workers"):
+                images.unpack(self.settings, self.engine(), ahead, workers)
         return built
 
     def image(self, name: str) -> str:
