@@ -199,8 +199,7 @@ def _settled(cluster: AnyCluster, left: str = "") -> dict[str, Any] | None:
     """The resource once nothing is under way, and no segment is on the node `left`."""
     found = stack.resource(cluster, NAME)
     still = any(node == left for _, _, node in stack.placement(found))
-    settled = stack.condition(found, "Progressing").get("status") == "False" and stack.condition(found, "Ready").get("status") == "True"
-    return found if settled and not still else None
+    return found if stack.settled(found) and not still else None
 
 
 def _traffic_table(report: Report, burning: float, moved: float) -> Table:

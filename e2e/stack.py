@@ -104,6 +104,12 @@ def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
     return next((c for c in found.get("status", {}).get("conditions", []) if c["type"] == kind), {})
 
 
+def settled(found: dict[str, Any]) -> bool:
+    """Whether the operator has seen the specification, all of the plan serves, and nothing is under way."""
+    seen = found["status"]["observedGeneration"] == found["metadata"]["generation"]
+    return bool(seen and condition(found, "Ready").get("status") == "True" and condition(found, "Progressing").get("status") == "False")
+
+
 def wait_ready(cluster: AnyCluster, name: str, namespace: str = "default", seconds: int = 300) -> dict[str, Any]:
     """`kubectl wait --for=condition=Ready`, as a user would; on failure with what the conditions say."""
     try:

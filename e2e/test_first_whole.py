@@ -117,9 +117,7 @@ def _settled(cluster: Cluster, wanted: Callable[[tuple[tuple[int, int, str], ...
     """The placement, once it is as wanted, the resource is Ready, and no transition is under way."""
     found = stack.resource(cluster, NAME)
     placed = stack.placement(found)
-    seen = found["status"]["observedGeneration"] == found["metadata"]["generation"]
-    settled = stack.condition(found, "Ready").get("status") == "True" and stack.condition(found, "Progressing").get("status") == "False"
-    return placed if seen and settled and wanted(placed) else None
+    return placed if stack.settled(found) and wanted(placed) else None
 
 
 def test_a_killed_segment_is_replaced_and_clients_only_wait(serving: Cluster, base_url: str) -> None:

@@ -225,7 +225,3 @@ class Cluster:
 
     def stop_burning(self, node: str) -> None:
         faults.extinguish(self.kubectl, node)
-
-    def prometheus_ready(self) -> None:
-        """Wait until Prometheus can be asked."""
-        monitoring.wait(self.kubectl)

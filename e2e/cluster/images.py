@@ -62,14 +62,17 @@ def copied(dockerfile: str) -> list[str]:
 
 def stage(source: Source) -> str | None:
     """The Dockerfile's stage that is named as the image; None: its last. A Dockerfile may go on after it, with a stage for tests."""
-    named = re.search(rf"^FROM\s.*\sAS\s+{re.escape(source.name)}\s*$", source.dockerfile.read_text(), re.IGNORECASE | re.MULTILINE)
-    return source.name if named else None
+    return source.name if _stage_line(source.dockerfile.read_text(), source.name) else None
+
+
+def _stage_line(dockerfile: str, name: str) -> re.Match[str] | None:
+    return re.search(rf"^FROM\s.*\sAS\s+{re.escape(name)}\s*$", dockerfile, re.IGNORECASE | re.MULTILINE)
 
 
 def content_key(dockerfile: Path, root: Path, base: str, last_stage: str | None = None) -> str:
     """Hash of the Dockerfile up to its stage `last_stage`, the base, and every file copied in. The same key means the same image."""
     text = dockerfile.read_text()
-    if last_stage and (found := re.search(rf"^FROM\s.*\sAS\s+{re.escape(last_stage)}\s*$", text, re.IGNORECASE | re.MULTILINE)):
+    if last_stage and (found := _stage_line(text, last_stage)):
         after = re.compile(r"^FROM\s", re.IGNORECASE | re.MULTILINE).search(text, found.end())
         text = text[: after.start()] if after else text
     sha = hashlib.sha256(base.encode() + text.encode())
