@@ -137,6 +137,12 @@ def _pod_ready(cluster: Cluster, name: str) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in found.get("status", {}).get("conditions", []))
 
 
+def _ending(cluster: Cluster) -> bool:
+    """Whether a pod of ours is being ended: it may drain for a while after the resource is at rest."""
+    pods = json.loads(cluster.kubectl("get", "pods", "-l", OURS, "-o", "json"))["items"]
+    return any("deletionTimestamp" in pod["metadata"] for pod in pods)
+
+
 def test_a_plan_that_cannot_exist_names_what_binds_and_the_old_one_serves(serving: Cluster, base_url: str) -> None:
     before = stack.placement(stack.resource(serving, NAME))
     impossible = sample()
@@ -158,7 +164,7 @@ def test_a_plan_that_cannot_exist_names_what_binds_and_the_old_one_serves(servin
 def test_the_operator_may_be_killed(serving: Cluster, base_url: str) -> None:
     frozen = {"spec": {"adaptation": {"mode": "Frozen"}}}  # so that a better plan is no reason for a change meanwhile
     serving.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps(frozen))
-    until(lambda: _settled(serving, lambda _: True), 120, "what was under way has ended")
+    until(lambda: _settled(serving, lambda _: True) and not _ending(serving), 120, "what was under way has ended, to the last pod")
     before = stack.placement(stack.resource(serving, NAME))
     pods = serving.kubectl("get", "pods", "-l", OURS, "-o", "jsonpath={.items[*].metadata.uid}").split()
     serving.kubectl("-n", stack.SYSTEM, "delete", "pod", "--all", "--grace-period=0", "--force")
