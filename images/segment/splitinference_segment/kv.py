@@ -77,7 +77,7 @@ class KvTable:
         """The entry for a step of `tokens` at `position`, with room for them.
 
         SegmentError: `bad_request` beyond the longest context, `kv_missing` when the sequence does not hold exactly `position`
-        tokens, `kv_full` when it does not fit. Position 0 starts the sequence anew.
+        tokens or is being written by another step, `kv_full` when it does not fit. Position 0 starts the sequence anew.
         """
         if position + tokens > self.limits.context_tokens:
             raise SegmentError(
@@ -90,6 +90,8 @@ class KvTable:
                 entry = self._anew(sequence, now)
             elif entry is None or held != position:
                 raise SegmentError(KV_MISSING, f"the sequence holds {held} tokens here, the step expects {position}")
+            elif entry.busy:
+                raise SegmentError(KV_MISSING, f"the sequence is being written beyond its {held} tokens")
             if entry.capacity < position + tokens:
                 try:
                     self._grow(entry, position + tokens, now)
@@ -106,6 +108,17 @@ class KvTable:
             entry.busy = False
             entry.length += tokens
             entry.used_at = now
+
+    def read(self, sequence: str, tokens: int) -> torch.Tensor:
+        """The buffer [2, blocks, heads, capacity, width] of a sequence that holds at least `tokens`; those stay as they are.
+
+        SegmentError: `kv_missing` when it holds fewer. Steps go on beside it: they write beyond, or into a larger copy.
+        """
+        with self._lock:
+            entry = self._entries.get(sequence)
+            if entry is None or entry.length < tokens:
+                raise SegmentError(KV_MISSING, f"the sequence holds {entry.length if entry else 0} tokens here, {tokens} are wanted")
+            return entry.buffer
 
     def release(self, sequence: str) -> bool:
         """Forget a sequence. False when it was not known."""

@@ -19,6 +19,9 @@ COUNTERS: Mapping[str, str] = {
     "hop_seconds_total": "Seconds from sending to the next segment until its answer",
     "hop_bytes_total": "Bytes sent to the next segment",
     "hops_total": "Steps sent to the next segment",
+    "kv_sent_bytes_total": "Bytes of KV handed over to other segments",
+    "kv_received_bytes_total": "Bytes of KV taken over from other segments",
+    "kv_transfer_seconds_total": "Seconds in which KV was taken over",
     "errors_total": "Requests that failed here, by code",
 }
 GAUGES: Mapping[str, str] = {"kv_bytes": "Bytes of KV buffers held", "sequences": "Sequences held"}

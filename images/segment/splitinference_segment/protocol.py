@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VERSION = 1
-OPS = ("step", "release", "probe", "stats")
+OPS = ("step", "release", "probe", "stats", "kv_pull", "kv_export")
 ITEM_BYTES: Mapping[str, int] = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 MAX_NAME = 256
 MAX_LOGPROBS = 20
@@ -80,6 +80,10 @@ class Request:
     sample: bool = False
     sampling: Sampling = Sampling()
     deadline_ms: float = DEFAULT_DEADLINE_MS
+    # Of `kv_pull` and `kv_export` alone: how many tokens from `position` on, who has them, and which of the model's blocks.
+    tokens: int = 0
+    sources: tuple[Hop, ...] = ()
+    blocks: tuple[int, int] = (0, 0)
 
 
 def _refuse(message: str) -> SegmentError:
@@ -131,6 +135,21 @@ def _sampling(value: Any) -> Sampling:
     )
 
 
+def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
+    blocks = fields.get("blocks", [0, 0])
+    if not isinstance(blocks, list) or len(blocks) != 2:
+        raise _refuse("blocks should be [first, end]")
+    return Request(
+        op=op,
+        sequence=sequence,
+        position=_integer(fields.get("position"), "position", 0, 1 << 31),
+        tokens=_integer(fields.get("tokens"), "tokens", 1, 1 << 31),
+        sources=_route(fields.get("sources", [])),
+        blocks=(_integer(blocks[0], "blocks", 0), _integer(blocks[1], "blocks", 0)),
+        deadline_ms=deadline_ms,
+    )
+
+
 def parse(meta: bytes) -> Request:
     """Read a request's META. SegmentError `bad_request` names the field that is wrong."""
     try:
@@ -148,6 +167,8 @@ def parse(meta: bytes) -> Request:
     if op in {"probe", "stats"}:
         return Request(op=op, deadline_ms=deadline)
     sequence, route = _name(fields.get("sequence"), "sequence"), _route(fields.get("route", []))
+    if op in {"kv_pull", "kv_export"}:
+        return _transfer(op, sequence, fields, deadline)
     if op == "release":
         return Request(op=op, sequence=sequence, route=route, deadline_ms=deadline)
     sample = fields.get("sample", False)
@@ -188,6 +209,23 @@ def forwarded(request: Request, tensor: TensorMeta | None, deadline_ms: float) -
             },
         }
     return json.dumps(fields).encode()
+
+
+def question(op: str, **fields: Any) -> bytes:
+    """META of a request to a peer that is not a forwarded one."""
+    return json.dumps({"v": VERSION, "op": op, **fields}).encode()
+
+
+def answered(meta: bytes, segment: str) -> dict[str, Any]:
+    """The fields of a peer's answer to such a request. SegmentError: the peer's own, or `next_hop_failed` when it makes no sense."""
+    try:
+        fields = json.loads(meta)
+        problem = fields.get("error")
+        if problem is not None:
+            raise SegmentError(str(problem["code"]), f"{segment}: {problem['message']}")
+    except (ValueError, AttributeError, KeyError, TypeError) as wrong:
+        raise SegmentError(NEXT_HOP_FAILED, f"{segment} gave an answer that makes no sense") from wrong
+    return dict(fields)
 
 
 def answer(fields: Mapping[str, Any]) -> bytes:

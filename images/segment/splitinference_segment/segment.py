@@ -13,6 +13,7 @@ from splitinference_segment import protocol
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.hops import Hops, Reply, address_of
 from splitinference_segment.kv import KvLimits, KvTable
+from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.layers import Layers
 from splitinference_segment.protocol import Hop, Request, SegmentError, TensorMeta
 from splitinference_segment.settings import Settings
@@ -47,6 +48,8 @@ class Segment:
         self.table = KvTable(layers.kv_shape, limits)
         self._execution = Execution(layers, self.table, settings.threads, settings.max_batch)
         self._hops = Hops(settings)
+        first = layers.first_block if layers.kv_shape.blocks else 0
+        self._transfer = KvTransfer(self.table, settings.model_name, first, layers.count, send=self._hops.send, meters=meters)
         self._totals = Totals()
 
     def handle(self, meta: bytes, data: torch.Tensor, send: Send) -> None:
@@ -59,6 +62,8 @@ class Segment:
                     self._step(request, data, received_at, send)
                 case "release":
                     self._release(request, received_at, send)
+                case "kv_pull" | "kv_export":
+                    self._transfer.handle(request, send, lambda failure: self._fail(failure, send))
                 case "probe":
                     self._probe(request, received_at, send)
                 case _:
@@ -68,6 +73,7 @@ class Segment:
 
     def stop(self) -> None:
         """Finish what runs, refuse what waits, close the channels."""
+        self._transfer.stop()
         self._execution.stop()
         self._hops.close()
 
