@@ -110,6 +110,7 @@ def test_the_segment_is_told_what_the_protocol_names():
     told = variables(objects.pod["spec"]["containers"][0])
     assert told["SI_SEGMENT"] == objects.name
     assert told["SI_MODEL_NAME"] == objects.model
+    assert told["SI_NODE"] == "node-a"
     assert told["SI_LAYERS"] == "12:22"
     assert told["SI_DTYPE"] == "bfloat16"
     assert told["SI_KV_BYTES"] == str(90 * MIB)

@@ -145,6 +145,7 @@ class Chains:
         for i, (start, end) in enumerate(ranges):
             environment = {
                 "SI_SEGMENT": names[i],
+                "SI_NODE": f"node-of-{names[i]}",
                 "SI_MODEL_NAME": f"seg-{DIGEST}-{start}-{end}",
                 "SI_MODEL_PATH": str(folder),
                 "SI_LAYERS": f"{start}:{end}",

@@ -1,6 +1,7 @@
 """Three real Triton servers that together are a model: same tokens as the whole, refusals by name, recovery by replay."""
 
 import json
+import math
 import struct
 import threading
 import time
@@ -50,6 +51,8 @@ def test_every_stage_tells_its_times_in_order(chain: Chain, client: Client, prom
     assert [timing["segment"] for timing in answer["timings"]] == [server.name for server in chain.servers]
     hops = [timing["hop_ms"] for timing in answer["timings"]]
     assert hops[0] > hops[1] > hops[2] == 0
+    held = [timing["held_ms"] for timing in answer["timings"]]
+    assert held[0] > hops[0] > held[1] > hops[1] > held[2] > 0
     assert all(timing["compute_ms"] > 0 for timing in answer["timings"])
 
 
@@ -233,6 +236,10 @@ def test_metrics_count_steps_tokens_and_hops(chain: Chain, client: Client, promp
     client.step("s", len(prompt), [1])
     time.sleep(1.5)
     after = metrics()
+    client.step("s", 0, [1] * 200)  # 51,200 bytes to the next segment
+    time.sleep(1.5)
+    mbps = metrics()[key("link_mbps", to=second.name, source=f"node-of-{first.name}", target=f"node-of-{second.name}")]
+    assert math.isnan(mbps) or mbps > 0, "inside one machine it is usually too quick to be seen, which is not a number"
 
     def gained(name: str, **labels: str) -> float:
         return after[key(name, **labels)] - before.get(key(name, **labels), 0.0)
@@ -243,6 +250,10 @@ def test_metrics_count_steps_tokens_and_hops(chain: Chain, client: Client, promp
     assert gained("hops_total", to=second.name) == 2
     assert gained("hop_bytes_total", to=second.name) == (len(prompt) + 1) * 64 * 4
     assert gained("hop_seconds_total", to=second.name) > 0
+    assert 0 < gained("link_seconds_total", to=second.name) < gained("hop_seconds_total", to=second.name)
+    link = {"to": second.name, "source": f"node-of-{first.name}", "target": f"node-of-{second.name}"}
+    assert 0 < after[key("link_rtt_ms", **link)] < 1000
+    assert 0 <= after[key("link_rtt_age_seconds", **link)] < 60
     assert gained("compute_seconds_total", phase="decode") > 0
     assert after[key("sequences")] >= 1
     assert after[key("kv_bytes")] > 0

@@ -5,7 +5,7 @@ Each update of a Triton metric is a message to the server process; a step makes 
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 PERIOD_S = 1.0
@@ -19,12 +19,20 @@ COUNTERS: Mapping[str, str] = {
     "hop_seconds_total": "Seconds from sending to the next segment until its answer",
     "hop_bytes_total": "Bytes sent to the next segment",
     "hops_total": "Steps sent to the next segment",
+    "link_seconds_total": "Seconds of hops less the time that the next segment held the step",
     "kv_sent_bytes_total": "Bytes of KV handed over to other segments",
     "kv_received_bytes_total": "Bytes of KV taken over from other segments",
     "kv_transfer_seconds_total": "Seconds in which KV was taken over",
     "errors_total": "Requests that failed here, by code",
 }
-GAUGES: Mapping[str, str] = {"kv_bytes": "Bytes of KV buffers held", "sequences": "Sequences held"}
+GAUGES: Mapping[str, str] = {
+    "kv_bytes": "Bytes of KV buffers held",
+    "sequences": "Sequences held",
+    "link_rtt_ms": "Round trip to the next segment's server: shortest of the last small messages",
+    "link_rtt_age_seconds": "Time since the newest message behind link_rtt_ms",
+    "link_mbps": "Mbit/s to the next segment: best of the last big messages; NaN: too quick to be seen",
+    "link_mbps_age_seconds": "Time since the newest message behind link_mbps",
+}
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -38,8 +46,8 @@ class Families(Protocol):
 class Meters:
     """Counters and gauges of one segment. `add` is cheap and may be called from any thread."""
 
-    def __init__(self, segment: str, api: Families, gauges: Callable[[], Mapping[str, float]]) -> None:
-        """Start the thread that hands the numbers over; `gauges` is asked each time."""
+    def __init__(self, segment: str, api: Families, gauges: Callable[[], Iterable[tuple[str, float, Mapping[str, str]]]]) -> None:
+        """Start the thread that hands the numbers over; `gauges` (name, value, labels) is asked each time."""
         self._segment, self._gauges = segment, gauges
         kind = api.MetricFamily
         self._families = {name: kind(name=PREFIX + name, description=text, kind=kind.COUNTER) for name, text in COUNTERS.items()} | {
@@ -70,10 +78,10 @@ class Meters:
     def _flush(self) -> None:
         with self._lock:
             pending, self._pending = self._pending, defaultdict(float)
-        for (name, labels), value in pending.items():
-            self._metric(name, labels).increment(value)
-        for name, value in self._gauges().items():
-            self._metric(name, ()).set(value)
+        for (name, pairs), value in pending.items():
+            self._metric(name, pairs).increment(value)
+        for name, value, labels in self._gauges():
+            self._metric(name, tuple(sorted(labels.items()))).set(value)
 
     def _metric(self, name: str, labels: Labels) -> Any:
         if (name, labels) not in self._metrics:

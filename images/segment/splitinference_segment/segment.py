@@ -13,8 +13,8 @@ from splitinference_segment import protocol
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.hops import Hops, Reply, address_of
 from splitinference_segment.kv import KvLimits, KvTable
-from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.layers import Layers
+from splitinference_segment.links import Links
 from splitinference_segment.protocol import Hop, Request, SegmentError, TensorMeta
 from splitinference_segment.settings import Settings
 
@@ -48,8 +48,7 @@ class Segment:
         self.table = KvTable(layers.kv_shape, limits)
         self._execution = Execution(layers, self.table, settings.threads, settings.max_batch)
         self._hops = Hops(settings)
-        first = layers.first_block if layers.kv_shape.blocks else 0
-        self._transfer = KvTransfer(self.table, settings.model_name, first, layers.count, send=self._hops.send, meters=meters)
+        self.links = Links(settings.node)
         self._totals = Totals()
 
     def handle(self, meta: bytes, data: torch.Tensor, send: Send) -> None:
@@ -62,8 +61,6 @@ class Segment:
                     self._step(request, data, received_at, send)
                 case "release":
                     self._release(request, received_at, send)
-                case "kv_pull" | "kv_export":
-                    self._transfer.handle(request, send, lambda failure: self._fail(failure, send))
                 case "probe":
                     self._probe(request, received_at, send)
                 case _:
@@ -73,7 +70,6 @@ class Segment:
 
     def stop(self) -> None:
         """Finish what runs, refuse what waits, close the channels."""
-        self._transfer.stop()
         self._execution.stop()
         self._hops.close()
 
@@ -156,9 +152,10 @@ class Segment:
         self._meters.add("queue_seconds_total", result.queue_s)
         timing = {
             "segment": self._settings.segment,
-            "queue_ms": round(result.queue_s * 1e3, 3),
-            "compute_ms": round(result.compute_s * 1e3, 3),
+            "queue_ms": _ms(result.queue_s),
+            "compute_ms": _ms(result.compute_s),
             "hop_ms": 0.0,
+            "node": self._settings.node,
         }
         if result.hidden is None:
             fields: dict[str, Any] = {"timings": [timing]}
@@ -169,6 +166,7 @@ class Segment:
                     "logprob": choice.logprob,
                     "top_logprobs": [[token, logprob] for token, logprob in choice.top_logprobs],
                 }
+            timing["held_ms"] = _ms(time.monotonic() - received_at)
             send(protocol.answer(fields), b"")
             return
         hidden = result.hidden.contiguous()
@@ -195,14 +193,28 @@ class Segment:
             if isinstance(reply, SegmentError):
                 self._fail(reply, send)
                 return
-            timing["hop_ms"] = round(hop_s * 1e3, 3)
-            send(_with_timing(reply[0], timing), reply[1])
+            fields = _timed(reply[0])
+            if fields is None:
+                send(*reply)
+                return
+            self._measure_link(hop.segment, fields["timings"][0], len(data), hop_s)
+            timing["hop_ms"] = _ms(hop_s)
+            timing["held_ms"] = _ms(time.monotonic() - received_at)
+            send(json.dumps(fields | {"timings": [timing, *fields["timings"]]}).encode(), reply[1])
 
         try:
             self._hops.send(hop, protocol.forwarded(request, tensor, left_s * 1e3), data, left_s, done)
         except (SegmentError, ValueError) as problem:  # ValueError: the channel was closed by stop()
             failure = problem if isinstance(problem, SegmentError) else SegmentError(protocol.NEXT_HOP_FAILED, str(problem))
             self._fail(failure, send)
+
+    def _measure_link(self, to: str, following: dict[str, Any], sent_bytes: int, hop_s: float) -> None:
+        """What the next segment did not take of a hop is the link's. A segment of an older image does not say what it took."""
+        held_ms = following.get("held_ms")
+        if isinstance(held_ms, int | float):
+            link_s = max(0.0, hop_s - held_ms / 1e3)
+            self._meters.add("link_seconds_total", link_s, to=to)
+            self.links.hop(to, str(following.get("node", "")), sent_bytes, link_s)
 
     def _release(self, request: Request, received_at: float, send: Send) -> None:
         known = self.table.release(request.sequence)
@@ -232,13 +244,14 @@ class Segment:
         self._execution.submit(Step(probe, values, received_at, received_at + request.deadline_ms / 1e3, done))
 
 
-def _with_timing(meta: bytes, timing: dict[str, Any]) -> bytes:
-    """The next segment's answer with this segment's timing in front; errors pass unchanged."""
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+
+
+def _timed(meta: bytes) -> dict[str, Any] | None:
+    """The fields of an answer with timings; None for any other, such as errors, which pass unchanged."""
     try:
         fields = json.loads(meta)
-    except ValueError:
-        return meta
-    if not isinstance(fields, dict) or "timings" not in fields:
-        return meta
-    fields["timings"] = [timing, *fields["timings"]]
-    return json.dumps(fields).encode()
+        return fields if isinstance(fields["timings"][0], dict) else None
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None

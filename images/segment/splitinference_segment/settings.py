@@ -24,6 +24,7 @@ class Settings:
     model_path: Path
     start: int
     end: int
+    node: str = ""  # where it runs; links are told of by nodes
     dtype: str = "bfloat16"
     max_context_tokens: int = 2048
     max_sequences: int = 8
@@ -51,6 +52,7 @@ class Settings:
             model_path=Path(read.text("SI_MODEL_PATH")),
             start=start,
             end=end,
+            node=read.text("SI_NODE", ""),
             dtype=read.choice("SI_DTYPE", DTYPES, defaults.dtype),
             max_context_tokens=read.integer("SI_MAX_CONTEXT_TOKENS", defaults.max_context_tokens, 1),
             max_sequences=read.integer("SI_MAX_SEQUENCES", defaults.max_sequences, 1),

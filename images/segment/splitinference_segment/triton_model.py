@@ -5,13 +5,14 @@ Numpy arrays of other types than bytes come out wrong under numpy 2 in this back
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import triton_python_backend_utils as pb_utils
 
 from splitinference_segment.layers import Layers
+from splitinference_segment.links import Measure
 from splitinference_segment.meters import Meters
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
@@ -61,13 +62,14 @@ class TritonPythonModel:
         self._segment.stop()
         self._meters.stop()
 
-    def _gauges(self) -> dict[str, float]:
+    def _gauges(self) -> Iterable[Measure]:
         segment = getattr(self, "_segment", None)
         if segment is None:
-            return {}
+            return ()
         segment.forget_idle()
         use = segment.table.use()
-        return {"kv_bytes": float(use.total_bytes), "sequences": float(use.sequences)}
+        own: list[Measure] = [("kv_bytes", float(use.total_bytes), {}), ("sequences", float(use.sequences), {})]
+        return [*own, *segment.links.measures()]
 
 
 def _tensor(request: Any, name: str) -> torch.Tensor:

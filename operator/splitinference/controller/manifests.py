@@ -70,7 +70,7 @@ class Manifests:
             "spec": pod_spec(
                 read,
                 self._settings,
-                [self._container({"SI_SEGMENT": name, **variables}, files.mount, memory_bytes)],
+                [self._container({"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, files.mount, memory_bytes)],
                 initContainers=list(files.init),
                 restartPolicy="Always",
                 terminationGracePeriodSeconds=self._settings.segment_drain_seconds + 15,
