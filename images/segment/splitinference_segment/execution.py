@@ -27,6 +27,7 @@ class Result:
     queue_s: float
     compute_s: float
     share_s: float  # of a batch's compute time, this step's share by tokens
+    logits: torch.Tensor | None = None  # of the last position, float32, where they were asked for instead of a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ class Execution:
         with torch.inference_mode():
             hidden = self._layers.run(values, spans)
             choices: list[Choice | None] = [None] * len(begun)
+            asked: list[torch.Tensor | None] = [None] * len(begun)
             if self._layers.is_last:
                 sampled = [i for i, (step, _) in enumerate(begun) if step.request.sample]
                 if sampled:
@@ -139,13 +141,16 @@ class Execution:
                     logits = self._layers.logits(hidden[ends])
                     for i, line in zip(sampled, logits, strict=True):
                         request = begun[i][0].request
-                        choices[i] = sample(line, request.sampling, request.position + spans[i].tokens)
+                        if request.logits:
+                            asked[i] = line.cpu()
+                        else:
+                            choices[i] = sample(line, request.sampling, request.position + spans[i].tokens)
                 hidden_parts: list[torch.Tensor | None] = [None] * len(begun)
             else:
                 hidden = hidden.cpu()
                 hidden_parts = [hidden[s.start : s.start + s.tokens] for s in spans]
         compute_s = time.monotonic() - started
         return [
-            Result(part, choice, started - step.received_at, compute_s, compute_s * step.tokens / row)
-            for (step, _), part, choice in zip(begun, hidden_parts, choices, strict=True)
+            Result(part, choice, started - step.received_at, compute_s, compute_s * step.tokens / row, logits)
+            for (step, _), part, choice, logits in zip(begun, hidden_parts, choices, asked, strict=True)
         ]

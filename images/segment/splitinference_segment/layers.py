@@ -12,7 +12,7 @@ from splitinference_segment import attention
 from splitinference_segment.attention import Row, Span
 from splitinference_segment.families import UNSTEADY_ROPE, Family, UnsupportedModelError, family_of
 from splitinference_segment.kv import KvShape
-from splitinference_segment.weights import MissingWeightsError, Weights
+from splitinference_segment.weights import Weights, fill
 
 
 class Layers:
@@ -64,7 +64,7 @@ class Layers:
             self.head = own[family.head] = whole.get_submodule(family.head)
         if family.rotary is not None and self.blocks:
             self.rotary = type(whole.get_submodule(family.rotary))(config=config).to(self.device)
-        self._fill(own, weights, whole.base_model_prefix, self._ties(config, family))
+        fill(own, weights, whole.base_model_prefix, self._ties(config, family), dtype=self.dtype, device=self.device)
         if self.embedding is not None and hasattr(self.embedding, "scalar_embed_scale"):  # Gemma's, a buffer not in the files
             self.embedding.embed_scale = torch.tensor(self.embedding.scalar_embed_scale, device=self.device)
         for path, module in own.items():
@@ -77,27 +77,6 @@ class Layers:
         """Names under which a tied weight may be stored, best first."""
         head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
         return dict.fromkeys((head, embedding), (embedding, head)) if config.tie_word_embeddings else {}
-
-    def _fill(self, own: dict[str, nn.Module], weights: Weights, base_prefix: str, ties: dict[str, tuple[str, ...]]) -> None:
-        stored: dict[str, str] = {}
-        missing = []
-        for path, module in own.items():
-            for key in module.state_dict():
-                name = f"{path}.{key}"
-                candidates = [weights.stored_name(candidate, base_prefix) for candidate in ties.get(name, (name,))]
-                found = next((candidate for candidate in candidates if candidate is not None), None)
-                if found is None:
-                    missing.append(name)
-                else:
-                    stored[name] = found
-        if missing:
-            raise MissingWeightsError(f"{len(missing)} tensors of layers {self.start}:{self.end} are not stored, first {missing[:3]}")
-        # Read once per stored name: a tied head and embedding in one segment share their memory.
-        tensors = weights.read(sorted(set(stored.values())), self.dtype, self.device)
-        for path, module in own.items():
-            state = {key: tensors[stored[f"{path}.{key}"]] for key in module.state_dict()}
-            module.load_state_dict(state, assign=True)
-            module.requires_grad_(False)
 
     def weight_bytes(self) -> int:
         """Bytes of weights held; tensors that are shared count once."""

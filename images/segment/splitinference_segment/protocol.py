@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 VERSION = 1
-OPS = ("step", "release", "probe", "stats", "kv_pull", "kv_export")
+OPS = ("step", "infer", "release", "probe", "stats", "kv_pull", "kv_export")
 ITEM_BYTES: Mapping[str, int] = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 MAX_NAME = 256
+MAX_DIMENSIONS = 8
 MAX_LOGPROBS = 20
 DEFAULT_DEADLINE_MS = 60_000.0
 
@@ -70,7 +71,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request's META. `tensor` is set for `step` alone; `deadline_ms` is what is left when the request arrives."""
+    """One request's META. `tensor` is set for `step` and `infer`; `deadline_ms` is what is left when the request arrives.
+
+    `logits`: a step that samples gives the logits of its last position instead of a token.
+    """
 
     op: str
     sequence: str = ""
@@ -78,6 +82,7 @@ class Request:
     tensor: TensorMeta | None = None
     route: tuple[Hop, ...] = ()
     sample: bool = False
+    logits: bool = False
     sampling: Sampling = Sampling()
     deadline_ms: float = DEFAULT_DEADLINE_MS
     # Of `kv_pull` and `kv_export` alone: how many tokens from `position` on, who has them, and which of the model's blocks.
@@ -118,8 +123,8 @@ def _tensor(value: Any) -> TensorMeta:
     if not isinstance(value, dict) or value.get("dtype") not in ITEM_BYTES:
         raise _refuse(f"tensor should name a dtype of {', '.join(ITEM_BYTES)} and a shape")
     shape = value.get("shape")
-    if not isinstance(shape, list) or len(shape) not in {1, 2}:
-        raise _refuse("tensor.shape should be [tokens] or [tokens, hidden]")
+    if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_DIMENSIONS:
+        raise _refuse(f"tensor.shape should be a list of 1 to {MAX_DIMENSIONS} sizes")
     return TensorMeta(value["dtype"], tuple(_integer(size, "tensor.shape", 1, 1 << 31) for size in shape))
 
 
@@ -166,14 +171,17 @@ def parse(meta: bytes) -> Request:
     deadline = _number(fields.get("deadline_ms", DEFAULT_DEADLINE_MS), "deadline_ms", 0.0, 86_400_000.0)
     if op in {"probe", "stats"}:
         return Request(op=op, deadline_ms=deadline)
-    sequence, route = _name(fields.get("sequence"), "sequence"), _route(fields.get("route", []))
+    route = _route(fields.get("route", []))
+    if op == "infer":
+        return Request(op=op, tensor=_tensor(fields.get("tensor")), route=route, deadline_ms=deadline)
+    sequence = _name(fields.get("sequence"), "sequence")
     if op in {"kv_pull", "kv_export"}:
         return _transfer(op, sequence, fields, deadline)
     if op == "release":
         return Request(op=op, sequence=sequence, route=route, deadline_ms=deadline)
-    sample = fields.get("sample", False)
-    if not isinstance(sample, bool):
-        raise _refuse("sample should be true or false")
+    sample, logits = fields.get("sample", False), fields.get("logits", False)
+    if not isinstance(sample, bool) or not isinstance(logits, bool):
+        raise _refuse("sample and logits should be true or false")
     return Request(
         op=op,
         sequence=sequence,
@@ -181,6 +189,7 @@ def parse(meta: bytes) -> Request:
         tensor=_tensor(fields.get("tensor")),
         route=route,
         sample=sample,
+        logits=logits,
         sampling=_sampling(fields.get("sampling", {})),
         deadline_ms=deadline,
     )
@@ -195,12 +204,15 @@ def forwarded(request: Request, tensor: TensorMeta | None, deadline_ms: float) -
         "route": [{"segment": hop.segment, "model": hop.model} for hop in request.route[1:]],
         "deadline_ms": round(deadline_ms, 3),
     }
-    if tensor is not None:
+    if tensor is not None and request.op == "infer":
+        fields["tensor"] = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+    elif tensor is not None:
         sampling = request.sampling
         fields |= {
             "position": request.position,
             "tensor": {"dtype": tensor.dtype, "shape": list(tensor.shape)},
             "sample": request.sample,
+            "logits": request.logits,
             "sampling": {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,10 +13,12 @@ from splitinference_segment import protocol
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.hops import Hops, Reply, address_of
 from splitinference_segment.kv import KvLimits, KvTable
+from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.layers import Layers
 from splitinference_segment.links import Links
 from splitinference_segment.protocol import Hop, Request, SegmentError, TensorMeta
 from splitinference_segment.settings import Settings
+from splitinference_segment.stateless import Stateless
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
 
@@ -41,13 +43,15 @@ class Totals:
 class Segment:
     """Layers, KV and hops of one segment. `handle` never blocks; answers come from the worker's and gRPC's threads."""
 
-    def __init__(self, settings: Settings, layers: Layers, meters: Counting) -> None:
+    def __init__(self, settings: Settings, layers: Layers | Stateless, meters: Counting) -> None:
         """Start the worker. Layers are already loaded."""
         self._settings, self._layers, self._meters = settings, layers, meters
         limits = KvLimits(settings.max_sequences, settings.kv_bytes, settings.max_context_tokens, settings.kv_idle_seconds)
         self.table = KvTable(layers.kv_shape, limits)
-        self._execution = Execution(layers, self.table, settings.threads, settings.max_batch)
+        self._execution = self._executes()
         self._hops = Hops(settings)
+        first = layers.first_block if layers.kv_shape.blocks else 0
+        self._transfer = KvTransfer(self.table, settings.model_name, first, layers.count, send=self._hops.send, meters=meters)
         self.links = Links(settings.node)
         self._totals = Totals()
 
@@ -59,8 +63,12 @@ class Segment:
             match request.op:
                 case "step":
                     self._step(request, data, received_at, send)
+                case "infer":
+                    self._infer(request, data, received_at, send)
                 case "release":
                     self._release(request, received_at, send)
+                case "kv_pull" | "kv_export":
+                    self._transfer.handle(request, send, lambda failure: self._fail(failure, send))
                 case "probe":
                     self._probe(request, received_at, send)
                 case _:
@@ -70,12 +78,16 @@ class Segment:
 
     def stop(self) -> None:
         """Finish what runs, refuse what waits, close the channels."""
+        self._transfer.stop()
         self._execution.stop()
         self._hops.close()
 
     def forget_idle(self) -> int:
         """Forget sequences that were not used for the idle time; returns how many."""
         return self.table.forget_idle(time.monotonic())
+
+    def _executes(self) -> Any:
+        return Execution(self._layers, self.table, self._settings.threads, self._settings.max_batch)
 
     def _stats(self) -> dict[str, Any]:
         use = self.table.use()
@@ -96,6 +108,9 @@ class Segment:
                 self._after_step(request, values.shape[0], result, received_at, send)
 
         self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
+
+    def _infer(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+        raise SegmentError(protocol.WRONG_SEGMENT, "this model's layers keep sequences: they take steps")
 
     def _check_route(self, route: tuple[Hop, ...]) -> None:
         if self._layers.is_last:
@@ -150,13 +165,7 @@ class Segment:
         self._meters.add("tokens_total", tokens, phase=phase)
         self._meters.add("compute_seconds_total", result.share_s, phase=phase)
         self._meters.add("queue_seconds_total", result.queue_s)
-        timing = {
-            "segment": self._settings.segment,
-            "queue_ms": _ms(result.queue_s),
-            "compute_ms": _ms(result.compute_s),
-            "hop_ms": 0.0,
-            "node": self._settings.node,
-        }
+        timing = self._timing(result.queue_s, result.compute_s)
         if result.hidden is None:
             fields: dict[str, Any] = {"timings": [timing]}
             if result.choice is not None:
@@ -166,13 +175,28 @@ class Segment:
                     "logprob": choice.logprob,
                     "top_logprobs": [[token, logprob] for token, logprob in choice.top_logprobs],
                 }
+                if choice.logprob != choice.logprob:
+                    self._fail(SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite"), send)
+                    return
             timing["held_ms"] = _ms(time.monotonic() - received_at)
-            send(protocol.answer(fields), b"")
+            if result.logits is None:
+                send(protocol.answer(fields), b"")
+            else:
+                send(protocol.answer(fields | outputs_meta(named := {"logits": result.logits})), outputs_data(named))
             return
         hidden = result.hidden.contiguous()
         data = hidden.view(torch.uint8).numpy().tobytes()
         tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape))
         self._forward(request, tensor, data, received_at=received_at, timing=timing, send=send)
+
+    def _timing(self, queue_s: float, compute_s: float) -> dict[str, Any]:
+        return {
+            "segment": self._settings.segment,
+            "queue_ms": _ms(queue_s),
+            "compute_ms": _ms(compute_s),
+            "hop_ms": 0.0,
+            "node": self._settings.node,
+        }
 
     def _forward(
         self, request: Request, tensor: TensorMeta | None, data: bytes, *, received_at: float, timing: dict[str, Any], send: Send
@@ -242,6 +266,16 @@ class Segment:
 
         probe = Request(op="probe", sample=True, deadline_ms=request.deadline_ms)
         self._execution.submit(Step(probe, values, received_at, received_at + request.deadline_ms / 1e3, done))
+
+
+def outputs_meta(outputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The field `tensors` of an answer that carries outputs: what DATA holds, one after the other."""
+    return {"tensors": [{"name": name, "dtype": "float32", "shape": list(tensor.shape)} for name, tensor in outputs.items()]}
+
+
+def outputs_data(outputs: Mapping[str, torch.Tensor]) -> bytes:
+    """DATA of such an answer: float32, little-endian."""
+    return b"".join(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes() for tensor in outputs.values())
 
 
 def _ms(seconds: float) -> float:

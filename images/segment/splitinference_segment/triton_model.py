@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils
 
-from splitinference_segment.layers import Layers
 from splitinference_segment.links import Measure
+from splitinference_segment.loading import is_stateless, load_layers
 from splitinference_segment.meters import Meters
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
+from splitinference_segment.tensor_segment import TensorSegment
 
 
 class TritonPythonModel:
@@ -28,9 +29,10 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"loaded as {args['model_name']}, but SI_MODEL_NAME is {settings.model_name}")
         torch.set_num_threads(settings.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        layers = Layers(settings.model_path, settings.start, settings.end, getattr(torch, settings.dtype), device=device)
+        layers = load_layers(settings.model_path, settings.start, settings.end, getattr(torch, settings.dtype), device=device)
         self._meters = Meters(settings.segment, pb_utils, self._gauges)
-        self._segment = Segment(settings, layers, self._meters)
+        kind = TensorSegment if is_stateless(layers) else Segment
+        self._segment = kind(settings, layers, self._meters)
         gc.collect()
         gc.freeze()  # what the libraries made stays for ever: the collector need not look at it during a step
         print(

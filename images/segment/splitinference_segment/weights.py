@@ -1,11 +1,12 @@
 """Reading tensors by name from a folder of safetensors: only those asked for, cast to the serving dtype, in memory of our own."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 
 class MissingWeightsError(Exception):
@@ -49,3 +50,36 @@ class Weights:
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
                     tensors[name] = torch.empty(tensor.shape, dtype=kind, device=device).copy_(tensor)
         return tensors
+
+
+def fill(
+    own: Mapping[str, nn.Module],
+    weights: Weights,
+    base_prefix: str,
+    ties: Mapping[str, tuple[str, ...]],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Give modules on the meta device, by path, their stored tensors. `ties`: names under which a tied weight may be stored, best first.
+
+    A name that is stored once is read once: a tied head and embedding in one segment share their memory. MissingWeightsError names what
+    is not there.
+    """
+    stored: dict[str, str] = {}
+    missing = []
+    for path, module in own.items():
+        for key in module.state_dict():
+            name = f"{path}.{key}"
+            candidates = [weights.stored_name(candidate, base_prefix) for candidate in ties.get(name, (name,))]
+            found = next((candidate for candidate in candidates if candidate is not None), None)
+            if found is None:
+                missing.append(name)
+            else:
+                stored[name] = found
+    if missing:
+        raise MissingWeightsError(f"{len(missing)} tensors of {', '.join(own)} are not stored, first {missing[:3]}")
+    tensors = weights.read(sorted(set(stored.values())), dtype, device)
+    for path, module in own.items():
+        module.load_state_dict({key: tensors[stored[f"{path}.{key}"]] for key in module.state_dict()}, assign=True)
+        module.requires_grad_(False)

@@ -1,0 +1,27 @@
+"""Which layers a model's folder asks for: those of a decoder with KV, of an encoder, or of a generic chain."""
+
+import json
+from pathlib import Path
+from typing import TypeGuard
+
+import torch
+
+from splitinference_segment.encoder import ENCODERS, EncoderLayers
+from splitinference_segment.layers import Layers
+from splitinference_segment.sequential import MODEL_TYPE, SequentialLayers
+from splitinference_segment.stateless import Stateless
+
+
+def load_layers(folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu") -> Layers | Stateless:
+    """Layers [start, end) of the model in `folder`. UnsupportedModelError or MissingWeightsError say why not."""
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind == MODEL_TYPE:
+        return SequentialLayers(folder, start, end, dtype, device=device)
+    if kind in ENCODERS:
+        return EncoderLayers(folder, start, end, dtype, device=device)
+    return Layers(folder, start, end, dtype, device=device)
+
+
+def is_stateless(layers: Layers | Stateless) -> TypeGuard[Stateless]:
+    """Whether these layers keep nothing between requests."""
+    return not isinstance(layers, Layers)

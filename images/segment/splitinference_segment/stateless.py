@@ -1,0 +1,51 @@
+"""Models that keep nothing between requests: one tensor goes in, tensors come out. What a segment needs to know of them."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from splitinference_segment.kv import KvShape
+from splitinference_segment.protocol import BAD_REQUEST, WRONG_SEGMENT, SegmentError, TensorMeta
+
+NO_KV = KvShape(0, 0, 0, torch.float32)
+
+
+class Stateless(Protocol):
+    """Layers [start, end) of such a model. `run` takes what `values` made, and gives the hidden state for the next segment."""
+
+    start: int
+    end: int
+    count: int
+    is_first: bool
+    is_last: bool
+    dtype: torch.dtype
+    kv_shape: KvShape
+
+    def weight_bytes(self) -> int:
+        """Bytes of weights held."""
+
+    def values(self, tensor: TensorMeta, data: torch.Tensor, most_tokens: int) -> torch.Tensor:
+        """The request's tensor, checked. `most_tokens`: the longest context. SegmentError when these layers do not take it."""
+
+    def example(self) -> torch.Tensor:
+        """The smallest tensor that these layers take, for a probe."""
+
+    def run(self, values: torch.Tensor) -> torch.Tensor:
+        """Run the layers."""
+
+    def outputs(self, hidden: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """What the last segment answers with, by name, in float32."""
+
+
+def as_tensor(tensor: TensorMeta, data: torch.Tensor) -> torch.Tensor:
+    """The bytes as the tensor that they are said to be. SegmentError `bad_request` when there are not so many."""
+    if tensor.byte_size != data.numel():
+        raise SegmentError(BAD_REQUEST, f"DATA has {data.numel()} bytes, the tensor needs {tensor.byte_size}")
+    values: torch.Tensor = data.view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
+    return values
+
+
+def not_taken(layers: Stateless, takes: str, tensor: TensorMeta) -> SegmentError:
+    """The refusal of a tensor that belongs elsewhere."""
+    return SegmentError(WRONG_SEGMENT, f"layers {layers.start}:{layers.end} take {takes}, got {tensor.dtype} {list(tensor.shape)}")

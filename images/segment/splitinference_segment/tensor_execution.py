@@ -1,0 +1,93 @@
+"""Running requests of models without sequences: one worker thread, first come, first served, each request by itself."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from splitinference_segment import protocol
+from splitinference_segment.execution import MAX_WAITING
+from splitinference_segment.protocol import SegmentError
+from splitinference_segment.stateless import Stateless
+
+
+@dataclass(frozen=True, slots=True)
+class TensorResult:
+    """The hidden state for the next segment, or from the last one the model's outputs. Times in seconds."""
+
+    hidden: torch.Tensor | None
+    outputs: Mapping[str, torch.Tensor]
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStep:
+    """One request in the queue. `done` is called once, on the worker thread, and must not block. Clock: time.monotonic."""
+
+    values: torch.Tensor
+    received_at: float
+    deadline_at: float
+    done: Callable[[TensorResult | SegmentError], None]
+
+
+class TensorExecution:
+    """The queue and its worker."""
+
+    def __init__(self, layers: Stateless, threads: int) -> None:
+        """Start the worker."""
+        self._layers, self._threads = layers, threads
+        self._waiting: queue.Queue[TensorStep | None] = queue.Queue(MAX_WAITING)
+        self._stopping = False
+        self._worker = threading.Thread(target=self._run, name="execution", daemon=True)
+        self._worker.start()
+
+    def submit(self, step: TensorStep) -> None:
+        """Queue a request. SegmentError `overloaded` when too many wait."""
+        try:
+            if self._stopping:
+                raise queue.Full
+            self._waiting.put_nowait(step)
+        except queue.Full:
+            raise SegmentError(protocol.OVERLOADED, f"{self._waiting.qsize()} requests wait, the limit is {MAX_WAITING}") from None
+
+    def stop(self) -> None:
+        """Refuse what waits, finish what runs, and end the worker."""
+        self._stopping = True
+        while True:
+            try:
+                left = self._waiting.get_nowait()
+            except queue.Empty:
+                break
+            if left is not None:
+                left.done(SegmentError(protocol.OVERLOADED, "the segment is stopping"))
+        self._waiting.put(None)
+        self._worker.join(timeout=10)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # OpenMP keeps this number per thread, so it is set where the work is done
+        while (step := self._waiting.get()) is not None:
+            try:
+                result: TensorResult | SegmentError = self._compute(step)
+            except SegmentError as failure:
+                result = failure
+            except Exception as problem:  # noqa: BLE001 - the worker must outlive the failure of one request
+                result = SegmentError(protocol.INTERNAL, f"{type(problem).__name__}: {problem}")
+            step.done(result)
+
+    def _compute(self, step: TensorStep) -> TensorResult:
+        started = time.monotonic()
+        if started > step.deadline_at:
+            waited_ms = (started - step.received_at) * 1e3
+            raise SegmentError(protocol.DEADLINE_EXCEEDED, f"the request waited {waited_ms:.0f} ms, past its deadline")
+        with torch.inference_mode():
+            hidden = self._layers.run(step.values)
+            outputs = {name: tensor.cpu() for name, tensor in self._layers.outputs(hidden).items()} if self._layers.is_last else {}
+            for tensor in outputs.values() if self._layers.is_last else (hidden,):
+                if not bool(tensor.isfinite().all()):
+                    raise SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite")
+            compute_s = time.monotonic() - started
+            return TensorResult(None if self._layers.is_last else hidden.cpu(), outputs, started - step.received_at, compute_s)

@@ -1,0 +1,67 @@
+"""A segment of a model without sequences: requests are `infer` instead of `step`; route, hops and times are as for any segment."""
+
+import time
+from typing import Any
+
+import torch
+
+from splitinference_segment import protocol
+from splitinference_segment.protocol import Request, SegmentError, TensorMeta
+from splitinference_segment.segment import Counting, Segment, Send, outputs_data, outputs_meta
+from splitinference_segment.settings import Settings
+from splitinference_segment.stateless import Stateless
+from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
+
+
+class TensorSegment(Segment):
+    """Layers and hops; no KV is held."""
+
+    def __init__(self, settings: Settings, layers: Stateless, meters: Counting) -> None:
+        """Start the worker. Layers are already loaded."""
+        self._stateless = layers
+        super().__init__(settings, layers, meters)
+
+    def _executes(self) -> Any:
+        return TensorExecution(self._stateless, self._settings.threads)
+
+    def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+        raise SegmentError(protocol.WRONG_SEGMENT, "this model keeps no sequences: its segments take `infer`")
+
+    def _infer(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+        self._check_route(request.route)
+        if request.tensor is None:
+            raise SegmentError(protocol.BAD_REQUEST, "infer needs a tensor")
+        values = self._stateless.values(request.tensor, data, self._settings.max_context_tokens)
+
+        def done(result: TensorResult | SegmentError) -> None:
+            if isinstance(result, SegmentError):
+                self._fail(result, send)
+            else:
+                self._after_infer(request, result, received_at, send)
+
+        self._execution.submit(TensorStep(values, received_at, received_at + request.deadline_ms / 1e3, done))
+
+    def _after_infer(self, request: Request, result: TensorResult, received_at: float, send: Send) -> None:
+        self._totals.steps += 1
+        self._meters.add("steps_total", 1, phase="infer")
+        self._meters.add("compute_seconds_total", result.compute_s, phase="infer")
+        self._meters.add("queue_seconds_total", result.queue_s)
+        timing = self._timing(result.queue_s, result.compute_s)
+        if result.hidden is None:
+            timing["held_ms"] = round((time.monotonic() - received_at) * 1e3, 3)
+            send(protocol.answer({"timings": [timing]} | outputs_meta(result.outputs)), outputs_data(result.outputs))
+            return
+        hidden = result.hidden.contiguous()
+        data = hidden.view(-1).view(torch.uint8).numpy().tobytes()
+        tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape))
+        self._forward(request, tensor, data, received_at=received_at, timing=timing, send=send)
+
+    def _probe(self, request: Request, received_at: float, send: Send) -> None:
+        def done(result: TensorResult | SegmentError) -> None:
+            if isinstance(result, SegmentError):
+                self._fail(result, send)
+            else:
+                send(protocol.answer({"ok": True, "ms": round((time.monotonic() - received_at) * 1e3, 3)}), b"")
+
+        values = self._stateless.example()
+        self._execution.submit(TensorStep(values, received_at, received_at + request.deadline_ms / 1e3, done))
