@@ -5,7 +5,7 @@ CLUSTER ?= kind
 export CLUSTER
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
 
 install: ## .venv with the package, its commands and the tools
 	@./install.sh
@@ -26,7 +26,13 @@ unit: install ## tests that need no cluster
 	@.venv/bin/pytest tests -m "not cluster"
 
 e2e: install ## tests on a kind cluster, which they start and remove
-	@.venv/bin/pytest e2e tests/integration
+	@.venv/bin/pytest e2e tests/integration -m "not long"
+
+e2e-long: install ## every disturbance under steady and bursty load; figures to docs/reference/adaptation-results.md
+	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py
+
+bench-adaptation: install ## static against adaptive on the kind cluster, as a table, or with JSON=1 as JSON
+	@$(PY) -m e2e.bench_adaptation $(if $(JSON),--json)
 
 test: check unit e2e ## everything, as CI runs it
 
@@ -34,4 +40,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: help install demo demo-down check unit e2e test format
+.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation test format

@@ -1,6 +1,6 @@
 """One cluster for all end-to-end tests of a session: started, used, and removed, also when tests fail.
 
-`E2E_KEEP=1` leaves the cluster running, for the next run to find.
+`E2E_KEEP=1` leaves the cluster running, for the next run to find; `E2E_NAME` is another name for it.
 """
 
 import os
@@ -11,20 +11,23 @@ import pytest
 from e2e import stack
 from e2e.cluster import Cluster, Settings
 from e2e.cluster.progress import shown
+from e2e.scene import NAME
+
+KEEP = os.environ.get("E2E_KEEP") == "1"
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Four unequal workers with Prometheus and the model's files; no operator yet."""
     with shown() as progress:
-        made = Cluster(Settings(name="splitinference-test"), progress)
+        made = Cluster(Settings(name=os.environ.get("E2E_NAME", "splitinference-test")), progress)
         try:
             made.up()
             with progress.step("put the model in place"):
                 stack.put_model(made)
             yield made
         finally:
-            if os.environ.get("E2E_KEEP") != "1":
+            if not KEEP:
                 made.down()
 
 
@@ -35,3 +38,14 @@ def operated(cluster: Cluster) -> Cluster:
     with cluster.progress.step("install the operator"):
         stack.install_operator(cluster, images)
     return cluster
+
+
+@pytest.fixture(scope="session")
+def serving(operated: Cluster) -> Iterator[Cluster]:
+    """The same with the sample resource, applied and Ready; deleted afterwards, unless the cluster is kept."""
+    operated.kubectl("apply", "-f", str(stack.SAMPLE))
+    with operated.progress.step("wait for the sample to be Ready"):
+        stack.wait_ready(operated, NAME)
+    yield operated
+    if not KEEP:
+        operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from rich.table import Table
 from e2e import stack
 from e2e.cluster import Cluster
 from e2e.cluster.progress import Progress, shown
-from e2e.stack import AnyCluster
+from e2e.stack import AnyCluster, until
 from e2e.traffic import Report, Traffic
 
 NAME = "chat"
@@ -146,25 +146,25 @@ def _ask(base_url: str) -> None:
 
 def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
     """Another tenant burns CPU on a node that serves; requests run all the time. True when the segment moved and none failed."""
-    with _shown(begun) as progress, Traffic(base_url, stack.MODEL, clients=2) as traffic:
+    with _shown(begun) as progress, Traffic(base_url, stack.MODEL) as traffic:
         cluster = replace(cluster, progress=progress)
         with progress.step("requests are running"):
-            _until(lambda: len(traffic.report().requests) >= 4, 120, "no four answers")
-            before = _until(lambda: _settled(cluster), 120, "what an earlier change began has not ended")
+            until(lambda: len(traffic.report().requests) >= 4, 120, "four answers")
+            before = until(lambda: _settled(cluster), 120, "what an earlier change began has ended")
         busy = stack.busiest_inner_node(before)
         with progress.step(f"another tenant burns CPU on {busy}"):
             cluster.burn(busy)
         burning = time.monotonic()
         try:
             with progress.step("the operator notices and decides") as step:
-                decision = _until(lambda: _decided(cluster, before), MOVE_SECONDS, f"no decision to leave {busy}")
+                decision = until(lambda: _decided(cluster, before), MOVE_SECONDS, f"a decision to leave {busy}")
                 step.note = decision["reason"]
             with progress.step("the segment moves: create, load, prove, cut over, drain, delete"):
-                after = _until(lambda: _settled(cluster, busy), MOVE_SECONDS, f"no whole route without {busy}")
+                after = until(lambda: _settled(cluster, busy), MOVE_SECONDS, f"a whole route without {busy}")
             moved = time.monotonic()
             with progress.step("requests run on"):
                 done = len(traffic.report().requests)
-                _until(lambda: len(traffic.report().requests) >= done + 4, 120, "no four answers after the move")
+                until(lambda: len(traffic.report().requests) >= done + 4, 120, "four answers after the move")
         finally:
             cluster.stop_burning(busy)
         report = traffic.stop()
@@ -175,15 +175,6 @@ def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
     console.print(plan_table(after, "After"))
     console.print(_traffic_table(report, burning, moved))
     return not report.failed
-
-
-def _until(holds: Callable[[], Any], seconds: float, otherwise: str) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := holds():
-            return value
-        time.sleep(0.5)
-    raise DemoFailed(f"{otherwise} within {seconds:g} s")
 
 
 def _decided(cluster: AnyCluster, before: dict[str, Any]) -> dict[str, Any] | None:

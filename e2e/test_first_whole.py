@@ -11,37 +11,16 @@ import yaml
 
 from e2e import stack
 from e2e.cluster import Cluster
+from e2e.scene import NAME, OURS, ending
+from e2e.stack import until
 from e2e.traffic import Traffic
 
 pytestmark = pytest.mark.cluster
-
-NAME = "chat"
-OURS = "app.kubernetes.io/managed-by=splitinference,app.kubernetes.io/instance=chat"
 
 
 def sample() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load(stack.SAMPLE.read_text())
     return loaded
-
-
-def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of `holds`, asked every half second; fails the test after `seconds`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := holds():
-            return value
-        time.sleep(0.5)
-    return pytest.fail(f"not within {seconds:g} s: {what}")
-
-
-@pytest.fixture(scope="module")
-def serving(operated: Cluster) -> Iterator[Cluster]:
-    """The sample resource, applied and Ready; deleted afterwards."""
-    operated.kubectl("apply", "-f", str(stack.SAMPLE))
-    with operated.progress.step("wait for the sample to be Ready"):
-        stack.wait_ready(operated, NAME)
-    yield operated
-    operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +71,7 @@ def test_a_busy_node_is_left_without_a_failed_request(serving: Cluster, base_url
     before = stack.placement(stack.resource(serving, NAME))
     inner = {node for _, _, node in before[1:-1]}
     busy = next(node for _, _, node in before if node in inner)
-    with Traffic(base_url, "smollm2-135m-instruct", clients=2) as traffic:
+    with Traffic(base_url, stack.MODEL) as traffic:
         until(lambda: len(traffic.report().requests) >= 4, 120, "four answers before anything changes")
         serving.burn(busy)
         try:
@@ -121,7 +100,7 @@ def _settled(cluster: Cluster, wanted: Callable[[tuple[tuple[int, int, str], ...
 
 
 def test_a_killed_segment_is_replaced_and_clients_only_wait(serving: Cluster, base_url: str) -> None:
-    with Traffic(base_url, "smollm2-135m-instruct", clients=2) as traffic:
+    with Traffic(base_url, stack.MODEL) as traffic:
         until(lambda: len(traffic.report().requests) >= 2, 120, "two answers before anything changes")
         victim = stack.resource(serving, NAME)["status"]["plan"]["segments"][1]["name"]
         serving.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
@@ -135,12 +114,6 @@ def test_a_killed_segment_is_replaced_and_clients_only_wait(serving: Cluster, ba
 def _pod_ready(cluster: Cluster, name: str) -> bool:
     found = json.loads(cluster.kubectl("get", "pod", name, "-o", "json", "--ignore-not-found") or "{}")
     return any(c["type"] == "Ready" and c["status"] == "True" for c in found.get("status", {}).get("conditions", []))
-
-
-def _ending(cluster: Cluster) -> bool:
-    """Whether a pod of ours is being ended: it may drain for a while after the resource is at rest."""
-    pods = json.loads(cluster.kubectl("get", "pods", "-l", OURS, "-o", "json"))["items"]
-    return any("deletionTimestamp" in pod["metadata"] for pod in pods)
 
 
 def test_a_plan_that_cannot_exist_names_what_binds_and_the_old_one_serves(serving: Cluster, base_url: str) -> None:
@@ -164,7 +137,7 @@ def test_a_plan_that_cannot_exist_names_what_binds_and_the_old_one_serves(servin
 def test_the_operator_may_be_killed(serving: Cluster, base_url: str) -> None:
     frozen = {"spec": {"adaptation": {"mode": "Frozen"}}}  # so that a better plan is no reason for a change meanwhile
     serving.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps(frozen))
-    until(lambda: _settled(serving, lambda _: True) and not _ending(serving), 120, "what was under way has ended, to the last pod")
+    until(lambda: _settled(serving, lambda _: True) and not ending(serving), 120, "what was under way has ended, to the last pod")
     before = stack.placement(stack.resource(serving, NAME))
     pods = serving.kubectl("get", "pods", "-l", OURS, "-o", "jsonpath={.items[*].metadata.uid}").split()
     serving.kubectl("-n", stack.SYSTEM, "delete", "pod", "--all", "--grace-period=0", "--force")

@@ -1,4 +1,4 @@
-"""Steady traffic through the OpenAI endpoint while something changes: what was sent, what failed, how long a client waited."""
+"""Traffic through the OpenAI endpoint while something changes, steady or in bursts: what was sent, failed, and how long a client waited."""
 
 import threading
 import time
@@ -49,6 +49,12 @@ class Report:
         """The longest pause between two tokens of one answer, in seconds; 0 when there were none."""
         return max((g for r in self.requests for g in r.gaps), default=0.0)
 
+    @property
+    def longest_wait(self) -> float:
+        """The longest that any client waited for its next token, the first one included, in seconds; 0 when there were none."""
+        firsts = (r.tokens_at[0] - r.started for r in self.requests if r.tokens_at)
+        return max((self.longest_gap, *firsts))
+
     def gap_percentile(self, share: float) -> float:
         """The gap that `share` (0..1) of all gaps do not exceed, in seconds."""
         gaps = sorted(g for r in self.requests for g in r.gaps)
@@ -59,21 +65,46 @@ class Report:
         return Report(tuple(r for r in self.requests if r.started < end and (r.tokens_at[-1] if r.tokens_at else r.started) >= start))
 
 
+@dataclass(frozen=True)
+class Load:
+    """How clients ask: so many at once, each one question after the other; with `idle_seconds` all are silent for so long after each
+    `busy_seconds`."""
+
+    name: str
+    clients: int = 2
+    busy_seconds: float = 0.0
+    idle_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def silence(self, seconds: float) -> float:
+        """How long clients are to wait before the next question, `seconds` after they began."""
+        period = self.busy_seconds + self.idle_seconds
+        into = seconds % period if self.idle_seconds else 0.0
+        return period - into if self.idle_seconds and into >= self.busy_seconds else 0.0
+
+
+STEADY = Load("steady", clients=2)
+BURSTY = Load("bursty", clients=4, busy_seconds=6.0, idle_seconds=8.0)
+
+
 @dataclass
 class Traffic:
-    """A few clients, each asking one question after the other until stopped. A context manager."""
+    """Clients that ask until stopped. A context manager."""
 
     base_url: str
     model: str
-    clients: int = 2
+    load: Load = STEADY
     max_tokens: int = 48
     api_key: str = "none"
+    _begun: float = field(default_factory=time.monotonic)
     _stop: threading.Event = field(default_factory=threading.Event)
     _done: list[Request] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> "Traffic":
-        for number in range(self.clients):
+        for number in range(self.load.clients):
             thread = threading.Thread(target=self._ask_on, args=(number,), daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -96,7 +127,7 @@ class Traffic:
     def _ask_on(self, number: int) -> None:
         with openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, timeout=120) as client:
             turn = number
-            while not self._stop.is_set():
+            while not self._stop.wait(self.load.silence(time.monotonic() - self._begun)):
                 self._done.append(ask(client, self.model, QUESTIONS[turn % len(QUESTIONS)], self.max_tokens))
                 turn += 1
 

@@ -216,12 +216,20 @@ class Cluster:
         lifecycle.reconnect(self.settings, engine)
         self.kubectl("wait", "--for=condition=Ready", f"node/{node}", "--timeout=90s")
 
-    def burn(self, node: str, cores: float | None = None) -> None:
-        """A pod of another tenant keeps `cores` of the node busy (default: all of them)."""
+    def kill(self, pod: str, program: str) -> None:
+        """Kill a program inside a pod, as if it had crashed."""
+        faults.kill(self.kubectl, pod, program)
+
+    def prometheus(self, *, running: bool) -> None:
+        """Switch Prometheus off, or on again; returns when that is so."""
+        monitoring.scale(self.kubectl, 1 if running else 0)
+
+    def burn(self, node: str, cores: float | None = None, pulse_seconds: float = 0.0) -> None:
+        """A pod of another tenant keeps `cores` of the node busy (default: all of them); with `pulse_seconds` every other such while."""
         self.load_images(("burner",), [node])
         size = self.size(node).cores
         limited = cores is not None and cores < size
-        faults.burn(self.kubectl, node, min(cores or size, size), self.image("burner"), limited=limited)
+        faults.burn(self.kubectl, node, min(cores or size, size), self.image("burner"), limited=limited, pulse_seconds=pulse_seconds)
 
     def stop_burning(self, node: str) -> None:
         faults.extinguish(self.kubectl, node)

@@ -106,12 +106,29 @@ def start(engine: Engine, node: str) -> None:
 Kubectl = Callable[..., str]
 
 
-def burner(node: str, cores: float, free: float, image: str, *, limited: bool) -> dict[str, object]:
+def kill(kubectl: Kubectl, pod: str, program: str) -> None:
+    """Kill a program inside a pod, all its processes at once, as if it had crashed. The image needs a shell and no more.
+
+    Raises CommandFailed when no such program runs there.
+    """
+    script = f"""found=1
+    for process in /proc/[0-9]*; do
+      case $(readlink $process/exe) in */{program}) kill -KILL ${{process#/proc/}} && found=0 ;; esac
+    done
+    exit $found"""
+    kubectl("exec", pod, "--", "sh", "-c", script)
+
+
+def burner(node: str, cores: float, free: float, image: str, *, limited: bool, pulse_seconds: float = 0.0) -> dict[str, object]:
     """The pod of another tenant that keeps `cores` busy on `node`, and without `limited` at least those. It requests what is `free`
-    there, as tenants do: a pod that requests nothing would give way to every other."""
+    there, as tenants do: a pod that requests nothing would give way to every other. With `pulse_seconds` it works for so long, rests for
+    as long, and so on."""
     request = max(0.01, min(cores, free))
     limits = {"memory": "32Mi"} | ({"cpu": f"{ceil(cores * 1000)}m"} if limited else {})
-    script = "while :; do :; done & " * ceil(cores) + "wait"
+    script = 'while :; do :; done & all="$all $!"; ' * ceil(cores) + "wait"
+    if pulse_seconds:
+        pause = f"/bin/busybox sleep {pulse_seconds:g}"
+        script = script.removesuffix("wait") + f"while {pause}; do kill -STOP $all; {pause}; kill -CONT $all; done"
     container = {
         "name": "burner",
         "image": image,
@@ -136,14 +153,15 @@ def burner(node: str, cores: float, free: float, image: str, *, limited: bool) -
     }
 
 
-def burn(kubectl: Kubectl, node: str, cores: float, image: str, *, limited: bool) -> None:
+def burn(kubectl: Kubectl, node: str, cores: float, image: str, *, limited: bool, pulse_seconds: float = 0.0) -> None:
     """Start the burner on `node` and wait until it runs."""
     extinguish(kubectl, node)
     free = free_cores(
         json.loads(kubectl("get", "node", node, "-o", "json")), json.loads(kubectl("get", "pods", "-A", "-o", "json"))["items"]
     )
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TENANT}}
-    items = {"apiVersion": "v1", "kind": "List", "items": [namespace, burner(node, cores, free, image, limited=limited)]}
+    pod = burner(node, cores, free, image, limited=limited, pulse_seconds=pulse_seconds)
+    items = {"apiVersion": "v1", "kind": "List", "items": [namespace, pod]}
     kubectl("apply", "-f", "-", stdin=json.dumps(items))
     kubectl("-n", TENANT, "wait", "--for=condition=Ready", f"pod/burner-{node}", "--timeout=60s")
 

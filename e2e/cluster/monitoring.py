@@ -20,3 +20,12 @@ def deploy(kubectl: Callable[..., str], image: str) -> None:
 def wait(kubectl: Callable[..., str]) -> None:
     """Until it is ready to be asked."""
     kubectl("-n", NAMESPACE, "rollout", "status", "deployment/prometheus", "--timeout=120s")
+
+
+def scale(kubectl: Callable[..., str], replicas: int) -> None:
+    """So many replicas from now on: 0 is Prometheus gone."""
+    kubectl("-n", NAMESPACE, "scale", "deployment/prometheus", f"--replicas={replicas}")
+    if replicas:
+        wait(kubectl)
+    else:
+        kubectl("-n", NAMESPACE, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=prometheus", "--timeout=60s")

@@ -44,6 +44,13 @@ def test_so_many_loops_that_they_can_use_the_cores():
     assert command[-1].count("while") == 2
 
 
+def test_a_tenant_in_pulses_stops_and_goes_on():
+    spec = burner("a", 1.0, 1.0, "image", limited=True, pulse_seconds=10)["spec"]
+    assert isinstance(spec, dict)
+    script = spec["containers"][0]["command"][-1]
+    assert script.endswith("while /bin/busybox sleep 10; do kill -STOP $all; /bin/busybox sleep 10; kill -CONT $all; done")
+
+
 @pytest.mark.parametrize("cores", [0, -1])
 def test_a_node_cannot_have_no_cpu(cores: float):
     with pytest.raises(ValueError, match="more than 0"):

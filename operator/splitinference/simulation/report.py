@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from splitinference.core.problem import Slo
 from splitinference.core.value import Value
 from splitinference.simulation.records import Records, Request
 from splitinference.simulation.trace import Trace
@@ -86,18 +87,34 @@ class Spent(Value):
     solved: int
 
 
+class About(Value):
+    """What was run: on how many nodes, for how long, and what requests were promised."""
+
+    name: str
+    duration_s: float
+    nodes: int
+    slo: Slo
+
+
 def report(trace: Trace, policy: str, seed: int, records: Records, spent: Spent) -> Report:
+    """The figures of a simulated run."""
+    nodes = len(trace.problem.snapshot.nodes)
+    about = About(name=trace.name, duration_s=trace.duration_s, nodes=nodes, slo=trace.problem.slo)
+    return figures(about, policy, seed, records, spent)
+
+
+def figures(about: About, policy: str, seed: int, records: Records, spent: Spent) -> Report:
     """Put the figures together. A request that failed or was under way for too long does not keep the SLO."""
-    done, slo = records.done, trace.problem.slo
+    done, slo = records.done, about.slo
     asked = len(done) + len(records.lost)
     tokens = sum(request.tokens for request in records.requests)
     kept = sum(request.keeps(slo) for request in done)
     return Report(
-        trace=trace.name,
+        trace=about.name,
         policy=policy,
         seed=seed,
-        duration_s=trace.duration_s,
-        nodes=len(trace.problem.snapshot.nodes),
+        duration_s=about.duration_s,
+        nodes=about.nodes,
         requests=len(records.requests),
         completed=len(done),
         failed=len(records.lost),
@@ -105,7 +122,7 @@ def report(trace: Trace, policy: str, seed: int, records: Records, spent: Spent)
         latency_ms=_percentiles([r.latency_ms for r in done]),
         first_token_ms=_percentiles([r.first_token_ms for r in done]),
         output_token_ms=_percentiles(_each(done)),
-        tokens_per_s=round(tokens / trace.duration_s, 3),
+        tokens_per_s=round(tokens / about.duration_s, 3),
         utilization_busiest_p95=_percentile(records.busiest, 0.95) or 0.0,
         utilization_serving_mean=round(sum(records.serving) / len(records.serving), 4) if records.serving else 0.0,
         slo_met=_share(kept, asked),
@@ -124,12 +141,12 @@ def report(trace: Trace, policy: str, seed: int, records: Records, spent: Spent)
             Move(at_s=round(m.at_s, 3), change=m.change, reason=m.reason, mandatory=m.mandatory, message=m.message, planned_bytes=m.bytes_)
             for m in records.moves
         ),
-        timeline=_timeline(trace, records),
+        timeline=_timeline(about, records),
     )
 
 
-def _timeline(trace: Trace, records: Records) -> tuple[Bucket, ...]:
-    width = trace.duration_s / BUCKETS
+def _timeline(about: About, records: Records) -> tuple[Bucket, ...]:
+    width = about.duration_s / BUCKETS
     buckets: list[list[Request]] = [[] for _ in range(BUCKETS)]
     for request in (*records.done, *records.lost):
         buckets[min(BUCKETS - 1, int(request.arrival.at_s / width))].append(request)
@@ -140,7 +157,7 @@ def _timeline(trace: Trace, records: Records) -> tuple[Bucket, ...]:
             Bucket(
                 from_s=round(number * width, 3),
                 requests=len(requests),
-                slo_met=_share(sum(request.keeps(trace.problem.slo) for request in done), len(requests)),
+                slo_met=_share(sum(request.keeps(about.slo) for request in done), len(requests)),
                 first_token_ms=_percentiles([request.first_token_ms for request in done]),
                 output_token_ms=_percentiles(_each(done)),
             )

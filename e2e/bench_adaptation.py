@@ -1,0 +1,217 @@
+"""`make bench-adaptation`: the same disturbances of the kind cluster, met by a static plan and by an adapting one, side by side.
+
+Static is `mode: Frozen`: the plan of the beginning, of which only what breaks is mended. Both get the same load, the same disturbances of
+the same nodes at the same times, and are held to the same SLO: a request's mean time per output token may be twice what it was, in the
+median, while nothing was disturbed yet.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from e2e import results, stack
+from e2e.cluster import Cluster, Settings
+from e2e.cluster.progress import shown
+from e2e.cluster.settings import TRUSTED
+from e2e.scene import NAME, at_rest, burning, thin
+from e2e.traffic import STEADY, Request, Traffic
+from splitinference.core.problem import Slo
+from splitinference.core.triggers import Reason
+from splitinference.simulation import records
+from splitinference.simulation.arrivals import Arrival
+from splitinference.simulation.report import About, Report, Spent, figures
+from splitinference.simulation.table import FURTHER_ROWS, MAIN_ROWS, cells
+
+MODES = {"static": "Frozen", "adaptive": "Auto"}
+QUIET_SECONDS = 25.0
+SLO_FACTOR = 2.0
+THIN_MBIT = 10.0
+SAMPLE_SECONDS = 5.0
+OPTIONAL = {Reason.SLO_VIOLATED, Reason.UTILIZATION_SHIFTED, Reason.LINK_DEGRADED, Reason.BETTER_PLAN}
+_USED = 'sum by (node) (rate(container_cpu_usage_seconds_total{id="/"}[15s]))'
+_MEASURED = ("time to first token", "time per output token", "requests", "moves", "  of these", "longest token gap")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A while of the script: what disturbs (None: nothing), and for how many seconds."""
+
+    seconds: float
+    disturb: Callable[[Cluster, str], AbstractContextManager[None]] | None = None
+
+
+SCRIPT = (
+    Phase(75, burning),
+    Phase(40),
+    Phase(60, lambda cluster, node: thin(cluster, node, THIN_MBIT)),
+)
+
+
+@dataclass
+class Samples:
+    """What is looked at every few seconds beside the requests: how busy nodes are, and whether a sensitive layer is where it may not be."""
+
+    cluster: Cluster
+    busiest: list[float] = field(default_factory=list)
+    serving: list[float] = field(default_factory=list)
+    violating: list[float] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Samples":
+        threading.Thread(target=self._look_on, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def _look_on(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            at = time.monotonic()
+            nodes = stack.resource(self.cluster, NAME)["status"]["nodes"].split(",")
+            used = self._used()
+            self.busiest.append(max(used.values(), default=0.0))
+            self.serving.append(statistics.fmean(used.get(node, 0.0) for node in nodes))
+            labelled = self.cluster.kubectl("get", "nodes", "-l", f"{TRUSTED}=true", "-o", "jsonpath={.items[*].metadata.name}").split()
+            if not {nodes[0], nodes[-1]} <= {*labelled}:
+                self.violating.append(at)
+
+    def _used(self) -> dict[str, float]:
+        """The share of each worker's cores that is busy, by whomever."""
+        path = f"/api/v1/namespaces/monitoring/services/prometheus:9090/proxy/api/v1/query?query={quote(_USED)}"
+        answer = json.loads(self.cluster.kubectl("get", "--raw", path))["data"]["result"]
+        cores = {row["metric"]["node"]: float(row["value"][1]) for row in answer}
+        workers = self.cluster.settings.worker_names()
+        return {node: min(1.0, cores[node] / self.cluster.size(node).cores) for node in workers if node in cores}
+
+    def violates(self, request: Request) -> bool:
+        """Whether a look found a sensitive layer on a node without trust while this request was under way."""
+        end = request.tokens_at[-1] if request.tokens_at else request.started
+        return any(request.started <= at <= end for at in self.violating)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One policy's run: all requests, and where in time they were disturbed."""
+
+    requests: tuple[Request, ...]
+    samples: Samples
+    moves: tuple[records.Moved, ...]
+    begun: float
+    disturbed: float
+    ended: float
+
+    def usual_ms(self) -> float:
+        """Median of the mean times per output token while nothing was disturbed."""
+        before = [served(r, self).output_token_ms for r in self.requests if r.tokens_at and r.tokens_at[-1] < self.disturbed]
+        return statistics.median(each for each in before if each is not None)
+
+    def report(self, policy: str, slo: Slo) -> Report:
+        """The figures, in the simulator's form."""
+        requests = [served(request, self) for request in self.requests]
+        kept = records.Records(requests=requests, moves=list(self.moves), busiest=self.samples.busiest, serving=self.samples.serving)
+        kept.done = [request for request in requests if not request.why_failed]
+        kept.lost = [request for request in requests if request.why_failed]
+        about = About(name="kind cluster", duration_s=self.ended - self.begun, nodes=len(self.samples.cluster.settings.workers), slo=slo)
+        return figures(about, policy, 0, kept, Spent(loaded_bytes=0, joules=0.0, solved=0))
+
+
+def served(request: Request, run: Run) -> records.Request:
+    """A client's request as the simulator writes it down. Its text's chunks are its tokens."""
+    found = records.Request(Arrival(at_s=request.started - run.begun, prompt_tokens=0, output_tokens=len(request.tokens_at)))
+    for at in request.tokens_at:
+        found.token(at - run.begun)
+    found.violates, found.why_failed = run.samples.violates(request), request.error or ""
+    return found
+
+
+def play(cluster: Cluster, mode: str) -> Run:
+    """The script, from a plan made anew."""
+    manifest = yaml.safe_load(stack.SAMPLE.read_text())
+    manifest["spec"]["adaptation"]["mode"] = mode
+    cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
+    cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
+    stack.wait_ready(cluster, NAME)
+    stack.until(lambda: at_rest(cluster), 240, "the first plan is at rest")
+    node = stack.busiest_inner_node(stack.resource(cluster, NAME))
+    with stack.endpoint(cluster, NAME) as base_url, Samples(cluster) as samples, Traffic(base_url, stack.MODEL, STEADY) as traffic:
+        begun, since = time.monotonic(), datetime.now(UTC)
+        time.sleep(QUIET_SECONDS)
+        disturbed = time.monotonic()
+        for phase in SCRIPT:
+            with phase.disturb(cluster, node) if phase.disturb else nothing():
+                time.sleep(phase.seconds)
+        report = traffic.stop()
+        return Run(report.requests, samples, moves(cluster, since), begun, disturbed, time.monotonic())
+
+
+def moves(cluster: Cluster, since: datetime) -> tuple[records.Moved, ...]:
+    """The moves that the resource's decisions tell of."""
+    written = reversed(stack.resource(cluster, NAME)["status"]["decisions"])  # newest first
+    made = [(datetime.fromisoformat(d["time"]), d) for d in written if d["transition"] in {"migration", "re-split"}]
+    return tuple(
+        records.Moved((at - since).total_seconds(), d["transition"], d["reason"], d["reason"] not in OPTIONAL, d["message"], 0)
+        for at, d in made
+        if at >= since
+    )
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    """No disturbance."""
+    yield
+
+
+def main() -> int:
+    """Exit status 1 when a request failed."""
+    parser = argparse.ArgumentParser(prog="python -m e2e.bench_adaptation", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="the reports as JSON")
+    words = parser.parse_args()
+    with shown() as progress:
+        cluster = Cluster(Settings(name=os.environ.get("E2E_NAME", Settings().name)), progress)
+        cluster.up()
+        images = cluster.load_images(stack.IMAGES)
+        stack.put_model(cluster)
+        stack.install_operator(cluster, images)
+        runs = {}
+        for policy, mode in MODES.items():
+            with progress.step(f"{policy}: {sum(phase.seconds for phase in SCRIPT) + QUIET_SECONDS:g} s of requests"):
+                runs[policy] = play(cluster, mode)
+    limit = SLO_FACTOR * next(iter(runs.values())).usual_ms()
+    reports = [run.report(policy, Slo(time_per_output_token_ms=limit)) for policy, run in runs.items()]
+    if words.json:
+        about = {"commit": results.commit(), "machine": results.machine(), "sloMsPerToken": round(limit, 1)}
+        print(json.dumps({**about, "reports": [report.model_dump(mode="json") for report in reports]}, indent=1))
+    else:
+        table(reports, limit)
+    return int(any(report.failed for report in reports))
+
+
+def table(reports: Sequence[Report], limit: float) -> None:
+    """The rows of `splitinference simulate` that a cluster can measure."""
+    title = f"{results.machine()}, commit {results.commit()}; SLO: {limit:.0f} ms per output token"
+    shown_table = Table(title=title, title_justify="left", title_style="bold")
+    shown_table.add_column("")
+    for report in reports:
+        shown_table.add_column(report.policy, justify="right")
+    for rows in (MAIN_ROWS, [row for row in FURTHER_ROWS if row[0].startswith(_MEASURED)]):
+        for row in cells(reports, rows):
+            shown_table.add_row(*row)
+        shown_table.add_section()
+    Console(width=None if sys.stdout.isatty() else 120).print(shown_table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""One disturbance under load: begun, watched until it is answered, and what it was for clients as a row of figures."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from e2e import stack
+from e2e.cluster import Cluster
+from e2e.traffic import Load, Traffic
+
+NAME = "chat"
+OURS = "app.kubernetes.io/managed-by=splitinference,app.kubernetes.io/instance=chat"
+COOLED = timedelta(seconds=45)  # the sample's cooldown, and time for one look at what would be better
+Placement = tuple[tuple[int, int, str], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a disturbance. Times are seconds after it began; None: it did not come to that."""
+
+    scenario: str
+    load: str
+    requests: int
+    failed: int
+    moves: int
+    reason: str
+    decided_seconds: float | None
+    settled_seconds: float | None
+    usual_gap_seconds: float
+    longest_gap_seconds: float
+    longest_wait_seconds: float
+    quiet_seconds: float
+
+
+@dataclass
+class Scene:
+    """The cluster, its clients, and since when it is disturbed."""
+
+    cluster: Cluster
+    traffic: Traffic
+    begun: float = field(default_factory=time.monotonic)
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    settled_at: float | None = None
+    quiet_seconds: float = 0.0
+
+    def found(self) -> dict[str, Any]:
+        """The resource as it is now."""
+        return stack.resource(self.cluster, NAME)
+
+    def placement(self) -> Placement:
+        """The plan's segments as (start, end, node)."""
+        return stack.placement(self.found())
+
+    def inner_node(self) -> str:
+        """The node of the slowest stage between the first and the last."""
+        return stack.busiest_inner_node(self.found())
+
+    def settles(self, wanted: Callable[[Placement], bool], seconds: float, what: str) -> Placement:
+        """Wait until the plan is as wanted, all of it serves, and nothing is under way."""
+
+        def arrived() -> Placement | None:
+            found = self.found()
+            placed = stack.placement(found)
+            return placed if stack.settled(found) and wanted(placed) else None
+
+        placed: Placement = stack.until(arrived, seconds, what)
+        self.settled_at = time.monotonic()
+        return placed
+
+    def leaves(self, *nodes: str, seconds: float = 150) -> Placement:
+        """Wait until no segment is on these nodes any more."""
+        return self.settles(lambda placed: not {node for _, _, node in placed} & {*nodes}, seconds, f"no segment on {', '.join(nodes)}")
+
+    def answers(self, count: int = 4, seconds: float = 120) -> None:
+        """Wait for so many more answers."""
+        done = len(self.traffic.report().requests)
+        stack.until(lambda: len(self.traffic.report().requests) >= done + count, seconds, f"{count} more answers")
+
+    def moves(self) -> int:
+        """How often another plan was adopted since the disturbance began."""
+        moved = self.found()["status"].get("adaptation", {}).get("moves", [])
+        return sum(datetime.fromisoformat(moment) >= self.since for moment in moved)
+
+    def runs(self, seconds: float) -> None:
+        """Let the disturbance go on for so long."""
+        time.sleep(seconds)
+
+    def stays(self, seconds: float) -> None:
+        """The same, and no other plan is adopted meanwhile."""
+        before, end = self.moves(), time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(min(5.0, max(0.0, end - time.monotonic())))
+            assert self.moves() == before, f"moved again: {self.found()['status']['decisions'][0]}"
+        self.quiet_seconds += seconds
+
+    def decision(self) -> dict[str, Any]:
+        """The decision that first changed the plan since the disturbance began; empty when none did."""
+        written = reversed(self.found()["status"].get("decisions", []))  # newest first
+        made = (d for d in written if d["transition"] in {"migration", "re-split"})
+        return next((d for d in made if datetime.fromisoformat(d["time"]) >= self.since.replace(microsecond=0)), {})
+
+    def outcome(self, scenario: str) -> Outcome:
+        """The row of figures, of the requests that were under way since the disturbance began."""
+        decision, report = self.decision(), self.traffic.report()
+        during = report.within(self.begun, float("inf"))
+        decided = (datetime.fromisoformat(decision["time"]) - self.since).total_seconds() if decision else None
+        return Outcome(
+            scenario=scenario,
+            load=self.traffic.load.name,
+            requests=len(during.requests),
+            failed=len(during.failed),
+            moves=self.moves(),
+            reason=decision.get("reason", ""),
+            decided_seconds=None if decided is None else max(0.0, decided),
+            settled_seconds=None if self.settled_at is None else self.settled_at - self.begun,
+            usual_gap_seconds=report.within(0.0, self.begun).gap_percentile(0.99),
+            longest_gap_seconds=during.longest_gap,
+            longest_wait_seconds=during.longest_wait,
+            quiet_seconds=self.quiet_seconds,
+        )
+
+
+@contextmanager
+def disturbed(cluster: Cluster, base_url: str, load: Load) -> Iterator[Scene]:
+    """Clients ask, nothing is under way, and now the caller disturbs. Some answers more are awaited afterwards."""
+    with Traffic(base_url, stack.MODEL, load) as traffic:
+        stack.until(lambda: len(traffic.report().requests) >= 4, 120, "four answers before anything changes")
+        stack.until(lambda: at_rest(cluster), 240, "what an earlier change began has ended")
+        scene = Scene(cluster, traffic)
+        yield scene
+        scene.answers()
+
+
+def at_rest(cluster: Cluster) -> bool:
+    """Whether nothing is under way or about to be: settled, with metrics, past the cooldown, no reason for another plan being confirmed,
+    and no pod on its way out."""
+    found = stack.resource(cluster, NAME)
+    remembered = found["status"].get("adaptation", {})
+    moved = max(map(datetime.fromisoformat, remembered.get("moves", [])), default=None)
+    cooled = moved is None or datetime.now(UTC) - moved > COOLED
+    known = stack.condition(found, "MetricsAvailable").get("status") == "True"
+    return stack.settled(found) and known and cooled and not remembered.get("memory", {}).get("watches") and not ending(cluster)
+
+
+def ending(cluster: Cluster) -> bool:
+    """Whether a pod of ours is being ended: it may drain for a while after the resource is at rest."""
+    pods = json.loads(cluster.kubectl("get", "pods", "-l", OURS, "-o", "json"))["items"]
+    return any("deletionTimestamp" in pod["metadata"] for pod in pods)
+
+
+@contextmanager
+def burning(cluster: Cluster, *nodes: str) -> Iterator[None]:
+    """Another tenant takes all CPU of these nodes."""
+    try:
+        for node in nodes:
+            cluster.burn(node)
+        yield
+    finally:
+        for node in nodes:
+            cluster.stop_burning(node)
+
+
+@contextmanager
+def thin(cluster: Cluster, node: str, mbit: float) -> Iterator[None]:
+    """What leaves this node is limited to so many Mbit/s."""
+    try:
+        cluster.link(node, mbit)
+        yield
+    finally:
+        cluster.link(node)

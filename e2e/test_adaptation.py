@@ -1,0 +1,186 @@
+"""Disturbances on the real cluster under load: each is answered, by one move at most, no request fails, and clients only wait.
+
+`make test` runs the short ones. `make e2e-long` runs all, watches for five minutes after a move that nothing moves again, and keeps the
+figures in docs/reference/adaptation-results.md.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+import yaml
+
+from e2e import results, stack
+from e2e.cluster import Cluster
+from e2e.cluster.progress import together
+from e2e.cluster.settings import TRUSTED
+from e2e.scene import NAME, Placement, Scene, at_rest, burning, disturbed
+from e2e.traffic import BURSTY, STEADY, Load
+
+pytestmark = pytest.mark.cluster
+
+LONG = os.environ.get("E2E_LONG") == "1"
+QUIET_SECONDS = 300 if LONG else 0
+LOADS = [pytest.param(load, marks=pytest.mark.long) for load in (STEADY, BURSTY)]
+ROOMY_MIB = 1400
+Play = Callable[..., AbstractContextManager[Scene]]
+
+
+@pytest.fixture(scope="module")
+def base_url(serving: Cluster) -> Iterator[str]:
+    with stack.endpoint(serving, NAME) as url:
+        yield url
+
+
+@pytest.fixture
+def play(serving: Cluster, base_url: str) -> Play:
+    """A scenario: what it is called, how clients ask, most moves that it may lead to, and the longest that a client may wait for its
+    next token, in seconds."""
+
+    @contextmanager
+    def playing(scenario: str, load: Load, *, moves: int = 1, longest_wait: float = 60) -> Iterator[Scene]:
+        with disturbed(serving, base_url, load) as scene:
+            yield scene
+        outcome = scene.outcome(scenario)
+        serving.progress.say(str(outcome))
+        if LONG:
+            results.keep(outcome)
+        assert [request.error for request in scene.traffic.report().failed] == []
+        assert outcome.moves <= moves
+        assert outcome.longest_wait_seconds < longest_wait
+
+    return playing
+
+
+@pytest.mark.parametrize("load", LOADS, ids=str)
+def test_others_take_the_cpu_of_a_node(serving: Cluster, play: Play, load: Load) -> None:
+    with play("a: CPU taken by others on one node", load) as scene:
+        busy = scene.inner_node()
+        with burning(serving, busy):
+            scene.leaves(busy)
+            scene.stays(QUIET_SECONDS)
+    assert scene.moves() == 1
+
+
+@pytest.mark.parametrize(("program", "stage"), [("tritonserver", 1), ("triton_python_backend_stub", 2)])
+def test_a_killed_process_comes_back(serving: Cluster, play: Play, program: str, stage: int) -> None:
+    """The segment serves again where it was; the plan stays. Another stage each time: what ends twice is started anew after a pause."""
+    with play(f"e: {program} killed", STEADY, moves=0) as scene:
+        before = scene.found()
+        serving.kill(before["status"]["plan"]["segments"][stage]["name"], program)
+        stack.until(lambda: not stack.settled(scene.found()), 30, "the dead process is noticed")
+        scene.settles(lambda placed: placed == stack.placement(before), 120, "the segment serves again")
+
+
+def test_without_prometheus_it_serves_and_nothing_moves(serving: Cluster, play: Play) -> None:
+    with play("h: Prometheus is down, and a node busy", STEADY, moves=0) as scene:
+        serving.prometheus(running=False)
+        try:
+            with burning(serving, scene.inner_node()):
+                stack.until(lambda: metrics(serving) == "False", 60, "a condition says that metrics are missing")
+                scene.stays(25)
+        finally:
+            serving.prometheus(running=True)
+        stack.until(lambda: metrics(serving) == "True", 60, "the condition says that metrics are there again")
+
+
+@pytest.mark.parametrize("load", [STEADY, LOADS[1]], ids=str)
+def test_a_node_that_dies_is_replaced(serving: Cluster, play: Play, load: Load) -> None:
+    with play("d: a node dies, kubelet and pods", load) as scene:
+        gone = scene.inner_node()
+        serving.stop(gone)
+        try:
+            scene.leaves(gone, seconds=120)
+            scene.answers()
+        finally:
+            serving.start(gone)
+
+
+@pytest.mark.long
+def test_noise_around_the_threshold_moves_at_most_once(serving: Cluster, play: Play) -> None:
+    with play("g: load that oscillates around the threshold", STEADY) as scene:
+        busy = scene.inner_node()
+        try:
+            serving.burn(busy, pulse_seconds=8)
+            scene.runs(300)
+        finally:
+            serving.stop_burning(busy)
+
+
+@pytest.mark.parametrize("load", LOADS, ids=str)
+def test_trust_withdrawn_takes_the_sensitive_layers_away(serving: Cluster, play: Play, load: Load) -> None:
+    """The node of the gateway stays trusted; a spare node is there that is."""
+    before = stack.placement(stack.resource(serving, NAME))
+    spare = next(node for node in serving.settings.worker_names() if node not in {name for _, _, name in before})
+    try:
+        with trusted(serving, spare, yes=True), play("f: trust label removed", load) as scene:
+            gateway = stack.gateway_node(serving, NAME)
+            first, *_, last = (node for _, _, node in scene.placement())
+            left = first if last == gateway else last
+            with trusted(serving, left, yes=False):
+                scene.settles(lambda placed: left not in {placed[0][2], placed[-1][2]}, 120, f"neither first nor last layer on {left}")
+                assert scene.decision()["reason"] == "PrivacyChanged"
+    finally:
+        stack.until(lambda: stack.settled(stack.resource(serving, NAME)), 120, "settled with the labels as they were")
+
+
+@pytest.fixture(scope="module")
+def roomy(serving: Cluster) -> Iterator[Cluster]:
+    """Workers that hold two segments at once, and cuts left open: what new cuts need where the old ones serve meanwhile."""
+    workers = serving.settings.worker_names()
+    try:
+        resized(serving, dict.fromkeys(workers, ROOMY_MIB), {"minSegments": 2, "maxSegments": 4})
+        yield serving
+    finally:
+        sizes = {node: serving.size(node).memory_mib for node in workers}
+        resized(serving, sizes, yaml.safe_load(stack.SAMPLE.read_text())["spec"]["partition"])
+
+
+def resized(cluster: Cluster, sizes: dict[str, int], partition: dict[str, int]) -> None:
+    """Give nodes other memory and the resource another partition, in the order in which what serves always fits."""
+
+    def memory() -> None:
+        together([lambda node=node, mib=mib: cluster.memory(node, mib) for node, mib in sizes.items()])  # type: ignore[misc]
+
+    def cuts() -> None:
+        cluster.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps({"spec": {"partition": partition}}))
+        stack.until(lambda: at_rest(cluster), 240, "the plan for the new cuts serves")
+
+    growing = all(mib >= cluster.size(node).memory_mib for node, mib in sizes.items())
+    for step in (memory, cuts) if growing else (cuts, memory):
+        step()
+
+
+@pytest.mark.parametrize("load", [BURSTY, LOADS[0]], ids=str)
+def test_two_busy_nodes_lead_to_new_cuts(roomy: Cluster, play: Play, load: Load) -> None:
+    with play("b: two nodes busy at once", load) as scene:
+        before = scene.placement()
+        with burning(roomy, before[0][2], before[-1][2]):
+            scene.settles(lambda placed: cuts(placed) != cuts(before), 180, "new cuts")
+            scene.stays(QUIET_SECONDS)
+    assert scene.decision()["transition"] == "re-split"
+
+
+def cuts(placed: Placement) -> list[int]:
+    return [start for start, _, _ in placed[1:]]
+
+
+@contextmanager
+def trusted(cluster: Cluster, *nodes: str, yes: bool) -> Iterator[None]:
+    """Give nodes the label of trust, or take it from them; then as it was."""
+
+    def label(value: bool) -> None:
+        for node in nodes:
+            cluster.kubectl("label", "node", node, "--overwrite", f"{TRUSTED}=true" if value else f"{TRUSTED}-")
+
+    try:
+        label(yes)
+        yield
+    finally:
+        label(not yes)
+
+
+def metrics(cluster: Cluster) -> str:
+    return str(stack.condition(stack.resource(cluster, NAME), "MetricsAvailable")["status"])
