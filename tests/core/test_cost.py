@@ -5,6 +5,7 @@ import pytest
 from splitinference.core.cluster import LayerTime, Link, LinkQuality, Network, Processor, Snapshot, Taint
 from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.cost.link import MESSAGE_BYTES
+from splitinference.core.cost.site import site_of
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, Slo, TrustRule, Workload
 from tests.core.planner_problems import MIB, a_node, a_plan, a_profile
@@ -36,6 +37,37 @@ def test_a_compute_bound_prefill_takes_the_flops_over_what_others_leave() -> Non
     stage = predict(a_plan("b[0:3]"), a_problem()).stages[0]
     flops = 10 * 3 * (100 * MIB + 1e4 * 9 / 2)
     assert stage.prefill_ms == pytest.approx(1e3 * flops / 25e9 + 2.0)
+
+
+def test_what_others_use_of_a_node_is_missing_from_its_bandwidth_as_from_its_compute() -> None:
+    busy = predict(a_plan("b[0:3]"), a_problem()).stages[0]
+    context = 10 + 5 / 2
+    assert busy.decode_ms == pytest.approx(1e3 * (300 * MIB + 256 * context) / 2.5e9 + 2.0)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_what_others_use_counts_the_same_for_every_processor_of_a_node(kind: str) -> None:
+    place = Processor(name="p0", kind=kind, flops_per_s=1e12, memory_bandwidth_bytes_per_s=1e10, memory_free_bytes=400 * MIB)
+    idle, busy = (site_of(Snapshot(nodes=(a_node("n", processors=(place,), utilization=used),)), "n", "p0") for used in (0.0, 0.75))
+    assert idle is not None
+    assert busy is not None
+    assert busy.flops_per_s == pytest.approx(idle.flops_per_s / 4)
+    assert busy.bandwidth_bytes_per_s == pytest.approx(idle.bandwidth_bytes_per_s / 4)
+
+
+def test_measured_and_computed_times_are_slowed_by_others_alike() -> None:
+    """So a measured node is not favoured over a computed one when others come to both."""
+    for node in (
+        a_node("a", stage_overhead_ms=0.0),
+        a_node("a", stage_overhead_ms=0.0, layer_times=[LayerTime(layer=0, prefill_ms_per_token=1, decode_ms_per_token=7)]),
+    ):
+        profile = a_profile((100,))
+        idle, busy = (
+            predict(a_plan("a[0:1]"), a_problem(profile=profile, snapshot=Snapshot(nodes=(node.model_copy(update={"utilization": used}),))))
+            for used in (0.0, 0.8)
+        )
+        assert busy.stages[0].decode_ms == pytest.approx(5 * idle.stages[0].decode_ms)
+        assert busy.stages[0].prefill_ms == pytest.approx(5 * idle.stages[0].prefill_ms)
 
 
 def test_a_hop_takes_half_of_each_rtt_and_the_bytes_of_both_ways() -> None:

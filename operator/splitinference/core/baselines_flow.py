@@ -65,7 +65,7 @@ def separate_pipelines(problem: Problem) -> list[Run]:
     layers = len(problem.profile.layers)
     kinds: dict[tuple[float, float, int], list[Site]] = {}
     for site in places(problem):
-        kinds.setdefault((site.node.flops_per_s, site.bandwidth_bytes_per_s, site.memory_bytes), []).append(site)
+        kinds.setdefault((site.node.flops_per_s, site.node.memory_bandwidth_bytes_per_s, site.memory_bytes), []).append(site)
     runs: list[Run] = []
     for members in kinds.values():
         for stages in range(1, min(layers, len(members)) + 1):

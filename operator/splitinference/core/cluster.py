@@ -40,7 +40,7 @@ class Taint(Value):
 
 
 class Node(Value):
-    """One node. Capacities are nominal; `utilization` is what *others* use of the compute, 0..1, None when unknown."""
+    """One node. Capacities are nominal; `utilization` is what *others* use of its time, 0..1, None when unknown."""
 
     name: str
     ready: bool = True

@@ -63,7 +63,7 @@ def _capacity(node: Node) -> str:
     known = "utilization unknown" if node.utilization is None else f"{node.utilization:.0%} used by others"
     compute = sum(site.flops_per_s for site in sites(node)) / 1e9
     bandwidth = sum(site.bandwidth_bytes_per_s for site in sites(node)) / 1e9
-    return f"{known}, {compute:.4g} GFLOP/s free, {bandwidth:.4g} GB/s"
+    return f"{known}, {compute:.4g} GFLOP/s and {bandwidth:.4g} GB/s free"
 
 
 def why_left(node: Node, problem: Problem) -> str:

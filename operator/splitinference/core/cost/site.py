@@ -1,16 +1,20 @@
-"""Places that can hold a segment: a node, or one processor of a node that has several."""
+"""Places that can hold a segment: a node, or one processor of a node that has several; and what others leave of it.
+
+Others lower the bandwidth that we reach as they lower the compute, by one share. Memory is read by whoever runs: a core has only so many
+misses outstanding, and a GPU that is shared runs one tenant's kernels at a time. While others run, we read nothing.
+"""
 
 from dataclasses import dataclass
 
 from splitinference.core.cluster import Node, Snapshot
 
 LEAST_SHARE = 0.02
-"""Share of a node's compute that counts as free however busy others keep it: requests guarantee a pod that much, and times stay finite."""
+"""Share of a node that counts as free however busy others keep it: requests guarantee a pod that much, and times stay finite."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place for a segment: what it can do now. `flops_per_s` is effective: nominal times what others leave."""
+    """A place for a segment: what it can do now. `flops_per_s` and `bandwidth_bytes_per_s` are nominal times what others leave."""
 
     node: Node
     processor: str
@@ -20,7 +24,7 @@ class Site:
 
     @property
     def free_share(self) -> float:
-        """Share of the compute that others leave, 0..1; an unknown utilization counts as none."""
+        """Share of the node's time that others leave, 0..1; an unknown utilization counts as none."""
         return free_share(self.node)
 
     @property
@@ -30,7 +34,7 @@ class Site:
 
 
 def free_share(node: Node) -> float:
-    """Share of the node's compute that others leave: 1 - utilization, at least LEAST_SHARE; 1 when unknown."""
+    """Share of the node's time that others leave: 1 - utilization, at least LEAST_SHARE; 1 when unknown."""
     return 1.0 if node.utilization is None else max(LEAST_SHARE, 1.0 - node.utilization)
 
 
@@ -38,8 +42,10 @@ def sites(node: Node) -> tuple[Site, ...]:
     """The places of one node: itself, or each of its processors."""
     share = free_share(node)
     if not node.processors:
-        return (Site(node, "", node.flops_per_s * share, node.memory_bandwidth_bytes_per_s, node.memory_free_bytes),)
-    return tuple(Site(node, p.name, p.flops_per_s * share, p.memory_bandwidth_bytes_per_s, p.memory_free_bytes) for p in node.processors)
+        return (Site(node, "", node.flops_per_s * share, node.memory_bandwidth_bytes_per_s * share, node.memory_free_bytes),)
+    return tuple(
+        Site(node, p.name, p.flops_per_s * share, p.memory_bandwidth_bytes_per_s * share, p.memory_free_bytes) for p in node.processors
+    )
 
 
 def site_of(snapshot: Snapshot, node: str, processor: str) -> Site | None:

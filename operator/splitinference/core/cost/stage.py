@@ -1,6 +1,6 @@
 """How long a segment takes on a place, and what memory it needs there.
 
-Roofline per layer: the larger of FLOPs over effective compute and bytes over memory bandwidth; prefill and decode apart.
+Roofline per layer: the larger of FLOPs over compute and bytes over memory bandwidth, both as others leave them; prefill and decode apart.
 """
 
 import math
