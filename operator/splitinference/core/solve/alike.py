@@ -5,13 +5,13 @@ another. Within a cluster, a row orders classes so that each is at least as good
 used, from the head of every row up to any point of it, no more places than another, then whatever the other can still do, it can.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from splitinference.core.solve.criterion import Arrays
 from splitinference.core.solve.tables import Bools, Floats, Ints
-from splitinference.core.solve.task import Task
+from splitinference.core.solve.task import Task, each_once
 
 MOST_COMPARED = 1_200
 """More classes are not compared: it would take longer than it saves."""
@@ -47,10 +47,13 @@ def alike(task: Task, arrays: list[Arrays], measures: list[list[Floats]]) -> Ali
         if len(members) == 1:
             rows.append([int(head)])
             continue
-        cost = np.stack([np.stack([a.segments_from(b)[members] for b in range(task.tables.layers)], axis=1) for a in arrays])
-        extra = [np.stack([slices[b][members] for b in range(task.tables.layers)], axis=1) for slices in measures]
-        blocked = ~np.stack([task.allowed[b][members] for b in range(task.tables.layers)], axis=1)
-        grid = np.concatenate([cost, *(np.where(blocked, np.inf, e)[None] for e in extra)])
+        boundaries = range(task.tables.layers)
+        parts = [np.concatenate([a.segments_from(b)[members] for b in boundaries], axis=1) for a in arrays]
+        blocked = np.concatenate([~task.allowed[b][members, b + 1 : arrays[0].stop[b]] for b in boundaries], axis=1)
+        for slices in measures:
+            extra = np.concatenate([slices[b][members, b + 1 : arrays[0].stop[b]] for b in boundaries], axis=1)
+            parts.append(np.where(blocked, np.inf, extra))
+        grid = np.stack(parts)
         rows.extend([[int(members[i]) for i in row] for row in _rows(grid, entry[:, members])])
     return Alike(cluster, tuple(tuple(row) for row in rows))
 
@@ -70,12 +73,11 @@ def needed(task: Task, found: Alike, segments: int) -> list[int]:
     return sorted(kept)
 
 
-def _rows(grid: Floats, entry: Floats) -> list[list[int]]:
-    """Order members (axis 1 of `grid`) into rows, each at least as good as the next."""
-    count = grid.shape[1]
-    flat = grid.reshape(grid.shape[0], count, -1)
+def _rows(flat: Floats, entry: Floats) -> list[list[int]]:
+    """Order members (axis 1 of `flat`: measure by member by segment) into rows, each at least as good as the next."""
+    count = flat.shape[1]
     open_segments = np.isfinite(flat[0]).sum(axis=1)
-    sums = np.array([flat[:, i][np.isfinite(flat[:, i])].sum() for i in range(count)])
+    sums = np.where(np.isfinite(flat), flat, 0.0).sum(axis=(0, 2))
     total = sums / np.maximum(open_segments, 1) + entry.sum(axis=0)
     rows: list[list[int]] = []
     for i in np.lexsort((np.arange(count), total, -open_segments)):
@@ -135,7 +137,7 @@ def merged(task: Task) -> tuple[Task, list[list[int]]]:
     t = task.tables
     if task.resources or t.shares_node.any() or task.hops_open is None:
         return task, [[c] for c in range(t.count)]
-    opened = [mask & t.open_links if b else mask for b, mask in enumerate(task.hops_open)]
+    opened = [task.hops_open[0], *each_once(task.hops_open[1:], lambda mask: mask & t.open_links)]
     distinct = list({t.tensor_bytes(b): opened[b] for b in range(1, t.layers)}.values())
     rows = np.concatenate([np.packbits(mask, axis=1) for mask in task.allowed], axis=1)
     groups: list[list[int]] = []
@@ -157,14 +159,13 @@ def merged(task: Task) -> tuple[Task, list[list[int]]]:
     small.tables.open_links = np.ones((len(heads), len(heads)), dtype=bool)
     grid = np.ix_(heads, heads)
     own = [(group[0], group[min(1, len(group) - 1)]) for group in groups]
-    inner = []
-    for b in range(1, t.layers):
-        mask = opened[b][grid].copy()
-        mask[np.arange(len(heads)), np.arange(len(heads))] = [opened[b][i, j] for i, j in own]
-        inner.append(mask)
-    from dataclasses import replace
 
-    return replace(small, hops_open=[opened[0][:, heads], *inner]), groups
+    def of_heads(mask: Bools) -> Bools:
+        part = mask[grid].copy()
+        part[np.arange(len(heads)), np.arange(len(heads))] = [mask[i, j] for i, j in own]
+        return part
+
+    return replace(small, hops_open=[opened[0][:, heads], *each_once(opened[1:], of_heads)]), groups
 
 
 def longest_only(task: Task) -> Task:
@@ -179,8 +180,6 @@ def longest_only(task: Task) -> Task:
     closed = task.hops_open is None or not all(mask.all() for mask in task.hops_open)
     if task.resources or task.min_segments > 1 or closed or not monotone or t.shares_node.any():
         return task
-    from dataclasses import replace
-
     allowed = []
     for mask in task.allowed:
         last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)

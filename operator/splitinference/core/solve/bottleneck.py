@@ -15,6 +15,7 @@ import numpy as np
 from splitinference.core.solve.alike import longest_only, merged
 from splitinference.core.solve.chain import Chain
 from splitinference.core.solve.criterion import Arrays, hop_occupancy, sum_of
+from splitinference.core.solve.dive import down
 from splitinference.core.solve.dual import keeps_counts, sum_along, uses_of
 from splitinference.core.solve.relaxed import Step, complete, path
 from splitinference.core.solve.search import Search
@@ -48,6 +49,12 @@ def occupancy_of(task: Task, steps: tuple[Step, ...]) -> float:
     taken += [float(t.occupancy_from(step.start)[step.place, step.end]) for step in steps]
     taken += [float(hop_occupancy(t, after.start)[before.place, after.place]) for before, after in pairwise(steps)]
     return max(taken)
+
+
+def _longest(task: Task) -> Floats:
+    """Boundary by class: layers of the longest segment from there."""
+    ends = np.arange(task.tables.layers + 1)
+    return np.stack([np.where(mask, ends[None, :] - a, 0).max(axis=1) for a, mask in enumerate(task.allowed[:-1])]).astype(float)
 
 
 class _Thresholds:
@@ -124,24 +131,23 @@ class _Thresholds:
 
     def _price(self, task: Task, arrays: Arrays) -> tuple[_Verdict, Floats]:
         """Refute the threshold by prices, or meet a chain on the way; else the best prices found."""
-        most, layers = self._most_uses(task), task.tables.layers
-        ends = np.arange(layers + 1)
-        reach = np.zeros(task.tables.count)
-        for a in range(layers):
-            reach = np.maximum(reach, np.where(task.allowed[a], ends[None, :] - a, 0).max(axis=1))
+        most = self._most_uses(task)
+        reach = _longest(task)
         if not reach.any():
-            return _Verdict(None, refuted=True), reach
+            return _Verdict(None, refuted=True), most
         sums = [(Arrays(task.tables, r.criterion, task.allowed, task.hops_open), r.limit) for r in task.resources]
-        prices = reach / float(reach @ most)
+        starts = [held / float(held @ most) for held in (np.median(reach, axis=0), reach.max(axis=0)) if held.any()]
+        prices = max(starts, key=lambda found: complete(arrays, found).value / self._budget(task, found, most))
         best, best_prices, pace = -math.inf, prices, 0.5
         for _ in range(ROUNDS):
             relaxed = complete(arrays, prices)
             if not math.isfinite(relaxed.value) or relaxed.value > (1.0 + SLACK) * self._budget(task, prices, most):
                 return _Verdict(None, refuted=True), prices
             steps = path(arrays, relaxed)
-            within = all(sum_along(a, steps) <= limit * (1 + SLACK) for a, limit in sums)
-            if keeps_counts(task, steps) and within and not self.tables.shares_node.any():
-                return _Verdict(steps, refuted=False), prices
+            for chain in (steps, down(task, arrays, relaxed)):
+                within = chain is not None and all(sum_along(a, chain) <= limit * (1 + SLACK) for a, limit in sums)
+                if chain is not None and within and keeps_counts(task, chain) and not self.tables.shares_node.any():
+                    return _Verdict(chain, refuted=False), prices
             quality = relaxed.value / self._budget(task, prices, most)
             if quality > best:
                 best, best_prices = quality, prices

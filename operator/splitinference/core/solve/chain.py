@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from splitinference.core.solve.alike import needed
+from splitinference.core.solve.alike import alike, needed
 from splitinference.core.solve.criterion import Arrays
+from splitinference.core.solve.dive import dive
 from splitinference.core.solve.dual import crowded, keeps_counts, price, rounds_for, sum_along
 from splitinference.core.solve.relaxed import Step, complete, most_segments, path, promising
 from splitinference.core.solve.search import Search
@@ -17,6 +16,7 @@ WIDTHS = (64, 1_000, 12_000)
 """Labels kept at a boundary, one try after the other; a number, not a time, so that the same problem gets the same plan."""
 
 
+NARROW = 16
 MOST_SEGMENTS = 20
 FEW = 300
 
@@ -47,54 +47,131 @@ def best_chain(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
     quick = _by_dynamic_programme(task)
     if quick is not None and (quick.proven or quick.bound >= known):
         return quick
-    steps, value, bound = None, known, quick.bound if quick else -math.inf
-    priced = price(task, value, rounds_for(task), expired)
-    if math.isinf(priced.bound) and priced.bound > 0:
-        return Chain(task, None, math.inf, math.inf, "the relaxation has no chain")
-    if priced.steps and priced.value < value:
-        steps, value = priced.steps, priced.value
-    bound = max(bound, priced.bound) if task.is_a_sum else bound
-    if steps and value - bound <= SLACK * abs(value):
-        return Chain(task, steps, value, min(bound, value), "prices on repeated places close the gap")
-    first = Search(task, priced.prices).run(16, value, expired)
-    if first.steps:
-        steps, value = first.steps, first.value
-    bound = max(bound, min(first.bound, value))
-    if first.complete:
-        return Chain(task, steps, value, math.inf if math.isinf(value) else bound, "search, complete")
-    if steps is None and math.isinf(value) and task.is_a_sum:
-        steps, value, refuted = _within_limits(task, expired)
+    return _Hunt(task, known, quick.bound if quick else -math.inf, expired).chain()
+
+
+class _Hunt:
+    """For a task that the dynamic programme does not answer: prices, quick chains and searches on ever fewer classes of places.
+
+    `part` is the task over `classes`, those that a chain better than `value` may need; `prices` are for them.
+    """
+
+    def __init__(self, task: Task, known: float, bound: float, expired: Callable[[], bool]) -> None:
+        self.task, self.expired = task, expired
+        self.steps: tuple[Step, ...] | None = None
+        self.value, self.bound = known, bound
+        self.classes = list(range(task.tables.count))
+        self.part, self.prices = task, Multipliers.none(task)
+        self._narrowed: tuple[float, Multipliers | None] = (math.inf, None)
+
+    def chain(self) -> Chain:
+        """The answer: closed by prices, by searches, or as far as they came."""
+        self._dive()
+        self._narrow()
+        rounds = rounds_for(self.part)
+        note = self._price(rounds // 3)
+        if note:
+            return self._answer(note)
+        if self.task.is_a_sum and math.isfinite(self.value):
+            before, value = len(self.classes), self.value
+            self._dive()
+            self._narrow()
+            if len(self.classes) < before or self.value < value:
+                note = self._price(rounds)
+        else:
+            note = self._look() or self._reach()
+        return self._answer(note or self._search())
+
+    def _answer(self, note: str) -> Chain:
+        bound = math.inf if self.steps is None and math.isinf(self.value) and math.isinf(self.bound) else min(self.bound, self.value)
+        return Chain(self.task, self.steps, self.value, bound, note)
+
+    def _found(self, steps: tuple[Step, ...] | None, value: float) -> None:
+        if steps is not None and value < self.value:
+            self.steps, self.value = tuple(Step(s.start, s.end, self.classes[s.place]) for s in steps), value
+
+    def _proved(self, bound: float) -> bool:
+        """Take a bound for the chains of the part; those outside are no better than `value`. Whether the answer is final now."""
+        self.bound = max(self.bound, min(bound, self.value))
+        return self.bound >= self.value - SLACK * abs(self.value)
+
+    def _dive(self) -> None:
+        self._found(*dive(self.part, self.prices))
+
+    def _price(self, rounds: int) -> str:
+        if not self.part.tables.count:
+            return self._nothing_left()
+        priced = price(self.part, self.value, rounds, self.expired, self.prices)
+        self._found(priced.steps, priced.value)
+        self.prices = priced.prices
+        if math.isinf(priced.bound) and priced.bound > 0:
+            self.bound = self.value
+            return "the relaxation has no better chain"
+        return "prices on repeated places close the gap" if self.task.is_a_sum and self._proved(priced.bound) else ""
+
+    def _nothing_left(self) -> str:
+        self.bound = self.value
+        return "no class of places is left that a better chain could use"
+
+    def _narrow(self) -> None:
+        """Leave out classes that no chain better than `value` needs: too dear, or behind enough better ones in their row."""
+        value, prices = self._narrowed
+        if not (self.task.is_a_sum and math.isfinite(self.value)) or (value == self.value and prices is self.prices):
+            return
+        self._keep(_promising(self.part, self.prices, self.value))
+        if self.part.tables.count:
+            self._keep(needed(self.part, alike(self.part, _criteria(self.part), []), self._at_most()))
+        self._narrowed = (self.value, self.prices)
+
+    def _keep(self, kept: list[int]) -> None:
+        if len(kept) < len(self.classes):
+            self.classes = [self.classes[c] for c in kept]
+            self.part, self.prices = self.part.only(kept), self.prices.only(kept)
+
+    def _at_most(self) -> int:
+        """The most segments that a chain better than `value` can have."""
+        task = self.part
+        limits = [task.tables.layers]
+        if task.max_segments is not None:
+            limits.append(task.max_segments)
+        if task.max_nodes is not None and not task.tables.shares_node.any():
+            limits.append(task.max_nodes)
+        if task.is_a_sum and math.isfinite(self.value) and task.tables.count <= FEW:
+            priced = Arrays(task.tables, self.prices.priced(task), task.allowed, task.hops_open)
+            places = int(task.tables.multiplicity.sum())
+            found = most_segments(priced, self.value + self.prices.constant(task), min(MOST_SEGMENTS, places))
+            if found is not None:
+                limits.append(found)
+        return min(limits)
+
+    def _look(self) -> str:
+        """A first narrow search, for a chain to start from."""
+        found = Search(self.part, self.prices).run(NARROW, self.value, self.expired)
+        self._found(found.steps, found.value)
+        return "search, complete" if self._proved(found.bound) and found.complete else ""
+
+    def _reach(self) -> str:
+        """Where no chain keeps the limits on sums so far: minimise one of them."""
+        if self.steps is not None or math.isfinite(self.value) or not self.task.is_a_sum:
+            return ""
+        steps, value, refuted = _within_limits(self.task, self.expired)
+        self._found(steps, value)
         if refuted:
-            return Chain(task, None, math.inf, math.inf, "no chain keeps one of the limits")
-    classes = list(range(task.tables.count))
-    for width in WIDTHS:
-        part, prices = task.only(classes), priced.prices.only(classes)
-        if task.is_a_sum and math.isfinite(value):
-            kept = _promising(part, prices, value)
-            classes, part, prices = [classes[c] for c in kept], part.only(kept), prices.only(kept)
-        if part.tables.count == 0:
-            return Chain(task, steps, value, value, "no class of places is left that a better chain could use")
-        search = Search(part, prices)
-        kept = needed(part, search.alike, _at_most(part, search, value))
-        if len(kept) < part.tables.count:
-            classes, part = [classes[c] for c in kept], part.only(kept)
-            again = price(part, value, rounds_for(part), expired)
-            if again.steps and again.value < value:
-                steps, value = tuple(Step(s.start, s.end, classes[s.place]) for s in again.steps), again.value
-            search = Search(part, prices.only(kept))
-            if again.bound > search.root_bound * (1 + SLACK):
-                priced = replace(priced, prices=_spread(again.prices, classes, task.tables.count))
-                search = Search(part, again.prices)
-        found = search.run(width, value, expired)
-        if found.steps:
-            value = found.value
-            steps = tuple(Step(s.start, s.end, classes[s.place]) for s in found.steps)
-        bound = max(bound, min(found.bound, value))
-        if found.complete:
-            return Chain(task, steps, value, math.inf if math.isinf(value) else bound, f"search with {width} labels a boundary, complete")
-        if expired():
-            break
-    return Chain(task, steps, value, bound, "search, not complete")
+            self.bound = math.inf
+        return "no chain keeps one of the limits" if refuted else ""
+
+    def _search(self) -> str:
+        for width in WIDTHS:
+            self._narrow()
+            if not self.part.tables.count:
+                return self._nothing_left()
+            found = Search(self.part, self.prices).run(width, self.value, self.expired)
+            self._found(found.steps, found.value)
+            if self._proved(found.bound) and found.complete:
+                return f"search with {width} labels a boundary, complete"
+            if self.expired():
+                break
+        return "search, not complete"
 
 
 def _within_limits(task: Task, expired: Callable[[], bool]) -> tuple[tuple[Step, ...] | None, float, bool]:
@@ -107,27 +184,6 @@ def _within_limits(task: Task, expired: Callable[[], bool]) -> tuple[tuple[Step,
         if found.steps and found.value <= resource.limit * (1 + SLACK):
             return found.steps, sum_along(Arrays(task.tables, task.objective, task.allowed, task.hops_open), found.steps), False
     return None, math.inf, False
-
-
-def _spread(prices: Multipliers, classes: list[int], count: int) -> Multipliers:
-    """Prices of some classes as prices of all, the others free of charge."""
-    uses = np.zeros(count)
-    uses[classes] = prices.uses
-    return replace(prices, uses=uses)
-
-
-def _at_most(task: Task, search: Search, value: float) -> int:
-    """The most segments that a chain better than `value` can have."""
-    limits = [task.tables.layers]
-    if task.max_segments is not None:
-        limits.append(task.max_segments)
-    if task.max_nodes is not None and not task.tables.shares_node.any():
-        limits.append(task.max_nodes)
-    if task.is_a_sum and math.isfinite(value) and task.tables.count <= FEW:
-        found = most_segments(search.priced, value + search.constant, MOST_SEGMENTS)
-        if found is not None:
-            limits.append(found)
-    return min(limits)
 
 
 def _by_dynamic_programme(task: Task) -> Chain | None:
@@ -144,6 +200,11 @@ def _by_dynamic_programme(task: Task) -> Chain | None:
     if kept and keeps_counts(task, steps) and not crowded(task):
         return Chain(task, steps, completion.value, completion.value, "dynamic programme, no place repeated")
     return Chain(task, None, math.inf, completion.value, "dynamic programme, as a bound")
+
+
+def _criteria(task: Task) -> list[Arrays]:
+    criteria = [task.objective, *(resource.criterion for resource in task.resources)]
+    return [Arrays(task.tables, criterion, task.allowed, task.hops_open) for criterion in criteria]
 
 
 def _promising(task: Task, prices: Multipliers, value: float) -> list[int]:

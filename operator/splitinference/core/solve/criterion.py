@@ -95,16 +95,21 @@ def of_goal(tables: Tables, goal: Goal) -> Criterion | None:
 
 
 class Arrays:
-    """A criterion over tables: the cost of segments from a boundary, of hops over a boundary, of entering a class."""
+    """A criterion over tables: the cost of segments from a boundary, of hops over a boundary, of entering a class.
+
+    `stop[a]` is one past the last end that any class may hold from boundary a: segments reach no further, so neither do the arrays.
+    """
 
     def __init__(self, tables: Tables, criterion: Criterion, allowed: Sequence[Bools], hops: Sequence[Bools] | None = None) -> None:
         self.tables = tables
         self.criterion = criterion
         self.allowed = allowed
+        self.stop = [int(found[-1]) + 1 if len(found := np.flatnonzero(mask.any(axis=0))) else a + 1 for a, mask in enumerate(allowed)]
         self._hops_open = hops
         self._kept: dict[int, Floats] = {}
-        self._keep = tables.count * (tables.layers + 1) ** 2 * 8 < 120 * 2**20
-        self._hop: dict[int, Floats] = {}
+        self._keep = tables.count * sum(stop - a - 1 for a, stop in enumerate(self.stop)) * 8 < 120 * 2**20
+        self._plain_hop: dict[int, Floats] = {}
+        self._hop: dict[tuple[int, int], Floats] = {}
         self._inside = (tables.node[:, None] == tables.node[None, :]) & tables.shares_node[None, :] if tables.shares_node.any() else None
         self._served = [
             (c, start, end)
@@ -114,37 +119,50 @@ class Arrays:
         ]
 
     def segments_from(self, a: int) -> Floats:
-        """Class by boundary: cost of segment [a, b), inf where it may not be."""
+        """Class by end: cost of segment [a, b) for b from a + 1 to before `stop[a]`, inf where it may not be."""
         kept = self._kept.get(a)
         if kept is not None:
             return kept
-        t, c = self.tables, self.criterion
-        cost = c.prefill[:, None] * (t.prefill - t.prefill[:, a : a + 1]) + c.decode[:, None] * (t.decode - t.decode[:, a : a + 1])
+        t, c, ends = self.tables, self.criterion, slice(a + 1, self.stop[a])
+        cost = c.prefill[:, None] * (t.prefill[:, ends] - t.prefill[:, a : a + 1])
+        cost += c.decode[:, None] * (t.decode[:, ends] - t.decode[:, a : a + 1])
         cost += ((c.prefill + c.decode) * t.overhead + c.per_use)[:, None]
         if c.moved:
-            cost += c.moved * t.weights[a][None, :] / GIB
+            cost += c.moved * t.weights[a, ends][None, :] / GIB
             for served, start, end in self._served:
-                if start == a:
-                    cost[served, end] -= c.moved * t.weights[start, end] / GIB
-        cost[~self.allowed[a]] = np.inf
+                if start == a and end < self.stop[a]:
+                    cost[served, end - a - 1] -= c.moved * t.weights[start, end] / GIB
+        cost[~self.allowed[a][:, ends]] = np.inf
         if self._keep:
             self._kept[a] = cost
         return cost
 
+    def segment(self, a: int, b: int, place: int) -> float:
+        """Cost of one segment."""
+        return float(self.segments_from(a)[place, b - a - 1])
+
     def hops(self, boundary: int) -> Floats:
         """Class by class: cost of the hop over an inner boundary, entering the next node included; inf where it may not be."""
-        key = self.tables.tensor_bytes(boundary)
-        if key not in self._hop:
-            cost = self._hop_cost(key, self.tables.links) + self.criterion.entry[None, :]
+        size = self.tables.tensor_bytes(boundary)
+        if self._hops_open is None:
+            return self._hops_of(size)
+        mask = self._hops_open[boundary]
+        found = self._hop.get((size, id(mask)))
+        if found is None:
+            found = self._hop[size, id(mask)] = np.where(mask, self._hops_of(size), np.inf)
+        return found
+
+    def _hops_of(self, tensor_bytes: int) -> Floats:
+        cost = self._plain_hop.get(tensor_bytes)
+        if cost is None:
+            cost = self._hop_cost(tensor_bytes, self.tables.links) + self.criterion.entry[None, :]
             if self._inside is not None:
                 cost -= np.where(self._inside, self.criterion.entry[None, :], 0.0)
             cost[~self.tables.open_links] = np.inf
             single = np.flatnonzero(self.tables.multiplicity == 1)
             cost[single, single] = np.inf
-            self._hop[key] = cost
-        if self._hops_open is None:
-            return self._hop[key]
-        return np.where(self._hops_open[boundary], self._hop[key], np.inf)
+            self._plain_hop[tensor_bytes] = cost
+        return cost
 
     def entering(self) -> Floats:
         """Per class: cost of the hop from the gateway and of entering the first node."""

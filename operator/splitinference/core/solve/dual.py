@@ -29,7 +29,7 @@ def sum_along(arrays: Arrays, steps: tuple[Step, ...]) -> float:
     """A criterion's sum along a chain."""
     terms = [float(arrays.entering()[steps[0].place])]
     for number, step in enumerate(steps):
-        terms.append(float(arrays.segments_from(step.start)[step.place, step.end]))
+        terms.append(arrays.segment(step.start, step.end, step.place))
         if number:
             terms.append(float(arrays.hops(step.start)[steps[number - 1].place, step.place]))
     return math.fsum(terms)
@@ -54,7 +54,8 @@ def uses_of(task: Task, steps: tuple[Step, ...]) -> Floats:
 def keeps_counts(task: Task, steps: tuple[Step, ...]) -> bool:
     """Whether a chain uses no place twice, leaves no node to come back, and keeps the limits on nodes and segments."""
     seen = visits(task, steps)
-    shared = [v for v in seen if task.tables.shares_node[np.flatnonzero(task.tables.node == v)[0]]]
+    nodes_with_processors = set(task.tables.node[task.tables.shares_node].tolist())
+    shared = [v for v in seen if v in nodes_with_processors]
     return (
         bool((uses_of(task, steps) <= task.tables.multiplicity).all())
         and len(set(shared)) == len(shared)
@@ -69,20 +70,20 @@ def crowded(task: Task) -> bool:
     return bool(task.tables.shares_node.any()) and task.tables.problem.constraints.utilization_ceiling is not None
 
 
-def price(task: Task, best: float, rounds: int, expired: Callable[[], bool]) -> Priced:
-    """At most `rounds` subgradient steps towards the best prices, given the value `best` of a known chain (inf: none)."""
+def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], start: Multipliers | None = None) -> Priced:
+    """At most `rounds` subgradient steps from `start` towards the best prices, given the value `best` of a known chain (inf: none)."""
     t = task.tables
     sums = [Arrays(t, r.criterion, task.allowed, task.hops_open) for r in task.resources]
     counted = task.max_nodes is not None and not t.shares_node.any()
     multiplicity = np.minimum(t.multiplicity, t.layers).astype(float)
-    current = Multipliers.none(task)
-    base = Arrays(t, current.priced(task), task.allowed, task.hops_open)
+    current = start or Multipliers.none(task)
+    base, built = None, current.resources
     result = Priced(current, -math.inf, None, best)
-    pace, stale, rebuilt = 1.0, 0, np.zeros(len(sums))
+    pace, stale = 1.0, 0
     for _ in range(rounds):
-        if (current.resources != rebuilt).any():
+        if base is None or (current.resources != built).any():
             flat = Multipliers(np.zeros(t.count), current.resources)
-            base, rebuilt = Arrays(t, flat.priced(task), task.allowed, task.hops_open), current.resources
+            base, built = Arrays(t, flat.priced(task), task.allowed, task.hops_open), current.resources
         uses = current.uses + current.per_node
         priced = complete(base, uses)
         if not math.isfinite(priced.value):

@@ -22,26 +22,29 @@ class Step:
 
 @dataclass(frozen=True)
 class Completion:
-    """Least costs from a boundary to the end: `ended[b, c]` after a segment on c ended at b, `starting[b, c]` before one on c starts."""
+    """Least costs from a boundary to the end: `ended[c, b]` after a segment on c ended at b, `starting[b, c]` before one on c starts."""
 
     ended: Floats
     starting: Floats
     value: float
 
 
-def complete(arrays: Arrays, uses: Floats | None = None) -> Completion:
-    """Backward pass, with a price for each use of a class on top; value is the least cost of a chain, inf if there is none."""
+def complete(arrays: Arrays, uses: Floats | None = None, since: int = 0) -> Completion:
+    """Backward pass down to boundary `since`, with a price for each use of a class on top.
+
+    `value` is the least cost of a chain, inf if there is none (or if `since` is not 0).
+    """
     layers, count = arrays.tables.layers, arrays.tables.count
-    ended, starting = np.full((layers + 1, count), np.inf), np.full((layers + 1, count), np.inf)
-    ended[layers] = 0.0
-    for b in range(layers - 1, -1, -1):
-        if not arrays.tables.points[b]:
+    ended, starting = np.full((count, layers + 1), np.inf), np.full((layers + 1, count), np.inf)
+    ended[:, layers] = 0.0
+    least, points, stop = np.minimum.reduce, arrays.tables.points, arrays.stop
+    for b in range(layers - 1, since - 1, -1):
+        if not points[b] or stop[b] == b + 1:
             continue
-        starting[b] = (arrays.segments_from(b) + ended.T).min(axis=1)
-        if uses is not None:
-            starting[b] += uses
-        if b and np.isfinite(starting[b]).any():
-            ended[b] = (arrays.hops(b) + starting[b][None, :]).min(axis=1)
+        here = least(arrays.segments_from(b) + ended[:, b + 1 : stop[b]], axis=1)
+        starting[b] = here if uses is None else here + uses
+        if b:
+            ended[:, b] = least(arrays.hops(b) + starting[b], axis=1)
     value = float((arrays.entering() + starting[0]).min(initial=np.inf))
     return Completion(ended, starting, value)
 
@@ -49,11 +52,12 @@ def complete(arrays: Arrays, uses: Floats | None = None) -> Completion:
 def path(arrays: Arrays, completion: Completion) -> tuple[Step, ...]:
     """The chain that the completion's value belongs to; of equals the first."""
     steps: list[Step] = []
-    layers = arrays.tables.layers
+    layers, stop = arrays.tables.layers, arrays.stop
     place = int(np.argmin(arrays.entering() + completion.starting[0]))
     boundary = 0
     while True:
-        end = int(np.argmin(arrays.segments_from(boundary)[place] + completion.ended[:, place]))
+        ways = arrays.segments_from(boundary)[place] + completion.ended[place, boundary + 1 : stop[boundary]]
+        end = boundary + 1 + int(np.argmin(ways))
         steps.append(Step(boundary, end, place))
         if end == layers:
             return tuple(steps)
@@ -64,12 +68,13 @@ def path(arrays: Arrays, completion: Completion) -> tuple[Step, ...]:
 def forward(arrays: Arrays) -> Floats:
     """Least cost of a chain from the gateway up to just before a segment on c starts at b: boundary by class."""
     layers, count = arrays.tables.layers, arrays.tables.count
-    begun, done = np.full((layers + 1, count), np.inf), np.full((layers + 1, count), np.inf)
+    begun, done = np.full((layers + 1, count), np.inf), np.full((count, layers + 1), np.inf)
     begun[0] = arrays.entering()
     for b in range(layers):
-        if b and np.isfinite(done[b]).any():
-            begun[b] = (done[b][:, None] + arrays.hops(b)).min(axis=0)
-        np.minimum(done, (begun[b][:, None] + arrays.segments_from(b)).T, out=done)
+        if b:
+            begun[b] = np.minimum.reduce(done[:, b][:, None] + arrays.hops(b), axis=0)
+        reached = done[:, b + 1 : arrays.stop[b]]
+        np.minimum(reached, begun[b][:, None] + arrays.segments_from(b), out=reached)
     return begun
 
 
@@ -78,7 +83,7 @@ def promising(arrays: Arrays, completion: Completion, most: float) -> list[int]:
     begun = forward(arrays)
     alive = np.zeros(arrays.tables.count, dtype=bool)
     for b in range(arrays.tables.layers):
-        through = begun[b][:, None] + arrays.segments_from(b) + completion.ended.T
+        through = begun[b][:, None] + arrays.segments_from(b) + completion.ended[:, b + 1 : arrays.stop[b]]
         alive |= (through <= most).any(axis=1)
     return [int(c) for c in np.flatnonzero(alive)]
 
@@ -86,18 +91,21 @@ def promising(arrays: Arrays, completion: Completion, most: float) -> list[int]:
 def most_segments(arrays: Arrays, most: float, cap: int) -> int | None:
     """The most segments that a relaxed chain of cost at most `most` can have; None if that is `cap` or more."""
     layers, count = arrays.tables.layers, arrays.tables.count
-    ended = np.full((cap + 1, layers + 1, count), np.inf)
+    together = max(1, 50_000 // count**2)
+    ended = np.full((cap + 1, count, layers + 1), np.inf)
     starting = np.full((cap + 1, layers + 1, count), np.inf)
-    ended[0, layers] = 0.0
+    ended[0, :, layers] = 0.0
     for b in range(layers - 1, -1, -1):
-        rest = ended[:-1].copy()
-        rest[-1] = np.minimum(rest[-1], ended[-1])
-        starting[1:, b] = (arrays.segments_from(b)[None] + rest.transpose(0, 2, 1)).min(axis=2)
+        if arrays.stop[b] == b + 1:
+            continue
+        rest = ended[:-1, :, b + 1 : arrays.stop[b]].copy()
+        np.minimum(rest[-1], ended[-1, :, b + 1 : arrays.stop[b]], out=rest[-1])
+        starting[1:, b] = np.minimum.reduce(arrays.segments_from(b)[None] + rest, axis=2)
         if b:
             hops = arrays.hops(b)
-            for k in range(1, cap + 1):
-                if np.isfinite(starting[k, b]).any():
-                    ended[k, b] = (hops + starting[k, b][None, :]).min(axis=1)
+            for first in range(1, cap + 1, together):
+                some = slice(first, min(first + together, cap + 1))
+                ended[some, :, b] = np.minimum.reduce(hops[None] + starting[some, b][:, None, :], axis=2)
     values = (arrays.entering()[None, :] + starting[:, 0]).min(axis=1)
     within = np.flatnonzero(values <= most)
     return None if within.size and within[-1] == cap else int(within[-1]) if within.size else 0

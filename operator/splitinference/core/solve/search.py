@@ -7,6 +7,7 @@ than `width` labels, the least promising are dropped and the best of their bound
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,7 @@ class Search:
         self.sum_completions = [complete(arrays) for arrays in self.sums]
         self.limits = np.array([r.limit * (1 + SLACK) for r in task.resources])
         self.occupied = bool(task.occupancy_weight)
+        self.counting = task.max_nodes is not None or task.max_segments is not None or task.min_segments > 1
         bounds = t.problem.constraints
         shared = bool(t.shares_node.any())
         self.utilized = bool(task.utilization_weight) or (shared and bounds.utilization_ceiling is not None)
@@ -108,14 +110,18 @@ class Search:
     def _slowest(self) -> Completion:
         """Least slowest stage or link from a boundary to the end, places repeated at will."""
         t, task = self.tables, self.task
-        ended, starting = np.full((t.layers + 1, t.count), np.inf), np.full((t.layers + 1, t.count), np.inf)
-        ended[t.layers] = 0.0
+        stop = self.plain.stop
+        ended, starting = np.full((t.count, t.layers + 1), np.inf), np.full((t.layers + 1, t.count), np.inf)
+        ended[:, t.layers] = 0.0
         for b in range(t.layers - 1, -1, -1):
-            stage = np.where(task.allowed[b], t.occupancy_from(b), np.inf)
-            starting[b] = np.maximum(stage, ended.T).min(axis=1)
+            if stop[b] == b + 1:
+                continue
+            ends = slice(b + 1, stop[b])
+            stage = np.where(task.allowed[b][:, ends], t.occupancy_from(b)[:, ends], np.inf)
+            starting[b] = np.maximum(stage, ended[:, ends]).min(axis=1)
             if b and np.isfinite(starting[b]).any():
                 link = np.where(np.isfinite(self.plain.hops(b)), hop_occupancy(t, b), np.inf)
-                ended[b] = np.maximum(link, starting[b][None, :]).min(axis=1)
+                ended[:, b] = np.maximum(link, starting[b][None, :]).min(axis=1)
         return Completion(ended, starting, float(np.maximum(hop_occupancy(t, 0)[0], starting[0]).min(initial=np.inf)))
 
     @property
@@ -135,7 +141,7 @@ class Search:
         t = self.tables
         self._parents, self._steps, self._made = [], [], 0
         waiting: list[list[Labels]] = [[] for _ in range(t.layers + 1)]
-        waiting[0].append(self._root())
+        waiting[0].append(Labels.root(len(self.sums), self.words, len(self.several)))
         value, winner, dropped = best, -1, float("inf")
         self._most, self._dropped = max(_LEAST_CHILDREN, _CHILDREN * width), float("inf")
         for b in range(t.layers):
@@ -144,20 +150,20 @@ class Search:
             labels = Labels.join(waiting[b])
             waiting[b] = []
             labels = labels.pick(labels.bound < _below(value))
-            if len(labels.bound) > 4 * width:
+            if len(labels) > 4 * width:
                 order = np.argsort(labels.bound, kind="stable")
                 dropped = min(dropped, float(labels.bound[order[4 * width]]))
                 labels = labels.pick(order[: 4 * width])
             labels = self._undominated(labels)
-            if len(labels.bound) > width:
+            if len(labels) > width:
                 order = np.argsort(labels.bound, kind="stable")
                 dropped = min(dropped, float(labels.bound[order[width]]))
                 labels = labels.pick(order[:width])
             if expired():
                 dropped = min(dropped, float(labels.bound.min(initial=np.inf)), self._left(waiting))
                 break
-            for part in range(0, len(labels.bound), _CHUNK):
-                for end, child in self._expand(b, labels.pick(np.arange(part, min(part + _CHUNK, len(labels.bound)))), value):
+            for part in range(0, len(labels), _CHUNK):
+                for end, child in self._expand(b, labels.pick(slice(part, part + _CHUNK)), value):
                     if end < t.layers:
                         waiting[end].append(child)
                         continue
@@ -174,23 +180,20 @@ class Search:
     def _left(waiting: list[list[Labels]]) -> float:
         return min((float(labels.bound.min(initial=np.inf)) for parts in waiting for labels in parts), default=float("inf"))
 
-    def _root(self) -> Labels:
-        zero, none = np.zeros(1), np.zeros(1, dtype=np.int64)
-        return Labels(zero, zero, np.zeros((1, len(self.sums))), zero, zero, zero, none, none,
-                       np.zeros((1, self.words), dtype=np.uint64), np.zeros((1, len(self.several)), dtype=np.int16),
-                       none - 1, none - 1, np.full(1, -np.inf))  # fmt: skip
-
     def _hop_rows(self, arrays: Arrays, boundary: int, last: Ints) -> Floats:
         return arrays.entering()[None, :] if boundary == 0 else arrays.hops(boundary)[last]
 
     def _expand(self, b: int, labels: Labels, best: float) -> list[tuple[int, Labels]]:
         """All continuations by one segment that may still be part of a chain cheaper than `best`."""
         task = self.task
+        if not len(labels) or self.plain.stop[b] == b + 1:
+            return []
         reach = labels.priced[:, None] + self._hop_rows(self.priced, b, labels.last)
-        promise = reach + self.completion.starting[b][None, :] - self.constant
+        promise = reach + (self.completion.starting[b] - self.constant)
         if self.slowest is not None:
             promise += task.occupancy_weight * np.maximum(labels.occupancy[:, None], self.slowest.starting[b][None, :])
-        promise += task.utilization_weight * labels.utilization[:, None]
+        if self.utilized:
+            promise += task.utilization_weight * labels.utilization[:, None]
         who, where = np.nonzero(promise < _below(best))
         free = self._is_free(labels, who, where)
         who, where = who[free], where[free]
@@ -219,25 +222,25 @@ class Search:
         return free
 
     def _segments(self, b: int, labels: Labels, pairs: tuple[Ints, Ints], reach: Floats, best: float) -> list[tuple[int, Labels]]:
+        """The continuations of (label, class) pairs by every end: by column j the segment [b, b + 1 + j)."""
         t, task = self.tables, self.task
         who, where = pairs
+        ends = slice(b + 1, self.plain.stop[b])
         last = labels.last[who]
         inside = (t.node[where] == t.node[last]) & t.shares_node[where] & (last >= 0)
         priced = reach[who, where][:, None] + self.priced.segments_from(b)[where]
-        bound = priced + self.completion.ended.T[where] - self.constant
+        bound = priced + (self.completion.ended[:, ends] - self.constant)[where]
         occupancy = labels.occupancy[who]
         if self.slowest is not None:
             link = hop_occupancy(t, b)[last if b else np.zeros_like(last), where]
             occupancy = np.maximum(occupancy, link)
-            stage = np.maximum(occupancy[:, None], t.occupancy_from(b)[where])
-            bound += task.occupancy_weight * np.maximum(stage, self.slowest.ended.T[where])
-        busy = np.zeros((len(who), 1))
-        utilization = np.repeat(labels.utilization[who][:, None], t.layers + 1, axis=1)
+            stage = np.maximum(occupancy[:, None], t.occupancy_from(b)[:, ends][where])
+            bound += task.occupancy_weight * np.maximum(stage, self.slowest.ended[:, ends][where])
         if self.utilized:
-            busy = t.busy_from(b)[where] + np.where(inside, labels.busy[who], 0.0)[:, None]
+            busy = t.busy_from(b)[:, ends][where] + np.where(inside, labels.busy[who], 0.0)[:, None]
             share = np.minimum(1.0, t.problem.workload.requests_per_s * busy / 1e3)
             others = t.others[where][:, None]
-            utilization = np.maximum(utilization, np.minimum(1.0, others + (1.0 - others) * share))
+            utilization = np.maximum(labels.utilization[who][:, None], np.minimum(1.0, others + (1.0 - others) * share))
             bound += task.utilization_weight * utilization
         good = bound < _below(best)
         if self.utilized:
@@ -246,45 +249,40 @@ class Search:
         for number, (arrays, rest) in enumerate(zip(self.sums, self.sum_completions, strict=True)):
             total = labels.sums[who, number] + self._hop_rows(arrays, b, labels.last)[who if b else np.zeros_like(who), where]
             sums.append(total[:, None] + arrays.segments_from(b)[where])
-            good &= sums[-1] + rest.ended.T[where] <= self.limits[number]
+            good &= sums[-1] + rest.ended[:, ends][where] <= self.limits[number]
         nodes, segments = labels.nodes[who] + ~inside, labels.segments[who] + 1
-        good &= self._counted(nodes, segments, t.shares_node[where])
-        row, end = np.nonzero(good)
+        if self.counting:
+            good &= self._counted(nodes, segments, t.shares_node[where])[:, ends]
+        row, column = np.nonzero(good)
         if not len(row):
             return []
         if len(row) > self._most:
-            kept = self._least(bound[row, end])
-            row, end = row[kept], end[kept]
-        plain = labels.plain[who] + self._hop_rows(self.plain, b, labels.last)[who if b else np.zeros_like(who), where]
-        taken, counts = self._take(labels, who, where, inside)
-        parent = labels.identity[who]
-        identity = np.arange(self._made, self._made + len(row))
+            kept = self._least(bound[row, column])
+            row, column = row[kept], column[kept]
+        order = np.argsort(column, kind="stable")
+        row, column = row[order], column[order]
+        source, place = who[row], where[row]
+        floats = np.zeros((len(row), labels.floats.shape[1]))
+        floats[:, 0] = priced[row, column]
+        before = self.plain.entering()[place] if b == 0 else self.plain.hops(b)[last[row], place]
+        floats[:, 1] = labels.plain[source] + before + self.plain.segments_from(b)[place, column]
+        floats[:, 2] = stage[row, column] if self.slowest is not None else 0.0
+        if self.utilized:
+            floats[:, 3], floats[:, 4] = utilization[row, column], busy[row, column]
+        floats[:, 5] = bound[row, column]
+        for number, total in enumerate(sums):
+            floats[:, 6 + number] = total[row, column]
+        ints = np.stack([nodes[row], segments[row], place, np.arange(self._made, self._made + len(row))], axis=1)
         self._made += len(row)
-        self._parents.append(parent[row])
-        self._steps.append(np.stack([np.full(len(row), b), end, where[row]], axis=1))
-        columns = Labels(
-            priced=priced[row, end],
-            plain=plain[row] + self.plain.segments_from(b)[where[row], end],
-            sums=np.stack([s[row, end] for s in sums], axis=1) if sums else np.zeros((len(row), 0)),
-            occupancy=stage[row, end] if self.slowest is not None else occupancy[row],
-            utilization=utilization[row, end],
-            busy=busy[row, end] if self.utilized else busy[row, 0],
-            nodes=nodes[row],
-            segments=segments[row],
-            taken=taken[row],
-            counts=counts[row],
-            last=where[row],
-            identity=identity,
-            bound=bound[row, end],
-        )
-        order = np.argsort(end, kind="stable")
-        cuts = np.flatnonzero(np.diff(end[order])) + 1
+        self._parents.append(labels.identity[source])
+        self._steps.append(np.stack([np.full(len(row), b), column + b + 1, place], axis=1))
+        children = Labels(floats, ints, *self._take(labels, source, place, inside[row]))
+        cuts = [0, *(np.flatnonzero(np.diff(column)) + 1).tolist(), len(column)]
         parts = []
-        for group in np.split(order, cuts):
-            child = columns.pick(group)
-            at = int(end[group[0]])
+        for begin, finish in pairwise(cuts):
+            child, at = children.pick(slice(begin, finish)), int(column[begin]) + b + 1
             if at == t.layers:
-                child.bound = child.plain + task.occupancy_weight * child.occupancy + task.utilization_weight * child.utilization
+                child.floats[:, 5] = child.plain + task.occupancy_weight * child.occupancy + task.utilization_weight * child.utilization
             parts.append((at, child))
         return parts
 
@@ -303,12 +301,13 @@ class Search:
             good &= segments[:, None] + (layers - ends) >= task.min_segments
         return good
 
-    def _take(self, labels: Labels, who: Ints, where: Ints, inside: Bools) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
-        taken, counts = labels.taken[who], labels.counts[who]
-        left = np.flatnonzero(~inside & (labels.last[who] >= 0))
-        taken[left] |= self._leave_bits[labels.last[who[left]]]
-        counts[left] = np.maximum(counts[left], self._leave_counts[labels.last[who[left]]])
-        bit, column = self._bit[where], self._column[where]
+    def _take(self, labels: Labels, source: Ints, place: Ints, inside: Bools) -> tuple[NDArray[np.uint64], NDArray[np.int16]]:
+        taken, counts, last = labels.taken[source], labels.counts[source], labels.last[source]
+        if self.tables.shares_node.any():
+            left = np.flatnonzero(~inside & (last >= 0))
+            taken[left] |= self._leave_bits[last[left]]
+            counts[left] = np.maximum(counts[left], self._leave_counts[last[left]])
+        bit, column = self._bit[place], self._column[place]
         one = np.flatnonzero(bit >= 0)
         taken[one, bit[one] // 64] |= np.uint64(1) << (bit[one] % 64).astype(np.uint64)
         some = np.flatnonzero(column >= 0)
@@ -317,7 +316,7 @@ class Search:
 
     def _undominated(self, labels: Labels) -> Labels:
         """Drop labels that another on the same class is at least as good as, in every respect."""
-        if len(labels.bound) < 2:
+        if len(labels) < 2:
             return labels
         task = self.task
         columns = [labels.plain, *labels.sums.T]

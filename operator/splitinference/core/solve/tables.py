@@ -16,7 +16,7 @@ from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.cost.link import MESSAGE_BYTES, bytes_per_token
 from splitinference.core.cost.predict import added_watts
 from splitinference.core.cost.site import Site, sites
-from splitinference.core.cost.stage import kv_bytes, layer_cost, memory_bytes
+from splitinference.core.cost.stage import layer_cost
 from splitinference.core.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -131,22 +131,31 @@ class Tables:
         return np.array([site.memory_bytes for site in self.sites], dtype=np.int64)
 
     @cached_property
+    def _held(self) -> Ints:
+        """Bytes of weights of segment [a, b), boundary by boundary: a tied copy inside counts once; 0 where there is no such segment."""
+        layers = self.problem.profile.layers
+        so_far = np.cumsum([0, *(layer.weight_bytes for layer in layers)], dtype=np.int64)
+        held = so_far[None, :] - so_far[:, None]
+        for layer in layers:
+            if layer.tied_to is not None:
+                held[: min(layer.index, layer.tied_to) + 1, max(layer.index, layer.tied_to) + 1 :] -= layer.tied_bytes
+        return np.triu(held, 1)
+
+    @cached_property
     def need(self) -> Ints:
-        """Bytes that segment [a, b) needs; boundary by boundary; huge where there is no such segment."""
-        need = np.full((self.layers + 1, self.layers + 1), np.iinfo(np.int64).max, dtype=np.int64)
-        for a in range(self.layers):
-            for b in range(a + 1, self.layers + 1):
-                need[a, b] = memory_bytes(self.problem, a, b)
+        """Bytes that segment [a, b) needs; boundary by boundary; huge where there is no such segment. As `memory_bytes` has it."""
+        profile, workload = self.problem.profile, self.problem.workload
+        tokens = workload.max_concurrent_sequences * workload.max_context_tokens
+        cache = np.cumsum([0, *(layer.kv_bytes_per_token for layer in profile.layers)], dtype=np.int64) * tokens
+        net = self._held + (cache[None, :] - cache[:, None]) + profile.runtime_bytes
+        need = np.ceil(net * (1.0 + self.problem.constraints.memory_margin)).astype(np.int64)
+        need[np.tril_indices(self.layers + 1)] = np.iinfo(np.int64).max
         return need
 
     @cached_property
     def weights(self) -> Floats:
         """Bytes of weights of segment [a, b)."""
-        weights = np.zeros((self.layers + 1, self.layers + 1))
-        for a in range(self.layers):
-            for b in range(a + 1, self.layers + 1):
-                weights[a, b] = self.problem.profile.weight_bytes(a, b)
-        return weights
+        return self._held.astype(float)
 
     @cached_property
     def points(self) -> Bools:
@@ -236,10 +245,6 @@ class Tables:
         least = self.problem.constraints.min_bandwidth_bytes_per_s
         _, there, back = self.links
         return np.ones_like(there, dtype=bool) if least is None else np.maximum(there, back) <= 1e3 / least * (1 + 1e-12)
-
-    def kv(self, a: int, b: int) -> int:
-        """Bytes of KV of segment [a, b)."""
-        return kv_bytes(self.problem.profile, self.problem.workload, a, b)
 
 
 def _qualities(problem: Problem, usable: tuple[Node, ...]) -> tuple[list[LinkQuality], NDArray[np.int32]]:

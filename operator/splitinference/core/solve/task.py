@@ -1,6 +1,6 @@
 """One chain to be found: what to minimise, what to keep, which segments and hops are open. What the algorithms share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,15 @@ from splitinference.core.solve.tables import Bools, Floats, Tables
 
 SLACK = 1e-9
 """Relative slack for limits on sums, the judge's own."""
+
+
+def each_once(masks: Sequence[Bools], change: Callable[[Bools], Bools]) -> list[Bools]:
+    """Every mask changed; masks that are one array stay one, as boundaries of equal tensors share theirs."""
+    done: dict[int, Bools] = {}
+    for mask in masks:
+        if id(mask) not in done:
+            done[id(mask)] = change(mask)
+    return [done[id(mask)] for mask in masks]
 
 
 @dataclass(frozen=True)
@@ -44,16 +53,22 @@ class Task:
         """The same task with stages and links that are taken for longer than `occupancy_ms` closed."""
         t, limit = self.tables, occupancy_ms * (1 + SLACK)
         allowed = [mask & (t.occupancy_from(a) <= limit) for a, mask in enumerate(self.allowed)]
-        taken = {size: hop_occupancy(t, b) <= limit for b in range(1, t.layers) for size in [t.tensor_bytes(b)]}
+        taken = {size: hop_occupancy(t, b) <= limit for size, b in {t.tensor_bytes(b): b for b in range(1, t.layers)}.items()}
         opened = [hop_occupancy(t, 0) <= limit, *(taken[t.tensor_bytes(b)] for b in range(1, t.layers))]
         if self.hops_open is not None:
-            opened = [new & old for new, old in zip(opened, self.hops_open, strict=True)]
+            both: dict[tuple[int, int], Bools] = {}
+            for new, old in zip(opened, self.hops_open, strict=True):
+                if (id(new), id(old)) not in both:
+                    both[id(new), id(old)] = new & old
+            opened = [both[id(new), id(old)] for new, old in zip(opened, self.hops_open, strict=True)]
         return replace(self, allowed=allowed, hops_open=opened)
 
     def only(self, classes: list[int]) -> "Task":
         """The same task over these classes alone."""
         grid = np.ix_(classes, classes)
-        hops = None if self.hops_open is None else [self.hops_open[0][:, classes], *(mask[grid] for mask in self.hops_open[1:])]
+        hops = None
+        if self.hops_open is not None:
+            hops = [self.hops_open[0][:, classes], *each_once(self.hops_open[1:], lambda mask: mask[grid])]
         return replace(
             self,
             tables=self.tables.only(classes),
