@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 MODEL = "smollm2"
 CUTS = ((0, 12), (12, 22), (22, 32))
+OTHER_CUTS = ((0, 8), (8, 32))
 QUESTION = "Name three rivers in Europe and say one sentence about each."
 TOKENS = 80
 
@@ -85,9 +87,9 @@ class Segment:
 
     def kill(self) -> None:
         """As on a lost node: all at once, without a word."""
-        assert self.process is not None
-        self.signal(signal.SIGKILL)
-        self.process.wait()
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
 
 
 def family(process: int) -> list[int]:
@@ -108,6 +110,7 @@ class Stack:
 
     url: str
     segments: list[Segment]
+    others: list[Segment]  # the same model cut elsewhere; started by the test that wants them
     route_file: Path
     gateway: subprocess.Popen[bytes]
 
@@ -121,9 +124,21 @@ class Stack:
 
     def replays(self) -> float:
         """How often a sequence was replayed since the gateway was started."""
+        return self.counted("replays_total")
+
+    def counted(self, name: str) -> float:
+        """The sum of a metric of the gateway over its labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("splitinference_gateway_replays_total{"))
+        pattern = re.compile(rf"splitinference_gateway_{name}(\{{.*\}})? ")
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if pattern.match(line))
+
+    def route(self, revision: str, segments: list[Segment], drain_seconds: float) -> None:
+        """Cut over, and wait until the gateway has seen it."""
+        document = {"v": 1, "revision": revision, "pipelines": [[s.hop for s in segments]], "drainSeconds": drain_seconds}
+        self.route_file.with_suffix(".new").write_text(json.dumps(document))
+        self.route_file.with_suffix(".new").rename(self.route_file)
+        wait_for(lambda: self.get("/internal/routes")["revision"] == revision)
 
     def stream(self, question: str = QUESTION) -> Iterator[str]:
         with self.client as client:
@@ -137,9 +152,11 @@ class Stack:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
-    ports = free_ports(3 * len(CUTS) + 1)
-    addresses = {f"{MODEL}-{start}-{end}": f"127.0.0.1:{ports[3 * i + 1]}" for i, (start, end) in enumerate(CUTS)}
-    segments = [Segment(*cut, ports[3 * i : 3 * i + 3], addresses, folder / f"segment-{i}.log") for i, cut in enumerate(CUTS)]
+    cuts = CUTS + OTHER_CUTS
+    ports = free_ports(3 * len(cuts) + 1)
+    addresses = {f"{MODEL}-{start}-{end}": f"127.0.0.1:{ports[3 * i + 1]}" for i, (start, end) in enumerate(cuts)}
+    made = [Segment(*cut, ports[3 * i : 3 * i + 3], addresses, folder / f"segment-{i}.log") for i, cut in enumerate(cuts)]
+    segments, others = made[: len(CUTS)], made[len(CUTS) :]
     for segment in segments:
         segment.serve()
     route_file = folder / "route.json"
@@ -155,7 +172,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     }
     with (folder / "gateway.log").open("wb") as log:
         gateway = subprocess.Popen([sys.executable, "-m", "splitinference_gateway"], env={**os.environ, **settings}, stdout=log, stderr=log)
-    stack = Stack(f"http://127.0.0.1:{ports[-1]}", segments, route_file, gateway)
+    stack = Stack(f"http://127.0.0.1:{ports[-1]}", segments, others, route_file, gateway)
     try:
         wait_for(lambda: urllib.request.urlopen(f"{stack.url}/readyz", timeout=1).status == 200)
         # The first request waits for the servers to load: replay covers a chain that is not there yet.
@@ -163,9 +180,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
     finally:
         gateway.terminate()
-        for segment in segments:
-            with contextlib.suppress(ProcessLookupError):
-                segment.kill()
+        for segment in made:
+            segment.kill()
         gateway.wait(timeout=90)
         for log in sorted(folder.glob("*.log")):
             sys.stdout.write(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}\n")
@@ -255,6 +271,32 @@ def test_choices_and_clients_at_once_have_each_their_text(stack: Stack) -> None:
         thread.join()
     assert texts[0] == texts[2] == reference(QUESTION, True)["text"]
     assert texts[1] == reference(questions[1], True)["text"]
+
+
+def test_a_cutover_to_other_split_points_in_mid_stream_hands_the_kv_over(stack: Stack) -> None:
+    for segment in stack.others:
+        segment.serve()
+    for segment in stack.others:
+        probe = ["segment-probe", "5"]
+        environment = {**os.environ, "SI_HTTP_PORT": str(segment.ports[0]), "SI_MODEL_NAME": segment.hop["model"]}
+        wait_for(lambda e=environment, p=probe: subprocess.run(p, env=e, capture_output=True, check=False).returncode == 0, 300)
+    replays = stack.replays()
+    for revision, segments, number in (("other", stack.others, 1), ("r1", stack.segments, 2)):
+        text, longest, last = "", 0.0, time.monotonic()
+        for count, piece in enumerate(stack.stream()):
+            now = time.monotonic()
+            longest, last = max(longest, now - last) if count else 0.0, now
+            text += piece
+            if count == 25:
+                stack.route(revision, segments, drain_seconds=0.5)
+                last = time.monotonic()
+        sys.stdout.write(f"to {revision}: longest gap between pieces {longest:.2f} s\n")
+        assert text == reference(QUESTION, True)["text"]
+        assert stack.counted("handovers_total") == number
+    assert stack.replays() == replays
+    assert stack.counted("handover_bytes_total") > 100_000
+    for segment in stack.others:
+        segment.kill()
 
 
 def test_the_segments_hold_nothing_when_all_is_done(stack: Stack) -> None:

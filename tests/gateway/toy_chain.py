@@ -64,6 +64,10 @@ class ToySegment:
     deadlines: list[int] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
     die_at_step: int | None = None
+    layers: tuple[int, int] | None = None
+    pull_seconds: float = 0.0  # a token, as of a slow link
+    pull_errors: deque[str] = field(default_factory=deque)
+    pulled: list[int] = field(default_factory=list)
     port: int = 0
 
     async def start(self) -> "ToySegment":
@@ -91,7 +95,8 @@ class ToySegment:
 
     @property
     def hop(self) -> dict[str, str]:
-        return {"segment": self.name, "model": f"seg-{self.name}"}
+        model = f"seg-{self.name}" if self.layers is None else f"seg-0123abcd-{self.layers[0]}-{self.layers[1]}"
+        return {"segment": self.name, "model": model}
 
     async def _infer(self, request: Any, context: Any) -> Any:
         meta = json.loads(request.raw_input_contents[0])
@@ -153,6 +158,30 @@ class ToySegment:
         if self.stalled:
             await asyncio.sleep(60)
         return {"v": 1, "ok": True, "ms": 1.0}
+
+    async def _kv_pull(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        """Every toy stage keeps all tokens, so any source gives them."""
+        await asyncio.sleep(self.pull_seconds * meta["tokens"])
+        if self.pull_errors:
+            raise self._error(self.pull_errors.popleft())
+        name, position, tokens = meta["sequence"], meta["position"], meta["tokens"]
+        route = {"route": [meta["sources"][0]], "deadline_ms": meta["deadline_ms"]}
+        answer = await self._forward({"op": "kv_export", "sequence": name, "position": position, "tokens": tokens, **route}, b"\0")
+        if "error" in answer:
+            return answer
+        if position == 0:
+            self.sequences[name] = []
+        if len(self.sequences.get(name, ())) != position:
+            raise self._error("kv_missing")
+        self.sequences[name] += answer["toy"]
+        self.pulled.append(tokens)
+        return {"v": 1, "held": position + tokens, "bytes": 1000 * tokens, "ms": 1.0}
+
+    async def _kv_export(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        held = self.sequences.get(meta["sequence"], [])[meta["position"] :][: meta["tokens"]]
+        if len(held) != meta["tokens"]:
+            raise self._error("kv_missing")
+        return {"v": 1, "toy": held}
 
     async def _forward(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         hop, *rest = meta["route"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from splitinference_gateway.errors import ApiError, invalid, overloaded
 from splitinference_gateway.failing import Failing
+from splitinference_gateway.handover import HandOvers
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
 from splitinference_gateway.route import Hop
@@ -98,6 +99,9 @@ class Chain:
     limits: Limits = Limits()
     _releasing: set["asyncio.Task[None]"] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.handovers = HandOvers(self.routes, self.steps, self.metrics, lambda: self.failing.segments, self._release)
+
     async def tokens(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Answer, None]:
         """Sample tokens after `prompt`, one by one, until the reader closes the iterator.
 
@@ -110,12 +114,16 @@ class Chain:
         lease: Lease | None = None
         reason = ""  # why the pipeline in `lease` has to be chosen anew
         mending = _Mending(self.limits.replay)
+        handover = self.handovers.of(name)
         try:
             while True:
                 try:
+                    if lease is not None and not reason:
+                        lease = await handover.follow(lease, held)
                     if lease is None or reason or lease.expired:
                         lease = self._move(lease, name, reason or SUPERSEDED, len(tokens))
                         held, reason = 0, ""
+                        handover.abandon(lease.pipeline)
                     chunk = tokens[held : held + self.limits.chunk]
                     last = held + len(chunk) == len(tokens)
                     seconds = self._step_seconds(len(chunk), mending.stalls)
@@ -141,17 +149,21 @@ class Chain:
                     continue
                 if len(chunk) == 1:
                     self.observed.decode_step(lease.pipeline, answer)
+                else:
+                    self.handovers.speeds.ran(len(chunk), answer.seconds)
                 self.failing.worked(lease.pipeline)
                 mending.progress()
                 tokens.append(answer.token)
                 yield answer
         finally:
+            handover.abandon()
             if lease is not None:
                 self._release(lease.pipeline, name)
                 lease.give_back()
 
     async def close(self) -> None:
         """Wait a moment for releases under way."""
+        await self.handovers.close()
         if self._releasing:
             await asyncio.wait(self._releasing, timeout=2.0)
 

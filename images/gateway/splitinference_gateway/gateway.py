@@ -112,3 +112,4 @@ class Gateway:
             known = self.routes.segments
             self.steps.retain(known)
             self.observed.forget(known)
+            self.chain.handovers.speeds.forget(known)

@@ -32,6 +32,22 @@ class Metrics:
         self.replays = Counter(
             f"{prefix}replays", "Times a sequence's tokens were run again, by reason.", ["reason"], registry=self.registry
         )
+        self.handovers = Counter(
+            f"{prefix}handovers", "Sequences that went on along another route with their KV handed over.", registry=self.registry
+        )
+        self.handover_fallbacks = Counter(
+            f"{prefix}handover_fallbacks", "Hand-overs not done, so that tokens were run again.", ["reason"], registry=self.registry
+        )
+        self.handover_bytes = Counter(f"{prefix}handover_bytes", "Bytes of KV handed over.", registry=self.registry)
+        self.handover_seconds = Counter(
+            f"{prefix}handover_seconds", "Time of copying KV, most of it while tokens flowed.", registry=self.registry
+        )
+        self.handover_pause = Histogram(
+            f"{prefix}handover_pause_seconds",
+            "What a sequence waits for its hand-over between two steps.",
+            buckets=_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
         self.tokens = Counter(f"{prefix}tokens", "Tokens by kind: prompt, completion, replayed.", ["kind"], registry=self.registry)
         self.running = Gauge(f"{prefix}running_sequences", "Sequences admitted and not ended.", registry=self.registry)
         self.queue_depth = Gauge(f"{prefix}queue_depth", "Sequences that wait for admission.", registry=self.registry)

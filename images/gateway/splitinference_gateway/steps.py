@@ -72,6 +72,14 @@ class Sampling:
         return {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed, "logprobs": self.logprobs}
 
 
+@dataclass(frozen=True)
+class Pulled:
+    """What a segment's pull of KV moved, and how long it took."""
+
+    bytes: int
+    seconds: float
+
+
 @dataclass(eq=False)
 class StepError(Exception):
     """A step that gave no result. `code` is the protocol's, or `transport` (gRPC failed) or `stalled` (no answer in time).
@@ -132,6 +140,32 @@ class StepClient:
         except StepError:
             if len(pipeline) > 1:
                 await asyncio.gather(*(self._release((hop,), sequence, seconds) for hop in pipeline), return_exceptions=True)
+
+    async def pull(
+        self, hop: Hop, sequence: str, *, position: int, tokens: int, sources: Sequence[Hop], seconds: float
+    ) -> Pulled:
+        """Let a segment fetch the KV of tokens [position, position + tokens) from the segments that hold it.
+
+        Raises:
+            StepError: it could not, or not within `seconds`.
+        """
+        meta = {
+            "v": 1,
+            "op": "kv_pull",
+            "sequence": sequence,
+            "position": position,
+            "tokens": tokens,
+            "sources": [source.as_json for source in sources],
+            "deadline_ms": int(seconds * 1000),
+        }
+        started = time.perf_counter()
+        answer = await self._call(hop, meta, _NOTHING, seconds)
+        try:
+            if int(answer["held"]) == position + tokens:
+                return Pulled(int(answer["bytes"]), time.perf_counter() - started)
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise StepError("internal", f"not the answer to a pull: {answer!r:.200}", hop.segment)
 
     async def probe(self, hop: Hop, seconds: float) -> None:
         """Run the segment's own tiny inference.
