@@ -34,10 +34,13 @@ e2e-long: install ## every disturbance under steady and bursty load; figures to 
 bench-adaptation: install ## static against adaptive on the kind cluster, as a table, or with JSON=1 as JSON
 	@$(PY) -m e2e.bench_adaptation $(if $(JSON),--json)
 
+bench-model: install ## what is predicted of plans beside what is measured on the kind cluster; JSON=1 likewise
+	@$(PY) -m e2e.bench_model $(if $(JSON),--json)
+
 test: check unit e2e ## everything, as CI runs it
 
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation test format
+.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation bench-model test format

@@ -181,10 +181,7 @@ def main() -> int:
     words = parser.parse_args()
     with shown() as progress:
         cluster = Cluster(Settings(name=os.environ.get("E2E_NAME", Settings().name)), progress)
-        cluster.up()
-        images = cluster.load_images(stack.IMAGES)
-        stack.put_model(cluster)
-        stack.install_operator(cluster, images)
+        stack.stand_up(cluster)
         runs = {}
         for policy, mode in MODES.items():
             with progress.step(f"{policy}: {sum(phase.seconds for phase in SCRIPT) + QUIET_SECONDS:g} s of requests"):

@@ -37,7 +37,7 @@ def main() -> int:
             _agreed()
         with _shown(begun) as progress:
             cluster = _cluster(progress)
-            _stand_up(cluster)
+            stack.stand_up(cluster)
             _serve(cluster)
         console.print(plan_table(stack.resource(cluster, NAME), "The plan"))
         console.print(*_why(stack.resource(cluster, NAME)), sep="\n")
@@ -77,16 +77,6 @@ def _agreed() -> None:
     question = f"Install the operator, its CRD and a sample into the cluster of context {context!r}? [y/N] "
     if os.environ.get("YES") != "1" and input(question).strip().lower() not in {"y", "yes"}:
         raise DemoFailed("Nothing was done.")
-
-
-def _stand_up(cluster: AnyCluster) -> None:
-    cluster.up()
-    images = cluster.load_images(stack.IMAGES)
-    if isinstance(cluster, Cluster):
-        with cluster.progress.step("put the model in place"):
-            stack.put_model(cluster)
-    with cluster.progress.step("helm install the operator"):
-        stack.install_operator(cluster, images)
 
 
 def _serve(cluster: AnyCluster) -> None:

@@ -102,6 +102,17 @@ def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: 
         cluster.helm(*words, "-f", file.name, *settings)
 
 
+def stand_up(cluster: AnyCluster) -> None:
+    """The cluster with the model in place, where it is ours to put, and the operator installed; quick when all of it is there."""
+    cluster.up()
+    images = cluster.load_images(IMAGES)
+    if isinstance(cluster, Cluster):
+        with cluster.progress.step("put the model in place"):
+            put_model(cluster)
+    with cluster.progress.step("helm install the operator"):
+        install_operator(cluster, images)
+
+
 def _image(reference: str) -> dict[str, str]:
     repository, _, tag = reference.rpartition(":")
     return {"repository": repository, "tag": tag}

@@ -15,7 +15,7 @@ import yaml
 from e2e import results, stack
 from e2e.cluster import Cluster
 from e2e.cluster.progress import together
-from e2e.cluster.settings import TRUSTED
+from e2e.cluster.settings import LINK_MBPS, TRUSTED
 from e2e.scene import NAME, Placement, Scene, at_rest, burning, disturbed
 from e2e.traffic import BURSTY, STEADY, Load
 
@@ -25,6 +25,7 @@ LONG = os.environ.get("E2E_LONG") == "1"
 QUIET_SECONDS = 300 if LONG else 0
 LOADS = [pytest.param(load, marks=pytest.mark.long) for load in (STEADY, BURSTY)]
 ROOMY_MIB = 1400
+LINK_MBIT = 100.0
 Play = Callable[..., AbstractContextManager[Scene]]
 
 
@@ -96,6 +97,32 @@ def test_a_node_that_dies_is_replaced(serving: Cluster, play: Play, load: Load) 
             scene.answers()
         finally:
             serving.start(gone)
+
+
+@pytest.mark.parametrize("load", LOADS, ids=str)
+def test_a_link_that_gets_thin_is_avoided(serving: Cluster, play: Play, load: Load) -> None:
+    with links(serving, LINK_MBIT), play("c: a link slowed to a hundredth", load) as scene:
+        slow = scene.inner_node()
+        serving.link(slow, LINK_MBIT / 100)
+        scene.leaves(slow, seconds=240)
+        scene.stays(QUIET_SECONDS)
+        serving.link(slow, LINK_MBIT)
+
+
+@contextmanager
+def links(cluster: Cluster, mbit: float) -> Iterator[None]:
+    """All links between workers are so wide, and their labels say so; then as they were."""
+
+    def widths(limit: float | None, label: float) -> None:
+        for node in cluster.settings.worker_names():
+            cluster.link(node, limit)
+            cluster.kubectl("label", "node", node, "--overwrite", f"splitinference.dev/link-mbps={label:g}")
+
+    try:
+        widths(mbit, mbit)
+        yield
+    finally:
+        widths(None, LINK_MBPS)
 
 
 @pytest.mark.long
