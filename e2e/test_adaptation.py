@@ -1,7 +1,7 @@
 """Disturbances on the real cluster under load: each is answered, by one move at most, no request fails, and clients only wait.
 
 `make test` runs the short ones. `make e2e-long` runs all, watches for five minutes after a move that nothing moves again, and keeps the
-figures in docs/reference/adaptation-results.md.
+figures in docs/reference/adaptation-results.md. `E2E_QUIET_SECONDS` is another while to watch.
 """
 
 import json
@@ -22,7 +22,7 @@ from e2e.traffic import BURSTY, STEADY, Load
 pytestmark = pytest.mark.cluster
 
 LONG = os.environ.get("E2E_LONG") == "1"
-QUIET_SECONDS = 300 if LONG else 0
+QUIET_SECONDS = float(os.environ.get("E2E_QUIET_SECONDS", "300")) if LONG else 0.0
 LOADS = [pytest.param(load, marks=pytest.mark.long) for load in (STEADY, BURSTY)]
 ROOMY_MIB = 1400
 LINK_MBIT = 100.0
