@@ -1,122 +1,20 @@
 """KV handed over between segments: whatever the old and the new split points, the tokens go on as the unsplit model's."""
 
 import itertools
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
 import pytest
 import torch
+from in_process import DIGEST, Chain, Network, Parts, Stage
 from random_models import CONFIGS, unsplit_greedy
 
 from splitinference_segment import protocol
-from splitinference_segment.attention import Span
-from splitinference_segment.hops import Reply
-from splitinference_segment.kv import KvLimits, KvTable
-from splitinference_segment.kv_transfer import CHUNK_BYTES, KvTransfer, blocks_of, parts_from
+from splitinference_segment.kv_transfer import blocks_of, parts_from
 from splitinference_segment.layers import Layers
-from splitinference_segment.protocol import Hop, SegmentError
+from splitinference_segment.protocol import Hop
 
-DIGEST = "abcd1234"
 BEFORE, BETWEEN, AFTER = 5, 3, 12  # tokens until the copy, until the switch, after it
-
-
-class Nothing:
-    """Counts that nobody looks at."""
-
-    def add(self, name: str, value: float, **labels: str) -> None:
-        """Forget it."""
-
-
-class Network:
-    """Segments that reach each other by name, in this process; what crosses is bytes, as over gRPC."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, Stage] = {}
-        self.exported: list[tuple[str, int, int]] = []
-        self.broken: set[str] = set()
-
-    def send(self, hop: Hop, meta: bytes, data: bytes, timeout_s: float, done: Callable[[Reply | SegmentError], None]) -> None:
-        if hop.segment in self.broken:
-            done(SegmentError(protocol.NEXT_HOP_FAILED, f"{hop.segment} is gone"))
-            return
-        request = protocol.parse(meta)
-        self.exported.append((hop.segment, request.position, request.tokens))
-        stage = self.stages[hop.segment]
-        stage.transfer.handle(request, lambda m, d: done((m, d)), lambda failure: done((protocol.error(failure, hop.segment), b"")))
-
-    def close(self) -> None:
-        for stage in self.stages.values():
-            stage.transfer.stop()
-
-
-class Stage:
-    """One segment's layers, KV and transfer."""
-
-    def __init__(self, network: Network, layers: Layers, name: str, *, kv_tokens: int = 10_000, chunk_bytes: int = CHUNK_BYTES) -> None:
-        self.layers, self.name = layers, name
-        limits = KvLimits(4, kv_tokens * max(1, layers.kv_shape.bytes_per_token), 256, 60.0)
-        self.table = KvTable(layers.kv_shape, limits)
-        model = f"seg-{DIGEST}-{layers.start}-{layers.end}"
-        first = layers.first_block if layers.kv_shape.blocks else 0
-        self.transfer = KvTransfer(self.table, model, first, layers.count, send=network.send, meters=Nothing(), chunk_bytes=chunk_bytes)
-        self.hop = Hop(name, model)
-        network.stages[name] = self
-
-    def pull(self, sequence: str, position: int, tokens: int, sources: Sequence[Hop]) -> dict[str, Any]:
-        """The answer's META, as the gateway would see it."""
-        hops = [{"segment": hop.segment, "model": hop.model} for hop in sources]
-        meta = protocol.question("kv_pull", sequence=sequence, position=position, tokens=tokens, sources=hops, deadline_ms=10_000)
-        return self.asked(meta)
-
-    def asked(self, meta: bytes) -> dict[str, Any]:
-        answers: SimpleQueue[bytes] = SimpleQueue()
-        self.transfer.handle(
-            protocol.parse(meta), lambda m, _: answers.put(m), lambda failure: answers.put(protocol.error(failure, self.name))
-        )
-        return dict(json.loads(answers.get(timeout=30)))
-
-
-class Chain:
-    """A pipeline of stages, stepped as the gateway does it."""
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self.stages = stages
-
-    def step(self, tokens: Sequence[int], position: int) -> torch.Tensor:
-        values = torch.tensor(list(tokens))
-        with torch.inference_mode():
-            for stage in self.stages:
-                entry = stage.table.begin("s", position, len(tokens), 0.0)
-                values = stage.layers.run(values, [Span(entry, 0, len(tokens), position)])
-                stage.table.end(entry, len(tokens), 0.0)
-            return self.stages[-1].layers.logits(values[-1:])[0]
-
-    def greedy(self, tokens: list[int], held: int, count: int) -> int:
-        """Append `count` greedy tokens; returns how many tokens are held then."""
-        for _ in range(count):
-            logits = self.step(tokens[held:], held)
-            held = len(tokens)
-            tokens.append(int(logits.argmax()))
-        return held
-
-
-class Parts:
-    """Layers of one model by range, loaded once each."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._loaded: dict[tuple[int, int], Layers] = {}
-
-    def chain(self, network: Network, name: str, cuts: Sequence[int]) -> Chain:
-        stages = []
-        for start, end in itertools.pairwise(cuts):
-            if (start, end) not in self._loaded:
-                self._loaded[start, end] = Layers(self._folder, start, end, torch.float32)
-            stages.append(Stage(network, self._loaded[start, end], f"{name}-{start}-{end}"))
-        return Chain(stages)
 
 
 @pytest.fixture
@@ -129,13 +27,11 @@ def network() -> Iterator[Network]:
 def handed_over(parts: Parts, network: Network, prompt: Sequence[int], old_cuts: Sequence[int], new_cuts: Sequence[int]) -> list[int]:
     """Tokens of a sequence that begins on the old split and, after a copy ahead and a delta, goes on at the new one."""
     old, new = parts.chain(network, "old", old_cuts), parts.chain(network, "new", new_cuts)
-    sources, tokens = [stage.hop for stage in old.stages], list(prompt)
+    tokens = list(prompt)
     copied = old.greedy(tokens, 0, BEFORE)
-    for stage in new.stages:
-        assert stage.pull("s", 0, copied, sources)["held"] == copied
+    new.take_over(old, 0, copied)
     held = old.greedy(tokens, copied, BETWEEN)
-    for stage in new.stages:
-        assert stage.pull("s", copied, held - copied, sources)["held"] == held
+    new.take_over(old, copied, held - copied)
     new.greedy(tokens, held, AFTER)
     return tokens[len(prompt) :]
 
