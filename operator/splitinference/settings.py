@@ -116,10 +116,22 @@ class Settings(BaseSettings):
         default="", description="PromQL instead of the set's: cores in use, by labels `namespace` and `pod`."
     )
     query_node_memory_available_bytes: str = Field(default="", description="PromQL instead of the set's: bytes, by label `node`.")
-    query_links_mbps: str = Field(default="", description="PromQL: Mbit/s by labels `source` and `target`. Empty: links are not measured.")
-    query_links_rtt_ms: str = Field(default="", description="PromQL: ms by labels `source` and `target`. Empty: links are not measured.")
+    query_links_mbps: str = Field(
+        default="", description="PromQL instead of the set's (segments' own traffic and probes): Mbit/s by labels `source` and `target`."
+    )
+    query_links_rtt_ms: str = Field(
+        default="", description="PromQL instead of the set's (segments' own traffic and probes): ms by labels `source` and `target`."
+    )
     metrics_max_age_seconds: float = Field(
         default=60.0, gt=0, description="Values older than this count as unknown. A minute: two scrapes of 30 s may fail."
+    )
+    link_max_age_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description=(
+            "The same for links: a probe comes round to each link as seldom as its budget makes it. "
+            "Five minutes: with the chart's budget every link of 80 nodes is measured so often."
+        ),
     )
 
     # --- nodes without labels ----------------------------------------------------------------------------------------------------

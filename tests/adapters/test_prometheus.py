@@ -130,7 +130,7 @@ def test_no_prometheus_set_is_a_problem():
 
 
 def test_what_a_set_does_not_have_is_no_problem():
-    read = PrometheusMetrics(Settings(query_set="cadvisor")).links_mbps()
+    read = PrometheusMetrics(Settings(query_set="cadvisor")).node_memory_available_bytes()
     assert (read.by_name, read.problem) == ({}, "")
 
 

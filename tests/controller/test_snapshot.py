@@ -207,10 +207,22 @@ def test_a_measured_link_wins_and_a_doubtful_one_does_not():
     fresh = linked(links_mbps=Samples(by_name={"a/b": Sample(value=16, age_seconds=1)}))
     assert quality(fresh, "a", "b") == LinkQuality(bandwidth_bytes_per_s=2e6, rtt_ms=4)
     assert quality(fresh, "b", "a").bandwidth_bytes_per_s == 10e6
-    stale = linked(links_mbps=Samples(by_name={"a/b": Sample(value=16, age_seconds=100)}))
+    stale = linked(links_mbps=Samples(by_name={"a/b": Sample(value=16, age_seconds=SETTINGS.link_max_age_seconds + 1)}))
     assert quality(stale, "a", "b").bandwidth_bytes_per_s == 10e6
     zero = linked(links_mbps=Samples(by_name={"a/b": Sample(value=0, age_seconds=1)}))
     assert quality(zero, "a", "b").bandwidth_bytes_per_s == 10e6
+
+
+def test_a_links_value_may_be_older_than_other_values():
+    old = linked(links_mbps=Samples(by_name={"a/b": Sample(value=16, age_seconds=SETTINGS.metrics_max_age_seconds + 60)}))
+    assert quality(old, "a", "b").bandwidth_bytes_per_s == 2e6
+
+
+def test_a_round_trip_is_one_of_both_directions():
+    reading = linked(links_rtt_ms=Samples(by_name={"a/b": Sample(value=9, age_seconds=1)}))
+    assert (quality(reading, "a", "b").rtt_ms, quality(reading, "b", "a").rtt_ms) == (9, 9)
+    each = {"a/b": Sample(value=9, age_seconds=1), "b/a": Sample(value=7, age_seconds=1)}
+    assert quality(linked(links_rtt_ms=Samples(by_name=each)), "b", "a").rtt_ms == 7
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", '{"c": 3}', '{"c": {"mbps": "fast"}}', '{"c": {"mbps": 0}}', '{"c": {"mbps": true}}'])

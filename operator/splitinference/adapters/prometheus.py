@@ -20,7 +20,7 @@ class PrometheusMetrics:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.prometheus_url.rstrip("/")
-        self._window_seconds = settings.metrics_window_seconds
+        self._seconds = (settings.metrics_window_seconds, settings.metrics_max_age_seconds, settings.link_max_age_seconds)
         self._timeout = settings.prometheus_timeout_seconds
         self._queries = chosen(settings)
 
@@ -37,11 +37,11 @@ class PrometheusMetrics:
         return self._ask(self._queries.node_memory_available_bytes)
 
     def links_mbps(self) -> Samples:
-        """Bandwidth by source/target; nothing unless the settings have a query."""
+        """Bandwidth by source/target; nothing where neither segments nor probes have measured."""
         return self._ask(self._queries.links_mbps)
 
     def links_rtt_ms(self) -> Samples:
-        """Round trip by source/target; nothing unless the settings have a query."""
+        """Round trip by source/target; nothing where neither segments nor probes have measured."""
         return self._ask(self._queries.links_rtt_ms)
 
     def _ask(self, query: Query) -> Samples:
@@ -53,7 +53,7 @@ class PrometheusMetrics:
         with requests.Session() as session:
             try:
                 server = PrometheusConnect(url=self._url, retry=Retry(0, read=False), timeout=self._timeout, session=session)
-                answer = server.custom_query(query.text(self._window_seconds), params={"timeout": f"{round(self._timeout * 1000)}ms"})
+                answer = server.custom_query(query.text(*self._seconds), params={"timeout": f"{round(self._timeout * 1000)}ms"})
             except PrometheusApiClientException as error:
                 return Samples(problem=f"Prometheus at {self._url} refused a query: {error}"[:500])
             except requests.Timeout:

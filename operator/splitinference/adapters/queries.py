@@ -10,6 +10,11 @@ as idle, so a node whose samples come late, or no longer, would look less and le
 slope is not taken at all.
 
 Pods are cAdvisor's in both. The name of a node is its label `node` where there is one, else `instance` (Prometheus' role `node` has it so).
+
+Links are in both what segments see of their own traffic and what the link probes measure; both name the nodes in `source` and `target`, so
+it does not matter how they are scraped. Of the values that are fresh the best counts (the shortest round trip, the highest bandwidth),
+whoever measured it: all that disturbs a measurement makes a link look worse, and a link that is slow is slow for both. Where none is fresh,
+the newest does until it is too old: a probe comes round as seldom as its budget makes it.
 """
 
 from dataclasses import dataclass
@@ -23,20 +28,23 @@ AGE = "age"
 
 @dataclass(frozen=True)
 class Query:
-    """`value` and, by the same labels, `age` in seconds. `{window}` is the range of slopes. Empty value: not to be had."""
+    """`value` and, by the same labels, `age` in seconds. Empty value: not to be had.
+
+    `{window}` stands for the range of slopes, `{fresh}` and `{keep}` for the seconds within which a link's value is fresh, or of any use.
+    """
 
     value: str
     age: str
     by: tuple[str, ...]
 
-    def text(self, window_seconds: int) -> str:
+    def text(self, window_seconds: int, fresh_seconds: float = 60, keep_seconds: float = 300) -> str:
         """Both in one query, told apart by a label."""
-        window = f"{window_seconds}s"
-        parts = (
-            f'label_replace({text.replace("{window}", window)}, "{KIND_LABEL}", "{kind}", "", "")'
-            for kind, text in ((VALUE, self.value), (AGE, self.age))
-        )
-        return " or ".join(parts)
+        parts = (f'label_replace({text}, "{KIND_LABEL}", "{kind}", "", "")' for kind, text in ((VALUE, self.value), (AGE, self.age)))
+        places = {"{window}": f"{window_seconds}s", "{fresh}": f"{fresh_seconds:g}", "{keep}": f"{keep_seconds:g}"}
+        whole = " or ".join(parts)
+        for place, text in places.items():
+            whole = whole.replace(place, text)
+        return whole
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,23 @@ _SEGMENTS = Query(
     by=_POD,
 )
 _NO_NODE = Query(value="", age="", by=_NODE)
-_NO_LINK = Query(value="", age="", by=_LINK)
+
+
+def _link(figure: str, believed: str, best: str) -> Query:
+    """`best` of the fresh values; where none is, the newest. Values for which `believed` does not hold, such as NaN, count as none."""
+    measures = [f"splitinference{by}_link_{figure}" for by in ("_segment", "")]
+    ages = [f"splitinference{by}_link_{figure.removesuffix('_ms')}_age_seconds" for by in ("_segment", "")]
+    values = " or ".join(f"{name} {believed}" for name in measures)
+    # As of now, not of the scrape.
+    since = " or ".join(f"({age} + time() - timestamp({age}) and {name} {believed})" for name, age in zip(measures, ages, strict=True))
+    newest = f"min by (source, target) (({since}) <= {{keep}})"
+    fresh = f"{best} by (source, target) (({values}) and ({since}) <= {{fresh}})"
+    last = f"{best} by (source, target) (({values}) and ({since}) == on (source, target) group_left () {newest})"
+    return Query(value=f"({fresh} or {last})", age=newest, by=_LINK)
+
+
+_LINKS_MBPS = _link("mbps", "> 0", "max")
+_LINKS_RTT_MS = _link("rtt_ms", ">= 0", "min")
 
 SETS: dict[QuerySet, Queries] = {
     "nodeExporter": Queries(
@@ -96,8 +120,8 @@ SETS: dict[QuerySet, Queries] = {
         node_memory_available_bytes=Query(
             value=_by_machine("node_memory_MemAvailable_bytes"), age=_machine_age("node_memory_MemAvailable_bytes"), by=_NODE
         ),
-        links_mbps=_NO_LINK,
-        links_rtt_ms=_NO_LINK,
+        links_mbps=_LINKS_MBPS,
+        links_rtt_ms=_LINKS_RTT_MS,
     ),
     "cadvisor": Queries(
         node_cpu_cores=Query(
@@ -107,7 +131,7 @@ SETS: dict[QuerySet, Queries] = {
         ),
         segment_cpu_cores=_SEGMENTS,
         node_memory_available_bytes=_NO_NODE,
-        links_mbps=_NO_LINK,
-        links_rtt_ms=_NO_LINK,
+        links_mbps=_LINKS_MBPS,
+        links_rtt_ms=_LINKS_RTT_MS,
     ),
 }

@@ -23,6 +23,7 @@ def read_network(nodes: Sequence[Manifest], measured: Measured, ingress: str, se
 
     What most nodes have is the default, so only links that differ from it are listed.
     """
+    lasting = Judge(max_age_seconds=settings.link_max_age_seconds, notes=judge.notes)
     own: dict[str, tuple[float, float]] = {}
     special: dict[tuple[str, str], Quality] = {}
     for node in nodes:
@@ -33,7 +34,8 @@ def read_network(nodes: Sequence[Manifest], measured: Measured, ingress: str, se
         for target, quality in _links_of(name, annotations, judge).items():
             special[name, target] = special[target, name] = quality
     usual = max(Counter(own.values()).items(), key=lambda item: item[1], default=((settings.link_mbps, settings.link_rtt_ms), 0))[0]
-    measured_pairs = [tuple(text.split("/", 1)) for text in sorted({*measured.links_mbps.by_name, *measured.links_rtt_ms.by_name})]
+    names = {*measured.links_mbps.by_name, *measured.links_rtt_ms.by_name, *map(_reverse, measured.links_rtt_ms.by_name)}
+    measured_pairs = [tuple(text.split("/", 1)) for text in sorted(names)]
     particular = dict.fromkeys((a, b) for a, b in [*special, *measured_pairs] if a in own and b in own and a != b)
     odd = tuple(name for name in own if own[name] != usual)
     if len(odd) * len(own) > _MOST_LINKS:
@@ -44,8 +46,10 @@ def read_network(nodes: Sequence[Manifest], measured: Measured, ingress: str, se
     exact = []
     for a, b in particular:
         given = special.get((a, b), (None, None))
-        mbps = judge.value(measured.links_mbps, f"{a}/{b}", "bandwidth", least=1e-3)
-        rtt = judge.value(measured.links_rtt_ms, f"{a}/{b}", "round trip")
+        mbps = lasting.value(measured.links_mbps, f"{a}/{b}", "bandwidth", least=1e-3)
+        rtt = lasting.value(measured.links_rtt_ms, f"{a}/{b}", "round trip")
+        if rtt is None:  # a round trip is one of both directions
+            rtt = lasting.value(measured.links_rtt_ms, f"{b}/{a}", "round trip")
         worse = (min(own[a][0], own[b][0]), max(own[a][1], own[b][1]))
         first, second = (next(v for v in found if v is not None) for found in zip((mbps, rtt), given, worse, strict=True))
         exact.append((a, b, first, second))
@@ -70,6 +74,11 @@ def _laid_out(
     # All values were judged before; there may be many links, and to validate each again would take most of the time.
     listed = tuple(Link.model_construct(source=a, target=b, quality=qualities[found]) for (a, b), found in links.items())
     return qualities[usual], listed
+
+
+def _reverse(name: str) -> str:
+    source, _, target = name.partition("/")
+    return f"{target}/{source}"
 
 
 def _both_ways(one: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:

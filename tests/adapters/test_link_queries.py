@@ -1,0 +1,109 @@
+"""The links' queries, evaluated by a real Prometheus: what segments and probes export → one value with its age for each link."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from splitinference.adapters.prometheus import PrometheusMetrics
+from splitinference.controller.ports import Sample, Samples
+from splitinference.settings import Settings
+from tests.adapters.real_prometheus import programs, serving_series
+
+why = programs()
+pytestmark = pytest.mark.skipif(isinstance(why, str), reason=str(why))
+
+NAN = "NaN"
+
+
+def probe(source: str, target: str, figure: str, value: object, age: float) -> list[str]:
+    """What a probe exports, with labels as a scrape by pods gives them."""
+    labels = f'{{instance="10.0.0.9:8082",namespace="ops",node="{source}",pod="probe-x",source="{source}",target="{target}"}}'
+    name = f"splitinference_link_{figure}"
+    return [f"{name}{labels} {value}", f"{name.removesuffix('_ms')}_age_seconds{labels} {age}"]
+
+
+def segment(source: str, target: str, figure: str, value: object, *, age: float, to: str = "s2") -> list[str]:
+    """What a segment exports of its hops to segment `to`."""
+    labels = f'{{instance="10.0.0.5:8002",namespace="team",pod="s1",segment="s1",source="{source}",target="{target}",to="{to}"}}'
+    name = f"splitinference_segment_link_{figure}"
+    return [f"{name}{labels} {value}", f"{name.removesuffix('_ms')}_age_seconds{labels} {age}"]
+
+
+SERIES = [
+    *probe("only-probe", "x", "mbps", 940, age=20),
+    *probe("only-probe", "x", "rtt_ms", 0.25, age=5),
+    *segment("only-segment", "x", "mbps", 85, age=3),
+    *segment("only-segment", "x", "rtt_ms", 1.5, age=3),
+    # both fresh: what disturbed one of them did not disturb the other
+    *probe("both", "x", "mbps", 900, age=10),
+    *segment("both", "x", "mbps", 300, age=1),
+    *probe("both", "x", "rtt_ms", 0.2, age=10),
+    *segment("both", "x", "rtt_ms", 0.9, age=1),
+    # a probe that came round long ago, and traffic that sees the link as it is now
+    *probe("slowed", "x", "mbps", 1000, age=200),
+    *segment("slowed", "x", "mbps", 10, age=2),
+    # neither is fresh: traffic left the slow link, the probe has not come round since
+    *probe("left", "x", "mbps", 1000, age=250),
+    *segment("left", "x", "mbps", 10, age=100),
+    # too quick to be seen by traffic
+    *probe("quick", "x", "mbps", 2000, age=90),
+    *segment("quick", "x", "mbps", NAN, age=1),
+    *segment("quick-alone", "x", "mbps", NAN, age=1),
+    # two segments on the link, one of them disturbed
+    *segment("shared", "x", "mbps", 40, age=1, to="s2"),
+    *segment("shared", "x", "mbps", 80, age=8, to="s3"),
+    *probe("old", "x", "mbps", 700, age=400),
+    *segment("zero", "x", "rtt_ms", 0, age=4),
+    *segment("zero", "x", "mbps", 0, age=4),
+]
+
+
+@pytest.fixture(scope="module", params=["nodeExporter", "cadvisor"])
+def metrics(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusMetrics]:
+    with serving_series(SERIES, tmp_path_factory.mktemp("prometheus")) as url:
+        yield PrometheusMetrics(Settings(prometheus_url=url, query_set=request.param, metrics_max_age_seconds=60, link_max_age_seconds=300))
+
+
+def said(samples: Samples, source: str) -> Sample | None:
+    assert not samples.problem
+    assert not samples.notes
+    return samples.by_name.get(f"{source}/x")
+
+
+@pytest.mark.parametrize(
+    ("source", "mbps", "age"),
+    [
+        ("only-probe", 940, 20),
+        ("only-segment", 85, 3),
+        ("both", 900, 1),
+        ("slowed", 10, 2),
+        ("left", 10, 100),
+        ("quick", 2000, 90),
+        ("shared", 80, 1),
+    ],
+)
+def test_the_best_fresh_bandwidth_counts_and_else_the_newest(metrics: PrometheusMetrics, source: str, mbps: float, age: float):
+    found = said(metrics.links_mbps(), source)
+    assert found is not None
+    assert found.value == mbps
+    assert age + 2 <= found.age_seconds < age + 30, "the time since the scrape counts too"
+
+
+@pytest.mark.parametrize("source", ["quick-alone", "old", "zero", "nobody"])
+def test_what_is_not_known_is_missing(metrics: PrometheusMetrics, source: str):
+    assert said(metrics.links_mbps(), source) is None
+
+
+def test_the_shortest_fresh_round_trip_counts_and_none_is_too_short(metrics: PrometheusMetrics):
+    found = metrics.links_rtt_ms()
+    assert {name: sample.value for name, sample in found.by_name.items()} == {
+        "only-probe/x": 0.25,
+        "only-segment/x": 1.5,
+        "both/x": 0.2,
+        "zero/x": 0,
+    }
+
+
+def test_every_other_query_of_the_set_is_one_that_prometheus_understands(metrics: PrometheusMetrics):
+    for answer in (metrics.node_cpu_cores(), metrics.segment_cpu_cores(), metrics.node_memory_available_bytes()):
+        assert not answer.problem
