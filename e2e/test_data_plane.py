@@ -1,16 +1,20 @@
 """Segments and gateway for real, where they run: their tests inside the segment image, with real Triton servers and the real model."""
 
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from e2e import stack
 from e2e.cluster import Cluster, images
 from e2e.cluster.settings import REPOSITORY
+from splitinference.cli.schemas import schemas
 
 pytestmark = pytest.mark.cluster
 
@@ -70,6 +74,25 @@ def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_segments(runs: dict[str, Run]) -> None:
     """Every split point of every family, three servers in a chain, faults and recovery: greedy tokens equal the unsplit model's."""
     runs["segment"].passed()
+
+
+def test_the_speed_comparison_compares_what_is_the_same(cluster: Cluster, runs: dict[str, Run]) -> None:
+    """`bench serve --quick`: one and three segments say what the unsplit model says. How fast is for a quiet machine to find out."""
+    runs["segment"].process.wait()  # one after the other: memory
+    runs["gateway"].process.wait()
+    engine, made = cluster.engine(), cluster.build_images(("segment", "gateway"))
+    command = [sys.executable, "-m", "splitinference.cli.main", "bench", "serve", "--quick", "--json", "--dtype", "float32"]
+    command += ["--model", str(cluster.settings.models / stack.MODEL)]
+    command += ["--segment-image", made["segment"], "--gateway-image", made["gateway"]]
+    environment = {**os.environ, **engine.env(), "PATH": f"{Path(engine.client).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    jsonschema.validate(report, schemas()["bench-serve.schema.json"])
+    assert {(s["name"], s["clients"]) for s in report["setups"]} >= {("unsplit", 1), ("segments-1", 1), ("segments-3", 3)}
+    assert all(setup["same_text_as_unsplit"] for setup in report["setups"])
+    left = engine.docker("ps", "-aq", "--filter", "name=splitinference-bench").split()
+    assert left == []
 
 
 def test_gateway_with_real_segments(runs: dict[str, Run]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VERSION = 1
-OPS = ("step", "infer", "release", "probe", "stats", "kv_pull", "kv_export")
+OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
 ITEM_BYTES: Mapping[str, int] = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
@@ -172,6 +172,8 @@ def parse(meta: bytes) -> Request:
     if op in {"probe", "stats"}:
         return Request(op=op, deadline_ms=deadline)
     route = _route(fields.get("route", []))
+    if op == "echo":
+        return Request(op=op, route=route, deadline_ms=deadline)
     if op == "infer":
         return Request(op=op, tensor=_tensor(fields.get("tensor")), route=route, deadline_ms=deadline)
     sequence = _name(fields.get("sequence"), "sequence")

@@ -1,15 +1,36 @@
-"""segment-reference: the greedy tokens of the unsplit model by transformers' own `generate`, for tests to compare with."""
+"""segment-reference: what the unsplit model says by transformers' own greedy `generate`, and how fast, to compare with."""
 
 import argparse
+import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+Greedy = Callable[[Sequence[int], int], dict[str, Any]]
 
-def greedy(model_path: str, dtype: str, prompt_ids: Sequence[int], max_new_tokens: int, threads: int) -> dict[str, Any]:
-    """Token ids that follow `prompt_ids`, at most `max_new_tokens`, until the model's end token. Times in milliseconds."""
+
+class Clock:
+    """A streamer of transformers: when each token came. `generate` first hands over the prompt, then every token."""
+
+    def __init__(self) -> None:
+        """Nothing has come yet."""
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        """Prompt or tokens."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """No more tokens."""
+
+
+def loaded(model_path: str, dtype: str, threads: int) -> Greedy:
+    """The whole model, as a function of prompt ids and the most new tokens; it ends earlier at the model's end token.
+
+    Its answer: `tokens`, `ms` in all, `tokens_per_second`, `first_ms` until the first token, `gaps_ms` between the others.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -17,22 +38,35 @@ def greedy(model_path: str, dtype: str, prompt_ids: Sequence[int], max_new_token
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype)).eval()
-    ids = torch.tensor([list(prompt_ids)])
-    with torch.inference_mode():
-        model.generate(ids, max_new_tokens=2, do_sample=False)  # warm
+
+    def greedy(prompt_ids: Sequence[int], max_new_tokens: int) -> dict[str, Any]:
+        ids = torch.tensor([list(prompt_ids)])
+        clock = Clock()
         started = time.perf_counter()
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
+        with torch.inference_mode():
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, streamer=clock)
         elapsed = time.perf_counter() - started
-    tokens = out[0, ids.shape[1] :].tolist()
-    return {"tokens": tokens, "ms": round(elapsed * 1e3, 1), "tokens_per_second": round(len(tokens) / elapsed, 2)}
+        tokens, came = out[0, ids.shape[1] :].tolist(), clock.times[1:]
+        return {
+            "tokens": tokens,
+            "ms": round(elapsed * 1e3, 1),
+            "tokens_per_second": round(len(tokens) / elapsed, 2),
+            "first_ms": round((came[0] - started) * 1e3, 3),
+            "gaps_ms": [round((after - before) * 1e3, 3) for before, after in itertools.pairwise(came)],
+        }
+
+    return greedy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print JSON: prompt_tokens, tokens, text, ms, tokens_per_second."""
+    """Print JSON: prompt_tokens, text, and what `loaded` says. With --lines one such line for each line of input."""
     parser = argparse.ArgumentParser(prog="segment-reference", description=__doc__)
     parser.add_argument("--model", required=True, help="folder with config.json, tokenizer and safetensors")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--prompt", required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt")
+    lines = 'read lines of JSON, {"prompt" or "prompt_tokens", "max_new_tokens"}, and answer each, until the end of input'
+    what.add_argument("--lines", action="store_true", help=lines)
     parser.add_argument("--chat", action="store_true", help="the prompt is a user's message: apply the chat template")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
@@ -41,14 +75,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    if options.chat:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": options.prompt}], add_generation_prompt=True, tokenize=False)
-        prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    else:
-        prompt_ids = tokenizer(options.prompt)["input_ids"]
-    answer = greedy(options.model, options.dtype, prompt_ids, options.max_new_tokens, options.threads)
-    text = tokenizer.decode(answer["tokens"], skip_special_tokens=True)
-    print(json.dumps({"prompt_tokens": prompt_ids, **answer, "text": text}))
+    greedy = loaded(options.model, options.dtype, options.threads)
+
+    def tokens(prompt: str) -> list[int]:
+        if not options.chat:
+            return list(tokenizer(prompt)["input_ids"])
+        text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answer(prompt_ids: list[int], most: int) -> str:
+        found = greedy(prompt_ids, most)
+        return json.dumps({"prompt_tokens": prompt_ids, **found, "text": tokenizer.decode(found["tokens"], skip_special_tokens=True)})
+
+    if options.lines:
+        for line in sys.stdin:
+            asked = json.loads(line)
+            print(answer(asked.get("prompt_tokens") or tokens(asked["prompt"]), asked["max_new_tokens"]), flush=True)
+        return 0
+    prompt_ids = tokens(options.prompt)
+    greedy(prompt_ids, 2)  # warm
+    print(answer(prompt_ids, options.max_new_tokens))
     return 0
 
 

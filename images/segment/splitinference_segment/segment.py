@@ -65,6 +65,8 @@ class Segment:
                     self._step(request, data, received_at, send)
                 case "infer":
                     self._infer(request, data, received_at, send)
+                case "echo":
+                    self._echo(request, data, received_at, send)
                 case "release":
                     self._release(request, received_at, send)
                 case "kv_pull" | "kv_export":
@@ -239,6 +241,16 @@ class Segment:
             link_s = max(0.0, hop_s - held_ms / 1e3)
             self._meters.add("link_seconds_total", link_s, to=to)
             self.links.hop(to, str(following.get("node", "")), sent_bytes, link_s)
+
+    def _echo(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+        """Pass DATA on along the route as a step would, without layers or KV: what is left is the cost of a hop."""
+        for hop in request.route:
+            address_of(hop.segment, self._settings)
+        timing = self._timing(0.0, 0.0)
+        if request.route:
+            self._forward(request, None, data.numpy().tobytes(), received_at=received_at, timing=timing, send=send)
+        else:
+            send(protocol.answer({"timings": [timing | {"held_ms": _ms(time.monotonic() - received_at)}]}), b"")
 
     def _release(self, request: Request, received_at: float, send: Send) -> None:
         known = self.table.release(request.sequence)

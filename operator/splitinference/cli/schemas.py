@@ -1,4 +1,4 @@
-"""The published JSON schemas of the planner's input and output: `python -m splitinference.cli.schemas docs/reference`."""
+"""The published JSON schemas of the planner and of `bench serve`: `python -m splitinference.cli.schemas docs/reference`."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from splitinference.cli.bench_serve_figures import Report
 from splitinference.core.cluster import Snapshot
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
@@ -19,6 +20,7 @@ VERSION = "v1"
 def schemas() -> dict[str, dict[str, Any]]:
     """File name → schema."""
     models: dict[str, type[BaseModel]] = {"problem": Problem, "plan": Plan, "snapshot": Snapshot, "profile": Profile}
+    models["bench-serve"] = Report
     result = {f"{name}.schema.json": _titled(name, model.model_json_schema()) for name, model in models.items()}
     return {**result, "outcome.schema.json": _titled("outcome", _outcome())}
 

@@ -1,0 +1,234 @@
+"""Containers for `bench serve`: the segment and gateway images as they are, sharing one network namespace that leads nowhere."""
+
+import itertools
+import json
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+PREFIX = "bench"
+_READY_SECONDS = 300.0
+_CONTEXT = 2048
+_FIRST_PORT = 20000
+
+
+class CannotMeasure(Exception):
+    """Why there is nothing to measure with, in one sentence that says what to do."""
+
+
+@dataclass(frozen=True)
+class Docker:
+    """A Docker client whose engine answers."""
+
+    client: str
+
+    @classmethod
+    def find(cls) -> "Docker":
+        """The first client on the path, or in /usr/bin, that reaches an engine.
+
+        Raises:
+            CannotMeasure: there is none.
+        """
+        folders = [*os.environ.get("PATH", "").split(":"), "/usr/bin"]
+        for client in dict.fromkeys(f"{folder}/docker" for folder in folders if os.access(f"{folder}/docker", os.X_OK)):
+            if subprocess.run([client, "version"], capture_output=True, check=False, timeout=30).returncode == 0:
+                return cls(client)
+        raise CannotMeasure("bench serve runs the segment and gateway images in containers, and no Docker engine answers: start one.")
+
+    def run(self, *words: str, stdin: str | None = None) -> str:
+        """`docker WORDS…`, its output.
+
+        Raises:
+            CannotMeasure: it failed; with what it said.
+        """
+        done = subprocess.run([self.client, *words], input=stdin, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CannotMeasure(f"docker {words[0]} failed: {done.stderr.strip()[-600:]}")
+        return done.stdout
+
+    def needs(self, *images: str) -> None:
+        """Raises:
+        CannotMeasure: an image is not there.
+        """
+        for image in images:
+            if not self.run("images", "-q", image).strip():
+                raise CannotMeasure(f"the image {image} is not there: `make images` builds it, or name another one.")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all setups have in common."""
+
+    model: Path
+    segment_image: str
+    gateway_image: str
+    dtype: str
+    threads: int
+    cpus: str | None
+    chunk_tokens: int
+    clients: int
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A model in segments with a gateway of its own; ports are the shared namespace's."""
+
+    hops: tuple[Mapping[str, str], ...]
+    http_ports: tuple[int, ...]
+    port: int
+
+    @property
+    def name(self) -> str:
+        """`segments-N`."""
+        return f"segments-{len(self.hops)}"
+
+
+@dataclass
+class Bench:
+    """All containers of one run; a context that removes them all, also when something fails."""
+
+    docker: Docker
+    options: Options
+    identity: str = field(default_factory=lambda: f"splitinference-bench-{uuid.uuid4().hex[:8]}")
+    _made: list[str] = field(default_factory=list)
+    _ports: int = _FIRST_PORT
+    _unsplit: "subprocess.Popen[str] | None" = None
+
+    def __enter__(self) -> "Bench":
+        """The first container holds the network namespace and is where the client runs."""
+        self._made.append(self.identity)
+        options = ["--network", "none", "--entrypoint", "sleep", *self._pinned()]
+        self.docker.run("run", "-d", "--rm", "--init", "--name", self.identity, *options, self.options.gateway_image, "86400")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove all."""
+        if self._unsplit is not None:
+            self._unsplit.kill()
+            self._unsplit.wait()
+        subprocess.run([self.docker.client, "rm", "-f", "-v", *reversed(self._made)], capture_output=True, check=False)
+
+    def client(self, **asked: Any) -> Any:
+        """Run the client beside the servers."""
+        script = resources.files("splitinference.cli").joinpath("bench_serve_load.py").read_text()
+        return json.loads(self.docker.run("exec", "-i", self.identity, "python", "-", json.dumps(asked), stdin=script))
+
+    def start_chain(self, cuts: Sequence[int]) -> Chain:
+        """Start one server per segment, and a gateway; not ready yet."""
+        ranges = list(itertools.pairwise(cuts))
+        chain = len(ranges)
+        names = [f"{PREFIX}-{chain}-{start}-{end}" for start, end in ranges]
+        ports = [self._port() for _ in range(3 * len(ranges) + 1)]
+        peers = json.dumps({name: f"127.0.0.1:{ports[3 * i]}" for i, name in enumerate(names)})
+        hops = tuple({"segment": name, "model": f"seg-{'0' * 8}-{start}-{end}"} for name, (start, end) in zip(names, ranges, strict=True))
+        for i, (hop, (start, end)) in enumerate(zip(hops, ranges, strict=True)):
+            settings = {
+                "SI_SEGMENT": hop["segment"],
+                "SI_MODEL_NAME": hop["model"],
+                "SI_LAYERS": f"{start}:{end}",
+                "SI_DTYPE": self.options.dtype,
+                "SI_THREADS": str(self.options.threads),
+                "SI_MAX_SEQUENCES": str(max(8, self.options.clients)),
+                "SI_MAX_BATCH": str(max(8, self.options.clients)),
+                "SI_PEER_PREFIX": f"{PREFIX}-{chain}-",
+                "SI_GRPC_PORT": str(ports[3 * i]),
+                "SI_HTTP_PORT": str(ports[3 * i + 1]),
+                "SI_METRICS_PORT": str(ports[3 * i + 2]),
+            }
+            self._container(hop["segment"], self.options.segment_image, settings | {"SI_PEER_ADDRESSES": peers}, "--shm-size", "256m")
+        route = json.dumps({"v": 1, "revision": "bench", "pipelines": [hops], "drainSeconds": 30})
+        settings = {
+            "SI_MODEL_ID": PREFIX,
+            "SI_ROUTE_FILE": "/tmp/route.json",
+            "SI_PEER_ADDRESSES": peers,
+            "SI_PORT": str(ports[-1]),
+            "SI_MAX_CONCURRENT_SEQUENCES": str(max(8, self.options.clients)),
+            "SI_PREFILL_CHUNK_TOKENS": str(self.options.chunk_tokens),
+            "BENCH_ROUTE": route,
+        }
+        write_then_serve = 'printf %s "$BENCH_ROUTE" > /tmp/route.json && exec python -m splitinference_gateway'
+        words = ("-c", write_then_serve)
+        self._container(f"{PREFIX}-{chain}-gateway", self.options.gateway_image, settings, "--entrypoint", "sh", words=words)
+        return Chain(hops, tuple(ports[1 : 3 * len(ranges) : 3]), ports[-1])
+
+    def wait_ready(self, chain: Chain) -> None:
+        """Until every segment has run its own tiny inference.
+
+        Raises:
+            CannotMeasure: a container ended, or it takes too long; with the end of its log.
+        """
+        deadline = time.monotonic() + _READY_SECONDS
+        for hop in chain.hops:
+            name = self._name(hop["segment"])
+            while subprocess.run([self.docker.client, "exec", name, "segment-probe", "5"], capture_output=True, check=False).returncode:
+                ended = self.docker.run("inspect", "-f", "{{.State.Running}}", name).strip() != "true"
+                if ended or time.monotonic() > deadline:
+                    log = subprocess.run([self.docker.client, "logs", "--tail", "15", name], capture_output=True, text=True, check=False)
+                    raise CannotMeasure(f"{name} {'ended' if ended else 'is not ready'}:\n{log.stdout}{log.stderr}")
+                time.sleep(0.5)
+
+    def unsplit(self, max_new_tokens: int, *, prompt: str = "", prompt_tokens: Sequence[int] = ()) -> dict[str, Any]:
+        """What transformers' own `generate` gives in one process that stays.
+
+        Raises:
+            CannotMeasure: the process ended; with what it said.
+        """
+        if self._unsplit is None:
+            name = self._name("unsplit")
+            self._made.append(name)
+            mount = f"{self.options.model.resolve()}:/model:ro"
+            words = ["run", "-i", "--rm", "--name", name, "--network", "none", *self._pinned(), "-v", mount, *self._threads()]
+            words += ["--entrypoint", "segment-reference", self.options.segment_image, "--model", "/model", "--lines"]
+            words += ["--dtype", self.options.dtype, "--threads", str(self.options.threads)]
+            pipe = subprocess.PIPE
+            self._unsplit = subprocess.Popen([self.docker.client, *words], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        asked = {"prompt": prompt, "prompt_tokens": list(prompt_tokens), "max_new_tokens": max_new_tokens}
+        process = self._unsplit
+        if process.stdin is None or process.stdout is None:
+            raise CannotMeasure("the unsplit model's process has no pipes")
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise CannotMeasure("the unsplit model ended: is this model one that transformers can load, and is there memory for it?")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def observed(self, chain: Chain) -> dict[str, Any]:
+        """What the chain's gateway says of its stages."""
+        script = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{chain.port}/internal/routes').read().decode())"
+        return dict(json.loads(self.docker.run("exec", self.identity, "python", "-c", script))["observed"])
+
+    def _container(self, name: str, image: str, settings: Mapping[str, str], *options: str, words: Sequence[str] = ()) -> None:
+        full = self._name(name)
+        self._made.append(full)
+        environment = [word for key, value in settings.items() for word in ("-e", f"{key}={value}")]
+        common = [
+            "-e",
+            "SI_MODEL_PATH=/model",
+            "-e",
+            f"SI_MAX_CONTEXT_TOKENS={_CONTEXT}",
+            "-v",
+            f"{self.options.model.resolve()}:/model:ro",
+        ]
+        network = ["--network", f"container:{self.identity}", *self._pinned()]
+        self.docker.run("run", "-d", "--name", full, *network, *common, *environment, *options, image, *words)
+
+    def _pinned(self) -> list[str]:
+        return ["--cpuset-cpus", self.options.cpus] if self.options.cpus else []
+
+    def _threads(self) -> list[str]:
+        return ["-e", f"OMP_NUM_THREADS={self.options.threads}"]
+
+    def _name(self, part: str) -> str:
+        return f"{self.identity}-{part}"
+
+    def _port(self) -> int:
+        self._ports += 1
+        return self._ports
