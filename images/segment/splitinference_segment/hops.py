@@ -19,7 +19,8 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # so long may one try to connect take: on a fraction of a core, which may have to wait 100 ms for its turn, less never succeeds
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 GRACE_S = 0.25  # the next segment answers "deadline exceeded" itself, with its name; only its silence ends the call here

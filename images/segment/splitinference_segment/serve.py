@@ -1,7 +1,12 @@
-"""segment-serve: the image's entry point. Writes the Triton repository, starts tritonserver, passes signals on, cleans /dev/shm."""
+"""segment-serve: the image's entry point. Writes the Triton repository, starts tritonserver, passes signals on, cleans /dev/shm.
+
+It ends with its server, and ends the server when the Python stub is gone: Triton would stay up and answer every request with an error,
+and nobody would start it anew before a minute of failed probes.
+"""
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -15,6 +20,9 @@ from splitinference_segment.settings import Settings, SettingsError
 SHM = Path("/dev/shm")
 SHM_BYTES = 16 << 20  # shared memory at the start, for each direction; it grows by itself
 EXIT_SECONDS = 5
+STUB = "triton_python_backend_stub"
+STUB_LOOK_MS = 500  # how often the stub is looked for until it is there
+STUB_GRACE_SECONDS = 1.0  # a server that ends by itself when its stub does, for want of a model, says why before
 
 MODEL_CONFIG = """\
 name: "{name}"
@@ -95,8 +103,16 @@ def serve(settings: Settings) -> int:
         write_repository(repository, settings.model_name)
         # A session of its own: the server's stub processes are in its group and can be ended with it.
         server = subprocess.Popen(command(settings, repository), env=environment(settings, os.environ), start_new_session=True)
+        ended: list[int] = []
         for signal_number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signal_number, lambda number, _frame: _end(server, number))
+            signal.signal(signal_number, lambda number, _frame: (ended.append(number), _end(server, number)))
+        _wait_for_either(server.pid)
+        if not ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(STUB_GRACE_SECONDS)
+            if server.poll() is None and not ended:
+                print(f"segment-serve: {STUB} is gone, so the server is ended", file=sys.stderr)
+                server.kill()
         code = server.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)  # a stub that outlived a killed server
@@ -104,6 +120,35 @@ def serve(settings: Settings) -> int:
     finally:
         clean_shared_memory(prefix)
         shutil.rmtree(repository, ignore_errors=True)
+
+
+def _wait_for_either(server: int) -> None:
+    """Until the server or its stub has ended."""
+    with contextlib.ExitStack() as opened:
+        watch = select.poll()
+
+        def register(pid: int) -> None:
+            descriptor = os.pidfd_open(pid)
+            opened.callback(os.close, descriptor)
+            watch.register(descriptor, select.POLLIN)
+
+        register(server)
+        seen = False
+        while not watch.poll(None if seen else STUB_LOOK_MS):
+            if (stub := _stub_of(server)) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    register(stub)
+                    seen = True
+
+
+def _stub_of(server: int) -> int | None:
+    """The process of the stub: it is in the server's session."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, _, fields = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+            if STUB.startswith(name) and int(fields.split()[3]) == server:
+                return int(folder.name)
+    return None
 
 
 def _end(server: "subprocess.Popen[bytes]", number: int) -> None:
