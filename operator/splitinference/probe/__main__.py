@@ -15,11 +15,12 @@ from splitinference.probe.wire import NODE_NAME, Station
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run until SIGTERM; 0."""
-    asyncio.run(_run(_parser().parse_args(words)))
+    asyncio.run(_run(parser().parse_args(words)))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     pace = Pace()
     parser = argparse.ArgumentParser(prog="python -m splitinference.probe", description=__doc__)
     parser.add_argument("--node", type=_node, required=True, help="name of this node")
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--budget", type=_bytes, default=pace.budget_bytes_per_minute, help="bytes of bursts a minute; 0: none (default: %(default)s)"
     )
-    parser.add_argument("--keep", type=_seconds, default=600.0, help="values are shown for so many s (default: %(default)s)")
+    parser.add_argument("--keep", type=_seconds, default=300.0, help="values are shown for so many s (default: %(default)s)")
     return parser
 
 
