@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from splitinference import __version__
 from splitinference.adapters.clock import SystemClock
-from splitinference.adapters.counted import CountedCluster
 from splitinference.adapters.gateway import GatewayRoutes
 from splitinference.adapters.kube import connect
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
 from splitinference.adapters.triton import TritonSegments
+from splitinference.adapters.watched import WatchedCluster
 from splitinference.controller import handlers
 from splitinference.controller.manifests import Manifests
 from splitinference.controller.passes import Ended, Key, Pass, Passes
@@ -39,14 +39,14 @@ def one_pass(reconciler: Reconciler, key: Key) -> Pass:
     except RefusedError as error:
         log.error("%s/%s: refused: %s", *key, error)
         return Pass(Ended.FAILED)
-    return Pass(Ended.GONE if looked.gone else Ended.DONE, looked.again_seconds)
+    return Pass(Ended.GONE if looked.gone else Ended.DONE, looked.again_seconds, looked.solved)
 
 
 def run(settings: Settings) -> None:
     """Run until told to stop."""
     telemetry = Telemetry()
     clock = SystemClock()
-    cluster = CountedCluster(connect(), settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided)
+    cluster = WatchedCluster(connect(), settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided, telemetry.called)
     background = ThreadPoolExecutor(2, thread_name_prefix="hub")
     threads = ThreadPoolExecutor(settings.pass_threads, thread_name_prefix="pass")
     telemetry.registry.register(ResourceGauges(cluster.split_inferences))

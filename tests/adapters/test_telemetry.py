@@ -4,7 +4,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
-from splitinference.controller.passes import Ended
+from splitinference.controller.passes import Ended, Pass
 from splitinference.controller.ports import UnavailableError
 from splitinference.core.solve.outcome import Infeasible, Limits
 
@@ -24,11 +24,15 @@ def lines(telemetry: Telemetry) -> set[str]:
 
 def test_passes_and_decisions_are_counted():
     telemetry = Telemetry()
-    telemetry.passed(KEY, Ended.DONE, 0.2)
+    telemetry.passed(KEY, Pass(Ended.DONE), 0.2)
+    telemetry.passed(KEY, Pass(Ended.DONE, solved=True), 2.0)
+    telemetry.called("PATCH")
     telemetry.decided(KEY, "migrate", "NodeBusy")
     found = lines(telemetry)
-    assert 'splitinference_passes_total{ended="done"} 1.0' in found
-    assert 'splitinference_pass_seconds_bucket{le="0.25"} 1.0' in found
+    assert 'splitinference_passes_total{ended="done"} 2.0' in found
+    assert 'splitinference_pass_seconds_bucket{le="0.25",solved="no"} 1.0' in found
+    assert 'splitinference_pass_seconds_bucket{le="1.0",solved="yes"} 0.0' in found
+    assert 'splitinference_api_requests_total{method="PATCH"} 1.0' in found
     assert 'splitinference_decisions_total{name="chat",namespace="team",reason="NodeBusy",transition="migrate"} 1.0' in found
 
 
@@ -71,5 +75,5 @@ def test_an_api_server_that_is_away_leaves_the_rest_of_the_scrape():
 
     telemetry = Telemetry()
     telemetry.registry.register(ResourceGauges(away))
-    telemetry.passed(KEY, Ended.RETRY, 1)
+    telemetry.passed(KEY, Pass(Ended.RETRY), 1)
     assert 'splitinference_passes_total{ended="retry"} 1.0' in lines(telemetry)

@@ -46,8 +46,8 @@ class Recorder:
             self._running[key] -= 1
         return self._ends(key, self.ran.count(key))
 
-    def report(self, key: Key, ended: Ended, seconds: float) -> None:
-        self.reported.append(ended)
+    def report(self, key: Key, done: Pass, seconds: float) -> None:
+        self.reported.append(done.ended)
 
 
 @asynccontextmanager

@@ -180,3 +180,11 @@ def test_memory_survives_being_written_and_read():
     _, memory = check(facts(busy(0.93), PLAN, 0), POLICY, JUST_REVIEWED)
     assert memory.watches
     assert Memory.model_validate_json(memory.model_dump_json()) == memory
+
+
+def test_without_leave_no_better_plan_is_looked_for_but_a_reason_counts_all_the_same():
+    policy = POLICY.model_copy(update={"review": timedelta(seconds=5)})
+    assert [t.reason for t in over_time([IDLE] * 2, policy) if t] == [Reason.BETTER_PLAN] * 2
+    assert [t for t in over_time([IDLE] * 2, policy, may_review=False) if t] == []
+    found = over_time([busy(0.9)] * 6, policy, may_review=False)
+    assert {t.reason for t in found if t} == {Reason.UTILIZATION_SHIFTED}

@@ -1,4 +1,4 @@
-"""The cluster, with decisions counted as they are written: what the status says was decided is what metrics count, and nothing else."""
+"""The cluster, with requests counted, and decisions as they are written: what the status says was decided is what metrics count."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,12 +12,19 @@ Counted = Callable[[Key, str, str], None]
 
 
 class CountedCluster(KubeCluster):
-    """Implements `Cluster`. `decided` is told resource, transition and reason of each new decision."""
+    """Implements `Cluster`. `decided` is told resource, transition and reason of each new decision; `called` each request's method."""
 
-    def __init__(self, api: client.ApiClient, timeout_seconds: float, namespaces: Sequence[str], decided: Counted) -> None:
+    def __init__(
+        self, api: client.ApiClient, timeout_seconds: float, namespaces: Sequence[str], decided: Counted, called: Callable[[str], None]
+    ) -> None:
         super().__init__(api, timeout_seconds, namespaces)
         self._decided = decided
+        self._called = called
         self._last: dict[Key, str] = {}
+
+    def _call(self, method: str, path: str, **how: Any) -> Any:
+        self._called(method)
+        return super()._call(method, path, **how)
 
     def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """As ever; then the newest decision is counted, if it is another than the one written before."""

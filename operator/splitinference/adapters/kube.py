@@ -26,8 +26,10 @@ FIELD_MANAGER = "splitinference"
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _LOG_LIMIT_BYTES = 16 * 2**20
+_PAGE = "500"
 
 _PATHS = {
+    "Node": ("/api/v1", "nodes"),
     "Pod": ("/api/v1", "pods"),
     "Service": ("/api/v1", "services"),
     "ConfigMap": ("/api/v1", "configmaps"),
@@ -82,11 +84,11 @@ class KubeCluster:
         """All of them, in the watched namespaces."""
         if not self._namespaces:
             return self._list(f"/apis/{API_VERSION}/{PLURAL}", KIND)
-        return [item for namespace in self._namespaces for item in self._list(_path(KIND, namespace), KIND)]
+        return [item for namespace in self._namespaces for item in self._list(api_path(KIND, namespace), KIND)]
 
     def split_inference(self, namespace: str, name: str) -> Manifest | None:
         """One of them; None if it is gone."""
-        return self._get(_path(KIND, namespace, name))
+        return self._get(api_path(KIND, namespace, name))
 
     def nodes(self) -> Sequence[Manifest]:
         """All nodes."""
@@ -98,23 +100,24 @@ class KubeCluster:
 
     def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
         """Objects of this kind that carry our labels for this instance."""
-        return self._list(_path(kind, namespace), kind, labelSelector=f"{MANAGED_BY}={OURS},{INSTANCE}={instance}")
+        return self._list(api_path(kind, namespace), kind, labelSelector=f"{MANAGED_BY}={OURS},{INSTANCE}={instance}")
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """One object; None if there is none."""
-        return self._get(_path(kind, namespace, name))
+        return self._get(api_path(kind, namespace, name))
 
     def apply(self, manifest: Manifest) -> None:
         """Server-side apply, forced."""
         about = manifest["metadata"]
-        path = _path(manifest["kind"], about["namespace"], about["name"])
-        self._call("PATCH", path, body=manifest, content_type=_APPLY, query={"fieldManager": FIELD_MANAGER, "force": "true"})
+        path = api_path(manifest["kind"], about["namespace"], about["name"])
+        answer = self._call("PATCH", path, body=manifest, content_type=_APPLY, query={"fieldManager": FIELD_MANAGER, "force": "true"})
+        self._wrote(manifest["kind"], answer)
 
     def create(self, manifest: Manifest) -> None:
         """Create; already there is success."""
-        path = _path(manifest["kind"], manifest["metadata"]["namespace"])
+        path = api_path(manifest["kind"], manifest["metadata"]["namespace"])
         try:
-            self._call("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
+            self._wrote(manifest["kind"], self._call("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER}))
         except _AlreadyThereError:
             log.debug("%s %s is already there", manifest["kind"], manifest["metadata"]["name"])
 
@@ -122,14 +125,21 @@ class KubeCluster:
         """Delete in the background; not found is success."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         try:
-            self._call("DELETE", _path(kind, namespace, name), body=options)
+            answer = self._call("DELETE", api_path(kind, namespace, name), body=options)
         except _NotFoundError:
             log.debug("%s %s is gone already", kind, name)
+            self._deleted(kind, namespace, name)
+            return
+        if "deletionTimestamp" in (answer.get("metadata") or {}):
+            self._wrote(kind, answer)
+        else:
+            self._deleted(kind, namespace, name)
 
     def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """Merge-patch the status; not found is success."""
         try:
-            self._call("PATCH", _path(KIND, namespace, name) + "/status", body={"status": status}, content_type=_MERGE)
+            answer = self._call("PATCH", api_path(KIND, namespace, name) + "/status", body={"status": status}, content_type=_MERGE)
+            self._wrote(KIND, answer)
         except _NotFoundError:
             log.debug("%s/%s is gone, its status is not written", namespace, name)
 
@@ -165,28 +175,45 @@ class KubeCluster:
         except (UnavailableError, RefusedError) as error:
             log.warning("event %s about %s/%s was not written: %s", reason, target["namespace"], target["name"], error)
 
+    def _wrote(self, kind: str, answer: Manifest) -> None:
+        """What the API server has after a write of ours; for those who keep what they read."""
+
+    def _deleted(self, kind: str, namespace: str, name: str) -> None:
+        """We deleted it, and it is gone."""
+
     def pod_log(self, namespace: str, name: str) -> str:
         """The whole log of a pod's only container; empty while there is none."""
         try:
-            text = self._call("GET", _path("Pod", namespace, name) + "/log", raw=True, query={"limitBytes": str(_LOG_LIMIT_BYTES)})
+            text = self._call("GET", api_path("Pod", namespace, name) + "/log", raw=True, query={"limitBytes": str(_LOG_LIMIT_BYTES)})
         except (_NotFoundError, RefusedError):
             return ""
         return text if isinstance(text, str) else ""
 
     def secret_value(self, namespace: str, name: str, key: str) -> bytes | None:
         """One key of a Secret, still in base64; None if it is not there."""
-        secret = self._get(_path("Secret", namespace, name))
+        secret = self._get(api_path("Secret", namespace, name))
         value = ((secret or {}).get("data") or {}).get(key)
         return None if value is None else str(value).encode()
 
     def _list(self, path: str, kind: str, **query: str) -> list[Manifest]:
-        try:
-            answer = self._call("GET", path, query=query)
-        except _NotFoundError as error:
-            raise UnavailableError(f"{path} is not known to the API server") from error
+        return self._listed(path, kind, **query)[0]
+
+    def _listed(self, path: str, kind: str, **query: str) -> tuple[list[Manifest], str]:
+        """All objects, asked for in pages, and the version of the list."""
         # Lists leave out what all of their items are; a caller should not need to know where an object came from.
-        stamp = {"apiVersion": _API_VERSIONS.get(kind, "v1"), "kind": kind}
-        return [stamp | item for item in answer.get("items") or ()]
+        stamp = {"apiVersion": api_version(kind), "kind": kind}
+        found: list[Manifest] = []
+        page: dict[str, str] = {}
+        while True:
+            try:
+                answer = self._call("GET", path, query={**query, "limit": _PAGE, **page})
+            except _NotFoundError as error:
+                raise UnavailableError(f"{path} is not known to the API server") from error
+            found += [stamp | item for item in answer.get("items") or ()]
+            about = answer.get("metadata") or {}
+            if not about.get("continue"):
+                return found, str(about.get("resourceVersion", ""))
+            page = {"continue": str(about["continue"])}
 
     def _get(self, path: str) -> Manifest | None:
         try:
@@ -203,7 +230,9 @@ class KubeCluster:
         body: object = None,
         content_type: str = "application/json",
         raw: bool = False,
+        stream_seconds: float | None = None,
     ) -> Any:
+        """The answer as JSON; as text if `raw`; an open stream that may be silent for `stream_seconds` if that is given."""
         headers = {"Accept": "application/json, */*" if raw else "application/json"}
         if body is not None:
             headers["Content-Type"] = content_type
@@ -217,8 +246,8 @@ class KubeCluster:
                 response_type="str" if raw else "object",
                 auth_settings=["BearerToken"],
                 _return_http_data_only=True,
-                _preload_content=not raw,
-                _request_timeout=(self._timeout, self._timeout),
+                _preload_content=not raw and stream_seconds is None,
+                _request_timeout=(self._timeout, stream_seconds or self._timeout),
             )
             return answer.data.decode("utf-8", "replace") if raw else answer
         except client.ApiException as error:
@@ -235,9 +264,15 @@ class _AlreadyThereError(RefusedError):
     """409 AlreadyExists."""
 
 
-def _path(kind: str, namespace: str, name: str = "") -> str:
+def api_version(kind: str) -> str:
+    """Group and version of a kind."""
+    return _API_VERSIONS[kind]
+
+
+def api_path(kind: str, namespace: str, name: str = "") -> str:
+    """Where objects of a kind are; without a namespace those of all namespaces."""
     prefix, plural = _PATHS[kind]
-    path = f"{prefix}/namespaces/{quote(namespace, safe='')}/{plural}"
+    path = f"{prefix}/namespaces/{quote(namespace, safe='')}/{plural}" if namespace else f"{prefix}/{plural}"
     return f"{path}/{quote(name, safe='')}" if name else path
 
 

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from splitinference.controller.passes import Ended, Key
+from splitinference.controller.passes import Key, Pass
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
 from splitinference.core.decide import Solve
 from splitinference.core.plan import Plan
@@ -28,12 +28,17 @@ class Telemetry:
         self.registry = registry or CollectorRegistry()
         self._passes = Counter(f"{_PREFIX}_passes", "Passes, by how they ended", ["ended"], registry=self.registry)
         self._seconds = Histogram(
-            f"{_PREFIX}_pass_seconds", "Time of a pass", buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30), registry=self.registry
+            f"{_PREFIX}_pass_seconds",
+            "Time of a pass, and whether the solver was asked in it",
+            ["solved"],
+            buckets=(0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=self.registry,
         )
         self._solves = Counter(f"{_PREFIX}_solves", "Solves, by outcome", ["outcome"], registry=self.registry)
         self._solve_seconds = Histogram(
             f"{_PREFIX}_solve_seconds", "Time of a solve", buckets=(0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10), registry=self.registry
         )
+        self._calls = Counter(f"{_PREFIX}_api_requests", "Requests to the API server", ["method"], registry=self.registry)
         self._decisions = Counter(
             f"{_PREFIX}_decisions",
             "Decisions, by transition and reason",
@@ -41,10 +46,14 @@ class Telemetry:
             registry=self.registry,
         )
 
-    def passed(self, key: Key, ended: Ended, seconds: float) -> None:
+    def passed(self, key: Key, done: Pass, seconds: float) -> None:
         """A pass ended."""
-        self._passes.labels(ended.value).inc()
-        self._seconds.observe(seconds)
+        self._passes.labels(done.ended.value).inc()
+        self._seconds.labels("yes" if done.solved else "no").observe(seconds)
+
+    def called(self, method: str) -> None:
+        """The API server was asked."""
+        self._calls.labels(method).inc()
 
     def decided(self, key: Key, transition: str, reason: str) -> None:
         """A decision was written to the status."""

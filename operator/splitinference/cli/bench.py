@@ -3,12 +3,13 @@
 import argparse
 from typing import Any
 
-from splitinference.cli import bench_planner, bench_serve
+from splitinference.cli import bench_operator, bench_planner, bench_serve
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add the command with its parts."""
-    parser = subparsers.add_parser("bench", help="measure the planner, or the data plane", description=__doc__)
+    parser = subparsers.add_parser("bench", help="measure the planner, the data plane, or the operator's own cost", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
     bench_planner.register(parts)
+    bench_operator.register(parts)
     bench_serve.register(parts)

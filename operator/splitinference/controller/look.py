@@ -5,16 +5,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from splitinference.controller.calibration import Calibration, read_calibration
 from splitinference.controller.gateway import GATEWAY, route_name
 from splitinference.controller.objects import COMPONENT
 from splitinference.controller.observe import Known, SegmentPod, read_segments
 from splitinference.controller.pods import labels_of
 from splitinference.controller.ports import GatewayReport, Manifest, Ports
 from splitinference.controller.prove import Proofs, Prover
-from splitinference.controller.readings import Measured, read_metrics
+from splitinference.controller.readings import Measured
 from splitinference.controller.recall import Recall, read_recall
 from splitinference.controller.route import Stored, old_routes, read_route
-from splitinference.controller.snapshot import Reading, Sources, claims, is_ready, read_snapshot
+from splitinference.controller.sight import Sight
+from splitinference.controller.snapshot import Reading, Sources, held_for, read_snapshot
 from splitinference.core.walk import Observed
 from splitinference.settings import Settings
 
@@ -34,6 +36,7 @@ class Seen:
     report: GatewayReport | None
     segments: tuple[SegmentPod, ...]
     recall: Recall
+    calibration: Calibration
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -75,14 +78,15 @@ class Looker:
     ports: Ports
     settings: Settings
     body: Manifest
+    sight: Sight
 
     def look(self, resources: Sequence[Manifest], wanted: frozenset[str], proofs: Proofs) -> tuple[Seen, Proofs]:
         """Read everything else than `resources`; prove what is ready. `wanted`: the names of the plan's segments."""
         cluster, (namespace, name) = self.ports.cluster, owner_of(self.body)
         now, nodes, pods = self.ports.clock.now(), cluster.nodes(), cluster.pods()
-        measured, report = read_metrics(self.ports.metrics), self.ports.gateways.routes(namespace, name)
+        measured, report = self.sight.measured((namespace, name), self.ports.metrics, now), self.ports.gateways.routes(namespace, name)
         owned = cluster.owned("Pod", namespace, name)
-        usable = frozenset(str(node["metadata"]["name"]) for node in nodes if is_ready(node))
+        usable = self.sight.picture(nodes, pods, measured).usable
         owner = str(self.body["metadata"].get("uid", ""))
         known = Known(now=now, usable=usable, owner=owner, wanted=wanted, proven=proofs.proven)
         prover = Prover(port=self.ports.segments, namespace=namespace, now=now)
@@ -105,6 +109,7 @@ class Looker:
             report=report,
             segments=segments,
             recall=recall,
+            calibration=read_calibration(self.body.get("status") or {}),
         )
         return seen, proofs
 
@@ -117,6 +122,7 @@ class Looker:
         resources: Sequence[Manifest],
     ) -> Reading:
         """The snapshot, with what the plans of the other `resources` hold."""
-        owner = owner_of(self.body)
-        held = claims(resources, pods, *owner)
-        return read_snapshot(Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner), self.settings)
+        owner, picture = owner_of(self.body), self.sight.picture(nodes, pods, measured)
+        held = held_for(resources, picture.there, *owner)
+        sources = Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner, picture=picture)
+        return read_snapshot(sources, self.settings)

@@ -32,10 +32,11 @@ class Ended(StrEnum):
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass says: how it ended, and whether the next should come sooner than usual."""
+    """What a pass says: how it ended, whether the next should come sooner than usual, and whether the solver was asked."""
 
     ended: Ended
     again_seconds: float | None = None
+    solved: bool = False
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Passes:
         executor: Executor,
         resync_seconds: float,
         retry_seconds: float,
-        report: Callable[[Key, Ended, float], None],
+        report: Callable[[Key, Pass, float], None],
     ) -> None:
         """`one_pass` raises nothing that is expected; `report` is told how each pass ended and how many seconds it took."""
         self._one_pass = one_pass
@@ -112,7 +113,7 @@ class Passes:
                 # The loop must outlive whatever a pass does: without it the resource would never be looked at again.
                 log.exception("%s/%s: a pass failed", *key)
                 done = Pass(Ended.FAILED)
-            self._report(key, done.ended, time.monotonic() - started)
+            self._report(key, done, time.monotonic() - started)
             if done.ended is Ended.GONE and not wake.is_set():
                 self._loops.pop(key, None)
                 return

@@ -10,6 +10,7 @@ from functools import partial
 
 from splitinference.controller import terms
 from splitinference.controller.asked import Asked, profile_for, read_asked
+from splitinference.controller.calibration import compare
 from splitinference.controller.front import ensure_gateway, is_coming
 from splitinference.controller.look import Looker, Seen, owner_of
 from splitinference.controller.planned import Built, Planned, build, read_plan
@@ -19,11 +20,14 @@ from splitinference.controller.prove import Proofs
 from splitinference.controller.recall import read_recall
 from splitinference.controller.report import Report, events, status_of
 from splitinference.controller.resource import Resource, read_resource
-from splitinference.controller.snapshot import Reading
+from splitinference.controller.reviews import Reviews
+from splitinference.controller.serving import serving_stages
+from splitinference.controller.sight import Sight
 from splitinference.controller.status import Condition, merge_patch
 from splitinference.controller.verdict import judge, promised
 from splitinference.controller.walking import Walker
-from splitinference.core.adaptation import Facts, Traffic
+from splitinference.core.adaptation import Facts, Memory, Traffic
+from splitinference.core.cluster import Snapshot
 from splitinference.core.compare import Change
 from splitinference.core.cost import violations
 from splitinference.core.decide import Adopt, Keep, Kept, Solve, beside, decide
@@ -31,8 +35,9 @@ from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
 from splitinference.core.profile import Profile
 from splitinference.core.rehearse import rehearse
-from splitinference.core.solve.outcome import Limits
+from splitinference.core.solve.outcome import Limits, Outcome
 from splitinference.core.transition import Blocked, Done, Steps, next_steps
+from splitinference.core.triggers import Reason
 from splitinference.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,10 +48,12 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Looked:
-    """How a pass ended. `gone`: there is no such resource; `again_seconds`: look again so soon if nothing wakes before, None as usual."""
+    """How a pass ended. `gone`: there is no such resource; `again_seconds`: look again so soon if nothing wakes before, None as usual;
+    `solved`: the solver was asked."""
 
     gone: bool = False
     again_seconds: float | None = None
+    solved: bool = False
 
 
 @dataclass
@@ -65,6 +72,10 @@ class Reconciler:
     settings: Settings
     solve: Solve
     _kept: dict[Key, _Kept] = field(default_factory=dict)
+    _reviews: Reviews = field(default_factory=Reviews)
+
+    def __post_init__(self) -> None:
+        self._sight = Sight(self.settings)
 
     def reconcile(self, namespace: str, name: str) -> Looked:
         """One pass. Raises UnavailableError when the API server cannot be worked with: nothing is lost, try again."""
@@ -76,17 +87,33 @@ class Reconciler:
         kept = self._kept.setdefault(
             (namespace, name), _Kept(proofs=Proofs(proven=frozenset(read_recall(body.get("status") or {}).proofs)))
         )
-        return _Pass(self.ports, self.settings, self.solve, body, resources, kept).run()
+        asked = _Asked(self.solve)
+        looked = _Pass(self.ports, self.settings, asked, body, resources, kept, self._sight, self._reviews).run()
+        return replace(looked, solved=asked.times > 0)
+
+
+@dataclass
+class _Asked:
+    """The solver, and how often it was asked."""
+
+    solve: Solve
+    times: int = 0
+
+    def __call__(self, problem: Problem, limits: Limits, hint: Plan | None = None) -> Outcome:
+        self.times += 1
+        return self.solve(problem, limits, hint)
 
 
 @dataclass
 class _Pass:
     ports: Ports
     settings: Settings
-    solve: Solve
+    solve: "_Asked"
     body: Manifest
     resources: Sequence[Manifest]
     kept: _Kept
+    sight: Sight
+    reviews: Reviews
     refused: list[str] = field(default_factory=list)
 
     @property
@@ -100,7 +127,7 @@ class _Pass:
         planned = read_plan(self.body.get("status") or {})
         profile = profile_for(planned, self.body, asked, self.ports.models) if planned else None
         built = build(planned, self.body, profile, self.ports.builder) if planned and profile else None
-        looker = Looker(self.ports, self.settings, self.body)
+        looker = Looker(self.ports, self.settings, self.body, self.sight)
         wanted = frozenset(built.target.segments) if built else frozenset[str]()
         seen, self.kept.proofs = looker.look(self.resources, wanted, self.kept.proofs)
         decision: Adopt | Keep | None = None
@@ -109,15 +136,9 @@ class _Pass:
                 self._ensure_gateway(self.body, asked.profile)
                 if is_coming(self.ports, self.body, seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
-            facts = self._facts(asked, planned, built, seen)
-            decision, memory = decide(
-                facts,
-                policy(asked.resource.spec.adaptation),
-                seen.recall.memory,
-                self.solve,
-                self.limits,
-                reachable=partial(self._reaches, asked, seen),
-            )
+            seen, problem = self._calibrated(asked, planned, built, seen)
+            facts = self._facts(asked, problem, planned, built, seen)
+            decision, memory = self._decide(facts, asked, seen)
             seen = replace(seen, recall=seen.recall.model_copy(update={"memory": memory}))
             if isinstance(decision, Adopt):
                 adopted = self._adopt(decision, asked, facts, seen, looker)
@@ -152,12 +173,12 @@ class _Pass:
 
     # --- the plan --------------------------------------------------------------------------------------------------------------------
 
-    def _facts(self, asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
+    def _facts(self, asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
         adaptation = asked.resource.spec.adaptation
         walking = built is not None and not isinstance(next_steps(built.target, seen.observed, strategy(adaptation)), Done)
         return Facts(
             now=seen.now,
-            problem=self._problem(asked, planned, seen.reading),
+            problem=problem,
             plan=planned.plan if planned else None,
             planned_for=planned.asked if planned else "",
             asked=asked.digest,
@@ -168,12 +189,35 @@ class _Pass:
             traffic=_traffic(seen),
         )
 
-    def _problem(self, asked: Asked, planned: Planned | None, reading: Reading) -> Problem:
+    def _decide(self, facts: Facts, asked: Asked, seen: Seen) -> tuple[Adopt | Keep, Memory]:
+        leave = self.reviews.begin(seen.now, confirming=Reason.BETTER_PLAN in seen.recall.memory.watches)
+        try:
+            return decide(
+                facts.model_copy(update={"may_review": leave}),
+                policy(asked.resource.spec.adaptation),
+                seen.recall.memory,
+                self.solve,
+                self.limits,
+                reachable=partial(self._reaches, asked, seen),
+            )
+        finally:
+            if leave:
+                self.reviews.end(seen.now, self.ports.clock.now(), solved=self.solve.times > 0)
+
+    def _calibrated(self, asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> tuple[Seen, Problem]:
+        """What is seen with what the stages that serve say of the cost model, and the problem with the factors that count."""
+        plain = self._problem(asked, planned, seen.reading.snapshot)
+        known, notes = compare(seen.calibration, serving_stages(planned, built, seen.stored, seen.report), plain, seen.now)
+        reading = replace(seen.reading, notes=tuple(dict.fromkeys([*seen.reading.notes, *notes])))
+        problem = plain.model_copy(update={"snapshot": known.applied_to(plain.snapshot, seen.now)})
+        return replace(seen, calibration=known, reading=reading), problem
+
+    def _problem(self, asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Problem:
         plan = planned.plan if planned and planned.plan.model_digest == asked.profile.digest else None
         spec = asked.resource.spec
         return Problem(
             profile=asked.profile,
-            snapshot=reading.snapshot,
+            snapshot=snapshot,
             workload=terms.workload(spec),
             objective=terms.objective(spec),
             constraints=asked.constraints,

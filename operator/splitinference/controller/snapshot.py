@@ -5,13 +5,14 @@ own segments' memory counts as free for us.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from splitinference.controller.gateway import GATEWAY
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.network import read_network
+from splitinference.controller.objects import INSTANCE
 from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes
 from splitinference.controller.ports import Manifest
 from splitinference.controller.quantity import quantity
@@ -20,6 +21,7 @@ from splitinference.core.cluster import Node, Snapshot, Taint
 from splitinference.settings import Settings
 
 _SAID_ELSEWHERE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable", "node.kubernetes.io/memory-pressure")
+_NOBODY = ("", "no resource has such a name")
 ZONE = "topology.kubernetes.io/zone"
 
 
@@ -34,23 +36,26 @@ class Reading:
 
 def claims(resources: Sequence[Manifest], pods: Sequence[Manifest], namespace: str, name: str) -> Mapping[str, int]:
     """Bytes per node that other resources' plans hold and no pod on that node has yet."""
-    there = {
-        (p["metadata"].get("namespace"), p["metadata"]["name"]) for p in pods if (p.get("spec") or {}).get("nodeName") and not is_over(p)
-    }
+    return held_for(resources, {_name(pod) for pod in pods if _holds(pod)}, namespace, name)
+
+
+def held_for(resources: Sequence[Manifest], there: Set[tuple[str, str]], namespace: str, name: str) -> Mapping[str, int]:
+    """As `claims`, with the names of the pods that are on nodes."""
     held: dict[str, int] = defaultdict(int)
     for resource in resources:
         metadata = resource["metadata"]
         if (metadata.get("namespace"), metadata["name"]) == (namespace, name) or metadata.get("deletionTimestamp"):
             continue
         for segment in ((resource.get("status") or {}).get("plan") or {}).get("segments") or []:
-            if (metadata.get("namespace"), segment.get("name")) not in there:
+            if (str(metadata.get("namespace", "")), str(segment.get("name"))) not in there:
                 held[str(segment.get("node"))] += int(segment.get("memoryBytes") or 0)
     return held
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a snapshot is made from. `owner`: namespace and name of the resource that it is for; `held`: what `claims` gave."""
+    """What a snapshot is made from. `owner`: namespace and name of the resource that it is for; `held`: what `claims` gave; `picture`: what
+    `picture_of` made of the same nodes, pods and metrics, where there is one."""
 
     now: datetime
     nodes: Sequence[Manifest]
@@ -58,25 +63,86 @@ class Sources:
     measured: Measured
     held: Mapping[str, int]
     owner: tuple[str, str]
+    picture: "Picture | None" = None
 
 
 def read_snapshot(sources: Sources, settings: Settings) -> Reading:
     """The picture for one resource."""
+    picture = sources.picture or picture_of(sources.nodes, sources.pods, sources.measured, settings)
+    judge = Judge(max_age_seconds=settings.metrics_max_age_seconds)
+    ours = picture.ours.get(sources.owner, ())
+    nodes = list(picture.snapshot.nodes)
+    # Only where this resource has segments, or others' plans hold something, is a node another than for everybody.
+    for name in dict.fromkeys([*(node_of(pod) for pod in ours if is_ours(pod, SEGMENT)), *sources.held]):
+        if (index := picture.index.get(name)) is not None:
+            nodes[index] = _node(picture.ordered[index], picture.by_node.get(name, ()), sources, settings, judge)
+    ingress = next((node_of(pod) for pod in ours if is_ours(pod, GATEWAY) and node_of(pod) in picture.index), "")
+    network = picture.snapshot.network.model_copy(update={"ingress": ingress})
+    return Reading(
+        # All of this was validated when the picture was made.
+        snapshot=picture.snapshot.model_copy(update={"nodes": tuple(nodes), "network": network, "observed_at": sources.now}),
+        pressured=picture.pressured,
+        notes=tuple(dict.fromkeys([*sources.measured.notes, *picture.notes, *judge.notes])),
+    )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Nodes and links as one sees them who has nothing there: the same for all resources. `ordered`: the nodes by name, `index` where each
+    is; `by_node`: pods that hold memory; `ours`: those of our resources, by owner; `there`: their names; `usable`: nodes that are ready."""
+
+    nodes_read: Sequence[Manifest]
+    pods_read: Sequence[Manifest]
+    measured: Measured
+    ordered: Sequence[Manifest]
+    index: Mapping[str, int]
+    by_node: Mapping[str, Sequence[Manifest]]
+    ours: Mapping[tuple[str, str], Sequence[Manifest]]
+    there: frozenset[tuple[str, str]]
+    usable: frozenset[str]
+    snapshot: Snapshot
+    pressured: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def picture_of(nodes: Sequence[Manifest], pods: Sequence[Manifest], measured: Measured, settings: Settings) -> Picture:
+    """Look at everything once."""
     judge = Judge(max_age_seconds=settings.metrics_max_age_seconds)
     by_node: dict[str, list[Manifest]] = defaultdict(list)
-    for pod in sources.pods:
-        if (pod.get("spec") or {}).get("nodeName") and not is_over(pod):
+    ours: dict[tuple[str, str], list[Manifest]] = defaultdict(list)
+    there = set()
+    for pod in pods:
+        if _holds(pod):
             by_node[pod["spec"]["nodeName"]].append(pod)
-    ordered = sorted(sources.nodes, key=lambda node: str(node["metadata"]["name"]))
-    seen = [_node(node, by_node[node["metadata"]["name"]], sources, settings, judge) for node in ordered]
-    gateways = (node_of(p) for ps in by_node.values() for p in ps if is_ours(p, GATEWAY, *sources.owner))
-    ingress = next((name for name in gateways if name in {node.name for node in seen}), "")
-    network = read_network(ordered, sources.measured, ingress, settings, judge)
-    return Reading(
-        snapshot=Snapshot(nodes=tuple(seen), network=network, observed_at=sources.now),
+            there.add(_name(pod))
+            if is_ours(pod, SEGMENT) or is_ours(pod, GATEWAY):
+                ours[str(pod["metadata"].get("namespace", "")), labels_of(pod).get(INSTANCE, "")].append(pod)
+    ordered = sorted(nodes, key=lambda node: str(node["metadata"]["name"]))
+    nobody = Sources(now=datetime.min.replace(tzinfo=UTC), nodes=nodes, pods=pods, measured=measured, held={}, owner=_NOBODY)
+    seen = tuple(_node(node, by_node.get(node["metadata"]["name"], ()), nobody, settings, judge) for node in ordered)
+    return Picture(
+        nodes_read=nodes,
+        pods_read=pods,
+        measured=measured,
+        ordered=ordered,
+        index={node.name: index for index, node in enumerate(seen)},
+        by_node=by_node,
+        ours=ours,
+        there=frozenset(there),
+        usable=frozenset(str(node["metadata"]["name"]) for node in ordered if is_ready(node)),
+        snapshot=Snapshot(nodes=seen, network=read_network(ordered, measured, "", settings, judge)),
         pressured={node["metadata"]["name"]: why for node in ordered if (why := _pressure(node))},
-        notes=tuple(dict.fromkeys([*sources.measured.notes, *judge.notes])),
+        notes=tuple(dict.fromkeys(judge.notes)),
     )
+
+
+def _holds(pod: Manifest) -> bool:
+    """Whether the pod is on a node and holds memory there."""
+    return bool((pod.get("spec") or {}).get("nodeName")) and not is_over(pod)
+
+
+def _name(pod: Manifest) -> tuple[str, str]:
+    return str(pod["metadata"].get("namespace", "")), str(pod["metadata"]["name"])
 
 
 def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: Settings, judge: Judge) -> Node:

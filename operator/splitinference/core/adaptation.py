@@ -62,6 +62,7 @@ class Facts(Value):
     walking: bool = Field(default=False, description="a transition is under way")
     moves: tuple[datetime, ...] = Field(default=(), description="when plans were moved to, oldest first")
     traffic: Traffic = Traffic()
+    may_review: bool = Field(default=True, description="there is leave to look for a better plan without any other reason")
 
 
 class Watch(Value):

@@ -138,7 +138,7 @@ def _optional(facts: Facts, plan: Plan, policy: Policy, memory: Memory) -> tuple
     if first is not None and (since is None or since >= policy.retry):
         return first, memory
     pause = policy.window / policy.confirmations if Reason.BETTER_PLAN in memory.watches else policy.review
-    if first is None and (since is None or since >= pause):
+    if first is None and facts.may_review and (since is None or since >= pause):
         message = f"a better plan is looked for every {policy.review.total_seconds():.0f} s"
         return Trigger(reason=Reason.BETTER_PLAN, message=message, mandatory=False), memory
     return None, memory

@@ -1,0 +1,218 @@
+"""One kind of objects as the API server has it: listed once, then kept by a watch in a thread of its own.
+
+Who reads gets the same tuple again until something changes, so that what was computed from it can be kept too. Own writes are put in with
+the answer to the write, so nobody waits for the watch to see them. A mirror whose watch has been broken for long says so instead of
+answering: old objects are not the cluster.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import urllib3
+
+from splitinference.adapters.failures import in_words
+from splitinference.controller.ports import Manifest, UnavailableError
+
+log = logging.getLogger(__name__)
+
+LOST_SECONDS = 15.0
+"""A watch that has been broken for so long is no picture of the cluster any more."""
+FIRST_SECONDS = 30.0
+"""The first list may take so long."""
+PAUSE_SECONDS = 1.0
+Key = tuple[str, str]
+"""Namespace (empty where there is none) and name."""
+
+
+class Stream(Protocol):
+    """An open watch: lines of JSON, until it is closed from either side."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The next event."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the objects come from. `listed` gives all and the version to watch from; `watched` an open stream from a version on;
+    `kept` what of an object is worth its memory."""
+
+    kind: str
+    listed: Callable[[], tuple[list[Manifest], str]]
+    watched: Callable[[str], Stream]
+    kept: Callable[[Manifest], Manifest]
+
+
+class Mirror:
+    """Objects of one kind, read by many threads."""
+
+    def __init__(self, source: Source, lost_seconds: float = LOST_SECONDS) -> None:
+        self._source = source
+        self._lost_seconds = lost_seconds
+        self._lock = threading.Lock()
+        self._objects: dict[Key, Manifest] = {}
+        self._gone: dict[Key, int] = {}
+        self._tuple: tuple[Manifest, ...] | None = None
+        self._first = threading.Event()
+        self._lost_since: float | None = time.monotonic()
+        self._why = "it was not read yet"
+        self._stopped = False
+        self._stream: Stream | None = None
+        self._thread: threading.Thread | None = None
+
+    # --- reading ---------------------------------------------------------------------------------------------------------------------
+
+    def all(self) -> tuple[Manifest, ...]:
+        """All objects; the same tuple while nothing changed. Raises UnavailableError where that is not known."""
+        self._wait()
+        with self._lock:
+            if self._tuple is None:
+                self._tuple = tuple(self._objects.values())
+            return self._tuple
+
+    def get(self, namespace: str, name: str) -> Manifest | None:
+        """One object. Raises UnavailableError where that is not known."""
+        self._wait()
+        with self._lock:
+            return self._objects.get((namespace, name))
+
+    def _wait(self) -> None:
+        self._start()
+        if not self._first.wait(FIRST_SECONDS):
+            raise UnavailableError(f"{self._source.kind} objects cannot be read: {self._why}")
+        since = self._lost_since
+        if since is not None and time.monotonic() - since > self._lost_seconds:
+            raise UnavailableError(f"{self._source.kind} objects cannot be watched for {time.monotonic() - since:.0f} s: {self._why}")
+
+    # --- own writes ------------------------------------------------------------------------------------------------------------------
+
+    def wrote(self, answer: Mapping[str, Any]) -> None:
+        """What the API server answered to a write of ours: the object as it is now."""
+        if "metadata" in answer and "resourceVersion" in answer["metadata"]:
+            self._put(answer)
+
+    def deleted(self, namespace: str, name: str) -> None:
+        """We deleted it, and it is gone at once."""
+        self._drop((namespace, name), None)
+
+    # --- the watch -------------------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the watch."""
+        self._stopped = True
+        if (stream := self._stream) is not None:
+            with suppress(OSError, urllib3.exceptions.HTTPError):
+                stream.close()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"watch of {self._source.kind}", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        version = ""
+        while not self._stopped:
+            began = time.monotonic()
+            try:
+                if not version:
+                    version = self._list()
+                version = self._follow(version)
+            except Exception as error:  # noqa: BLE001 - whatever it is: a watch that ends for good would leave old objects standing
+                self._lose(in_words(error))
+                version = version if isinstance(error, UnavailableError | urllib3.exceptions.HTTPError | OSError) else ""
+            if time.monotonic() - began < PAUSE_SECONDS:
+                time.sleep(PAUSE_SECONDS)
+
+    def _list(self) -> str:
+        found, version = self._source.listed()
+        kept = {_key(thing): self._source.kept(thing) for thing in found}
+        with self._lock:
+            # What we wrote after the list was made is newer than the list.
+            newer = {key: thing for key, thing in self._objects.items() if _version(thing) > _as_number(version)}
+            self._objects = {**kept, **newer}
+            self._gone.clear()
+            self._tuple = None
+        self._regain()
+        return version
+
+    def _follow(self, version: str) -> str:
+        """Until the server ends the stream; the version to go on from, empty where everything must be listed anew."""
+        stream = self._stream = self._source.watched(version)
+        self._regain()
+        try:
+            for line in stream:
+                event = json.loads(line)
+                thing = event["object"]
+                if event["type"] == "ERROR":
+                    log.debug("the watch of %s starts anew: %s", self._source.kind, thing.get("message"))
+                    return ""
+                version = str(thing["metadata"]["resourceVersion"])
+                if event["type"] == "DELETED":
+                    self._drop(_key(thing), _as_number(version))
+                elif event["type"] != "BOOKMARK":
+                    self._put(thing)
+                if self._stopped:
+                    break
+        finally:
+            self._stream = None
+            stream.close()
+        return version
+
+    def _put(self, thing: Mapping[str, Any]) -> None:
+        key, kept = _key(thing), self._source.kept(dict(thing))
+        with self._lock:
+            before = self._objects.get(key)
+            if (before is not None and _version(before) >= _version(thing)) or self._gone.get(key, -1) >= _version(thing):
+                return
+            self._gone.pop(key, None)
+            self._objects[key] = kept
+            self._tuple = None
+
+    def _drop(self, key: Key, version: int | None) -> None:
+        with self._lock:
+            before = self._objects.get(key)
+            if before is None or (version is not None and _version(before) > version):
+                if version is not None:
+                    self._gone.pop(key, None)
+                return
+            del self._objects[key]
+            self._tuple = None
+            if version is None:
+                # Events of before our deletion may still come.
+                self._gone[key] = _version(before)
+            else:
+                self._gone.pop(key, None)
+
+    def _lose(self, why: str) -> None:
+        self._why = why
+        if self._lost_since is None:
+            self._lost_since = time.monotonic()
+            log.warning("the watch of %s broke: %s", self._source.kind, why)
+
+    def _regain(self) -> None:
+        self._lost_since = None
+        self._first.set()
+
+
+def _key(thing: Mapping[str, Any]) -> Key:
+    metadata = thing["metadata"]
+    return str(metadata.get("namespace", "")), str(metadata["name"])
+
+
+def _version(thing: Mapping[str, Any]) -> int:
+    return _as_number(thing["metadata"].get("resourceVersion", ""))
+
+
+def _as_number(version: object) -> int:
+    """Versions of one kind can be ordered as numbers (KEP-5504 says so; servers before it kept to it); another form counts as oldest."""
+    text = str(version)
+    return int(text) if text.isdecimal() else 0

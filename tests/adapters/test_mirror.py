@@ -1,0 +1,186 @@
+"""What a watch keeps: the same answer until something changes, own writes at once, and no answer at all once the watch has been lost."""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from splitinference.adapters.mirror import Mirror, Source
+from splitinference.controller.ports import Manifest, UnavailableError
+
+
+def a_thing(name: str, version: int, **content: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": "team", "resourceVersion": str(version)}, **content}
+
+
+class Server:
+    """An API server for one kind: lists what it has, and sends what is put into the stream; None ends the stream."""
+
+    def __init__(self, *things: dict[str, Any], version: int = 10) -> None:
+        self.things, self.version = list(things), version
+        self.events: queue.Queue[bytes | None] = queue.Queue()
+        self.asked_from: list[str] = []
+        self.lists = 0
+        self.away = False
+
+    def listed(self) -> tuple[list[Manifest], str]:
+        self.lists += 1
+        if self.away:
+            raise UnavailableError("connection refused")
+        return list(self.things), str(self.version)
+
+    def watched(self, version: str) -> "Server":
+        if self.away:
+            raise UnavailableError("connection refused")
+        self.asked_from.append(version)
+        return self
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (event := self.events.get()) is not None:
+            yield event
+
+    def close(self) -> None:
+        self.events.put(None)
+
+    def send(self, kind: str, thing: dict[str, Any]) -> None:
+        self.events.put(json.dumps({"type": kind, "object": thing}).encode())
+
+
+@contextmanager
+def mirroring(server: Server, lost_seconds: float = 15.0) -> Iterator[Mirror]:
+    mirror = Mirror(Source("Thing", server.listed, server.watched, dict), lost_seconds)
+    try:
+        yield mirror
+    finally:
+        mirror.stop()
+        server.events.put(None)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came to hold")
+
+
+def names(mirror: Mirror) -> set[str]:
+    return {thing["metadata"]["name"] for thing in mirror.all()}
+
+
+def test_the_same_tuple_comes_again_until_something_changes():
+    server = Server(a_thing("a", 1))
+    with mirroring(server) as mirror:
+        first = mirror.all()
+        assert mirror.all() is first
+        server.send("ADDED", a_thing("b", 11))
+        until(lambda: mirror.all() is not first)
+        assert names(mirror) == {"a", "b"}
+        server.send("DELETED", a_thing("a", 12))
+        until(lambda: names(mirror) == {"b"})
+        assert server.lists == 1
+
+
+def test_own_writes_are_seen_at_once_and_older_events_do_not_undo_them():
+    server = Server(a_thing("a", 1, step=0))
+    with mirroring(server) as mirror:
+        mirror.all()
+        mirror.wrote(a_thing("a", 20, step=2))
+        found = mirror.get("team", "a")
+        assert found is not None
+        assert found["step"] == 2
+        server.send("MODIFIED", a_thing("a", 15, step=1))
+        server.send("ADDED", a_thing("b", 21))
+        until(lambda: "b" in names(mirror))
+        found = mirror.get("team", "a")
+        assert found is not None
+        assert found["step"] == 2
+
+
+def test_what_we_deleted_does_not_come_back_with_a_late_event():
+    server = Server(a_thing("a", 5))
+    with mirroring(server) as mirror:
+        mirror.all()
+        mirror.deleted("team", "a")
+        assert mirror.all() == ()
+        server.send("MODIFIED", a_thing("a", 5))
+        server.send("ADDED", a_thing("b", 12))
+        until(lambda: "b" in names(mirror))
+        assert names(mirror) == {"b"}
+        server.send("ADDED", a_thing("a", 14))
+        until(lambda: names(mirror) == {"a", "b"})
+
+
+def test_a_stream_that_ends_is_followed_from_where_it_was():
+    server = Server(a_thing("a", 1))
+    with mirroring(server) as mirror:
+        mirror.all()
+        server.send("BOOKMARK", a_thing("", 42))
+        until(server.events.empty)
+        server.events.put(None)
+        until(lambda: len(server.asked_from) == 2)
+        assert server.asked_from == ["10", "42"]
+        assert server.lists == 1
+        assert names(mirror) == {"a"}
+
+
+def test_a_version_that_is_too_old_is_listed_anew():
+    server = Server(a_thing("a", 1))
+    with mirroring(server) as mirror:
+        mirror.all()
+        server.things = [a_thing("b", 90)]
+        server.version = 91
+        server.send("ERROR", {"code": 410, "message": "too old resource version"})
+        until(lambda: names(mirror) == {"b"})
+        assert server.lists == 2
+
+
+def test_an_event_that_makes_no_sense_is_answered_by_a_new_list_not_by_silence():
+    server = Server(a_thing("a", 1))
+    with mirroring(server) as mirror:
+        mirror.all()
+        server.things = [a_thing("b", 90)]
+        server.events.put(b"no json\n")
+        until(lambda: names(mirror) == {"b"})
+
+
+def test_a_watch_that_is_lost_for_long_gives_no_answer_and_a_restored_one_does():
+    server = Server(a_thing("a", 1))
+    with mirroring(server, lost_seconds=0.1) as mirror:
+        mirror.all()
+        server.away = True
+        server.events.put(None)
+
+        def refused() -> bool:
+            try:
+                mirror.all()
+            except UnavailableError as error:
+                return "connection refused" in str(error)
+            return False
+
+        until(refused)
+        server.away = False
+        until(lambda: not refused())
+        assert names(mirror) == {"a"}
+
+
+def test_readers_wait_for_the_first_list():
+    gate = threading.Event()
+    server = Server(a_thing("a", 1))
+
+    def slow() -> tuple[list[Manifest], str]:
+        gate.wait(5)
+        return server.listed()
+
+    mirror = Mirror(Source("Thing", slow, server.watched, dict))
+    found: list[int] = []
+    reader = threading.Thread(target=lambda: found.append(len(mirror.all())))
+    reader.start()
+    assert found == []
+    gate.set()
+    reader.join(5)
+    mirror.stop()
+    assert found == [1]

@@ -1,0 +1,104 @@
+"""What passes share: metrics of a moment ago between resources, never twice for one, and a picture that is drawn when something changed."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from splitinference.controller.ports import Sample, Samples
+from splitinference.controller.reviews import Reviews
+from splitinference.controller.sight import Sight
+from splitinference.controller.snapshot import Sources, read_snapshot
+from splitinference.settings import Settings
+from tests.controller.test_snapshot import a_pod
+from tests.controller.world import MIB, a_node
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = Settings()
+CHAT, CODE = ("team", "chat"), ("team", "code")
+
+
+def after(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+@dataclass
+class Counted:
+    """Metrics that count how often they are asked."""
+
+    asked: list[str] = field(default_factory=list)
+
+    def __getattr__(self, name: str):
+        def answer() -> Samples:
+            self.asked.append(name)
+            known = {"a": Sample(value=float(len(self.asked)), age_seconds=1)} if name == "node_cpu_cores" else {}
+            return Samples(by_name=known)
+
+        return answer
+
+    @property
+    def rounds(self) -> int:
+        return self.asked.count("node_cpu_cores")
+
+
+def test_one_reading_does_for_all_resources_of_the_moment():
+    sight, metrics = Sight(SETTINGS), Counted()
+    first = sight.measured(CHAT, metrics, NOW)
+    assert sight.measured(CODE, metrics, after(1)) is first
+    assert metrics.rounds == 1
+    assert sight.measured(("team", "third"), metrics, after(2)) is not first
+    assert metrics.rounds == 2
+
+
+def test_no_resource_sees_a_reading_twice():
+    sight, metrics = Sight(SETTINGS), Counted()
+    first = sight.measured(CHAT, metrics, NOW)
+    second = sight.measured(CHAT, metrics, NOW)
+    assert second is not first
+    assert sight.measured(CODE, metrics, NOW) is second
+
+
+def test_the_picture_is_drawn_anew_when_nodes_pods_or_metrics_are_others():
+    sight, metrics = Sight(SETTINGS), Counted()
+    nodes, pods, measured = (a_node("a"),), (a_pod("s", "a", instance="chat"),), sight.measured(CHAT, metrics, NOW)
+    first = sight.picture(nodes, pods, measured)
+    assert sight.picture(nodes, pods, measured) is first
+    assert sight.picture(nodes, (), measured) is not first
+    assert sight.picture((a_node("a"), a_node("b")), (), measured).usable == {"a", "b"}
+
+
+def test_a_shared_picture_gives_each_resource_its_own_snapshot():
+    sight, metrics = Sight(SETTINGS), Counted()
+    nodes = (a_node("a", mib=1000), a_node("b", mib=1000))
+    pods = (a_pod("s1", "a", "200Mi", "chat"), a_pod("s2", "b", "300Mi", "code"))
+    measured = sight.measured(CHAT, metrics, NOW)
+    picture = sight.picture(nodes, pods, measured)
+    for owner in (CHAT, CODE):
+        for held in ({}, {"b": 50 * MIB}, {"gone": 1}):
+            sources = {"now": NOW, "nodes": nodes, "pods": pods, "measured": measured, "held": held, "owner": owner}
+            assert read_snapshot(Sources(**sources, picture=picture), SETTINGS) == read_snapshot(Sources(**sources), SETTINGS)
+    free = {
+        owner: [
+            node.memory_free_bytes // MIB
+            for node in read_snapshot(Sources(NOW, nodes, pods, measured, {}, owner, picture), SETTINGS).snapshot.nodes
+        ]
+        for owner in (CHAT, CODE)
+    }
+    assert free == {CHAT: [1000, 700], CODE: [800, 1000]}
+
+
+def test_one_resource_reviews_at_a_time_and_after_it_there_is_a_pause():
+    reviews = Reviews()
+    assert reviews.begin(NOW, confirming=False)
+    assert not reviews.begin(NOW, confirming=False)
+    assert not reviews.begin(NOW, confirming=True), "not even to confirm"
+    reviews.end(NOW, after(2), solved=True)
+    assert not reviews.begin(after(7), confirming=False)
+    assert reviews.begin(after(7), confirming=True), "what has to be confirmed in time waits for no pause"
+    reviews.end(after(7), after(7), solved=True)
+    assert reviews.begin(after(7), confirming=False), "what took no time asks for no pause"
+
+
+def test_a_look_without_a_solve_asks_for_no_pause():
+    reviews = Reviews()
+    assert reviews.begin(NOW, confirming=False)
+    reviews.end(NOW, after(5), solved=False)
+    assert reviews.begin(after(5), confirming=False)
