@@ -17,15 +17,15 @@ PAGE = ROOT / "docs/reference/adaptation-results.md"
 BEGIN, END = "<!-- the table is written by `make e2e-long` -->", "<!-- end of the table -->"
 
 
-def keep(outcome: Outcome) -> None:
+def keep(outcome: Outcome, rows_file: Path = ROWS, page: Path = PAGE) -> None:
     """Put this outcome in place of the scenario's last one under the same load, in the rows and on the page."""
-    rows: list[dict[str, Any]] = json.loads(ROWS.read_text()) if ROWS.exists() else []
+    rows: list[dict[str, Any]] = json.loads(rows_file.read_text()) if rows_file.exists() else []
     new = {**asdict(outcome), "day": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "machine": machine()}
     others = [row for row in rows if (row["scenario"], row["load"]) != (new["scenario"], new["load"])]
     rows = sorted([*others, new], key=lambda row: (row["scenario"], row["load"]))
-    ROWS.write_text(json.dumps(rows, indent=2) + "\n")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
+    rows_file.write_text(json.dumps(rows, indent=2) + "\n")
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
