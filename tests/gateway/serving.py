@@ -29,6 +29,7 @@ class Serving:
     segments: list[ToySegment]
     route_file: Path
     http: aiohttp.ClientSession
+    kserve_port: int = 0
 
     @property
     def client(self) -> openai.AsyncOpenAI:
@@ -84,7 +85,8 @@ async def serving(
     gateway = Gateway.build(
         Settings(name=MODEL, route_file=route_file, model_path=model_path, peer_addresses=peers, lameduck_seconds=0, **given)
     )
-    config = uvicorn.Config(build_app(gateway), host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    app = build_app(gateway)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
     while not server.started:
@@ -93,7 +95,7 @@ async def serving(
             running.result()
     port = server.servers[0].sockets[0].getsockname()[1]
     async with aiohttp.ClientSession() as http:
-        world = Serving(f"http://127.0.0.1:{port}", gateway, segments, route_file, http)
+        world = Serving(f"http://127.0.0.1:{port}", gateway, segments, route_file, http, getattr(app.state, "kserve_port", 0))
         try:
             if routed:
                 world.route(segments, revision="r1")

@@ -48,6 +48,17 @@ def reference(prompt: Sequence[int], count: int, sampling: dict[str, Any] | None
     return tokens[len(prompt) :]
 
 
+def toy_logits(tokens: Sequence[int]) -> list[float]:
+    """Three numbers that depend on all tokens."""
+    return [float(len(tokens)), float(sum(tokens)), float(zlib.crc32(array.array("q", tokens).tobytes()) % 1000)]
+
+
+def tensors(**made: tuple[Sequence[int], Sequence[float]]) -> dict[str, Any]:
+    """`tensors` and `data` of an answer."""
+    told = [{"name": name, "dtype": "float32", "shape": list(shape)} for name, (shape, _) in made.items()]
+    return {"tensors": told, "data": b"".join(array.array("f", values).tobytes() for _, values in made.values())}
+
+
 @dataclass
 class ToySegment:
     """One stage. Faults are set by tests: `errors` are answered one per step; `stalled` never answers; `seconds` is a step's time."""
@@ -63,6 +74,7 @@ class ToySegment:
     counts: Counter[str] = field(default_factory=Counter)
     deadlines: list[int] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
+    shapes: list[list[int]] = field(default_factory=list)
     die_at_step: int | None = None
     layers: tuple[int, int] | None = None
     pull_seconds: float = 0.0  # a token, as of a slow link
@@ -76,7 +88,7 @@ class ToySegment:
         self.sequences.clear()
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         handler = grpc.unary_unary_rpc_method_handler(
-            self._infer, request_deserializer=ModelInferRequest.FromString, response_serializer=lambda m: m.SerializeToString()
+            self._serve, request_deserializer=ModelInferRequest.FromString, response_serializer=lambda m: m.SerializeToString()
         )
         service, method = INFER_METHOD.strip("/").split("/")
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
@@ -98,16 +110,17 @@ class ToySegment:
         model = f"seg-{self.name}" if self.layers is None else f"seg-0123abcd-{self.layers[0]}-{self.layers[1]}"
         return {"segment": self.name, "model": model}
 
-    async def _infer(self, request: Any, context: Any) -> Any:
+    async def _serve(self, request: Any, context: Any) -> Any:
         meta = json.loads(request.raw_input_contents[0])
         self.counts[meta["op"]] += 1
         try:
             answer = await getattr(self, f"_{meta['op']}")(meta, request.raw_input_contents[1])
         except EarlyAnswerError as early:
             answer = early.meta
+        data = answer.pop("data", b"\0")
         body = json.dumps(answer).encode()
         response = ModelInferResponse(model_name=request.model_name)
-        for name, content in (("META", body), ("DATA", b"\0")):
+        for name, content in (("META", body), ("DATA", data)):
             response.outputs.add(name=name, datatype="UINT8", shape=[len(content)])
             response.raw_output_contents.append(content)
         return response
@@ -143,12 +156,39 @@ class ToySegment:
         answer = {"v": 1, "timings": [timing]}
         if meta["sample"]:
             held, sampling = self.sequences[name], meta["sampling"]
+            if meta.get("logits"):
+                return {**answer, **tensors(logits=([3], toy_logits(held)))}
             answer["token"] = next_token(held, sampling, self.end_after)
             answer["logprob"] = -0.5
             answer["top_logprobs"] = [[answer["token"], -0.5], *([i, -1.0 - i] for i in range(1, sampling["logprobs"]))][
                 : sampling["logprobs"]
             ]
         return answer
+
+    async def _infer(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        """As an encoder, of ids and types; or as a generic chain that doubles its numbers in each stage."""
+        self.deadlines.append(meta["deadline_ms"])
+        if self.errors:
+            raise self._error(self.errors.popleft())
+        await asyncio.sleep(self.seconds)
+        self.shapes.append(meta["tensor"]["shape"])
+        if meta["tensor"]["dtype"] == "float32":
+            data = array.array("f", [2 * value for value in array.array("f", data)]).tobytes()
+        timing = {"segment": self.name, "queue_ms": 0.1, "compute_ms": 1.0, "hop_ms": 0.0}
+        if meta["route"]:
+            answer = await self._forward(meta, data)
+            return answer if "error" in answer else {**answer, "timings": [timing, *answer["timings"]]}
+        shape = meta["tensor"]["shape"]
+        if meta["tensor"]["dtype"] == "float32":
+            return {"v": 1, "timings": [timing], **tensors(scores=(shape, array.array("f", data)))}
+        values = array.array("q", data)
+        _, rows, count = shape
+        ids = [values[row * count : (row + 1) * count] for row in range(rows)]
+        types = values[rows * count :] or [0] * rows * count
+        hidden = [number for row in range(rows) for i, token in enumerate(ids[row]) for number in (token, types[row * count + i])]
+        pooled = [number for row in ids for number in (sum(row), len(row))]
+        made = tensors(last_hidden_state=([rows, count, 2], hidden), pooler_output=([rows, 2], pooled))
+        return {"v": 1, "timings": [timing], **made}
 
     async def _release(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         self.sequences.pop(meta["sequence"], None)
@@ -199,7 +239,7 @@ class ToySegment:
             code = "deadline_exceeded" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else "next_hop_failed"
             raise self._error(code) from error
         answer: dict[str, Any] = json.loads(output(response, "META"))
-        return answer
+        return {**answer, "data": output(response, "DATA")}
 
     def _error(self, code: str) -> EarlyAnswerError:
         return EarlyAnswerError({"v": 1, "error": {"code": code, "message": f"told to: {code}", "segment": self.name}})

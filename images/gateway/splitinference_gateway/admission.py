@@ -1,21 +1,39 @@
-"""Who may run now: a bounded number of sequences, and a bounded queue behind it that is fair between clients.
+"""Who may run now: sequences whose KV fits the budget, a bounded number of them, and a bounded queue behind that is fair between clients.
 
-Clients take turns; within one client it is first come, first served. So a client with many requests delays its own.
+A sequence counts with the tokens that it may grow to, so that none that runs is ever short of KV. Clients take turns; within one client it
+is first come, first served. So a client with many requests delays its own. Who does not fit yet waits in front: nobody overtakes him, or
+a long sequence would never get its turn among short ones.
 """
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from splitinference_gateway.errors import ApiError, invalid, overloaded
+
+_FIRST_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class KvBudget:
+    """Tokens of KV: what all that run may grow to together, and the longest context."""
+
+    tokens: int
+    longest: int
+
+    def cost(self, tokens: int) -> int:
+        """What a sequence of so many tokens may occupy: segments give out buffers that double from 128 on, up to the longest context."""
+        return 0 if tokens == 0 else min(self.tokens, self.longest, max(_FIRST_TOKENS, 1 << (tokens - 1).bit_length()))
 
 
 class Ticket:
     """One sequence's place: waiting, running, or done. `close` is always right, and may be called twice."""
 
-    def __init__(self, admission: "Admission", client: str) -> None:
+    def __init__(self, admission: "Admission", client: str, tokens: int) -> None:
         self._admission = admission
         self.client = client
+        self.tokens = tokens
         self.granted = asyncio.Event()
         self._closed = False
 
@@ -31,40 +49,63 @@ class Ticket:
 
 
 class Admission:
-    """Hands out tickets."""
+    """Hands out tickets. Without a budget only the number of sequences counts."""
 
-    def __init__(self, running_limit: int, queue_limit: int, changed: Callable[[int, int], None] = lambda running, waiting: None) -> None:
+    def __init__(
+        self,
+        running_limit: int,
+        queue_limit: int,
+        changed: Callable[[int, int], None] = lambda running, waiting: None,
+        *,
+        budget: KvBudget | None = None,
+    ) -> None:
         self._running_limit = running_limit
         self._queue_limit = queue_limit
+        self._budget = budget
         self._changed = changed
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self.running = 0
+        self.reserved_tokens = 0
 
     @property
     def waiting(self) -> int:
         """Sequences in the queue."""
         return sum(len(tickets) for tickets in self._waiting.values())
 
-    def enter(self, client: str, sequences: int) -> tuple[Ticket, ...]:
-        """Places for all sequences of one request, or none.
+    def enter(self, client: str, growth: Sequence[int]) -> tuple[Ticket, ...]:
+        """Places for all sequences of one request, or none. `growth`: tokens that each may grow to; 0 for what holds no KV.
 
         Raises:
             ApiError: 400 when so many never fit, 429 when there is no room now.
         """
+        sequences = len(growth)
         if sequences > self._running_limit + self._queue_limit:
             raise invalid(f"The request asks for {sequences} sequences; at most {self._running_limit + self._queue_limit} fit.", "n")
-        if sequences > max(0, self._running_limit - self.running) + self._queue_limit - self.waiting:
-            raise _full(self.running, self.waiting)
-        tickets = tuple(Ticket(self, client) for _ in range(sequences))
+        costs = [self._budget.cost(tokens) if self._budget else 0 for tokens in growth]
+        if sequences > self._runs_at_once(costs) + self._queue_limit - self.waiting:
+            raise self._full()
+        tickets = tuple(Ticket(self, client, cost) for cost in costs)
         if tickets:
             self._waiting.setdefault(client, deque()).extend(tickets)
         self._grant()
         return tickets
 
+    def _runs_at_once(self, costs: Sequence[int]) -> int:
+        """How many of these would not have to wait: none where others wait already."""
+        if self._waiting:
+            return 0
+        room, tokens = self._running_limit - self.running, self.reserved_tokens
+        for index, cost in enumerate(costs):
+            tokens += cost
+            if index >= room or (self._budget is not None and tokens > self._budget.tokens):
+                return index
+        return len(costs)
+
     def leave(self, ticket: Ticket) -> None:
         """A ticket is closed: its place goes to the next."""
         if ticket.granted.is_set():
             self.running -= 1
+            self.reserved_tokens -= ticket.tokens
         else:
             queue = self._waiting[ticket.client]
             queue.remove(ticket)
@@ -75,15 +116,18 @@ class Admission:
     def _grant(self) -> None:
         while self._waiting and self.running < self._running_limit:
             client, queue = next(iter(self._waiting.items()))
+            if self._budget is not None and self.reserved_tokens + queue[0].tokens > self._budget.tokens:
+                break
             ticket = queue.popleft()
             if queue:
                 self._waiting.move_to_end(client)
             else:
                 del self._waiting[client]
             self.running += 1
+            self.reserved_tokens += ticket.tokens
             ticket.granted.set()
         self._changed(self.running, self.waiting)
 
-
-def _full(running: int, waiting: int) -> ApiError:
-    return overloaded(f"The model is busy: {running} sequences run and {waiting} wait. Please try again later.", "queue_full")
+    def _full(self) -> ApiError:
+        held = f" with up to {self.reserved_tokens} of {self._budget.tokens} tokens of KV" if self._budget else ""
+        return overloaded(f"The model is busy: {self.running} sequences run{held} and {self.waiting} wait. Try again later.", "queue_full")

@@ -12,12 +12,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from splitinference_gateway import chat, completions
+from splitinference_gateway import chat, completions, kserve_http
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.generation import Choice
-from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, told
+from splitinference_gateway.kserve_grpc import KServeService
+from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told
 from splitinference_gateway.requests import ChatRequest, CompletionRequest, parse
+from splitinference_gateway.tokenizer import ModelTokenizer
 
 _Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
@@ -29,9 +31,31 @@ def build_app(gateway: Gateway) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with gateway.running():
-            yield
+            service = KServeService(gateway) if gateway.settings.kserve_port is not None else None
+            if service is not None:
+                await service.start(f"{gateway.settings.host}:{gateway.settings.kserve_port}")
+                app.state.kserve_port = service.port
+            try:
+                yield
+            finally:
+                if service is not None:
+                    await service.stop(gateway.settings.shutdown_seconds)
 
+    model = "/v2/models/{model}"
     routes = [
+        Route("/v2", endpoints.kserve(endpoints.server_metadata)),
+        Route("/v2/health/live", endpoints.healthz),
+        Route("/v2/health/ready", endpoints.readyz),
+        *(
+            Route(path + what, endpoints.kserve(endpoint), methods=[method])
+            for path in (model, model + "/versions/{version}")
+            for what, endpoint, method in (
+                ("", endpoints.model_metadata, "GET"),
+                ("/ready", endpoints.model_ready, "GET"),
+                ("/config", endpoints.model_config, "GET"),
+                ("/infer", endpoints.infer, "POST"),
+            )
+        ),
         Route("/v1/chat/completions", endpoints.counted(endpoints.chat), methods=["POST"]),
         Route("/v1/completions", endpoints.counted(endpoints.completions), methods=["POST"]),
         Route("/v1/models", endpoints.counted(endpoints.models)),
@@ -48,21 +72,29 @@ class _Endpoints:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    def counted(self, endpoint: Callable[[Request], Awaitable[Response | Reply]]) -> Callable[[Request], Awaitable[ASGIApp]]:
+    def kserve(self, endpoint: Callable[[Request], Awaitable[Response | Reply]]) -> Callable[[Request], Awaitable[ASGIApp]]:
+        """As `counted`, with errors in KServe's shape."""
+        return self.counted(endpoint, kserve_http.error_response)
+
+    def counted(
+        self,
+        endpoint: Callable[[Request], Awaitable[Response | Reply]],
+        refusal: Callable[[ApiError], Response] = error_response,
+    ) -> Callable[[Request], Awaitable[ASGIApp]]:
         """Turn errors into answers, and count the request; a `Reply` counts itself when it has ended."""
 
         async def answer(request: Request) -> ASGIApp:
             try:
                 answer = await endpoint(request)
             except ClientDisconnect:
-                self._ended(CLIENT_GONE)
+                self._gateway.ended(CLIENT_GONE)
                 return Response(status_code=400)
             except Exception as error:  # noqa: BLE001 - becomes the answer
                 problem = told(error)
-                self._ended(problem.status)
-                return error_response(problem)
+                self._gateway.ended(problem.status)
+                return refusal(problem)
             if isinstance(answer, Response):
-                self._ended(answer.status_code)
+                self._gateway.ended(answer.status_code)
             return answer
 
         return answer
@@ -71,8 +103,8 @@ class _Endpoints:
         """POST /v1/chat/completions."""
         client, body = await self._received(request)
         asked = parse(ChatRequest, body)
-        self._check_model(asked.model)
-        tokenizer = self._gateway.tokenizer
+        self._gateway.check_model(asked.model)
+        tokenizer = self._tokenizer()
         wanted = await chat.choices(asked, tokenizer, self._gateway.settings.max_context_tokens)
         head = Head("chatcmpl", asked.model, asked.with_usage)
         form = chat.ChatFormat(head, tokenizer, len(wanted[0].prompt), len(wanted), bool(asked.logprobs))
@@ -82,8 +114,8 @@ class _Endpoints:
         """POST /v1/completions."""
         client, body = await self._received(request)
         asked = parse(CompletionRequest, body)
-        self._check_model(asked.model)
-        tokenizer = self._gateway.tokenizer
+        self._gateway.check_model(asked.model)
+        tokenizer = self._tokenizer()
         wanted = await completions.choices(asked, tokenizer, self._gateway.settings.max_context_tokens)
         prompt_tokens = sum(len(choice.prompt) for choice in wanted[:: asked.choices])
         head = Head("cmpl", asked.model, asked.with_usage)
@@ -92,14 +124,75 @@ class _Endpoints:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        self._gateway.keys.client(request)
+        await self._client(request)
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{model}."""
-        self._gateway.keys.client(request)
-        self._check_model(request.path_params["model"])
+        await self._client(request)
+        self._gateway.check_model(request.path_params["model"])
         return JSONResponse(self._model())
+
+    async def server_metadata(self, request: Request) -> Response:
+        """GET /v2."""
+        await self._client(request)
+        return JSONResponse(kserve_http.server_metadata())
+
+    async def model_metadata(self, request: Request) -> Response:
+        """GET /v2/models/{model}."""
+        name = await self._kserve_model(request)
+        return JSONResponse(kserve_http.model_metadata(name, self._gateway.inference.signature))
+
+    async def model_config(self, request: Request) -> Response:
+        """GET /v2/models/{model}/config."""
+        name = await self._kserve_model(request)
+        return JSONResponse(kserve_http.model_config(name, self._gateway.inference.signature))
+
+    async def model_ready(self, request: Request) -> Response:
+        """GET /v2/models/{model}/ready."""
+        await self._kserve_model(request)
+        if not self._gateway.ready:
+            raise no_route()
+        return Response()
+
+    async def infer(self, request: Request) -> Response:
+        """POST /v2/models/{model}/infer. When the client leaves, so does what runs for it."""
+        client, body = await self._received(request)
+        self._check_kserve_model(request)
+        asked = kserve_http.parse_infer(body, kserve_http.header_length(request))
+        running = asyncio.ensure_future(kserve_http.infer(self._gateway, asked, client))
+        leaving = asyncio.ensure_future(gone(request.receive))
+        try:
+            await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                raise ClientDisconnect
+            return running.result()
+        finally:
+            for task in (running, leaving):
+                task.cancel()
+            await asyncio.gather(running, leaving, return_exceptions=True)
+
+    async def _kserve_model(self, request: Request) -> str:
+        await self._client(request)
+        return self._check_kserve_model(request)
+
+    def _check_kserve_model(self, request: Request) -> str:
+        name: str = request.path_params["model"]
+        self._gateway.check_model(name)
+        kserve_http.check_version(request.path_params.get("version", ""))
+        return name
+
+    def _tokenizer(self) -> ModelTokenizer:
+        tokenizer = self._gateway.tokenizer
+        if tokenizer is None:
+            name = self._gateway.settings.served_model
+            raise invalid(f"The model '{name}' does not generate text; ask it by KServe v2 at /v2/models/{name}/infer.", "model")
+        return tokenizer
+
+    async def _client(self, request: Request) -> str:
+        """The client's name. ApiError 401."""
+        peer = request.client.host if request.client else ""
+        return await self._gateway.clients.identify(request.headers.get("authorization", ""), peer)
 
     async def internal_routes(self, request: Request) -> Response:
         """GET /internal/routes: what the operator learns; see docs/reference/data-plane.md."""
@@ -134,7 +227,7 @@ class _Endpoints:
 
     async def _received(self, request: Request) -> tuple[str, bytes]:
         """The client's name and the body, when the client may ask and there is a route."""
-        client = self._gateway.keys.client(request)
+        client = await self._client(request)
         settings = self._gateway.settings
         limit = settings.max_body_bytes
         too_large = ApiError(413, f"The request is too large: at most {limit} bytes are accepted.", code="request_too_large")
@@ -152,26 +245,18 @@ class _Endpoints:
             raise ApiError(408, f"The request's body did not arrive within {settings.body_seconds:.0f} s.", code="timeout") from None
         return client, bytes(body)
 
-    def _check_model(self, model: str) -> None:
-        if model != self._gateway.settings.served_model:
-            raise ApiError(
-                404, f"The model '{model}' does not exist or you do not have access to it.", param="model", code="model_not_found"
-            )
-
     def _reply(self, wanted: tuple[Choice, ...], client: str, form: Format, stream: bool, with_usage: bool) -> Reply:
         if not wanted:
             raise invalid("Nothing to generate.")
-        if self._gateway.routes.current is None:
+        if not self._gateway.routes.takes:
             raise no_route()
-        return Reply(self._gateway.generator.start(wanted, client), form, stream, with_usage, self._ended)
+        generator = self._gateway.generator
+        assert generator is not None  # noqa: S101 - as there is a tokenizer
+        return Reply(generator.start(wanted, client), form, stream, with_usage, self._gateway.ended)
 
     def _model(self) -> dict[str, object]:
         settings = self._gateway.settings
         return {"id": settings.served_model, "object": "model", "created": self._gateway.created, "owned_by": "splitinference"}
-
-    def _ended(self, status: int) -> None:
-        self._gateway.metrics.requests.labels(str(status)).inc()
-        self._gateway.observed.request(failed=status >= 500)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

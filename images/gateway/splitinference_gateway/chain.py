@@ -42,7 +42,7 @@ class Limits:
     chunk: int = 256
 
 
-class _Mending:
+class Mending:
     """Failures of one sequence since its last token: how long to pause, and when to give up."""
 
     def __init__(self, replay_seconds: float) -> None:
@@ -113,7 +113,7 @@ class Chain:
         held = 0  # how many of them the pipeline's segments hold
         lease: Lease | None = None
         reason = ""  # why the pipeline in `lease` has to be chosen anew
-        mending = _Mending(self.limits.replay)
+        mending = Mending(self.limits.replay)
         handover = self.handovers.of(name)
         try:
             while True:
@@ -126,7 +126,7 @@ class Chain:
                         handover.abandon(lease.pipeline)
                     chunk = tokens[held : held + self.limits.chunk]
                     last = held + len(chunk) == len(tokens)
-                    seconds = self._step_seconds(len(chunk), mending.stalls)
+                    seconds = self.step_seconds(len(chunk), mending.stalls)
                     late = asyncio.get_running_loop().call_later(_LATE * seconds, self.failing.suspect, lease.pipeline, _LATE * seconds)
                     try:
                         answer = await self.steps.step(
@@ -145,6 +145,9 @@ class Chain:
                     reason = failure.code
                     continue
                 held += len(chunk)
+                if answer.outputs:
+                    yield answer
+                    return
                 if answer.token is None:
                     continue
                 if len(chunk) == 1:
@@ -183,7 +186,7 @@ class Chain:
             old.give_back()
         return new
 
-    def _step_seconds(self, tokens: int, stalls: int) -> float:
+    def step_seconds(self, tokens: int, stalls: int) -> float:
         """How long a step may take: what is set, more where steps are slow of late, doubled after each stall."""
         patience = max(self.limits.step + self.limits.step_per_token * (tokens - 1), _SLOW_FACTOR * self.observed.slow_step_seconds)
         return float(patience * 2.0 ** min(stalls, 4))

@@ -8,18 +8,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from splitinference_gateway.admission import Admission
+from splitinference_gateway.admission import Admission, KvBudget
 from splitinference_gateway.api_keys import ApiKeys
 from splitinference_gateway.chain import Chain, Limits
+from splitinference_gateway.clients import Anybody, Clients
 from splitinference_gateway.configmap_watch import ApiServer, own_namespace, watch_configmap
+from splitinference_gateway.errors import ApiError
 from splitinference_gateway.failing import Failing
 from splitinference_gateway.generation import Generator
+from splitinference_gateway.inference import Inference
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
 from splitinference_gateway.route_source import RouteReader, poll_file
 from splitinference_gateway.routes import Routes
 from splitinference_gateway.settings import Settings
+from splitinference_gateway.signature import Kind, Signature
 from splitinference_gateway.steps import StepClient
+from splitinference_gateway.token_review import TokenReviews
 from splitinference_gateway.tokenizer import ModelTokenizer
 
 _TIDY_SECONDS = 5.0
@@ -28,19 +33,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Gateway:
-    """The parts. `created` is when the model began to be served here (Unix seconds)."""
+    """The parts. `created` is when the model began to be served here (Unix seconds). Only decoders have tokenizer and generator."""
 
     settings: Settings
-    tokenizer: ModelTokenizer
+    tokenizer: ModelTokenizer | None
     routes: Routes
     steps: StepClient
     failing: Failing
     observed: Observed
     metrics: Metrics
     admission: Admission
-    generator: Generator
+    generator: Generator | None
+    inference: Inference
     chain: Chain
-    keys: ApiKeys
+    clients: Clients
     created: int = field(default_factory=lambda: int(time.time()))
     leaving: bool = False
     healthy: bool = True
@@ -53,7 +59,8 @@ class Gateway:
             ModelFilesError: the tokenizer cannot be read.
             OSError: the file of API keys cannot be read.
         """
-        tokenizer = ModelTokenizer(settings.model_path)
+        signature = Signature.read(settings.model_path)
+        tokenizer = ModelTokenizer(settings.model_path) if signature.kind is Kind.DECODER else None
         routes, observed, metrics = Routes(), Observed(), Metrics()
         steps = StepClient(settings.address_of)
         failing = Failing(steps, routes)
@@ -64,17 +71,30 @@ class Gateway:
             metrics.running.set(running)
             metrics.queue_depth.set(waiting)
 
-        admission = Admission(settings.max_concurrent_sequences, settings.max_queue, admitted)
+        budget = KvBudget(settings.kv_budget_tokens, settings.max_context_tokens)
+        admission = Admission(settings.running_limit, settings.max_queue, admitted, budget=budget)
         metrics.watch_routes(routes.in_flight, lambda: failing.segments)
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
-        generator = Generator(chain, tokenizer, admission, settings.request_seconds)
-        keys = ApiKeys(settings.api_keys_file)
-        return cls(settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, chain, keys)
+        generator = Generator(chain, tokenizer, admission, settings.request_seconds) if tokenizer else None
+        inference = Inference(signature, chain, admission, settings.max_context_tokens, settings.request_seconds)
+        clients = _clients(settings)
+        return cls(settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients)
 
     @property
     def ready(self) -> bool:
-        """There is a route, and the gateway is not about to end."""
-        return self.routes.current is not None and not self.leaving
+        """There is a route, or one was withdrawn for now and requests must be told so, and the gateway is not about to end."""
+        return (self.routes.current is not None or self.routes.stopped) and not self.leaving
+
+    def check_model(self, name: str) -> None:
+        """Raise ApiError 404 if clients know the model by another name."""
+        if name != self.settings.served_model:
+            message = f"The model '{name}' does not exist or you do not have access to it."
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    def ended(self, status: int) -> None:
+        """A request has ended with this HTTP status: it is counted."""
+        self.metrics.requests.labels(str(status)).inc()
+        self.observed.request(failed=status >= 500)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -91,6 +111,8 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.chain.close()
             await self.steps.close()
+            if isinstance(self.clients, TokenReviews):
+                await self.clients.close()
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """Background work runs for ever; if it does not, the gateway is not what it seems, and liveness says so."""
@@ -113,3 +135,9 @@ class Gateway:
             self.steps.retain(known)
             self.observed.forget(known)
             self.chain.handovers.speeds.forget(known)
+
+
+def _clients(settings: Settings) -> Clients:
+    if settings.token_audience:
+        return TokenReviews(ApiServer.in_cluster(os.environ), settings.token_audience, settings.token_seconds)
+    return ApiKeys(settings.api_keys_file) if settings.api_keys_file is not None else Anybody()

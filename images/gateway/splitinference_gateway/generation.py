@@ -112,7 +112,7 @@ class Generator:
         Raises:
             ApiError: there is no room.
         """
-        return Generation(self, tuple(choices), self.admission.enter(client, len(choices)))
+        return Generation(self, tuple(choices), self.admission.enter(client, [len(c.prompt) + c.most_tokens for c in choices]))
 
     async def run(self, choice: Choice, ticket: Ticket, arrived: float) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, the last one with its finish reason."""

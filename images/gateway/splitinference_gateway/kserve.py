@@ -1,4 +1,4 @@
-"""The part of KServe v2's gRPC messages that a step needs, declared here so that the image carries no client library.
+"""The part of KServe v2's gRPC messages that steps and clients need, declared here so that the image carries no client library.
 
 Only what is sent and read is declared: protobuf keeps or skips the rest. Field numbers are those of the public protocol.
 """
@@ -11,6 +11,7 @@ INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 _Field: Any = descriptor_pb2.FieldDescriptorProto
 _STRING, _BYTES, _INT64, _MESSAGE = _Field.TYPE_STRING, _Field.TYPE_BYTES, _Field.TYPE_INT64, _Field.TYPE_MESSAGE
+_INT32, _FP32, _FP64, _BOOL = _Field.TYPE_INT32, _Field.TYPE_FLOAT, _Field.TYPE_DOUBLE, _Field.TYPE_BOOL
 
 
 def _declare() -> descriptor_pool.DescriptorPool:
@@ -41,7 +42,14 @@ def _declare() -> descriptor_pool.DescriptorPool:
             ("raw_input_contents", 7, _BYTES, True, ""),
         ],
     )
-    message("InferInputTensor", tensor, within=request)
+    contents = [
+        ("int_contents", 2, _INT32, True, ""),
+        ("int64_contents", 3, _INT64, True, ""),
+        ("fp32_contents", 6, _FP32, True, ""),
+        ("fp64_contents", 7, _FP64, True, ""),
+    ]
+    message("InferTensorContents", contents)
+    message("InferInputTensor", [*tensor, ("contents", 5, _MESSAGE, False, ".inference.InferTensorContents")], within=request)
     message("InferRequestedOutputTensor", [("name", 1, _STRING, False, "")], within=request)
     response = message(
         "ModelInferResponse",
@@ -54,14 +62,40 @@ def _declare() -> descriptor_pool.DescriptorPool:
         ],
     )
     message("InferOutputTensor", tensor, within=response)
+    _declare_metadata(message)
     pool = descriptor_pool.DescriptorPool()  # our own: a client library in the same process may register the full protocol
     pool.Add(file)
     return pool
 
 
+def _declare_metadata(message: Any) -> None:
+    model = [("name", 1, _STRING, False, ""), ("version", 2, _STRING, False, "")]
+    for empty in ("ServerLiveRequest", "ServerReadyRequest", "ServerMetadataRequest"):
+        message(empty, [])
+    for asks in ("ModelReadyRequest", "ModelMetadataRequest"):
+        message(asks, model)
+    message("ServerLiveResponse", [("live", 1, _BOOL, False, "")])
+    for ready in ("ServerReadyResponse", "ModelReadyResponse"):
+        message(ready, [("ready", 1, _BOOL, False, "")])
+    message("ServerMetadataResponse", [*model, ("extensions", 3, _STRING, True, "")])
+    kind = ".inference.ModelMetadataResponse.TensorMetadata"
+    told = [("versions", 2, _STRING, True, ""), ("platform", 3, _STRING, False, "")]
+    tensors = [("inputs", 4, _MESSAGE, True, kind), ("outputs", 5, _MESSAGE, True, kind)]
+    metadata = message("ModelMetadataResponse", [("name", 1, _STRING, False, ""), *told, *tensors])
+    fields = [("name", 1, _STRING, False, ""), ("datatype", 2, _STRING, False, ""), ("shape", 3, _INT64, True, "")]
+    message("TensorMetadata", fields, within=metadata)
+
+
 _POOL = _declare()
-ModelInferRequest: Any = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("inference.ModelInferRequest"))
-ModelInferResponse: Any = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("inference.ModelInferResponse"))
+
+
+def message_class(name: str) -> Any:
+    """The class of one of the messages declared above."""
+    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"inference.{name}"))
+
+
+ModelInferRequest: Any = message_class("ModelInferRequest")
+ModelInferResponse: Any = message_class("ModelInferResponse")
 
 
 def infer_request(model: str, meta: bytes, data: bytes) -> Any:

@@ -75,7 +75,7 @@ class Reply:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run until the answer is out, or the client is gone."""
         answering = asyncio.ensure_future(self._stream(send) if self.stream else self._collect(scope, receive, send))
-        leaving = asyncio.ensure_future(_gone(receive))
+        leaving = asyncio.ensure_future(gone(receive))
         status = CLIENT_GONE
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -196,7 +196,8 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body, error.status, dict(error.headers))
 
 
-async def _gone(receive: Callable[[], Awaitable[Message]]) -> None:
+async def gone(receive: Callable[[], Awaitable[Message]]) -> None:
+    """Return when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -26,6 +26,10 @@ class Settings(BaseModel):
     model_path: Path = Field(description="folder with tokenizer, chat template and generation config")
     max_context_tokens: int = Field(default=2048, ge=1)
     max_concurrent_sequences: int = Field(default=4, ge=1, description="sequences that run at once: what the KV caches are planned for")
+    max_running_sequences: int = Field(
+        default=0, ge=0, description="short sequences may be so many, within the KV of those that are planned; 0: only those"
+    )
+    replicas: int = Field(default=1, ge=1, description="gateways that share the segments: each admits its share of the above")
     max_queue: int = Field(default=64, ge=0, description="sequences that may wait; more are refused with 429")
     max_body_bytes: int = Field(default=4 * 2**20, ge=1, description="4 MiB hold any prompt of half a million tokens")
     body_seconds: float = Field(default=30.0, gt=0, description="a client that needs longer to send its request is refused with 408")
@@ -36,10 +40,15 @@ class Settings(BaseModel):
     prefill_chunk_tokens: int = Field(default=256, ge=1, description="bounds a hop's bytes, and how long decode steps of others wait")
     shutdown_seconds: float = Field(default=60.0, ge=0, description="after SIGTERM, how long requests under way may still take")
     lameduck_seconds: float = Field(default=2.0, ge=0, description="after SIGTERM, how long to accept while endpoints are updated")
-    api_keys_file: Path | None = Field(default=None, description="one key per line, # for comments; read again when it changes")
+    api_keys_file: Path | None = Field(
+        default=None, description="a file or a folder of files, one key per line, # for comments; read again when it changes"
+    )
+    token_audience: str = Field(default="", description="instead of keys: tokens of the cluster for this audience, by TokenReview")
+    token_seconds: float = Field(default=60.0, gt=0, description="how long the API server's word on a token is remembered")
     peer_suffix: str = Field(default="", description="domain appended to a segment's name")
     peer_addresses: Mapping[str, str] = Field(default_factory=dict, description="tests: JSON, name → host:port instead of DNS")
     grpc_port: int = Field(default=8001, ge=1, le=65535, description="port of the segments")
+    kserve_port: int | None = Field(default=None, ge=0, le=65535, description="port of the gateway's own gRPC service, KServe v2")
     host: str = "0.0.0.0"
     port: int = Field(default=8080, ge=0, le=65535)
 
@@ -57,6 +66,8 @@ class Settings(BaseModel):
     def _says_where_the_route_is(self) -> "Settings":
         if not (self.route_file or self.route_configmap or self.name):
             raise ValueError("one of SI_ROUTE_FILE, SI_ROUTE_CONFIGMAP and SI_NAME must say where the route is")
+        if self.api_keys_file is not None and self.token_audience:
+            raise ValueError("only one of SI_API_KEYS_FILE and SI_TOKEN_AUDIENCE may be set")
         if not (self.model_id or self.name):
             raise ValueError("one of SI_MODEL_ID and SI_NAME must name the model")
         return self
@@ -65,6 +76,16 @@ class Settings(BaseModel):
     def served_model(self) -> str:
         """The model's name towards clients."""
         return self.model_id or self.name
+
+    @property
+    def kv_budget_tokens(self) -> int:
+        """Tokens of KV that this gateway's sequences may grow to: its share of what the segments are planned for."""
+        return self.max_concurrent_sequences * self.max_context_tokens // self.replicas
+
+    @property
+    def running_limit(self) -> int:
+        """Sequences that run at once through this gateway."""
+        return max(1, (self.max_running_sequences or self.max_concurrent_sequences) // self.replicas)
 
     @property
     def route_object(self) -> str:

@@ -3,6 +3,7 @@
 import array
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,24 +49,35 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Output:
+    """One tensor of an answer: float32, little-endian."""
+
+    name: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Answer:
-    """A step's result. `token` is None where no sampling was asked for."""
+    """A step's result. `token` is None where no sampling was asked for; `outputs` are there where tensors were asked for."""
 
     token: int | None
     logprob: float | None
     top_logprobs: tuple[tuple[int, float], ...]
     timings: tuple[Timing, ...]
     seconds: float
+    outputs: tuple[Output, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the last segment chooses a token; `logprobs` is how many alternatives to report."""
+    """How the last segment chooses a token; `logprobs` is how many alternatives to report. `logits`: give those instead of a token."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     logprobs: int = 0
+    logits: bool = False
 
     def as_json(self) -> dict[str, object]:
         """The protocol's form."""
@@ -129,9 +141,26 @@ class StepClient:
             "sampling": (sampling or Sampling()).as_json(),
             "deadline_ms": int(seconds * 1000),
         }
+        if logits := sampling is not None and sampling.logits:
+            meta["logits"] = True
         started = time.perf_counter()
-        answer = await self._call(pipeline[0], meta, array.array("q", tokens).tobytes(), seconds)
-        return _answer(answer, sampling is not None, pipeline[0].segment, time.perf_counter() - started)
+        answer, content = await self._exchange(pipeline[0], meta, array.array("q", tokens).tobytes(), seconds)
+        outputs = _outputs(answer, content, pipeline[0].segment) if logits else ()
+        return _answer(answer, sampling is not None and not logits, pipeline[0].segment, time.perf_counter() - started, outputs)
+
+    async def infer(self, pipeline: Sequence[Hop], *, dtype: str, shape: Sequence[int], data: bytes, seconds: float) -> Answer:
+        """Run a tensor through a pipeline that keeps no sequences; the answer has the last segment's outputs.
+
+        Raises:
+            StepError: the chain could not do it, or not within `seconds`.
+        """
+        route = [hop.as_json for hop in pipeline[1:]]
+        tensor = {"dtype": dtype, "shape": list(shape)}
+        meta = {"v": 1, "op": "infer", "tensor": tensor, "route": route, "deadline_ms": int(seconds * 1000)}
+        started = time.perf_counter()
+        answer, content = await self._exchange(pipeline[0], meta, data, seconds)
+        outputs = _outputs(answer, content, pipeline[0].segment)
+        return _answer(answer, False, pipeline[0].segment, time.perf_counter() - started, outputs)
 
     async def release(self, pipeline: Sequence[Hop], sequence: str, seconds: float) -> None:
         """Let every segment of the pipeline forget the sequence; when the way is broken, tell each of them directly."""
@@ -141,9 +170,7 @@ class StepClient:
             if len(pipeline) > 1:
                 await asyncio.gather(*(self._release((hop,), sequence, seconds) for hop in pipeline), return_exceptions=True)
 
-    async def pull(
-        self, hop: Hop, sequence: str, *, position: int, tokens: int, sources: Sequence[Hop], seconds: float
-    ) -> Pulled:
+    async def pull(self, hop: Hop, sequence: str, *, position: int, tokens: int, sources: Sequence[Hop], seconds: float) -> Pulled:
         """Let a segment fetch the KV of tokens [position, position + tokens) from the segments that hold it.
 
         Raises:
@@ -202,10 +229,13 @@ class StepClient:
         await self._call(pipeline[0], meta, _NOTHING, seconds)
 
     async def _call(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> dict[str, Any]:
+        return (await self._exchange(hop, meta, data, seconds))[0]
+
+    async def _exchange(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
         request = infer_request(hop.model, json.dumps(meta, separators=(",", ":")).encode(), data)
         try:
             response = await self._method(hop.segment)(request, timeout=seconds + _GRACE_SECONDS)
-            answer = json.loads(output(response, "META"))
+            answer, content = json.loads(output(response, "META")), output(response, "DATA")
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise StepError(STALLED, f"no answer within {seconds:.1f} s", hop.segment) from error
@@ -219,7 +249,7 @@ class StepClient:
             raise StepError(
                 str(problem.get("code", "internal")), str(problem.get("message", "")), str(problem.get("segment") or hop.segment)
             )
-        return answer
+        return answer, content
 
     def _method(self, segment: str) -> Any:
         if segment not in self._channels:
@@ -233,7 +263,24 @@ class StepClient:
         return self._channels[segment][1]
 
 
-def _answer(meta: Mapping[str, Any], sampled: bool, first: str, seconds: float) -> Answer:
+def _outputs(meta: Mapping[str, Any], content: bytes, first: str) -> tuple[Output, ...]:
+    made, start = [], 0
+    try:
+        for tensor in meta["tensors"]:
+            if tensor["dtype"] != "float32":
+                raise ValueError(f"a tensor of {tensor['dtype']}")
+            shape = tuple(int(size) for size in tensor["shape"])
+            end = start + 4 * math.prod(shape)
+            made.append(Output(str(tensor["name"]), shape, content[start:end]))
+            start = end
+        if not made or start != len(content):
+            raise ValueError(f"{len(content)} bytes for tensors of {start}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StepError("internal", f"the answer's tensors make no sense: {error!r}", first) from error
+    return tuple(made)
+
+
+def _answer(meta: Mapping[str, Any], sampled: bool, first: str, seconds: float, outputs: tuple[Output, ...] = ()) -> Answer:
     try:
         token = int(meta["token"]) if sampled else None
         if token is not None and token < 0:
@@ -244,6 +291,6 @@ def _answer(meta: Mapping[str, Any], sampled: bool, first: str, seconds: float) 
         )
         logprob = meta.get("logprob")
         top = tuple((int(i), float(p)) for i, p in meta.get("top_logprobs") or ())
-        return Answer(token, None if logprob is None else float(logprob), top, timings, seconds)
+        return Answer(token, None if logprob is None else float(logprob), top, timings, seconds, outputs)
     except (KeyError, TypeError, ValueError) as error:
         raise StepError("internal", f"the answer makes no sense: {error!r}", first) from error

@@ -1,0 +1,48 @@
+"""Models without sequences along the chain: a tensor goes in, tensors come out; what fails is run again over the route of that moment."""
+
+import logging
+from dataclasses import dataclass
+
+from splitinference_gateway.chain import NO_ROUTE, Chain, Mending
+from splitinference_gateway.steps import Answer, StepError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TensorChain:
+    """Uses the routes, connections and patience of `chain`."""
+
+    chain: Chain
+
+    async def run(self, dtype: str, shape: tuple[int, ...], data: bytes, tokens: int) -> Answer:
+        """Run one tensor through a pipeline; `tokens` says how much work that is, for the time it may take.
+
+        Raises:
+            ApiError: the chain refused it, or stayed broken for longer than the replay limit.
+        """
+        chain, mending = self.chain, Mending(self.chain.limits.replay)
+        while True:
+            try:
+                return await self._once(dtype, shape, data, chain.step_seconds(tokens, mending.stalls))
+            except StepError as failure:
+                _log.info("infer: %s", failure)
+                pause = mending.pause_after(failure)
+                chain.metrics.replays.labels(failure.code).inc()
+                chain.observed.replay()
+            await chain.routes.changed(pause)
+
+    async def _once(self, dtype: str, shape: tuple[int, ...], data: bytes, seconds: float) -> Answer:
+        chain = self.chain
+        lease = chain.routes.lease(avoid=chain.failing.segments)
+        if lease is None:
+            raise StepError(NO_ROUTE, "there is no route", "")
+        try:
+            answer = await chain.steps.infer(lease.pipeline, dtype=dtype, shape=shape, data=data, seconds=seconds)
+        except StepError as failure:
+            chain.failing.failed(lease.pipeline, failure)
+            raise
+        finally:
+            lease.give_back()
+        chain.failing.worked(lease.pipeline)
+        return answer
