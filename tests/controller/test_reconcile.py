@@ -91,6 +91,20 @@ def test_a_gateway_that_gets_no_node_is_not_waited_for_long():
     assert len(world.segments()) == 2
 
 
+def test_a_gateway_leaves_a_node_that_lost_the_trust_to_see_text_and_stays_away():
+    rule = {"rules": [{"layers": "first", "nodeLabels": {"trusted": "true"}}]}
+    world, operator = serving({name: a_node(name, trusted="true") for name in ("a", "b", "c")}, privacy=rule)
+    assert world.gateway_node() == "a"
+    world.nodes["a"]["metadata"]["labels"].pop("trusted")
+    operator.run(12)
+    assert world.gateway_node() == "b"
+    world.nodes["a"]["metadata"]["labels"]["trusted"] = "true"
+    operator.run(6)
+    world.writes.clear()
+    operator.run(3)
+    assert (world.gateway_node(), [w for w in world.writes if "Deployment" in w]) == ("b", [])
+
+
 def test_observed_figures_are_those_of_the_gateway():
     world, operator = serving()
     world.traffic = seen_traffic(per_token=12)

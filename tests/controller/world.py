@@ -4,6 +4,7 @@ Writes can be counted, and the operator killed before any of them.
 """
 
 import copy
+import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from splitinference.controller.manifests import Manifests
+from splitinference.controller.objects import labels_asked
 from splitinference.controller.pods import is_over, node_of, requested_bytes
 from splitinference.controller.ports import (
     Failing,
@@ -235,14 +237,23 @@ class World:
                 self._run(pod)
 
     def _gateway_pod(self, deployment: Manifest) -> None:
-        name = f"{deployment['metadata']['name']}-x"
+        content = json.dumps(deployment["spec"]["template"], sort_keys=True)
+        name = f"{deployment['metadata']['name']}-{hashlib.sha256(content.encode()).hexdigest()[:5]}"
+        for old in [
+            key for key in self.objects if key[0] == "Pod" and key[2] != name and key[2].startswith(deployment["metadata"]["name"])
+        ]:
+            del self.objects[old]  # a rolling update, done
         key = ("Pod", NAMESPACE, name)
         if key not in self.objects:
             template = deployment["spec"]["template"]
             labels = {**deployment["metadata"]["labels"], **(template["metadata"].get("labels") or {})}
             pod = {"kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}, "spec": template["spec"]}
             self.objects[key] = self._born(pod)
-            self.objects[key]["spec"]["nodeName"] = next(name for name, node in self.nodes.items() if ready_node(node))
+        spec = self.objects[key]["spec"]
+        asked = labels_asked(spec).items()
+        fitting = (name for name, node in self.nodes.items() if ready_node(node) and asked <= node["metadata"]["labels"].items())
+        if "nodeName" not in spec and (node := next(fitting, None)) is not None:
+            spec["nodeName"] = node
 
     def _run(self, pod: dict[str, Any]) -> None:
         node = node_of(pod)
@@ -293,6 +304,11 @@ class World:
         body["spec"] = {**body["spec"], **spec}
         body["metadata"]["generation"] += 1
 
+    def gateway_node(self, name: str = "chat") -> str:
+        """Where the gateway runs."""
+        (pod,) = (p for p in self.owned("Pod", NAMESPACE, name) if p["metadata"]["labels"]["app.kubernetes.io/component"] == "gateway")
+        return node_of(pod)
+
     def segments(self, name: str = "chat") -> list[str]:
         """Segment pods that are there and are not leaving."""
         return sorted(
@@ -341,7 +357,8 @@ class Gateways:
     world: World
 
     def routes(self, namespace: str, instance: str) -> GatewayReport | None:
-        pod = self.world.objects.get(("Pod", namespace, f"{instance}-gateway-x"))
+        gateways = (p for p in self.world.owned("Pod", namespace, instance) if p["metadata"]["name"].startswith(f"{instance}-gateway-"))
+        pod = next(gateways, None)
         if pod is None or not is_ready(pod):
             return None
         found = self.world.objects.get(("ConfigMap", namespace, f"{instance}-route"))

@@ -1,30 +1,67 @@
-"""The gateway of a resource, kept as the plan in force needs it."""
+"""The gateway of a resource, kept as the plan in force needs it, on a node that may see text."""
 
+import copy
 import hashlib
 import json
 from datetime import datetime, timedelta
 
 from splitinference.controller.gateway import gateway_name
 from splitinference.controller.look import Seen, owner_of
+from splitinference.controller.objects import labels_asked
+from splitinference.controller.pods import labels_of
 from splitinference.controller.ports import Manifest, Ports
 from splitinference.core.profile import Profile
 
 _FIRST = timedelta(seconds=10)
 
 
-def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, applied: str) -> str:
+LEFT = "splitinference.dev/left"
+"""Annotation of the gateway's pods: the uids of those before them that had to leave their node. It is there to change: Kubernetes lets a
+pod stay where its affinity holds no longer; a Deployment whose template changed puts a new pod elsewhere before the old one goes."""
+
+
+def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, applied: str, seen: Seen) -> str:
     """Apply the gateway's objects if they are others than those `applied` names, or if the Deployment is gone. Returns what names them.
 
-    Raises RefusedError.
+    A pod on a node that lost a label which its affinity asks for makes the objects others. Raises RefusedError.
     """
     namespace, name = owner_of(body)
-    manifests = ports.builder.gateway(body, profile)
+    there = {str(found["metadata"]["name"]): found for found in ports.cluster.owned("Deployment", namespace, name)}
+    before = there.get(gateway_name(name))
+    left = _to_leave(seen) or (_annotations(before).get(LEFT, "") if before is not None else "")
+    manifests = [_having(manifest, left) for manifest in ports.builder.gateway(body, profile)]
     digest = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
-    there = {found["metadata"]["name"] for found in ports.cluster.owned("Deployment", namespace, name)}
-    if digest != applied or gateway_name(name) not in there:
+    if digest != applied or before is None:
         for manifest in manifests:
             ports.cluster.apply(manifest)
     return digest
+
+
+def _to_leave(seen: Seen) -> str:
+    """The gateway's pods that their node must not have any more."""
+    labels = {str(node["metadata"]["name"]): labels_of(node) for node in seen.nodes}
+    leaving = [
+        str(pod["metadata"].get("uid", ""))
+        for pod in seen.gateways
+        if not pod["metadata"].get("deletionTimestamp")
+        and (node := (pod.get("spec") or {}).get("nodeName")) in labels
+        and not labels_asked(pod["spec"]).items() <= labels[node].items()
+    ]
+    return ",".join(sorted(leaving))
+
+
+def _annotations(deployment: Manifest) -> Manifest:
+    found: Manifest = deployment["spec"]["template"]["metadata"].get("annotations") or {}
+    return found
+
+
+def _having(manifest: Manifest, left: str) -> Manifest:
+    """The Deployment with that annotation; any other object, and without one, as it is."""
+    if manifest["kind"] != "Deployment" or not left:
+        return manifest
+    made = copy.deepcopy(dict(manifest))
+    made["spec"]["template"]["metadata"]["annotations"] = {**_annotations(manifest), LEFT: left}
+    return made
 
 
 def is_coming(ports: Ports, body: Manifest, seen: Seen) -> bool:

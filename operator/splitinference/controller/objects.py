@@ -109,5 +109,13 @@ def on_nodes_with(all_labels: Sequence[Mapping[str, str]]) -> Manifest:
     return _node_affinity([{"matchExpressions": [{"key": key, "operator": "In", "values": [value]} for key, value in pairs]}])
 
 
+def labels_asked(spec: Mapping[str, Any]) -> dict[str, str]:
+    """The labels that a pod's affinity, made by `on_nodes_with`, asks of its node."""
+    affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
+    terms = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or []
+    asked = [each for term in terms for each in term.get("matchExpressions") or [] if each.get("operator") == "In"]
+    return {str(each["key"]): str(each["values"][0]) for each in asked}
+
+
 def _node_affinity(terms: list[Manifest]) -> Manifest:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}

@@ -133,7 +133,7 @@ class _Pass:
         decision: Adopt | Keep | None = None
         if isinstance(asked, Asked):
             if planned is None:
-                self._ensure_gateway(self.body, asked.profile)
+                self._ensure_gateway(self.body, asked.profile, seen)
                 if is_coming(self.ports, self.body, seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
             seen, problem = self._calibrated(asked, planned, built, seen)
@@ -164,7 +164,7 @@ class _Pass:
         self.refused += walker.refused
         # The gateway changes when its route does not: another model's tokenizer must not meet the segments of this one.
         if isinstance(steps, Done) or seen.stored is None or not seen.gateways:
-            self._ensure_gateway(body, profile)
+            self._ensure_gateway(body, profile, seen)
         serving = stored.route if stored else None
         verdict = judge(seen, isinstance(steps, Done))
         report = replace(report, seen=replace(seen, recall=verdict.recall), verdict=verdict, steps=steps, serving=serving)
@@ -270,9 +270,9 @@ class _Pass:
         built = build(planned, self.body, asked.profile, self.ports.builder)
         return planned, built, rehearse(built.target, seen.observed, strategy(asked.resource.spec.adaptation))
 
-    def _ensure_gateway(self, body: Manifest, profile: Profile) -> None:
+    def _ensure_gateway(self, body: Manifest, profile: Profile, seen: Seen) -> None:
         try:
-            self.kept.gateway = ensure_gateway(self.ports, body, profile, self.kept.gateway)
+            self.kept.gateway = ensure_gateway(self.ports, body, profile, self.kept.gateway, seen)
         except RefusedError as error:
             self.refused.append(f"the gateway was refused: {error}")
 
