@@ -56,6 +56,14 @@ def test_what_is_older_than_the_window_is_forgotten() -> None:
     assert (report["requests"], report["failed"], report["longestTokenGapMs"], report["stages"]) == (1, 0, 20, {})
 
 
+def test_a_stages_times_are_medians_and_say_of_how_many_steps() -> None:
+    observed = Observed(60, Clock())
+    for compute in (4.0, 5.0, 90.0):
+        observed.decode_step(PIPELINE, answer(Timing("a", 1, compute, 0)))
+    stages = json.loads(json.dumps(observed.as_json()))["stages"]
+    assert stages == {"a": {"computeMs": 5.0, "queueMs": 1.0, "linkMs": 0.0, "steps": 3}}
+
+
 def test_patience_follows_slow_steps_and_comes_back_down() -> None:
     observed = Observed()
     observed.decode_step(PIPELINE, answer(seconds=2.0))

@@ -138,6 +138,7 @@ class Observed:
             if series[0]:
                 keys = ("computeMs", "queueMs", "linkMs")
                 stages[name] = {key: _round(percentile(some, 0.5)) for key, some in zip(keys, series, strict=True)}
+                stages[name]["steps"] = len(series[0])
         report["stages"] = stages
         return report
 

@@ -9,13 +9,14 @@ Objects of the cluster are plain Kubernetes JSON (`Manifest`, camelCase, as the 
 - **Every write may run twice**: applying what is there and deleting what is gone are success.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from splitinference.core.plan import Segment
 from splitinference.core.profile import Profile
@@ -124,19 +125,34 @@ class RouteState(Reported):
     state: str = "serving"
 
 
+def _milliseconds(value: object) -> float | None:
+    """A time that can be one; None for what is no finite number of at least 0, so that one odd figure does not make a report unreadable."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < math.inf else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+Milliseconds = Annotated[float | None, BeforeValidator(_milliseconds)]
+
+
 class Percentiles(Reported):
     """Milliseconds; None where nothing was seen."""
 
-    p50: float | None = None
-    p95: float | None = None
+    p50: Milliseconds = None
+    p95: Milliseconds = None
 
 
 class StageTimes(Reported):
-    """Means over the window, for one token of decode."""
+    """Medians over the window, for one decode step, and of how many steps (None: not said)."""
 
-    compute_ms: float | None = Field(default=None, alias="computeMs")
-    queue_ms: float | None = Field(default=None, alias="queueMs")
-    link_ms: float | None = Field(default=None, alias="linkMs")
+    compute_ms: Milliseconds = Field(default=None, alias="computeMs")
+    queue_ms: Milliseconds = Field(default=None, alias="queueMs")
+    link_ms: Milliseconds = Field(default=None, alias="linkMs")
+    steps: Annotated[int | None, BeforeValidator(_count)] = None
 
 
 class ObservedTraffic(Reported):

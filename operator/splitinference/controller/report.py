@@ -74,6 +74,8 @@ def status_of(report: Report) -> dict[str, Any]:
         written["decisions"] = made
     if recall := seen.recall.model_copy(update={"proofs": tuple(sorted(report.proofs))}).as_status():
         written["adaptation"] = recall
+    if calibration := seen.calibration.as_status():
+        written["calibration"] = calibration
     if report.planned is None:
         return written
     if report.built is None or report.planned.plan.prediction is None:

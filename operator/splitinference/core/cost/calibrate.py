@@ -14,7 +14,7 @@ from splitinference.core.value import Value
 
 
 class Observed(Value):
-    """Mean time of one stage as its segment's metrics have it: compute alone, without waiting and hops. None: not observed."""
+    """Mean time of one stage as its segment's metrics have it: compute alone, without waiting, hops and overhead. None: not observed."""
 
     node: str
     processor: str = ""
@@ -33,11 +33,13 @@ class Calibration(Value):
 
 
 def calibrate(problem: Problem, observed: Iterable[Observed]) -> Calibration:
-    """The factors that fit the observations: per node the median of measured over predicted, without the server's overhead.
+    """The factors that fit the observations: per node the median of measured over predicted compute.
+
+    The server's overhead is no part of either: where it is observed, it is between the stages.
 
     Raises UnknownPlace for a place that the snapshot lacks, ValueError if there is nothing to compare.
     """
-    pairs: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     old: dict[str, float] = {}
     for stage in observed:
         site = site_of(problem.snapshot, stage.node, stage.processor)
@@ -49,17 +51,14 @@ def calibrate(problem: Problem, observed: Iterable[Observed]) -> Calibration:
         old[stage.node] = site.node.calibration
         for measured, expected in ((stage.prefill_ms, predicted.prefill_ms), (stage.decode_ms, predicted.decode_ms)):
             if measured is not None:
-                pairs[stage.node].append((measured, expected, overhead))
+                pairs[stage.node].append((measured, max(expected - overhead, 1e-9)))
     if not pairs:
         raise ValueError("no observed time is given")
-    ratios = {
-        node: median(max(measured - overhead, 1e-3 * measured) / max(expected - overhead, 1e-9) for measured, expected, overhead in found)
-        for node, found in pairs.items()
-    }
+    ratios = {node: median(measured / expected for measured, expected in found) for node, found in pairs.items()}
     return Calibration(
         factors={node: old[node] * ratio for node, ratio in sorted(ratios.items())},
-        error_before=_error((m, e) for found in pairs.values() for m, e, _ in found),
-        error_after=_error((m, (e - o) * ratios[node] + o) for node, found in pairs.items() for m, e, o in found),
+        error_before=_error(pair for found in pairs.values() for pair in found),
+        error_after=_error((m, e * ratios[node]) for node, found in pairs.items() for m, e in found),
     )
 
 

@@ -1,0 +1,70 @@
+"""Factors of nodes learned while a plan serves: one measurement a window, in small steps, so that one odd minute moves nothing.
+
+Averages are taken of logarithms: twice as slow and twice as quick cancel out. A node that was never measured counts as the measured ones do
+in the mean. Otherwise an error that all nodes share would make every node look better than those that serve, and the plan would wander.
+"""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from pydantic import Field
+
+from splitinference.core.cluster import Snapshot
+from splitinference.core.value import Value
+
+LEAST, MOST = 0.05, 20.0
+"""Factors are kept within these: beyond them a node's figures are wrong, and no factor mends that."""
+ENOUGH_WINDOWS = 3
+"""A factor counts from so many measurements on."""
+WEIGHT = 0.2
+"""Weight of a new measurement, once there are five: after a lasting change, nine tenths of it are learned in ten windows."""
+LARGEST_STEP = math.log(2.0)
+"""A measurement further from a factor that counts is taken as this far (twice or half), so that an outlier moves it by 15 % at most."""
+FORGOTTEN = timedelta(hours=24)
+"""What a node was like a day ago says nothing any more."""
+
+
+class Factor(Value):
+    """Measured over predicted stage time of one node. `windows`: measurements behind it; `time`: of the last one."""
+
+    factor: float = Field(gt=0)
+    windows: int = Field(ge=1)
+    time: datetime
+
+
+def learn(known: Mapping[str, Factor], measured: Mapping[str, float], now: datetime) -> dict[str, Factor]:
+    """What is known with one more measurement of these nodes: measured over *uncalibrated* predicted time of each, above 0.
+
+    Measurements that are no finite number above 0 are left out; what is forgotten is gone.
+    """
+    result = {node: factor for node, factor in known.items() if abs(now - factor.time) < FORGOTTEN}
+    for node, ratio in sorted(measured.items()):
+        if not (math.isfinite(ratio) and ratio > 0):
+            continue
+        bounded, old = min(MOST, max(LEAST, ratio)), result.get(node)
+        if old is None:
+            result[node] = Factor(factor=round(bounded, 4), windows=1, time=now)
+            continue
+        step = math.log(bounded / old.factor)
+        if old.windows >= ENOUGH_WINDOWS:
+            step = min(LARGEST_STEP, max(-LARGEST_STEP, step))
+        weight = max(WEIGHT, 1.0 / (old.windows + 1))
+        factor = min(MOST, max(LEAST, old.factor * math.exp(weight * step)))
+        result[node] = Factor(factor=round(factor, 4), windows=old.windows + 1, time=now)
+    return result
+
+
+def counting(known: Mapping[str, Factor], now: datetime) -> dict[str, float]:
+    """The factors that count: measured often enough and not too long ago."""
+    return {node: f.factor for node, f in sorted(known.items()) if f.windows >= ENOUGH_WINDOWS and abs(now - f.time) < FORGOTTEN}
+
+
+def calibrated(snapshot: Snapshot, known: Mapping[str, Factor], now: datetime) -> Snapshot:
+    """The snapshot with each node's factor; of nodes without one, the geometric mean of the others'. The same while there is none."""
+    factors = counting(known, now)
+    if not factors:
+        return snapshot
+    usual = round(math.exp(math.fsum(map(math.log, factors.values())) / len(factors)), 4)
+    nodes = tuple(node.model_copy(update={"calibration": factors.get(node.name, usual)}) for node in snapshot.nodes)
+    return snapshot.model_copy(update={"nodes": nodes})

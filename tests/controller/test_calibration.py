@@ -1,0 +1,204 @@
+"""Predicted stage times held against observed ones: what is learned, what is not, and what is not believed."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from splitinference.controller.calibration import LEAST_STEPS, Calibration, Stage, compare, read_calibration
+from splitinference.controller.ports import GatewayReport, ObservedTraffic, StageTimes
+from splitinference.controller.serving import Serving
+from splitinference.core.cluster import Node
+from splitinference.core.cost import predict
+from splitinference.core.problem import Problem
+from tests.core.planning import a_node, a_plan, a_problem, a_profile
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+WINDOW = timedelta(seconds=60)
+STAGES = (Stage(name="s0", node="a", start=0, end=2), Stage(name="s1", node="b", start=2, end=4))
+
+
+def nodes(a: float | None = 0.0, b: float | None = 0.0) -> tuple[Node, ...]:
+    return a_node("a", utilization=a), a_node("b", utilization=b)
+
+
+def compute_ms(problem: Problem) -> dict[str, float]:
+    """What the cost model says of both stages, without the server's millisecond."""
+    first, second = predict(a_plan("a[0:2] b[2:4]"), problem).stages
+    return {"s0": first.decode_ms - 1.0, "s1": second.decode_ms - 1.0}
+
+
+def serving(times: dict[str, float | None], steps: int | None = 500, revision: str = "r1") -> Serving:
+    stages = {name: StageTimes(compute_ms=found, steps=steps) for name, found in times.items()}
+    return Serving(revision=revision, stages=STAGES, traffic=ObservedTraffic(requests=5, stages=stages))
+
+
+def slower(factor: float, problem: Problem) -> Serving:
+    return serving({name: factor * found for name, found in compute_ms(problem).items()})
+
+
+def windows(count: int, seen: Serving, problem: Problem, known: Calibration | None = None, every: timedelta = WINDOW) -> Calibration:
+    """So many windows of the same, and the one that they begin with."""
+    found = known or Calibration()
+    for number in range(count + 1):
+        found, _ = compare(found, seen, problem, NOW + number * every)
+    return found
+
+
+def factors(known: Calibration) -> dict[str, float]:
+    return {name: factor.factor for name, factor in known.nodes.items()}
+
+
+def test_nodes_slower_than_predicted_get_their_factor_and_the_error_goes() -> None:
+    problem = a_problem(*nodes())
+    first = windows(1, slower(3.0, problem), problem)
+    assert (first.error_percent, first.uncalibrated_error_percent) == (pytest.approx(66.7), pytest.approx(66.7))
+    known = windows(4, slower(3.0, problem), problem)
+    assert factors(known) == {"a": pytest.approx(3.0), "b": pytest.approx(3.0)}
+    assert (known.error_percent, known.uncalibrated_error_percent) == (pytest.approx(0.0, abs=0.1), pytest.approx(66.7))
+    shown = known.stages["s0"]
+    assert shown.predicted_ms == pytest.approx(shown.observed_ms, rel=1e-3)
+    assert shown.uncalibrated_ms == pytest.approx(shown.observed_ms / 3, rel=1e-3)
+
+
+def test_one_measurement_a_window_however_often_a_pass_looks() -> None:
+    problem = a_problem(*nodes())
+    known = windows(24, slower(3.0, problem), problem, every=timedelta(seconds=5))
+    assert {factor.windows for factor in known.nodes.values()} == {2}
+
+
+def test_a_node_measured_while_busy_is_not_taken_for_a_slow_one() -> None:
+    """What others took is in the prediction that the factor is relative to: idle again, the node is as good as it was."""
+    busy = a_problem(*nodes(a=0.6))
+    known = windows(5, slower(1.0, busy), busy)
+    assert factors(known) == {"a": pytest.approx(1.0), "b": pytest.approx(1.0)}
+    idle = a_problem(*nodes())
+    assert known.applied_to(idle.snapshot, NOW) == idle.snapshot
+
+
+@pytest.mark.parametrize("used", [None, 0.71, 1.0])
+def test_of_a_node_that_is_very_busy_or_unknown_nothing_is_learned(used: float | None) -> None:
+    problem = a_problem(*nodes(a=used))
+    known = windows(5, slower(4.0, problem), problem)
+    assert factors(known) == {"b": pytest.approx(4.0)}
+
+
+def test_a_window_in_which_the_use_by_others_changed_is_compared_and_not_learned_from() -> None:
+    idle, busy = a_problem(*nodes()), a_problem(*nodes(a=0.5))
+    begun, _ = compare(Calibration(), slower(1.0, idle), idle, NOW)
+    known, _ = compare(begun, slower(1.0, busy), busy, NOW + WINDOW)
+    assert set(known.stages) == {"s0", "s1"}
+    assert set(known.nodes) == {"b"}
+
+
+@pytest.mark.parametrize("steps", [None, 0, LEAST_STEPS - 1])
+def test_too_few_steps_teach_nothing(steps: int | None) -> None:
+    problem = a_problem(*nodes())
+    assert windows(5, serving({"s0": 99.0, "s1": 99.0}, steps=steps), problem).as_status() == {}
+
+
+def test_a_new_route_begins_a_new_window() -> None:
+    problem = a_problem(*nodes())
+    begun, _ = compare(Calibration(), slower(3.0, problem), problem, NOW)
+    moved = slower(3.0, problem).model_copy(update={"revision": "r2"})
+    known, _ = compare(begun, moved, problem, NOW + WINDOW)
+    assert not known.nodes
+    assert known.window is not None
+    assert (known.window.revision, known.window.since) == ("r2", NOW + WINDOW)
+
+
+@pytest.mark.parametrize("seen", [None, Serving(revision="r1", stages=STAGES, traffic=None)])
+def test_on_the_way_and_without_a_gateway_nothing_is_measured_and_nothing_forgotten(seen: Serving | None) -> None:
+    problem = a_problem(*nodes())
+    known = windows(4, slower(3.0, problem), problem)
+    after, notes = compare(known, seen, problem, NOW + 10 * WINDOW)
+    assert (after.nodes, after.window, notes) == (known.nodes, None, ())
+
+
+def test_a_clock_that_was_set_back_begins_a_new_window() -> None:
+    problem = a_problem(*nodes())
+    begun, _ = compare(Calibration(), slower(3.0, problem), problem, NOW)
+    known, _ = compare(begun, slower(3.0, problem), problem, NOW - timedelta(hours=1))
+    assert not known.nodes
+    assert known.window is not None
+    assert known.window.since == NOW - timedelta(hours=1)
+
+
+def test_another_model_on_the_same_nodes_is_learned_anew() -> None:
+    problem = a_problem(*nodes())
+    known = windows(4, slower(3.0, problem), problem)
+    other = a_problem(*nodes(), profile=a_profile(digest="fedcba9876543210"))
+    assert compare(known, None, other, NOW + 5 * WINDOW)[0].nodes == {}
+
+
+# --- what is not believed ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (0, "0 ms"),
+        (1e9, "1e+09 ms"),
+        (-3, "no number"),
+        (float("nan"), "no number"),
+        (float("inf"), "no number"),
+        ("x", "no number"),
+        (True, "no number"),
+    ],
+)
+def test_an_absurd_stage_time_is_noted_and_unknown_and_the_rest_is_read(given: Any, said: str) -> None:
+    """As it would come from a gateway: the report itself stays readable, since routes are drained by it."""
+    problem = a_problem(*nodes())
+    good = 2 * compute_ms(problem)["s1"]
+    stages = {"s0": {"computeMs": given, "steps": 500}, "s1": {"computeMs": good, "steps": 500}}
+    report = GatewayReport.model_validate(
+        {"revision": "r1", "routes": {"r1": {"inFlight": 1}}, "observed": {"requests": 5, "stages": stages}}
+    )
+    seen = Serving(revision="r1", stages=STAGES, traffic=report.observed)
+    known = windows(4, seen, problem)
+    assert factors(known) == {"b": pytest.approx(2.0)}
+    assert set(known.stages) == {"s1"}
+    _, notes = compare(known, seen, problem, NOW)
+    assert notes == (f"compute time of segment s0 is {said}, which is not believed",)
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, "many", True, float("nan")])
+def test_a_number_of_steps_that_is_none_is_not_known(steps: Any) -> None:
+    assert StageTimes.model_validate({"computeMs": 4, "steps": steps}).steps is None
+
+
+def test_segments_that_a_gateway_does_not_name_are_not_noted() -> None:
+    problem = a_problem(*nodes())
+    known, notes = compare(Calibration(), serving({"other": 5.0}), problem, NOW)
+    assert (known.window, notes) == (None, ())
+
+
+# --- kept in the status --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_learned_survives_the_status() -> None:
+    problem = a_problem(*nodes())
+    known = windows(4, slower(3.0, problem), problem)
+    written = known.as_status()
+    assert read_calibration({"calibration": written}) == known
+    assert written["nodes"]["a"]["factor"] == pytest.approx(3.0)
+    assert written["stages"]["s0"] == {
+        "node": "a",
+        "observedMs": known.stages["s0"].observed_ms,
+        "predictedMs": known.stages["s0"].predicted_ms,
+        "uncalibratedMs": known.stages["s0"].uncalibrated_ms,
+    }
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        None,
+        {"nodes": "x"},
+        {"nodes": {"a": {"factor": -1, "windows": 5, "time": "2026-01-01T00:00:00Z"}}},
+        {"nodes": {"a": {"factor": "NaN", "windows": 5, "time": "2026-01-01T00:00:00Z"}}},
+        {"window": {"since": "yesterday"}},
+    ],
+)
+def test_what_cannot_be_read_is_nothing_learned(written: Any) -> None:
+    assert read_calibration({"calibration": written}) == Calibration()
