@@ -9,7 +9,7 @@ import pytest
 
 from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.route import RouteDocument, RouteError
-from splitinference_gateway.routes import Routes
+from splitinference_gateway.routes import HOLD_SECONDS, Routes
 from splitinference_gateway.settings import Settings
 from tests.gateway.serving import MODEL, Serving, serving
 from tests.gateway.toy_chain import reference, toy_segments
@@ -114,6 +114,22 @@ def test_a_route_without_pipelines_withdraws_the_model() -> None:
     assert routes.lease() is None
 
 
+def test_after_a_withdrawal_requests_are_taken_for_a_while_since_the_next_route_is_on_its_way() -> None:
+    clock = Clock()
+    routes = Routes(clock)
+    assert not routes.takes
+    routes.apply(document("r1", "a"))
+    lease = routes.lease()
+    assert lease is not None
+    routes.apply(document("stopped", drain=0))
+    assert lease.expired, "who is on the old route leaves it at once"
+    assert (routes.takes, routes.stopped) == (True, True)
+    clock.now = HOLD_SECONDS
+    assert (routes.takes, routes.stopped) == (False, True)
+    routes.apply(document("r2", "b"))
+    assert (routes.takes, routes.stopped) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -159,6 +175,32 @@ async def test_a_cutover_acts_within_a_second_and_the_text_is_the_same(tmp_path:
         assert await world.metric('splitinference_gateway_replays_total{reason="superseded"}') == 1
         await world.idle()
         assert b.counts["release"] == 1
+
+
+@pytest.mark.anyio
+async def test_a_withdrawn_route_gets_no_further_step_and_nobody_sees_more_than_a_pause(tmp_path: Path, model_path: Path) -> None:
+    segments = await toy_segments("a", "b")
+    a, b = segments
+    a.seconds = 0.004
+    async with serving(tmp_path, model_path, segments) as world:
+        world.route([a], revision="r2")
+        await world.routed("r2")
+        asking = await under_way(world, 150)
+        world.route(revision="stopped", drain_seconds=0)
+        await world.routed(None)
+        await asyncio.sleep(0.1)  # the step that was under way
+        steps = a.counts["step"]
+        late = asyncio.create_task(world.complete(PROMPT, 5))
+        await asyncio.sleep(0.3)
+        assert a.counts["step"] == steps, "not one more"
+        assert not asking.done()
+        assert not late.done()
+        async with world.http.get(f"{world.url}/readyz") as ready:
+            assert ready.status == 200, "clients are to reach who tells them to wait"
+        world.route([b], revision="r3")
+        assert await asking == bytes(reference(PROMPT.encode(), 150)).decode(errors="replace")
+        assert await late == bytes(reference(PROMPT.encode(), 5)).decode(errors="replace")
+        assert a.counts["step"] == steps
 
 
 @pytest.mark.anyio

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from splitinference_gateway.route import Pipeline, RouteDocument
 
+HOLD_SECONDS = 30.0
+"""So long after a route was withdrawn requests wait for the next one; those that come later are told at once to come again."""
+
 
 @dataclass(eq=False)
 class Route:
@@ -48,10 +51,12 @@ class Lease:
 
 @dataclass(eq=False)
 class Routes:
-    """The current route and the draining ones."""
+    """The current route and the draining ones. `stopped`: the route was withdrawn, and the next is on its way or not allowed."""
 
     clock: Callable[[], float] = time.monotonic
     current: Route | None = None
+    stopped: bool = False
+    _held_until: float = 0.0
     _draining: list[Route] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -65,6 +70,9 @@ class Routes:
         if self.current is not None:
             self.current.expires_at = now + document.drain_seconds
             self._draining.append(self.current)
+        self.stopped = not document.pipelines
+        if self.stopped:
+            self._held_until = now + HOLD_SECONDS
         self.current = next((route for route in self._draining if _same(route, document)), None)
         if self.current is not None:  # back to a route that still drains: its sequences may stay
             self._draining.remove(self.current)
@@ -100,6 +108,11 @@ class Routes:
     def retire(self) -> None:
         """Forget the draining routes on which nothing is in flight."""
         self._draining = [route for route in self._draining if any(route.in_flight)]
+
+    @property
+    def takes(self) -> bool:
+        """New sequences may come: there is a route, or there was one a moment ago, and the next is worth waiting for."""
+        return self.current is not None or (self.stopped and self.clock() < self._held_until)
 
     @property
     def known(self) -> tuple[Route, ...]:

@@ -14,7 +14,7 @@ from splitinference.controller.ports import GatewayReport, Manifest, Ports
 from splitinference.controller.prove import Proofs, Prover
 from splitinference.controller.readings import Measured
 from splitinference.controller.recall import Recall, read_recall
-from splitinference.controller.route import Stored, old_routes, read_route
+from splitinference.controller.route import Stored, is_withdrawn, old_routes, read_route
 from splitinference.controller.sight import Sight
 from splitinference.controller.snapshot import Reading, Sources, held_for, read_snapshot
 from splitinference.core.walk import Observed
@@ -23,7 +23,7 @@ from splitinference.settings import Settings
 
 @dataclass(frozen=True)
 class Seen:
-    """What one pass read."""
+    """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy."""
 
     now: datetime
     body: Manifest
@@ -34,6 +34,7 @@ class Seen:
     reading: Reading
     stored: Stored | None
     report: GatewayReport | None
+    stopped: bool
     segments: tuple[SegmentPod, ...]
     recall: Recall
     calibration: Calibration
@@ -97,6 +98,7 @@ class Looker:
         if held_back := recall.held_back(segments, now):
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)
+        route = next((found for found in maps if found["metadata"]["name"] == route_name(name)), None)
         seen = Seen(
             now=now,
             body=self.body,
@@ -105,8 +107,9 @@ class Looker:
             owned=owned,
             measured=measured,
             reading=self.read(now, nodes, pods, measured, resources),
-            stored=read_route(next((found for found in maps if found["metadata"]["name"] == route_name(name)), None)),
+            stored=read_route(route),
             report=report,
+            stopped=is_withdrawn(route),
             segments=segments,
             recall=recall,
             calibration=read_calibration(self.body.get("status") or {}),

@@ -16,11 +16,13 @@ from splitinference.controller.look import Looker, Seen, owner_of
 from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
 from splitinference.controller.ports import Manifest, Ports, RefusedError
+from splitinference.controller.privacy import allowed, exposed_route
 from splitinference.controller.prove import Proofs
 from splitinference.controller.recall import read_recall
 from splitinference.controller.report import Report, events, status_of
 from splitinference.controller.resource import Resource, read_resource
 from splitinference.controller.reviews import Reviews
+from splitinference.controller.route import withdrawn
 from splitinference.controller.serving import serving_stages
 from splitinference.controller.sight import Sight
 from splitinference.controller.status import Condition, merge_patch
@@ -136,6 +138,7 @@ class _Pass:
                 self._ensure_gateway(self.body, asked.profile, seen)
                 if is_coming(self.ports, self.body, seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
+            seen = self._guarded(asked, seen)
             seen, problem = self._calibrated(asked, planned, built, seen)
             facts = self._facts(asked, problem, planned, built, seen)
             decision, memory = self._decide(facts, asked, seen)
@@ -157,7 +160,9 @@ class _Pass:
 
     def _walk(self, report: Report, planned: Planned, built: Built, profile: Profile, resource: Resource) -> Looked:
         seen, body = report.seen, planned.of(self.body)
-        steps = next_steps(built.target, seen.observed, strategy(resource.spec.adaptation))
+        steps, kept_from = allowed(
+            next_steps(built.target, seen.observed, strategy(resource.spec.adaptation)), seen, built, resource, profile
+        )
         walker = Walker(self.ports, body, resource, built, seen)
         walker.ensure_services()
         stored = walker.take(steps.actions) if isinstance(steps, Steps) else seen.stored
@@ -167,9 +172,19 @@ class _Pass:
             self._ensure_gateway(body, profile, seen)
         serving = stored.route if stored else None
         verdict = judge(seen, isinstance(steps, Done))
-        report = replace(report, seen=replace(seen, recall=verdict.recall), verdict=verdict, steps=steps, serving=serving)
+        report = replace(
+            report, seen=replace(seen, recall=verdict.recall), verdict=verdict, steps=steps, serving=serving, exposed=kept_from
+        )
         report = replace(report, endpoint=self.ports.builder.endpoint(body))
         return self._finish(report, _WALKING_SECONDS if isinstance(steps, Steps) else None)
+
+    def _guarded(self, asked: Asked, seen: Seen) -> Seen:
+        """Nothing is sent any more where a rule of privacy is broken, if the resource wants it so: at once, before a new plan is made."""
+        if why_stopped := exposed_route(asked, seen):
+            log.warning("%s/%s: the route is withdrawn: %s", *seen.owner, "; ".join(why_stopped))
+            self.ports.cluster.apply(self.ports.builder.route(self.body, withdrawn()))
+            return replace(seen, stored=None, stopped=True)
+        return seen
 
     # --- the plan --------------------------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Report:
     proofs: frozenset[str] = frozenset()
     refused: tuple[str, ...] = ()
     endpoint: str = ""
+    exposed: tuple[str, ...] = ()
     verdict: Verdict | None = None
 
     @property
@@ -165,6 +166,9 @@ def _progressing(report: Report) -> Condition:
 def _ready(report: Report) -> Condition:
     kind = Kind.READY
     if report.serving is None:
+        if report.exposed or report.seen.stopped:
+            why = "; ".join(report.exposed) or "a route that keeps the rules is on its way"
+            return Condition(kind=kind, holds=False, reason="StoppedForPrivacy", message=f"nothing is sent to any segment: {why}")
         return Condition(kind=kind, holds=False, reason="NotServing", message="no route serves yet")
     phases = {pod.name: pod.segment for pod in report.seen.segments}
     missing = [

@@ -188,10 +188,18 @@ class PrivacyRule(SpecValue):
     node_labels: Mapping[str, str] = Field(min_length=1)
 
 
+class OnViolation(StrEnum):
+    """What becomes of requests while what serves breaks a rule."""
+
+    STOP = "Stop"
+    DRAIN = "Drain"
+
+
 class Privacy(SpecValue):
     """All rules that cover a layer hold for it."""
 
     rules: tuple[PrivacyRule, ...] = ()
+    on_violation: OnViolation = OnViolation.STOP
 
 
 class TolerationSpec(SpecValue):

@@ -15,6 +15,8 @@ from splitinference.core.walk import Names, OldRoute, Route
 
 ROUTE_KEY = "route.json"
 HISTORY_KEY = "history.json"
+STOPPED = "stopped"
+"""Revision of the document without a route."""
 GRACE = timedelta(seconds=5)
 """After the drain time the gateway replays by itself; so much later it has."""
 SILENCE = timedelta(seconds=30)
@@ -75,6 +77,20 @@ def cut_over(stored: Stored | None, route: Route, models: Mapping[str, str], dra
     file = {"v": 1, "revision": route.revision, "pipelines": pipelines, "drainSeconds": drain_seconds}
     kept = [entry.model_dump(mode="json") for entry in former if entry.revision != route.revision]
     return {ROUTE_KEY: json.dumps(file, sort_keys=True), HISTORY_KEY: json.dumps(kept, sort_keys=True)}
+
+
+def withdrawn() -> Mapping[str, str]:
+    """The ConfigMap's data while nothing may be sent anywhere: sequences leave the route that was, and wait for the next."""
+    file = {"v": 1, "revision": STOPPED, "pipelines": [], "drainSeconds": 0}
+    return {ROUTE_KEY: json.dumps(file, sort_keys=True), HISTORY_KEY: "[]"}
+
+
+def is_withdrawn(config_map: Manifest | None) -> bool:
+    """Whether the ConfigMap holds that."""
+    try:
+        return bool(json.loads(((config_map or {}).get("data") or {})[ROUTE_KEY])["revision"] == STOPPED)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def old_routes(stored: Stored | None, report: GatewayReport | None, gateway_runs: bool, now: datetime) -> tuple[OldRoute, ...]:

@@ -1,0 +1,60 @@
+"""Rules of privacy against what serves: which segments of a route see layers on nodes that must not have them, and what is done then.
+
+Placing segments is the planner's work. This is for the time between a node losing its label and the new route: with `onViolation: Stop`
+nothing is sent along a route that breaks a rule, neither the one that serves nor, where no plan keeps the rules, the plan's own.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from splitinference.controller import terms
+from splitinference.controller.asked import Asked
+from splitinference.controller.look import Seen
+from splitinference.controller.planned import Built
+from splitinference.controller.resource import OnViolation, Rejected, Resource
+from splitinference.core.cluster import Node
+from splitinference.core.cost.eligible import forbidden
+from splitinference.core.problem import Constraints
+from splitinference.core.profile import Profile
+from splitinference.core.transition import Action, Blocked, Cutover, Done, Steps
+from splitinference.core.walk import NamedSegment, Route
+
+Words = tuple[str, ...]
+
+
+def exposed(route: Route, segments: Mapping[str, NamedSegment], nodes: Iterable[Node], constraints: Constraints) -> Words:
+    """Each segment of the route on a node that must not have one of its layers, in words; a node that is gone sees nothing."""
+    trust = Constraints(trust=constraints.trust)
+    if not trust.trust:
+        return ()
+    by_name = {node.name: node for node in nodes}
+    found: list[str] = []
+    for name in sorted(route.names & segments.keys()):
+        segment = segments[name]
+        if (node := by_name.get(segment.node)) is not None:
+            reasons = {forbidden(node, layer, trust) for layer in range(segment.start, segment.end)}
+            found += [f"{name} on {node.name}: {reason}" for reason in sorted(filter(None, reasons))]
+    return tuple(found)
+
+
+def exposed_route(asked: Asked, seen: Seen) -> Words:
+    """What is wrong with the serving route, where the resource wants it stopped then."""
+    if asked.resource.spec.privacy.on_violation is not OnViolation.STOP or seen.stored is None:
+        return ()
+    return exposed(seen.stored.route, seen.observed.segments, seen.reading.snapshot.nodes, asked.constraints)
+
+
+def allowed(
+    steps: Steps | Done | Blocked, seen: Seen, built: Built, resource: Resource, profile: Profile
+) -> tuple[Steps | Done | Blocked, Words]:
+    """The steps without a cutover to a route that breaks a rule, where the resource wants none; and what kept them from it."""
+    bounds = terms.constraints(resource.spec, len(profile.layers))
+    if resource.spec.privacy.on_violation is not OnViolation.STOP or isinstance(bounds, Rejected) or not isinstance(steps, Steps):
+        return steps, ()
+    segments = {**seen.observed.segments, **built.target.segments}
+    actions: list[Action] = []
+    why: list[str] = []
+    for action in steps.actions:
+        broken = exposed(action.route, segments, seen.reading.snapshot.nodes, bounds) if isinstance(action, Cutover) else ()
+        why += broken
+        actions += [] if broken else [action]
+    return Steps(actions=tuple(actions), waiting=(*steps.waiting, *why)), tuple(why)
