@@ -130,9 +130,9 @@ def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def settled(found: dict[str, Any]) -> bool:
-    """Whether the operator has seen the specification, all of the plan serves, and nothing is under way."""
+    """Whether the operator has seen the specification, all of the plan serves, and nothing is under way or waits for room."""
     seen = found["status"]["observedGeneration"] == found["metadata"]["generation"]
-    return bool(seen and condition(found, "Ready").get("status") == "True" and condition(found, "Progressing").get("status") == "False")
+    return bool(seen and condition(found, "Ready").get("status") == "True" and condition(found, "Progressing").get("reason") == "Settled")
 
 
 def wait_ready(cluster: AnyCluster, name: str, namespace: str = "default", seconds: int = 300) -> dict[str, Any]:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.cluster
 LONG = os.environ.get("E2E_LONG") == "1"
 QUIET_SECONDS = float(os.environ.get("E2E_QUIET_SECONDS", "300")) if LONG else 0.0
 LOADS = [pytest.param(load, marks=pytest.mark.long) for load in (STEADY, BURSTY)]
-ROOMY_MIB = 1400
+ROOMY_MIB = 2000
 LINK_MBIT = 100.0
 Play = Callable[..., AbstractContextManager[Scene]]
 
