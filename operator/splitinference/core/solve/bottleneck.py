@@ -51,6 +51,15 @@ def occupancy_of(task: Task, steps: tuple[Step, ...]) -> float:
     return max(taken)
 
 
+def occupancies(task: Task) -> Floats:
+    """How long a step may take a stage or a link, ascending: the slowest of a chain is one of these."""
+    t = task.tables
+    found = [t.occupancy_from(a)[task.allowed[a]] for a in range(t.layers)]
+    found.append(hop_occupancy(t, 0).ravel())
+    found += [hop_occupancy(t, b).ravel() for b in {t.tensor_bytes(b): b for b in range(1, t.layers)}.values()]
+    return np.unique(np.concatenate(found))
+
+
 def _longest(task: Task) -> Floats:
     """Boundary by class: layers of the longest segment from there."""
     ends = np.arange(task.tables.layers + 1)
@@ -65,7 +74,7 @@ class _Thresholds:
 
     def solve(self, known: float) -> Chain:
         """Bisect over the values that occur: first with quick verdicts, then with wide searches in what is left between."""
-        values = self._values()
+        values = occupancies(self.task)
         best: tuple[Step, ...] | None = None
         value, low = known, 0
         if math.isinf(known):
@@ -93,14 +102,6 @@ class _Thresholds:
             if self.expired() or (widths != WIDTHS and value - bound <= NEARLY * value):
                 break
         return Chain(self.task, best, value, min(value, bound), "thresholds, not all refuted")
-
-    def _values(self) -> Floats:
-        """The occupancies that occur, ascending: one of them is the answer."""
-        t, task = self.tables, self.task
-        found = [t.occupancy_from(a)[task.allowed[a]] for a in range(t.layers)]
-        found.append(hop_occupancy(t, 0).ravel())
-        found += [hop_occupancy(t, b).ravel() for b in {t.tensor_bytes(b): b for b in range(1, t.layers)}.values()]
-        return np.unique(np.concatenate(found))
 
     def _verdict(self, threshold: float, widths: tuple[int, ...]) -> _Verdict:
         task, groups = merged(self.task.below(threshold))

@@ -8,6 +8,7 @@ from splitinference.core.solve.alike import alike, needed
 from splitinference.core.solve.criterion import Arrays
 from splitinference.core.solve.dive import dive
 from splitinference.core.solve.dual import crowded, keeps_counts, price, rounds_for, sum_along
+from splitinference.core.solve.levels import Cut, Refutation, levels_of
 from splitinference.core.solve.relaxed import Step, complete, most_segments, path, promising
 from splitinference.core.solve.search import Search
 from splitinference.core.solve.task import SLACK, Multipliers, Task
@@ -17,6 +18,7 @@ WIDTHS = (64, 1_000, 12_000)
 
 
 NARROW = 16
+LEVEL_ROUNDS = 12
 MOST_SEGMENTS = 20
 FEW = 300
 
@@ -37,8 +39,8 @@ class Chain:
         return self.value - self.bound <= 2 * SLACK * abs(self.value) if self.steps else math.isinf(self.bound)
 
 
-def best_chain(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
-    """The best chain for `task` that is better than `known` (inf: no chain is known).
+def best_chain(task: Task, known: float, expired: Callable[[], bool], widths: tuple[int, ...] = WIDTHS) -> Chain:
+    """The best chain for `task` that is better than `known` (inf: no chain is known), with searches of these widths.
 
     With a `known` value, `steps` is None and bound at least `known` means that nothing better exists.
     """
@@ -47,7 +49,7 @@ def best_chain(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
     quick = _by_dynamic_programme(task)
     if quick is not None and (quick.proven or quick.bound >= known):
         return quick
-    return _Hunt(task, known, quick.bound if quick else -math.inf, expired).chain()
+    return _Hunt(task, known, quick.bound if quick else -math.inf, expired, widths).chain()
 
 
 class _Hunt:
@@ -56,8 +58,8 @@ class _Hunt:
     `part` is the task over `classes`, those that a chain better than `value` may need; `prices` are for them.
     """
 
-    def __init__(self, task: Task, known: float, bound: float, expired: Callable[[], bool]) -> None:
-        self.task, self.expired = task, expired
+    def __init__(self, task: Task, known: float, bound: float, expired: Callable[[], bool], widths: tuple[int, ...]) -> None:
+        self.task, self.expired, self.widths = task, expired, widths
         self.steps: tuple[Step, ...] | None = None
         self.value, self.bound = known, bound
         self.classes = list(range(task.tables.count))
@@ -161,17 +163,48 @@ class _Hunt:
         return "no chain keeps one of the limits" if refuted else ""
 
     def _search(self) -> str:
-        for width in WIDTHS:
+        for width in self.widths:
             self._narrow()
             if not self.part.tables.count:
                 return self._nothing_left()
-            found = Search(self.part, self.prices).run(width, self.value, self.expired)
+            cut = self._by_levels(width)
+            if self._proved(self.bound):
+                return "no cheaper chain keeps the limits, level by level of cost"
+            prices = self.prices if cut is None else cut.ahead.prices.times(self.value)
+            found = Search(self.part, prices, cut).run(width, self.value, self.expired)
             self._found(found.steps, found.value)
             if self._proved(found.bound) and found.complete:
                 return f"search with {width} labels a boundary, complete"
             if self.expired():
                 break
         return "search, not complete"
+
+    def _by_levels(self, width: int) -> Cut | None:
+        """Where cost is what nodes cost and limits stand in the way: halve the levels of cost between refuted and known.
+
+        What comes back cuts labels of a search for chains cheaper than the known one.
+        """
+        levels = levels_of(self.part, self.value)
+        if levels is None:
+            return None
+        tried, ahead = max(-1, math.ceil(self.bound / levels.unit - 1e-6) - 1) if self.bound > 0 else -1, None
+        prices = self.prices
+        rounds = LEVEL_ROUNDS if width == WIDTHS[0] else 4 * LEVEL_ROUNDS
+        while tried < levels.most and not self.expired():
+            middle = (tried + 1 + levels.most) // 2
+            verdict = Refutation(self.part, replace(levels, most=middle)).run(prices, rounds, self.expired)
+            prices = verdict.ahead.prices
+            if verdict.steps is not None:
+                plain = Arrays(self.part.tables, self.part.objective, self.part.allowed, self.part.hops_open)
+                self._found(verdict.steps, sum_along(plain, verdict.steps))
+                levels = levels.below(self.value)
+                continue
+            tried, ahead = middle, verdict.ahead
+            if verdict.ahead.refutes and self.bound < (middle + 1) * levels.unit:
+                self.bound = min(self.value, (middle + 1) * levels.unit)
+        if ahead is None or tried != levels.most:
+            ahead = Refutation(self.part, levels).run(prices, 1, self.expired).ahead
+        return Cut(levels, ahead)
 
 
 def _within_limits(task: Task, expired: Callable[[], bool]) -> tuple[tuple[Step, ...] | None, float, bool]:

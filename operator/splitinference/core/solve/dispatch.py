@@ -13,6 +13,7 @@ from splitinference.core.problem import Goal, Objective, Problem
 from splitinference.core.solve.bottleneck import least_bottleneck
 from splitinference.core.solve.chain import Chain, best_chain
 from splitinference.core.solve.infeasible import reasons
+from splitinference.core.solve.moves import least_with_moves
 from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, Limits, Outcome, Solved, TimedOut
 from splitinference.core.solve.peak import least_with_peak
 from splitinference.core.solve.relaxed import Step
@@ -146,6 +147,8 @@ def answer_of(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
         return least_bottleneck(task, known, expired)
     if task.occupancy_weight and not task.objective.moved and not task.tables.shares_node.any():
         return least_with_peak(task, known, expired)
+    if task.occupancy_weight and not task.utilization_weight:
+        return least_with_moves(task, known, expired)
     return best_chain(task, known, expired)
 
 

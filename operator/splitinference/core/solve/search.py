@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from splitinference.core.solve.alike import alike
 from splitinference.core.solve.criterion import Arrays, hop_occupancy
 from splitinference.core.solve.labels import Labels
+from splitinference.core.solve.levels import Cut
 from splitinference.core.solve.relaxed import Completion, Step, complete
 from splitinference.core.solve.tables import Bools, Floats, Ints
 from splitinference.core.solve.task import SLACK, Multipliers, Task
@@ -55,8 +56,8 @@ def _below(value: float) -> float:
 class Search:
     """The search for one task under given prices; `run` it with growing widths."""
 
-    def __init__(self, task: Task, prices: Multipliers) -> None:
-        self.task = task
+    def __init__(self, task: Task, prices: Multipliers, cut: Cut | None = None) -> None:
+        self.task, self.cut = task, cut
         t = task.tables
         self.tables = t
         self.constant = prices.constant(task)
@@ -254,18 +255,24 @@ class Search:
         if self.counting:
             good &= self._counted(nodes, segments, t.shares_node[where])[:, ends]
         row, column = np.nonzero(good)
+        before = self.plain.entering()[where] if b == 0 else self.plain.hops(b)[last, where]
+        reached = labels.plain[who] + before
+        plain = reached[row] + self.plain.segments_from(b)[where[row], column]
+        if self.cut is not None:
+            used = priced[row, column] - plain
+            stays = self.cut.keeps(plain, nodes[row], used, where[row], column + b + 1)
+            row, column, plain = row[stays], column[stays], plain[stays]
         if not len(row):
             return []
         if len(row) > self._most:
             kept = self._least(bound[row, column])
-            row, column = row[kept], column[kept]
+            row, column, plain = row[kept], column[kept], plain[kept]
         order = np.argsort(column, kind="stable")
-        row, column = row[order], column[order]
+        row, column, plain = row[order], column[order], plain[order]
         source, place = who[row], where[row]
         floats = np.zeros((len(row), labels.floats.shape[1]))
         floats[:, 0] = priced[row, column]
-        before = self.plain.entering()[place] if b == 0 else self.plain.hops(b)[last[row], place]
-        floats[:, 1] = labels.plain[source] + before + self.plain.segments_from(b)[place, column]
+        floats[:, 1] = plain
         floats[:, 2] = stage[row, column] if self.slowest is not None else 0.0
         if self.utilized:
             floats[:, 3], floats[:, 4] = utilization[row, column], busy[row, column]

@@ -135,6 +135,10 @@ class Multipliers:
         """The same prices for these classes alone."""
         return replace(self, uses=self.uses[classes])
 
+    def times(self, factor: float) -> "Multipliers":
+        """The same prices, weighted."""
+        return Multipliers(self.uses * factor, self.resources * factor, self.per_node * factor)
+
     def constant(self, task: Task) -> float:
         """What the prices add at most to a valid chain: subtract it to get a bound."""
         total = float(self.uses @ np.minimum(task.tables.multiplicity, task.tables.layers))
