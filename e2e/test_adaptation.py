@@ -131,7 +131,7 @@ def test_noise_around_the_threshold_moves_at_most_once(serving: Cluster, play: P
         busy = scene.inner_node()
         try:
             serving.burn(busy, pulse_seconds=8)
-            scene.runs(300)
+            scene.runs(QUIET_SECONDS)
         finally:
             serving.stop_burning(busy)
 
