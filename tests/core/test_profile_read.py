@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from splitinference.core.model_files import TensorInfo, UnreadableModel, parse_safetensors_header
 from splitinference.core.profile import LayerKind
-from splitinference.core.profile_read import TensorInfo, UnreadableModel, parse_safetensors_header, profile_from_model
+from splitinference.core.profile_read import profile_from_model
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
                          "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip

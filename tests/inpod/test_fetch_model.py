@@ -117,6 +117,10 @@ def test_a_repository_cannot_name_files_elsewhere(tmp_path):
         ("model.embed_tokens.weight", (0, 31)),
         ("lm_head.weight", (31,)),
         ("model.norm.weight", (31,)),
+        ("bert.encoder.layer.7.attention.self.query.weight", (8,)),
+        ("bert.embeddings.LayerNorm.weight", (0, 31)),
+        ("bert.pooler.dense.bias", (31,)),
+        ("7.weight", (7,)),
     ],
 )
 def test_tensors_belong_to_layers_as_the_profile_has_them(tensor, layers):

@@ -80,7 +80,7 @@ def test_what_is_wrong_is_said_in_one_line_with_the_users_path(tmp_path, spoil, 
 
 
 def test_the_operator_and_the_pod_read_the_same_table(tmp_path):
-    from splitinference.core.profile_read import parse_safetensors_header
+    from splitinference.core.model_files import parse_safetensors_header
 
     file = a_model(tmp_path / "m", files=1) / "model-0.safetensors"
     ours = {name: [t.dtype, list(t.shape), t.bytes] for name, t in parse_safetensors_header(file.read_bytes()).items()}

@@ -8,7 +8,7 @@ import requests
 
 from splitinference.adapters.failures import in_words
 from splitinference.controller.resource import HuggingFaceSource
-from splitinference.core.profile_read import TensorInfo, parse_safetensors_header, safetensors_header_bytes
+from splitinference.core.model_files import TensorInfo, parse_safetensors_header, safetensors_header_bytes
 
 FIRST_BYTES = 1 << 18
 _WEIGHTS = re.compile(r"^[^/]+\.safetensors$")

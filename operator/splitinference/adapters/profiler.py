@@ -18,8 +18,9 @@ from splitinference.controller import profiling
 from splitinference.controller.objects import COMPONENT
 from splitinference.controller.ports import Clock, Manifest, Pending, RefusedError, Unreadable
 from splitinference.controller.resource import HuggingFaceSource, Rejected, Resource, read_resource
+from splitinference.core.model_files import TensorInfo, UnreadableModel
 from splitinference.core.profile import Profile
-from splitinference.core.profile_read import TensorInfo, UnreadableModel, profile_from_model
+from splitinference.core.profile_read import profile_from_model
 from splitinference.settings import Settings
 
 log = logging.getLogger(__name__)

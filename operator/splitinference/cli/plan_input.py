@@ -15,15 +15,10 @@ from splitinference.controller.readings import Measured
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.snapshot import Sources, claims, read_snapshot
 from splitinference.core.cluster import Snapshot
+from splitinference.core.model_files import TensorInfo, UnreadableModel, parse_safetensors_header, safetensors_header_bytes
 from splitinference.core.problem import Problem
 from splitinference.core.profile import Profile
-from splitinference.core.profile_read import (
-    TensorInfo,
-    UnreadableModel,
-    parse_safetensors_header,
-    profile_from_model,
-    safetensors_header_bytes,
-)
+from splitinference.core.profile_read import profile_from_model
 from splitinference.settings import Settings
 
 TIMEOUT_SECONDS = 10.0

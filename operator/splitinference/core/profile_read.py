@@ -1,77 +1,27 @@
 """A profile from what a model's folder says about itself: `config.json` and the headers of its safetensors files.
 
-Pure: the bytes are read elsewhere. Layer 0 is the embedding, 1..N are the blocks, N+1 is the final norm with the head.
+Pure: the bytes are read elsewhere. Of decoders layer 0 is the embedding, 1..N are the blocks, N+1 is the final norm with the head.
 """
 
-import hashlib
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from splitinference.core.model_files import BYTES_PER_ELEMENT, TensorInfo, Tensors, UnreadableModel, content_digest, elements, whole
 from splitinference.core.profile import Layer, LayerKind, Profile
+from splitinference.core.profile_encoder import ENCODERS, encoder_layers
+from splitinference.core.profile_sequential import SEQUENTIAL, sequential_layers
 
 DEFAULT_RUNTIME_BYTES = 380 * 2**20
 """Memory of a segment server that holds no layer; measured on the CPU image. Settings may say otherwise."""
 
-BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3"})
 
-_HEADER_LIMIT = 100 * 2**20
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "wpe.weight")
 _HEAD = "lm_head.weight"
 _LAST = ("model.norm.weight", "norm.weight", "norm.bias", "ln_f.weight", "ln_f.bias", _HEAD)
-
-
-class UnreadableModel(Exception):
-    """The model's files do not describe a model that can be cut; the message says what is missing or wrong."""
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of a safetensors file: its dtype as stored (`F32`, `BF16`, ...), its shape, its bytes in the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    bytes: int
-
-    @property
-    def elements(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-
-_Tensors = dict[str, TensorInfo]
-
-
-def parse_safetensors_header(data: bytes) -> dict[str, TensorInfo]:
-    """The tensor table at the start of a safetensors file; `data` must hold at least the whole header.
-
-    Raises UnreadableModel if the bytes are not such a header.
-    """
-    if len(data) < 8:
-        raise UnreadableModel(f"safetensors header: {len(data)} bytes, at least 8 are needed")
-    length = int.from_bytes(data[:8], "little")
-    if length > _HEADER_LIMIT or length + 8 > len(data):
-        raise UnreadableModel(f"safetensors header says {length} bytes of table, {len(data) - 8} are there")
-    try:
-        table = json.loads(data[8 : 8 + length])
-        return {name: _tensor(name, entry) for name, entry in table.items() if name != "__metadata__"}
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise UnreadableModel(f"safetensors header is not a JSON object of tensors: {error}") from error
-
-
-def safetensors_header_bytes(first_eight: bytes) -> int:
-    """How many bytes from the start of the file `parse_safetensors_header` needs, told by the file's first eight."""
-    if len(first_eight) < 8:
-        raise UnreadableModel(f"safetensors file of {len(first_eight)} bytes has no header")
-    length = int.from_bytes(first_eight[:8], "little")
-    if length > _HEADER_LIMIT:
-        raise UnreadableModel(f"safetensors header says {length} bytes of table; not a safetensors file")
-    return 8 + length
 
 
 def profile_from_model(
@@ -82,19 +32,31 @@ def profile_from_model(
     runtime_bytes: int = DEFAULT_RUNTIME_BYTES,
     model: str = "",
 ) -> Profile:
-    """The profile of a decoder-only model served in `dtype` (`float32`, `float16`, `bfloat16`).
+    """The profile of a model served in `dtype` (`float32`, `float16`, `bfloat16`).
 
     FLOPs are two per multiplied weight; attention adds four per head dimension, head and attended position. Raises
     UnreadableModel for families, dtypes or tensor tables that are not understood.
     """
     family = str(config.get("model_type", ""))
-    if family not in FAMILIES:
-        raise UnreadableModel(f"model_type {family!r} is not supported; supported are {', '.join(sorted(FAMILIES))}")
+    if family not in FAMILIES | ENCODERS | {SEQUENTIAL}:
+        known = ", ".join(sorted(FAMILIES | ENCODERS | {SEQUENTIAL}))
+        raise UnreadableModel(f"model_type {family!r} is not supported; supported are {known}")
     if dtype not in BYTES_PER_ELEMENT:
         raise UnreadableModel(f"dtype {dtype!r} is not supported; supported are {', '.join(sorted(BYTES_PER_ELEMENT))}")
     if "quantization_config" in config:
         raise UnreadableModel("quantized weights are not supported: the profile would be wrong by the factor of quantization")
     size = BYTES_PER_ELEMENT[dtype]
+    if family in ENCODERS:
+        layers = encoder_layers(config, tensors, size)
+    elif family == SEQUENTIAL:
+        layers = sequential_layers(config, tensors, size)
+    else:
+        layers = _decoder_layers(config, tensors, size)
+    name = model or str(config.get("_name_or_path") or family)
+    return Profile(model=name, digest=content_digest(config, tensors), dtype=dtype, layers=tuple(layers), runtime_bytes=runtime_bytes)
+
+
+def _decoder_layers(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], size: int) -> list[Layer]:
     shape = _shape(config)
     embedding, blocks, head = _sort(tensors, shape.blocks)
     tied = not any(name.endswith(_HEAD) for name in head)
@@ -109,7 +71,7 @@ def profile_from_model(
             index=0,
             name="embedding",
             kind=LayerKind.EMBEDDING,
-            weight_bytes=_elements(embedding) * size,
+            weight_bytes=elements(embedding) * size,
             read_bytes_per_token=len(embedding) * shape.hidden * size,
             flops_per_token=float(shape.hidden * len(embedding)),
             boundary_bytes_per_token=boundary,
@@ -121,7 +83,7 @@ def profile_from_model(
             Layer(
                 index=number + 1,
                 name=f"block {number}",
-                weight_bytes=_elements(block) * size,
+                weight_bytes=elements(block) * size,
                 flops_per_token=2.0 * matrices,
                 flops_per_token_and_context=4.0 * shape.heads * shape.head_dim,
                 kv_bytes_per_token=2 * shape.kv_heads * shape.head_dim * size,
@@ -142,8 +104,7 @@ def profile_from_model(
             tied_bytes=matrix * size if tied else 0,
         )
     )
-    name = model or str(config.get("_name_or_path") or family)
-    return Profile(model=name, digest=_digest(config, tensors), dtype=dtype, layers=tuple(layers), runtime_bytes=runtime_bytes)
+    return layers
 
 
 @dataclass(frozen=True)
@@ -156,27 +117,17 @@ class _Shape:
 
 
 def _shape(config: Mapping[str, Any]) -> _Shape:
-    hidden = _whole(config, "hidden_size", "n_embd")
-    heads = _whole(config, "num_attention_heads", "n_head")
-    kv_heads = _whole(config, "num_key_value_heads") if config.get("num_key_value_heads") is not None else heads
-    head_dim = _whole(config, "head_dim") if config.get("head_dim") is not None else hidden // heads
-    return _Shape(hidden, _whole(config, "num_hidden_layers", "n_layer"), heads, kv_heads, head_dim)
+    hidden = whole(config, "hidden_size", "n_embd")
+    heads = whole(config, "num_attention_heads", "n_head")
+    kv_heads = whole(config, "num_key_value_heads") if config.get("num_key_value_heads") is not None else heads
+    head_dim = whole(config, "head_dim") if config.get("head_dim") is not None else hidden // heads
+    return _Shape(hidden, whole(config, "num_hidden_layers", "n_layer"), heads, kv_heads, head_dim)
 
 
-def _whole(config: Mapping[str, Any], *names: str) -> int:
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-        if value is not None:
-            raise UnreadableModel(f"config.json: {name} is {value!r}, expected a positive whole number")
-    raise UnreadableModel(f"config.json: {' or '.join(names)} is missing")
-
-
-def _sort(tensors: Mapping[str, TensorInfo], count: int) -> tuple[_Tensors, list[_Tensors], _Tensors]:
-    embedding: _Tensors = {}
-    head: _Tensors = {}
-    blocks: list[_Tensors] = [{} for _ in range(count)]
+def _sort(tensors: Mapping[str, TensorInfo], count: int) -> tuple[Tensors, list[Tensors], Tensors]:
+    embedding: Tensors = {}
+    head: Tensors = {}
+    blocks: list[Tensors] = [{} for _ in range(count)]
     for name, tensor in tensors.items():
         block = _BLOCK.search(name)
         if block is None and name.endswith(_EMBEDDINGS):
@@ -193,24 +144,3 @@ def _sort(tensors: Mapping[str, TensorInfo], count: int) -> tuple[_Tensors, list
         if not tensors_of_block:
             raise UnreadableModel(f"no tensors for block {number} of {count}: a safetensors file is missing")
     return embedding, blocks, head
-
-
-def _elements(tensors: Mapping[str, TensorInfo]) -> int:
-    return sum(tensor.elements for tensor in tensors.values())
-
-
-def _tensor(name: str, entry: Mapping[str, Any]) -> TensorInfo:
-    try:
-        begin, end = entry["data_offsets"]
-        shape = tuple(int(n) for n in entry["shape"])
-        if min((int(begin), int(end) - int(begin), *shape)) < 0:
-            raise ValueError("negative shape or offsets")
-        return TensorInfo(dtype=str(entry["dtype"]), shape=shape, bytes=int(end) - int(begin))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnreadableModel(f"safetensors header: tensor {name!r} is malformed: {error!r}") from error
-
-
-def _digest(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
-    table = {name: [t.dtype, list(t.shape), t.bytes] for name, t in tensors.items()}
-    content = json.dumps([dict(config), table], sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()

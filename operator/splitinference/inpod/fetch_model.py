@@ -26,8 +26,9 @@ Files = dict[str, tuple[int | None, str | None]]
 SMALL = (".json", ".txt", ".model", ".jinja")
 WEIGHTS = ".safetensors"
 INDEX = "model.safetensors.index.json"
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "wpe.weight")
+BLOCK = re.compile(r"(?:^|\.)(?:layers|h|encoder\.layer)\.(\d+)\.")
+EMBEDDINGS = re.compile(r"(?:embed_tokens|wte|wpe)\.weight$|(?:^|\.)embeddings\.")
+CHAIN = re.compile(r"^(\d+)\.")
 TRIES = 5
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 30
@@ -62,7 +63,9 @@ def layers_of(tensor: str, count: int) -> tuple[int, ...]:
     block = BLOCK.search(tensor)
     if block:
         return (int(block.group(1)) + 1,)
-    return (0, count - 1) if tensor.endswith(EMBEDDINGS) else (count - 1,)
+    if chain := CHAIN.search(tensor):  # a generic chain: its layers are numbered as they are
+        return (int(chain.group(1)),)
+    return (0, count - 1) if EMBEDDINGS.search(tensor) else (count - 1,)
 
 
 def wanted_weights(weight_map: Mapping[str, str], start: int, end: int, count: int) -> set[str]:

@@ -1,0 +1,99 @@
+"""Profiles of encoders and generic chains: sizes by hand, and what cannot be read."""
+
+from math import prod
+from typing import Any
+
+import pytest
+
+from splitinference.core.model_files import TensorInfo, UnreadableModel
+from splitinference.core.profile import LayerKind
+from splitinference.core.profile_read import profile_from_model
+
+BERT: dict[str, Any] = {"model_type": "bert", "hidden_size": 64, "num_hidden_layers": 2, "architectures": ["BertModel"]}
+CHAIN: dict[str, Any] = {
+    "model_type": "sequential",
+    "input": {"shape": [1, 8, 8]},
+    "layers": [
+        {"type": "Conv2d", "in_channels": 1, "out_channels": 4, "kernel_size": 3, "padding": 1},
+        {"type": "ReLU"},
+        {"type": "MaxPool2d", "kernel_size": 2},
+        {"type": "Flatten"},
+        {"type": "Linear", "in_features": 64, "out_features": 10},
+    ],
+}
+
+
+def table(shapes: dict[str, tuple[int, ...]]) -> dict[str, TensorInfo]:
+    return {name: TensorInfo("F32", shape, 4 * prod(shape)) for name, shape in shapes.items()}
+
+
+def bert(**more: tuple[int, ...]) -> dict[str, TensorInfo]:
+    embedding = {"word_embeddings.weight": (100, 64), "position_embeddings.weight": (32, 64), "LayerNorm.weight": (64,)}
+    block = {"attention.self.query.weight": (64, 64), "intermediate.dense.weight": (128, 64), "output.LayerNorm.bias": (64,)}
+    return table(
+        {f"embeddings.{name}": shape for name, shape in embedding.items()}
+        | {f"encoder.layer.{i}.{name}": shape for i in range(2) for name, shape in block.items()}
+        | {name.replace("__", "."): shape for name, shape in more.items()}
+    )
+
+
+def chain() -> dict[str, TensorInfo]:
+    return table({"0.weight": (4, 1, 3, 3), "0.bias": (4,), "4.weight": (10, 64), "4.bias": (10,)})
+
+
+def test_an_encoder_has_no_kv_and_a_head_of_its_own() -> None:
+    profile = profile_from_model(BERT, bert(pooler__dense__weight=(64, 64)), "bfloat16", runtime_bytes=7)
+    embedding, block, _, head = profile.layers
+    assert [layer.kind for layer in profile.layers] == [LayerKind.EMBEDDING, LayerKind.BLOCK, LayerKind.BLOCK, LayerKind.HEAD]
+    assert embedding.weight_bytes == (100 + 32 + 1) * 64 * 2
+    assert embedding.read_bytes_per_token == 2 * 64 * 2
+    assert block.weight_bytes == (64 * 64 + 128 * 64 + 64) * 2
+    assert block.flops_per_token == 2 * (64 * 64 + 128 * 64)
+    assert block.flops_per_token_and_context == 8 * 64  # every position, where the cost model takes half of them
+    assert profile.kv_bytes_per_token(0, 4) == 0
+    assert (head.weight_bytes, head.boundary_bytes_per_token) == (64 * 64 * 2, 64 * 4)
+    assert profile.runtime_bytes == 7
+
+
+def test_a_masked_language_model_is_tied_to_its_embedding_and_needs_no_pooler() -> None:
+    config = {**BERT, "architectures": ["BertForMaskedLM"]}
+    head = profile_from_model(config, bert(cls__predictions__bias=(100,), pooler__dense__weight=(64, 64)), "float32").layers[-1]
+    assert (head.tied_to, head.tied_bytes, head.weight_bytes) == (0, 100 * 64 * 4, (100 * 64 + 100) * 4)
+    assert head.boundary_bytes_per_token == 4 * 100
+
+
+def test_a_model_without_a_head_has_a_last_layer_of_no_weight() -> None:
+    profile = profile_from_model({**BERT, "model_type": "roberta"}, bert(), "float32")
+    assert profile.layers[-1].weight_bytes == 0
+    assert len(profile.layers) == 4
+
+
+def test_a_chain_costs_what_its_layers_do_to_one_row() -> None:
+    profile = profile_from_model(CHAIN, chain(), "float16")
+    convolution, relu, pool, flat, linear = profile.layers
+    assert {layer.kind for layer in profile.layers} == {LayerKind.GENERIC}
+    assert (convolution.weight_bytes, convolution.flops_per_token) == ((36 + 4) * 2, 2 * 36 * 64)
+    assert [layer.boundary_bytes_per_token for layer in profile.layers] == [512, 512, 128, 128, 40]
+    assert (relu.flops_per_token, pool.weight_bytes, flat.weight_bytes) == (256, 0, 0)
+    assert (linear.weight_bytes, linear.flops_per_token) == (650 * 2, 2 * 640)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "words"),
+    [
+        (BERT | {"num_hidden_layers": 3}, bert(), "no tensors for block 2 of 3"),
+        (BERT | {"num_hidden_layers": 1}, bert(), "belongs to block 1, config.json says 1 blocks"),
+        (BERT, {name: t for name, t in bert().items() if "word" not in name}, "no token embedding"),
+        ({k: v for k, v in BERT.items() if k != "hidden_size"}, bert(), "hidden_size is missing"),
+        (CHAIN | {"layers": []}, {}, "layers is empty"),
+        ({k: v for k, v in CHAIN.items() if k != "input"}, chain(), "input.shape"),
+        (CHAIN, chain() | table({"5.weight": (1,)}), "tensor 5.weight belongs to none of the 5 layers"),
+        (CHAIN | {"layers": [{"type": "LSTM"}]}, {}, "layers[0] (LSTM) on rows of shape [1, 8, 8]"),
+        (CHAIN | {"layers": [{"type": "MaxPool2d", "kernel_size": 9}]}, {}, "nothing is left"),
+        (CHAIN | {"layers": [{"type": "Linear"}]}, {}, "out_features"),
+    ],
+)
+def test_what_cannot_be_read_is_said(config: dict[str, Any], tensors: dict[str, TensorInfo], words: str) -> None:
+    with pytest.raises(UnreadableModel) as found:
+        profile_from_model(config, tensors, "float32")
+    assert words in str(found.value)
