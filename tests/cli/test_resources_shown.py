@@ -13,7 +13,7 @@ SEGMENT = {"name": "chat-0-12-ab", "pipeline": 0, "start": 0, "end": 12, "node":
 SEGMENT |= {"predictedMs": 11.24, "linkMs": 0.5, "phase": "Serving"}
 PLAN = {"revision": "9c0ffee123", "segments": [SEGMENT], "optimal": False, "value": 242.8, "bound": 230.0, "gap": 0.0527}
 PLAN |= {"explanation": ["layers [0, 12) on a: 11 ms"]}
-OBSERVED = {"revision": "9c0ffee123", "stages": {"chat-0-12-ab": {"computeMs": 12.5, "linkMs": 0.7}}}
+OBSERVED = {"revision": "9c0ffee123", "stages": {"chat-0-12-ab": {"computeMs": 12.5, "queueMs": 3.1, "linkMs": 0.7}}}
 DECISION = {"time": "2026-01-01T00:00:00Z", "transition": "migrate", "reason": "NodeBusy", "revision": "9c0ffee123"}
 DECISION |= {"message": "node-b at 93 % [limit 85 %]", "outcome": {"latencyMs": 29}}
 CONDITIONS = [
@@ -49,14 +49,32 @@ def test_status_shows_predicted_and_observed_side_by_side():
         "ms",
         "12.5",
         "ms",
+        "3.1",
+        "ms",
         "0.5",
         "ms",
         "0.7",
         "ms",
+        "-",
         "Serving",
     ]
     assert "team/chat" in text
     assert "at most 5.3% from the best" in text
+
+
+def test_status_shows_what_was_learned_of_the_nodes_and_how_far_off_predictions_are():
+    calibration = {
+        "stages": {"chat-0-12-ab": {"node": "a", "observedMs": 12.5, "predictedMs": 12.1, "uncalibratedMs": 6.2}},
+        "nodes": {"a": {"factor": 1.96, "windows": 7, "time": "2026-01-01T00:00:00Z"}},
+        "errorPercent": 3.2,
+        "uncalibratedErrorPercent": 50.4,
+    }
+    text = printed(status, a_resource(calibration=calibration, adaptation={"paid": 2, "unpaid": 1}))
+    row = next(line for line in text.splitlines() if "chat-0-12-ab" in line)
+    assert "12.1 ms" in row, "predicted for the node as it is, not as it was when the plan was made"
+    assert "1.96" in row
+    assert "off by 3.2 % in the mean, without the nodes' factors by 50.4 %" in text
+    assert "of 3 moves that promised quicker tokens, 2 paid" in text
 
 
 def test_status_leaves_out_what_was_observed_of_another_plan():

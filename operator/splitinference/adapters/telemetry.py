@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from splitinference.controller.passes import Key, Pass
@@ -86,7 +86,7 @@ class ResourceGauges(Collector):
     def __init__(self, resources: Callable[[], Sequence[Manifest]]) -> None:
         self._resources = resources
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """One family for each figure."""
         try:
             resources = self._resources()
@@ -98,8 +98,37 @@ class ResourceGauges(Collector):
             for resource in resources:
                 value = read(resource.get("status") or {})
                 if isinstance(value, int | float):
-                    family.add_metric([resource["metadata"]["namespace"], resource["metadata"]["name"]], float(value))
+                    family.add_metric(_named(resource), float(value))
             yield family
+        yield from _moves(resources)
+        yield _calibration(resources)
+
+
+def _named(resource: Manifest) -> list[str]:
+    return [resource["metadata"]["namespace"], resource["metadata"]["name"]]
+
+
+def _moves(resources: Sequence[Manifest]) -> Iterator[Metric]:
+    """Counted in the status, so that they go on counting when the operator starts anew."""
+    judged = CounterMetricFamily(
+        f"{_PREFIX}_moves_judged", "Moves that promised quicker tokens, by whether they paid", labels=["namespace", "name", "paid"]
+    )
+    for resource in resources:
+        kept = (resource.get("status") or {}).get("adaptation") or {}
+        for label, key in (("yes", "paid"), ("no", "unpaid")):
+            judged.add_metric([*_named(resource), label], float(kept.get(key) or 0))
+    yield judged
+
+
+def _calibration(resources: Sequence[Manifest]) -> Metric:
+    factors = GaugeMetricFamily(
+        f"{_PREFIX}_node_calibration", "Measured over predicted stage time of a node", labels=["namespace", "name", "node"]
+    )
+    for resource in resources:
+        for node, entry in (_part(resource.get("status") or {}, "calibration").get("nodes") or {}).items():
+            if isinstance(factor := entry.get("factor"), int | float):
+                factors.add_metric([*_named(resource), node], float(factor))
+    return factors
 
 
 def _plan(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -108,6 +137,39 @@ def _plan(status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _predicted(figure: str) -> Callable[[Mapping[str, Any]], object]:
     return lambda status: (_plan(status).get("predicted") or {}).get(figure)
+
+
+def _part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return status.get(name) or {}
+
+
+def _calibrated(figure: str) -> Callable[[Mapping[str, Any]], object]:
+    def read(status: Mapping[str, Any]) -> object:
+        percent = _part(status, "calibration").get(figure)
+        return None if percent is None else percent / 100
+
+    return read
+
+
+def _observed(figure: str) -> Callable[[Mapping[str, Any]], object]:
+    """The median, where it is of the plan that the status has."""
+
+    def read(status: Mapping[str, Any]) -> object:
+        observed = _part(status, "observed")
+        return (observed.get(figure) or {}).get("p50") if observed.get("revision") == _plan(status).get("revision") else None
+
+    return read
+
+
+def _gain(figure: str) -> Callable[[Mapping[str, Any]], object]:
+    """Of the newest move that was judged."""
+
+    def read(status: Mapping[str, Any]) -> object:
+        outcomes = [decision["outcome"] for decision in status.get("decisions") or () if decision.get("outcome")]
+        percent = outcomes[0].get(figure) if outcomes else None
+        return None if percent is None else percent / 100
+
+    return read
 
 
 def _ready(status: Mapping[str, Any]) -> int:
@@ -121,4 +183,10 @@ _FIGURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], object]]] = {
     "predicted_latency_ms": ("Predicted time of one request of the workload", _predicted("latencyMs")),
     "predicted_time_to_first_token_ms": ("Predicted time to first token", _predicted("timeToFirstTokenMs")),
     "predicted_time_per_output_token_ms": ("Predicted time per output token", _predicted("timePerOutputTokenMs")),
+    "observed_time_to_first_token_ms": ("Median time to first token, as clients got it", _observed("timeToFirstTokenMs")),
+    "observed_time_per_output_token_ms": ("Median time per output token, as clients got it", _observed("timePerOutputTokenMs")),
+    "prediction_error": ("Mean absolute error of predicted stage times, as a share", _calibrated("errorPercent")),
+    "prediction_error_uncalibrated": ("The same without the nodes' factors", _calibrated("uncalibratedErrorPercent")),
+    "move_predicted_gain": ("Share of the time per token that the last judged move promised", _gain("predictedGainPercent")),
+    "move_observed_gain": ("Share of the time per token that the last judged move gained", _gain("observedGainPercent")),
 }

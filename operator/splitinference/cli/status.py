@@ -1,7 +1,7 @@
 """`kubectl split status`: the plan that serves, stage by stage, with what was predicted and what is observed."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -32,39 +32,61 @@ def show(resource: Mapping[str, Any], to: Console) -> None:
         return
     gap = plan.get("gap")
     proven = "proven best" if plan.get("optimal") else ("gap not known" if gap is None else f"at most {gap:.1%} from the best")
-    times = f"predicted {status.get('predicted') or '-'} a request, observed {status.get('latency') or '-'}"
+    times = f"predicted {status.get('predicted') or '-'} for a request alone, observed {status.get('latency') or '-'}"
     to.print(f"  plan {plan.get('revision')}: {times}; {proven}", markup=False, soft_wrap=True)
     to.print(segments(status))
+    for line in how_far_off(status):
+        to.print(f"  {line}", markup=False, soft_wrap=True)
     if endpoint := status.get("endpoint"):
         to.print(f"  endpoint: {endpoint}", markup=False, soft_wrap=True)
 
 
 def segments(status: Mapping[str, Any]) -> Table:
-    """The plan's segments as a table; observed times where requests were seen on this plan."""
+    """The plan's segments as a table; observed times where requests were seen on this plan.
+
+    STAGE is the compute of one decode step as it is predicted for the node as it is; before it was compared, as it was when the plan was
+    made. WAIT is what a step waited for those of other requests.
+    """
     plan = status["plan"]
     observed = status.get("observed") or {}
     stages = observed.get("stages") or {} if observed.get("revision") == plan.get("revision") else {}
+    calibration = status.get("calibration") or {}
+    compared, factors = calibration.get("stages") or {}, calibration.get("nodes") or {}
     table = Table(box=None, padding=(0, 2, 0, 2))
     for name in ("SEGMENT", "LAYERS", "NODE"):
         table.add_column(name, no_wrap=True)
-    for name in ("WEIGHTS", "KV", "STAGE", "OBSERVED", "LINK", "OBSERVED"):
+    for name in ("WEIGHTS", "KV", "STAGE", "OBSERVED", "WAIT", "LINK", "OBSERVED", "FACTOR"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("PHASE", no_wrap=True)
     for segment in plan.get("segments") or ():
-        seen = stages.get(segment["name"], {})
+        seen, now = stages.get(segment["name"], {}), compared.get(segment["name"], {})
+        factor = factors.get(segment["node"], {}).get("factor")
         table.add_row(
             segment["name"],
             f"{segment['start']}:{segment['end']}",
             segment["node"],
             f"{segment.get('weightMiB', 0):.0f} MiB",
             f"{segment.get('kvMiB', 0):.0f} MiB",
-            _ms(segment.get("predictedMs")),
+            _ms(now.get("predictedMs", segment.get("predictedMs"))),
             _ms(seen.get("computeMs")),
+            _ms(seen.get("queueMs")),
             _ms(segment.get("linkMs")),
             _ms(seen.get("linkMs")),
+            "-" if factor is None else f"{factor:.2f}",
             str(segment.get("phase", "")),
         )
     return table
+
+
+def how_far_off(status: Mapping[str, Any]) -> Iterator[str]:
+    """How far the predicted stage times are from the observed ones, and which moves paid; nothing where it is not known."""
+    calibration, kept = status.get("calibration") or {}, status.get("adaptation") or {}
+    error, plain = calibration.get("errorPercent"), calibration.get("uncalibratedErrorPercent")
+    if error is not None and plain is not None:
+        yield f"predicted stage times are off by {error:.1f} % in the mean, without the nodes' factors by {plain:.1f} %"
+    paid, unpaid = kept.get("paid", 0), kept.get("unpaid", 0)
+    if paid or unpaid:
+        yield f"of {paid + unpaid} moves that promised quicker tokens, {paid} paid"
 
 
 def _ms(value: float | None) -> str:

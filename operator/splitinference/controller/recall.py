@@ -44,7 +44,8 @@ class Recall(Value):
     moves: tuple[datetime, ...] = ()
     failures: Mapping[str, Failures] = Field(default_factory=dict)
     promise: Promise | None = None
-    unpaid: int = Field(default=0, ge=0, description="moves after which requests were not served faster than before")
+    paid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they came quicker")
+    unpaid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they did not come quicker")
     proofs: tuple[str, ...] = Field(default=(), description="proof keys of the processes that were proven")
 
     def moved(self, now: datetime) -> "Recall":

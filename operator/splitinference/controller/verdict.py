@@ -52,14 +52,29 @@ def judge(seen: Seen, settled: bool) -> Verdict:
     after = traffic.time_per_output_token_ms.p50
     if after is None:
         return Verdict(recall)
+    outcome, counted = outcome_of(promise, after)
+    paid = outcome.get("paid")
+    counts = {"paid": recall.paid + (paid is True), "unpaid": recall.unpaid + (paid is False)} if counted else {}
+    return Verdict(recall.model_copy(update={"promise": None, **counts}), promise.revision, outcome)
+
+
+def outcome_of(promise: Promise, after_ms: float) -> tuple[dict[str, Any], bool]:
+    """What came of the move, and whether it counts: only one that promised quicker tokens and whose before and after were seen."""
     outcome: dict[str, Any] = {
         "predictedBeforeMs": promise.predicted_before_ms,
         "predictedAfterMs": promise.predicted_after_ms,
-        "observedAfterMs": after,
+        "predictedGainPercent": _gain_percent(promise.predicted_before_ms, promise.predicted_after_ms),
+        "observedAfterMs": after_ms,
     }
-    paid = True
-    if promise.observed_before_ms is not None:
-        paid = after < promise.observed_before_ms
-        outcome |= {"observedBeforeMs": promise.observed_before_ms, "paid": paid}
-    done = recall.model_copy(update={"promise": None, "unpaid": recall.unpaid + (not paid)})
-    return Verdict(done, promise.revision, outcome)
+    before_ms = promise.observed_before_ms
+    if before_ms is None:
+        return outcome, False
+    outcome |= {"observedBeforeMs": before_ms, "observedGainPercent": _gain_percent(before_ms, after_ms)}
+    if promise.predicted_after_ms >= promise.predicted_before_ms:
+        return outcome, False
+    return outcome | {"paid": after_ms < before_ms}, True
+
+
+def _gain_percent(before_ms: float, after_ms: float) -> float:
+    """Share of the time that is gained, in per cent; negative where it got longer."""
+    return round(100 * (before_ms - after_ms) / before_ms, 1) if before_ms > 0 else 0.0
