@@ -41,6 +41,28 @@ def test_a_value_of_unknown_age_is_not_taken():
     assert "age is not known" in read.notes[0]
 
 
+@pytest.mark.parametrize(("ages", "read"), [((7,), 7), ((3, 90), 90), ((-300,), -300), ((5, -300), -300), (("NaN", 4), 4)])
+def test_a_sample_from_the_future_keeps_its_age_so_that_it_can_be_doubted(ages, read):
+    found = samples([series(1, node="a"), *(series(age, kind="age", node="a", x=str(n)) for n, age in enumerate(ages))], ("node",))
+    assert found.by_name["a"].age_seconds == read
+
+
+@pytest.mark.parametrize("age", ["NaN", "+Inf", "-Inf"])
+def test_an_age_that_is_no_number_is_not_known(age):
+    found = samples([series(1, node="a"), series(age, kind="age", node="a")], ("node",))
+    assert not found.by_name
+    assert "age is not known" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"metric": {}}, {"metric": {"node": "a", "si_kind": "value"}, "value": []}, "text", None, {"metric": None}]
+)
+def test_a_series_of_no_form_is_left_out_and_the_rest_is_read(odd):
+    found = samples([odd, series(1, node="b"), series(2, kind="age", node="b")], ("node",))
+    assert list(found.by_name) == ["b"]
+    assert "was left out" in found.notes[0]
+
+
 def test_names_of_several_labels():
     read = samples(
         [series(1, namespace="n", pod="p"), series(1, kind="age", namespace="n", pod="p"), series(4, pod="lost")], ("namespace", "pod")

@@ -129,6 +129,21 @@ def test_while_own_use_is_unknown_that_of_others_is_too():
     assert utilization(cpu(1.9), a_pod("new", "a", instance="chat")) == (None, ())
 
 
+def test_an_absurd_use_by_own_segments_does_not_make_others_idle():
+    value, notes = utilization(cpu(1.9, s=1e9), a_pod("s", "a", instance="chat"))
+    assert value is None
+    assert notes == ("CPU use of our own segments on a is 1000000000.0 cores, it has 2.0",)
+
+
+def test_a_question_beside_that_had_no_answer_is_noted_and_use_by_others_still_known():
+    measured = cpu(1.0).model_copy(
+        update={"node_memory_available_bytes": Samples(problem="Prometheus at http://p refused a query: parse error")}
+    )
+    value, notes = utilization(measured)
+    assert value == 0.5
+    assert notes == ("Prometheus at http://p refused a query: parse error",)
+
+
 def test_more_than_all_of_a_node_is_all_of_it():
     assert utilization(cpu(2.2))[0] == 1.0
 

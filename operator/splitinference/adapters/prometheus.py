@@ -82,7 +82,10 @@ def chosen(settings: Settings) -> Queries:
 
 
 def samples(answer: object, by: Sequence[str]) -> Samples:
-    """Prometheus' vector → samples by name. A name with several series, or without an age, is left out and noted; NaN is None."""
+    """Prometheus' vector → samples by name. A name with several series, or without an age, is left out and noted; NaN is None.
+
+    Of several ages the one that is least to be believed counts: a negative one (a sample from the future), else the oldest.
+    """
     if not isinstance(answer, list):
         return Samples(problem="Prometheus answered with something else than a vector")
     found: dict[str, dict[str, list[float]]] = {VALUE: defaultdict(list), AGE: defaultdict(list)}
@@ -103,7 +106,7 @@ def samples(answer: object, by: Sequence[str]) -> Samples:
             notes.append(f"{name}: its age is not known, so it is not taken")
         else:
             value = values[0] if math.isfinite(values[0]) else None
-            by_name[name] = Sample(value=value, age_seconds=max(0.0, *ages))
+            by_name[name] = Sample(value=value, age_seconds=min(ages) if min(ages) < 0 else max(ages))
     return Samples(by_name=by_name, notes=tuple(dict.fromkeys(notes)))
 
 

@@ -27,9 +27,10 @@ class Measured(Value):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was odd in the answers, each once."""
-        answers = (self.node_cpu_cores, self.segment_cpu_cores, self.node_memory_available_bytes, self.links_mbps, self.links_rtt_ms)
-        return tuple(dict.fromkeys(note for answer in answers for note in answer.notes))
+        """What was odd in the answers, each once, and what is doubtful because a question had no answer at all."""
+        beside = (self.node_memory_available_bytes, self.links_mbps, self.links_rtt_ms)
+        odd = [note for answer in (self.node_cpu_cores, self.segment_cpu_cores, *beside) for note in answer.notes]
+        return tuple(dict.fromkeys([*odd, *(answer.problem for answer in beside if answer.problem)]))
 
 
 def read_metrics(metrics: Metrics) -> Measured:
@@ -87,6 +88,9 @@ class Judge:
             if taken is None:
                 return None
             own += taken
+        if own > _ABSURD * cores:
+            self.notes.append(f"CPU use of our own segments on {node} is {own:.1f} cores, it has {cores:.1f}")
+            return None
         return min(1.0, max(0.0, used - own) / cores)
 
 
