@@ -1,6 +1,7 @@
 """A segment is proved by what it answers, not by what Triton says of itself."""
 
 import json
+import socket
 import time
 
 import pytest
@@ -64,6 +65,23 @@ def test_a_segment_that_is_not_there_is_no_proof():
     proof = prove(port)
     assert "cannot be reached" in proof.why
     assert proof.dead
+
+
+def test_a_node_that_does_not_answer_at_all_is_out_of_reach():
+    """A socket that listens and whose queue is full takes no connection, as a machine that is off."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        port = silent.getsockname()[1]
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        proof = prove(port, timeout=0.3)
+        for each in waiting:
+            each.close()
+    assert (proof.ok, proof.dead, proof.unreachable) == (False, False, True)
+    assert "no connection within 0.3 s" in proof.why
 
 
 def test_a_segment_that_is_busy_is_not_dead():

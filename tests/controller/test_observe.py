@@ -148,6 +148,7 @@ class Asked:
         return self.answers[min(self.count, len(self.answers)) - 1]
 
 
+GONE = Proof(ok=False, unreachable=True, why="no connection")
 OK, DEAD, SLOW = Proof(ok=True), Proof(ok=False, dead=True, why="answered 500"), Proof(ok=False, why="did not answer within 2 s")
 
 
@@ -198,6 +199,26 @@ def test_a_slow_process_is_never_broken_only_unproven(first: Proof):
         proofs = proving(port, proofs, a_pod(), seconds, ("chat-0-2-x",))
     assert proofs.broken(NOW + timedelta(seconds=60)) == {}
     assert proofs.proven == frozenset()
+
+
+def test_a_process_out_of_reach_is_lost_when_requests_cannot_get_past_it_either():
+    port = Asked(OK, GONE)
+    proofs = proving(port, Proofs(), a_pod())
+    for seconds in (1, 3, 6):
+        proofs = proving(port, proofs, a_pod(), seconds, ("chat-0-2-x",))
+    now = NOW + timedelta(seconds=6)
+    assert proofs.lost(now) == {"uid-chat-0-2-x/0"}
+    (segment,) = read_segments([a_pod()], Known(now=now, usable=USABLE, broken=proofs.broken(now), lost=proofs.lost(now)))
+    assert (segment.segment.phase, segment.lasting) == (Phase.FAILED, "no connection")
+
+
+def test_a_process_that_only_we_cannot_reach_is_not_lost():
+    port = Asked(OK, GONE)
+    proofs = proving(port, Proofs(), a_pod())
+    for seconds in range(1, 60):
+        proofs = proving(port, proofs, a_pod(ready=False), seconds)
+    assert proofs.lost(NOW + timedelta(seconds=60)) == frozenset()
+    assert proofs.broken(NOW + timedelta(seconds=60)) == {}
 
 
 def test_a_process_that_never_served_is_left_to_the_kubelet():

@@ -305,6 +305,21 @@ def test_a_process_that_answers_with_errors_is_replaced_though_the_kubelet_says_
     assert world.condition("Ready")["status"] == "True"
 
 
+def test_a_segment_out_of_reach_goes_elsewhere_before_its_node_is_said_to_be_lost():
+    world, operator = serving()
+    node, victim = busy_node(world), world.segments()[-1]
+    world.gone.add(victim)
+    world.failing[victim] = Failing(since=world.now, code="next_hop_failed")
+    for _ in range(4):
+        operator.run(1, seconds=2.0)
+    assert reasons(world)[0] == "SegmentFailed"
+    assert "cannot be reached" in world.status()["decisions"][0]["message"]
+    assert f"{node}[" not in world.placement()
+    world.failing.clear()
+    operator.run(6)
+    assert world.condition("Ready")["status"] == "True"
+
+
 def test_a_segment_that_keeps_failing_goes_elsewhere():
     world, operator = serving()
     node, victim = busy_node(world), world.segments()[-1]

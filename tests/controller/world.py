@@ -89,6 +89,7 @@ class World:
     traffic: ObservedTraffic = field(default_factory=ObservedTraffic)
     failing: dict[str, Failing] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
     stuck: set[str] = field(default_factory=set)
     refuse: set[str] = field(default_factory=set)
     events: list[tuple[str, str, str]] = field(default_factory=list)
@@ -374,6 +375,8 @@ class Segments:
     def prove(self, namespace: str, segment: str, model: str, pod_ip: str) -> Proof:
         if segment in self.world.dead:
             return Proof(ok=False, dead=True, why=f"{segment} answered 500: the stub is gone")
+        if segment in self.world.gone:
+            return Proof(ok=False, unreachable=True, why=f"{segment} cannot be reached")
         self.world.proved.append(segment)
         return Proof(ok=True, milliseconds=1.0)
 

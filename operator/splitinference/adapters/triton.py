@@ -3,7 +3,9 @@
 Nothing less will do: Triton says "ready" even when the process that computes is dead.
 """
 
+import errno
 import json
+import os
 import time
 from typing import Any
 
@@ -14,6 +16,7 @@ from splitinference.controller.manifests import HTTP_PORT
 from splitinference.controller.ports import Proof
 
 _NOTHING = [0]
+_NO_ROUTE = os.strerror(errno.EHOSTUNREACH)
 _BUSY = ("overloaded", "deadline_exceeded", "kv_full")
 
 
@@ -32,14 +35,16 @@ class TritonSegments:
         started = time.perf_counter()
         try:
             answer = requests.post(f"http://{host}:{self._port}/v2/models/{model}/infer", json=request, timeout=self._timeout)
+        except requests.ConnectTimeout:
+            why = f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: no connection within {self._timeout:g} s"
+            return Proof(ok=False, why=why, unreachable=True)
         except requests.Timeout:
             return Proof(ok=False, why=f"{namespace}/{segment} did not answer within {self._timeout:g} s")
         except requests.RequestException as error:
             words = in_words(error)
-            # Refused means that the node is there and the server is not; anything else may be the network.
-            return Proof(
-                ok=False, why=f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: {words}", dead="refused" in words
-            )
+            # Refused means that the node is there and the server is not; without a route, neither is; anything else may be the network.
+            why = f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: {words}"
+            return Proof(ok=False, why=why, dead="refused" in words, unreachable=_NO_ROUTE in words)
         if answer.status_code != requests.codes.ok:
             return Proof(ok=False, why=f"{namespace}/{segment} answered {answer.status_code}: {_error(answer)}", dead=True)
         return _judge(answer, f"{namespace}/{segment}", (time.perf_counter() - started) * 1000)

@@ -92,7 +92,7 @@ class Looker:
         known = Known(now=now, usable=usable, owner=owner, wanted=wanted, proven=proofs.proven)
         prover = Prover(port=self.ports.segments, namespace=namespace, now=now)
         proofs = prover.prove(proofs, read_segments(owned, known), report.failing if report else ())
-        known = replace(known, proven=proofs.proven, broken=proofs.broken(now))
+        known = replace(known, proven=proofs.proven, broken=proofs.broken(now), lost=proofs.lost(now))
         segments = read_segments(owned, known)
         recall = read_recall(self.body.get("status") or {}).failed(segments, wanted, now)
         if held_back := recall.held_back(segments, now):

@@ -28,7 +28,8 @@ class Known:
     """What is known beside the pods.
 
     `usable`: nodes that are ready; `owner`: the resource's uid (pods of one that had its name before are leaving); `wanted`: names in the
-    plan; `proven` and `broken`: proof keys (broken: with what is wrong); `held_back`: names whose failure is not answered yet, and why.
+    plan; `proven`, `broken` and `lost`: proof keys (broken: with what is wrong; lost: out of reach besides); `held_back`: names whose
+    failure is not answered yet, and why.
     """
 
     now: datetime
@@ -37,6 +38,7 @@ class Known:
     wanted: frozenset[str] = frozenset()
     proven: frozenset[str] = frozenset()
     broken: Mapping[str, str] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
     held_back: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -83,7 +85,7 @@ def _segment(pod: Manifest, known: Known) -> SegmentPod | None:
         why=why,
     )
     model = f"seg-{found.get(MODEL_LABEL, '')}-{start}-{end}"
-    lasting = _lasting(pod, phase, why, known.now)
+    lasting = why if key in known.lost and phase is Phase.FAILED else _lasting(pod, phase, why, known.now)
     address = str(status.get("podIP") or "")
     return SegmentPod(segment=segment, model=model, ip=address, proof_key=key, ready=_is_ready(pod), lasting=lasting)
 

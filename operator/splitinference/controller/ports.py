@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from splitinference.core.plan import Segment
 from splitinference.core.profile import Profile
@@ -158,13 +158,22 @@ class StageTimes(Reported):
 class ObservedTraffic(Reported):
     """What clients got within the last `windowSeconds`."""
 
-    window_seconds: float = Field(default=60, alias="windowSeconds")
-    requests: int = 0
-    failed: int = 0
-    replays: int = 0
+    window_seconds: float = Field(default=60, alias="windowSeconds", gt=0)
+    requests: int = Field(default=0, ge=0)
+    failed: int = Field(default=0, ge=0)
+    replays: int = Field(default=0, ge=0)
     time_to_first_token_ms: Percentiles = Field(default=Percentiles(), alias="timeToFirstTokenMs")
     time_per_output_token_ms: Percentiles = Field(default=Percentiles(), alias="timePerOutputTokenMs")
     stages: Mapping[str, StageTimes] = Field(default_factory=dict)
+
+
+def _nothing_where_unreadable(value: object, read: ValidatorFunctionWrapHandler) -> ObservedTraffic:
+    """Routes are drained by a report: figures that cannot be read are none seen, and do not make the routes unknown."""
+    try:
+        found: ObservedTraffic = read(value)
+        return found
+    except ValidationError:
+        return ObservedTraffic()
 
 
 class Failing(Reported):
@@ -180,7 +189,7 @@ class GatewayReport(Reported):
 
     revision: str | None = None
     routes: Mapping[str, RouteState] = Field(default_factory=dict)
-    observed: ObservedTraffic = ObservedTraffic()
+    observed: Annotated[ObservedTraffic, WrapValidator(_nothing_where_unreadable)] = ObservedTraffic()
     failing: Mapping[str, Failing] = Field(default_factory=dict)
 
 
@@ -200,6 +209,7 @@ class Proof(Value):
     dead: bool = Field(
         default=False, description="it answered with an error, or refused the connection: broken, and not merely slow (no answer in time)"
     )
+    unreachable: bool = Field(default=False, description="no connection could be made: its node, or the way there, is gone")
 
 
 class Segments(Protocol):

@@ -18,13 +18,21 @@ _SURE_TIMES = 3
 
 @dataclass(frozen=True)
 class Doubt:
-    """Proofs that failed in a row. `served`: the process was proven before; only then an error means that it broke."""
+    """Proofs that failed in a row, in one way. `served`: the process was proven before; only then an error means that it broke.
+
+    `lost`: it cannot be reached from here, and requests cannot get past it either.
+    """
 
     since: datetime
     times: int
     why: str
     dead: bool
     served: bool
+    lost: bool = False
+
+    def sure(self, now: datetime) -> bool:
+        """Whether this was seen for so long that it will not mend itself."""
+        return self.times >= _SURE_TIMES and now - self.since >= _SURE_AFTER
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,11 @@ class Proofs:
 
     def broken(self, now: datetime) -> dict[str, str]:
         """Processes that answer with errors for so long that they will not mend themselves. One that is merely slow is never among them."""
-        return {
-            key: doubt.why
-            for key, doubt in self.doubts.items()
-            if doubt.dead and doubt.times >= _SURE_TIMES and now - doubt.since >= _SURE_AFTER
-        }
+        return {key: doubt.why for key, doubt in self.doubts.items() if (doubt.dead or doubt.lost) and doubt.sure(now)}
+
+    def lost(self, now: datetime) -> frozenset[str]:
+        """Those of them whose node, or the way there, is gone: what is made anew there would be lost too."""
+        return frozenset(key for key, doubt in self.doubts.items() if doubt.lost and doubt.sure(now))
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,11 @@ class Prover:
             due = (not pod.ready or pod.name in suspects) if proven else (pod.ready or doubted)
             over = pod.segment.phase in (Phase.LEAVING, Phase.FAILED)
             if due and pod.ip and not over and failures < _MOST_FAILURES_A_PASS:
-                proofs = self._ask(proofs, pod)
+                proofs = self._ask(proofs, pod, suspect=pod.name in suspects)
                 failures += pod.proof_key not in proofs.proven
         return proofs
 
-    def _ask(self, proofs: Proofs, pod: SegmentPod) -> Proofs:
+    def _ask(self, proofs: Proofs, pod: SegmentPod, *, suspect: bool) -> Proofs:
         key = pod.proof_key
         proof = self.port.prove(self.namespace, pod.name, pod.model, pod.ip)
         others = {k: doubt for k, doubt in proofs.doubts.items() if k != key}
@@ -74,13 +82,14 @@ class Prover:
             return Proofs(proven=proofs.proven | {key}, doubts=others)
         before = proofs.doubts.get(key)
         served = key in proofs.proven or (before is not None and before.served)
-        dead = proof.dead and served
-        same = before is not None and before.dead == dead
+        dead, lost = proof.dead and served, proof.unreachable and served and suspect
+        same = before is not None and (before.dead, before.lost) == (dead, lost)
         doubt = Doubt(
             since=before.since if before and same else self.now,
             times=before.times + 1 if before and same else 1,
             why=proof.why,
             dead=dead,
             served=served,
+            lost=lost,
         )
         return Proofs(proven=proofs.proven - {key}, doubts={**others, key: doubt})
