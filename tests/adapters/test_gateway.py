@@ -3,8 +3,10 @@
 import json
 from typing import Any
 
+import pytest
+
 from splitinference.adapters.gateway import GatewayRoutes, merged
-from splitinference.controller.ports import GatewayReport
+from splitinference.controller.ports import GatewayReport, ObservedTraffic
 from tests.adapters.serving import Response, serving
 
 
@@ -50,6 +52,28 @@ def test_none_where_it_answers_with_something_else():
     for response in (Response(b"<html>"), Response(b"[]"), Response(b"{}", status=500), Response(b'{"routes": {"a": {"inFlight": -1}}}')):
         with serving(lambda _, response=response: response) as port:
             assert ask(a_pod(), port=port) is None
+
+
+@pytest.mark.parametrize("odd", ["NaN", "-4", '"quick"', "1e999", "null", "true"])
+def test_an_odd_time_is_not_known_and_the_rest_of_the_report_is_read(odd: str):
+    """JSON has no NaN, Python's reader takes it all the same: routes must be drained whatever a clock said."""
+    figures = '{"requests": 7, "timePerOutputTokenMs": {"p50": %s, "p95": 9}, "stages": {"s": {"computeMs": %s, "queueMs": 2, "steps": 5}}}'
+    text = '{"revision": "new", "routes": {"old": {"inFlight": 3}}, "observed": ' + figures % (odd, odd) + "}"
+    with serving(lambda _: Response(text.encode())) as port:
+        found = ask(a_pod(), port=port)
+    assert found is not None
+    assert found.routes["old"].in_flight == 3
+    assert (found.observed.time_per_output_token_ms.p50, found.observed.time_per_output_token_ms.p95) == (None, 9)
+    assert (found.observed.stages["s"].compute_ms, found.observed.stages["s"].queue_ms) == (None, 2)
+
+
+@pytest.mark.parametrize("observed", [{"requests": -1}, {"requests": "many"}, {"windowSeconds": 0}, {"stages": 5}, "nothing", None])
+def test_figures_that_cannot_be_read_are_none_seen_and_routes_are_read(observed: object):
+    text = json.dumps({"revision": "new", "routes": {"old": {"inFlight": 3}}, "observed": observed})
+    with serving(lambda _: Response(text.encode())) as port:
+        found = ask(a_pod(), port=port)
+    assert found is not None
+    assert (found.routes["old"].in_flight, found.observed) == (3, ObservedTraffic())
 
 
 def test_one_of_two_that_should_answer_and_does_not_makes_all_unknown():
