@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.plan_input import Unusable, problem_from_file, problem_from_resource
+from splitinference.cli.plan_input import Asked, Unusable, problem_from_file, problem_from_resource
 from splitinference.cli.plan_picture import picture
 from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.core.cost import objective_value
@@ -34,6 +34,9 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
         "--model", type=Path, metavar="FOLDER", help="with -f: config.json and safetensors; else what the operator has read"
     )
     parser.add_argument("--profile", type=Path, metavar="FILE", help="with -f: the model's profile as JSON")
+    parser.add_argument(
+        "--prometheus", metavar="URL", help="with -f: where utilization is read; SPLITINFERENCE_PROMETHEUS_URL where none is given"
+    )
     parser.add_argument("--kubeconfig", help="kubeconfig file; KUBECONFIG or ~/.kube/config where none is given")
     parser.add_argument("-n", "--namespace", help="of the resource, where its file names none")
     parser.add_argument("--hint", type=Path, metavar="FILE", help="a plan as JSON to start from, and to keep if none is better")
@@ -48,7 +51,8 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan and print. 0: a plan; 2: bad input; 3: no plan exists; 4: none found in time."""
     try:
-        problems = [problem_from_resource(args)] if args.problem is None else [problem_from_file(path) for path in args.problem]
+        asked = [problem_from_resource(args)] if args.problem is None else [Asked(problem_from_file(path)) for path in args.problem]
+        problems = [one.problem for one in asked]
         if len(problems) > 1:
             from splitinference.cli.plan_several import run_several
 
@@ -58,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     except (Unusable, SolverFailed, UnavailableError, RefusedError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return UNUSABLE
+    for note in asked[0].notes:
+        sys.stderr.write(f"{note}\n")
     if args.svg and (plan := _plan_of(outcome)) is not None:
         args.svg.write_text(picture(plan, problems[0]))
     if args.json:

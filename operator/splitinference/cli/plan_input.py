@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from splitinference.controller import profiling, terms
-from splitinference.controller.readings import Measured
+from splitinference.controller.readings import Measured, read_metrics
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.snapshot import Sources, claims, read_snapshot
 from splitinference.core.cluster import Snapshot
@@ -22,6 +23,7 @@ from splitinference.core.profile_read import profile_from_model
 from splitinference.settings import Settings
 
 TIMEOUT_SECONDS = 10.0
+NO_PROMETHEUS = "utilization is not known: no Prometheus is named (--prometheus URL, or SPLITINFERENCE_PROMETHEUS_URL)"
 
 
 class Unusable(Exception):
@@ -46,7 +48,15 @@ def what_is_wrong(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def problem_from_resource(args: argparse.Namespace) -> Problem:
+@dataclass(frozen=True)
+class Asked:
+    """A problem, and what is to be said of where its figures come from."""
+
+    problem: Problem
+    notes: tuple[str, ...] = ()
+
+
+def problem_from_resource(args: argparse.Namespace) -> Asked:
     """The problem of a SplitInference in a file. Raises Unusable, and what reading files raises."""
     body = yaml.safe_load(args.filename.read_text())
     if not isinstance(body, dict) or body.get("kind") != "SplitInference":
@@ -55,20 +65,22 @@ def problem_from_resource(args: argparse.Namespace) -> Problem:
     resource = read_resource({**body, "metadata": metadata})
     if isinstance(resource, Rejected):
         raise Unusable(f"{args.filename}: {resource}")
-    settings = Settings()
+    settings = Settings() if args.prometheus is None else Settings(prometheus_url=args.prometheus)
     profile = _profile(resource, args, settings)
     bounds = terms.constraints(resource.spec, len(profile.layers))
     if isinstance(bounds, Rejected):
         raise Unusable(f"{args.filename}: {bounds}")
     spec = resource.spec
-    return Problem(
+    snapshot, notes = _snapshot(resource, args, settings)
+    problem = Problem(
         profile=profile,
-        snapshot=_snapshot(resource, args, settings),
+        snapshot=snapshot,
         workload=terms.workload(spec),
         objective=terms.objective(spec),
         constraints=bounds,
         slo=terms.slo(spec),
     )
+    return Asked(problem, notes)
 
 
 def _profile(resource: Resource, args: argparse.Namespace, settings: Settings) -> Profile:
@@ -115,7 +127,7 @@ def _kept_profile(resource: Resource, args: argparse.Namespace, runtime_bytes: i
     return profile_from_model(config, tensors, resource.spec.model.dtype, runtime_bytes=runtime_bytes, model=resource.spec.model.id)
 
 
-def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) -> Snapshot:
+def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
     if args.cluster is not None:
         return snapshot_from_file(args.cluster, resource, settings)
     from splitinference.adapters.kube import KubeCluster, connect
@@ -125,8 +137,8 @@ def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) 
     return _read(cluster.nodes(), pods, claims(cluster.split_inferences(), pods, resource.namespace, resource.name), resource, settings)
 
 
-def snapshot_from_file(path: Path, resource: Resource, settings: Settings) -> Snapshot:
-    """A snapshot as this project writes it, or a list of nodes and pods as kubectl prints it."""
+def snapshot_from_file(path: Path, resource: Resource, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
+    """A snapshot as this project writes it, or a list of nodes and pods as kubectl prints it; and notes on it."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -137,12 +149,20 @@ def snapshot_from_file(path: Path, resource: Resource, settings: Settings) -> Sn
         pods = [i for i in items if i.get("kind") == "Pod"]
         return _read(nodes, pods, {}, resource, settings)
     try:
-        return Snapshot.model_validate(content)
+        return Snapshot.model_validate(content), ()
     except ValidationError as error:
         raise Unusable(f"{path} is neither a snapshot nor a list of nodes and pods:\n{what_is_wrong(error)}") from error
 
 
-def _read(nodes: Any, pods: Any, held: Mapping[str, int], resource: Resource, settings: Settings) -> Snapshot:
+def _read(nodes: Any, pods: Any, held: Mapping[str, int], resource: Resource, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
+    """The operator's own reading of nodes, pods and Prometheus, and what was odd about it."""
+    measured, notes = Measured(), [NO_PROMETHEUS]
+    if settings.prometheus_url:
+        from splitinference.adapters.prometheus import PrometheusMetrics
+
+        measured = read_metrics(PrometheusMetrics(settings))
+        notes = [f"utilization is not known: {measured.problem}"] if measured.problem else []
     owner = (resource.namespace, resource.name)
-    sources = Sources(now=datetime.now(tz=UTC), nodes=nodes, pods=pods, measured=Measured(), held=held, owner=owner)
-    return read_snapshot(sources, settings).snapshot
+    sources = Sources(now=datetime.now(tz=UTC), nodes=nodes, pods=pods, measured=measured, held=held, owner=owner)
+    reading = read_snapshot(sources, settings)
+    return reading.snapshot, (*notes, *reading.notes)

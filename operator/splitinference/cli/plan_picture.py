@@ -1,8 +1,12 @@
 """A plan as an SVG picture: nodes as boxes with how full they are, the pipeline as arrows through them."""
 
 from html import escape
+from textwrap import wrap
 
+from splitinference.core.cluster import Node
+from splitinference.core.cost.eligible import unusable
 from splitinference.core.cost.site import sites
+from splitinference.core.explain import UNITS
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
 
@@ -19,7 +23,8 @@ def picture(plan: Plan, problem: Problem) -> str:
     place = {name: (40 + (i % _COLUMNS) * (_WIDE + _GAP), 70 + (i // _COLUMNS) * (_HIGH + _GAP)) for i, name in enumerate(names)}
     width = 40 + min(len(names), _COLUMNS) * (_WIDE + _GAP)
     height = 70 + (-(-len(names) // _COLUMNS)) * (_HIGH + _GAP)
-    value = "" if plan.value is None else f"{problem.objective.goal.value} {plan.value:.4g}"
+    goal = problem.objective.goal
+    value = "" if plan.value is None else f"{goal.value} {plan.value:.4g} {UNITS[goal]}".split(" (")[0]
     title = f"{problem.profile.model}: {value} ({'proven best' if plan.optimal else 'not proven'})"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">',
@@ -30,12 +35,14 @@ def picture(plan: Plan, problem: Problem) -> str:
     ]
     for name in names:
         parts.append(_node(name, place[name], plan, problem))
+    stages = iter(plan.prediction.stages if plan.prediction else ())
     for number, pipeline in enumerate(plan.pipelines):
         colour = _COLOURS[number % len(_COLOURS)]
-        for before, after in zip(pipeline.segments, pipeline.segments[1:], strict=False):
+        predicted = [next(stages, None) for _ in pipeline.segments]
+        for before, after, stage in zip(pipeline.segments, pipeline.segments[1:], predicted, strict=False):
             for a in before.nodes:
                 for b in after.nodes:
-                    parts.append(_arrow(place[a], place[b], colour))
+                    parts.append(_arrow(place[a], place[b], colour, f"{stage.link_ms:.2g} ms" if stage and a == before.node else ""))
     if len(left) > _MOST_LEFT:
         parts.append(f'<text x="40" y="{height - 12}" fill="#57606a">and {len(left) - _MOST_LEFT} more nodes left</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -50,8 +57,8 @@ def _node(name: str, at: tuple[int, int], plan: Plan, problem: Problem) -> str:
     taken = sum(stage.memory_bytes for _, stage in here if stage)
     share = min(1.0, taken / free) if free else 0.0
     load = "utilization unknown" if node.utilization is None else f"{node.utilization:.0%} used by others"
-    lines = [f"[{s.start}, {s.end}){' on ' + s.processor if s.processor else ''}" + (f"  {stage.decode_ms:.1f} ms/token" if stage else "")
-             for s, stage in here] or ["no segment"]  # fmt: skip
+    lines = [f"layers [{s.start}, {s.end}){' on ' + s.processor if s.processor else ''}"
+             + (f", {stage.decode_ms:.3g} ms a token" if stage else "") for s, stage in here] or _left(node, problem)  # fmt: skip
     text = "".join(f'<text x="{x + 10}" y="{y + 38 + 15 * i}">{escape(line)}</text>' for i, line in enumerate(lines[:3]))
     return (
         f'<g><rect x="{x}" y="{y}" width="{_WIDE}" height="{_HIGH}" rx="6" fill="{"#ddf4ff" if here else "#f6f8fa"}" stroke="#57606a"/>'
@@ -59,11 +66,21 @@ def _node(name: str, at: tuple[int, int], plan: Plan, problem: Problem) -> str:
         f'<rect x="{x + 10}" y="{y + _HIGH - 14}" width="{_WIDE - 20}" height="6" fill="#d0d7de"/>'
         f'<rect x="{x + 10}" y="{y + _HIGH - 14}" width="{(_WIDE - 20) * share:.0f}" height="6" fill="#1f6feb"/>'
         f'<text x="{x + 10}" y="{y + _HIGH - 18}" fill="#57606a" font-size="10">'
-        f"{taken / 2**30:.1f} of {free / 2**30:.1f} GiB, {escape(load)}</text></g>"
+        f"{_memory(taken, free)}, {escape(load)}</text></g>"
     )
 
 
-def _arrow(source: tuple[int, int], target: tuple[int, int], colour: str) -> str:
+def _left(node: Node, problem: Problem) -> list[str]:
+    """Why no segment may be there, in lines that fit; where it is only not worth it, that there is none."""
+    return wrap(unusable(node, problem) or "no segment", _WIDE // 7)
+
+
+def _memory(taken: int, free: int) -> str:
+    size, unit = (2**30, "GiB") if free >= 10 * 2**30 else (2**20, "MiB")
+    return f"{taken / size:.0f} of {free / size:.0f} {unit}"
+
+
+def _arrow(source: tuple[int, int], target: tuple[int, int], colour: str, label: str) -> str:
     (x1, y1), (x2, y2) = source, target
     if y1 == y2 and x2 > x1:
         ends = (x1 + _WIDE, y1 + _HIGH // 2, x2, y2 + _HIGH // 2)
@@ -72,4 +89,6 @@ def _arrow(source: tuple[int, int], target: tuple[int, int], colour: str) -> str
     else:
         down = y2 > y1
         ends = (x1 + _WIDE // 2, y1 + (_HIGH if down else 0), x2 + _WIDE // 2, y2 + (0 if down else _HIGH))
-    return f'<line x1="{ends[0]}" y1="{ends[1]}" x2="{ends[2]}" y2="{ends[3]}" stroke="{colour}" stroke-width="2" marker-end="url(#tip)"/>'
+    line = f'<line x1="{ends[0]}" y1="{ends[1]}" x2="{ends[2]}" y2="{ends[3]}" stroke="{colour}" stroke-width="2" marker-end="url(#tip)"/>'
+    x, y = (ends[0] + ends[2]) // 2, (ends[1] + ends[3]) // 2 - 6
+    return line + f'<text x="{x}" y="{y}" fill="{colour}" font-size="10" text-anchor="middle">{label}</text>'
