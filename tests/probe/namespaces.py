@@ -16,7 +16,7 @@ def missing() -> str:
     """Why namespaces cannot be made here; empty if they can."""
     if os.geteuid() != 0:
         return "needs root"
-    if absent := [program for program in ("ip", "tc") if shutil.which(program) is None]:
+    if absent := [program for program in ("ip", "tc", "bash") if shutil.which(program) is None]:
         return f"needs {' and '.join(absent)}"
     name = f"si-try-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
@@ -70,12 +70,17 @@ class Probe:
 
     def metrics(self) -> dict[str, float]:
         """What it exports now; nothing while it does not answer."""
-        reading = f"import urllib.request as u; print(u.urlopen('http://{self.address}:8082/metrics', timeout=5).read().decode())"
-        done = subprocess.run(
-            ["ip", "netns", "exec", self.namespace, sys.executable, "-c", reading], capture_output=True, text=True, check=False, timeout=20
-        )
-        lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines() if line and not line.startswith("#")]
+        reading = f"exec 3<>/dev/tcp/{self.address}/8082 && printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3"
+        words = ["ip", "netns", "exec", self.namespace, "bash", "-c", reading]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+        lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines() if line.startswith("splitinference_")]
         return {name: float(value) for name, value in lines}
+
+    def resident_kib(self) -> int:
+        """Memory of the process."""
+        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as file:
+            (kib,) = [int(line.split()[1]) for line in file if line.startswith("VmRSS")]
+        return kib
 
     def wait(self, name: str, seconds: float = 30) -> float:
         """The value of a series, once it is there."""

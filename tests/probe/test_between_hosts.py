@@ -25,7 +25,7 @@ def hosts() -> Iterator[Hosts]:
         yield made
 
 
-@pytest.mark.parametrize("mbit", [2, 10, 50])
+@pytest.mark.parametrize("mbit", [3, 50])
 def test_a_shaped_link_is_measured_within_a_quarter_of_its_rate_and_the_other_way_is_not_slowed(hosts: Hosts, mbit: int):
     hosts.limit("a", mbit)
     with hosts.probe("a", burst_interval=1) as a, hosts.probe("b", burst_interval=1) as b:
@@ -33,6 +33,7 @@ def test_a_shaped_link_is_measured_within_a_quarter_of_its_rate_and_the_other_wa
         assert a.metrics()[MBPS] == pytest.approx(mbit, rel=0.25)
         assert b.wait(BACK) > 2 * mbit
         assert 0 < a.metrics()[RTT] < 100
+        assert a.resident_kib() < 40 * 1024
 
 
 def test_a_link_that_slows_down_and_recovers_is_followed(hosts: Hosts):
@@ -53,17 +54,17 @@ def test_a_link_too_thin_for_the_first_burst_is_measured_with_a_smaller_one(host
 def test_the_budget_is_kept(hosts: Hosts):
     with hosts.probe("a", burst_interval=0.1, burst_bytes=MIB, budget=2 * MIB) as a, hosts.probe("b", budget=0):
         a.wait_until(lambda found: found[SENT] == 2 * MIB)
-        time.sleep(5)
+        time.sleep(3)
         found = a.metrics()
         assert found[SENT] == 2 * MIB, "the third burst has to wait for the next minute"
-        assert found[AGE] > 2
+        assert found[AGE] > 1
 
 
 def test_without_a_budget_there_are_round_trips_alone(hosts: Hosts):
     with hosts.probe("a", budget=0) as a, hosts.probe("b", budget=0) as b:
         a.wait(RTT)
         b.wait('splitinference_link_rtt_ms{source="node-b",target="node-a"}')
-        time.sleep(3)
+        time.sleep(2)
         assert a.metrics()[SENT] == 0
         assert not any(name.startswith("splitinference_link_mbps{") for name in a.metrics())
 
@@ -74,11 +75,3 @@ def test_a_peer_that_is_gone_grows_old_and_goes(hosts: Hosts):
             a.wait(MBPS)
         assert a.process.poll() is None
         a.wait_until(lambda found: RTT not in found and MBPS not in found)
-
-
-def test_a_probe_is_small(hosts: Hosts):
-    with hosts.probe("a", burst_interval=1) as a, hosts.probe("b", burst_interval=1):
-        a.wait_until(lambda found: found.get(BURSTS, 0) >= 3)
-        with open(f"/proc/{a.process.pid}/status", encoding="ascii") as file:
-            (kib,) = [int(line.split()[1]) for line in file if line.startswith("VmRSS")]
-        assert kib < 40 * 1024
