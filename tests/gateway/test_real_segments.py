@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,12 +14,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+
+from tests.gateway.real_segments import Segment, free_ports, wait_for
 
 pytestmark = pytest.mark.skipif(
     shutil.which("segment-serve") is None or "SI_TEST_MODEL_PATH" not in os.environ,
@@ -32,76 +33,6 @@ CUTS = ((0, 12), (12, 22), (22, 32))
 OTHER_CUTS = ((0, 8), (8, 32))
 QUESTION = "Name three rivers in Europe and say one sentence about each."
 TOKENS = 80
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-@dataclass
-class Segment:
-    """One segment's server. Its name and ports stay when it is started again."""
-
-    start: int
-    end: int
-    ports: list[int]
-    addresses: dict[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = field(default=None)
-
-    @property
-    def name(self) -> str:
-        return f"{MODEL}-{self.start}-{self.end}"
-
-    @property
-    def hop(self) -> dict[str, str]:
-        return {"segment": self.name, "model": f"seg-0123abcd-{self.start}-{self.end}"}
-
-    def serve(self) -> None:
-        http, grpc, metrics = map(str, self.ports)
-        settings = {
-            "SI_SEGMENT": self.name,
-            "SI_MODEL_NAME": self.hop["model"],
-            "SI_MODEL_PATH": os.environ["SI_TEST_MODEL_PATH"],
-            "SI_LAYERS": f"{self.start}:{self.end}",
-            "SI_DTYPE": "float32",
-            "SI_PEER_PREFIX": MODEL,
-            "SI_PEER_ADDRESSES": json.dumps(self.addresses),
-            "SI_HTTP_PORT": http,
-            "SI_GRPC_PORT": grpc,
-            "SI_METRICS_PORT": metrics,
-        }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(["segment-serve"], env={**os.environ, **settings}, stdout=log, stderr=log)
-
-    def signal(self, number: int) -> None:
-        """To the server and all its children."""
-        assert self.process is not None
-        for process in family(self.process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
-
-    def kill(self) -> None:
-        """As on a lost node: all at once, without a word."""
-        if self.process is not None:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
-
-
-def family(process: int) -> list[int]:
-    """A process and all its descendants, whatever group they are in."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [process]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
 
 
 @dataclass
@@ -130,7 +61,7 @@ class Stack:
         """The sum of a metric of the gateway over its labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
-        pattern = re.compile(rf"splitinference_gateway_{name}(\{{.*\}})? ")
+        pattern = re.compile(rf"splitinference_gateway_{re.escape(name)}(\{{.*\}})? ")
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if pattern.match(line))
 
     def route(self, revision: str, segments: list[Segment], drain_seconds: float) -> None:
@@ -155,7 +86,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     cuts = CUTS + OTHER_CUTS
     ports = free_ports(3 * len(cuts) + 1)
     addresses = {f"{MODEL}-{start}-{end}": f"127.0.0.1:{ports[3 * i + 1]}" for i, (start, end) in enumerate(cuts)}
-    made = [Segment(*cut, ports[3 * i : 3 * i + 3], addresses, folder / f"segment-{i}.log") for i, cut in enumerate(cuts)]
+    made = [Segment(MODEL, *cut, ports[3 * i : 3 * i + 3], addresses, folder / f"segment-{i}.log") for i, cut in enumerate(cuts)]
     segments, others = made[: len(CUTS)], made[len(CUTS) :]
     for segment in segments:
         segment.serve()
@@ -185,16 +116,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         gateway.wait(timeout=90)
         for log in sorted(folder.glob("*.log")):
             sys.stdout.write(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}\n")
-
-
-def wait_for(true: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            if true():
-                return
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.1)
 
 
 @functools.cache
@@ -273,13 +194,23 @@ def test_choices_and_clients_at_once_have_each_their_text(stack: Stack) -> None:
     assert texts[1] == reference(questions[1], True)["text"]
 
 
+def test_a_prompt_that_begins_as_an_earlier_one_reuses_its_kv_and_gets_the_unsplit_models_text(stack: Stack) -> None:
+    beginning = "The capital of France is Paris. The capital of Spain is Madrid. " * 8
+    texts, before = {}, stack.counted("prefix_reused_tokens_total")
+    for ending in ("The capital of Italy is", "The longest river of Germany is"):
+        with stack.client as client:
+            answer = client.completions.create(model=MODEL, prompt=beginning + ending, max_tokens=TOKENS, temperature=0)
+        texts[ending] = answer.choices[0].text
+    assert stack.counted("prefix_reused_tokens_total") - before >= 64
+    assert stack.counted('replays_total{reason="prefix_missing"}') == 0
+    assert texts == {ending: reference(beginning + ending, False)["text"] for ending in texts}
+
+
 def test_a_cutover_to_other_split_points_in_mid_stream_hands_the_kv_over(stack: Stack) -> None:
     for segment in stack.others:
         segment.serve()
     for segment in stack.others:
-        probe = ["segment-probe", "5"]
-        environment = {**os.environ, "SI_HTTP_PORT": str(segment.ports[0]), "SI_MODEL_NAME": segment.hop["model"]}
-        wait_for(lambda e=environment, p=probe: subprocess.run(p, env=e, capture_output=True, check=False).returncode == 0, 300)
+        wait_for(segment.ready, 300)
     replays = stack.replays()
     for revision, segments, number in (("other", stack.others, 1), ("r1", stack.segments, 2)):
         text, longest, last = "", 0.0, time.monotonic()
@@ -300,15 +231,7 @@ def test_a_cutover_to_other_split_points_in_mid_stream_hands_the_kv_over(stack: 
 
 
 def test_the_segments_hold_nothing_when_all_is_done(stack: Stack) -> None:
-    def held() -> float:
-        total = 0.0
-        for segment in stack.segments:
-            with urllib.request.urlopen(f"http://127.0.0.1:{segment.ports[2]}/metrics", timeout=5) as answer:
-                lines = answer.read().decode().splitlines()
-            total += sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("splitinference_segment_sequences{"))
-        return total
-
-    wait_for(lambda: held() == 0, 10)
+    wait_for(lambda: sum(segment.measured("sequences") for segment in stack.segments) == 0, 10)
     assert stack.get("/internal/routes")["routes"] == {"r1": {"inFlight": 0, "state": "serving"}}
 
 

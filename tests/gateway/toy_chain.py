@@ -80,12 +80,14 @@ class ToySegment:
     pull_seconds: float = 0.0  # a token, as of a slow link
     pull_errors: deque[str] = field(default_factory=deque)
     pulled: list[int] = field(default_factory=list)
+    kept: dict[str, list[int]] = field(default_factory=dict)
     port: int = 0
 
     async def start(self) -> "ToySegment":
         """Serve, on the same port as before if there was one; nothing is remembered."""
         self.port = self.port or free_port()
         self.sequences.clear()
+        self.kept.clear()
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         handler = grpc.unary_unary_rpc_method_handler(
             self._serve, request_deserializer=ModelInferRequest.FromString, response_serializer=lambda m: m.SerializeToString()
@@ -139,10 +141,10 @@ class ToySegment:
         assert meta["tensor"] == {"dtype": "int64", "shape": [len(tokens)]}
         self.chunks.append(len(tokens))
         name, position = meta["sequence"], meta["position"]
-        if position == 0:
+        if position == 0 or "prefix" in meta:
             if self.kv_limit is not None and len(self.sequences.keys() - {name}) >= self.kv_limit:
                 raise self._error("kv_full")
-            self.sequences[name] = []
+            self.sequences[name] = self._beginning(meta.get("prefix"), position)
         if len(self.sequences.get(name, ())) != position:
             raise self._error("kv_missing")
         self.sequences[name] += tokens
@@ -191,8 +193,20 @@ class ToySegment:
         return {"v": 1, "timings": [timing], **made}
 
     async def _release(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
-        self.sequences.pop(meta["sequence"], None)
+        tokens, prefix = self.sequences.pop(meta["sequence"], []), meta.get("prefix")
+        for number, name in enumerate(prefix["hashes"] if prefix else (), start=1):
+            if number * prefix["block"] <= len(tokens):
+                self.kept[name] = tokens[: number * prefix["block"]]
         return await self._forward(meta, data) if meta["route"] else {"v": 1, "ok": True}
+
+    def _beginning(self, prefix: dict[str, Any] | None, position: int) -> list[int]:
+        """What another sequence left of the same first tokens."""
+        if position == 0 or prefix is None:
+            return []
+        name = prefix["hashes"][position // prefix["block"] - 1]
+        if name not in self.kept:
+            raise self._error("kv_missing")
+        return list(self.kept[name])
 
     async def _probe(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         if self.stalled:

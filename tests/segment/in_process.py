@@ -15,7 +15,7 @@ from splitinference_segment.hops import Reply
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import CHUNK_BYTES, KvTransfer
 from splitinference_segment.layers import Layers
-from splitinference_segment.protocol import Hop, SegmentError
+from splitinference_segment.protocol import Hop, Prefix, SegmentError
 
 DIGEST = "abcd1234"
 
@@ -82,17 +82,17 @@ class Chain:
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
 
-    def step(self, tokens: Sequence[int], position: int, sequence: str = "s") -> torch.Tensor:
+    def step(self, tokens: Sequence[int], position: int, sequence: str = "s", prefix: Prefix | None = None) -> torch.Tensor:
         """Logits, float32 [vocabulary], after the last of `tokens`."""
-        return self.steps({sequence: (tokens, position)})[sequence]
+        return self.steps({sequence: (tokens, position)}, prefix)[sequence]
 
-    def steps(self, work: Mapping[str, tuple[Sequence[int], int]]) -> dict[str, torch.Tensor]:
+    def steps(self, work: Mapping[str, tuple[Sequence[int], int]], prefix: Prefix | None = None) -> dict[str, torch.Tensor]:
         """Steps of several sequences, (tokens, position) by name, in one row; the logits of each."""
         starts = [0, *itertools.accumulate(len(tokens) for tokens, _ in work.values())]
         values = torch.tensor([token for tokens, _ in work.values() for token in tokens])
         with torch.inference_mode():
             for stage in self.stages:
-                entries = [stage.table.begin(name, position, len(tokens), 0.0) for name, (tokens, position) in work.items()]
+                entries = [stage.table.begin(name, position, len(tokens), 0.0, prefix) for name, (tokens, position) in work.items()]
                 spans = [
                     Span(entry, start, len(tokens), position)
                     for entry, start, (tokens, position) in zip(entries, starts, work.values(), strict=False)
@@ -109,10 +109,10 @@ class Chain:
             answer = stage.pull(sequence, position, tokens, [source.hop for source in old.stages])
             assert answer.get("held") == position + tokens, answer
 
-    def greedy(self, tokens: list[int], held: int, count: int) -> int:
-        """Append `count` greedy tokens; returns how many tokens are held then."""
-        for _ in range(count):
-            logits = self.step(tokens[held:], held)
+    def greedy(self, tokens: list[int], held: int, count: int, sequence: str = "s", prefix: Prefix | None = None) -> int:
+        """Append `count` greedy tokens; returns how many tokens are held then. The prefix is the first step's."""
+        for number in range(count):
+            logits = self.step(tokens[held:], held, sequence, None if number else prefix)
             held = len(tokens)
             tokens.append(int(logits.argmax()))
         return held

@@ -9,7 +9,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitinference_gateway.errors import ApiError, invalid, overloaded
@@ -17,6 +17,7 @@ from splitinference_gateway.failing import Failing
 from splitinference_gateway.handover import HandOvers
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
+from splitinference_gateway.prefixes import MISSED, Prefixes, as_json
 from splitinference_gateway.route import Hop
 from splitinference_gateway.routes import Lease, Routes
 from splitinference_gateway.steps import Answer, Sampling, StepClient, StepError
@@ -97,13 +98,16 @@ class Chain:
     observed: Observed
     metrics: Metrics
     limits: Limits = Limits()
+    prefixes: Prefixes = field(default_factory=Prefixes)
     _releasing: set["asyncio.Task[None]"] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.handovers = HandOvers(self.routes, self.steps, self.metrics, lambda: self.failing.segments, self._release)
 
-    async def tokens(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Answer, None]:
+    async def tokens(self, prompt: Sequence[int], sampling: Sampling, client: str | None = None) -> AsyncGenerator[Answer, None]:
         """Sample tokens after `prompt`, one by one, until the reader closes the iterator.
+
+        The KV of a beginning that `client` asked with before may be used again; without a client nothing is shared.
 
         Raises:
             ApiError: the chain refused the request, or stayed broken for longer than the replay limit.
@@ -115,22 +119,33 @@ class Chain:
         reason = ""  # why the pipeline in `lease` has to be chosen anew
         mending = Mending(self.limits.replay)
         handover = self.handovers.of(name)
+        names = () if client is None else self.prefixes.names(prompt, client)
+        reused = 0
         try:
             while True:
                 try:
                     if lease is not None and not reason:
                         lease = await handover.follow(lease, held)
                     if lease is None or reason or lease.expired:
+                        first = lease is None
                         lease = self._move(lease, name, reason or SUPERSEDED, len(tokens))
-                        held, reason = 0, ""
+                        held = reused = self.prefixes.held(lease.pipeline, names, len(tokens)) if first else 0
+                        reason = ""
                         handover.abandon(lease.pipeline)
                     chunk = tokens[held : held + self.limits.chunk]
                     last = held + len(chunk) == len(tokens)
+                    begins = as_json(names) if held == reused else None
                     seconds = self.step_seconds(len(chunk), mending.stalls)
                     late = asyncio.get_running_loop().call_later(_LATE * seconds, self.failing.suspect, lease.pipeline, _LATE * seconds)
                     try:
                         answer = await self.steps.step(
-                            lease.pipeline, name, position=held, tokens=chunk, sampling=sampling if last else None, seconds=seconds
+                            lease.pipeline,
+                            name,
+                            position=held,
+                            tokens=chunk,
+                            sampling=sampling if last else None,
+                            seconds=seconds,
+                            prefix=begins,
                         )
                     finally:
                         late.cancel()
@@ -143,8 +158,15 @@ class Chain:
                         await self.steps.release(lease.pipeline, name, _RELEASE_SECONDS)
                     await self.routes.changed(pause)
                     reason = failure.code
+                    if lease is not None and held and held == reused and failure.code == "kv_missing":
+                        self.prefixes.missed(lease.pipeline, names)
+                        reason = MISSED
                     continue
+                if held == reused:
+                    self.metrics.reused_tokens.inc(reused)
                 held += len(chunk)
+                if len(chunk) > 1:
+                    self.prefixes.learned(lease.pipeline, names, held)
                 if answer.outputs:
                     yield answer
                     return
@@ -161,7 +183,10 @@ class Chain:
         finally:
             handover.abandon()
             if lease is not None:
-                self._release(lease.pipeline, name)
+                # What was sampled is kept too: the next turn of a conversation begins with it.
+                kept = self.prefixes.names(tokens[:held], client) if client is not None and not reason else ()
+                self.prefixes.learned(lease.pipeline, kept, held)
+                self._release(lease.pipeline, name, as_json(kept))
                 lease.give_back()
 
     async def close(self) -> None:
@@ -191,8 +216,8 @@ class Chain:
         patience = max(self.limits.step + self.limits.step_per_token * (tokens - 1), _SLOW_FACTOR * self.observed.slow_step_seconds)
         return float(patience * 2.0 ** min(stalls, 4))
 
-    def _release(self, pipeline: Sequence[Hop], name: str) -> None:
+    def _release(self, pipeline: Sequence[Hop], name: str, prefix: Mapping[str, object] | None = None) -> None:
         """Let segments forget a sequence, in the background: nobody waits for it, and idle KV is dropped by them anyway."""
-        task = asyncio.create_task(self.steps.release(pipeline, name, _RELEASE_SECONDS))
+        task = asyncio.create_task(self.steps.release(pipeline, name, _RELEASE_SECONDS, prefix))
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)

@@ -19,6 +19,7 @@ from splitinference_gateway.generation import Generator
 from splitinference_gateway.inference import Inference
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
+from splitinference_gateway.prefixes import Prefixes
 from splitinference_gateway.route_source import RouteReader, poll_file
 from splitinference_gateway.routes import Routes
 from splitinference_gateway.settings import Settings
@@ -65,7 +66,7 @@ class Gateway:
         steps = StepClient(settings.address_of)
         failing = Failing(steps, routes)
         limits = Limits(settings.step_seconds, settings.step_seconds_per_token, settings.replay_seconds, settings.prefill_chunk_tokens)
-        chain = Chain(routes, steps, failing, observed, metrics, limits)
+        chain = Chain(routes, steps, failing, observed, metrics, limits, Prefixes(settings.prefix_reuse))
 
         def admitted(running: int, waiting: int) -> None:
             metrics.running.set(running)

@@ -122,7 +122,7 @@ class Generator:
         completion = metrics.tokens.labels("completion")
         assembly = _Assembly(choice, self.tokenizer)
         before: float | None = None
-        async with aclosing(self.chain.tokens(choice.prompt, choice.sampling)) as answers:
+        async with aclosing(self.chain.tokens(choice.prompt, choice.sampling, ticket.client)) as answers:
             async for answer in answers:
                 now = time.monotonic()
                 if before is None:

@@ -48,6 +48,9 @@ class Metrics:
             buckets=_TOKEN_BUCKETS,
             registry=self.registry,
         )
+        self.reused_tokens = Counter(
+            f"{prefix}prefix_reused_tokens", "Tokens of prompts whose KV was there from an earlier sequence.", registry=self.registry
+        )
         self.tokens = Counter(f"{prefix}tokens", "Tokens by kind: prompt, completion, replayed.", ["kind"], registry=self.registry)
         self.running = Gauge(f"{prefix}running_sequences", "Sequences admitted and not ended.", registry=self.registry)
         self.queue_depth = Gauge(f"{prefix}queue_depth", "Sequences that wait for admission.", registry=self.registry)

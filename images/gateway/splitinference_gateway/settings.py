@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -38,6 +39,9 @@ class Settings(BaseModel):
     step_seconds: float = Field(default=5.0, gt=0, description="a decode step without answer for so long counts as stalled")
     step_seconds_per_token: float = Field(default=0.1, ge=0, description="added for each further token of a prefill chunk")
     prefill_chunk_tokens: int = Field(default=256, ge=1, description="bounds a hop's bytes, and how long decode steps of others wait")
+    prefix_reuse: Literal["client", "all", "off"] = Field(
+        default="client", description="whose earlier prompts a prompt may begin with: KV of the same beginning is used again"
+    )
     shutdown_seconds: float = Field(default=60.0, ge=0, description="after SIGTERM, how long requests under way may still take")
     lameduck_seconds: float = Field(default=2.0, ge=0, description="after SIGTERM, how long to accept while endpoints are updated")
     api_keys_file: Path | None = Field(

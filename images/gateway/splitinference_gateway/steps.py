@@ -124,8 +124,11 @@ class StepClient:
         tokens: Sequence[int],
         sampling: Sampling | None,
         seconds: float,
+        prefix: Mapping[str, object] | None = None,
     ) -> Answer:
         """Run `tokens` at `position` through the pipeline; sample only when `sampling` is given.
+
+        `prefix` names the blocks that the sequence begins with: it starts anew, with others' KV of its first `position` tokens.
 
         Raises:
             StepError: the chain could not do it, or not within `seconds`.
@@ -141,6 +144,8 @@ class StepClient:
             "sampling": (sampling or Sampling()).as_json(),
             "deadline_ms": int(seconds * 1000),
         }
+        if prefix is not None:
+            meta["prefix"] = prefix
         if logits := sampling is not None and sampling.logits:
             meta["logits"] = True
         started = time.perf_counter()
@@ -162,10 +167,13 @@ class StepClient:
         outputs = _outputs(answer, content, pipeline[0].segment)
         return _answer(answer, False, pipeline[0].segment, time.perf_counter() - started, outputs)
 
-    async def release(self, pipeline: Sequence[Hop], sequence: str, seconds: float) -> None:
-        """Let every segment of the pipeline forget the sequence; when the way is broken, tell each of them directly."""
+    async def release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Mapping[str, object] | None = None) -> None:
+        """Let every segment of the pipeline forget the sequence; when the way is broken, tell each of them directly.
+
+        The KV of the blocks that `prefix` names may be kept for others.
+        """
         try:
-            await self._release(pipeline, sequence, seconds)
+            await self._release(pipeline, sequence, seconds, prefix)
         except StepError:
             if len(pipeline) > 1:
                 await asyncio.gather(*(self._release((hop,), sequence, seconds) for hop in pipeline), return_exceptions=True)
@@ -223,9 +231,9 @@ class StepClient:
             task.cancel()
         await asyncio.gather(*closing, *self._closing, return_exceptions=True)
 
-    async def _release(self, pipeline: Sequence[Hop], sequence: str, seconds: float) -> None:
+    async def _release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Mapping[str, object] | None = None) -> None:
         route = [hop.as_json for hop in pipeline[1:]]
-        meta = {"v": 1, "op": "release", "sequence": sequence, "route": route, "deadline_ms": int(seconds * 1000)}
+        meta = {"v": 1, "op": "release", "sequence": sequence, "route": route, "deadline_ms": int(seconds * 1000), "prefix": prefix}
         await self._call(pipeline[0], meta, _NOTHING, seconds)
 
     async def _call(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> dict[str, Any]:

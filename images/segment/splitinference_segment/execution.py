@@ -122,7 +122,7 @@ class Execution:
             raise SegmentError(protocol.DEADLINE_EXCEEDED, f"the step waited {(now - step.received_at) * 1e3:.0f} ms, past its deadline")
         if not step.sequence:
             return KvEntry("", self._layers.kv_shape.allocate(step.tokens))
-        return self._table.begin(step.sequence, step.request.position, step.tokens, now)
+        return self._table.begin(step.sequence, step.request.position, step.tokens, now, step.request.prefix)
 
     def _compute(self, begun: Sequence[tuple[Step, KvEntry]], started: float) -> list[Result]:
         spans, row = [], 0

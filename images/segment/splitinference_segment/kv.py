@@ -1,12 +1,19 @@
-"""The KV cache: one growing buffer per sequence, bounded by number, bytes and idle time. Knows no clock: `now` is an argument."""
+"""The KV cache: one growing buffer per sequence, bounded by number, bytes and idle time. Knows no clock: `now` is an argument.
+
+Where the gateway names the blocks of tokens that a sequence begins with, another one that begins with the same blocks takes over their KV,
+from a sequence that runs or from one that has ended and was kept for it. What is kept is in nobody's way: it is forgotten first.
+"""
 
 import threading
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from splitinference_segment.protocol import BAD_REQUEST, KV_FULL, KV_MISSING, SegmentError
+from splitinference_segment.protocol import BAD_REQUEST, KV_FULL, KV_MISSING, Prefix, SegmentError
 
+MOST_KEPT = 256  # bounds the search; segments without blocks keep entries of no bytes
 FIRST_CAPACITY = 128  # tokens; a buffer doubles from here until the longest context
 
 
@@ -49,6 +56,11 @@ class KvEntry:
     length: int = 0
     used_at: float = 0.0
     busy: bool = False
+    prefix: Prefix | None = None
+
+    def begins_with(self, prefix: Prefix, tokens: int) -> bool:
+        """The first `tokens` are held, and are those that `prefix` names."""
+        return self.prefix is not None and self.length >= tokens and self.prefix.shares(prefix, tokens)
 
     @property
     def capacity(self) -> int:
@@ -58,10 +70,12 @@ class KvEntry:
 
 @dataclass(frozen=True, slots=True)
 class KvUse:
-    """What a table holds at one moment."""
+    """What a table holds at one moment; `kept_bytes` are of ended sequences, and not among `total_bytes`."""
 
     sequences: int
     total_bytes: int
+    kept_bytes: int = 0
+    reused_tokens: int = 0  # since the beginning
 
 
 @dataclass(slots=True)
@@ -71,10 +85,14 @@ class KvTable:
     shape: KvShape
     limits: KvLimits
     _entries: dict[str, KvEntry] = field(default_factory=dict)
+    _kept: OrderedDict[str, KvEntry] = field(default_factory=OrderedDict)  # by the name of the last block, least used first
+    _reused: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, sequence: str, position: int, tokens: int, now: float) -> KvEntry:
+    def begin(self, sequence: str, position: int, tokens: int, now: float, prefix: Prefix | None = None) -> KvEntry:
         """The entry for a step of `tokens` at `position`, with room for them.
+
+        With a prefix the sequence starts anew, with the KV of its first `position` tokens from another one that begins with the same.
 
         SegmentError: `bad_request` beyond the longest context, `kv_missing` when the sequence does not hold exactly `position`
         tokens or is being written by another step, `kv_full` when it does not fit. Position 0 starts the sequence anew.
@@ -86,7 +104,12 @@ class KvTable:
         with self._lock:
             entry = self._entries.get(sequence)
             held = entry.length if entry is not None else 0
-            if position == 0:
+            donor = None
+            if prefix is not None:
+                donor = self._donor(prefix, position)
+                entry = self._anew(sequence, now)
+                entry.prefix = prefix
+            elif position == 0:
                 entry = self._anew(sequence, now)
             elif entry is None or held != position:
                 raise SegmentError(KV_MISSING, f"the sequence holds {held} tokens here, the step expects {position}")
@@ -99,6 +122,10 @@ class KvTable:
                     if entry.length == 0:
                         self._entries.pop(sequence, None)
                     raise
+            if donor is not None:
+                entry.buffer[:, :, :, :position].copy_(donor.buffer[:, :, :, :position])
+                entry.length = position
+                self._reused += position
             entry.busy = True
             return entry
 
@@ -120,10 +147,13 @@ class KvTable:
                 raise SegmentError(KV_MISSING, f"the sequence holds {entry.length if entry else 0} tokens here, {tokens} are wanted")
             return entry.buffer
 
-    def release(self, sequence: str) -> bool:
-        """Forget a sequence. False when it was not known."""
+    def release(self, sequence: str, prefix: Prefix | None = None) -> bool:
+        """Forget a sequence, but keep the KV of the blocks that `prefix` names for others. False when it was not known."""
         with self._lock:
-            return self._entries.pop(sequence, None) is not None
+            entry = self._entries.pop(sequence, None)
+            if entry is not None and prefix is not None and not entry.busy:
+                self._keep(entry, prefix)
+            return entry is not None
 
     def forget_idle(self, now: float) -> int:
         """Forget what has not been used for the idle time; returns how many."""
@@ -133,7 +163,41 @@ class KvTable:
     def use(self) -> KvUse:
         """Sequences and bytes held now."""
         with self._lock:
-            return KvUse(len(self._entries), self._bytes())
+            return KvUse(len(self._entries), self._bytes(self._entries), self._bytes(self._kept), self._reused)
+
+    def _donor(self, prefix: Prefix, position: int) -> KvEntry | None:
+        """Who gives the first `position` tokens; None for none of them. A kept one becomes the most recently used."""
+        if position == 0:
+            return None
+        if position % prefix.block or position > prefix.block * len(prefix.hashes):
+            raise SegmentError(
+                BAD_REQUEST, f"position {position} is not at the end of one of {len(prefix.hashes)} blocks of {prefix.block}"
+            )
+        for name, entry in (*self._kept.items(), *self._entries.items()):
+            if entry.begins_with(prefix, position):
+                if name in self._kept:
+                    self._kept.move_to_end(name)
+                return entry
+        raise SegmentError(KV_MISSING, f"no sequence that begins with the same {position} tokens is held")
+
+    def _keep(self, entry: KvEntry, prefix: Prefix) -> None:
+        blocks = min(len(prefix.hashes), entry.length // prefix.block)
+        if not blocks:
+            return
+        kept = Prefix(prefix.block, prefix.hashes[:blocks])
+        tokens = blocks * prefix.block
+        for name, other in list(self._kept.items()):
+            if other.begins_with(kept, tokens):
+                self._kept.move_to_end(name)
+                return
+            if other.prefix is not None and other.prefix.shares(kept, other.length):
+                del self._kept[name]
+        entry.prefix, entry.length = kept, tokens
+        if entry.capacity > tokens:
+            entry.buffer = entry.buffer[:, :, :, :tokens].clone()
+        self._kept[kept.hashes[-1]] = entry
+        while len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
 
     def _anew(self, sequence: str, now: float) -> KvEntry:
         self._entries.pop(sequence, None)
@@ -151,27 +215,38 @@ class KvTable:
             wanted *= 2
         wanted = min(wanted, self.limits.context_tokens)
         per_token = self.shape.bytes_per_token
-        if self._bytes() + (wanted - entry.capacity) * per_token > self.limits.total_bytes:
+        more = (wanted - entry.capacity) * per_token
+        while self._kept and more > self._free():
+            self._kept.popitem(last=False)
+        if more > self._free():
             entry.used_at = now
             self._forget_idle(now)
-        free = self.limits.total_bytes - self._bytes()
+        free = self._free()
         if (wanted - entry.capacity) * per_token > free:
             wanted = entry.capacity + free // per_token  # all that is left, if that is enough
         if wanted < needed:
             raise SegmentError(
                 KV_FULL,
-                f"{needed} tokens need {needed * per_token} bytes of KV; {self._bytes()} of {self.limits.total_bytes} are held",
+                f"{needed} tokens need {needed * per_token} bytes of KV; all but {free} of {self.limits.total_bytes} are held",
             )
         grown = self.shape.allocate(wanted)
         if entry.length:
             grown[:, :, :, : entry.length].copy_(entry.buffer[:, :, :, : entry.length])
         entry.buffer = grown
 
-    def _bytes(self) -> int:
-        return sum(entry.capacity for entry in self._entries.values()) * self.shape.bytes_per_token
+    def _free(self) -> int:
+        return self.limits.total_bytes - self._bytes(self._entries) - self._bytes(self._kept)
+
+    def _bytes(self, entries: Mapping[str, KvEntry]) -> int:
+        return sum(entry.capacity for entry in entries.values()) * self.shape.bytes_per_token
 
     def _forget_idle(self, now: float) -> int:
-        idle = [e.sequence for e in self._entries.values() if not e.busy and now - e.used_at > self.limits.idle_seconds]
+        for name in self._idle(self._kept, now):
+            del self._kept[name]
+        idle = self._idle(self._entries, now)
         for sequence in idle:
             del self._entries[sequence]
         return len(idle)
+
+    def _idle(self, entries: Mapping[str, KvEntry], now: float) -> list[str]:
+        return [name for name, e in entries.items() if not e.busy and now - e.used_at > self.limits.idle_seconds]

@@ -28,6 +28,8 @@ COUNTERS: Mapping[str, str] = {
 GAUGES: Mapping[str, str] = {
     "kv_bytes": "Bytes of KV buffers held",
     "sequences": "Sequences held",
+    "prefix_bytes": "Bytes of KV kept of ended sequences, for others that begin with the same tokens",
+    "prefix_reused_tokens": "Tokens whose KV came from another sequence, since the start",
     "link_rtt_ms": "Round trip to the next segment's server: shortest of the last small messages",
     "link_rtt_age_seconds": "Time since the newest message behind link_rtt_ms",
     "link_mbps": "Mbit/s to the next segment: best of the last big messages; NaN: too quick to be seen",

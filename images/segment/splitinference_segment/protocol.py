@@ -60,6 +60,20 @@ class TensorMeta:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefix:
+    """What a sequence begins with: one name for each whole block of `block` tokens, which stands for it and for all before it."""
+
+    block: int
+    hashes: tuple[str, ...]
+
+    def shares(self, other: "Prefix", tokens: int) -> bool:
+        """Both begin with the same `tokens`, a whole number of blocks."""
+        number = tokens // self.block
+        same = self.block == other.block and 0 < number <= min(len(self.hashes), len(other.hashes))
+        return same and self.hashes[number - 1] == other.hashes[number - 1]
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How the last segment chooses a token. Temperature 0 is greedy; `logprobs` is how many alternatives to report."""
 
@@ -89,6 +103,8 @@ class Request:
     tokens: int = 0
     sources: tuple[Hop, ...] = ()
     blocks: tuple[int, int] = (0, 0)
+    # Of a sequence's first step and of `release`: whose KV it may begin with, and what of its own may be kept for others.
+    prefix: Prefix | None = None
 
 
 def _refuse(message: str) -> SegmentError:
@@ -140,6 +156,15 @@ def _sampling(value: Any) -> Sampling:
     )
 
 
+def _prefix(value: Any) -> Prefix | None:
+    if value is None:
+        return None
+    hashes = value.get("hashes") if isinstance(value, dict) else None
+    if not isinstance(hashes, list) or not hashes:
+        raise _refuse("prefix should be {block, hashes}, with one hash at least")
+    return Prefix(_integer(value.get("block"), "prefix.block", 1, 1 << 20), tuple(_name(each, "prefix.hashes") for each in hashes))
+
+
 def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
     blocks = fields.get("blocks", [0, 0])
     if not isinstance(blocks, list) or len(blocks) != 2:
@@ -180,7 +205,7 @@ def parse(meta: bytes) -> Request:
     if op in {"kv_pull", "kv_export"}:
         return _transfer(op, sequence, fields, deadline)
     if op == "release":
-        return Request(op=op, sequence=sequence, route=route, deadline_ms=deadline)
+        return Request(op=op, sequence=sequence, route=route, prefix=_prefix(fields.get("prefix")), deadline_ms=deadline)
     sample, logits = fields.get("sample", False), fields.get("logits", False)
     if not isinstance(sample, bool) or not isinstance(logits, bool):
         raise _refuse("sample and logits should be true or false")
@@ -193,6 +218,7 @@ def parse(meta: bytes) -> Request:
         sample=sample,
         logits=logits,
         sampling=_sampling(fields.get("sampling", {})),
+        prefix=_prefix(fields.get("prefix")),
         deadline_ms=deadline,
     )
 
@@ -206,6 +232,8 @@ def forwarded(request: Request, tensor: TensorMeta | None, deadline_ms: float) -
         "route": [{"segment": hop.segment, "model": hop.model} for hop in request.route[1:]],
         "deadline_ms": round(deadline_ms, 3),
     }
+    if request.prefix is not None:
+        fields["prefix"] = {"block": request.prefix.block, "hashes": request.prefix.hashes}
     if tensor is not None and request.op == "infer":
         fields["tensor"] = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
     elif tensor is not None:

@@ -253,7 +253,7 @@ class Segment:
             send(protocol.answer({"timings": [timing | {"held_ms": _ms(time.monotonic() - received_at)}]}), b"")
 
     def _release(self, request: Request, received_at: float, send: Send) -> None:
-        known = self.table.release(request.sequence)
+        known = self.table.release(request.sequence, request.prefix)
         if not request.route:
             send(protocol.answer({"ok": True, "known": known}), b"")
             return

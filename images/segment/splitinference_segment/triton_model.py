@@ -70,7 +70,12 @@ class TritonPythonModel:
             return ()
         segment.forget_idle()
         use = segment.table.use()
-        own: list[Measure] = [("kv_bytes", float(use.total_bytes), {}), ("sequences", float(use.sequences), {})]
+        own: list[Measure] = [
+            ("kv_bytes", float(use.total_bytes), {}),
+            ("sequences", float(use.sequences), {}),
+            ("prefix_bytes", float(use.kept_bytes), {}),
+            ("prefix_reused_tokens", float(use.reused_tokens), {}),
+        ]
         return [*own, *segment.links.measures()]
 
 

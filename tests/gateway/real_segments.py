@@ -1,0 +1,107 @@
+"""Real segment servers as processes on loopback, with the real model: started, asked, killed."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@dataclass
+class Segment:
+    """One segment's server. Its name and ports stay when it is started again."""
+
+    prefix: str
+    start: int
+    end: int
+    ports: list[int]
+    addresses: dict[str, str]
+    log: Path
+    model_path: str = field(default_factory=lambda: os.environ["SI_TEST_MODEL_PATH"])
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def name(self) -> str:
+        return f"{self.prefix}-{self.start}-{self.end}"
+
+    @property
+    def hop(self) -> dict[str, str]:
+        return {"segment": self.name, "model": f"seg-0123abcd-{self.start}-{self.end}"}
+
+    def serve(self) -> None:
+        http, grpc, metrics = map(str, self.ports)
+        settings = {
+            "SI_SEGMENT": self.name,
+            "SI_MODEL_NAME": self.hop["model"],
+            "SI_MODEL_PATH": self.model_path,
+            "SI_LAYERS": f"{self.start}:{self.end}",
+            "SI_DTYPE": "float32",
+            "SI_PEER_PREFIX": self.prefix,
+            "SI_PEER_ADDRESSES": json.dumps(self.addresses),
+            "SI_HTTP_PORT": http,
+            "SI_GRPC_PORT": grpc,
+            "SI_METRICS_PORT": metrics,
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(["segment-serve"], env={**os.environ, **settings}, stdout=log, stderr=log)
+
+    def ready(self) -> bool:
+        """A token runs through its layers."""
+        environment = {**os.environ, "SI_HTTP_PORT": str(self.ports[0]), "SI_MODEL_NAME": self.hop["model"]}
+        return subprocess.run(["segment-probe", "5"], env=environment, capture_output=True, check=False).returncode == 0
+
+    def measured(self, name: str) -> float:
+        """A gauge or counter of its own, summed over labels; 0 when it is not there."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[2]}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"splitinference_segment_{name}{{"))
+
+    def signal(self, number: int) -> None:
+        """To the server and all its children."""
+        assert self.process is not None
+        for process in family(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def kill(self) -> None:
+        """As on a lost node: all at once, without a word."""
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+
+
+def family(process: int) -> list[int]:
+    """A process and all its descendants, whatever group they are in."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [process]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def wait_for(true: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            if true():
+                return
+        assert time.monotonic() < deadline, "did not come true in time"
+        time.sleep(0.1)
