@@ -289,3 +289,13 @@ def test_the_notes_say_how_to_uninstall():
 def test_images_may_come_from_a_registry_with_a_port():
     image = container("images.operator.repository=localhost:5000/x/operator", "images.operator.tag=dev")["image"]
     assert re.fullmatch(r"localhost:5000/x/operator:dev", image)
+
+
+def test_only_the_gateways_that_are_named_may_review_tokens():
+    assert not [obj for obj in render() if "token-review" in obj["metadata"]["name"]]
+    asked = ("tokenReview.gateways[0].namespace=team", "tokenReview.gateways[0].name=chat")
+    role, binding = [obj for obj in render(*asked) if "token-review" in obj["metadata"]["name"]]
+    assert role["rules"] == [{"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}]
+    account = {obj["kind"]: obj for obj in Manifests(Settings()).gateway(a_resource(), a_profile())}["ServiceAccount"]["metadata"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]

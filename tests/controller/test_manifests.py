@@ -116,7 +116,7 @@ def test_the_segment_is_told_what_the_protocol_names():
     assert told["SI_KV_BYTES"] == str(90 * MIB)
     assert told["SI_PEER_PREFIX"] == "chat-"
     assert told["SI_PEER_SUFFIX"] == ".team.svc.cluster.local"
-    assert (told["SI_MAX_CONTEXT_TOKENS"], told["SI_MAX_SEQUENCES"], told["SI_THREADS"]) == ("2048", "4", "1")
+    assert (told["SI_MAX_CONTEXT_TOKENS"], told["SI_MAX_SEQUENCES"], told["SI_THREADS"]) == ("2048", "16", "1")
 
 
 def test_probes_run_an_inference_and_stopping_drains():
@@ -251,8 +251,40 @@ def test_a_gateway_leaves_a_lost_node_within_seconds_and_keeps_the_users_tolerat
 
 def test_service_and_endpoint_agree():
     service = gateway()["Service"]
-    assert service["spec"]["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+    ports = {port["port"]: port["targetPort"] for port in service["spec"]["ports"]}
+    assert ports == {80: "http", 8001: "kserve"}
+    (server,) = gateway()["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert {port["name"]: port["containerPort"] for port in server["ports"]} == {"http": 8080, "kserve": 8001}
+    assert variables(server)["SI_KSERVE_PORT"] == "8001"
     assert Manifests(Settings()).endpoint(a_resource()) == "http://chat-gateway.team.svc/v1"
+
+
+def test_replicas_share_what_the_segments_are_planned_for():
+    assert "topologySpreadConstraints" not in gateway()["Deployment"]["spec"]["template"]["spec"]
+    deployment = gateway(a_resource(gateway={"replicas": 2}))["Deployment"]
+    told = variables(deployment["spec"]["template"]["spec"]["containers"][0])
+    assert (deployment["spec"]["replicas"], told["SI_REPLICAS"]) == (2, "2")
+    assert (told["SI_MAX_CONCURRENT_SEQUENCES"], told["SI_MAX_RUNNING_SEQUENCES"]) == ("4", "16")
+    segment = variables(build().pod["spec"]["containers"][0])
+    assert segment["SI_MAX_SEQUENCES"] == told["SI_MAX_RUNNING_SEQUENCES"]
+    (spread,) = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_api_keys_come_from_a_secret_that_is_mounted_and_never_read_by_the_operator():
+    for ref, items in (({"name": "keys"}, None), ({"name": "keys", "key": "app"}, [{"key": "app", "path": "app"}])):
+        spec = gateway(a_resource(gateway={"auth": {"apiKeysSecretRef": ref}}))["Deployment"]["spec"]["template"]["spec"]
+        (volume,) = [volume for volume in spec["volumes"] if "secret" in volume]
+        (mount,) = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == volume["name"]]
+        assert (volume["secret"]["secretName"], volume["secret"].get("items")) == ("keys", items)
+        assert variables(spec["containers"][0])["SI_API_KEYS_FILE"] == mount["mountPath"]
+
+
+def test_tokens_are_reviewed_only_where_that_is_asked_for():
+    plain = variables(gateway()["Deployment"]["spec"]["template"]["spec"]["containers"][0])
+    asked = gateway(a_resource(gateway={"auth": {"tokenReview": {}}}))["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert not {"SI_TOKEN_AUDIENCE", "SI_API_KEYS_FILE"} & plain.keys()
+    assert variables(asked)["SI_TOKEN_AUDIENCE"] == "splitinference"
 
 
 def test_the_route_is_the_object_that_the_gateway_is_told_to_watch():

@@ -80,6 +80,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"adaptation": {"mode": "Manual"}}, 'spec.adaptation.mode: Unsupported value: "Manual"'),
     ({"adaptation": {"strategy": "Recreate"}}, 'spec.adaptation.strategy: Unsupported value: "Recreate"'),
     ({"adaptation": {"thresholds": {"utilizationPercent": 0}}}, "spec.adaptation.thresholds.utilizationPercent in body should be greater"),
+    ({"gateway": {"replicas": 5}}, "spec.gateway.replicas must be at most spec.model.maxConcurrentSequences"),
+    ({"gateway": {"replicas": 0}}, "spec.gateway.replicas in body should be greater than or equal to 1"),
+    (
+        {"gateway": {"auth": {"apiKeysSecretRef": {"name": "a"}, "tokenReview": {}}}},
+        "spec.gateway.auth must have at most one of apiKeysSecretRef and tokenReview",
+    ),
+    ({"gateway": {"auth": {"apiKeysSecretRef": {}}}}, "spec.gateway.auth.apiKeysSecretRef.name: Required value"),
     ({"adaptation": {"window": "60"}}, "spec.adaptation.window must be a duration such as 30s or 5m"),
     ({"adaptation": {"window": "500ms"}}, "spec.adaptation.window must be from 1s to 1h"),
     ({"adaptation": {"window": "61m"}}, "spec.adaptation.window must be from 1s to 1h"),
@@ -157,6 +164,9 @@ def test_what_has_a_meaning_is_taken_and_read_in_full(cluster: KubeCluster, name
 
 def test_defaults_of_the_server_are_those_of_the_operator(cluster: KubeCluster, namespace: str):
     bare = a_resource(namespace)
+        {"gateway": {"replicas": 4, "auth": {"tokenReview": {"audience": "chat"}}}},
+        {"gateway": {"auth": {"tokenReview": {}}}},
+        {"gateway": {"auth": {"apiKeysSecretRef": {"name": "keys"}}}},
     cluster.create(bare)
     filled = cluster.split_inference(namespace, "chat")
     assert filled is not None

@@ -87,7 +87,10 @@ def gateway_objects(resource: Resource, settings: Settings, layers: int) -> Sequ
         "spec": {
             "type": "ClusterIP",
             "selector": labels(resource.name, GATEWAY),
-            "ports": [{"name": "http", "port": 80, "targetPort": "http"}],
+            "ports": [
+                {"name": "http", "port": 80, "targetPort": "http"},
+                {"name": "kserve", "port": KSERVE_PORT, "targetPort": "kserve"},
+            ],
         },
     }
     policies = [segment_policy(resource)] if settings.network_policies else []
@@ -107,14 +110,27 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         "SI_MAX_CONCURRENT_SEQUENCES": str(resource.spec.model.max_concurrent_sequences),
         "SI_PEER_SUFFIX": peer_suffix(resource, settings),
         "SI_PORT": str(PORT),
+        "SI_MAX_RUNNING_SEQUENCES": str(resource.spec.model.max_running_sequences),
+        "SI_REPLICAS": str(resource.spec.gateway.replicas),
         "HOME": "/tmp",
     }
+        "SI_KSERVE_PORT": str(KSERVE_PORT),
     server = container(
         GATEWAY,
+    volumes = [files.volume, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
+    mounts = [files.mount, {"name": "tmp", "mountPath": "/tmp"}]
+    auth = resource.spec.gateway.auth
+    if auth.token_review:
+        variables["SI_TOKEN_AUDIENCE"] = auth.token_review.audience
+    if secret := auth.api_keys_secret_ref:
+        variables["SI_API_KEYS_FILE"] = KEYS_FOLDER
+        items = {"items": [{"key": secret.key, "path": secret.key}]} if secret.key else {}
+        volumes.append({"name": "keys", "secret": {"secretName": secret.name, **items}})
+        mounts.append({"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True})
         settings.gateway_image,
         settings,
         env=environment(variables),
-        ports=[{"name": "http", "containerPort": PORT}],
+        ports=[{"name": "http", "containerPort": PORT}, {"name": "kserve", "containerPort": KSERVE_PORT}],
         resources={
             "requests": {"cpu": settings.gateway_cpu_request, "memory": settings.gateway_memory},
             "limits": {"memory": settings.gateway_memory},
@@ -122,7 +138,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         startupProbe=_http_probe("/healthz", period=1, timeout=3, failures=120),
         readinessProbe=_http_probe("/readyz", period=2, timeout=3, failures=2),
         livenessProbe=_http_probe("/healthz", period=10, timeout=5, failures=6),
-        volumeMounts=[files.mount, {"name": "tmp", "mountPath": "/tmp"}],
+        volumeMounts=mounts,
     )
     spec = pod_spec(
         resource,
@@ -132,7 +148,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         serviceAccountName=name,
         # Streams that are under way when it is told to stop may end.
         terminationGracePeriodSeconds=75,
-        volumes=[files.volume, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}],
+        volumes=volumes,
     )
     spec["automountServiceAccountToken"] = True
     spec["tolerations"] = [*spec.get("tolerations", []), *_LEAVE_LOST_NODES]
@@ -140,10 +156,13 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         spec["affinity"] = affinity
     return {
         "apiVersion": "apps/v1",
+    if resource.spec.gateway.replicas > 1:
+        spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+        spec["topologySpreadConstraints"] = [spread | {"labelSelector": {"matchLabels": labels(resource.name, GATEWAY)}}]
         "kind": "Deployment",
         "metadata": metadata(resource, name, GATEWAY),
         "spec": {
-            "replicas": 1,
+            "replicas": resource.spec.gateway.replicas,
             "revisionHistoryLimit": 1,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "selector": {"matchLabels": labels(resource.name, GATEWAY)},

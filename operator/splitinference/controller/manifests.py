@@ -118,7 +118,7 @@ class Manifests:
             "SI_LAYERS": f"{segment.start}:{segment.end}",
             "SI_DTYPE": spec.model.dtype,
             "SI_MAX_CONTEXT_TOKENS": str(spec.model.max_context_tokens),
-            "SI_MAX_SEQUENCES": str(spec.model.max_concurrent_sequences),
+            "SI_MAX_SEQUENCES": str(spec.model.max_running_sequences),
             "SI_KV_BYTES": str(kv_bytes),
             "SI_THREADS": str(spec.segments.threads),
             "SI_PEER_PREFIX": f"{resource.name}-",

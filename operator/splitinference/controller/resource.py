@@ -136,6 +136,11 @@ class Model(SpecValue):
     max_context_tokens: int = Field(default=2048, ge=16)
     max_concurrent_sequences: int = Field(default=4, ge=1, le=1024)
 
+    @property
+    def max_running_sequences(self) -> int:
+        """How many may run where they are short: the KV planned for is what bounds them, and this what a segment keeps account of."""
+        return 4 * self.max_concurrent_sequences
+
 
 class WorkloadSpec(SpecValue):
     """The request that the plan is made for."""
@@ -226,6 +231,39 @@ class SegmentsSpec(SpecValue):
     memory_margin_percent: int = Field(default=10, ge=0, le=100)
 
 
+class KeysSecret(SpecValue):
+    """API keys in a Secret of the resource's namespace; no key means all of its keys."""
+
+    name: str = Field(min_length=1)
+    key: str | None = Field(default=None, min_length=1)
+
+
+class TokenReviewSpec(SpecValue):
+    """Tokens of the cluster for this audience."""
+
+    audience: str = Field(default="splitinference", min_length=1)
+
+
+class AuthSpec(SpecValue):
+    """Who may ask the gateway: at most one of the two."""
+
+    api_keys_secret_ref: KeysSecret | None = None
+    token_review: TokenReviewSpec | None = None
+
+    @model_validator(mode="after")
+    def _is_at_most_one(self) -> Self:
+        if self.api_keys_secret_ref and self.token_review:
+            raise ValueError("must have at most one of apiKeysSecretRef and tokenReview")
+        return self
+
+
+class GatewaySpec(SpecValue):
+    """The server in front."""
+
+    replicas: int = Field(default=1, ge=1, le=16)
+    auth: AuthSpec = AuthSpec()
+
+
 class Mode(StrEnum):
     """What the operator may do by itself."""
 
@@ -280,6 +318,7 @@ class Resource(Value):
 
     name: str
     namespace: str
+    gateway: GatewaySpec = GatewaySpec()
     uid: str
     generation: int
     spec: Spec
