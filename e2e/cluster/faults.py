@@ -11,6 +11,7 @@ from e2e.cluster.kind import Machine
 from e2e.cluster.settings import NODE_OVERHEAD_MIB, WorkerSize
 
 TENANT = "other-tenant"
+LEFT_CORES = 0.25  # what the tenant does not request of what is free, so that new pods are still admitted beside it
 _FLAGS = "/var/lib/kubelet/kubeadm-flags.env"
 
 
@@ -121,7 +122,7 @@ def kill(kubectl: Kubectl, pod: str, program: str) -> None:
 
 def burner(node: str, cores: float, free: float, image: str, *, limited: bool, pulse_seconds: float = 0.0) -> dict[str, object]:
     """The pod of another tenant that keeps `cores` busy on `node`, and without `limited` at least those. It requests what is `free`
-    there, as tenants do: a pod that requests nothing would give way to every other. With `pulse_seconds` it works for so long, rests for
+    to it there, as tenants do: a pod that requests nothing would give way to every other. With `pulse_seconds` it works for so long, rests for
     as long, and so on."""
     request = max(0.01, min(cores, free))
     limits = {"memory": "32Mi"} | ({"cpu": f"{ceil(cores * 1000)}m"} if limited else {})
@@ -156,9 +157,8 @@ def burner(node: str, cores: float, free: float, image: str, *, limited: bool, p
 def burn(kubectl: Kubectl, node: str, cores: float, image: str, *, limited: bool, pulse_seconds: float = 0.0) -> None:
     """Start the burner on `node` and wait until it runs."""
     extinguish(kubectl, node)
-    free = free_cores(
-        json.loads(kubectl("get", "node", node, "-o", "json")), json.loads(kubectl("get", "pods", "-A", "-o", "json"))["items"]
-    )
+    pods = json.loads(kubectl("get", "pods", "-A", "-o", "json"))["items"]
+    free = free_cores(json.loads(kubectl("get", "node", node, "-o", "json")), pods) - LEFT_CORES
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TENANT}}
     pod = burner(node, cores, free, image, limited=limited, pulse_seconds=pulse_seconds)
     items = {"apiVersion": "v1", "kind": "List", "items": [namespace, pod]}
