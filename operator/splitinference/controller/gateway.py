@@ -21,7 +21,9 @@ from splitinference.settings import Settings
 GATEWAY = "gateway"
 ROUTE = "route"
 PORT = 8080
-SEGMENT_PORTS = (8000, 8001)
+KSERVE_PORT = 8001
+KEYS_FOLDER = "/keys"
+SEGMENT_PORTS = (8000, 8001, 8003)
 METRICS_PORT = 8002
 
 # A gateway on a node that is lost is made anew elsewhere after seconds, not after Kubernetes' five minutes.
