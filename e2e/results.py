@@ -47,9 +47,14 @@ def _seconds(value: float | None) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with a plus where files differ from it."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=7", "--dirty=+", "--exclude=*"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    """The checkout's commit, with a plus where anything but docs differs from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    return git("rev-parse", "--short=7", "HEAD") + (
+        "+" if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs") else ""
+    )
 
 
 def machine() -> str:

@@ -122,8 +122,8 @@ def kill(kubectl: Kubectl, pod: str, program: str) -> None:
 
 def burner(node: str, cores: float, free: float, image: str, *, limited: bool, pulse_seconds: float = 0.0) -> dict[str, object]:
     """The pod of another tenant that keeps `cores` busy on `node`, and without `limited` at least those. It requests what is `free`
-    to it there, as tenants do: a pod that requests nothing would give way to every other. With `pulse_seconds` it works for so long, rests for
-    as long, and so on."""
+    to it, as tenants do: a pod that requests nothing would give way to every other. With `pulse_seconds` it works for so long, rests
+    for as long, and so on."""
     request = max(0.01, min(cores, free))
     limits = {"memory": "32Mi"} | ({"cpu": f"{ceil(cores * 1000)}m"} if limited else {})
     script = 'while :; do :; done & all="$all $!"; ' * ceil(cores) + "wait"

@@ -73,6 +73,7 @@ ETCD = Module("etcd", versions.ETCD, ("go.etcd.io/etcd/server/v3",), ("etcd",), 
 COREDNS = Module("coredns", versions.COREDNS, (".",), ("coredns",), HERE / "coredns")
 PAUSE = Module("pause", "1", (".",), ("pause",), HERE / "pause")
 KIND = Module("kind", versions.KIND, ("sigs.k8s.io/kind",), ("kind",))
+KWOK = Module("kwok", versions.KWOK, ("sigs.k8s.io/kwok/cmd/kwok",), ("kwok",))
 HELM = Module("helm", versions.HELM, ("helm.sh/helm/v4/cmd/helm",), ("helm",))
 
 NODE = (PAUSE, ETCD, COREDNS, KUBERNETES)
