@@ -110,15 +110,13 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         "SI_MODEL_PATH": files.path,
         "SI_MAX_CONTEXT_TOKENS": str(resource.spec.model.max_context_tokens),
         "SI_MAX_CONCURRENT_SEQUENCES": str(resource.spec.model.max_concurrent_sequences),
-        "SI_PEER_SUFFIX": peer_suffix(resource, settings),
-        "SI_PORT": str(PORT),
         "SI_MAX_RUNNING_SEQUENCES": str(resource.spec.model.max_running_sequences),
         "SI_REPLICAS": str(resource.spec.gateway.replicas),
+        "SI_PEER_SUFFIX": peer_suffix(resource, settings),
+        "SI_PORT": str(PORT),
+        "SI_KSERVE_PORT": str(KSERVE_PORT),
         "HOME": "/tmp",
     }
-        "SI_KSERVE_PORT": str(KSERVE_PORT),
-    server = container(
-        GATEWAY,
     volumes = [files.volume, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
     mounts = [files.mount, {"name": "tmp", "mountPath": "/tmp"}]
     auth = resource.spec.gateway.auth
@@ -129,6 +127,8 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         items = {"items": [{"key": secret.key, "path": secret.key}]} if secret.key else {}
         volumes.append({"name": "keys", "secret": {"secretName": secret.name, **items}})
         mounts.append({"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True})
+    server = container(
+        GATEWAY,
         settings.gateway_image,
         settings,
         env=environment(variables),
@@ -156,11 +156,11 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
     spec["tolerations"] = [*spec.get("tolerations", []), *_LEAVE_LOST_NODES]
     if affinity := on_nodes_with([resource.spec.placement.node_selector, *terms.text_labels(resource.spec, layers)]):
         spec["affinity"] = affinity
-    return {
-        "apiVersion": "apps/v1",
     if resource.spec.gateway.replicas > 1:
         spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
         spec["topologySpreadConstraints"] = [spread | {"labelSelector": {"matchLabels": labels(resource.name, GATEWAY)}}]
+    return {
+        "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": metadata(resource, name, GATEWAY),
         "spec": {
