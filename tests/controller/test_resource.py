@@ -75,6 +75,17 @@ def test_layers_of_no_meaning_are_refused_by_name(text):
     assert list(found) == ["spec.partition.pins[0].layers"]
 
 
+@pytest.mark.parametrize(
+    ("adaptation", "sentence"),
+    [
+        ({"window": "5s", "confirmations": 6}, "window must hold confirmations"),
+        ({"mode": "Auto", "maxMovesPerHour": 0}, "maxMovesPerHour 0 contradicts mode Auto"),
+    ],
+)
+def test_thresholds_that_contradict_each_other_are_refused(adaptation, sentence):
+    assert sentence in problems(adaptation=adaptation)["spec.adaptation"]
+
+
 def test_all_that_is_wrong_is_said_at_once():
     found = problems(model={"id": "", "source": {"hostPath": {"path": "/m"}}, "dtype": "int4"}, adaptation={"confirmations": 0})
     assert set(found) == {"spec.model.id", "spec.model.dtype", "spec.adaptation.confirmations"}

@@ -68,6 +68,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"partition": {"allowedSplitPoints": [4, 4]}}, "spec.partition.allowedSplitPoints[1]: Duplicate value: 4"),
     (pin("middle"), "spec.partition.pins[].layers must be first, last or start:end such as 0:4"),
     (pin("4:4"), "spec.partition.pins[].layers start:end must hold a layer: start must be less than end"),
+    (
+        {"partition": {"pins": [{"layers": "first", "node": "a"}, {"layers": "first", "node": "b"}]}},
+        "spec.partition.pins must not pin the same layers to two nodes",
+    ),
+    ({"privacy": {"onViolation": "Ignore"}}, 'spec.privacy.onViolation: Unsupported value: "Ignore"'),
     (rule("4"), "spec.privacy.rules[].layers must be first, last or start:end such as 0:4"),
     (rule("10:9"), "spec.privacy.rules[].layers start:end must hold a layer: start must be less than end"),
     ({"privacy": {"rules": [{"layers": "first", "nodeLabels": {}}]}}, "spec.privacy.rules[0].nodeLabels"),
@@ -75,11 +80,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (tolerate(value="b"), "spec.placement.tolerations[].key must be given unless operator is Exists"),
     (tolerate(key="a", effect="Never"), 'effect: Unsupported value: "Never"'),
     ({"placement": {"maxNodes": 0}}, "spec.placement.maxNodes in body should be greater than or equal to 1"),
-    ({"segments": {"threads": 0}}, "spec.segments.threads in body should be greater than or equal to 1"),
-    ({"segments": {"memoryMarginPercent": 101}}, "spec.segments.memoryMarginPercent in body should be less than or equal to 100"),
-    ({"adaptation": {"mode": "Manual"}}, 'spec.adaptation.mode: Unsupported value: "Manual"'),
-    ({"adaptation": {"strategy": "Recreate"}}, 'spec.adaptation.strategy: Unsupported value: "Recreate"'),
-    ({"adaptation": {"thresholds": {"utilizationPercent": 0}}}, "spec.adaptation.thresholds.utilizationPercent in body should be greater"),
     ({"gateway": {"replicas": 5}}, "spec.gateway.replicas must be at most spec.model.maxConcurrentSequences"),
     ({"gateway": {"replicas": 0}}, "spec.gateway.replicas in body should be greater than or equal to 1"),
     (
@@ -87,6 +87,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "spec.gateway.auth must have at most one of apiKeysSecretRef and tokenReview",
     ),
     ({"gateway": {"auth": {"apiKeysSecretRef": {}}}}, "spec.gateway.auth.apiKeysSecretRef.name: Required value"),
+    ({"segments": {"threads": 0}}, "spec.segments.threads in body should be greater than or equal to 1"),
+    ({"segments": {"memoryMarginPercent": 101}}, "spec.segments.memoryMarginPercent in body should be less than or equal to 100"),
+    ({"adaptation": {"mode": "Manual"}}, 'spec.adaptation.mode: Unsupported value: "Manual"'),
+    ({"adaptation": {"strategy": "Recreate"}}, 'spec.adaptation.strategy: Unsupported value: "Recreate"'),
+    ({"adaptation": {"thresholds": {"utilizationPercent": 0}}}, "spec.adaptation.thresholds.utilizationPercent in body should be greater"),
     ({"adaptation": {"window": "60"}}, "spec.adaptation.window must be a duration such as 30s or 5m"),
     ({"adaptation": {"window": "500ms"}}, "spec.adaptation.window must be from 1s to 1h"),
     ({"adaptation": {"window": "61m"}}, "spec.adaptation.window must be from 1s to 1h"),
@@ -94,6 +99,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"adaptation": {"cooldown": "25h"}}, "spec.adaptation.cooldown must be at most 24h"),
     ({"adaptation": {"drain": "soon"}}, "spec.adaptation.drain must be a duration such as 30s or 5m"),
     ({"adaptation": {"drain": "11m"}}, "spec.adaptation.drain must be at most 10m"),
+    ({"adaptation": {"window": "5s", "confirmations": 6}}, "spec.adaptation.window must hold spec.adaptation.confirmations"),
+    ({"adaptation": {"maxMovesPerHour": 0}}, "spec.adaptation.maxMovesPerHour 0 contradicts mode Auto"),
+    ({"adaptation": {"maxMovesPerHour": -1}}, "spec.adaptation.maxMovesPerHour in body should be greater than or equal to 0"),
+    ({"adaptation": {"cooldown": "-5m"}}, "spec.adaptation.cooldown must be a duration such as 30s or 5m"),
+    ({"adaptation": {"window": "1e9h"}}, "spec.adaptation.window must be a duration such as 30s or 5m"),
+    ({"slo": {"timePerOutputToken": "-40ms"}}, "spec.slo.timePerOutputToken must be a duration such as 40ms"),
     ({"adaptation": {"confirmations": 0}}, "spec.adaptation.confirmations in body should be greater than or equal to 1"),
     ({"adaptation": {"minGainPercent": 101}}, "spec.adaptation.minGainPercent in body should be less than or equal to 100"),
 ]
@@ -153,7 +164,13 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
         {"placement": {"maxNodes": 2}, "partition": {"minSegments": 2}},
         {"partition": {"allowedSplitPoints": []}},
         tolerate(operator="Exists"),
+        {"gateway": {"replicas": 4, "auth": {"tokenReview": {"audience": "chat"}}}},
+        {"gateway": {"auth": {"tokenReview": {}}}},
+        {"gateway": {"auth": {"apiKeysSecretRef": {"name": "keys"}}}},
         {"adaptation": {"cooldown": "0s", "drain": "0s", "window": "1h"}},
+        {"adaptation": {"mode": "Frozen", "maxMovesPerHour": 0}},
+        {"adaptation": {"window": "3s"}},
+        {"partition": {"pins": [{"layers": "first", "node": "a"}, {"layers": "last", "node": "b"}, {"layers": "first", "node": "a"}]}},
     ],
 )
 def test_what_has_a_meaning_is_taken_and_read_in_full(cluster: KubeCluster, namespace: str, changes):
@@ -164,9 +181,6 @@ def test_what_has_a_meaning_is_taken_and_read_in_full(cluster: KubeCluster, name
 
 def test_defaults_of_the_server_are_those_of_the_operator(cluster: KubeCluster, namespace: str):
     bare = a_resource(namespace)
-        {"gateway": {"replicas": 4, "auth": {"tokenReview": {"audience": "chat"}}}},
-        {"gateway": {"auth": {"tokenReview": {}}}},
-        {"gateway": {"auth": {"apiKeysSecretRef": {"name": "keys"}}}},
     cluster.create(bare)
     filled = cluster.split_inference(namespace, "chat")
     assert filled is not None

@@ -298,6 +298,14 @@ class Adaptation(SpecValue):
     strategy: Strategy = Strategy.SURGE
     drain: Duration = timedelta(seconds=30)
 
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if self.window < timedelta(seconds=self.confirmations):
+            raise ValueError("window must hold confirmations: at least 1s for each")
+        if self.mode is Mode.AUTO and self.max_moves_per_hour == 0:
+            raise ValueError("maxMovesPerHour 0 contradicts mode Auto")
+        return self
+
 
 class Spec(SpecValue):
     """What the user asks for."""
@@ -310,6 +318,7 @@ class Spec(SpecValue):
     privacy: Privacy = Privacy()
     placement: Placement = Placement()
     segments: SegmentsSpec = SegmentsSpec()
+    gateway: GatewaySpec = GatewaySpec()
     adaptation: Adaptation = Adaptation()
 
 
@@ -318,7 +327,6 @@ class Resource(Value):
 
     name: str
     namespace: str
-    gateway: GatewaySpec = GatewaySpec()
     uid: str
     generation: int
     spec: Spec
