@@ -21,6 +21,7 @@ SHM = Path("/dev/shm")
 SHM_BYTES = 16 << 20  # shared memory at the start, for each direction; it grows by itself
 EXIT_SECONDS = 5
 STUB = "triton_python_backend_stub"
+STUB_START_SECONDS = 600  # Triton's own 30 are too few to import torch on a fraction of a busy core; the startup probe has the say
 STUB_LOOK_MS = 500  # how often the stub is looked for until it is there
 STUB_GRACE_SECONDS = 1.0  # a server that ends by itself when its stub does, for want of a model, says why before
 
@@ -80,6 +81,7 @@ def command(settings: Settings, repository: Path) -> list[str]:
         "--grpc-http2-min-recv-ping-interval-without-data=5000",
         "--grpc-http2-max-pings-without-data=0",
         f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
+        f"--backend-config=python,stub-timeout-seconds={STUB_START_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={region_prefix(settings)}",
         "--disable-auto-complete-config",
     ]
@@ -142,11 +144,11 @@ def _wait_for_either(server: int) -> None:
 
 
 def _stub_of(server: int) -> int | None:
-    """The process of the stub: it is in the server's session."""
+    """The process of the stub: a child of the server. At the start the program runs once more, for a moment, as a grandchild: not that one."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name, _, fields = (folder / "stat").read_text().partition("(")[2].rpartition(")")
-            if STUB.startswith(name) and int(fields.split()[3]) == server:
+            if STUB.startswith(name) and int(fields.split()[1]) == server:
                 return int(folder.name)
     return None
 
