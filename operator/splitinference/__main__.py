@@ -79,6 +79,7 @@ def run(settings: Settings) -> None:
             standalone=True,
             liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
         )
+        cluster.stop()
 
 
 def main() -> int:

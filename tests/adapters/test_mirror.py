@@ -43,6 +43,9 @@ class Server:
             yield event
 
     def close(self) -> None:
+        pass
+
+    def shutdown(self) -> None:
         self.events.put(None)
 
     def send(self, kind: str, thing: dict[str, Any]) -> None:

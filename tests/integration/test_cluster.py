@@ -1,12 +1,16 @@
 """The adapter of the API server, against a real one: what may run twice runs twice, and what is refused is said."""
 
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from kubernetes import client
 
 from splitinference.adapters.kube import KubeCluster
+from splitinference.adapters.watched import WatchedCluster
 from splitinference.controller.manifests import Manifests
+from splitinference.controller.pods import node_of, requested_bytes
 from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.core.plan import Segment
 from splitinference.settings import Settings
@@ -16,6 +20,17 @@ from tests.integration.conftest import a_resource
 pytestmark = pytest.mark.cluster
 
 BUILDER = Manifests(Settings(network_policies=True))
+
+
+@pytest.fixture(params=["asked", "watched"])
+def cluster(request: pytest.FixtureRequest, api: client.ApiClient) -> Iterator[KubeCluster]:
+    """Both ways to read: whoever asks each time and whoever keeps a watch see the same."""
+    if request.param == "asked":
+        yield KubeCluster(api, 5.0)
+        return
+    watched = WatchedCluster(api, 5.0, (), lambda key, transition, reason: None, lambda method: None)
+    yield watched
+    watched.stop()
 
 
 @pytest.fixture
@@ -135,6 +150,44 @@ def test_pods_are_admitted_where_only_restricted_ones_are(
     folder = BUILDER.segment(resource, a_profile(), Segment(start=0, end=31, node="n"), 2**28, 1).pod
     with pytest.raises(RefusedError, match="hostPath"):
         cluster.create(folder)
+
+
+def test_a_watch_sees_what_others_do_and_asks_for_nothing_at_rest(api: client.ApiClient, namespace: str):
+    calls: list[str] = []
+    watched = WatchedCluster(api, 5.0, (namespace,), lambda key, transition, reason: None, calls.append)
+    other = KubeCluster(api, 5.0)
+    try:
+        other.create(a_resource(namespace))
+        (found,) = watched.split_inferences()
+        assert watched.split_inferences()[0] is found, "the same objects while nothing changed"
+        nodes, pods = watched.nodes(), watched.pods()
+        asked = len(calls)
+        assert (watched.nodes(), watched.pods(), watched.owned("Pod", namespace, "chat")) == (nodes, pods, ())
+        assert len(calls) == asked
+        other.patch_status(namespace, "chat", {"latency": "7ms"})
+        pod = {
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tenant", "namespace": namespace, "annotations": {"long": "x" * 1000}},
+            "spec": {"nodeName": "nowhere", "containers": [
+                {"name": "c", "image": "none", "env": [{"name": "A", "value": "b"}], "resources": {"requests": {"memory": "70Mi"}}}]},
+        }  # fmt: skip
+        other.create(pod)
+        until(lambda: (watched.split_inferences()[0].get("status") or {}).get("latency") == "7ms")
+        until(lambda: any(found["metadata"]["name"] == "tenant" for found in watched.pods()))
+        tenant = next(found for found in watched.pods() if found["metadata"]["name"] == "tenant")
+        assert (node_of(tenant), requested_bytes(tenant)) == ("nowhere", 70 * 2**20)
+        assert "annotations" not in tenant["metadata"], "of other tenants' pods only what counts is kept"
+        other.delete("SplitInference", namespace, "chat")
+        until(lambda: watched.split_inferences() == ())
+    finally:
+        watched.stop()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(250):
+        if holds():
+            return
+        time.sleep(0.02)
+    raise AssertionError("not within five seconds")
 
 
 def test_a_server_that_is_not_there_is_unavailable():

@@ -37,7 +37,10 @@ class Stream(Protocol):
         """The next event."""
 
     def close(self) -> None:
-        """End it."""
+        """Give it back, by whom has read it."""
+
+    def shutdown(self) -> None:
+        """End it while another thread reads it."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ class Mirror:
         """End the watch."""
         self._stopped = True
         if (stream := self._stream) is not None:
-            with suppress(OSError, urllib3.exceptions.HTTPError):
-                stream.close()
+            with suppress(OSError, ValueError, urllib3.exceptions.HTTPError):
+                stream.shutdown()
 
     def _start(self) -> None:
         with self._lock:
