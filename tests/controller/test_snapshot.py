@@ -233,6 +233,20 @@ def test_a_links_value_may_be_older_than_other_values():
     assert quality(old, "a", "b").bandwidth_bytes_per_s == 2e6
 
 
+@pytest.mark.parametrize(
+    ("mbps", "noted"), [(943.7, 940), (940, 940), (10.49, 10), (9.99, 9.9), (0.2, 0.2), (0.0123, 0.012), (99_999, 99_000)]
+)
+def test_a_measured_bandwidth_has_two_digits_rounded_down(mbps: float, noted: float):
+    reading = linked(links_mbps=Samples(by_name={"a/b": Sample(value=mbps, age_seconds=1)}))
+    assert quality(reading, "a", "b").bandwidth_bytes_per_s == pytest.approx(noted * 1e6 / 8)
+
+
+@pytest.mark.parametrize(("rtt", "noted"), [(0.23, 0.3), (0.3, 0.3), (0, 0), (0.04, 0.1), (9.91, 10), (12.3, 13), (101, 110)])
+def test_a_measured_round_trip_has_two_digits_rounded_up(rtt: float, noted: float):
+    reading = linked(links_rtt_ms=Samples(by_name={"a/b": Sample(value=rtt, age_seconds=1)}))
+    assert quality(reading, "a", "b").rtt_ms == pytest.approx(noted)
+
+
 def test_a_round_trip_is_one_of_both_directions():
     reading = linked(links_rtt_ms=Samples(by_name={"a/b": Sample(value=9, age_seconds=1)}))
     assert (quality(reading, "a", "b").rtt_ms, quality(reading, "b", "a").rtt_ms) == (9, 9)

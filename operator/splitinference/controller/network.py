@@ -1,8 +1,9 @@
 """Links between nodes: measured ones first, then the particular ones of an annotation, then the nodes' own figures."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -51,7 +52,8 @@ def read_network(nodes: Sequence[Manifest], measured: Measured, ingress: str, se
         if rtt is None:  # a round trip is one of both directions
             rtt = lasting.value(measured.links_rtt_ms, f"{b}/{a}", "round trip")
         worse = (min(own[a][0], own[b][0]), max(own[a][1], own[b][1]))
-        first, second = (next(v for v in found if v is not None) for found in zip((mbps, rtt), given, worse, strict=True))
+        noted = (None if mbps is None else _coarse(mbps, math.floor), None if rtt is None else _coarse(rtt, math.ceil, least_step=0.1))
+        first, second = (next(v for v in found if v is not None) for found in zip(noted, given, worse, strict=True))
         exact.append((a, b, first, second))
     default, links = _laid_out(tuple(own.items()), odd, tuple(exact), usual)
     return Network(default=default, links=links, ingress=ingress)
@@ -74,6 +76,14 @@ def _laid_out(
     # All values were judged before; there may be many links, and to validate each again would take most of the time.
     listed = tuple(Link.model_construct(source=a, target=b, quality=qualities[found]) for (a, b), found in links.items())
     return qualities[usual], listed
+
+
+def _coarse(value: float, towards: Callable[[float], int], least_step: float = 0.0) -> float:
+    """Two digits of a measured value: what differs in the third is noise, and would make links that are alike look different each time."""
+    if value <= 0:
+        return 0.0
+    step = max(least_step, 10.0 ** (math.floor(math.log10(value)) - 1))
+    return round(towards(round(value / step, 6)) * step, 6)
 
 
 def _reverse(name: str) -> str:
