@@ -55,10 +55,13 @@ def test_what_is_no_ratio_is_left_out(ratio: float) -> None:
     assert after(2.0, ratio) == after(2.0)
 
 
-def test_nodes_that_were_never_measured_count_as_the_measured_ones_do_in_the_mean() -> None:
-    known = after(*[4.0] * ENOUGH_WINDOWS) | after(*[1.0] * ENOUGH_WINDOWS, node="b")
-    factors = {node.name: node.calibration for node in calibrated(SNAPSHOT, known, NOW).nodes}
-    assert factors == {"a": pytest.approx(4.0), "b": pytest.approx(1.0), "c": pytest.approx(2.0)}
+@pytest.mark.parametrize(("measured", "usual"), [((4.0,), 4.0), ((4.0, 1.0), 2.0), ((4.0, 1.0, 3.8), 3.8)])
+def test_nodes_that_were_never_measured_count_as_the_measured_ones_do_in_the_median(measured: tuple[float, ...], usual: float) -> None:
+    snapshot = Snapshot(nodes=tuple(a_node(name) for name in "abcd"))
+    known = {name: Factor(factor=factor, windows=ENOUGH_WINDOWS, time=NOW) for name, factor in zip("abc", measured, strict=False)}
+    found = [node.calibration for node in calibrated(snapshot, known, NOW).nodes]
+    assert found[: len(measured)] == list(measured)
+    assert found[len(measured) :] == [pytest.approx(usual)] * (4 - len(measured))
 
 
 def test_what_was_measured_a_day_ago_is_forgotten_and_an_hour_ago_is_not() -> None:

@@ -1,12 +1,15 @@
 """Factors of nodes learned while a plan serves: one measurement a window, in small steps, so that one odd minute moves nothing.
 
 Averages are taken of logarithms: twice as slow and twice as quick cancel out. A node that was never measured counts as the measured ones do
-in the mean. Otherwise an error that all nodes share would make every node look better than those that serve, and the plan would wander.
+in the median. Otherwise an error that all nodes share would make every node look better than those that serve, and the plan would wander.
+The median, and not the mean, since an error may also be one of certain layers: after a move that followed it in vain, most of what is
+measured says so.
 """
 
 import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from statistics import median
 
 from pydantic import Field
 
@@ -61,10 +64,10 @@ def counting(known: Mapping[str, Factor], now: datetime) -> dict[str, float]:
 
 
 def calibrated(snapshot: Snapshot, known: Mapping[str, Factor], now: datetime) -> Snapshot:
-    """The snapshot with each node's factor; of nodes without one, the geometric mean of the others'. The same while there is none."""
+    """The snapshot with each node's factor; of nodes without one, the median of the others'. The same while there is none."""
     factors = counting(known, now)
     if not factors:
         return snapshot
-    usual = round(math.exp(math.fsum(map(math.log, factors.values())) / len(factors)), 4)
+    usual = round(math.exp(median(map(math.log, factors.values()))), 4)
     nodes = tuple(node.model_copy(update={"calibration": factors.get(node.name, usual)}) for node in snapshot.nodes)
     return snapshot.model_copy(update={"nodes": nodes})
