@@ -1,14 +1,18 @@
-"""Sending to the next segment: its name checked and resolved, one lasting gRPC channel per peer, answers by callback."""
+"""Sending to the next segment: its name checked and resolved, one lasting wire or gRPC channel per peer, answers by callback."""
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from splitinference_segment.protocol import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, Hop, SegmentError
+from splitinference_segment.protocol import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, Hop, SegmentError, answered, question
 from splitinference_segment.settings import DNS_LABEL, Settings
+from splitinference_segment.wire import WireError
+from splitinference_segment.wire_client import Wire
 
 # Triton is started with a server side that allows these pings (see serve.py).
 CHANNEL_OPTIONS = (
@@ -24,6 +28,8 @@ CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 GRACE_S = 0.25  # the next segment answers "deadline exceeded" itself, with its name; only its silence ends the call here
+WIRE_AGAIN_S = 5.0  # a peer without a wire, such as one of an older image, is asked again so often
+_log = logging.getLogger(__name__)
 
 Reply = tuple[bytes, bytes]
 
@@ -49,20 +55,93 @@ class Hops:
         self._settings = settings
         self._stubs: dict[str, service_pb2_grpc.GRPCInferenceServiceStub] = {}
         self._channels: dict[str, grpc.Channel] = {}
+        self._wires: dict[Hop, Wire] = {}
+        self._tried: dict[Hop, float] = {}
+        self._closed = False
         self._lock = threading.Lock()
 
+    def step(self, hop: Hop, meta: bytes, data: bytes, timeout_s: float, done: Callable[[Reply | SegmentError], None]) -> None:
+        """Send over the wire where there is one, else by gRPC, while a wire is looked for. `done` is called once, on another thread."""
+
+        def came(reply: Reply | WireError | TimeoutError) -> None:
+            match reply:
+                case TimeoutError():
+                    done(SegmentError(DEADLINE_EXCEEDED, f"{hop.segment} did not answer before the deadline"))
+                case WireError():
+                    done(SegmentError(NEXT_HOP_FAILED, f"{hop.segment}: {reply}"))
+                case _:
+                    done(reply)
+
+        wire = self._wires.get(hop)
+        if wire is not None:
+            try:
+                wire.send(meta, data, timeout_s + GRACE_S, came)
+                return
+            except WireError as problem:
+                _log.info("the wire to %s is lost: %s", hop.segment, problem)
+                self._drop(hop, wire)
+        self._look_for_wire(hop)
+        self.send(hop, meta, data, timeout_s, done)
+
     def send(self, hop: Hop, meta: bytes, data: bytes, timeout_s: float, done: Callable[[Reply | SegmentError], None]) -> None:
-        """Send without waiting; `done` is called once, on a thread of gRPC, with META and DATA of the answer or why there is none."""
+        """Send by gRPC without waiting; `done` is called once, on a thread of gRPC, with the answer or why there is none."""
         request = infer_request(hop.model, meta, data)
         future = self._stub(hop.segment).ModelInfer.future(request, timeout=timeout_s + GRACE_S)
         future.add_done_callback(lambda call: done(self._reply(hop, call)))
 
-    def close(self) -> None:
-        """Close every channel; calls under way fail."""
+    @property
+    def wires(self) -> int:
+        """Peers to which there is a wire."""
         with self._lock:
+            return sum(wire.alive for wire in self._wires.values())
+
+    def close(self) -> None:
+        """Close every wire and channel; calls under way fail."""
+        with self._lock:
+            self._closed = True
+            wires, self._wires = self._wires, {}
             for channel in self._channels.values():
                 channel.close()
             self._channels, self._stubs = {}, {}
+        for wire in wires.values():
+            wire.close()
+
+    def _drop(self, hop: Hop, wire: Wire) -> None:
+        with self._lock:
+            if self._wires.get(hop) is wire:
+                del self._wires[hop]
+        wire.close()
+
+    def _look_for_wire(self, hop: Hop) -> None:
+        """Ask the peer, once in a while, where its wire is, and connect in the background."""
+        now = time.monotonic()
+        with self._lock:
+            if self._closed or now - self._tried.get(hop, -WIRE_AGAIN_S) < WIRE_AGAIN_S:
+                return
+            self._tried = {peer: at for peer, at in self._tried.items() if now - at < WIRE_AGAIN_S} | {hop: now}
+            self._wires = {peer: wire for peer, wire in self._wires.items() if wire.alive}
+        host = address_of(hop.segment, self._settings).rpartition(":")[0]
+
+        def told(reply: Reply | SegmentError) -> None:
+            if not isinstance(reply, SegmentError):
+                threading.Thread(target=self._connect, args=(hop, host, reply[0]), name="wire-connect", daemon=True).start()
+
+        self.send(hop, question("wire"), b"", WIRE_AGAIN_S, told)
+
+    def _connect(self, hop: Hop, host: str, told: bytes) -> None:
+        try:
+            wire = Wire(host, int(answered(told, hop.segment)["port"]), hop.model)
+        except (WireError, SegmentError, KeyError, TypeError, ValueError) as problem:
+            _log.info("no wire to %s: %s", hop.segment, problem)
+            return
+        with self._lock:
+            closed = self._closed
+            old = None if closed else self._wires.get(hop)
+            if not closed:
+                self._wires[hop] = wire
+        for unused in (wire if closed else None, old):
+            if unused is not None:
+                unused.close()
 
     def _stub(self, name: str) -> service_pb2_grpc.GRPCInferenceServiceStub:
         with self._lock:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VERSION = 1
-OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
+OPS = ("step", "infer", "echo", "release", "probe", "stats", "wire", "kv_pull", "kv_export")
 ITEM_BYTES: Mapping[str, int] = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
@@ -194,7 +194,7 @@ def parse(meta: bytes) -> Request:
     if op not in OPS:
         raise _refuse(f"op should be one of {', '.join(OPS)}, got {op!r:.40}")
     deadline = _number(fields.get("deadline_ms", DEFAULT_DEADLINE_MS), "deadline_ms", 0.0, 86_400_000.0)
-    if op in {"probe", "stats"}:
+    if op in {"probe", "stats", "wire"}:
         return Request(op=op, deadline_ms=deadline)
     route = _route(fields.get("route", []))
     if op == "echo":

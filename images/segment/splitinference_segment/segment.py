@@ -19,6 +19,7 @@ from splitinference_segment.links import Links
 from splitinference_segment.protocol import Hop, Request, SegmentError, TensorMeta
 from splitinference_segment.settings import Settings
 from splitinference_segment.stateless import Stateless
+from splitinference_segment.wire_server import WireServer
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
 
@@ -54,6 +55,7 @@ class Segment:
         self._transfer = KvTransfer(self.table, settings.model_name, first, layers.count, send=self._hops.send, meters=meters)
         self.links = Links(settings.node)
         self._totals = Totals()
+        self._wire = WireServer(settings.wire_port, settings.model_name, self.handle) if settings.wire_port else None
 
     def handle(self, meta: bytes, data: torch.Tensor, send: Send) -> None:
         """Answer one request by calling `send` once, now or later. `data` is uint8 and may be kept."""
@@ -73,6 +75,8 @@ class Segment:
                     self._transfer.handle(request, send, lambda failure: self._fail(failure, send))
                 case "probe":
                     self._probe(request, received_at, send)
+                case "wire":
+                    send(protocol.answer({"port": self._wire_port()}), b"")
                 case _:
                     send(protocol.answer(self._stats()), b"")
         except SegmentError as failure:
@@ -82,6 +86,8 @@ class Segment:
         """Finish what runs, refuse what waits, close the channels."""
         self._transfer.stop()
         self._execution.stop()
+        if self._wire is not None:
+            self._wire.close()
         self._hops.close()
 
     def forget_idle(self) -> int:
@@ -91,9 +97,15 @@ class Segment:
     def _executes(self) -> Any:
         return Execution(self._layers, self.table, self._settings.threads, self._settings.max_batch)
 
+    def _wire_port(self) -> int:
+        if self._wire is None:
+            raise SegmentError(protocol.BAD_REQUEST, "this segment has no wire: SI_WIRE_PORT is 0")
+        return self._wire.port
+
     def _stats(self) -> dict[str, Any]:
         use = self.table.use()
-        return {"sequences": use.sequences, "kv_bytes": use.total_bytes, "steps": self._totals.steps, "tokens": self._totals.tokens}
+        counts = {"steps": self._totals.steps, "tokens": self._totals.tokens, "wires": self._hops.wires}
+        return {"sequences": use.sequences, "kv_bytes": use.total_bytes, **counts}
 
     def _fail(self, failure: SegmentError, send: Send) -> None:
         self._meters.add("errors_total", 1, code=failure.code)
@@ -229,7 +241,7 @@ class Segment:
             send(json.dumps(fields | {"timings": [timing, *fields["timings"]]}).encode(), reply[1])
 
         try:
-            self._hops.send(hop, protocol.forwarded(request, tensor, left_s * 1e3), data, left_s, done)
+            self._hops.step(hop, protocol.forwarded(request, tensor, left_s * 1e3), data, left_s, done)
         except (SegmentError, ValueError) as problem:  # ValueError: the channel was closed by stop()
             failure = problem if isinstance(problem, SegmentError) else SegmentError(protocol.NEXT_HOP_FAILED, str(problem))
             self._fail(failure, send)

@@ -144,7 +144,7 @@ def _wait_for_either(server: int) -> None:
 
 
 def _stub_of(server: int) -> int | None:
-    """The process of the stub: a child of the server. At the start the program runs once more, for a moment, as a grandchild: not that one."""
+    """The process of the stub: a child of the server. A grandchild, which runs the same program for a moment at the start, is not it."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name, _, fields = (folder / "stat").read_text().partition("(")[2].rpartition(")")

@@ -37,6 +37,7 @@ class Settings:
     grpc_port: int = 8001
     http_port: int = 8000
     metrics_port: int = 8002
+    wire_port: int = 8003  # 0: no wire; peers then use gRPC
     peer_addresses: Mapping[str, str] = field(default_factory=dict)
     backends: Path = Path("/opt/triton/backends")
 
@@ -65,6 +66,7 @@ class Settings:
             grpc_port=read.integer("SI_GRPC_PORT", defaults.grpc_port, 1),
             http_port=read.integer("SI_HTTP_PORT", defaults.http_port, 1),
             metrics_port=read.integer("SI_METRICS_PORT", defaults.metrics_port, 1),
+            wire_port=read.integer("SI_WIRE_PORT", defaults.wire_port, 0),
             peer_addresses=read.addresses("SI_PEER_ADDRESSES"),
             backends=Path(read.text("SI_TRITON_BACKENDS", str(defaults.backends))),
         )

@@ -33,6 +33,7 @@ SEGMENT = "segment"
 HTTP_PORT = 8000
 GRPC_PORT = 8001
 METRICS_PORT = 8002
+WIRE_PORT = 8003
 
 
 class Manifests:
@@ -93,7 +94,7 @@ class Manifests:
                 "selector": selector,
                 # Which segments serve is the route's matter: a late probe on a busy node must not cut a chain that works.
                 "publishNotReadyAddresses": True,
-                "ports": [_port("http", HTTP_PORT), _port("grpc", GRPC_PORT), _port("metrics", METRICS_PORT)],
+                "ports": [_port("http", HTTP_PORT), _port("grpc", GRPC_PORT), _port("metrics", METRICS_PORT), _port("wire", WIRE_PORT)],
             },
         }
         return SegmentObjects(name=name, model=model, memory_bytes=memory_bytes, pod=pod, service=service)
@@ -139,6 +140,7 @@ class Manifests:
                 {"name": "http", "containerPort": HTTP_PORT},
                 {"name": "grpc", "containerPort": GRPC_PORT},
                 {"name": "metrics", "containerPort": METRICS_PORT},
+                {"name": "wire", "containerPort": WIRE_PORT},
             ],
             resources={"requests": {"cpu": settings.segment_cpu_request, "memory": str(memory_bytes)}, "limits": limits},
             # Every probe runs a token through the segment: Triton says "ready" even when what computes is dead. On half a core that is
