@@ -16,7 +16,7 @@ from e2e import results, stack
 from e2e.cluster import Cluster
 from e2e.cluster.progress import together
 from e2e.cluster.settings import LINK_MBPS, TRUSTED
-from e2e.scene import NAME, Placement, Scene, at_rest, burning, disturbed
+from e2e.scene import NAME, Placement, Scene, burning, disturbed
 from e2e.traffic import BURSTY, STEADY, Load
 
 pytestmark = pytest.mark.cluster
@@ -65,14 +65,14 @@ def test_others_take_the_cpu_of_a_node(serving: Cluster, play: Play, load: Load)
     assert scene.moves() == 1
 
 
-@pytest.mark.parametrize(("program", "stage"), [("tritonserver", 1), ("triton_python_backend_stub", 2)])
-def test_a_killed_process_comes_back(serving: Cluster, play: Play, program: str, stage: int) -> None:
-    """The segment serves again where it was; the plan stays. Another stage each time: what ends twice is started anew after a pause."""
-    with play(f"e: {program} killed", STEADY, moves=0) as scene:
+def test_killed_processes_come_back(serving: Cluster, play: Play) -> None:
+    """Triton in one pod and the Python stub in another, at once: the segments serve again where they were, and the plan stays."""
+    with play("e: tritonserver killed in one pod, the Python stub in another", STEADY, moves=0) as scene:
         before = scene.found()
-        serving.kill(before["status"]["plan"]["segments"][stage]["name"], program)
-        stack.until(lambda: not stack.settled(scene.found()), 30, "the dead process is noticed")
-        scene.settles(lambda placed: placed == stack.placement(before), 120, "the segment serves again")
+        for stage, program in ((1, "tritonserver"), (2, "triton_python_backend_stub")):
+            serving.kill(before["status"]["plan"]["segments"][stage]["name"], program)
+        stack.until(lambda: not stack.settled(scene.found()), 30, "the dead processes are noticed")
+        scene.settles(lambda placed: placed == stack.placement(before), 120, "the segments serve again")
 
 
 def test_without_prometheus_it_serves_and_nothing_moves(serving: Cluster, play: Play) -> None:
@@ -81,7 +81,7 @@ def test_without_prometheus_it_serves_and_nothing_moves(serving: Cluster, play: 
         try:
             with burning(serving, scene.inner_node()):
                 stack.until(lambda: metrics(serving) == "False", 60, "a condition says that metrics are missing")
-                scene.stays(25)
+                scene.stays(20)
         finally:
             serving.prometheus(running=True)
         stack.until(lambda: metrics(serving) == "True", 60, "the condition says that metrics are there again")
@@ -173,7 +173,7 @@ def resized(cluster: Cluster, sizes: dict[str, int], partition: dict[str, int]) 
 
     def cuts() -> None:
         cluster.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps({"spec": {"partition": partition}}))
-        stack.until(lambda: at_rest(cluster), 240, "the plan for the new cuts serves")
+        stack.until(lambda: stack.settled(stack.resource(cluster, NAME)), 240, "the plan for the new cuts serves")
 
     growing = all(mib >= cluster.size(node).memory_mib for node, mib in sizes.items())
     for step in (memory, cuts) if growing else (cuts, memory):
