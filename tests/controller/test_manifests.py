@@ -259,6 +259,12 @@ def test_service_and_endpoint_agree():
     assert Manifests(Settings()).endpoint(a_resource()) == "http://chat-gateway.team.svc/v1"
 
 
+@pytest.mark.parametrize(("given", "told"), [({}, "client"), ({"prefixReuse": "All"}, "all"), ({"prefixReuse": "Off"}, "off")])
+def test_the_gateway_is_told_whose_prompts_may_be_used_again(given: dict[str, str], told: str):
+    (server,) = gateway(a_resource(gateway=given))["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert variables(server)["SI_PREFIX_REUSE"] == told
+
+
 def test_replicas_share_what_the_segments_are_planned_for():
     assert "topologySpreadConstraints" not in gateway()["Deployment"]["spec"]["template"]["spec"]
     deployment = gateway(a_resource(gateway={"replicas": 2}))["Deployment"]

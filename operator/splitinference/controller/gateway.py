@@ -112,6 +112,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         "SI_MAX_CONCURRENT_SEQUENCES": str(resource.spec.model.max_concurrent_sequences),
         "SI_MAX_RUNNING_SEQUENCES": str(resource.spec.model.max_running_sequences),
         "SI_REPLICAS": str(resource.spec.gateway.replicas),
+        "SI_PREFIX_REUSE": resource.spec.gateway.prefix_reuse.lower(),
         "SI_PEER_SUFFIX": peer_suffix(resource, settings),
         "SI_PORT": str(PORT),
         "SI_KSERVE_PORT": str(KSERVE_PORT),

@@ -257,10 +257,19 @@ class AuthSpec(SpecValue):
         return self
 
 
+class PrefixReuse(StrEnum):
+    """Whose earlier prompts a prompt may begin with."""
+
+    CLIENT = "Client"
+    ALL = "All"
+    OFF = "Off"
+
+
 class GatewaySpec(SpecValue):
     """The server in front."""
 
     replicas: int = Field(default=1, ge=1, le=16)
+    prefix_reuse: PrefixReuse = PrefixReuse.CLIENT
     auth: AuthSpec = AuthSpec()
 
 
