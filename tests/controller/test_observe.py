@@ -209,7 +209,7 @@ def test_a_process_out_of_reach_is_lost_when_requests_cannot_get_past_it_either(
     now = NOW + timedelta(seconds=6)
     assert proofs.lost(now) == {"uid-chat-0-2-x/0"}
     (segment,) = read_segments([a_pod()], Known(now=now, usable=USABLE, broken=proofs.broken(now), lost=proofs.lost(now)))
-    assert (segment.segment.phase, segment.lasting) == (Phase.FAILED, "no connection")
+    assert (segment.segment.phase, segment.lost, segment.lasting) == (Phase.FAILED, "no connection", "")
 
 
 def test_a_process_that_only_we_cannot_reach_is_not_lost():

@@ -56,6 +56,11 @@ class Seen:
         return [pod for pod in self.owned if labels_of(pod).get(COMPONENT) == GATEWAY]
 
     @property
+    def lost(self) -> Mapping[str, str]:
+        """Nodes out of reach, as long as the segments are there that show it: gone when their kubelet is back and ends them."""
+        return {pod.segment.node: pod.lost for pod in self.segments if pod.lost}
+
+    @property
     def observed(self) -> Observed:
         """What the walk goes by."""
         runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in self.gateways)

@@ -45,7 +45,7 @@ class Known:
 @dataclass(frozen=True)
 class SegmentPod:
     """One segment's pod. `proof_key` changes with every start of its container, so a proof is of the process that runs; `ready` is the
-    kubelet's opinion; `lasting` says what is wrong on this node that waiting will not mend."""
+    kubelet's opinion; `lasting` says what is wrong on this node that waiting will not mend, `lost` how its node is out of reach."""
 
     segment: ObservedSegment
     model: str
@@ -53,6 +53,7 @@ class SegmentPod:
     proof_key: str
     ready: bool
     lasting: str = ""
+    lost: str = ""
 
     @property
     def name(self) -> str:
@@ -85,9 +86,9 @@ def _segment(pod: Manifest, known: Known) -> SegmentPod | None:
         why=why,
     )
     model = f"seg-{found.get(MODEL_LABEL, '')}-{start}-{end}"
-    lasting = why if key in known.lost and phase is Phase.FAILED else _lasting(pod, phase, why, known.now)
+    lasting, lost = _lasting(pod, phase, why, known.now), known.broken.get(key, "") if key in known.lost else ""
     address = str(status.get("podIP") or "")
-    return SegmentPod(segment=segment, model=model, ip=address, proof_key=key, ready=_is_ready(pod), lasting=lasting)
+    return SegmentPod(segment=segment, model=model, ip=address, proof_key=key, ready=_is_ready(pod), lasting=lasting, lost=lost)
 
 
 def family_of(pod: Manifest) -> str:

@@ -197,7 +197,7 @@ class _Pass:
             plan=planned.plan if planned else None,
             planned_for=planned.asked if planned else "",
             asked=asked.digest,
-            quarantined=seen.recall.quarantined(seen.now),
+            quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
             pressured=seen.reading.pressured,
             walking=walking,
             moves=seen.recall.moves,
