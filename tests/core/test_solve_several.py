@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 from splitinference.core.cluster import Snapshot
 from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.check import double_booked
+from splitinference.core.cost.evaluate import evaluate
 from splitinference.core.cost.flow import flow_over
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.plan import Pipeline, Plan, Segment
 from splitinference.core.problem import Constraints, Goal, Objective, Problem, Workload
-from splitinference.core.solve import Infeasible, Limits, Solved
+from splitinference.core.solve import Infeasible, JointlySolved, Limits, Solved, SolverFailed, SolverProcess, solve_several_in_child
 from splitinference.core.solve.columns import alone
 from splitinference.core.solve.dispatch import solve
-from splitinference.core.solve.joint import JointlySolved, solve_in_turn, solve_jointly
-from tests.core.planner_problems import a_node, a_profile, problems, single_goals
+from splitinference.core.solve.joint import solve_in_turn, solve_jointly
+from tests.core.planner_problems import a_node, a_plan, a_profile, problems, single_goals
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -28,7 +29,7 @@ def valid_chains(problem: Problem) -> Iterator[Pipeline]:
     """Every valid chain whose stages are on one or two nodes."""
     layers = len(problem.profile.layers)
     places = [(n.name, p.processor) for n in problem.snapshot.nodes for p in sites(n)]
-    groups = [((name,), processor) for name, processor in places]
+    groups: list[tuple[tuple[str, ...], str]] = [((name,), processor) for name, processor in places]
     if problem.constraints.max_stage_nodes > 1:
         groups += [((a, b), p) for (a, p), (b, q) in combinations(places, 2) if p == q and a != b]
 
@@ -111,9 +112,9 @@ def test_a_large_throughput_plan_is_within_its_bound() -> None:
     assert 0.5 * answer.bound < answer.plan.value <= answer.bound
 
 
-def two_models(free: tuple[int, ...]) -> tuple[Problem, Problem]:
+def two_models(free: tuple[int, ...], rate: float = 0.0) -> tuple[Problem, Problem]:
     snapshot = Snapshot(nodes=tuple(a_node(f"n{i}", free_mib=mib, gflops=100.0 / (i + 1)) for i, mib in enumerate(free)))
-    load = Workload(max_context_tokens=256)
+    load = Workload(max_context_tokens=256, requests_per_s=rate)
     return (
         Problem(profile=a_profile((60, 60)), snapshot=snapshot, workload=load),
         Problem(profile=a_profile((100, 100, 60)), snapshot=snapshot, workload=load),
@@ -121,9 +122,9 @@ def two_models(free: tuple[int, ...]) -> tuple[Problem, Problem]:
 
 
 @SETTINGS
-@given(st.lists(st.sampled_from([80, 150, 240, 330]), min_size=1, max_size=3))
-def test_models_planned_jointly_share_the_nodes_at_the_least_sum(free: list[int]) -> None:
-    one, other = two_models(tuple(free))
+@given(st.lists(st.sampled_from([80, 150, 240, 330]), min_size=1, max_size=3), st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.5]))
+def test_models_planned_jointly_share_the_nodes_at_the_least_sum(free: list[int], rate: float) -> None:
+    one, other = two_models(tuple(free), rate)
     sums = []
     for a, b in product(valid_chains(one), valid_chains(other)):
         plans = tuple(Plan(model_digest="0" * 64, pipelines=(chain,)) for chain in (a, b))
@@ -147,6 +148,52 @@ def test_problems_on_other_nodes_cannot_be_planned_together() -> None:
     _, other = two_models((400,))
     with pytest.raises(ValueError, match="same nodes"):
         solve_jointly((one, other))
+
+
+def test_compute_that_one_model_takes_is_not_given_to_another() -> None:
+    """Both would be quickest on the one fast node; its compute is enough for the requests of one of them."""
+    nodes = (a_node("fast", free_mib=2000, gflops=200.0, gbps=20.0), a_node("slow", free_mib=2000))
+
+    def where(rate: float, *, jointly: bool) -> list[str]:
+        load = Workload(max_context_tokens=256, requests_per_s=rate)
+        both = tuple(Problem(profile=a_profile((120,)), snapshot=Snapshot(nodes=nodes), workload=load) for _ in range(2))
+        answer = (solve_jointly if jointly else solve_in_turn)(both)
+        assert isinstance(answer, JointlySolved)
+        assert not double_booked(answer.plans, both)
+        return sorted(plan.segments[0].node for plan in answer.plans)
+
+    busy = next(
+        iter(evaluate(a_plan("fast[0:1]"), Problem(profile=a_profile((120,)), snapshot=Snapshot(nodes=nodes))).load.busy_ms.values())
+    )
+    for jointly in (True, False):
+        assert where(0.0, jointly=jointly) == ["fast", "fast"]
+        assert where(0.6 * 1e3 / busy, jointly=jointly) == ["fast", "slow"]
+
+
+def test_each_of_several_models_keeps_its_own_selection_of_nodes() -> None:
+    nodes = (a_node("a", labels={"for": "one"}, free_mib=600), a_node("b", labels={"for": "other"}, free_mib=600))
+    one, other = (
+        Problem(profile=a_profile((60, 60)), snapshot=Snapshot(nodes=nodes), constraints=Constraints(node_selector={"for": name}))
+        for name in ("one", "other")
+    )
+    other = other.model_copy(update={"snapshot": Snapshot(nodes=nodes[1:])})
+    answer = solve_jointly((one, other))
+    assert isinstance(answer, JointlySolved)
+    assert [plan.segments[0].node for plan in answer.plans] == ["a", "b"]
+
+
+def test_several_models_are_planned_in_the_process_as_here() -> None:
+    both = two_models((330, 330, 240))
+    with SolverProcess() as process:
+        for jointly, ask in ((True, solve_jointly), (False, solve_in_turn)):
+            there, here = process.solve_several(both, jointly=jointly), ask(both)
+            assert isinstance(there, JointlySolved)
+            assert isinstance(here, JointlySolved)
+            assert [plan.revision for plan in there.plans] == [plan.revision for plan in here.plans]
+        with pytest.raises(ValueError, match="same nodes"):
+            process.solve_several((both[0], two_models((400,))[0]), jointly=True)
+    with pytest.raises(SolverFailed):
+        solve_several_in_child(both, Limits(seconds=5, memory_mib=8), jointly=True)
 
 
 def test_a_stage_on_two_weak_nodes_passes_more_than_on_one() -> None:

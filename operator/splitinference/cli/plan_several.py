@@ -6,16 +6,14 @@ import sys
 
 from rich.console import Console
 
-from splitinference.cli.plan import INFEASIBLE, TIMED_OUT, plan_json, table
+from splitinference.cli.plan import INFEASIBLE, TIMED_OUT, plan_json, show, table
 from splitinference.core.problem import Problem
-from splitinference.core.solve.joint import JointlySolved, solve_in_turn, solve_jointly
-from splitinference.core.solve.outcome import Infeasible, Limits
+from splitinference.core.solve import Infeasible, JointlySolved, Limits, solve_several_in_child
 
 
 def run_several(problems: list[Problem], args: argparse.Namespace) -> int:
     """Plan all and print. Raises ValueError for problems that cannot be planned together."""
-    ask = solve_jointly if args.jointly else solve_in_turn
-    outcome = ask(tuple(problems), Limits(args.seconds, args.memory_mib))
+    outcome = solve_several_in_child(problems, Limits(args.seconds, args.memory_mib), jointly=args.jointly)
     if isinstance(outcome, JointlySolved):
         if args.json:
             bound = outcome.bound if outcome.bound != float("-inf") else None
@@ -28,8 +26,10 @@ def run_several(problems: list[Problem], args: argparse.Namespace) -> int:
             to.print(table(plan))
         return 0
     if isinstance(outcome, Infeasible):
-        reasons = [vars(reason) for reason in outcome.reasons]
-        print(json.dumps({"outcome": "infeasible", "reasons": reasons}, indent=2) if args.json else reasons)
+        if args.json:
+            print(json.dumps({"outcome": "infeasible", "reasons": [vars(reason) for reason in outcome.reasons]}, indent=2))
+        else:
+            show(outcome, problems[0], Console(width=None if sys.stdout.isatty() else 200, highlight=False))
         return INFEASIBLE
     print(json.dumps({"outcome": "timedOut"}) if args.json else "no plans found in time")
     return TIMED_OUT

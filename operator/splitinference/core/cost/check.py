@@ -163,16 +163,37 @@ def _limits(laid: Evaluation, plan: Plan, problem: Problem) -> Iterator[Violatio
             yield Violation(constraint=name, message=f"{value:.2f} ms predicted, the limit is {limit:.2f} ms")
 
 
+def loads(laid: Evaluation, problem: Problem, pipelines: int = 1) -> dict[str, float]:
+    """Share of each node's free compute that a plan's requests take, 0..1; 0 where no rate of requests is given.
+
+    For one of several pipelines laid out alone, `pipelines` says over how many the requests are spread.
+    """
+    rate = problem.workload.requests_per_s / pipelines
+    return {name: min(1.0, rate * busy / 1e3) for name, busy in laid.load.busy_ms.items()}
+
+
 def double_booked(plans: Sequence[Plan], problems: Sequence[Problem]) -> tuple[Violation, ...]:
-    """Places whose memory the plans of several problems take more of together than there is; the snapshots have the same nodes."""
+    """What the plans of several problems take more of together than there is: memory of places, and compute of nodes that they share.
+
+    Nodes of one name are the same in all snapshots. A plan that has a node for itself may overload it, as if it were alone.
+    """
     taken: Counter[tuple[str, str]] = Counter()
     free: dict[tuple[str, str], int] = {}
+    shares: dict[str, list[float]] = {}
     for plan, problem in zip(plans, problems, strict=True):
         laid = evaluate(plan, problem)
         taken.update(laid.load.memory)
         free.update({(site.node.name, site.processor): site.memory_bytes for stage in laid.stages for site in stage.sites})
-    return tuple(
+        for name, share in loads(laid, problem).items():
+            shares.setdefault(name, []).append(share)
+    memory = tuple(
         Violation(constraint="memory", message=f"{'/'.join(filter(None, place))}: {needed} bytes for all plans, {free[place]} free")
         for place, needed in sorted(taken.items())
         if needed > free[place]
     )
+    compute = tuple(
+        Violation(constraint="compute", message=f"{name}: {sum(found):.1%} of its free compute for all plans")
+        for name, found in sorted(shares.items())
+        if len(found) > 1 and sum(found) > 1 + TOLERANCE
+    )
+    return (*memory, *compute)

@@ -5,8 +5,8 @@ Importing this is cheap; what is heavy is imported when it is used, and in the c
 
 from typing import TYPE_CHECKING
 
-from splitinference.core.solve.child import SolverFailed, SolverProcess, solve_in_child
-from splitinference.core.solve.outcome import BindingConstraint, Infeasible, Limits, Outcome, Solved, TimedOut
+from splitinference.core.solve.child import SolverFailed, SolverProcess, solve_in_child, solve_several_in_child
+from splitinference.core.solve.outcome import BindingConstraint, Infeasible, JointlySolved, JointOutcome, Limits, Outcome, Solved, TimedOut
 
 if TYPE_CHECKING:
     from splitinference.core.solve.dispatch import solve
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BindingConstraint",
     "Infeasible",
+    "JointOutcome",
+    "JointlySolved",
     "Limits",
     "Outcome",
     "Solved",
@@ -22,6 +24,7 @@ __all__ = [
     "TimedOut",
     "solve",
     "solve_in_child",
+    "solve_several_in_child",
 ]
 
 

@@ -13,17 +13,21 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO
+from collections.abc import Sequence
+from typing import IO, TypeAlias
 
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
-from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, Limits, Outcome, Solved, TimedOut
+from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, JointlySolved, JointOutcome, Limits, Outcome, Solved, TimedOut
+from splitinference.core.solve.share import check_together
 
 GRACE_SECONDS = 2.0
 """How long after its own deadline the process may take to hand over what it has; then it is killed."""
 START_SECONDS = 20.0
 """How long the process may take to start on a busy machine; not part of a problem's time."""
 _LENGTH = struct.Struct("<Q")
+Question: TypeAlias = tuple[str, list[str], float, str | None]
+"""One problem, or several jointly or in turn; the problems as JSON; seconds; a hint as JSON."""
 
 
 class SolverFailed(Exception):
@@ -40,21 +44,38 @@ class SolverProcess:
 
     def solve(self, problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None = None) -> Outcome:
         """As `solve`, in the process. TimedOut if it has to be killed; raises SolverFailed if it breaks (also: out of memory)."""
+        answer = self._ask(("one", [problem.model_dump_json()], limits.seconds, hint.model_dump_json() if hint else None), limits)
+        if answer is None:
+            return TimedOut(hint, -math.inf)
+        if isinstance(answer, Solved | Infeasible | TimedOut):
+            return answer
+        raise SolverFailed(str(answer))
+
+    def solve_several(self, problems: Sequence[Problem], limits: Limits = DEFAULT_LIMITS, *, jointly: bool) -> JointOutcome:
+        """As `solve_jointly` or `solve_in_turn`, in the process. Raises ValueError for problems that cannot be planned together."""
+        check_together(problems)
+        how = "jointly" if jointly else "in turn"
+        answer = self._ask((how, [problem.model_dump_json() for problem in problems], limits.seconds, None), limits)
+        if answer is None:
+            return TimedOut(None, -math.inf)
+        if isinstance(answer, JointlySolved | Infeasible | TimedOut):
+            return answer
+        raise SolverFailed(str(answer))
+
+    def _ask(self, question: "Question", limits: Limits) -> object | None:
+        """The process's answer; None if it had to be killed."""
         with self._lock:
             process = self._running()
-            payload = pickle.dumps((problem.model_dump_json(), limits.seconds, hint.model_dump_json() if hint else None))
             try:
-                _send(process.stdin, payload)
+                _send(process.stdin, pickle.dumps(question))
                 data = _receive(process, time.monotonic() + limits.seconds + GRACE_SECONDS)
             except (BrokenPipeError, EOFError) as error:
                 raise SolverFailed(self._last_words()) from error
             if data is None:
                 self._stop()
-                return TimedOut(hint, -math.inf)
-        answer = pickle.loads(data)
-        if isinstance(answer, Solved | Infeasible | TimedOut):
-            return answer
-        raise SolverFailed(str(answer))
+                return None
+        found: object = pickle.loads(data)
+        return found
 
     def close(self) -> None:
         """End the process; a later solve starts a new one."""
@@ -103,6 +124,12 @@ class SolverProcess:
             process.communicate()
 
 
+def solve_several_in_child(problems: Sequence[Problem], limits: Limits = DEFAULT_LIMITS, *, jointly: bool) -> JointOutcome:
+    """Solve several problems on the same nodes in a fresh process."""
+    with SolverProcess(limits.memory_mib) as process:
+        return process.solve_several(problems, limits, jointly=jointly)
+
+
 def solve_in_child(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None = None) -> Outcome:
     """Solve one problem in a fresh process; use a SolverProcess to solve several without paying for its start each time."""
     with SolverProcess(limits.memory_mib) as process:
@@ -142,21 +169,30 @@ def serve(memory_mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
     out, inward = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # a library that prints must not disturb the messages
-    from splitinference.core.solve.dispatch import solve
+    # Loaded before it is ready, so that no problem pays for it.
+    from splitinference.core.solve import dispatch  # noqa: F401
 
     _send(out, b"ready")
     while len(head := inward.read(_LENGTH.size)) == _LENGTH.size:
-        problem, seconds, hint = pickle.loads(inward.read(_LENGTH.unpack(head)[0]))
         answer: object
         try:
-            answer = solve(
-                Problem.model_validate_json(problem), Limits(seconds, memory_mib), Plan.model_validate_json(hint) if hint else None
-            )
+            answer = _answer(pickle.loads(inward.read(_LENGTH.unpack(head)[0])), memory_mib)
         except MemoryError:
             answer = f"out of memory: the cap is {memory_mib} MiB"
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
             answer = f"{type(error).__name__}: {error}"
         _send(out, pickle.dumps(answer))
+
+
+def _answer(question: Question, memory_mib: int) -> Outcome | JointOutcome:
+    from splitinference.core.solve.dispatch import solve
+    from splitinference.core.solve.joint import solve_in_turn, solve_jointly
+
+    how, texts, seconds, hint = question
+    problems, limits = tuple(Problem.model_validate_json(text) for text in texts), Limits(seconds, memory_mib)
+    if how == "one":
+        return solve(problems[0], limits, Plan.model_validate_json(hint) if hint else None)
+    return (solve_jointly if how == "jointly" else solve_in_turn)(problems, limits)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
+from splitinference.core.cost.check import loads
 from splitinference.core.cost.objective import GIB
 from splitinference.core.cost.site import sites
 from splitinference.core.problem import Goal, Problem
@@ -39,6 +40,8 @@ class _Model:
         for r in range(len(problems)):
             self._one_problem(r)
         self._memory()
+        if len(problems) > 1:
+            self._compute()
         self.model.minimize(self.value)
 
     def _pairs(self, r: int) -> list[tuple[Any, Column]]:
@@ -139,10 +142,24 @@ class _Model:
             for x, column in self._pairs(r):
                 for place, needed in column.laid.load.memory.items():
                     demand[place].append((x, needed))
-        nodes = self.problems[0].snapshot.nodes
+        nodes = [node for problem in self.problems for node in problem.snapshot.nodes]
         free = {(node.name, site.processor): site.memory_bytes for node in nodes for site in sites(node)}
         for place, wanted in sorted(demand.items()):
             self.model.add(sum(x * needed for x, needed in wanted) <= free[place])
+
+    def _compute(self) -> None:
+        """Requests of several problems take no more of a node's free compute than there is; one alone is as it would be alone."""
+        shares: dict[str, list[tuple[Any, int]]] = defaultdict(list)
+        users: dict[str, set[int]] = defaultdict(set)
+        for r, problem in enumerate(self.problems):
+            for x, column in self._pairs(r):
+                for name, share in loads(column.laid, problem, problem.constraints.pipelines).items():
+                    if share > 0:
+                        shares[name].append((x, math.ceil(share * _SCALE)))
+                        users[name].add(r)
+        for name, wanted in sorted(shares.items()):
+            if len(users[name]) > 1:
+                self.model.add(sum(x * share for x, share in wanted) <= _SCALE)
 
 
 def _down(value: float) -> int:

@@ -53,4 +53,17 @@ class TimedOut:
     bound: float
 
 
+@dataclass(frozen=True)
+class JointlySolved:
+    """One plan for each of several problems, in their order; `bound` is for the sum of their values."""
+
+    plans: tuple[Plan, ...]
+    value: float
+    bound: float
+    gap: float
+    optimal: bool
+    seconds: float
+
+
 Outcome: TypeAlias = Solved | Infeasible | TimedOut
+JointOutcome: TypeAlias = JointlySolved | Infeasible | TimedOut

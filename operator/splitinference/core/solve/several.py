@@ -4,13 +4,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from splitinference.core.cluster import Node
-from splitinference.core.cost.evaluate import evaluate
 from splitinference.core.plan import Pipeline, Plan
 from splitinference.core.problem import Goal, Problem
 from splitinference.core.solve.choose import choose
 from splitinference.core.solve.columns import Column, Pool, alone, best_of, pool
 from splitinference.core.solve.fluid import least_step_ms
+from splitinference.core.solve.share import left_by
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import task_of
 
@@ -54,29 +53,10 @@ def _wider(index: int, problems: list[Problem], pools: list[Pool], expired: Call
         if other == index or not p.columns:
             continue
         taken = min(p.columns, key=lambda c: c.prediction.latency_ms)
-        left = without(problems[index], [Plan(model_digest="", pipelines=(taken.pipeline,))], [problems[other]])
+        left = left_by(problems[index], [Plan(model_digest="", pipelines=(taken.pipeline,))], [problems[other]])
         columns.extend(c for c in pool(left, expired).columns)
     unique = {c.pipeline: c for c in columns}
     return Pool(tuple(unique.values()), whole=False)
-
-
-def without(problem: Problem, plans: list[Plan], owners: list[Problem]) -> Problem:
-    """The problem on what other problems' plans leave of the nodes' memory."""
-    taken: dict[tuple[str, str], int] = {}
-    for plan, owner in zip(plans, owners, strict=True):
-        for place, needed in evaluate(plan, owner).load.memory.items():
-            taken[place] = taken.get(place, 0) + needed
-
-    def rest(node: Node) -> Node:
-        processors = tuple(
-            p.model_copy(update={"memory_free_bytes": max(0, p.memory_free_bytes - taken.get((node.name, p.name), 0))})
-            for p in node.processors
-        )
-        free = max(0, node.memory_free_bytes - taken.get((node.name, ""), 0))
-        return node.model_copy(update={"memory_free_bytes": free, "processors": processors})
-
-    nodes = tuple(rest(node) for node in problem.snapshot.nodes)
-    return problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes})})
 
 
 def _bound(problem: Problem, expired: Callable[[], bool]) -> float:
