@@ -56,6 +56,7 @@ def measure(cluster: Cluster, first: int, second: int, worker: int) -> Row:
     spec = manifest["spec"]
     spec["adaptation"]["mode"] = "Frozen"
     spec["partition"] |= {"allowedSplitPoints": [first, second], "pins": [{"layers": f"{first}:{second}", "node": node}]}
+    cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")  # small nodes cannot hold two plans' segments
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
     stack.until(lambda: serves(cluster, first, second, node), 240, f"[{first}, {second}) serves on {node}")
     with stack.endpoint(cluster, NAME) as base_url, openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
@@ -66,6 +67,8 @@ def measure(cluster: Cluster, first: int, second: int, worker: int) -> Row:
 def serves(cluster: Cluster, first: int, second: int, node: str) -> bool:
     """Whether the plan asked for is the one that serves."""
     found = stack.resource(cluster, NAME)
+    if "observedGeneration" not in found.get("status", {}):
+        return False
     return stack.settled(found) and (first, second, node) in stack.placement(found)
 
 
