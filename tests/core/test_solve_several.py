@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from splitinference.core.cluster import Snapshot
+from splitinference.core.cluster import Snapshot, Taint
 from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.check import double_booked
 from splitinference.core.cost.evaluate import evaluate
@@ -15,7 +15,7 @@ from splitinference.core.cost.flow import flow_over
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.plan import Pipeline, Plan, Segment
-from splitinference.core.problem import Constraints, Goal, Objective, Problem, Workload
+from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, TrustRule, Workload
 from splitinference.core.solve import Infeasible, JointlySolved, Limits, Solved, SolverFailed, SolverProcess, solve_several_in_child
 from splitinference.core.solve.columns import alone
 from splitinference.core.solve.dispatch import solve
@@ -85,14 +85,16 @@ def throughput_problem(free: tuple[int, ...], *, partial: bool, layers: int = 3)
 
 
 @SETTINGS
-@given(st.lists(st.sampled_from([70, 140, 210]), min_size=1, max_size=3), st.booleans())
-def test_throughput_is_the_best_flow_of_all_assignments(free: list[int], partial: bool) -> None:
+@given(st.lists(st.sampled_from([70, 140, 210]), min_size=1, max_size=3), st.booleans(), st.sampled_from([None, None, 1, 2]))
+def test_throughput_is_the_best_flow_of_all_assignments(free: list[int], partial: bool, most: int | None) -> None:
     problem = throughput_problem(tuple(free), partial=partial)
+    problem = problem.model_copy(update={"constraints": problem.constraints.model_copy(update={"max_nodes": most})})
     places = [site for node in problem.snapshot.nodes for site in sites(node)]
     runs = [
         [None, *((s, a, b) for a in range(3) for b in range(a + 1, 4) if memory_bytes(problem, a, b) <= s.memory_bytes)] for s in places
     ]
-    best = max(flow_over([r for r in held if r], problem)[0] for held in product(*runs))
+    able = [held for held in product(*runs) if most is None or sum(run is not None for run in held) <= most]
+    best = max(flow_over([r for r in held if r], problem)[0] for held in able)
     answer = solve(problem, Limits(seconds=60))
     if best == 0:
         assert isinstance(answer, Infeasible)
@@ -110,6 +112,38 @@ def test_a_large_throughput_plan_is_within_its_bound() -> None:
     assert violations(answer.plan, problem) == ()
     assert answer.plan.value is not None
     assert 0.5 * answer.bound < answer.plan.value <= answer.bound
+
+
+def test_throughput_on_a_few_of_many_nodes_keeps_every_rule() -> None:
+    """Pins, trust, split points, a selector and a limit on nodes, all at once, on more places than are tried one by one."""
+    nodes = tuple(
+        a_node(f"n{i}", free_mib=400, gflops=50.0 + 10 * i, labels={"for": "us", **({"trusted": "yes"} if i < 4 else {})})
+        for i in range(10)
+    )
+    strangers = (
+        a_node("stranger", free_mib=4000, gflops=5000.0),
+        a_node("tainted", free_mib=4000, labels={"for": "us"}, taints=(Taint(key="x"),)),
+    )
+    wanted = Constraints(
+        max_nodes=6,
+        split_points=(3, 6, 9),
+        trust=(TrustRule(start=0, end=1, labels={"trusted": "yes"}),),
+        pins=(Pin(start=11, end=12, node="n9"),),
+        node_selector={"for": "us"},
+    )
+    problem = throughput_problem((100,), partial=False, layers=12).model_copy(
+        update={"snapshot": Snapshot(nodes=(*nodes, *strangers)), "constraints": wanted}
+    )
+    answer = solve(problem, Limits(seconds=60))
+    assert isinstance(answer, Solved)
+    assert violations(answer.plan, problem) == ()
+    assert len({name for s in answer.plan.segments for name in s.nodes}) <= 6
+    assert answer.plan.value is not None
+    assert answer.plan.value <= answer.bound
+    more = solve(problem.model_copy(update={"constraints": wanted.model_copy(update={"max_nodes": None})}), Limits(seconds=60))
+    assert isinstance(more, Solved)
+    assert more.plan.value is not None
+    assert more.plan.value >= answer.plan.value
 
 
 def two_models(free: tuple[int, ...], rate: float = 0.0) -> tuple[Problem, Problem]:

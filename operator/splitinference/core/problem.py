@@ -156,10 +156,12 @@ class Problem(Value):
                 raise ValueError(f"split point {point} is not inside the model's {layers} layers")
         if self.objective.goal is Goal.THROUGHPUT and (bounds.pipelines > 1 or bounds.max_stage_nodes > 1):
             raise ValueError("throughput spreads requests over all paths: pipelines and max_stage_nodes must be 1")
-        narrow = (bounds.min_segments > 1, bounds.max_segments, bounds.max_nodes, bounds.utilization_ceiling,
+        narrow = (bounds.min_segments > 1, bounds.max_segments, bounds.utilization_ceiling,
                   self.slo.time_to_first_token_ms, self.slo.time_per_output_token_ms)  # fmt: skip
         if self.objective.goal is Goal.THROUGHPUT and any(narrow):
-            raise ValueError("throughput uses all nodes: limits on segments, nodes, utilization and the SLO are for the other goals")
+            raise ValueError(
+                "throughput keeps nodes busy on paths of any length: limits on segments, utilization and the SLO are for the other goals"
+            )
         if self.objective.then and (bounds.pipelines > 1 or bounds.max_stage_nodes > 1):
             raise ValueError("further goals (then) are for one pipeline with stages on one node each")
         if bounds.partial_runs and self.objective.goal is not Goal.THROUGHPUT:

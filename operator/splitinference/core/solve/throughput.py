@@ -64,8 +64,11 @@ def _enumerated(tables: Tables, problem: Problem) -> _Held | None:
     if math.prod(len(c) for c in choices) > MOST_ENUMERATED:
         return None
     best = _Held((), 0.0)
+    most = problem.constraints.max_nodes
     for chosen in product(*choices):
         runs = tuple(run for run in chosen if run is not None)
+        if most is not None and len({site.node.name for site, _, _ in runs}) > most:
+            continue
         if runs and min(r[1] for r in runs) == 0 and max(r[2] for r in runs) == tables.layers:
             rate, _ = flow_over(runs, problem)
             if rate > best.rate * (1 + 1e-12):
@@ -88,7 +91,7 @@ def _bound(tables: Tables) -> float:
         value = rates * np.maximum(so_far[None, None, :] - so_far[None, :layers, None], 0.0)
         flat = value.reshape(tables.count, -1)
         at = flat.argmax(axis=1)
-        total = float(tables.multiplicity @ flat.max(axis=1))
+        total = _of_the_best(tables, flat.max(axis=1))
         if total < best * (1 - 1e-6):
             best = min(best, total)
         else:
@@ -99,6 +102,14 @@ def _bound(tables: Tables) -> float:
         weight = weight * np.exp(-pace * (gain / max(total, 1e-300) - 1.0))
         weight = weight / weight.sum()
     return best
+
+
+def _of_the_best(tables: Tables, rates: Floats) -> float:
+    """What places add up to, each at its rate; of so many nodes as may be used, the best."""
+    most = tables.problem.constraints.max_nodes
+    if most is None or tables.shares_node.any():
+        return float(tables.multiplicity @ rates)
+    return float(np.sort(np.repeat(rates, tables.multiplicity))[::-1][:most].sum())
 
 
 def _kinds(tables: Tables) -> list[list[int]]:
@@ -168,8 +179,9 @@ def _cover(
     offsets = mix_array @ strides
     far, how = np.full(math.prod(shape), -1, dtype=np.int64), np.full(math.prod(shape), -1, dtype=np.int64)
     far[0] = 0
+    most = tables.problem.constraints.max_nodes or sum(counts)
     for state, digits in enumerate(product(*(range(n) for n in shape))):
-        if state == 0:
+        if state == 0 or sum(digits) > most:
             continue
         fits = np.flatnonzero((mix_array <= np.array(digits)).all(axis=1))
         before = far[state - offsets[fits]]
@@ -203,7 +215,10 @@ def _assign(tables: Tables, kinds: list[list[int]], stages: list[tuple[int, int,
                 c, site = left[kind].pop(0)
                 runs.append((site, a, b))
                 power[a, b] += 1.0 / float(tables.occupancy_from(a)[c, b])
+    most = tables.problem.constraints.max_nodes
     for c, site in (place for kind in left for place in kind):
+        if most is not None and len(runs) >= most:
+            break
         able = [(a, b) for a, b in sorted(power, key=lambda s: power[s]) if tables.allowed_from(a)[c, b]]
         if able:
             a, b = able[0]
