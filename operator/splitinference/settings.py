@@ -75,6 +75,13 @@ class Settings(BaseSettings):
     gateway_memory: str = Field(
         default="512Mi", description="Memory request and limit of a gateway: tokenizer and sequences. Measured 150 MB."
     )
+    otlp_endpoint: str = Field(
+        default="",
+        description="Where gateways send OpenTelemetry traces by OTLP over HTTP, such as http://collector.monitoring:4318. Empty: no traces.",
+    )
+    otlp_sampling_percent: float = Field(
+        default=100.0, ge=0, le=100, description="So many of the requests whose client does not say whether to trace them are traced."
+    )
     network_policies: bool = Field(
         default=False, description="Make a NetworkPolicy per resource: segments take steps only from their own gateway and segments."
     )

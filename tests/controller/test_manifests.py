@@ -293,6 +293,15 @@ def test_tokens_are_reviewed_only_where_that_is_asked_for():
     assert variables(asked)["SI_TOKEN_AUDIENCE"] == "splitinference"
 
 
+def test_traces_are_sent_where_the_setting_says_and_else_nowhere():
+    plain = variables(gateway()["Deployment"]["spec"]["template"]["spec"]["containers"][0])
+    assert not [name for name in plain if name.startswith("OTEL_")]
+    settings = Settings(otlp_endpoint="http://collector:4318", otlp_sampling_percent=5)
+    told = variables(gateway(settings=settings)["Deployment"]["spec"]["template"]["spec"]["containers"][0])
+    assert told["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+    assert (told["OTEL_TRACES_SAMPLER"], told["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.05")
+
+
 def test_the_route_is_the_object_that_the_gateway_is_told_to_watch():
     route = Manifests(Settings()).route(a_resource(), {"route.json": "{}"})
     told = variables(gateway()["Deployment"]["spec"]["template"]["spec"]["containers"][0])

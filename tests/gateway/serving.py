@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,14 +76,21 @@ class Serving:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, model_path: Path, segments: list[ToySegment], *, routed: bool = True, **settings: Any
+    folder: Path,
+    model_path: Path,
+    segments: list[ToySegment],
+    *,
+    routed: bool = True,
+    environment: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Serving]:
     """Serve one pipeline of all the segments; settings are the gateway's."""
     route_file = folder / "route.json"
     given = {"step_seconds": 10.0, "replay_seconds": 30.0, "prefill_chunk_tokens": 8, "max_context_tokens": 4096, **settings}
     peers = segments[0].peers if segments else {}
     gateway = Gateway.build(
-        Settings(name=MODEL, route_file=route_file, model_path=model_path, peer_addresses=peers, lameduck_seconds=0, **given)
+        Settings(name=MODEL, route_file=route_file, model_path=model_path, peer_addresses=peers, lameduck_seconds=0, **given),
+        environment or {},
     )
     app = build_app(gateway)
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5)

@@ -75,6 +75,7 @@ class ToySegment:
     deadlines: list[int] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
     shapes: list[list[int]] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)
     die_at_step: int | None = None
     layers: tuple[int, int] | None = None
     pull_seconds: float = 0.0  # a token, as of a slow link
@@ -115,6 +116,8 @@ class ToySegment:
     async def _serve(self, request: Any, context: Any) -> Any:
         meta = json.loads(request.raw_input_contents[0])
         self.counts[meta["op"]] += 1
+        if "traceparent" in meta:
+            self.traces.append(meta["traceparent"])
         try:
             answer = await getattr(self, f"_{meta['op']}")(meta, request.raw_input_contents[1])
         except EarlyAnswerError as early:

@@ -73,3 +73,13 @@ def test_meta_that_is_no_json_object_is_refused(meta: bytes) -> None:
     with pytest.raises(SegmentError) as caught:
         parse(meta)
     assert caught.value.code == "bad_request"
+
+
+def test_the_trace_of_a_step_is_handed_on_and_what_is_none_is_left_out() -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for fields in (STEP, {**STEP, "op": "infer"}):
+        request = parse(json.dumps({**fields, "traceparent": trace}).encode())
+        assert json.loads(protocol.forwarded(request, TensorMeta("bfloat16", (2, 64)), 1.0))["traceparent"] == trace
+    for given in ("", "x" * 55, 7, None, trace + "0"):
+        request = parse(json.dumps({**STEP, "traceparent": given}).encode())
+        assert "traceparent" not in json.loads(protocol.forwarded(request, None, 1.0))

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -20,6 +21,7 @@ from splitinference_gateway.kserve_grpc import KServeService
 from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told
 from splitinference_gateway.requests import ChatRequest, CompletionRequest, parse
 from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tracing import TracedApp
 
 _Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
@@ -65,7 +67,8 @@ def build_app(gateway: Gateway) -> Starlette:
         Route("/readyz", endpoints.readyz),
         Route("/metrics", endpoints.metrics),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    traced = [Middleware(TracedApp, tracing=gateway.tracing)] if gateway.tracing else []
+    return Starlette(routes=routes, middleware=traced, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
 
 
 class _Endpoints:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -27,6 +27,7 @@ from splitinference_gateway.signature import Kind, Signature
 from splitinference_gateway.steps import StepClient
 from splitinference_gateway.token_review import TokenReviews
 from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tracing import Tracing
 
 _TIDY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
@@ -48,13 +49,14 @@ class Gateway:
     inference: Inference
     chain: Chain
     clients: Clients
+    tracing: Tracing | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     leaving: bool = False
     healthy: bool = True
 
     @classmethod
-    def build(cls, settings: Settings) -> "Gateway":
-        """Make all parts; nothing is connected yet.
+    def build(cls, settings: Settings, environment: Mapping[str, str] = os.environ) -> "Gateway":
+        """Make all parts; nothing is connected yet. `environment`: where OpenTelemetry's own variables are looked for.
 
         Raises:
             ModelFilesError: the tokenizer cannot be read.
@@ -79,7 +81,8 @@ class Gateway:
         generator = Generator(chain, tokenizer, admission, settings.request_seconds) if tokenizer else None
         inference = Inference(signature, chain, admission, settings.max_context_tokens, settings.request_seconds)
         clients = _clients(settings)
-        return cls(settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients)
+        tracing = Tracing(environment, settings.served_model, settings.namespace) if Tracing.wanted(environment) else None
+        return cls(settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients, tracing)
 
     @property
     def ready(self) -> bool:
@@ -114,6 +117,8 @@ class Gateway:
             await self.steps.close()
             if isinstance(self.clients, TokenReviews):
                 await self.clients.close()
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """Background work runs for ever; if it does not, the gateway is not what it seems, and liveness says so."""

@@ -76,7 +76,10 @@ class KServeService:
         async def answer(request: Any, context: Any) -> Any:
             status = 200
             try:
-                return await method(request, context)
+                if self._gateway.tracing is None or method != self._infer:
+                    return await method(request, context)
+                with self._gateway.tracing.request("grpc ModelInfer", _metadata(context)):
+                    return await method(request, context)
             except Exception as error:  # noqa: BLE001 - becomes the answer
                 problem = told(error)
                 status = problem.status
@@ -118,13 +121,16 @@ class KServeService:
         return response
 
     async def _client(self, context: Any) -> str:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         host = context.peer().rsplit(":", 1)[0]
-        return await self._gateway.clients.identify(metadata.get("authorization", ""), host)
+        return await self._gateway.clients.identify(_metadata(context).get("authorization", ""), host)
 
     def _check(self, name: str, version: str) -> None:
         self._gateway.check_model(name)
         kserve_http.check_version(version)
+
+
+def _metadata(context: Any) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 def _inputs(request: Any) -> list[Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from splitinference_gateway import tracing
 from splitinference_gateway.kserve import INFER_METHOD, ModelInferResponse, infer_request, output
 from splitinference_gateway.route import Hop
 
@@ -240,6 +241,13 @@ class StepClient:
         return (await self._exchange(hop, meta, data, seconds))[0]
 
     async def _exchange(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+        given = dict(meta)
+        with tracing.step(given) as traced:
+            answer, content = await self._sent(hop, given, data, seconds)
+            traced.answered(answer)
+            return answer, content
+
+    async def _sent(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
         request = infer_request(hop.model, json.dumps(meta, separators=(",", ":")).encode(), data)
         try:
             response = await self._method(hop.segment)(request, timeout=seconds + _GRACE_SECONDS)

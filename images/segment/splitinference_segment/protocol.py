@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ ITEM_BYTES: Mapping[str, int] = {"int64": 8, "float32": 4, "bfloat16": 2, "float
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
 MAX_LOGPROBS = 20
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 DEFAULT_DEADLINE_MS = 60_000.0
 
 BAD_REQUEST = "bad_request"
@@ -99,6 +101,7 @@ class Request:
     logits: bool = False
     sampling: Sampling = Sampling()
     deadline_ms: float = DEFAULT_DEADLINE_MS
+    traceparent: str = ""  # W3C trace context of the step, handed on as it came; empty: not traced
     # Of `kv_pull` and `kv_export` alone: how many tokens from `position` on, who has them, and which of the model's blocks.
     tokens: int = 0
     sources: tuple[Hop, ...] = ()
@@ -200,7 +203,8 @@ def parse(meta: bytes) -> Request:
     if op == "echo":
         return Request(op=op, route=route, deadline_ms=deadline)
     if op == "infer":
-        return Request(op=op, tensor=_tensor(fields.get("tensor")), route=route, deadline_ms=deadline)
+        tensor = _tensor(fields.get("tensor"))
+        return Request(op=op, tensor=tensor, route=route, deadline_ms=deadline, traceparent=_traceparent(fields))
     sequence = _name(fields.get("sequence"), "sequence")
     if op in {"kv_pull", "kv_export"}:
         return _transfer(op, sequence, fields, deadline)
@@ -220,7 +224,14 @@ def parse(meta: bytes) -> Request:
         sampling=_sampling(fields.get("sampling", {})),
         prefix=_prefix(fields.get("prefix")),
         deadline_ms=deadline,
+        traceparent=_traceparent(fields),
     )
+
+
+def _traceparent(fields: Mapping[str, Any]) -> str:
+    """What is no trace context is left out, as W3C asks."""
+    given = fields.get("traceparent")
+    return given if isinstance(given, str) and _TRACEPARENT.fullmatch(given) else ""
 
 
 def forwarded(request: Request, tensor: TensorMeta | None, deadline_ms: float) -> bytes:
@@ -232,6 +243,8 @@ def forwarded(request: Request, tensor: TensorMeta | None, deadline_ms: float) -
         "route": [{"segment": hop.segment, "model": hop.model} for hop in request.route[1:]],
         "deadline_ms": round(deadline_ms, 3),
     }
+    if request.traceparent:
+        fields["traceparent"] = request.traceparent
     if request.prefix is not None:
         fields["prefix"] = {"block": request.prefix.block, "hashes": request.prefix.hashes}
     if tensor is not None and request.op == "infer":

@@ -118,6 +118,10 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         "SI_KSERVE_PORT": str(KSERVE_PORT),
         "HOME": "/tmp",
     }
+    if settings.otlp_endpoint:
+        variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = settings.otlp_endpoint
+        variables["OTEL_TRACES_SAMPLER"] = "parentbased_traceidratio"
+        variables["OTEL_TRACES_SAMPLER_ARG"] = f"{settings.otlp_sampling_percent / 100:g}"
     volumes = [files.volume, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
     mounts = [files.mount, {"name": "tmp", "mountPath": "/tmp"}]
     auth = resource.spec.gateway.auth
