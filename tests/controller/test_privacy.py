@@ -104,3 +104,12 @@ def test_a_node_without_a_layer_of_the_rule_may_lose_the_label(on_violation: str
     operator.run(3)
     assert world.routes_seen == before
     assert world.placement() == plan
+
+
+def test_a_rule_that_comes_later_is_for_the_next_plan_and_what_serves_serves_on_until_then():
+    world, operator, _ = serving()
+    old = world.serving()
+    world.change(privacy={"rules": [{"layers": "first", "nodeLabels": {"trusted": "nobody"}}]})
+    operator.run(2)
+    assert world.serving() == old
+    assert world.condition("Planned")["status"] == "False"

@@ -27,7 +27,8 @@ from splitinference.controller.status import (
 )
 from splitinference.core.adaptation import Mode
 from splitinference.core.walk import Phase, Route
-from tests.controller.world import SETTINGS, a_body, merged, seen_traffic
+from tests.controller.objects import merged
+from tests.controller.world import SETTINGS, a_body, seen_traffic
 from tests.core.planning import a_node, a_plan, a_problem, a_profile
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -7,10 +7,10 @@ nothing is sent along a route that breaks a rule, neither the one that serves no
 from collections.abc import Iterable, Mapping
 
 from splitinference.controller import terms
-from splitinference.controller.asked import Asked
 from splitinference.controller.look import Seen
-from splitinference.controller.planned import Built
-from splitinference.controller.resource import OnViolation, Rejected, Resource
+from splitinference.controller.planned import Built, Planned
+from splitinference.controller.ports import Manifest
+from splitinference.controller.resource import OnViolation, Rejected, Resource, read_resource
 from splitinference.core.cluster import Node
 from splitinference.core.cost.eligible import forbidden
 from splitinference.core.problem import Constraints
@@ -36,25 +36,31 @@ def exposed(route: Route, segments: Mapping[str, NamedSegment], nodes: Iterable[
     return tuple(found)
 
 
-def exposed_route(asked: Asked, seen: Seen) -> Words:
+def promised_rules(planned: Planned, body: Manifest, profile: Profile) -> Constraints:
+    """The rules that the plan was made for. One that came later is a wish for the next plan: while there is none, what serves goes on."""
+    made_for = read_resource(planned.of(body))
+    bounds = made_for if isinstance(made_for, Rejected) else terms.constraints(made_for.spec, len(profile.layers))
+    return Constraints() if isinstance(bounds, Rejected) else bounds
+
+
+def exposed_route(resource: Resource, seen: Seen, rules: Constraints) -> Words:
     """What is wrong with the serving route, where the resource wants it stopped then."""
-    if asked.resource.spec.privacy.on_violation is not OnViolation.STOP or seen.stored is None:
+    if resource.spec.privacy.on_violation is not OnViolation.STOP or seen.stored is None:
         return ()
-    return exposed(seen.stored.route, seen.observed.segments, seen.reading.snapshot.nodes, asked.constraints)
+    return exposed(seen.stored.route, seen.observed.segments, seen.reading.snapshot.nodes, rules)
 
 
 def allowed(
-    steps: Steps | Done | Blocked, seen: Seen, built: Built, resource: Resource, profile: Profile
+    steps: Steps | Done | Blocked, seen: Seen, built: Built, resource: Resource, rules: Constraints
 ) -> tuple[Steps | Done | Blocked, Words]:
     """The steps without a cutover to a route that breaks a rule, where the resource wants none; and what kept them from it."""
-    bounds = terms.constraints(resource.spec, len(profile.layers))
-    if resource.spec.privacy.on_violation is not OnViolation.STOP or isinstance(bounds, Rejected) or not isinstance(steps, Steps):
+    if resource.spec.privacy.on_violation is not OnViolation.STOP or not isinstance(steps, Steps):
         return steps, ()
     segments = {**seen.observed.segments, **built.target.segments}
     actions: list[Action] = []
     why: list[str] = []
     for action in steps.actions:
-        broken = exposed(action.route, segments, seen.reading.snapshot.nodes, bounds) if isinstance(action, Cutover) else ()
+        broken = exposed(action.route, segments, seen.reading.snapshot.nodes, rules) if isinstance(action, Cutover) else ()
         why += broken
         actions += [] if broken else [action]
     return Steps(actions=tuple(actions), waiting=(*steps.waiting, *why)), tuple(why)

@@ -16,7 +16,7 @@ from splitinference.controller.look import Looker, Seen, owner_of
 from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
 from splitinference.controller.ports import Manifest, Ports, RefusedError
-from splitinference.controller.privacy import allowed, exposed_route
+from splitinference.controller.privacy import allowed, exposed_route, promised_rules
 from splitinference.controller.prove import Proofs
 from splitinference.controller.recall import read_recall
 from splitinference.controller.report import Report, events, status_of
@@ -34,7 +34,7 @@ from splitinference.core.compare import Change
 from splitinference.core.cost import violations
 from splitinference.core.decide import Adopt, Keep, Kept, Solve, beside, decide
 from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem
+from splitinference.core.problem import Constraints, Problem
 from splitinference.core.profile import Profile
 from splitinference.core.rehearse import rehearse
 from splitinference.core.solve.outcome import Limits, Outcome
@@ -138,7 +138,8 @@ class _Pass:
                 self._ensure_gateway(self.body, asked.profile, seen)
                 if is_coming(self.ports, self.body, seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
-            seen = self._guarded(asked, seen)
+            if planned is not None and profile is not None:
+                seen = self._guarded(asked.resource, seen, promised_rules(planned, self.body, profile))
             seen, problem = self._calibrated(asked, planned, built, seen)
             facts = self._facts(asked, problem, planned, built, seen)
             decision, memory = self._decide(facts, asked, seen)
@@ -160,9 +161,8 @@ class _Pass:
 
     def _walk(self, report: Report, planned: Planned, built: Built, profile: Profile, resource: Resource) -> Looked:
         seen, body = report.seen, planned.of(self.body)
-        steps, kept_from = allowed(
-            next_steps(built.target, seen.observed, strategy(resource.spec.adaptation)), seen, built, resource, profile
-        )
+        steps = next_steps(built.target, seen.observed, strategy(resource.spec.adaptation))
+        steps, kept_from = allowed(steps, seen, built, resource, promised_rules(planned, self.body, profile))
         walker = Walker(self.ports, body, resource, built, seen)
         walker.ensure_services()
         stored = walker.take(steps.actions) if isinstance(steps, Steps) else seen.stored
@@ -178,9 +178,9 @@ class _Pass:
         report = replace(report, endpoint=self.ports.builder.endpoint(body))
         return self._finish(report, _WALKING_SECONDS if isinstance(steps, Steps) else None)
 
-    def _guarded(self, asked: Asked, seen: Seen) -> Seen:
+    def _guarded(self, resource: Resource, seen: Seen, rules: Constraints) -> Seen:
         """Nothing is sent any more where a rule of privacy is broken, if the resource wants it so: at once, before a new plan is made."""
-        if why_stopped := exposed_route(asked, seen):
+        if why_stopped := exposed_route(resource, seen, rules):
             log.warning("%s/%s: the route is withdrawn: %s", *seen.owner, "; ".join(why_stopped))
             self.ports.cluster.apply(self.ports.builder.route(self.body, withdrawn()))
             return replace(seen, stored=None, stopped=True)

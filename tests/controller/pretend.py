@@ -1,0 +1,180 @@
+"""A pretend cluster behind the ports: objects in a dict, a gateway that follows its route, and rules that no write may break.
+
+Writes can be counted, and the operator killed before any of them.
+"""
+
+import copy
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from splitinference.controller.manifests import Manifests
+from splitinference.controller.pods import node_of
+from splitinference.controller.ports import (
+    Failing,
+    Manifest,
+    ObservedTraffic,
+    Pending,
+    Ports,
+    RefusedError,
+    Sample,
+    Samples,
+    Unreadable,
+)
+from splitinference.controller.status import stamp
+from splitinference.core.profile import Profile
+from splitinference.settings import Settings
+from tests.controller.objects import NAMESPACE, is_ready, merged
+from tests.controller.pretend_ports import Clock, ClusterOf, Gateways, Models, Segments
+
+SETTINGS = Settings(core_gflops=50.0, core_memory_bandwidth_gbps=1e6, prometheus_url="http://prometheus", gateway_memory="64Mi")
+
+
+class Killed(BaseException):
+    """The operator's process ends here."""
+
+
+@dataclass
+class Pretend:
+    """The cluster and everything else outside, as the ports show it, and what must always hold of it."""
+
+    nodes: dict[str, dict[str, Any]]
+    objects: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    profiles: dict[str, Profile | Unreadable | Pending] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+    prometheus: str = ""
+    in_flight: dict[str, int] = field(default_factory=dict)
+    traffic: ObservedTraffic = field(default_factory=ObservedTraffic)
+    failing: dict[str, Failing] = field(default_factory=dict)
+    dead: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+    stuck: set[str] = field(default_factory=set)
+    refuse: set[str] = field(default_factory=set)
+    events: list[tuple[str, str, str]] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
+    killed_after: int | None = None
+    proved: list[str] = field(default_factory=list)
+    break_first: bool = False
+    uids: int = 0
+    routes_seen: list[str] = field(default_factory=list)
+
+    # --- the ports -----------------------------------------------------------------------------------------------------------------
+
+    def ports(self) -> Ports:
+        return Ports(
+            cluster=ClusterOf(self), metrics=self, gateways=Gateways(self), segments=Segments(self), models=Models(self),
+            builder=Manifests(SETTINGS), clock=Clock(self), planning=threading.Lock(),
+        )  # fmt: skip
+
+    def _write(self, what: str) -> None:
+        if self.killed_after is not None:
+            if self.killed_after == 0:
+                raise Killed
+            self.killed_after -= 1
+        self.writes.append(what)
+
+    def _all(self, kind: str) -> list[dict[str, Any]]:
+        return [copy.deepcopy(found) for (k, _, _), found in self.objects.items() if k == kind]
+
+    def split_inferences(self) -> Sequence[Manifest]:
+        return self._all("SplitInference")
+
+    def pods(self) -> Sequence[Manifest]:
+        return self._all("Pod")
+
+    def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
+        return [
+            found
+            for found in self._all(kind)
+            if found["metadata"]["namespace"] == namespace and found["metadata"]["labels"].get("app.kubernetes.io/instance") == instance
+        ]
+
+    def apply(self, manifest: Manifest) -> None:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        self._write(f"apply {kind} {name}")
+        key = kind, manifest["metadata"]["namespace"], name
+        there = self.objects.get(key)
+        created = there["metadata"]["creationTimestamp"] if there else stamp(self.now)
+        self.objects[key] = json.loads(json.dumps(manifest))
+        self.objects[key]["metadata"]["creationTimestamp"] = created
+        if kind == "ConfigMap":
+            self._check_route(manifest)
+
+    def create(self, manifest: Manifest) -> None:
+        kind, namespace, name = manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+        if kind in self.refuse:
+            raise RefusedError("exceeded quota: team, requested: pods=1, used: pods=4, limited: pods=4")
+        self._write(f"create {kind} {name}")
+        self.objects.setdefault((kind, namespace, name), self._born(manifest))
+
+    def _born(self, manifest: Manifest) -> dict[str, Any]:
+        made: dict[str, Any] = json.loads(json.dumps(manifest))
+        self.uids += 1
+        made["metadata"]["uid"] = f"uid-{self.uids}"
+        made["status"] = {"phase": "Pending", "conditions": []}
+        return made
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        self._write(f"delete {kind} {name}")
+        found = self.objects.get((kind, namespace, name))
+        if found is None:
+            return
+        if kind == "Pod":
+            self._check_delete(found)
+            found["metadata"]["deletionTimestamp"] = stamp(self.now)
+        else:
+            del self.objects[kind, namespace, name]
+
+    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+        assert status, "an empty patch was written"
+        self._write(f"status {name}")
+        found = self.objects.get(("SplitInference", namespace, name))
+        if found is not None:
+            found["status"] = merged(found.get("status") or {}, json.loads(json.dumps(status)))
+
+    def event(self, about: Manifest, kind: str, reason: str, message: str) -> None:
+        self.events.append((kind, reason, message))
+
+    def node_cpu_cores(self) -> Samples:
+        if self.prometheus:
+            return Samples(problem=self.prometheus)
+        return Samples(by_name={name: Sample(value=self.busy.get(name, 0.0) * 2, age_seconds=5) for name in self.nodes})
+
+    def segment_cpu_cores(self) -> Samples:
+        running = {f"{p['metadata']['namespace']}/{p['metadata']['name']}": Sample(value=0.0, age_seconds=5) for p in self._all("Pod")}
+        return Samples(by_name=running)
+
+    def node_memory_available_bytes(self) -> Samples:
+        return Samples()
+
+    def links_mbps(self) -> Samples:
+        return Samples()
+
+    def links_rtt_ms(self) -> Samples:
+        return Samples()
+
+    # --- what must always hold -------------------------------------------------------------------------------------------------------
+
+    def _check_route(self, config_map: Manifest) -> None:
+        route = json.loads(config_map["data"]["route.json"])
+        self.routes_seen.append(route["revision"])
+        for pipeline in route["pipelines"]:
+            for hop in pipeline:
+                pod = self.objects["Pod", config_map["metadata"]["namespace"], hop["segment"]]
+                assert is_ready(pod), f"the route names {hop['segment']}, which is not ready"
+                assert hop["segment"] in self.proved, f"the route names {hop['segment']}, which was never proved"
+
+    def _check_delete(self, pod: Manifest) -> None:
+        if self.break_first or not is_ready(pod) or node_of(pod) not in self.nodes or pod["metadata"]["name"] in self.dead:
+            return
+        instance = pod["metadata"]["labels"]["app.kubernetes.io/instance"]
+        assert pod["metadata"]["name"] not in self.serving(instance), "a segment of the serving route was deleted"
+
+    def serving(self, instance: str = "chat") -> list[str]:
+        """Names of the serving route's segments."""
+        found = self.objects.get(("ConfigMap", NAMESPACE, f"{instance}-route"))
+        return [hop["segment"] for p in json.loads(found["data"]["route.json"])["pipelines"] for hop in p] if found else []

@@ -1,0 +1,79 @@
+"""The pretend cluster's other ports: nodes, gateways, segments, models and the clock, all answering from one world."""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from splitinference.controller.ports import (
+    GatewayReport,
+    Manifest,
+    Pending,
+    Proof,
+    RouteState,
+    Unreadable,
+)
+from splitinference.core.profile import Profile
+from tests.controller.objects import is_ready
+
+if TYPE_CHECKING:
+    from tests.controller.pretend import Pretend
+
+
+@dataclass
+class ClusterOf:
+    """The cluster's port: all but the nodes are the world's own methods."""
+
+    world: "Pretend"
+
+    def nodes(self) -> Sequence[Manifest]:
+        return [copy.deepcopy(node) for node in self.world.nodes.values()]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.world, name)
+
+
+@dataclass
+class Gateways:
+    world: "Pretend"
+
+    def routes(self, namespace: str, instance: str) -> GatewayReport | None:
+        gateways = (p for p in self.world.owned("Pod", namespace, instance) if p["metadata"]["name"].startswith(f"{instance}-gateway-"))
+        pod = next(gateways, None)
+        if pod is None or not is_ready(pod):
+            return None
+        found = self.world.objects.get(("ConfigMap", namespace, f"{instance}-route"))
+        revision = json.loads(found["data"]["route.json"])["revision"] if found else None
+        routes = {name: RouteState(in_flight=count, state="draining") for name, count in self.world.in_flight.items()}
+        return GatewayReport(revision=revision, routes=routes, observed=self.world.traffic, failing=self.world.failing)
+
+
+@dataclass
+class Segments:
+    world: "Pretend"
+
+    def prove(self, namespace: str, segment: str, model: str, pod_ip: str) -> Proof:
+        if segment in self.world.dead:
+            return Proof(ok=False, dead=True, why=f"{segment} answered 500: the stub is gone")
+        if segment in self.world.gone:
+            return Proof(ok=False, unreachable=True, why=f"{segment} cannot be reached")
+        self.world.proved.append(segment)
+        return Proof(ok=True, milliseconds=1.0)
+
+
+@dataclass
+class Models:
+    world: "Pretend"
+
+    def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
+        return self.world.profiles[resource["metadata"]["name"]]
+
+
+@dataclass
+class Clock:
+    world: "Pretend"
+
+    def now(self) -> datetime:
+        return self.world.now

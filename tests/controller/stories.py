@@ -1,0 +1,32 @@
+"""How stories over the pretend cluster begin: small nodes, one resource that serves, and what was decided."""
+
+from datetime import timedelta
+from typing import Any
+
+from tests.controller.world import Operator, World, a_body, a_node
+
+
+def small(*names: str, mib: int = 310) -> dict[str, dict[str, Any]]:
+    """Nodes that hold two of the four layers each."""
+    return {name: a_node(name, mib=mib) for name in names}
+
+
+def serving(nodes: dict[str, dict[str, Any]] | None = None, **spec: Any) -> tuple[World, Operator]:
+    """A world where one resource serves, past its cooldown."""
+    world = World(nodes or small("a", "b", "c"))
+    world.add(a_body(**spec))
+    operator = Operator(world)
+    operator.run(6)
+    assert world.condition("Ready")["status"] == "True", world.status()
+    world.now += timedelta(seconds=120)
+    operator.look()
+    return world, operator
+
+
+def reasons(world: World, name: str = "chat") -> list[str]:
+    return [decision["reason"] for decision in world.status(name)["decisions"]]
+
+
+def busy_node(world: World) -> str:
+    """A node that holds a segment and not the gateway."""
+    return str(world.status()["plan"]["segments"][1]["node"])
