@@ -76,6 +76,23 @@ def test_memory_that_is_not_there_though_nobody_requested_it():
     assert read([a_node("a", mib=1000)], [a_pod("s", "a", "200Mi", "chat")], measured).snapshot.nodes[0].memory_free_bytes == 500 * MIB
 
 
+def asking(cores: str, instance: str = "") -> dict[str, Any]:
+    pod = a_pod(f"x-{cores}", "a", instance=instance)
+    pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] = cores
+    return pod
+
+
+def test_a_node_whose_cores_are_all_requested_takes_no_segment_however_idle_it_is():
+    node = a_node("a", cores=2)
+    assert read([node], [asking("1"), asking("900m")]).snapshot.nodes[0].taints == ()
+    (taint,) = read([node], [asking("1"), asking("950m")]).snapshot.nodes[0].taints
+    assert (taint.key, taint.value) == ("splitinference.dev/cores-requested", "1.95 of 2")
+
+
+def test_a_segment_that_is_there_stays_where_all_cores_are_requested():
+    assert read([a_node("a", cores=2)], [asking("1950m"), asking("50m", "chat")]).snapshot.nodes[0].taints == ()
+
+
 def test_other_plans_hold_what_they_have_not_made_yet_and_nothing_twice():
     def resource(name: str) -> dict[str, Any]:
         segments = [{"name": "s1", "node": "a", "memoryBytes": 10}, {"name": "s2", "node": "a", "memoryBytes": 5}]

@@ -44,19 +44,27 @@ def node_of(pod: Manifest) -> str:
 
 def requested_bytes(pod: Manifest) -> int:
     """Memory that the scheduler reserves for the pod: containers, or an init container if that asks for more; rounded up."""
+    return int(_requested(pod, "memory").to_integral_value(ROUND_CEILING))
+
+
+def requested_cores(pod: Manifest) -> Decimal:
+    """The same of processors, in cores."""
+    return _requested(pod, "cpu")
+
+
+def _requested(pod: Manifest, what: str) -> Decimal:
     spec = pod.get("spec") or {}
     inits = spec.get("initContainers") or []
     sidecars = [c for c in inits if c.get("restartPolicy") == "Always"]
-    running = _sum([*(spec.get("containers") or []), *sidecars])
-    starting = max((_memory(c) + _sum(sidecars) for c in inits if c.get("restartPolicy") != "Always"), default=Decimal(0))
-    overhead = quantity((spec.get("overhead") or {}).get("memory", 0)) or Decimal(0)
-    return int((max(running, starting) + overhead).to_integral_value(ROUND_CEILING))
+    running = _sum([*(spec.get("containers") or []), *sidecars], what)
+    starting = max((_asked(c, what) + _sum(sidecars, what) for c in inits if c.get("restartPolicy") != "Always"), default=Decimal(0))
+    return max(running, starting) + (quantity((spec.get("overhead") or {}).get(what, 0)) or Decimal(0))
 
 
-def _sum(containers: Iterable[Mapping[str, Any]]) -> Decimal:
-    return sum((_memory(container) for container in containers), Decimal(0))
+def _sum(containers: Iterable[Mapping[str, Any]], what: str) -> Decimal:
+    return sum((_asked(container, what) for container in containers), Decimal(0))
 
 
-def _memory(container: Mapping[str, Any]) -> Decimal:
+def _asked(container: Mapping[str, Any], what: str) -> Decimal:
     requests = (container.get("resources") or {}).get("requests") or {}
-    return quantity(requests.get("memory", 0)) or Decimal(0)
+    return quantity(requests.get(what, 0)) or Decimal(0)

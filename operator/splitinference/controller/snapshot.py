@@ -8,12 +8,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
 
 from splitinference.controller.gateway import GATEWAY
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.network import read_network
 from splitinference.controller.objects import INSTANCE
-from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes
+from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
 from splitinference.controller.ports import Manifest
 from splitinference.controller.quantity import quantity
 from splitinference.controller.readings import PREFIX, Judge, Measured, positive_number
@@ -167,7 +169,7 @@ def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: 
         name=name,
         ready=is_ready(node),
         labels=dict(labels),
-        taints=tuple(_taints(node)),
+        taints=(*_taints(node), *(() if own else _full(allocatable, pods, settings))),
         zone=labels.get(ZONE, ""),
         memory_free_bytes=max(0, free),
         flops_per_s=gflops * 1e9,
@@ -177,6 +179,14 @@ def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: 
         busy_watts=number("busy-watts") or 0.0,
         cost_per_hour=number("cost-per-hour") or 0.0,
     )
+
+
+def _full(allocatable: Mapping[str, Any], pods: Sequence[Manifest], settings: Settings) -> Iterable[Taint]:
+    """As a taint: so many cores are requested that the scheduler would take no segment, however idle the node is."""
+    cores, asked = quantity(allocatable.get("cpu", 0)) or Decimal(0), quantity(settings.segment_cpu_request) or Decimal(0)
+    requested = sum((requested_cores(pod) for pod in pods), Decimal(0))
+    if requested + asked > cores:
+        yield Taint(key=PREFIX + "cores-requested", value=f"{float(requested):g} of {float(cores):g}")
 
 
 def is_ready(node: Manifest) -> bool:
