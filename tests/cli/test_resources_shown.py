@@ -77,6 +77,13 @@ def test_status_shows_what_was_learned_of_the_nodes_and_how_far_off_predictions_
     assert "of 3 moves that promised quicker tokens, 2 paid" in text
 
 
+def test_the_table_is_not_cut_where_a_terminal_is_narrow():
+    out = io.StringIO()
+    status.show(a_resource(), Console(file=out, width=60))
+    row = next(line for line in out.getvalue().splitlines() if "chat-0-12-ab" in line)
+    assert row.endswith("Serving")
+
+
 def test_status_leaves_out_what_was_observed_of_another_plan():
     text = printed(status, a_resource(observed={**OBSERVED, "revision": "old"}))
     assert "12.5 ms" not in text

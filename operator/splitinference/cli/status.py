@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping
+from io import StringIO
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from splitinference.cli.resources import add_command, status_of, title
 
+_ANY_WIDTH = 10_000
 _GOOD_WHEN_FALSE = ("Progressing", "Reconciling", "Stalled")
 
 
@@ -34,7 +36,8 @@ def show(resource: Mapping[str, Any], to: Console) -> None:
     proven = "proven best" if plan.get("optimal") else ("gap not known" if gap is None else f"at most {gap:.1%} from the best")
     times = f"predicted {status.get('predicted') or '-'} for a request alone, observed {status.get('latency') or '-'}"
     to.print(f"  plan {plan.get('revision')}: {times}; {proven}", markup=False, soft_wrap=True)
-    to.print(segments(status))
+    for line in _uncut(segments(status)):
+        to.print(f"  {line}", markup=False, soft_wrap=True)
     for line in how_far_off(status):
         to.print(f"  {line}", markup=False, soft_wrap=True)
     if endpoint := status.get("endpoint"):
@@ -52,7 +55,7 @@ def segments(status: Mapping[str, Any]) -> Table:
     stages = observed.get("stages") or {} if observed.get("revision") == plan.get("revision") else {}
     calibration = status.get("calibration") or {}
     compared, factors = calibration.get("stages") or {}, calibration.get("nodes") or {}
-    table = Table(box=None, padding=(0, 2, 0, 2))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("SEGMENT", "LAYERS", "NODE"):
         table.add_column(name, no_wrap=True)
     for name in ("WEIGHTS", "KV", "STAGE", "OBSERVED", "WAIT", "LINK", "OBSERVED", "FACTOR"):
@@ -76,6 +79,14 @@ def segments(status: Mapping[str, Any]) -> Table:
             str(segment.get("phase", "")),
         )
     return table
+
+
+def _uncut(table: Table) -> Iterator[str]:
+    """The table's lines as wide as they are, as kubectl prints them: names and figures that are cut short would be of no use."""
+    wide = Console(file=StringIO(), width=_ANY_WIDTH)
+    with wide.capture() as printed:
+        wide.print(table)
+    yield from (line.rstrip() for line in printed.get().splitlines())
 
 
 def how_far_off(status: Mapping[str, Any]) -> Iterator[str]:

@@ -47,11 +47,11 @@ class StageError(_Written):
 
 
 class Window(_Written):
-    """The window under way: since when, on which route, and what others used of its nodes then (None: unknown)."""
+    """The window under way: since when, on which route, and what others used of its nodes then, where that was known."""
 
     since: datetime
     revision: str
-    utilization: Mapping[str, float | None]
+    utilization: Mapping[str, float]
 
 
 class Calibration(_Written):
@@ -130,10 +130,10 @@ def _used(problem: Problem) -> dict[str, float | None]:
 
 
 def _window(serving: Serving, problem: Problem, now: datetime) -> Window:
-    used = _used(problem)
-    shares = {name: used.get(name) for name in sorted({stage.node for stage in serving.stages})}
-    rounded = {name: None if share is None else round(share, 3) for name, share in shares.items()}
-    return Window(since=now, revision=serving.revision, utilization=rounded)
+    names = {stage.node for stage in serving.stages}
+    # What is not known is left out: a null in a merge patch means "remove", and would be written again in every pass.
+    known = {name: round(share, 3) for name, share in sorted(_used(problem).items()) if share is not None and name in names}
+    return Window(since=now, revision=serving.revision, utilization=known)
 
 
 def _closed(known: Calibration, window: Window, seen: Mapping[str, tuple[Stage, float]], problem: Problem, now: datetime) -> Calibration:
