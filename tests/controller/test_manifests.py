@@ -119,6 +119,13 @@ def test_the_segment_is_told_what_the_protocol_names():
     assert (told["SI_MAX_CONTEXT_TOKENS"], told["SI_MAX_SEQUENCES"], told["SI_THREADS"]) == ("2048", "16", "1")
 
 
+def test_packed_weights_are_asked_for_and_another_segment_than_stored_ones():
+    packed = build(a_resource(segments={"weights": "Packed"}))
+    assert variables(packed.pod["spec"]["containers"][0])["SI_WEIGHTS"] == "packed"
+    assert "SI_WEIGHTS" not in variables(build().pod["spec"]["containers"][0])
+    assert packed.name != build().name
+
+
 def test_probes_run_an_inference_and_stopping_drains():
     container = build().pod["spec"]["containers"][0]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):

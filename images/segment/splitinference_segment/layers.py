@@ -12,6 +12,7 @@ from splitinference_segment import attention
 from splitinference_segment.attention import Row, Span
 from splitinference_segment.families import UNSTEADY_ROPE, Family, UnsupportedModelError, family_of
 from splitinference_segment.kv import KvShape
+from splitinference_segment.packing import can_pack, packed, packed_bytes
 from splitinference_segment.weights import Weights, fill
 
 
@@ -80,9 +81,21 @@ class Layers:
 
     def weight_bytes(self) -> int:
         """Bytes of weights held; tensors that are shared count once."""
-        modules = [self.embedding, self.positions, *self.blocks, self.norm, self.head]
-        tensors = {p.data_ptr(): p.nbytes for module in modules if module is not None for p in module.parameters()}
-        return sum(tensors.values())
+        parts = (self.embedding, self.positions, *self.blocks, self.norm, self.head)
+        modules = [module for module in parts if module is not None]
+        tensors = {p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}
+        return sum(tensors.values()) + packed_bytes(modules)
+
+    def pack(self) -> bool:
+        """Pack the weights of linear layers (see packing.py); a head that shares its weight with the embedding stays. False: not here."""
+        if not can_pack(self.dtype, self.device):
+            return False
+        shared = [p.data_ptr() for p in self.embedding.parameters()] if self.embedding is not None else []
+        for block in self.blocks:
+            packed(block)
+        if self.head is not None:
+            self.head = packed(self.head, shared)
+        return True
 
     def run(self, values: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
         """Run the layers on a row of tokens: ids [row] for the first segment, else hidden states [row, hidden] → [row, hidden].

@@ -10,6 +10,9 @@ from typing import Any
 VERSION = 1
 OPS = ("step", "infer", "echo", "release", "probe", "stats", "wire", "kv_pull", "kv_export")
 ITEM_BYTES: Mapping[str, int] = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+INT8 = "int8"
+ENCODINGS = ("none", INT8)
+INT8_BLOCK = 64  # values that share a scale: few, because single channels of hidden states are a hundred times larger than others
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
 MAX_LOGPROBS = 20
@@ -45,10 +48,11 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class TensorMeta:
-    """What DATA holds: dtype and shape; the first dimension counts tokens."""
+    """What DATA holds: dtype and shape; the first dimension counts tokens. `encoding`: none, or how the values are packed (encoding.py)."""
 
     dtype: str
     shape: tuple[int, ...]
+    encoding: str = "none"
 
     @property
     def tokens(self) -> int:
@@ -58,6 +62,9 @@ class TensorMeta:
     @property
     def byte_size(self) -> int:
         """Bytes that DATA must have."""
+        if self.encoding == INT8:
+            tokens, hidden = self.shape
+            return tokens * -(-hidden // INT8_BLOCK) * (INT8_BLOCK + 4)
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
@@ -144,7 +151,10 @@ def _tensor(value: Any) -> TensorMeta:
     shape = value.get("shape")
     if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_DIMENSIONS:
         raise _refuse(f"tensor.shape should be a list of 1 to {MAX_DIMENSIONS} sizes")
-    return TensorMeta(value["dtype"], tuple(_integer(size, "tensor.shape", 1, 1 << 31) for size in shape))
+    encoding = value.get("encoding", "none")
+    if encoding not in ENCODINGS or (encoding == INT8 and (len(shape) != 2 or value["dtype"] == "int64")):
+        raise _refuse(f"tensor.encoding should be one of {', '.join(ENCODINGS)}, and int8 for hidden states [tokens, hidden] alone")
+    return TensorMeta(value["dtype"], tuple(_integer(size, "tensor.shape", 1, 1 << 31) for size in shape), encoding)
 
 
 def _sampling(value: Any) -> Sampling:
@@ -253,7 +263,8 @@ def forwarded(request: Request, tensor: TensorMeta | None, deadline_ms: float) -
         sampling = request.sampling
         fields |= {
             "position": request.position,
-            "tensor": {"dtype": tensor.dtype, "shape": list(tensor.shape)},
+            "tensor": {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+            | ({} if tensor.encoding == "none" else {"encoding": tensor.encoding}),
             "sample": request.sample,
             "logits": request.logits,
             "sampling": {

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 import torch
 
 from splitinference_segment import protocol
+from splitinference_segment.encoding import decode, encode
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.hops import Hops, Reply, address_of
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.layers import Layers
 from splitinference_segment.links import Links
-from splitinference_segment.protocol import Hop, Request, SegmentError, TensorMeta
+from splitinference_segment.protocol import INT8, Hop, Request, SegmentError, TensorMeta
 from splitinference_segment.settings import Settings
 from splitinference_segment.stateless import Stateless
 from splitinference_segment.wire_server import WireServer
@@ -164,7 +165,8 @@ class Segment:
                 f"position {request.position} and {tensor.tokens} tokens are beyond the longest context, "
                 f"{self._settings.max_context_tokens}",
             )
-        values = data.view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
+        dtype = getattr(torch, tensor.dtype)
+        values = decode(data, *tensor.shape, dtype) if tensor.encoding == INT8 else data.view(dtype).reshape(tensor.shape)
         if layers.is_first and (int(values.min()) < 0 or int(values.max()) >= layers.vocabulary):
             raise SegmentError(
                 protocol.BAD_REQUEST, f"token ids should be 0 to {layers.vocabulary - 1}, got {values.min()}..{values.max()}"
@@ -198,9 +200,9 @@ class Segment:
             else:
                 send(protocol.answer(fields | outputs_meta(named := {"logits": result.logits})), outputs_data(named))
             return
-        hidden = result.hidden.contiguous()
-        data = hidden.view(torch.uint8).numpy().tobytes()
-        tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape))
+        hidden, encoding = result.hidden.contiguous(), self._settings.link_encoding
+        data = (encode(hidden) if encoding == INT8 else hidden.view(torch.uint8)).numpy().tobytes()
+        tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape), encoding)
         self._forward(request, tensor, data, received_at=received_at, timing=timing, send=send)
 
     def _timing(self, queue_s: float, compute_s: float) -> dict[str, Any]:

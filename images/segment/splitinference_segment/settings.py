@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from splitinference_segment.protocol import ENCODINGS
+
 DTYPES = ("float32", "bfloat16", "float16")
+WEIGHTS = ("stored", "packed")
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -31,7 +34,9 @@ class Settings:
     kv_bytes: int = 1 << 30
     kv_idle_seconds: float = 300.0
     threads: int = 1
+    weights: str = WEIGHTS[0]  # as stored: bit for bit the unsplit model; packed: faster on CPUs
     max_batch: int = 8  # most decode steps run together; 1 runs them one by one
+    link_encoding: str = ENCODINGS[0]  # of hidden states sent on; int8 halves them, with a loss
     peer_prefix: str = ""
     peer_suffix: str = ""
     grpc_port: int = 8001
@@ -60,7 +65,9 @@ class Settings:
             kv_bytes=read.integer("SI_KV_BYTES", defaults.kv_bytes, 0),
             kv_idle_seconds=read.seconds("SI_KV_IDLE_SECONDS", defaults.kv_idle_seconds),
             threads=read.integer("SI_THREADS", defaults.threads, 1),
+            weights=read.choice("SI_WEIGHTS", WEIGHTS, defaults.weights),
             max_batch=read.integer("SI_MAX_BATCH", defaults.max_batch, 1),
+            link_encoding=read.choice("SI_LINK_ENCODING", ENCODINGS, defaults.link_encoding),
             peer_prefix=read.text("SI_PEER_PREFIX", ""),
             peer_suffix=read.text("SI_PEER_SUFFIX", ""),
             grpc_port=read.integer("SI_GRPC_PORT", defaults.grpc_port, 1),

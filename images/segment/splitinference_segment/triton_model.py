@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils
 
+from splitinference_segment.layers import Layers
 from splitinference_segment.links import Measure
 from splitinference_segment.loading import is_stateless, load_layers
 from splitinference_segment.meters import Meters
@@ -30,6 +31,7 @@ class TritonPythonModel:
         torch.set_num_threads(settings.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         layers = load_layers(settings.model_path, settings.start, settings.end, getattr(torch, settings.dtype), device=device)
+        packed = " packed" if settings.weights == "packed" and isinstance(layers, Layers) and layers.pack() else ""
         self._meters = Meters(settings.segment, pb_utils, self._gauges)
         kind = TensorSegment if is_stateless(layers) else Segment
         self._segment = kind(settings, layers, self._meters)
@@ -37,7 +39,7 @@ class TritonPythonModel:
         gc.freeze()  # what the libraries made stays for ever: the collector need not look at it during a step
         print(
             f"segment {settings.segment}: layers {settings.start}:{settings.end} of {layers.count}, {settings.dtype}, "
-            f"{layers.weight_bytes() / 2**20:.1f} MiB of weights, {layers.kv_shape.bytes_per_token} KV bytes per token, {device}",
+            f"{layers.weight_bytes() / 2**20:.1f} MiB of{packed} weights, {layers.kv_shape.bytes_per_token} KV bytes per token, {device}",
             file=sys.stderr,
             flush=True,
         )

@@ -55,6 +55,7 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--gateway-image", default="localhost/splitinference/gateway:dev", metavar="IMAGE")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"))
     parser.add_argument("--threads", type=int, default=1, help="of torch, in each segment and in the unsplit model (default 1)")
+    parser.add_argument("--weights", default="stored", choices=("stored", "packed"), help="how segments hold them (default stored)")
     parser.add_argument("--cpus", metavar="LIST", help="cores that everything runs on, such as 0,1 (default: all)")
     parser.add_argument("--rounds", type=int, help="how often each setup has its turn (default 5)")
     parser.add_argument("--quick", action="store_true", help="one and three segments, few tokens, one round: are the answers the same?")
@@ -87,7 +88,15 @@ def run(args: argparse.Namespace) -> int:
         docker = Docker.find()
         docker.needs(args.segment_image, args.gateway_image)
         options = Options(
-            model, args.segment_image, args.gateway_image, args.dtype, args.threads, args.cpus, size.chunk_tokens, size.clients
+            model,
+            args.segment_image,
+            args.gateway_image,
+            args.dtype,
+            args.threads,
+            args.weights,
+            args.cpus,
+            size.chunk_tokens,
+            size.clients,
         )
         with Bench(docker, options) as bench:
             report = measure(bench, options, size)
@@ -129,6 +138,7 @@ def measure(bench: Bench, options: Options, size: Size) -> Report:
         model=options.model.name,
         dtype=options.dtype,
         threads=options.threads,
+        weights=options.weights,
         cores=len(available),
         machine=_machine(),
         rounds=size.rounds,
@@ -244,7 +254,7 @@ def layer_bytes(model: Path) -> list[float]:
 
 def show(report: Report) -> None:
     """Tables for a reader."""
-    title = f"{report.model}, {report.dtype}, {report.threads} thread(s), {report.cores} cores, {report.machine}"
+    title = f"{report.model}, {report.dtype}, {report.threads} thread(s), {report.weights} weights, {report.cores} cores, {report.machine}"
     table = Table("setup", "clients", "prompt", "tokens/s", "TTFT p50/p90 ms", "TPOT p50/p90/p99 ms", "same text", title=title)
     for each in report.setups:
         first, other = each.ttft_ms, each.tpot_ms

@@ -70,6 +70,7 @@ class Options:
     gateway_image: str
     dtype: str
     threads: int
+    weights: str
     cpus: str | None
     chunk_tokens: int
     clients: int
@@ -134,6 +135,7 @@ class Bench:
                 "SI_LAYERS": f"{start}:{end}",
                 "SI_DTYPE": self.options.dtype,
                 "SI_THREADS": str(self.options.threads),
+                "SI_WEIGHTS": self.options.weights,
                 "SI_MAX_SEQUENCES": str(max(8, self.options.clients)),
                 "SI_MAX_BATCH": str(max(8, self.options.clients)),
                 "SI_PEER_PREFIX": f"{PREFIX}-{chain}-",

@@ -86,6 +86,7 @@ class Report(Strict):
     model: str
     dtype: str
     threads: int = Field(description="of torch, in every segment and in the unsplit model")
+    weights: str = Field(description="how segments hold them: stored, or packed for the processor; the unsplit model: stored")
     cores: int
     machine: str
     rounds: int

@@ -126,7 +126,7 @@ class Manifests:
             "SI_PEER_SUFFIX": gateway.peer_suffix(resource, self._settings),
             "HOME": "/tmp",
             "USER": "splitinference",
-        }
+        } | ({"SI_WEIGHTS": "packed"} if spec.segments.weights == "Packed" else {})
 
     def _container(self, variables: Mapping[str, str], model_mount: Manifest, memory_bytes: int) -> Manifest:
         settings = self._settings
