@@ -34,7 +34,13 @@ def probed(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         stack.install_operator(cluster, images)
+        # A kubelet that starts anew with less memory counts pods that are still on their way out, and may refuse another in their place.
+        stack.until(lambda: not _probes(cluster), 60, "the probes are gone")
         _sized(cluster, 0)
+
+
+def _probes(cluster: Cluster) -> str:
+    return cluster.kubectl("-n", stack.SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=probe", "-o", "name").strip()
 
 
 def _sized(cluster: Cluster, more_mib: int) -> None:
