@@ -175,3 +175,11 @@ def helix(count: int) -> Instance:
     if count == 42:
         kinds = [(A100, 4), (V100, 6), (L4, 10), (T4, 16), (RTX3090, 6)]
     return Instance(f"helix-{count}", _problem(large(), _nodes(kinds), _gigabit()))
+
+
+def shaped(instance: Instance, *, pipelines: int = 1, max_stage_nodes: int = 1) -> Instance:
+    """The instance with several pipelines on nodes of their own, or with stages that may be on several nodes."""
+    constraints = instance.problem.constraints.model_copy(update={"pipelines": pipelines, "max_stage_nodes": max_stage_nodes})
+    words = f"{pipelines} pipelines" if pipelines > 1 else f"stages on up to {max_stage_nodes} nodes"
+    layers = len(instance.problem.profile.layers)
+    return Instance(f"{instance.name} ({layers} layers, {words})", instance.problem.model_copy(update={"constraints": constraints}))

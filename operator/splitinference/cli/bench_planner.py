@@ -16,7 +16,7 @@ from splitinference.core.baselines import CHAINS
 from splitinference.core.baselines_flow import FLOWS, flow_value
 from splitinference.core.cost import objective_value
 from splitinference.core.plan import Plan
-from splitinference.core.problem import Goal, Problem
+from splitinference.core.problem import Goal, Problem, Slo
 from splitinference.core.solve import Limits, Solved, TimedOut, solve
 
 Row = dict[str, Any]
@@ -32,15 +32,16 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--quick", action="store_true", help="small instances, for a check of correctness")
     parser.add_argument("--json", action="store_true", help="one JSON object with `rows`")
     parser.add_argument("--seconds", type=float, default=10.0, help="time limit for one problem (default 10)")
-    parser.add_argument("--only", default="", help="only instances whose name contains this")
+    parser.add_argument("--only", default="", help="only instances whose name contains this, or one of these with commas between")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 1 if a baseline beats the planner, which would be a defect."""
     rows = []
+    wanted = args.only.split(",")
     for instance, goal in cases(quick=args.quick):
-        if args.only in instance.name:
+        if any(part in instance.name for part in wanted):
             rows.append(measure(instance, goal, args.seconds))
             sys.stderr.write(f"{rows[-1]['instance']}, {rows[-1]['objective']}: {rows[-1]['seconds']} s\n")
     if not args.quick and not args.only:
@@ -73,6 +74,21 @@ def cases(*, quick: bool) -> Iterator[tuple[Instance, Goal]]:
     for size in ("7B", "13B", "70B"):
         yield from ((family.edge_testbed(size), goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
     yield from ((family.helix(count), Goal.THROUGHPUT) for count in (24, 42))
+    for make in (family.one_fast, family.three_classes_busy, family.all_unequal):
+        yield from ((within(make(32), times), Goal.COST) for times in (1.1, 2.0))
+    for layers, count in ((6, 4), (24, 16), (80, 64)):
+        instance = family.three_classes_busy(count, layers)
+        for shape in ({"pipelines": 2}, {"max_stage_nodes": 2}):
+            yield from ((family.shaped(instance, **shape), goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
+
+
+def within(instance: Instance, times: float) -> Instance:
+    """The instance with an SLO: each output token in at most `times` the time of the plan of least latency."""
+    quickest = solve(instance.problem, Limits())
+    if not isinstance(quickest, Solved) or quickest.plan.prediction is None:
+        raise ValueError(f"{instance.name} has no plan to take an SLO from")
+    slo = Slo(time_per_output_token_ms=quickest.plan.prediction.time_per_output_token_ms * times)
+    return Instance(f"{instance.name} SLO × {times:g}", instance.problem.model_copy(update={"slo": slo}))
 
 
 def measure(instance: Instance, goal: Goal, seconds: float) -> Row:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 
@@ -54,12 +54,11 @@ def pool(problem: Problem, expired: Callable[[], bool]) -> Pool:
     single = alone(problem)
     tables = Tables(single)
     found: dict[Pipeline, Column] = {}
-    for count, pipeline in enumerate(_all(tables, single)):
-        if count >= MOST_ENUMERATED or expired():
-            found.clear()
-            break
-        _add(found, pipeline, single)
-    else:
+    # Counted first: to lay out thousands of chains that then are too many would take the time of the good ones.
+    few = list(islice(_all(tables, single), MOST_ENUMERATED + 1))
+    if len(few) <= MOST_ENUMERATED:
+        for pipeline in few:
+            _add(found, pipeline, single)
         return Pool(tuple(found.values()), whole=True)
     for pipeline in _varied(tables, single, problem.constraints.pipelines, expired):
         _add(found, pipeline, single)

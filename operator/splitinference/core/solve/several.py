@@ -72,7 +72,7 @@ def _bound(problem: Problem, expired: Callable[[], bool]) -> float:
     tables = Tables(single)
     if not tables.count:
         return math.inf
-    fluid = bounds.pipelines * least_step_ms(tables, bounds.max_nodes) if goal is Goal.BOTTLENECK else -math.inf
+    fluid = bounds.pipelines * least_step_ms(tables) if goal is Goal.BOTTLENECK else -math.inf
     if goal is Goal.BOTTLENECK and bounds.max_stage_nodes > 1:
         return fluid
     _, chain = best_of(task_of(tables), expired)

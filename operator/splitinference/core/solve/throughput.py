@@ -17,12 +17,11 @@ from splitinference.core.cost.flow import Run, flow_over
 from splitinference.core.cost.site import Site
 from splitinference.core.plan import Pipeline, Plan, Segment
 from splitinference.core.problem import Problem
-from splitinference.core.solve.fluid import weights
+from splitinference.core.solve.fluid import most_steps_per_ms, step_rates
 from splitinference.core.solve.tables import Floats, Ints, Tables
 
 MOST_ENUMERATED = 3_000
 MOST_STATES = 6_000
-BOUND_STEPS = 60
 RATE_STEPS = 14
 
 
@@ -37,7 +36,7 @@ def most_throughput(problem: Problem, known: Plan | None, expired: Callable[[], 
         if exact.rate <= 0:
             return None
         return _plan(exact.runs, problem), exact.rate
-    bound = scale * _bound(tables)
+    bound = scale * most_steps_per_ms(tables)
     best = _staged(tables, problem, expired)
     if best is None:
         return (known, bound) if known else (None, bound)
@@ -76,45 +75,9 @@ def _enumerated(tables: Tables, problem: Problem) -> _Held | None:
     return best
 
 
-def _rates(tables: Tables) -> Floats:
-    """Class by start by end: steps per ms; 0 where a run may not be."""
-    return np.stack([np.where(tables.allowed_from(a), 1.0 / tables.occupancy_from(a), 0.0) for a in range(tables.layers)], axis=1)
-
-
-def _bound(tables: Tables) -> float:
-    """Steps per ms that no plan exceeds: for any weights of the layers, the places' best weighted rates over the sum of weights."""
-    rates, layers = _rates(tables), tables.layers
-    weight, best, pace = weights(tables), math.inf, 0.3
-    layer = np.arange(layers)
-    for _ in range(BOUND_STEPS):
-        so_far = np.concatenate([[0.0], np.cumsum(weight)])
-        value = rates * np.maximum(so_far[None, None, :] - so_far[None, :layers, None], 0.0)
-        flat = value.reshape(tables.count, -1)
-        at = flat.argmax(axis=1)
-        total = _of_the_best(tables, flat.max(axis=1))
-        if total < best * (1 - 1e-6):
-            best = min(best, total)
-        else:
-            pace *= 0.85
-        start, end = np.divmod(at, layers + 1)
-        covers = (layer[None, :] >= start[:, None]) & (layer[None, :] < end[:, None])
-        gain = (tables.multiplicity * rates[np.arange(tables.count), start, end]) @ covers
-        weight = weight * np.exp(-pace * (gain / max(total, 1e-300) - 1.0))
-        weight = weight / weight.sum()
-    return best
-
-
-def _of_the_best(tables: Tables, rates: Floats) -> float:
-    """What places add up to, each at its rate; of so many nodes as may be used, the best."""
-    most = tables.problem.constraints.max_nodes
-    if most is None or tables.shares_node.any():
-        return float(tables.multiplicity @ rates)
-    return float(np.sort(np.repeat(rates, tables.multiplicity))[::-1][:most].sum())
-
-
 def _kinds(tables: Tables) -> list[list[int]]:
     """Classes grouped into so few kinds that their counts can be enumerated; alike in what they can do."""
-    power = _rates(tables).max(axis=(1, 2))
+    power = step_rates(tables).max(axis=(1, 2))
     order = [int(c) for c in np.lexsort((np.arange(tables.count), -tables.free, -power))]
     kinds = [[c] for c in order]
     while math.prod(1 + sum(int(tables.multiplicity[c]) for c in kind) for kind in kinds) > MOST_STATES and len(kinds) > 1:
@@ -141,7 +104,7 @@ def _mixes(counts: list[int]) -> list[tuple[int, ...]]:
 def _staged(tables: Tables, problem: Problem, expired: Callable[[], bool]) -> _Held | None:
     kinds = _kinds(tables)
     counts = [sum(int(tables.multiplicity[c]) for c in kind) for kind in kinds]
-    rates = _rates(tables)
+    rates = step_rates(tables)
     weakest = np.stack([rates[kind].min(axis=0) for kind in kinds])
     mixes = _mixes(counts)
     low, high = 0.0, float(sum(count * r.max() for count, r in zip(counts, weakest, strict=True)))
@@ -230,7 +193,7 @@ def _assign(tables: Tables, kinds: list[list[int]], stages: list[tuple[int, int,
 def _improved(runs: list[Run], tables: Tables, problem: Problem) -> _Held:
     """Move single places to other runs, and shift cuts, while the weakest stage gains; then the true flow."""
     place = {(site.node.name, site.processor): c for c, members in enumerate(tables.members) for _, site in members}
-    rates = _rates(tables)
+    rates = step_rates(tables)
 
     def rate(site: Site, a: int, b: int) -> float:
         return float(rates[place[site.node.name, site.processor], a, b])
