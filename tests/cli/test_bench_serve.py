@@ -10,7 +10,17 @@ import pytest
 
 from splitinference.cli.bench_serve import layer_bytes
 from splitinference.cli.bench_serve_containers import CannotMeasure
-from splitinference.cli.bench_serve_figures import Measured, Percentiles, Round, cuts, per_core, prefill_ratio, setup, speed_ratio
+from splitinference.cli.bench_serve_figures import (
+    Measured,
+    Percentiles,
+    Round,
+    cuts,
+    per_core,
+    prefill_ratio,
+    setup,
+    speed_ratio,
+    token_parts,
+)
 from splitinference.cli.main import main
 from splitinference.cli.schemas import schemas
 
@@ -41,6 +51,12 @@ def test_many_clients_are_measured_against_what_as_many_cores_could_do() -> None
 
 def test_what_the_links_need_is_not_counted_against_a_split_prefill() -> None:
     assert prefill_ratio([a_round(ms=1, first_ms=130)], [a_round(ms=1, first_ms=100)], transfer_ms=30) == 1.0
+
+
+def test_parts_of_a_tokens_time_are_all_of_it() -> None:
+    stages = {"a": {"computeMs": 10.0, "queueMs": 0.5, "linkMs": 1.0}, "b": {"computeMs": 12.0, "queueMs": 0.25, "linkMs": 0.0}}
+    found = token_parts(27.0, {"stages": stages, "ingressMs": 2.0})
+    assert found == {"compute": 22.0, "queue": 0.75, "links": 1.0, "ingress": 2.0, "rest": 1.25, "all": 27.0}
 
 
 def test_another_text_in_one_round_is_told() -> None:

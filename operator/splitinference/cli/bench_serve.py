@@ -13,6 +13,7 @@ import struct
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +32,7 @@ from splitinference.cli.bench_serve_figures import (
     prefill_ratio,
     setup,
     speed_ratio,
+    token_parts,
 )
 
 _LIMIT_SECONDS = 300.0
@@ -122,8 +124,7 @@ def measure(bench: Bench, options: Options, size: Size) -> Report:
     for chain in chains.values():
         bench.wait_ready(chain)
     rounds.prepare()
-    for chain in chains.values():
-        rounds.warm(chain)
+    parts = {chain.name: rounds.warm(chain) for chain in chains.values()}
     for turn in range(size.rounds):
         rounds.take(chains)
         sys.stderr.write(f"round {turn + 1} of {size.rounds}\n")
@@ -144,7 +145,7 @@ def measure(bench: Bench, options: Options, size: Size) -> Report:
         rounds=size.rounds,
         setups=rounds.setups(),
         hop_ms_by_bytes=hop_ms,
-        link_ms_while_decoding={chain.name: _links(bench, chain) for chain in chains.values()},
+        token_ms_by_part=parts,
         ratios=rounds.ratios(transfer_ms, hop_ms[str(ECHO_BYTES)], min(len(available), 3 * options.threads)),
         not_measured=_NOT_MEASURED,
     )
@@ -174,10 +175,14 @@ class _Rounds:
         texts = [answer["text"] for answer in answers]
         self.texts = {"one": texts[:1], "several": texts, "long": [long["text"]]}
 
-    def warm(self, chain: Chain) -> None:
-        """The first request opens connections and grows buffers."""
+    def warm(self, chain: Chain) -> dict[str, float]:
+        """The first requests open connections and grow buffers; then where the time of one client's tokens goes, in ms."""
+        self._load(chain, "one")
+        gaps = [gap for request in self._load(chain, "one").requests for gap in request.gaps_ms]
+        found = token_parts(median(gaps), self.bench.observed(chain))
         self._load(chain, "several")
         self._load(chain, "long")
+        return found
 
     def take(self, chains: dict[int, Chain]) -> None:
         """One turn of every setup under every load."""
@@ -279,11 +284,6 @@ def _converted() -> Path:
 def _hidden(model: Path) -> int:
     config = json.loads((model / "config.json").read_text())
     return int(config.get("hidden_size") or config["n_embd"])
-
-
-def _links(bench: Bench, chain: Chain) -> dict[str, float]:
-    stages = bench.observed(chain)["stages"]
-    return {name: float(times["linkMs"]) for name, times in stages.items()}
 
 
 def _machine() -> str:

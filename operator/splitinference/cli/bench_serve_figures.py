@@ -1,12 +1,14 @@
 """What `bench serve` makes of its measurements: percentiles for each setup, and ratios between setups. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 ECHO_BYTES = 16 * 1024
+_STAGE_PARTS = {"compute": "computeMs", "queue": "queueMs", "links": "linkMs"}
 
 
 class Strict(BaseModel):
@@ -92,7 +94,10 @@ class Report(Strict):
     rounds: int
     setups: tuple[Setup, ...]
     hop_ms_by_bytes: dict[str, float]
-    link_ms_while_decoding: dict[str, dict[str, float]] = Field(description="by setup and stage: a hop's share that no segment used")
+    token_ms_by_part: dict[str, dict[str, float]] = Field(
+        description="by setup, where the time between two tokens of one client goes: medians of the stages' computing and waiting, of the "
+        "links between stages, of the way from gateway to first stage and back, and the rest: the gateway itself, HTTP and the client"
+    )
     ratios: Ratios
     not_measured: dict[str, str] = Field(description="other systems, and why they are not in this run")
 
@@ -111,6 +116,14 @@ def setup(name: str, segments: int, prompt_tokens: int, rounds: Sequence[Round],
         tpot_ms=Percentiles.of(gaps) if gaps else None,
         same_text_as_unsplit=all([request.text for request in each.requests] == list(expected) for each in rounds),
     )
+
+
+def token_parts(gap_ms: float, observed: Mapping[str, Any]) -> dict[str, float]:
+    """Parts of the median time between two tokens, of what a gateway says of its stages."""
+    stages = observed["stages"].values()
+    parts = {part: sum(float(stage[key]) for stage in stages) for part, key in _STAGE_PARTS.items()}
+    parts["ingress"] = float(observed.get("ingressMs", 0.0))
+    return {name: round(value, 3) for name, value in (*parts.items(), ("rest", gap_ms - sum(parts.values())), ("all", gap_ms))}
 
 
 def speed_ratio(rounds: Sequence[Round], by: Sequence[Round]) -> float:
