@@ -36,11 +36,18 @@ def programs() -> dict[str, str] | str:
 @contextmanager
 def serving_series(lines: Iterable[str], folder: Path, age_seconds: float = 2.0) -> Iterator[str]:
     """URL of a server that scraped these lines of exposition text once, `age_seconds` ago."""
+    at = time.time() - age_seconds
+    with serving_samples((f"{line} {at:.3f}" for line in lines), folder) as url:
+        yield url
+
+
+@contextmanager
+def serving_samples(lines: Iterable[str], folder: Path) -> Iterator[str]:
+    """URL of a server that has these samples: lines of exposition text with their times, each series' together and in order."""
     tools = programs()
     assert isinstance(tools, dict), tools
     text, data, config = folder / "series.txt", folder / "data", folder / "prometheus.yml"
-    at = time.time() - age_seconds
-    text.write_text("".join(f"{line} {at:.3f}\n" for line in lines) + "# EOF\n")
+    text.write_text("".join(f"{line}\n" for line in lines) + "# EOF\n")
     config.write_text("global: {}\n")
     subprocess.run([tools["promtool"], "tsdb", "create-blocks-from", "openmetrics", text, data], check=True, capture_output=True)
     with socket.socket() as free:
