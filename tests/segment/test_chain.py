@@ -14,7 +14,7 @@ import grpc
 import pytest
 from client import Client
 from random_models import unsplit_greedy
-from servers import PREFIX, Chain, Chains
+from servers import PREFIX, Chain, Chains, Server
 
 COUNT = 20
 
@@ -217,32 +217,29 @@ def test_numbers_come_through_a_boundary_unchanged(chain: Chain) -> None:
     assert logprobs(values) != logprobs([*values[:-1], values[-1] + 0.5])
 
 
+def metrics(server: Server) -> dict[str, float]:
+    """The segment's own metrics, by series."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.environment['SI_METRICS_PORT']}/metrics") as page:
+        lines = [line.rsplit(" ", 1) for line in page.read().decode().splitlines() if line.startswith("splitinference_segment_")]
+    return {name.replace(" ", ""): float(value) for name, value in lines}
+
+
+def series(server: Server, name: str, **labels: str) -> str:
+    pairs = ",".join(f'{k}="{v}"' for k, v in sorted({"segment": server.name, **labels}.items()))
+    return f"splitinference_segment_{name}{{{pairs}}}"
+
+
 def test_metrics_count_steps_tokens_and_hops(chain: Chain, client: Client, prompt: list[int]) -> None:
     first, second = chain.servers[0], chain.servers[1]
-    port = first.environment["SI_METRICS_PORT"]
-
-    def metrics() -> dict[str, float]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-            lines = [line.rsplit(" ", 1) for line in page.read().decode().splitlines() if line.startswith("splitinference_segment_")]
-        return {name.replace(" ", ""): float(value) for name, value in lines}
-
-    def key(name: str, **labels: str) -> str:
-        pairs = ",".join(f'{k}="{v}"' for k, v in sorted({"segment": first.name, **labels}.items()))
-        return f"splitinference_segment_{name}{{{pairs}}}"
-
     time.sleep(1.5)
-    before = metrics()
+    before = metrics(first)
     client.step("s", 0, prompt)
     client.step("s", len(prompt), [1])
     time.sleep(1.5)
-    after = metrics()
-    client.step("s", 0, [1] * 200)  # 51,200 bytes to the next segment
-    time.sleep(1.5)
-    mbps = metrics()[key("link_mbps", to=second.name, source=f"node-of-{first.name}", target=f"node-of-{second.name}")]
-    assert math.isnan(mbps) or mbps > 0, "inside one machine it is usually too quick to be seen, which is not a number"
+    after = metrics(first)
 
     def gained(name: str, **labels: str) -> float:
-        return after[key(name, **labels)] - before.get(key(name, **labels), 0.0)
+        return after[series(first, name, **labels)] - before.get(series(first, name, **labels), 0.0)
 
     assert gained("steps_total", phase="prefill") == 1
     assert gained("tokens_total", phase="prefill") == len(prompt)
@@ -251,12 +248,24 @@ def test_metrics_count_steps_tokens_and_hops(chain: Chain, client: Client, promp
     assert gained("hop_bytes_total", to=second.name) == (len(prompt) + 1) * 64 * 4
     assert gained("hop_seconds_total", to=second.name) > 0
     assert 0 < gained("link_seconds_total", to=second.name) < gained("hop_seconds_total", to=second.name)
-    link = {"to": second.name, "source": f"node-of-{first.name}", "target": f"node-of-{second.name}"}
-    assert 0 < after[key("link_rtt_ms", **link)] < 1000
-    assert 0 <= after[key("link_rtt_age_seconds", **link)] < 60
     assert gained("compute_seconds_total", phase="decode") > 0
-    assert after[key("sequences")] >= 1
-    assert after[key("kv_bytes")] > 0
+    assert after[series(first, "sequences")] >= 1
+    assert after[series(first, "kv_bytes")] > 0
+
+
+def test_links_are_told_by_nodes(chain: Chain, client: Client, prompt: list[int]) -> None:
+    first, second = chain.servers[0], chain.servers[1]
+    client.generate(prompt, 12)
+    for _ in range(4):
+        client.step("s", 0, [1] * 200)  # 51,200 bytes to the next segment
+    time.sleep(1.5)
+    found = metrics(first)
+    link = {"to": second.name, "source": f"node-of-{first.name}", "target": f"node-of-{second.name}"}
+    assert 0 < found[series(first, "link_rtt_ms", **link)] < 1000
+    assert 0 <= found[series(first, "link_rtt_age_seconds", **link)] < 60
+    mbps = found[series(first, "link_mbps", **link)]
+    assert math.isnan(mbps) or mbps > 0, "inside one machine it is usually too quick to be seen, which is not a number"
+    assert 0 <= found[series(first, "link_mbps_age_seconds", **link)] < 60
 
 
 def test_errors_are_counted_by_code_and_answered_as_answers_not_as_transport_failures(client: Client) -> None:

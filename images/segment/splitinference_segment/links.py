@@ -7,7 +7,8 @@ and answer, later stages included). What is left is the network in both directio
 - bandwidth = the highest of bytes / (link time - round trip) over big messages.
 
 Both are of the last messages only. The best of several is taken because all that disturbs a measurement (a busy processor, a queue) makes
-it longer: a link that is slow now is slow for each of them. A bandwidth is only known where the bytes took long enough to be seen.
+it longer: a link that is slow now is slow for each of them. The best of very few is no better than they are (the first messages to a new
+segment are slow on any link), so few say nothing. A bandwidth is only known where the bytes took long enough to be seen.
 """
 
 import math
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 SMALL_BYTES = 8 << 10  # decode steps: what they carry takes no time worth measuring
 BIG_BYTES = 16 << 10  # prefill chunks
 WINDOW_S = 30.0  # older messages say nothing about now
+LEAST_SMALL, LEAST_BIG = 8, 4  # with fewer in the window nothing is said
 MOST_SMALL, MOST_BIG = 256, 32  # bounds memory, and with many messages the window is shorter
 SEEN_S = 1e-3  # bytes that took less than this longer than a small message are lost in what disturbs
 FORGET_S = 600.0  # a peer without hops for so long is no longer told of
@@ -79,14 +81,14 @@ class Links:
 
 
 def _measured(peer: _Peer, now: float) -> _Peer:
-    """The same peer with its values as of now; while no message is recent the last ones stay and grow old."""
+    """The same peer with its values as of now; while too few messages are recent the last values stay and grow old."""
     while peer.small and now - peer.small[0][0] > WINDOW_S:
         peer.small.popleft()
     while peer.big and now - peer.big[0][0] > WINDOW_S:
         peer.big.popleft()
-    if peer.small:
+    if len(peer.small) >= LEAST_SMALL:
         peer.rtt_s, peer.rtt_at = min(link_s for _, link_s in peer.small), peer.small[-1][0]
-    if peer.big and peer.rtt_s is not None:
+    if len(peer.big) >= LEAST_BIG and peer.rtt_s is not None:
         best_s, best_bytes = min(((link_s - peer.rtt_s) / size, size) for _, link_s, size in peer.big)
         seen = best_s * best_bytes >= SEEN_S
         peer.mbps, peer.mbps_at = (8e-6 / best_s if seen else UNKNOWN), peer.big[-1][0]
