@@ -58,7 +58,7 @@ class Docker:
         """
         for image in images:
             if not self.run("images", "-q", image).strip():
-                raise CannotMeasure(f"the image {image} is not there: `make images` builds it, or name another one.")
+                raise CannotMeasure(f"the image {image} is not there: `make demo` builds it, or name another one.")
 
 
 @dataclass(frozen=True)
