@@ -10,7 +10,7 @@ import random
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from splitinference_gateway.errors import ApiError, invalid, overloaded
 from splitinference_gateway.failing import Failing
@@ -179,7 +179,7 @@ class Chain:
                 self.failing.worked(lease.pipeline)
                 mending.progress()
                 tokens.append(answer.token)
-                yield answer
+                yield replace(answer, revision=lease.route.revision)
         finally:
             handover.abandon()
             if lease is not None:
@@ -202,6 +202,7 @@ class Chain:
             raise StepError(NO_ROUTE, "there is no route", "")
         if old is not None:
             self.metrics.replays.labels(reason).inc()
+            self.metrics.route_replays.labels(new.route.revision).inc()
             self.metrics.tokens.labels("replayed").inc(tokens)
             self.observed.replay()
             kept = {hop.segment for hop in new.pipeline}

@@ -139,6 +139,7 @@ class Gateway:
             await asyncio.sleep(_TIDY_SECONDS)
             known = self.routes.segments
             self.steps.retain(known)
+            self.metrics.keep_revisions({route.revision for route in self.routes.known})
             self.observed.forget(known)
             self.chain.handovers.speeds.forget(known)
 

@@ -126,10 +126,10 @@ class Generator:
             async for answer in answers:
                 now = time.monotonic()
                 if before is None:
-                    metrics.first_token.observe(now - arrived)
+                    metrics.first_token.labels(answer.revision).observe(now - arrived)
                     observed.first_token(now - arrived)
                 else:
-                    metrics.output_token.observe(now - before)
+                    metrics.output_token.labels(answer.revision).observe(now - before)
                     observed.gap(now - before)
                 before = now
                 completion.inc()

@@ -1,11 +1,13 @@
 """What Prometheus sees of the gateway."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+_MOST_REVISIONS = 8
 _FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 13, 20, 30, 60)
 _TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
 
@@ -19,13 +21,15 @@ class Metrics:
         self.requests = Counter(f"{prefix}requests", "Requests to the OpenAI endpoints by HTTP status.", ["code"], registry=self.registry)
         self.first_token = Histogram(
             f"{prefix}time_to_first_token_seconds",
-            "From the request's arrival to a sequence's first token.",
+            "From the request's arrival to a sequence's first token, by plan revision.",
+            ["revision"],
             buckets=_FIRST_TOKEN_BUCKETS,
             registry=self.registry,
         )
         self.output_token = Histogram(
             f"{prefix}time_per_output_token_seconds",
-            "Time between two tokens of one sequence.",
+            "Time between two tokens of one sequence, by plan revision.",
+            ["revision"],
             buckets=_TOKEN_BUCKETS,
             registry=self.registry,
         )
@@ -51,6 +55,11 @@ class Metrics:
         self.reused_tokens = Counter(
             f"{prefix}prefix_reused_tokens", "Tokens of prompts whose KV was there from an earlier sequence.", registry=self.registry
         )
+        self.route_replays = Counter(
+            f"{prefix}route_replays", "Times a sequence's tokens were run again, by the revision they went to.", ["revision"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._revisions: dict[str, None] = {}
         self.tokens = Counter(f"{prefix}tokens", "Tokens by kind: prompt, completion, replayed.", ["kind"], registry=self.registry)
         self.running = Gauge(f"{prefix}running_sequences", "Sequences admitted and not ended.", registry=self.registry)
         self.queue_depth = Gauge(f"{prefix}queue_depth", "Sequences that wait for admission.", registry=self.registry)
@@ -58,6 +67,18 @@ class Metrics:
             f"{prefix}longest_token_gap_seconds", "Longest gap between tokens in the last minute.", registry=self.registry
         )
         self.route_errors = Counter(f"{prefix}route_errors", "Route documents that could not be read.", registry=self.registry)
+
+    def keep_revisions(self, known: Collection[str]) -> None:
+        """Revisions come and go: series of those that no route has are dropped, but for the last few, which may not have been scraped."""
+        for revision in known:
+            self._revisions.pop(revision, None)
+            self._revisions[revision] = None
+        for revision in list(self._revisions)[:-_MOST_REVISIONS]:
+            if revision not in known:
+                del self._revisions[revision]
+                for metric in (self.first_token, self.output_token, self.route_replays):
+                    with suppress(KeyError):
+                        metric.remove(revision)
 
     def watch_routes(self, in_flight: Callable[[], dict[str, int]], failing: Callable[[], frozenset[str]]) -> None:
         """Report what routes and stages are at the moment of each scrape: revisions come and go."""

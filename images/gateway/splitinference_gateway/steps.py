@@ -68,6 +68,7 @@ class Answer:
     timings: tuple[Timing, ...]
     seconds: float
     outputs: tuple[Output, ...] = ()
+    revision: str = ""  # of the plan whose route was taken
 
 
 @dataclass(frozen=True)
