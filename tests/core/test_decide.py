@@ -276,3 +276,39 @@ def test_a_load_that_swings_around_the_limit_moves_at_most_once(period):
             plan = found.plan
             moves.append(facts(IDLE, plan, second).now)
     assert len(moves) <= 1
+
+
+TWO_BUSY = a_problem(
+    a_node("a", utilization=0.9, **SMALL), a_node("b", utilization=0.9, **SMALL), a_node("c", **SMALL), a_node("d", gflops=120.0, **SMALL)
+)
+BOTH = a_plan("a[0:2] b[2:4]", TWO_BUSY)
+
+
+def moved_segments(plan: Plan) -> int:
+    return len({(s.start, s.end, s.node) for s in plan.segments} - {(s.start, s.end, s.node) for s in BOTH.segments})
+
+
+def looking(reaches, seconds=(100, 105, 110, 115, 120)) -> tuple[Adopt | Keep, Memory]:
+    """The decision when only plans that `reaches` says can be walked to, and the memory after it."""
+    memory = Memory(reviewed=START)
+    for at in seconds:
+        decision, memory = decide(facts(TWO_BUSY, BOTH, at), POLICY, memory, Exhaustive(), LIMITS, reachable=reaches)
+    return decision, memory
+
+
+def test_where_the_best_plan_has_no_room_the_best_single_move_is_made():
+    best, _ = looking(lambda plan: True)
+    assert isinstance(best, Adopt)
+    assert moved_segments(best.plan) == 2
+    found, memory = looking(lambda plan: moved_segments(plan) <= 1)
+    assert isinstance(found, Adopt)
+    assert moved_segments(found.plan) == 1
+    assert "d" in [s.node for s in found.plan.segments], "the better of the two free nodes"
+    assert memory.watches == {}
+
+
+def test_a_plan_without_any_way_to_it_does_not_make_the_reasons_be_forgotten():
+    found, memory = looking(lambda plan: False)
+    assert isinstance(found, Adopt), "whoever walks says what is in the way"
+    assert f"{Reason.UTILIZATION_SHIFTED}/a" in memory.watches
+    assert Reason.BETTER_PLAN not in memory.watches

@@ -188,3 +188,14 @@ def test_without_leave_no_better_plan_is_looked_for_but_a_reason_counts_all_the_
     assert [t for t in over_time([IDLE] * 2, policy, may_review=False) if t] == []
     found = over_time([busy(0.9)] * 6, policy, may_review=False)
     assert {t.reason for t in found if t} == {Reason.UTILIZATION_SHIFTED}
+
+
+def test_what_clients_feel_and_the_cost_model_confirms_counts_after_one_confirmation():
+    """Window 20 s with 3 confirmations: one confirmation is due after 6.7 s, so at the third look instead of the fifth."""
+    slo = Slo(time_per_output_token_ms=40)
+    felt = Traffic(requests=5, time_per_output_token_ms=60.0)
+    noise = Traffic(requests=5, time_per_output_token_ms=30.0)
+    slow, fine = busy(0.9).model_copy(update={"slo": slo}), IDLE.model_copy(update={"slo": slo})
+    assert [t is not None for t in over_time([slow] * 5, traffic=felt)] == [False, False, True, True, True]
+    assert [t is not None for t in over_time([slow] * 5, traffic=noise)] == [False, False, False, False, True], "a busy node alone"
+    assert [t is not None for t in over_time([fine] * 5, traffic=felt)] == [False, False, False, False, True], "slow requests alone"

@@ -103,6 +103,12 @@ class Memory(Value):
         return watch, self.model_copy(update={"watches": watches})
 
 
-def sustained(watch: Watch | None, policy: Policy, now: datetime) -> bool:
-    """Whether a reason has held for the window and was confirmed often enough."""
-    return watch is not None and now - watch.since >= policy.window and watch.confirmations >= policy.confirmations
+def sustained(watch: Watch | None, policy: Policy, now: datetime, *, felt: bool = False) -> bool:
+    """Whether a reason has held for the window and was confirmed often enough. `felt`: two independent witnesses speak for it, so one
+    confirmation and its share of the window will do."""
+    if watch is None:
+        return False
+    window, confirmations = (
+        (policy.window / policy.confirmations, min(2, policy.confirmations)) if felt else (policy.window, policy.confirmations)
+    )
+    return now - watch.since >= window and watch.confirmations >= confirmations

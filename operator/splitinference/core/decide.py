@@ -239,6 +239,9 @@ def _optional(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tri
     best = _candidate(current, known, policy, solver)
     if isinstance(best, Keep):
         return best.model_copy(update={"trigger": trigger, "message": f"{trigger.message}; {best.message}"}), memory
+    reached = best.revision == current.revision or solver.reaches(best)
+    if not reached and (nearer := _nearer(current, known, policy, solver)) is not None:
+        best, reached = nearer, True
     net = net_gain(current, best, problem, policy)
     wins = best.revision != current.revision and net > policy.min_gain
     if trigger.reason is Reason.BETTER_PLAN:
@@ -267,7 +270,30 @@ def _optional(facts: Facts, policy: Policy, memory: Memory, solver: _Solver, tri
         message=message,
         mandatory=False,
     )
-    return adopted, Memory(reviewed=facts.now)
+    if reached:
+        return adopted, Memory(reviewed=facts.now)
+    # One that cannot be begun is no move: other reasons go on being watched, only this plan is not looked for again at once.
+    return adopted, memory.model_copy(update={"watches": {k: w for k, w in memory.watches.items() if k != Reason.BETTER_PLAN}})
+
+
+def _nearer(current: Plan, problem: Problem, policy: Policy, solver: _Solver) -> Plan | None:
+    """Where the best plan has no room beside what serves: the best that moves one segment only and can be walked to; None if none can."""
+    if len(current.pipelines) > 1 or any(len(segment.nodes) > 1 for segment in current.segments):
+        return None
+    for limits in dict.fromkeys((problem.slo, Slo())):
+        same = _same_cuts(problem.model_copy(update={"slo": limits}), current)
+        if same is None:
+            return None
+        found = []
+        for moving_on in current.segments:
+            staying = tuple(Pin(start=s.start, end=s.end, node=s.node) for s in current.segments if s is not moving_on)
+            pinned = same.constraints.model_copy(update={"pins": (*same.constraints.pins, *staying)})
+            plan = solver.best(same.model_copy(update={"constraints": pinned}), current)
+            if isinstance(plan, Plan) and plan.revision != current.revision and solver.reaches(plan):
+                found.append(plan)
+        if found:
+            return max(found, key=lambda plan: net_gain(current, plan, problem, policy))
+    return None
 
 
 def _candidate(current: Plan, problem: Problem, policy: Policy, solver: _Solver) -> Plan | Keep:

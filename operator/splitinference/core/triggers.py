@@ -124,11 +124,12 @@ Seen = tuple[str, bool | None, str]
 def _optional(facts: Facts, plan: Plan, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
     keys: set[str] = {Reason.BETTER_PLAN}
     first: Trigger | None = None
+    felt = _felt(facts, plan, policy)
     for reason, look in _OPTIONAL:
         for key, holds, message in look(facts, plan, policy):
             keys.add(key)
             watch, memory = memory.watching(key, holds, policy, facts.now)
-            if first is None and holds and watch is not None and sustained(watch, policy, facts.now):
+            if first is None and holds and watch is not None and sustained(watch, policy, facts.now, felt=felt):
                 held = (facts.now - watch.since).total_seconds()
                 first = Trigger(reason=reason, message=message.format(held=f"for {held:.0f} s"), mandatory=False)
     memory = memory.model_copy(update={"watches": {key: watch for key, watch in memory.watches.items() if key in keys}})
@@ -142,6 +143,14 @@ def _optional(facts: Facts, plan: Plan, policy: Policy, memory: Memory) -> tuple
         message = f"a better plan is looked for every {policy.review.total_seconds():.0f} s"
         return Trigger(reason=Reason.BETTER_PLAN, message=message, mandatory=False), memory
     return None, memory
+
+
+def _felt(facts: Facts, plan: Plan, policy: Policy) -> bool:
+    """Whether clients feel that the plan no longer is what it was: their limits are broken, as the gateway saw, and the cost model says of
+    what was measured on nodes and links that the plan is slower than it was made for. Either alone may be noise; both are not."""
+    if plan.prediction is None or not any(holds for _, holds, _ in _slo_violated(facts, plan, policy)):
+        return False
+    return predict(plan, facts.problem).time_per_output_token_ms > (1 + policy.min_gain) * plan.prediction.time_per_output_token_ms
 
 
 def may_move(facts: Facts, policy: Policy) -> bool:

@@ -48,9 +48,9 @@ class Observation:
             self._made = (self.version, made)
         return self._made[1]
 
-    def is_ready(self, node: str) -> bool:
-        """Whether the node is called ready."""
-        return self._nodes[node].ready
+    def is_back(self, node: str) -> bool:
+        """Whether the node's kubelet speaks again, and has for as long as it takes to end what ran before and to be called ready."""
+        return self._world.is_up(node) and self._env.now - self._world.since[node] >= self._trace.observing.ready_s
 
     def _scrape(self) -> Process:
         observing = self._trace.observing

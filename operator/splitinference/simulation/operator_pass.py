@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 import simpy
 
+from splitinference.controller.privacy import exposed
 from splitinference.core.adaptation import Facts, Memory, Mode
 from splitinference.core.decide import Adopt, Keep, beside, decide
 from splitinference.core.plan import Plan
@@ -11,7 +12,7 @@ from splitinference.core.problem import Problem
 from splitinference.core.rehearse import rehearse
 from splitinference.core.solve.outcome import Limits
 from splitinference.core.transition import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, next_steps
-from splitinference.core.walk import Observed, Phase, Target
+from splitinference.core.walk import Observed, Phase, Route, Target
 from splitinference.simulation.gateway import Gateway
 from splitinference.simulation.observation import Observation, moment
 from splitinference.simulation.policies import Conduct
@@ -44,7 +45,7 @@ class Operator:
         self._woken = env.event()
         self._memory = Memory()
         self._moves: list[datetime] = []
-        self._quarantined: dict[str, tuple[float, str]] = {}
+        self._lost: dict[str, str] = {}
         self._walking = False
         self._settled: tuple[object, ...] | None = None
         self._observation: Observation
@@ -82,6 +83,9 @@ class Operator:
     def _pass(self) -> None:
         self._segments.prove()
         self._judge_nodes()
+        if (serving := self._routes.serving) is not None and self._exposed(serving):
+            # As with `onViolation: Stop`, the operator's default: nothing is sent there any more.
+            self._routes.withdraw()
         seen = self._seen()
         if not self._walking and seen == self._settled:
             # The same facts give the same answer: time alone only matters while something is watched, and nothing is.
@@ -108,7 +112,7 @@ class Operator:
             plan=self.plan,
             planned_for="trace",
             asked="trace",
-            quarantined={node: why for node, (_, why) in self._quarantined.items()},
+            quarantined=dict(self._lost),
             walking=self._walking,
             moves=tuple(self._moves),
             traffic=self._gateway.traffic(),
@@ -122,7 +126,7 @@ class Operator:
             (slo.time_per_output_token_ms, traffic.time_per_output_token_ms),
         )
         broken = tuple(None if limit is None or value is None else value > limit for limit, value in pairs)
-        return (self._observation.version, self._segments.version, broken, tuple(self._quarantined), self.plan.revision)
+        return (self._observation.version, self._segments.version, broken, tuple(self._lost), self.plan.revision)
 
     def _adopt(self, decision: Adopt, facts: Facts) -> bool:
         """Make it the plan; False where that would lead nowhere."""
@@ -168,12 +172,18 @@ class Operator:
                     self._segments.create(segment)
                 case DeleteSegment(name=name):
                     self._segments.delete(name)
-                case Cutover(route=route):
+                case Cutover(route=route) if not self._exposed(route):
                     self._routes.cutover(route)
                     self.wake()
 
+    def _exposed(self, route: Route) -> bool:
+        """Whether a layer of the route is where a rule of privacy does not let it be."""
+        problem = self._problem(None)
+        segments = {name: run.named for name, run in self._segments.runs.items()}
+        return bool(exposed(route, segments, problem.snapshot.nodes, problem.constraints))
+
     def _observed(self, target: Target) -> Observed:
-        lost = {node: why for node, (_, why) in self._quarantined.items()}
+        lost = dict(self._lost)
         room: dict[str, int] = {}
         for node in self._observation.snapshot().nodes:
             if not node.ready:
@@ -188,14 +198,13 @@ class Operator:
         )
 
     def _judge_nodes(self) -> None:
-        """Nodes whose segments steps do not get past are not used for a while; the data path knows it before the node's condition."""
+        """A node whose segments steps do not get past is lost until its kubelet is back, as for the operator: the data path knows it before
+        the node's condition says so."""
         observing, now = self._trace.observing, self._env.now
         for name in [n for n in self._routes.failing if n not in self._segments.runs or self._segments.runs[n].alive]:
             del self._routes.failing[name]
         for name, since in self._routes.failing.items():
-            node = self._segments.runs[name].named.node
-            if now - since >= observing.failing_s and node not in self._quarantined:
-                self._quarantined[node] = (now, f"steps into it get no answer for {observing.failing_s:g} s")
-        for node, (since, _) in list(self._quarantined.items()):
-            if now - since >= observing.quarantine_s and self._observation.is_ready(node):
-                del self._quarantined[node]
+            if now - since >= observing.failing_s:
+                self._lost.setdefault(self._segments.runs[name].named.node, f"steps into it get no answer for {observing.failing_s:g} s")
+        for node in [node for node in self._lost if self._observation.is_back(node)]:
+            del self._lost[node]

@@ -68,6 +68,13 @@ class Routes:
             self._old[self._serving.route.revision] = self._serving
         self._serving = RouteState(route)
 
+    def withdraw(self) -> None:
+        """No sequence takes a step along the serving route any more; all wait for the next."""
+        if self._serving is not None:
+            self._serving.ends_at = self._env.now
+            self._old[self._serving.route.revision] = self._serving
+            self._serving = None
+
     def old_routes(self) -> tuple[OldRoute, ...]:
         """Routes that were cut over from; those with nothing in flight are forgotten with this answer."""
         found = tuple(

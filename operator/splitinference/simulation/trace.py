@@ -88,8 +88,7 @@ class Observing(Value):
     max_age_s: float = Field(default=60.0, gt=0, description="older values count as unknown")
     not_ready_s: float = Field(default=40.0, ge=0, description="a dead node is called not ready after so long")
     ready_s: float = Field(default=10.0, ge=0, description="a node that is back is called ready after so long")
-    failing_s: float = Field(default=5.0, ge=0, description="a stage that steps have not got past for so long has failed")
-    quarantine_s: float = Field(default=60.0, ge=0, description="for at least so long its node is not used")
+    failing_s: float = Field(default=5.0, ge=0, description="a stage that steps have not got past for so long is lost with its node")
     traffic_window_s: float = Field(default=60.0, gt=0, description="what clients got is told for so long back")
 
 
