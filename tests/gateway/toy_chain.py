@@ -76,6 +76,7 @@ class ToySegment:
     chunks: list[int] = field(default_factory=list)
     shapes: list[list[int]] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
+    logprob: float = -0.5
     die_at_step: int | None = None
     layers: tuple[int, int] | None = None
     pull_seconds: float = 0.0  # a token, as of a slow link
@@ -164,7 +165,7 @@ class ToySegment:
             if meta.get("logits"):
                 return {**answer, **tensors(logits=([3], toy_logits(held)))}
             answer["token"] = next_token(held, sampling, self.end_after)
-            answer["logprob"] = -0.5
+            answer["logprob"] = self.logprob
             answer["top_logprobs"] = [[answer["token"], -0.5], *([i, -1.0 - i] for i in range(1, sampling["logprobs"]))][
                 : sampling["logprobs"]
             ]

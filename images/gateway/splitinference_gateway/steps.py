@@ -280,6 +280,13 @@ class StepClient:
         return self._channels[segment][1]
 
 
+def _finite(logprob: float) -> float:
+    """A log-probability that JSON can carry: OpenAI writes -9999 for what is impossible. ValueError for what is no number."""
+    if math.isnan(logprob) or logprob == math.inf:
+        raise ValueError(f"a log-probability of {logprob}")
+    return max(logprob, -9999.0)
+
+
 def _outputs(meta: Mapping[str, Any], content: bytes, first: str) -> tuple[Output, ...]:
     made, start = [], 0
     try:
@@ -307,7 +314,7 @@ def _answer(meta: Mapping[str, Any], sampled: bool, first: str, seconds: float, 
             for t in meta.get("timings") or ()
         )
         logprob = meta.get("logprob")
-        top = tuple((int(i), float(p)) for i, p in meta.get("top_logprobs") or ())
-        return Answer(token, None if logprob is None else float(logprob), top, timings, seconds, outputs)
+        top = tuple((int(i), _finite(float(p))) for i, p in meta.get("top_logprobs") or ())
+        return Answer(token, None if logprob is None else _finite(float(logprob)), top, timings, seconds, outputs)
     except (KeyError, TypeError, ValueError) as error:
         raise StepError("internal", f"the answer makes no sense: {error!r}", first) from error
