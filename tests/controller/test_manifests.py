@@ -116,7 +116,18 @@ def test_the_segment_is_told_what_the_protocol_names():
     assert told["SI_KV_BYTES"] == str(90 * MIB)
     assert told["SI_PEER_PREFIX"] == "chat-"
     assert told["SI_PEER_SUFFIX"] == ".team.svc.cluster.local"
-    assert (told["SI_MAX_CONTEXT_TOKENS"], told["SI_MAX_SEQUENCES"], told["SI_THREADS"]) == ("2048", "16", "1")
+    assert (told["SI_MAX_CONTEXT_TOKENS"], told["SI_MAX_SEQUENCES"]) == ("2048", "16")
+
+
+def test_a_segment_takes_the_threads_it_is_given_or_as_many_as_its_node_lets_it_have():
+    """The planner counts on all of a node's cores; without a limit the kubelet gives the node's allocatable cores for it."""
+
+    def threads(**segments: object) -> list[object]:
+        env = build(a_resource(segments=segments)).pod["spec"]["containers"][0]["env"]
+        return [entry.get("value", entry.get("valueFrom")) for entry in env if entry["name"] == "SI_THREADS"]
+
+    assert threads(threads=3) == ["3"]
+    assert threads() == [{"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}]
 
 
 def test_packed_weights_are_asked_for_and_another_segment_than_stored_ones():

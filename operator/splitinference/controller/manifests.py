@@ -121,12 +121,13 @@ class Manifests:
             "SI_MAX_CONTEXT_TOKENS": str(spec.model.max_context_tokens),
             "SI_MAX_SEQUENCES": str(spec.model.max_running_sequences),
             "SI_KV_BYTES": str(kv_bytes),
-            "SI_THREADS": str(spec.segments.threads),
             "SI_PEER_PREFIX": f"{resource.name}-",
             "SI_PEER_SUFFIX": gateway.peer_suffix(resource, self._settings),
             "HOME": "/tmp",
             "USER": "splitinference",
-        } | ({"SI_WEIGHTS": "packed"} if spec.segments.weights == "Packed" else {})
+            **({"SI_THREADS": str(spec.segments.threads)} if spec.segments.threads else {}),
+            **({"SI_WEIGHTS": "packed"} if spec.segments.weights == "Packed" else {}),
+        }
 
     def _container(self, variables: Mapping[str, str], model_mount: Manifest, memory_bytes: int) -> Manifest:
         settings = self._settings
@@ -135,7 +136,7 @@ class Manifests:
             SEGMENT,
             settings.segment_image,
             settings,
-            env=environment(variables),
+            env=[*environment(variables), *([] if "SI_THREADS" in variables else [_ALL_CORES])],
             ports=[
                 {"name": "http", "containerPort": HTTP_PORT},
                 {"name": "grpc", "containerPort": GRPC_PORT},
@@ -151,6 +152,10 @@ class Manifests:
             lifecycle={"preStop": {"exec": {"command": ["segment-drain", str(settings.segment_drain_seconds)]}}},
             volumeMounts=[model_mount, {"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}],
         )
+
+
+_ALL_CORES = {"name": "SI_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}}
+"""As many threads as the container may use: its limit or, where it has none, what the kubelet says instead, the node's allocatable cores."""
 
 
 def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) -> str:

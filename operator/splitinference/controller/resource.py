@@ -227,7 +227,7 @@ class Placement(SpecValue):
 class SegmentsSpec(SpecValue):
     """How every segment runs."""
 
-    threads: int = Field(default=1, ge=1, le=256)
+    threads: int | None = Field(default=None, ge=1, le=256)
     weights: Literal["Stored", "Packed"] = "Stored"
     memory_margin_percent: int = Field(default=10, ge=0, le=100)
 
