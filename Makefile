@@ -37,10 +37,13 @@ bench-adaptation: install ## static against adaptive on the kind cluster, as a t
 bench-model: install ## what is predicted of plans beside what is measured on the kind cluster; JSON=1 likewise
 	@$(PY) -m e2e.bench_model $(if $(JSON),--json)
 
+soak: install ## load with cancels, cutovers and kills for SECONDS (1800), then a look for leaks; one line of figures
+	@$(PY) -m e2e.soak $(if $(SECONDS),--seconds $(SECONDS))
+
 test: check unit e2e ## everything, as CI runs it
 
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation bench-model test format
+.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation bench-model soak test format

@@ -81,7 +81,7 @@ def in_segment_image(cluster: Cluster, mount: tuple[Path, str], *words: str) -> 
     (image,) = cluster.build_images(("segment",)).values()
     here, there = mount
     options = ("--rm", "--network", "none", "--user", "0:0", "--entrypoint", words[0], "-v", f"{here}:{there}")
-    return cluster.engine().docker("run", *options, image, *words[1:])
+    return cluster.images_engine().docker("run", *options, image, *words[1:])
 
 
 def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: str) -> None:

@@ -5,70 +5,36 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from e2e import stack
+from e2e import data_plane, stack
 from e2e.cluster import Cluster, images
 from e2e.cluster.settings import REPOSITORY
+from e2e.data_plane import Run
 from splitinference.cli.schemas import schemas
 
 pytestmark = pytest.mark.cluster
 
-
-def built(cluster: Cluster, name: str, dockerfile: str, *options: str) -> str:
-    """An image with tests in it. The engine's cache makes it quick when nothing changed."""
-    engine, image = cluster.engine(), f"{images.PREFIX}/{name}:test"
-    words = ["build", "-t", image, "-f", str(REPOSITORY / dockerfile), *(["--network", "host"] if engine.private else []), *options]
-    with images.build_secrets() as secrets:
-        engine.docker(*words, *secrets, str(REPOSITORY), log=cluster.settings.logs / f"image-{name}-test.log")
-    return image
-
-
-@dataclass(frozen=True)
-class Run:
-    """A container that runs its image's own tests, on the real model; its output goes to a file."""
-
-    process: subprocess.Popen[bytes]
-    output: Path
-
-    def passed(self) -> None:
-        """Wait for the end; what the tests printed is shown, and their failure is ours."""
-        code = self.process.wait()
-        print(self.output.read_text())
-        assert code == 0
-
-
-def started(cluster: Cluster, image: str, model_variable: str, output: Path) -> Run:
-    engine, model = cluster.engine(), cluster.settings.models / stack.MODEL
-    options = ["--rm", "--network", "host" if engine.private else "bridge", "--shm-size", "1g", "--read-only", "--tmpfs", "/tmp"]
-    options += ["-v", f"{model}:/model:ro", "-e", f"{model_variable}=/model", "--name", f"{cluster.settings.name}-{output.stem}"]
-    with output.open("wb") as file:
-        command = [engine.client, "run", *options, image]
-        return Run(subprocess.Popen(command, env={**os.environ, **engine.env()}, stdout=file, stderr=subprocess.STDOUT), output)
+SOAK_SECONDS = 75
 
 
 @pytest.fixture(scope="module")
 def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
     """Both at the same time: each mostly waits for servers to start, or to be found dead."""
     folder = tmp_path_factory.mktemp("data-plane")
-    made = cluster.build_images(("segment", "gateway"))
+    gateway = data_plane.gateway_with_segments(cluster)
     dockerfile = str(images.sources()["segment"].dockerfile.relative_to(REPOSITORY))
-    segment = built(cluster, "segment", dockerfile, "--target", "test", "--build-arg", f"BASE={cluster.base()}")
-    arguments = ("--build-arg", f"SEGMENT={made['segment']}", "--build-arg", f"GATEWAY={made['gateway']}")
-    gateway = built(cluster, "gateway", "images/gateway/Dockerfile.test", *arguments)
+    segment = data_plane.built(cluster, "segment", dockerfile, "--target", "test", "--build-arg", f"BASE={cluster.base()}")
     started_runs = {
-        "segment": started(cluster, segment, "SI_TEST_MODEL", folder / "segment-tests.txt"),
-        "gateway": started(cluster, gateway, "SI_TEST_MODEL_PATH", folder / "gateway-tests.txt"),
+        "segment": data_plane.started(cluster, segment, "SI_TEST_MODEL", folder / "segment-tests.txt"),
+        "gateway": data_plane.started(cluster, gateway, "SI_TEST_MODEL_PATH", folder / "gateway-tests.txt"),
     }
     yield started_runs
     for run in started_runs.values():
-        if run.process.poll() is None:
-            cluster.engine().docker("rm", "-f", f"{cluster.settings.name}-{run.output.stem}", check=False)
-            run.process.wait()
+        data_plane.ended(cluster, run)
 
 
 def test_segments(runs: dict[str, Run]) -> None:
@@ -98,3 +64,20 @@ def test_the_speed_comparison_compares_what_is_the_same(cluster: Cluster, runs: 
 def test_gateway_with_real_segments(runs: dict[str, Run]) -> None:
     """The same text from three real segments as from the whole model, also when one is killed in mid-stream."""
     runs["gateway"].passed()
+
+
+def test_a_short_soak_leaves_nothing_behind(cluster: Cluster, runs: dict[str, Run], tmp_path: Path) -> None:
+    """Load with cancels, cutovers, and kills of stubs, servers and whole pods: no request fails, no text changes, nothing leaks."""
+    runs["segment"].process.wait()  # one after the other: memory
+    runs["gateway"].process.wait()
+    image, output = data_plane.gateway_with_segments(cluster), tmp_path / "soak.txt"
+    run = data_plane.started(cluster, image, "SI_TEST_MODEL_PATH", output, data_plane.soak_command(SOAK_SECONDS))
+    try:
+        run.passed()
+    finally:
+        data_plane.ended(cluster, run)
+    figures = json.loads(output.read_text().splitlines()[-1])
+    assert figures["ok"]
+    assert figures["requests"] > 20
+    assert figures["cutovers"] >= 3
+    assert figures["killed_stub"] + figures["killed_server"] + figures["killed_pod"] >= 1

@@ -129,6 +129,13 @@ class Cluster:
 
     # ---- images
 
+    def images_engine(self) -> Engine:
+        """The engine that images are built on, also where no cluster runs; `build_images` starts it."""
+        engine = engines.find(self.settings)
+        if engine is None:
+            raise NotUp("No engine runs: `python -m e2e.cluster up` starts one.")
+        return engine
+
     def build_images(self, names: Sequence[str] = OURS) -> dict[str, str]:
         """Build what changed; the images' full names by short name. Starts an engine when none runs."""
         with self._alone():
