@@ -8,7 +8,7 @@ import pytest
 from tests.controller.stories import reasons, small
 from tests.controller.world import Killed, Operator, World, a_body
 
-WRITES = 31
+WRITES = 32
 
 
 def story(world: World, operator_of: Any) -> None:

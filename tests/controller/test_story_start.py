@@ -84,3 +84,23 @@ def test_observed_figures_are_those_of_the_gateway():
     operator.look()
     assert world.status()["observed"]["timePerOutputTokenMs"] == {"p50": 12, "p95": 12}
     assert world.status()["latency"] == "1.6s"
+
+
+def test_a_first_plan_that_was_made_in_the_noise_of_starting_is_mended_without_a_cooldown():
+    """Unpacking images looks like another tenant; when it is over, the better plan has to hold for the window and nothing more."""
+    world = World({name: a_node(name, mib=310, cores=4.0 if name == "c" else 1.0) for name in ("a", "b", "c")})
+    world.busy = {"c": 1.9}
+    world.add(a_body(adaptation={"window": "20s", "cooldown": "24h", "drain": "10s"}))
+    operator = Operator(world)
+    operator.run(6)
+    assert world.condition("Ready")["status"] == "True"
+    assert "c[" not in world.placement()
+    world.busy = {}
+    operator.run(24)
+    assert "c[" in world.placement()
+    assert reasons(world)[0] in ("BetterPlan", "UtilizationShifted")
+    moved = len(world.status()["decisions"])
+    world.busy = {"c": 1.9}
+    operator.run(24)
+    assert "c[" in world.placement(), "from then on the cooldown holds"
+    assert len(world.status()["decisions"]) == moved

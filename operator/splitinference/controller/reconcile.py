@@ -258,7 +258,8 @@ class _Pass:
             if taken := [violation.message for violation in broken if violation.constraint == "memory"]:
                 message = f"{decision.message}; another resource's plan took the memory: {'; '.join(taken)}"
                 return Keep(reason=Kept.OVERTAKEN, message=message)
-            recall = seen.recall if decision.change is Change.KEEP else seen.recall.moved(seen.now)
+            # A first plan moves nothing, and may have been made while nodes unpacked our images: no cooldown keeps it from being mended.
+            recall = seen.recall if decision.change in (Change.KEEP, Change.FIRST) else seen.recall.moved(seen.now)
             recall = promised(recall, decision, built.target.route.revision, seen.report.observed if seen.report else None)
             seen = replace(seen, reading=reading, recall=recall)
             serving = seen.stored.route if seen.stored else None
