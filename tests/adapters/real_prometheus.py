@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from e2e.cluster.settings import Settings
 
 
@@ -43,9 +45,11 @@ def serving_series(lines: Iterable[str], folder: Path, age_seconds: float = 2.0)
 
 @contextmanager
 def serving_samples(lines: Iterable[str], folder: Path) -> Iterator[str]:
-    """URL of a server that has these samples: lines of exposition text with their times, each series' together and in order."""
+    """URL of a server that has these samples: lines of exposition text with their times, each series' together and in order. Where no
+    Prometheus is to be had, the test is skipped."""
     tools = programs()
-    assert isinstance(tools, dict), tools
+    if isinstance(tools, str):
+        pytest.skip(tools)
     text, data, config = folder / "series.txt", folder / "data", folder / "prometheus.yml"
     text.write_text("".join(f"{line}\n" for line in lines) + "# EOF\n")
     config.write_text("global: {}\n")

@@ -12,13 +12,10 @@ from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.controller.ports import Metrics
 from splitinference.controller.reconcile import Reconciler
 from splitinference.settings import Settings
-from tests.adapters.real_prometheus import programs, serving_series
+from tests.adapters.real_prometheus import serving_series
 from tests.adapters.test_link_queries import probe, segment
 from tests.controller.world import SETTINGS, World, a_body, a_node
 from tests.core.planning import Exhaustive
-
-why = programs()
-pytestmark = pytest.mark.skipif(isinstance(why, str), reason=str(why))
 
 NODES = ("a", "b", "c")
 Series = list[str]

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 ADDRESSES = {"a": "10.214.7.1", "b": "10.214.7.2"}
 
 
+@cache
 def missing() -> str:
     """Why namespaces cannot be made here; empty if they can."""
     if os.geteuid() != 0:

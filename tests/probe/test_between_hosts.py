@@ -7,9 +7,6 @@ import pytest
 
 from tests.probe.namespaces import Hosts, missing, two_hosts
 
-why = missing()
-pytestmark = pytest.mark.skipif(bool(why), reason=f"network namespaces: {why}")
-
 RTT = 'splitinference_link_rtt_ms{source="node-a",target="node-b"}'
 MBPS = 'splitinference_link_mbps{source="node-a",target="node-b"}'
 BACK = 'splitinference_link_mbps{source="node-b",target="node-a"}'
@@ -21,6 +18,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
+    if why := missing():
+        pytest.skip(f"network namespaces: {why}")
     with two_hosts() as made:
         yield made
 
