@@ -133,6 +133,15 @@ async def test_a_generic_chain_takes_and_gives_numbers_of_its_own_shape(client: 
         assert np.array_equal(answer.as_numpy("scores"), 4 * image)
 
 
+async def test_the_operator_hears_how_long_inferences_take(tmp_path: Path) -> None:
+    async with tensors(tmp_path, CHAIN) as world, http(world) as triton:
+        await triton.infer(MODEL, given(triton_http, image=np.ones((1, 2, 3), dtype=np.float32)))
+        observed = (await world.get("/internal/routes"))["observed"]
+        assert (observed["requests"], observed["failed"]) == (1, 0)
+        assert observed["timeToFirstTokenMs"]["p50"] > 0
+        assert await world.metric('splitinference_gateway_time_to_first_token_seconds_count{revision="r1"}') == 1
+
+
 async def test_many_rows_go_in_several_requests_and_come_back_in_order(tmp_path: Path) -> None:
     async with tensors(tmp_path, BERT, prefill_chunk_tokens=8) as world, http(world) as triton:
         rows = np.arange(40, dtype=np.int64).reshape(10, 4)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
@@ -46,7 +47,7 @@ class Inference:
         Raises:
             ApiError: the inputs are wrong, there is no room, or the chain could not do it in time.
         """
-        inputs = self._checked(given)
+        arrived, inputs = time.monotonic(), self._checked(given)
         known = [spec.name for spec in self.signature.outputs]
         if unknown := [name for name in wanted if name not in known]:
             raise invalid(f"Unexpected output '{unknown[0]}'; the model gives {', '.join(known)}.", "outputs", "unknown_parameter")
@@ -58,6 +59,9 @@ class Inference:
         except TimeoutError:
             message = f"The request was not finished within {self.request_seconds:.0f} s."
             raise ApiError(504, message, kind="server_error", code="deadline_exceeded") from None
+        took, route = time.monotonic() - arrived, self.chain.routes.current  # its first output is there when all are
+        self.chain.metrics.first_token.labels(route.revision if route else "").observe(took)
+        self.chain.observed.first_token(took)
         return tuple(made[name] for name in wanted or known)
 
     async def _made(self, inputs: Mapping[str, Tensor], client: str) -> tuple[Tensor, ...]:
