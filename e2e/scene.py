@@ -153,11 +153,11 @@ def ending(cluster: Cluster) -> bool:
 
 
 @contextmanager
-def burning(cluster: Cluster, *nodes: str) -> Iterator[None]:
-    """Another tenant takes all CPU of these nodes."""
+def burning(cluster: Cluster, *nodes: str, share: float = 1.0) -> Iterator[None]:
+    """Another tenant takes this share of the CPU of these nodes."""
     try:
         for node in nodes:
-            cluster.burn(node)
+            cluster.burn(node, share * cluster.size(node).cores)
         yield
     finally:
         for node in nodes:

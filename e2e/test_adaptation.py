@@ -184,8 +184,8 @@ def resized(cluster: Cluster, sizes: dict[str, int], partition: dict[str, int]) 
 def test_two_busy_nodes_lead_to_new_cuts(roomy: Cluster, play: Play, load: Load) -> None:
     with play("b: two nodes busy at once", load) as scene:
         before = scene.placement()
-        with burning(roomy, before[0][2], before[-1][2]):
-            scene.settles(lambda placed: cuts(placed) != cuts(before), 180, "new cuts")
+        with burning(roomy, before[0][2], before[-1][2], share=0.8):  # what starts there needs some of it
+            scene.settles(lambda placed: cuts(placed) != cuts(before), 240, "new cuts")
             scene.stays(QUIET_SECONDS)
     assert scene.decision()["transition"] == "re-split"
 
