@@ -155,7 +155,7 @@ class Manifests:
 
 
 _ALL_CORES = {"name": "SI_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}}
-"""As many threads as the container may use: its limit or, where it has none, what the kubelet says instead, the node's allocatable cores."""
+"""As many threads as the container may use: its CPU limit; where it has none, the kubelet says the node's allocatable cores instead."""
 
 
 def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) -> str:
