@@ -15,11 +15,16 @@ from splitinference.core.cost.flow import flow_over
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.plan import Pipeline, Plan, Segment
-from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, TrustRule, Workload
+from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, Slo, TrustRule, Workload
 from splitinference.core.solve import Infeasible, JointlySolved, Limits, Solved, SolverFailed, SolverProcess, solve_several_in_child
+from splitinference.core.solve.apart import least_apart, least_sum_apart
+from splitinference.core.solve.bottleneck import occupancy_of
 from splitinference.core.solve.columns import alone
 from splitinference.core.solve.dispatch import solve
+from splitinference.core.solve.dual import uses_of
 from splitinference.core.solve.joint import solve_in_turn, solve_jointly
+from splitinference.core.solve.tables import Tables
+from splitinference.core.solve.task import task_of
 from tests.core.planner_problems import a_node, a_plan, a_profile, problems, single_goals
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -71,6 +76,31 @@ def test_pipelines_and_shared_stages_are_as_good_as_brute_force(problem: Problem
     assert answer.plan.value == pytest.approx(min(values), rel=1e-5, abs=1e-6)
     assert answer.bound <= min(values) + 1e-6
     assert violations(answer.plan, problem) == ()
+
+
+@SETTINGS
+@given(problems(st.sampled_from([Goal.LATENCY, Goal.BOTTLENECK]).map(lambda goal: Objective(goal=goal)), layers=3, nodes=4))
+def test_two_chains_apart_are_bounded_and_share_no_place(problem: Problem) -> None:
+    wanted = {"pipelines": 2, "min_segments": 1, "max_segments": None, "max_nodes": None, "utilization_ceiling": None}
+    problem = problem.model_copy(update={"constraints": problem.constraints.model_copy(update=wanted), "slo": Slo(), "serving": ()})
+    tables = Tables(alone(problem))
+    if not tables.count or tables.shares_node.any():
+        return
+    values = []
+    for chosen in combinations(valid_chains(problem), 2):
+        plan = Plan(model_digest=problem.profile.digest, pipelines=tuple(chain.model_copy(update={"share": 0.5}) for chain in chosen))
+        if not violations(plan, problem):
+            values.append(objective_value(plan, problem))
+    least, task = min(values, default=float("inf")), task_of(tables)
+    if problem.objective.goal is Goal.LATENCY:
+        assert least_sum_apart(task, 2, lambda: False) <= least * (1 + 1e-9)
+        return
+    found = least_apart(task, 2, lambda: False)
+    assert found.bound <= least * (1 + 1e-9)
+    if found.chains is not None:
+        assert max(occupancy_of(task, chain) for chain in found.chains) >= least * (1 - 1e-9)
+        uses = sum(uses_of(task, chain) for chain in found.chains)
+        assert (uses <= tables.multiplicity).all()
 
 
 def throughput_problem(free: tuple[int, ...], *, partial: bool, layers: int = 3) -> Problem:

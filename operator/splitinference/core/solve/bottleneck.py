@@ -60,7 +60,7 @@ def occupancies(task: Task) -> Floats:
     return np.unique(np.concatenate(found))
 
 
-def _longest(task: Task) -> Floats:
+def longest(task: Task) -> Floats:
     """Boundary by class: layers of the longest segment from there."""
     ends = np.arange(task.tables.layers + 1)
     return np.stack([np.where(mask, ends[None, :] - a, 0).max(axis=1) for a, mask in enumerate(task.allowed[:-1])]).astype(float)
@@ -133,7 +133,7 @@ class _Thresholds:
     def _price(self, task: Task, arrays: Arrays) -> tuple[_Verdict, Floats]:
         """Refute the threshold by prices, or meet a chain on the way; else the best prices found."""
         most = self._most_uses(task)
-        reach = _longest(task)
+        reach = longest(task)
         if not reach.any():
             return _Verdict(None, refuted=True), most
         sums = [(Arrays(task.tables, r.criterion, task.allowed, task.hops_open), r.limit) for r in task.resources]

@@ -1,7 +1,7 @@
 """Chains as columns: candidates with all that they cost and take, from which several are chosen together."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
 import numpy as np
@@ -9,8 +9,10 @@ import numpy as np
 from splitinference.core.cost import violations
 from splitinference.core.cost.evaluate import Evaluation, evaluate
 from splitinference.core.cost.predict import prediction_of
+from splitinference.core.cost.site import Site
 from splitinference.core.plan import Pipeline, Plan, Prediction, Segment
 from splitinference.core.problem import Goal, Objective, Problem
+from splitinference.core.solve.apart import least_apart
 from splitinference.core.solve.bottleneck import least_bottleneck
 from splitinference.core.solve.chain import best_chain
 from splitinference.core.solve.relaxed import Step
@@ -123,7 +125,11 @@ def _all(tables: Tables, problem: Problem) -> Iterator[Pipeline]:
 
 def pipeline_of(tables: Tables, steps: tuple[Step, ...]) -> Pipeline:
     """A chain over classes as a pipeline over their first members."""
-    left = {step.place: list(tables.members[step.place]) for step in steps}
+    return _taking([list(members) for members in tables.members], steps)
+
+
+def _taking(left: list[list[tuple[int, Site]]], steps: tuple[Step, ...]) -> Pipeline:
+    """A chain over classes as a pipeline; the members that it takes are no longer left."""
     segments = []
     for step in steps:
         _, site = left[step.place].pop(0)
@@ -142,6 +148,11 @@ def best_of(task: Task, expired: Callable[[], bool]) -> tuple[tuple[Step, ...] |
 
 def _varied(tables: Tables, problem: Problem, pipelines: int, expired: Callable[[], bool]) -> Iterator[Pipeline]:
     """The best chain; then chains of what is left; then the best of every part of the nodes dealt out evenly, and of every zone."""
+    if pipelines > 1 and problem.objective.goal is Goal.BOTTLENECK and not tables.shares_node.any():
+        apart = least_apart(replace(task_of(tables), resources=()), pipelines, expired)
+        members = [list(found) for found in tables.members]
+        for chain in apart.chains or ():
+            yield _taking(members, chain)
     nodes = [node for node in problem.snapshot.nodes if node.name not in tables.unusable]
     goals = dict.fromkeys((problem.objective.goal, Goal.BOTTLENECK, Goal.LATENCY))
     for goal in goals:

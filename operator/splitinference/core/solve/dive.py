@@ -12,6 +12,7 @@ from splitinference.core.solve.criterion import Arrays
 from splitinference.core.solve.dual import crowded, keeps_counts, sum_along
 from splitinference.core.solve.mend import mended
 from splitinference.core.solve.relaxed import Completion, Step, complete
+from splitinference.core.solve.tables import Ints
 from splitinference.core.solve.task import SLACK, Multipliers, Task
 
 MOST_MENDED = 16
@@ -46,14 +47,15 @@ def _valid(task: Task, steps: tuple[Step, ...]) -> bool:
     return within and keeps_counts(task, steps)
 
 
-def down(task: Task, arrays: Arrays, completion: Completion | None = None) -> tuple[Step, ...] | None:
+def down(task: Task, arrays: Arrays, completion: Completion | None = None, free: Ints | None = None) -> tuple[Step, ...] | None:
     """Step by step to the least of the relaxation, never to a place that is taken; None where the way ends.
 
-    With a `completion` that is followed throughout; else the relaxation is solved anew on what is free before each step.
+    With a `completion` that is followed throughout; else the relaxation is solved anew on what is free before each step. `free`:
+    how many places of each class there are; all of them by default.
     """
     t = task.tables
-    left = t.multiplicity.copy()
-    taken = np.zeros(t.count)
+    left = (t.multiplicity if free is None else free).copy()
+    taken = np.where(left > 0, 0.0, np.inf)
     steps: list[Step] = []
     boundary = 0
     while boundary < t.layers:

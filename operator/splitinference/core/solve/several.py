@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from splitinference.core.plan import Pipeline, Plan
 from splitinference.core.problem import Goal, Problem
+from splitinference.core.solve.apart import least_apart, least_sum_apart
 from splitinference.core.solve.choose import choose
 from splitinference.core.solve.columns import Column, Pool, alone, best_of, pool
 from splitinference.core.solve.fluid import least_step_ms
@@ -75,6 +76,12 @@ def _bound(problem: Problem, expired: Callable[[], bool]) -> float:
     fluid = bounds.pipelines * least_step_ms(tables) if goal is Goal.BOTTLENECK else -math.inf
     if goal is Goal.BOTTLENECK and bounds.max_stage_nodes > 1:
         return fluid
-    _, chain = best_of(task_of(tables), expired)
+    task = task_of(tables)
+    _, chain = best_of(task, expired)
+    if bounds.pipelines > 1 and bounds.disjoint_pipelines and not tables.shares_node.any():
+        if goal is Goal.BOTTLENECK and not task.objective.moved:
+            chain = max(chain, least_apart(task, bounds.pipelines, expired).bound)
+        elif goal is Goal.LATENCY and bounds.max_stage_nodes == 1 and task.is_a_sum:
+            chain = max(chain, least_sum_apart(task, bounds.pipelines, expired))
     each = bounds.pipelines if goal is Goal.MOVE or (goal is Goal.COST and bounds.disjoint_pipelines) else 1
     return max(chain * each, fluid)
