@@ -23,6 +23,7 @@ from splitinference_gateway.requests import ChatRequest, CompletionRequest, pars
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tracing import TracedApp
 
+_LAST_CALLS_SECONDS = 5.0  # for gRPC; requests over HTTP have had their time by then, and the pod's is nearly over
 _Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 
@@ -41,7 +42,7 @@ def build_app(gateway: Gateway) -> Starlette:
                 yield
             finally:
                 if service is not None:
-                    await service.stop(gateway.settings.shutdown_seconds)
+                    await service.stop(min(_LAST_CALLS_SECONDS, gateway.settings.shutdown_seconds))
 
     model = "/v2/models/{model}"
     routes = [
