@@ -266,7 +266,7 @@ async def test_the_operator_is_told_what_was_observed(tmp_path: Path, model_path
     assert 20 <= observed["timePerOutputTokenMs"]["p50"] <= observed["timePerOutputTokenMs"]["p95"] <= observed["longestTokenGapMs"]
     # The toy's stages say 1 ms + 20 ms of compute, 0.1 ms of queue, and 2 ms for the link.
     assert observed["stages"]["a"] == {"computeMs": 1.0, "queueMs": 0.1, "linkMs": 2.0, "steps": 19}
-    assert observed["stages"]["b"] == {"computeMs": 21.0, "queueMs": 0.1, "linkMs": 0.0}
+    assert observed["stages"]["b"] == {"computeMs": 21.0, "queueMs": 0.1, "linkMs": 0.0, "steps": 19}
 
 
 @pytest.mark.anyio
