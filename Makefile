@@ -40,10 +40,13 @@ bench-model: install ## what is predicted of plans beside what is measured on th
 soak: install ## load with cancels, cutovers and kills for SECONDS (1800), then a look for leaks; one line of figures
 	@$(PY) -m e2e.soak $(if $(SECONDS),--seconds $(SECONDS))
 
+bench-operator: install ## the operator's time, memory and API requests with pretend nodes; JSON=1 likewise
+	@$(PY) -m e2e.bench_operator $(if $(JSON),--json)
+
 test: check unit e2e ## everything, as CI runs it
 
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation bench-model soak test format
+.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation bench-model bench-operator soak test format

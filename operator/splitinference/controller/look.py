@@ -90,7 +90,8 @@ class Looker:
         """Read everything else than `resources`; prove what is ready. `wanted`: the names of the plan's segments."""
         cluster, (namespace, name) = self.ports.cluster, owner_of(self.body)
         now, nodes, pods = self.ports.clock.now(), cluster.nodes(), cluster.pods()
-        measured, report = self.sight.measured((namespace, name), self.ports.metrics, now), self.ports.gateways.routes(namespace, name)
+        measured = self.sight.measured((namespace, name), self.ports.metrics, self.ports.clock)
+        report = self.ports.gateways.routes(namespace, name)
         owned = cluster.owned("Pod", namespace, name)
         usable = self.sight.picture(nodes, pods, measured).usable
         owner = str(self.body["metadata"].get("uid", ""))

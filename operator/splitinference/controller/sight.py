@@ -8,13 +8,15 @@ import threading
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from splitinference.controller.ports import Manifest, Metrics
+from splitinference.controller.ports import Clock, Manifest, Metrics
 from splitinference.controller.readings import Measured, read_metrics
 from splitinference.controller.snapshot import Picture, picture_of
 from splitinference.settings import Settings
 
 FRESH = timedelta(seconds=2)
 """So long one resource's reading of metrics will do for the others: Prometheus has nothing newer sooner than every 5 s."""
+STALE = timedelta(seconds=5)
+"""So long it will do while another pass is reading: as long as the usual pause between two passes."""
 Key = tuple[str, str]
 
 
@@ -24,20 +26,37 @@ class Sight:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._reading = threading.Lock()
+        self._state = threading.Lock()
         self._measured: tuple[datetime, Measured] | None = None
         self._used: set[Key] = set()
         self._drawing = threading.Lock()
         self._picture: Picture | None = None
 
-    def measured(self, key: Key, metrics: Metrics, now: datetime) -> Measured:
-        """What metrics say, for the resource `key`."""
-        with self._reading:
-            kept = self._measured
-            if kept is None or now - kept[0] >= FRESH or key in self._used:
-                kept = self._measured = now, read_metrics(metrics)
-                self._used = set()
+    def measured(self, key: Key, metrics: Metrics, clock: Clock) -> Measured:
+        """What metrics say, for the resource `key`. While one pass reads, others take the reading before it, if it is new to them."""
+        if (kept := self._kept(key, clock.now(), FRESH)) is not None:
+            return kept
+        if not self._reading.acquire(blocking=False):
+            if (kept := self._kept(key, clock.now(), STALE)) is not None:
+                return kept
+            self._reading.acquire()
+        try:
+            if (kept := self._kept(key, clock.now(), FRESH)) is not None:
+                return kept  # somebody has read it meanwhile
+            found = read_metrics(metrics)
+            with self._state:
+                # Counted from when it was there: reading may take long itself.
+                self._measured, self._used = (clock.now(), found), {key}
+            return found
+        finally:
+            self._reading.release()
+
+    def _kept(self, key: Key, now: datetime, age: timedelta) -> Measured | None:
+        with self._state:
+            if self._measured is None or now - self._measured[0] >= age or key in self._used:
+                return None
             self._used.add(key)
-            return kept[1]
+            return self._measured[1]
 
     def picture(self, nodes: Sequence[Manifest], pods: Sequence[Manifest], measured: Measured) -> Picture:
         """The picture, drawn anew only when one of the three is another than last time."""
