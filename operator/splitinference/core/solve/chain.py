@@ -21,6 +21,8 @@ NARROW = 16
 LEVEL_ROUNDS = 12
 MOST_SEGMENTS = 20
 FEW = 300
+FEW_CLASSES = 12
+"""Of so few classes there are not many labels: the narrowest search would only be made twice."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,12 @@ class _Hunt:
             return self._answer(note)
         if self.task.is_a_sum and math.isfinite(self.value):
             before, value = len(self.classes), self.value
-            self._dive()
             self._narrow()
+            if len(self.classes) > FEW_CLASSES:
+                self._dive()
+                self._narrow()
             if len(self.classes) < before or self.value < value:
-                note = self._price(rounds)
+                note = self._price(rounds // 2)
         else:
             note = self._look() or self._reach()
         return self._answer(note or self._search())
@@ -163,10 +167,12 @@ class _Hunt:
         return "no chain keeps one of the limits" if refuted else ""
 
     def _search(self) -> str:
-        for width in self.widths:
+        for number, width in enumerate(self.widths):
             self._narrow()
             if not self.part.tables.count:
                 return self._nothing_left()
+            if number + 1 < len(self.widths) and width == WIDTHS[0] and len(self.classes) <= FEW_CLASSES and self.part.is_a_sum:
+                continue
             cut = self._by_levels(width)
             if self._proved(self.bound):
                 return "no cheaper chain keeps the limits, level by level of cost"
