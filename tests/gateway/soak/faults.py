@@ -13,8 +13,9 @@ from tests.gateway.real_segments import Segment
 from tests.gateway.soak.world import World
 
 KINDS = ("stub", "server", "pod")
-STUCK_SECONDS = 60.0  # a server whose stub is dead ends by itself long before
-READY_SECONDS = 180.0
+STUCK_SECONDS = 60.0  # so long without a good probe, and a kubelet kills the container; a server whose stub is dead ends long before
+PROBE_SECONDS = 5.0
+READY_SECONDS = 240.0
 
 
 async def keeper(here: World) -> None:
@@ -22,6 +23,20 @@ async def keeper(here: World) -> None:
     while True:
         await asyncio.to_thread(here.keep)
         await asyncio.sleep(0.5)
+
+
+async def prober(here: World, counts: Counter[str]) -> None:
+    """Kill what does not answer its probe for long, as a kubelet does, for ever."""
+    well = dict.fromkeys((segment.name for segment in here.segments), time.monotonic())
+    while True:
+        for segment in here.segments:
+            if await asyncio.to_thread(segment.ready):
+                well[segment.name] = time.monotonic()
+            elif time.monotonic() - well[segment.name] > STUCK_SECONDS:
+                counts["stuck"] += 1
+                well[segment.name] = time.monotonic()
+                await asyncio.to_thread(segment.kill)
+        await asyncio.sleep(PROBE_SECONDS)
 
 
 async def cutovers(here: World, chance: random.Random, counts: Counter[str]) -> None:
@@ -44,7 +59,7 @@ async def kills(here: World, chance: random.Random, counts: Counter[str]) -> Non
         before = segment.process
         if await asyncio.to_thread(kill, here, segment, kind):
             counts[f"killed_{kind}"] += 1
-        await ready_again(here, segment, before, counts)
+        await ready_again(segment, before)
 
 
 def kill(here: World, segment: Segment, kind: str) -> bool:
@@ -57,14 +72,10 @@ def kill(here: World, segment: Segment, kind: str) -> bool:
     return bool(victims)
 
 
-async def ready_again(here: World, segment: Segment, before: object, counts: Counter[str]) -> None:
-    """Wait until the killed segment serves again, as a new process. One that does not end by itself is killed as a liveness probe does."""
-    end, stuck = time.monotonic() + READY_SECONDS, time.monotonic() + STUCK_SECONDS
+async def ready_again(segment: Segment, before: object) -> None:
+    """Wait until the killed segment serves again, as a new process."""
+    end = time.monotonic() + READY_SECONDS
     while segment.process is before or not await asyncio.to_thread(segment.ready):
-        if segment.process is before and time.monotonic() > stuck:
-            counts["stuck"] += 1
-            await asyncio.to_thread(segment.kill)
-            stuck = end
         if time.monotonic() > end:
             raise TimeoutError(f"{segment.name} did not come back within {READY_SECONDS:.0f} s")
         await asyncio.sleep(0.5)
