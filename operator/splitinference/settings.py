@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     )
     otlp_endpoint: str = Field(
         default="",
-        description="Where gateways send OpenTelemetry traces by OTLP over HTTP, such as http://collector.monitoring:4318. Empty: no traces.",
+        description="Where gateways send OpenTelemetry traces by OTLP/HTTP, such as http://collector.monitoring:4318. Empty: no traces.",
     )
     otlp_sampling_percent: float = Field(
         default=100.0, ge=0, le=100, description="So many of the requests whose client does not say whether to trace them are traced."
