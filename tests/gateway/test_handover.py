@@ -111,9 +111,9 @@ async def test_a_segment_of_both_routes_keeps_what_it_has(tmp_path: Path, model_
         assert await moved(world, [a, b], [a, d], 200) == text(200)
         assert await world.metric("splitinference_gateway_handovers_total") == 1
         assert a.pulled == []
+        await world.idle()
         assert a.counts["release"] == 1
         assert a.chunks.count(8) == 3  # the prompt's own prefill and no other
-        await world.idle()
 
 
 @pytest.mark.anyio
