@@ -6,9 +6,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,23 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def gateway(settings: Mapping[str, str], folder: Path, url: str, segments: Sequence["Segment"]) -> Iterator[subprocess.Popen[bytes]]:
+    """A gateway's process that is ready at `url`; with it end the segments, and what all of them said is printed."""
+    with (folder / "gateway.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "splitinference_gateway"], env={**os.environ, **settings}, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: urllib.request.urlopen(f"{url}/readyz", timeout=1).status == 200)
+        yield process
+    finally:
+        process.terminate()
+        for segment in segments:
+            segment.kill()
+        process.wait(timeout=90)
+        for file in sorted(folder.glob("*.log")):
+            sys.stdout.write(f"--- {file.name}\n{file.read_text(errors='replace')[-4000:]}\n")
 
 
 @dataclass

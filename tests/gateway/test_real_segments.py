@@ -21,7 +21,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.gateway.real_segments import Segment, free_ports, wait_for
+from tests.gateway.real_segments import Segment, free_ports, gateway, wait_for
 
 pytestmark = pytest.mark.skipif(
     shutil.which("segment-serve") is None or "SI_TEST_MODEL_PATH" not in os.environ,
@@ -101,21 +101,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "SI_MAX_CONCURRENT_SEQUENCES": "4",
         "SI_REPLAY_SECONDS": "300",  # a server that loads torch on a busy machine takes its time
     }
-    with (folder / "gateway.log").open("wb") as log:
-        gateway = subprocess.Popen([sys.executable, "-m", "splitinference_gateway"], env={**os.environ, **settings}, stdout=log, stderr=log)
-    stack = Stack(f"http://127.0.0.1:{ports[-1]}", segments, others, route_file, gateway)
-    try:
-        wait_for(lambda: urllib.request.urlopen(f"{stack.url}/readyz", timeout=1).status == 200)
+    url = f"http://127.0.0.1:{ports[-1]}"
+    with gateway(settings, folder, url, made) as process:
+        stack = Stack(url, segments, others, route_file, process)
         # The first request waits for the servers to load: replay covers a chain that is not there yet.
         assert "".join(stack.stream("Say hello."))
         yield stack
-    finally:
-        gateway.terminate()
-        for segment in made:
-            segment.kill()
-        gateway.wait(timeout=90)
-        for log in sorted(folder.glob("*.log")):
-            sys.stdout.write(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}\n")
 
 
 @functools.cache

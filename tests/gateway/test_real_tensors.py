@@ -4,10 +4,8 @@ Runs in images/gateway/Dockerfile.test; the segment image's own Python, which ha
 """
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -20,7 +18,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
-from tests.gateway.real_segments import Segment, free_ports, wait_for
+from tests.gateway.real_segments import Segment, free_ports, gateway
 
 pytestmark = pytest.mark.skipif(shutil.which("segment-serve") is None, reason="needs segment-serve: images/gateway/Dockerfile.test has it")
 
@@ -93,19 +91,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "SI_MAX_CONTEXT_TOKENS": "64",
         "SI_REPLAY_SECONDS": "300",
     }
-    with (folder / "gateway.log").open("wb") as log:
-        gateway = subprocess.Popen([sys.executable, "-m", "splitinference_gateway"], env={**os.environ, **settings}, stdout=log, stderr=log)
-    stack = Stack(ports[-2], ports[-1], segments, json.loads(done.stdout.splitlines()[-1]))
-    try:
-        wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{stack.http}/readyz", timeout=1).status == 200)
-        yield stack
-    finally:
-        gateway.terminate()
-        for segment in segments:
-            segment.kill()
-        gateway.wait(timeout=90)
-        for file in sorted(folder.glob("*.log")):
-            sys.stdout.write(f"--- {file.name}\n{file.read_text(errors='replace')[-4000:]}\n")
+    with gateway(settings, folder, f"http://127.0.0.1:{ports[-2]}", segments):
+        yield Stack(ports[-2], ports[-1], segments, json.loads(done.stdout.splitlines()[-1]))
 
 
 def same(stack: Stack, answer: Any) -> None:

