@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
-import yaml
 
 from e2e import results, stack
 from e2e.cluster import Cluster
 from e2e.cluster.progress import together
 from e2e.cluster.settings import LINK_MBPS, TRUSTED
-from e2e.scene import NAME, Placement, Scene, burning, disturbed
+from e2e.scene import NAME, OURS, Placement, Scene, burning, disturbed
 from e2e.traffic import BURSTY, STEADY, Load
 
 pytestmark = pytest.mark.cluster
@@ -29,20 +28,14 @@ LINK_MBIT = 100.0
 Play = Callable[..., AbstractContextManager[Scene]]
 
 
-@pytest.fixture(scope="module")
-def base_url(serving: Cluster) -> Iterator[str]:
-    with stack.endpoint(serving, NAME) as url:
-        yield url
-
-
 @pytest.fixture
-def play(serving: Cluster, base_url: str) -> Play:
+def play(serving: Cluster) -> Play:
     """A scenario: what it is called, how clients ask, most moves that it may lead to, and the longest that a client may wait for its
-    next token, in seconds."""
+    next token, in seconds. Each has a port-forward of its own: one does not outlive a kubelet that is started anew."""
 
     @contextmanager
     def playing(scenario: str, load: Load, *, moves: int = 1, longest_wait: float = 60) -> Iterator[Scene]:
-        with disturbed(serving, base_url, load) as scene:
+        with stack.endpoint(serving, NAME) as base_url, disturbed(serving, base_url, load) as scene:
             yield scene
         outcome = scene.outcome(scenario)
         serving.progress.say(str(outcome))
@@ -155,29 +148,28 @@ def test_trust_withdrawn_takes_the_sensitive_layers_away(serving: Cluster, play:
 
 @pytest.fixture(scope="module")
 def roomy(serving: Cluster) -> Iterator[Cluster]:
-    """Workers that hold two segments at once, and cuts left open: what new cuts need where the old ones serve meanwhile."""
-    workers = serving.settings.worker_names()
+    """Workers that hold two segments at once, and cuts left open: what new cuts need where the old ones serve meanwhile.
+
+    Afterwards the resource is made anew: its segments may be larger than the small workers.
+    """
+    sizes = {node: serving.size(node).memory_mib for node in serving.settings.worker_names()}
     try:
-        resized(serving, dict.fromkeys(workers, ROOMY_MIB), {"minSegments": 2, "maxSegments": 4})
+        resize(serving, dict.fromkeys(sizes, ROOMY_MIB))
+        cuts_left_open = {"spec": {"partition": {"minSegments": 2, "maxSegments": 4}}}
+        serving.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps(cuts_left_open))
+        stack.until(lambda: stack.settled(stack.resource(serving, NAME)), 240, "the plan for the new cuts serves")
         yield serving
     finally:
-        sizes = {node: serving.size(node).memory_mib for node in workers}
-        resized(serving, sizes, yaml.safe_load(stack.SAMPLE.read_text())["spec"]["partition"])
+        serving.kubectl("delete", "si", NAME, "--timeout=120s")
+        stack.until(lambda: not serving.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 120, "all pods are gone")
+        resize(serving, sizes)
+        serving.kubectl("apply", "-f", str(stack.SAMPLE))
+        stack.wait_ready(serving, NAME)
 
 
-def resized(cluster: Cluster, sizes: dict[str, int], partition: dict[str, int]) -> None:
-    """Give nodes other memory and the resource another partition, in the order in which what serves always fits."""
-
-    def memory() -> None:
-        together([lambda node=node, mib=mib: cluster.memory(node, mib) for node, mib in sizes.items()])  # type: ignore[misc]
-
-    def cuts() -> None:
-        cluster.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps({"spec": {"partition": partition}}))
-        stack.until(lambda: stack.settled(stack.resource(cluster, NAME)), 240, "the plan for the new cuts serves")
-
-    growing = all(mib >= cluster.size(node).memory_mib for node, mib in sizes.items())
-    for step in (memory, cuts) if growing else (cuts, memory):
-        step()
+def resize(cluster: Cluster, sizes: dict[str, int]) -> None:
+    """Give nodes other memory."""
+    together([lambda node=node, mib=mib: cluster.memory(node, mib) for node, mib in sizes.items()])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("load", [BURSTY, LOADS[0]], ids=str)
