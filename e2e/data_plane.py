@@ -42,9 +42,12 @@ class Run:
 
 
 def started(cluster: Cluster, image: str, model_variable: str, output: Path, command: Sequence[str] = ()) -> Run:
-    """Start the container; without a command it runs its tests. Its name is the cluster's with the output file's stem."""
+    """Start the container; without a command it runs its tests. Its name is the cluster's with the output file's stem.
+
+    It has a loopback of its own and no other network, so that ports of one run are not those of another.
+    """
     engine, model = cluster.images_engine(), cluster.settings.models / stack.MODEL
-    options = ["--rm", "--init", "--network", "host" if engine.private else "bridge", "--shm-size", "1g", "--read-only", "--tmpfs", "/tmp"]
+    options = ["--rm", "--init", "--network", "none", "--shm-size", "1g", "--read-only", "--tmpfs", "/tmp"]
     options += ["-v", f"{model}:/model:ro", "-e", f"{model_variable}=/model", "--name", container(cluster, output)]
     with output.open("wb") as file:
         words = [engine.client, "run", *options, image, *command]

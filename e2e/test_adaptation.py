@@ -172,7 +172,7 @@ def resize(cluster: Cluster, sizes: dict[str, int]) -> None:
     together([lambda node=node, mib=mib: cluster.memory(node, mib) for node, mib in sizes.items()])  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("load", [BURSTY, LOADS[0]], ids=str)
+@pytest.mark.parametrize("load", LOADS, ids=str)
 def test_two_busy_nodes_lead_to_new_cuts(roomy: Cluster, play: Play, load: Load) -> None:
     with play("b: two nodes busy at once", load) as scene:
         before = scene.placement()
