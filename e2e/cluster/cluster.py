@@ -171,7 +171,7 @@ class Cluster:
 
     def base(self) -> str:
         """The Debian image that ours are built on."""
-        return supply.choose(self.settings, self.engine()).base
+        return supply.choose(self.settings, self.images_engine()).base
 
     # ---- changes and faults
 

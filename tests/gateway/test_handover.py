@@ -81,6 +81,13 @@ async def moved(world: Serving, old: list[ToySegment], new: list[ToySegment], to
     return await asking
 
 
+async def holds_a_sequence(segment: ToySegment) -> None:
+    """Wait until a copy to this segment has begun."""
+    async with asyncio.timeout(20):
+        while not segment.sequences:
+            await asyncio.sleep(0.005)
+
+
 def text(tokens: int) -> str:
     return bytes(reference(PROMPT.encode(), tokens)).decode(errors="replace")
 
@@ -168,9 +175,7 @@ async def test_a_client_that_leaves_during_the_copy_leaves_nothing_behind(tmp_pa
     d.pull_seconds = 0.005
     async with serving(tmp_path, model_path, segments) as world:
         moving = asyncio.create_task(moved(world, [a, b], [c, d], 2000, drain_seconds=1))
-        async with asyncio.timeout(20):
-            while not c.sequences:
-                await asyncio.sleep(0.005)
+        await holds_a_sequence(c)
         moving.cancel()
         await asyncio.gather(moving, return_exceptions=True)
         await world.http.close()  # the connection of the request goes with its task
@@ -191,8 +196,7 @@ async def test_back_to_the_old_route_in_time_the_sequence_stays_there(tmp_path: 
         while a.counts["step"] < 30:
             await asyncio.sleep(0.005)
         world.route([c, d], revision="r3", drain_seconds=3)
-        while not c.sequences:
-            await asyncio.sleep(0.005)
+        await holds_a_sequence(c)
         world.route([a, b], revision="r2")
         assert await asking == text(300)
         await world.idle()
@@ -207,9 +211,7 @@ async def test_a_stage_that_dies_during_the_copy_is_mended_by_replay(tmp_path: P
     d.pull_seconds = 0.005
     async with serving(tmp_path, model_path, segments) as world:
         moving = asyncio.create_task(moved(world, [a, b], [c, d], 200, drain_seconds=3))
-        async with asyncio.timeout(20):
-            while not c.sequences:
-                await asyncio.sleep(0.005)
+        await holds_a_sequence(c)
         await b.die()
         assert await moving == text(200)
         await b.start()  # with nothing: as a stage that was killed

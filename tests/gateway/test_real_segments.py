@@ -21,7 +21,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.gateway.real_segments import Segment, free_ports, gateway, wait_for
+from tests.gateway.real_segments import Segment, gateway, wait_for
+from tests.segment.ports import free_ports
 
 pytestmark = pytest.mark.skipif(
     shutil.which("segment-serve") is None or "SI_TEST_MODEL_PATH" not in os.environ,

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,18 +14,13 @@ import pytest
 from kubernetes import client
 
 from splitinference.adapters.kube import KubeCluster
+from splitinference.cli.bench_control_plane import free_port
 from splitinference.controller.objects import labels
 from tests.integration.conftest import a_resource
 
 pytestmark = pytest.mark.cluster
 
 RESYNC_SECONDS = 60
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass

@@ -1,12 +1,9 @@
 """Real segment servers on free ports of this machine, started and ended by the tests."""
 
-import contextlib
 import itertools
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -14,22 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client import Client
+from ports import free_ports
 
 PREFIX = "chat-"
 DIGEST = "abcd1234"
 READY_S = 300.0  # seconds; three servers start in 10 on two idle cores, and take long on busy ones
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses just now, and that no connection is given by the kernel until a server has come up on them."""
-    ports: list[int] = []
-    for port in random.sample(range(10_000, 30_000), 2_000):  # below what Linux gives connections
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("0.0.0.0", port))
-            ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise RuntimeError(f"fewer than {count} free ports")
 
 
 @dataclass

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from client import Client
+from ports import free_ports
 from random_models import unsplit_greedy
-from servers import Chain, Chains, free_ports
+from servers import Chain, Chains
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.gateway.real_segments import Segment, family, free_ports, wait_for
+from tests.gateway.real_segments import Segment, family, wait_for
+from tests.segment.ports import free_ports
 
 MODEL = "soak"
 BLOCKS = 6
