@@ -3,6 +3,8 @@
 PY := .venv/bin/python
 CLUSTER ?= kind
 export CLUSTER
+# compiled Python is kept: dozens of tests start the commands anew
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' Makefile
@@ -22,14 +24,17 @@ check: install ## format, lint, types, import contracts
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-unit: install ## tests that need no cluster
-	@.venv/bin/pytest tests -m "not cluster"
+unit: install ## tests that need no cluster and no Docker engine
+	@.venv/bin/pytest tests -m "not cluster" -n 3 --dist loadfile
+
+data-plane: install ## tests of gateway and segments inside their images; an engine, but no cluster
+	@.venv/bin/pytest e2e/test_data_plane.py
 
 e2e: install ## tests on a kind cluster, which they start and remove
-	@.venv/bin/pytest e2e tests/integration -m "not long"
+	@.venv/bin/pytest e2e tests/integration -m "cluster and not long"
 
 e2e-long: install ## every disturbance under steady and bursty load; figures to docs/reference/adaptation-results.md
-	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py
+	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_links.py
 
 bench-adaptation: install ## static against adaptive on the kind cluster, as a table, or with JSON=1 as JSON
 	@$(PY) -m e2e.bench_adaptation $(if $(JSON),--json)
@@ -43,10 +48,11 @@ soak: install ## load with cancels, cutovers and kills for SECONDS (1800), then 
 bench-operator: install ## the operator's time, memory and API requests with pretend nodes; JSON=1 likewise
 	@$(PY) -m e2e.bench_operator $(if $(JSON),--json)
 
-test: check unit e2e ## everything, as CI runs it
+test: check ## everything, as CI runs it: check, unit, data-plane, e2e
+	@$(PY) -m e2e.everything
 
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation bench-model bench-operator soak test format
+.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

@@ -14,13 +14,27 @@ from e2e.cluster.progress import shown
 from e2e.scene import NAME
 
 KEEP = os.environ.get("E2E_KEEP") == "1"
+CLUSTER = os.environ.get("E2E_NAME", "splitinference-test")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Cluster]:
+    """No nodes: what builds and runs images, and the model's files."""
+    with shown() as progress:
+        made = Cluster(Settings(name=CLUSTER), progress)
+        try:
+            stack.put_model(made)
+            yield made
+        finally:
+            if not KEEP:
+                made.down()
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Four unequal workers with Prometheus and the model's files; no operator yet."""
     with shown() as progress:
-        made = Cluster(Settings(name=os.environ.get("E2E_NAME", "splitinference-test")), progress)
+        made = Cluster(Settings(name=CLUSTER), progress)
         try:
             made.up()
             with progress.step("put the model in place"):

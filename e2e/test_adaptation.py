@@ -68,6 +68,7 @@ def test_killed_processes_come_back(serving: Cluster, play: Play) -> None:
         scene.settles(lambda placed: placed == stack.placement(before), 120, "the segments serve again")
 
 
+@pytest.mark.long
 def test_without_prometheus_it_serves_and_nothing_moves(serving: Cluster, play: Play) -> None:
     with play("h: Prometheus is down, and a node busy", STEADY, moves=0) as scene:
         serving.prometheus(running=False)

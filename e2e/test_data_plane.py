@@ -16,25 +16,25 @@ from e2e.cluster.settings import REPOSITORY
 from e2e.data_plane import Run
 from splitinference.cli.schemas import schemas
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.engine
 
-SOAK_SECONDS = 75
+SOAK_SECONDS = 45
 
 
 @pytest.fixture(scope="module")
-def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+def runs(engine: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
     """Both at the same time: each mostly waits for servers to start, or to be found dead."""
     folder = tmp_path_factory.mktemp("data-plane")
-    gateway = data_plane.gateway_with_segments(cluster)
+    gateway = data_plane.gateway_with_segments(engine)
     dockerfile = str(images.sources()["segment"].dockerfile.relative_to(REPOSITORY))
-    segment = data_plane.built(cluster, "segment", dockerfile, "--target", "test", "--build-arg", f"BASE={cluster.base()}")
+    segment = data_plane.built(engine, "segment", dockerfile, "--target", "test", "--build-arg", f"BASE={engine.base()}")
     started_runs = {
-        "segment": data_plane.started(cluster, segment, "SI_TEST_MODEL", folder / "segment-tests.txt"),
-        "gateway": data_plane.started(cluster, gateway, "SI_TEST_MODEL_PATH", folder / "gateway-tests.txt"),
+        "segment": data_plane.started(engine, segment, "SI_TEST_MODEL", folder / "segment-tests.txt"),
+        "gateway": data_plane.started(engine, gateway, "SI_TEST_MODEL_PATH", folder / "gateway-tests.txt"),
     }
     yield started_runs
     for run in started_runs.values():
-        data_plane.ended(cluster, run)
+        data_plane.ended(engine, run)
 
 
 def test_segments(runs: dict[str, Run]) -> None:
@@ -42,22 +42,22 @@ def test_segments(runs: dict[str, Run]) -> None:
     runs["segment"].passed()
 
 
-def test_the_speed_comparison_compares_what_is_the_same(cluster: Cluster, runs: dict[str, Run]) -> None:
+def test_the_speed_comparison_compares_what_is_the_same(engine: Cluster, runs: dict[str, Run]) -> None:
     """`bench serve --quick`: one and three segments say what the unsplit model says. How fast is for a quiet machine to find out."""
     runs["segment"].process.wait()  # one after the other: memory
     runs["gateway"].process.wait()
-    engine, made = cluster.engine(), cluster.build_images(("segment", "gateway"))
+    docker, made = engine.images_engine(), engine.build_images(("segment", "gateway"))
     command = [sys.executable, "-m", "splitinference.cli.main", "bench", "serve", "--quick", "--json", "--dtype", "float32"]
-    command += ["--model", str(cluster.settings.models / stack.MODEL)]
+    command += ["--model", str(engine.settings.models / stack.MODEL)]
     command += ["--segment-image", made["segment"], "--gateway-image", made["gateway"]]
-    environment = {**os.environ, **engine.env(), "PATH": f"{Path(engine.client).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, **docker.env(), "PATH": f"{Path(docker.client).parent}:{os.environ['PATH']}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     jsonschema.validate(report, schemas()["bench-serve.schema.json"])
     assert {(s["name"], s["clients"]) for s in report["setups"]} >= {("unsplit", 1), ("segments-1", 1), ("segments-3", 3)}
     assert all(setup["same_text_as_unsplit"] for setup in report["setups"])
-    left = engine.docker("ps", "-aq", "--filter", "name=splitinference-bench").split()
+    left = docker.docker("ps", "-aq", "--filter", "name=splitinference-bench").split()
     assert left == []
 
 
@@ -66,16 +66,16 @@ def test_gateway_with_real_segments(runs: dict[str, Run]) -> None:
     runs["gateway"].passed()
 
 
-def test_a_short_soak_leaves_nothing_behind(cluster: Cluster, runs: dict[str, Run], tmp_path: Path) -> None:
+def test_a_short_soak_leaves_nothing_behind(engine: Cluster, runs: dict[str, Run], tmp_path: Path) -> None:
     """Load with cancels, cutovers, and kills of stubs, servers and whole pods: no request fails, no text changes, nothing leaks."""
     runs["segment"].process.wait()  # one after the other: memory
     runs["gateway"].process.wait()
-    image, output = data_plane.gateway_with_segments(cluster), tmp_path / "soak.txt"
-    run = data_plane.started(cluster, image, "SI_TEST_MODEL_PATH", output, data_plane.soak_command(SOAK_SECONDS))
+    image, output = data_plane.gateway_with_segments(engine), tmp_path / "soak.txt"
+    run = data_plane.started(engine, image, "SI_TEST_MODEL_PATH", output, data_plane.soak_command(SOAK_SECONDS))
     try:
         run.passed()
     finally:
-        data_plane.ended(cluster, run)
+        data_plane.ended(engine, run)
     figures = json.loads(output.read_text().splitlines()[-1])
     assert figures["ok"]
     assert figures["requests"] > 20

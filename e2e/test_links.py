@@ -8,7 +8,7 @@ from e2e import stack
 from e2e.cluster import Cluster
 from e2e.probing import BUDGET, PROBE_MIB, links_mbps, links_rtt_ms, probed, value
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 SLOW_MBIT = 10.0
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.segment.host import family
+
 
 @contextlib.contextmanager
 def gateway(settings: Mapping[str, str], folder: Path, url: str, segments: Sequence["Segment"]) -> Iterator[subprocess.Popen[bytes]]:
@@ -93,18 +95,6 @@ class Segment:
         if self.process is not None:
             self.signal(signal.SIGKILL)
             self.process.wait()
-
-
-def family(process: int) -> list[int]:
-    """A process and all its descendants, whatever group they are in."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [process]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
 
 
 def wait_for(true: Any, seconds: float = 60) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from splitinference_gateway.settings import Settings, SettingsError
 from tests.gateway.serving import MODEL
-from tests.gateway.toy_chain import free_port, reference, toy_segments
+from tests.gateway.toy_chain import reference, toy_segments
+from tests.segment.host import free_ports
 
 PACKAGE = Path(__file__).parents[2] / "images" / "gateway"
 
@@ -70,7 +71,7 @@ async def test_on_sigterm_it_becomes_unready_finishes_its_streams_and_ends(tmp_p
         route_file=tmp_path / "route.json",
         peer_addresses=f'{{"a": "127.0.0.1:{segment.port}"}}',
         host="127.0.0.1",
-        port=(port := free_port()),
+        port=(port := free_ports(1)[0]),
         lameduck_seconds=0.5,
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "splitinference_gateway", env=settings)

@@ -22,7 +22,7 @@ import openai
 import pytest
 
 from tests.gateway.real_segments import Segment, gateway, wait_for
-from tests.segment.ports import free_ports
+from tests.segment.host import free_ports
 
 pytestmark = pytest.mark.skipif(
     shutil.which("segment-serve") is None or "SI_TEST_MODEL_PATH" not in os.environ,
@@ -33,7 +33,7 @@ MODEL = "smollm2"
 CUTS = ((0, 12), (12, 22), (22, 32))
 OTHER_CUTS = ((0, 8), (8, 32))
 QUESTION = "Name three rivers in Europe and say one sentence about each."
-TOKENS = 80
+TOKENS = 48
 
 
 @dataclass

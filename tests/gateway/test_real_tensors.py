@@ -19,7 +19,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from tests.gateway.real_segments import Segment, gateway
-from tests.segment.ports import free_ports
+from tests.segment.host import free_ports
 
 pytestmark = pytest.mark.skipif(shutil.which("segment-serve") is None, reason="needs segment-serve: images/gateway/Dockerfile.test has it")
 

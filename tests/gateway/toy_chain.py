@@ -7,7 +7,6 @@ twice, gives another text or `kv_missing`. Real Triton servers cannot be made to
 import array
 import asyncio
 import json
-import socket
 import zlib
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import grpc.aio
 
 from splitinference_gateway.kserve import INFER_METHOD, ModelInferRequest, ModelInferResponse, infer_request, output
 from tests.gateway.model_folder import END
+from tests.segment.host import free_ports
 
 CHARACTERS = [c.encode() for c in " etaoinshrdlu.,éü€𝄞日本"]
 
@@ -87,7 +87,7 @@ class ToySegment:
 
     async def start(self) -> "ToySegment":
         """Serve, on the same port as before if there was one; nothing is remembered."""
-        self.port = self.port or free_port()
+        self.port = self.port or free_ports(1)[0]
         self.sequences.clear()
         self.kept.clear()
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -271,10 +271,3 @@ async def toy_segments(*names: str) -> list[ToySegment]:
 
 def _begins_a_character(tail: bytes) -> bool:
     return any(c.startswith(tail) and len(c) > len(tail) for c in CHARACTERS)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port

@@ -25,6 +25,14 @@ def answers(kubeconfig: Path) -> bool:
     return True
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests here need the cluster, also one that forgets to say so: it would start a cluster among the tests that need none."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.cluster)
+
+
 @pytest.fixture(scope="session")
 def kubeconfig() -> Iterator[str]:
     if given := os.environ.get("SPLITINFERENCE_TEST_KUBECONFIG"):
@@ -33,7 +41,7 @@ def kubeconfig() -> Iterator[str]:
     from e2e.cluster import Cluster, Settings
     from e2e.cluster.progress import shown
 
-    settings = Settings(name="splitinference-test")
+    settings = Settings(name=os.environ.get("E2E_NAME", "splitinference-test"))
     if answers(settings.kubeconfig):
         yield str(settings.kubeconfig)
         return

@@ -9,8 +9,6 @@ from e2e.cluster import Settings
 from e2e.cluster.offline import gobuild
 from splitinference.cli.main import main
 
-pytestmark = pytest.mark.cluster
-
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:

@@ -17,8 +17,6 @@ from splitinference.settings import Settings
 from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource
 
-pytestmark = pytest.mark.cluster
-
 BUILDER = Manifests(Settings(network_policies=True))
 
 

@@ -18,8 +18,6 @@ from splitinference.cli.bench_control_plane import free_port
 from splitinference.controller.objects import labels
 from tests.integration.conftest import a_resource
 
-pytestmark = pytest.mark.cluster
-
 RESYNC_SECONDS = 60
 
 

@@ -16,8 +16,6 @@ from tests.adapters.serving import Request, Response, serving
 from tests.core.planner_problems import a_profile
 from tests.integration.conftest import a_resource
 
-pytestmark = pytest.mark.cluster
-
 LABEL = "splitinference.dev/plan-test"
 
 

@@ -12,8 +12,6 @@ from splitinference.controller.ports import RefusedError
 from splitinference.controller.resource import Resource, read_resource
 from tests.integration.conftest import ROOT, a_resource
 
-pytestmark = pytest.mark.cluster
-
 HUB = {"repository": "owner/model"}
 
 

@@ -15,7 +15,7 @@ from splitinference_gateway.token_review import TokenReviews
 from tests.chart.helm import helm
 from tests.integration.conftest import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.anyio]
+pytestmark = pytest.mark.anyio
 AUDIENCE = "splitinference"
 
 

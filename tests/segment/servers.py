@@ -1,8 +1,10 @@
 """Real segment servers on free ports of this machine, started and ended by the tests."""
 
+import contextlib
 import itertools
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -11,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client import Client
-from ports import free_ports
+from host import family, free_ports
 
 PREFIX = "chat-"
 DIGEST = "abcd1234"
@@ -53,18 +55,10 @@ class Server:
     def children(self, name: str) -> list[int]:
         """Process ids below this server whose command line contains `name`."""
         assert self.process is not None
-        parents = {self.process.pid}
         found: list[int] = []
-        table = [(int(p.name), p) for p in Path("/proc").iterdir() if p.name.isdigit()]
-        for pid, folder in sorted(table):
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except (OSError, ValueError):
-                continue
-            if parent in parents:
-                parents.add(pid)
-                if name in line:
+        for pid in family(self.process.pid)[1:]:
+            with contextlib.suppress(OSError):
+                if name in (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode():
                     found.append(pid)
         return found
 
@@ -82,6 +76,17 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+    def kill(self) -> None:
+        """End it with all that it started and leave nothing: for tests that are not about how it ends, which takes seconds by itself."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        for pid in family(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        for region in self.shared_memory():
+            (Path("/dev/shm") / region).unlink()
 
 
 @dataclass
@@ -101,10 +106,7 @@ class Chain:
         for client in self.clients:
             client.close()
         for server in self.servers:
-            if server.process is not None and server.process.poll() is None:
-                server.process.send_signal(signal.SIGTERM)
-        for server in self.servers:
-            server.stop()
+            server.kill()
 
 
 class Chains:
@@ -127,7 +129,7 @@ class Chains:
         """The same servers, with ports of their own, not started."""
         ranges = list(itertools.pairwise(cuts))
         ports = free_ports(3 * len(ranges))
-        names = [f"{PREFIX}{start}-{end}-{len(self._chains):08x}" for start, end in ranges]
+        names = [f"{PREFIX}{start}-{end}-{secrets.token_hex(4)}" for start, end in ranges]
         addresses = {name: f"127.0.0.1:{ports[3 * i]}" for i, name in enumerate(names)}
         chain = Chain([])
         self._chains.append(chain)

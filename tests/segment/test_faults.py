@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from client import Client
-from ports import free_ports
+from host import free_ports
 from random_models import unsplit_greedy
 from servers import Chain, Chains
 
@@ -55,12 +55,18 @@ def test_a_killed_server_leaves_no_shared_memory_once_restarted_and_the_sequence
     second.start()
     second.wait_ready()
     assert not set(regions) & set(second.shared_memory())
+    deadline = time.monotonic() + 30
     while len(tokens) < len(prompt) + 6:
         answer = client.step("s", 0, tokens)
-        tokens.append(answer["token"])
+        if "error" in answer:  # the first asks a second that was lost again after a second at the latest
+            assert (answer["error"]["code"], time.monotonic() < deadline) == ("next_hop_failed", True)
+            time.sleep(0.1)
+        else:
+            tokens.append(answer["token"])
     assert tokens[len(prompt) :] == expected
-    chain.close()
+    assert second.stop() == 0
     assert second.shared_memory() == []
+    chain.close()
 
 
 def test_a_server_killed_alone_takes_its_stub_and_its_shared_memory_along(chain: Chain) -> None:

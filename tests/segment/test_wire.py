@@ -168,6 +168,7 @@ def test_tokens_are_the_same_over_wire_and_grpc(port: str, models: dict[str, Pat
     else:
         until(lambda: client.stats()["wires"] == 1)
         assert client.generate(prompt, 30) == expected
+    chain.close()
 
 
 def test_a_peer_that_was_killed_is_wired_again(models: dict[str, Path], prompt: list[int], chains: Chains) -> None:
@@ -176,7 +177,7 @@ def test_a_peer_that_was_killed_is_wired_again(models: dict[str, Path], prompt: 
     client = chain.client()
     assert client.generate(prompt, 10) == expected
     until(lambda: client.stats()["wires"] == 1)
-    chain.servers[1].stop()
+    chain.servers[1].kill()
     assert client.step("s", 0, prompt)["error"]["code"] == "next_hop_failed"
     chain.servers[1].start()
     chain.servers[1].wait_ready()
@@ -186,3 +187,4 @@ def test_a_peer_that_was_killed_is_wired_again(models: dict[str, Path], prompt: 
 
     until(again)
     assert client.generate(prompt, 10) == expected
+    chain.close()

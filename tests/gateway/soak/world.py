@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.gateway.real_segments import Segment, family, wait_for
-from tests.segment.ports import free_ports
+from tests.gateway.real_segments import Segment, wait_for
+from tests.segment.host import family, free_ports
 
 MODEL = "soak"
 BLOCKS = 6
