@@ -28,7 +28,7 @@ unit: install ## tests that need no cluster and no Docker engine
 	@.venv/bin/pytest tests -m "not cluster" -n 3 --dist loadfile
 
 data-plane: install ## tests of gateway and segments inside their images; an engine, but no cluster
-	@.venv/bin/pytest e2e/test_data_plane.py
+	@.venv/bin/pytest e2e/test_data_plane.py -m "not long"
 
 e2e: install ## tests on a kind cluster, which they start and remove
 	@.venv/bin/pytest e2e tests/integration -m "cluster and not long"
@@ -48,8 +48,7 @@ soak: install ## load with cancels, cutovers and kills for SECONDS (1800), then 
 bench-operator: install ## the operator's time, memory and API requests with pretend nodes; JSON=1 likewise
 	@$(PY) -m e2e.bench_operator $(if $(JSON),--json)
 
-test: check ## everything, as CI runs it: check, unit, data-plane, e2e
-	@$(PY) -m e2e.everything
+test: check unit data-plane e2e ## everything, as CI runs it
 
 format: install ## write the format
 	@.venv/bin/ruff format .

@@ -58,6 +58,7 @@ def test_others_take_the_cpu_of_a_node(serving: Cluster, play: Play, load: Load)
     assert scene.moves() == 1
 
 
+@pytest.mark.long
 def test_killed_processes_come_back(serving: Cluster, play: Play) -> None:
     """Triton in one pod and the Python stub in another, at once: the segments serve again where they were, and the plan stays."""
     with play("e: tritonserver killed in one pod, the Python stub in another", STEADY, moves=0) as scene:

@@ -66,6 +66,7 @@ def test_gateway_with_real_segments(runs: dict[str, Run]) -> None:
     runs["gateway"].passed()
 
 
+@pytest.mark.long
 def test_a_short_soak_leaves_nothing_behind(engine: Cluster, runs: dict[str, Run], tmp_path: Path) -> None:
     """Load with cancels, cutovers, and kills of stubs, servers and whole pods: no request fails, no text changes, nothing leaks."""
     runs["segment"].process.wait()  # one after the other: memory

@@ -1,7 +1,6 @@
 """Gateway and three real segments: Triton servers with a real model, as processes on loopback. Runs in images/gateway/Dockerfile.test."""
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -110,29 +109,59 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-@functools.cache
-def reference(prompt: str, chat: bool) -> Any:
-    command = ["segment-reference", "--model", os.environ["SI_TEST_MODEL_PATH"], "--dtype", "float32", "--prompt", prompt]
-    command += ["--max-new-tokens", str(TOKENS), *(["--chat"] if chat else [])]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=300).stdout.splitlines()[-1])
+class Reference:
+    """The unsplit model: one process that answers prompt after prompt."""
+
+    def __init__(self, *options: str) -> None:
+        command = ["segment-reference", "--model", os.environ["SI_TEST_MODEL_PATH"], "--dtype", "float32", "--lines", *options]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._known: dict[str, Any] = {}
+
+    def __call__(self, prompt: str) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if prompt not in self._known:
+            self._process.stdin.write(json.dumps({"prompt": prompt, "max_new_tokens": TOKENS}) + "\n")
+            self._process.stdin.flush()
+            self._known[prompt] = json.loads(self._process.stdout.readline())
+        return self._known[prompt]
+
+    def end(self) -> None:
+        self._process.communicate(timeout=60)
 
 
-def test_the_streamed_text_is_the_unsplit_models(stack: Stack) -> None:
-    assert "".join(stack.stream()) == reference(QUESTION, True)["text"]
+@pytest.fixture(scope="module")
+def unsplit() -> Iterator[Reference]:
+    """Of a text."""
+    reference = Reference()
+    yield reference
+    reference.end()
 
 
-def test_a_completion_by_curl_is_the_unsplit_models(stack: Stack) -> None:
+@pytest.fixture(scope="module")
+def unsplit_chat() -> Iterator[Reference]:
+    """Of a user's message."""
+    reference = Reference("--chat")
+    yield reference
+    reference.end()
+
+
+def test_the_streamed_text_is_the_unsplit_models(stack: Stack, unsplit_chat: Reference) -> None:
+    assert "".join(stack.stream()) == unsplit_chat(QUESTION)["text"]
+
+
+def test_a_completion_by_curl_is_the_unsplit_models(stack: Stack, unsplit: Reference) -> None:
     prompt = "The capital of France is"
     body = json.dumps({"model": MODEL, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0})
     command = ["curl", "-sS", "--fail-with-body", f"{stack.url}/v1/completions", "-H", "Content-Type: application/json", "-d", body]
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=300).stdout)
-    expected = reference(prompt, False)
+    expected = unsplit(prompt)
     assert answer["choices"][0]["text"] == expected["text"]
     assert answer["usage"]["prompt_tokens"] == len(expected["prompt_tokens"])
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_segment_killed_in_the_middle_of_a_stream_is_not_seen(stack: Stack, stage: int) -> None:
+def test_a_segment_killed_in_the_middle_of_a_stream_is_not_seen(stack: Stack, unsplit_chat: Reference, stage: int) -> None:
     segment = stack.segments[stage]
     before = stack.replays()
     text, longest, last = "", 0.0, time.monotonic()
@@ -148,12 +177,12 @@ def test_a_segment_killed_in_the_middle_of_a_stream_is_not_seen(stack: Stack, st
     assert restarting is not None
     restarting.join()
     sys.stdout.write(f"stage {stage}: longest gap between pieces {longest:.1f} s\n")
-    assert text == reference(QUESTION, True)["text"]
+    assert text == unsplit_chat(QUESTION)["text"]
     assert stack.replays() > before
     assert stack.get("/internal/routes")["observed"]["failed"] == 0
 
 
-def test_a_segment_that_stops_answering_is_named_and_the_text_goes_on(stack: Stack) -> None:
+def test_a_segment_that_stops_answering_is_named_and_the_text_goes_on(stack: Stack, unsplit_chat: Reference) -> None:
     segment = stack.segments[1]
     text = ""
     failing: dict[str, Any] = {}
@@ -170,11 +199,11 @@ def test_a_segment_that_stops_answering_is_named_and_the_text_goes_on(stack: Sta
         if number == 20:
             stopping.start()
     stopping.join()
-    assert text == reference(QUESTION, True)["text"]
+    assert text == unsplit_chat(QUESTION)["text"]
     assert set(failing) == {segment.name}
 
 
-def test_choices_and_clients_at_once_have_each_their_text(stack: Stack) -> None:
+def test_choices_and_clients_at_once_have_each_their_text(stack: Stack, unsplit_chat: Reference) -> None:
     texts: dict[int, str] = {}
     questions = [QUESTION, "What is two plus two?", QUESTION]
     threads = [threading.Thread(target=lambda i=i, q=q: texts.update({i: "".join(stack.stream(q))})) for i, q in enumerate(questions)]
@@ -182,11 +211,11 @@ def test_choices_and_clients_at_once_have_each_their_text(stack: Stack) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert texts[0] == texts[2] == reference(QUESTION, True)["text"]
-    assert texts[1] == reference(questions[1], True)["text"]
+    assert texts[0] == texts[2] == unsplit_chat(QUESTION)["text"]
+    assert texts[1] == unsplit_chat(questions[1])["text"]
 
 
-def test_a_prompt_that_begins_as_an_earlier_one_reuses_its_kv_and_gets_the_unsplit_models_text(stack: Stack) -> None:
+def test_a_prompt_that_begins_as_an_earlier_one_reuses_its_kv_and_gets_the_unsplit_models_text(stack: Stack, unsplit: Reference) -> None:
     beginning = "The capital of France is Paris. The capital of Spain is Madrid. " * 8
     texts, before = {}, stack.counted("prefix_reused_tokens_total")
     for ending in ("The capital of Italy is", "The longest river of Germany is"):
@@ -195,10 +224,10 @@ def test_a_prompt_that_begins_as_an_earlier_one_reuses_its_kv_and_gets_the_unspl
         texts[ending] = answer.choices[0].text
     assert stack.counted("prefix_reused_tokens_total") - before >= 64
     assert stack.counted('replays_total{reason="prefix_missing"}') == 0
-    assert texts == {ending: reference(beginning + ending, False)["text"] for ending in texts}
+    assert texts == {ending: unsplit(beginning + ending)["text"] for ending in texts}
 
 
-def test_a_cutover_to_other_split_points_in_mid_stream_hands_the_kv_over(stack: Stack) -> None:
+def test_a_cutover_to_other_split_points_in_mid_stream_hands_the_kv_over(stack: Stack, unsplit_chat: Reference) -> None:
     for segment in stack.others:
         segment.serve()
     for segment in stack.others:
@@ -214,7 +243,7 @@ def test_a_cutover_to_other_split_points_in_mid_stream_hands_the_kv_over(stack: 
                 stack.route(revision, segments, drain_seconds=0.5)
                 last = time.monotonic()
         sys.stdout.write(f"to {revision}: longest gap between pieces {longest:.2f} s\n")
-        assert text == reference(QUESTION, True)["text"]
+        assert text == unsplit_chat(QUESTION)["text"]
         assert stack.counted("handovers_total") == number
     assert stack.replays() == replays
     assert stack.counted("handover_bytes_total") > 100_000
@@ -227,11 +256,11 @@ def test_the_segments_hold_nothing_when_all_is_done(stack: Stack) -> None:
     assert stack.get("/internal/routes")["routes"] == {"r1": {"inFlight": 0, "state": "serving"}}
 
 
-def test_sigterm_lets_a_stream_finish(stack: Stack) -> None:
+def test_sigterm_lets_a_stream_finish(stack: Stack, unsplit_chat: Reference) -> None:
     text = ""
     for number, piece in enumerate(stack.stream()):
         text += piece
         if number == 10:
             stack.gateway.terminate()
-    assert text == reference(QUESTION, True)["text"]
+    assert text == unsplit_chat(QUESTION)["text"]
     assert stack.gateway.wait(timeout=30) == 0

@@ -10,7 +10,7 @@ if find_spec("torch") is None or find_spec("splitinference_segment") is None:
     collect_ignore_glob = ["*.py"]
 else:
     from random_models import CONFIGS, write_model
-    from servers import Chains
+    from servers import Chain, Chains
 
     @pytest.fixture(scope="session")
     def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -26,3 +26,8 @@ else:
         made = Chains(tmp_path_factory.mktemp("logs"))
         yield made
         made.close()
+
+    @pytest.fixture(scope="session")
+    def halves(chains: Chains, models: dict[str, Path]) -> Chain:
+        """A Llama in two segments, for tests that leave it as it was but for what one sequence "s" holds."""
+        return chains.start(models["llama"], [0, 3, 7])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from servers import Chains
+from servers import Chain, Chains
 
 from splitinference_segment.encoding import decode, encode
 from splitinference_segment.protocol import INT8, TensorMeta
@@ -36,17 +36,17 @@ def test_what_is_not_finite_is_not_hidden(bad: float) -> None:
     assert torch.allclose(back[0], hidden[0])
 
 
-def test_a_chain_with_encoded_links_sends_half_and_says_nearly_the_same(models: dict[str, Path], prompt: list[int], chains: Chains) -> None:
-    plain, small = (
-        chains.start(models["llama"], [0, 3, 7]).client(),
-        chains.start(models["llama"], [0, 3, 7], SI_LINK_ENCODING=INT8).client(),
-    )
-    expected, found = plain.step("s", 0, prompt), small.step("s", 0, prompt)
+def test_a_chain_with_encoded_links_sends_half_and_says_nearly_the_same(
+    models: dict[str, Path], prompt: list[int], chains: Chains, halves: Chain
+) -> None:
+    encoded = chains.start(models["llama"], [0, 3, 7], SI_LINK_ENCODING=INT8)
+    expected, found = halves.client().step("s", 0, prompt), encoded.client().step("s", 0, prompt)
+    encoded.close()
     assert abs(found["logprob"] - expected["logprob"]) < 0.5
 
 
-def test_an_encoding_that_nobody_knows_is_refused(models: dict[str, Path], chains: Chains) -> None:
-    client = chains.start(models["llama"], [3, 7]).client()
+def test_an_encoding_that_nobody_knows_is_refused(halves: Chain) -> None:
+    client = halves.client(1)
     answer = client.call(
         {
             "v": 1, "op": "step", "sequence": "s", "position": 0, "route": [], "sample": True,

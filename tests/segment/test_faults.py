@@ -13,9 +13,20 @@ from random_models import unsplit_greedy
 from servers import Chain, Chains
 
 
-@pytest.fixture
-def chain(chains: Chains, models: dict[str, Path]) -> Chain:
+@pytest.fixture(scope="module")
+def two(chains: Chains, models: dict[str, Path]) -> Chain:
     return chains.start(models["llama"], [0, 4, 7])
+
+
+@pytest.fixture
+def chain(two: Chain) -> Chain:
+    """Both serve: what the test before ended is started again."""
+    for server in two.servers:
+        if server.process is None or server.process.poll() is not None:
+            server.start()
+    for server in two.servers:
+        server.wait_ready()
+    return two
 
 
 def test_a_killed_stub_ends_its_server_and_the_peer_says_next_hop_failed(chain: Chain) -> None:
@@ -30,7 +41,6 @@ def test_a_killed_stub_ends_its_server_and_the_peer_says_next_hop_failed(chain: 
     assert first.command("segment-probe").returncode == 0
     answer = chain.client().step("s", 0, [1, 2, 3])
     assert (answer["error"]["code"], answer["error"]["segment"]) == ("next_hop_failed", first.name)
-    chain.close()
 
 
 def test_a_killed_server_leaves_no_shared_memory_once_restarted_and_the_sequence_continues_by_replay(
@@ -66,7 +76,6 @@ def test_a_killed_server_leaves_no_shared_memory_once_restarted_and_the_sequence
     assert tokens[len(prompt) :] == expected
     assert second.stop() == 0
     assert second.shared_memory() == []
-    chain.close()
 
 
 def test_a_server_killed_alone_takes_its_stub_and_its_shared_memory_along(chain: Chain) -> None:
@@ -81,7 +90,6 @@ def test_a_server_killed_alone_takes_its_stub_and_its_shared_memory_along(chain:
     while (Path("/proc") / str(stub) / "exe").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not (Path("/proc") / str(stub) / "cmdline").exists() or not (Path("/proc") / str(stub) / "cmdline").read_bytes()
-    chain.close()
 
 
 def test_sigterm_ends_the_server_with_success_and_cleans_up(chain: Chain) -> None:
@@ -89,7 +97,6 @@ def test_sigterm_ends_the_server_with_success_and_cleans_up(chain: Chain) -> Non
     assert server.shared_memory()
     assert server.stop() == 0
     assert server.shared_memory() == []
-    chain.close()
 
 
 def test_drain_waits_while_steps_come_and_returns_when_they_stop(chain: Chain) -> None:
@@ -109,7 +116,7 @@ def test_drain_waits_while_steps_come_and_returns_when_they_stop(chain: Chain) -
     stop.set()
     thread.join()
     assert (busy.returncode, busy.stdout) == (0, "still stepping after 2 s\n")
-    chain.close()
+    server.kill()
     gone = server.command("segment-drain", "10")
     assert gone.returncode == 0
     assert "does not answer" in gone.stderr

@@ -74,9 +74,8 @@ def poisoned(tmp_path: Path) -> Path:
     return folder
 
 
-def test_logits_of_the_last_position_are_the_unsplit_models(chains: Chains, models: dict[str, Path], prompt: list[int]) -> None:
-    chain = chains.start(models["llama"], [0, 3, 7])
-    client = chain.client()
+def test_logits_of_the_last_position_are_the_unsplit_models(halves: Chain, models: dict[str, Path], prompt: list[int]) -> None:
+    client = halves.client()
     meta = {"v": 1, "op": "step", "sequence": "s", "position": 0, "tensor": {"dtype": "int64", "shape": [len(prompt)]}}
     answer, made = answered(client, {**meta, "route": client.hops(), "sample": True, "logits": True}, torch.tensor(prompt))
     model = AutoModelForCausalLM.from_pretrained(models["llama"], dtype=torch.float32).eval()
@@ -84,9 +83,8 @@ def test_logits_of_the_last_position_are_the_unsplit_models(chains: Chains, mode
         expected = model(torch.tensor([prompt])).logits[0, -1]
     assert "token" not in answer
     torch.testing.assert_close(made["logits"], expected, atol=1e-4, rtol=1e-4)
-    refused, _ = infer(chain, torch.tensor(prompt))
+    refused, _ = infer(halves, torch.tensor(prompt))
     assert refused["error"]["code"] == "wrong_segment"
-    chain.close()
 
 
 def test_activations_that_are_not_finite_are_an_error_and_never_a_token(chains: Chains, poisoned: Path, prompt: list[int]) -> None:
