@@ -1,4 +1,4 @@
-"""A real language model, where SI_TEST_MODEL names its folder: cut in three, through real servers; the tests of the gateway do it in float32."""
+"""A real language model, where SI_TEST_MODEL names its folder: cut in three, in bfloat16. The gateway's tests do it in float32."""
 
 import json
 import os
