@@ -10,7 +10,7 @@ import pytest
 from splitinference.cli.main import main
 from splitinference.cli.schemas import schemas
 from splitinference.core.cluster import Snapshot
-from splitinference.core.problem import Constraints, Problem, Workload
+from splitinference.core.problem import Constraints, Goal, Objective, Problem, Workload
 from tests.core.planner_problems import a_node, a_profile
 
 ROOT = Path(__file__).parents[2]
@@ -104,8 +104,39 @@ def test_several_problems_are_planned_without_taking_memory_twice(tmp_path: Path
     path.write_text(a_problem(snapshot=Snapshot(nodes=nodes)).model_dump_json())
     for how in ([], ["--jointly"]):
         assert main(["plan", "--problem", str(path), str(path), "--json", *how]) == 0
-        plans = json.loads(capsys.readouterr().out)["plans"]
-        assert {s["node"] for plan in plans for p in plan["pipelines"] for s in p["segments"]} == {"n0", "n1"}
+        found = json.loads(capsys.readouterr().out)
+        jsonschema.validate(found, schemas()["several.schema.json"])
+        assert {s["node"] for plan in found["plans"] for p in plan["pipelines"] for s in p["segments"]} == {"n0", "n1"}
+        assert found["alone"] is None
+        assert found["value"] == pytest.approx(sum(plan["value"] for plan in found["plans"]))
+
+
+def test_models_of_unlike_goals_are_weighed_by_what_each_reaches_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = tuple(a_node(f"n{i}", free_mib=600, gflops=100.0 / (i + 1), cost_per_hour=1.0 + i) for i in range(2))
+    files = []
+    for goal in (Goal.LATENCY, Goal.COST):
+        files.append(str(tmp_path / f"{goal.value}.json"))
+        problem = a_problem(snapshot=Snapshot(nodes=nodes), objective=Objective(goal=goal))
+        Path(files[-1]).write_text(problem.model_dump_json())
+    for how in ([], ["--jointly"]):
+        assert main(["plan", "--problem", *files, "--json", *how]) == 0
+        found = json.loads(capsys.readouterr().out)
+        jsonschema.validate(found, schemas()["several.schema.json"])
+        assert found["valueIs"].startswith("sum over the plans of value / best value alone")
+        assert found["value"] == pytest.approx(sum(plan["value"] / best for plan, best in zip(found["plans"], found["alone"], strict=True)))
+    assert main(["plan", "--problem", *files, "--jointly"]) == 0
+    said = capsys.readouterr().out
+    assert "cost 1 per hour; alone 1" in said
+    assert "together " in said
+    assert "proven best" in said
+
+
+def test_a_flow_is_not_planned_jointly_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / "one.json"), str(tmp_path / "flow.json")]
+    Path(files[0]).write_text(a_problem().model_dump_json())
+    Path(files[1]).write_text(a_problem(objective=Objective(goal=Goal.THROUGHPUT)).model_dump_json())
+    assert main(["plan", "--problem", *files, "--jointly"]) == 2
+    assert "throughput is planned in turn, not jointly" in capsys.readouterr().err
 
 
 def test_a_resource_is_planned_on_a_snapshot_and_on_what_kubectl_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +193,7 @@ def test_the_published_schemas_are_those_of_the_models() -> None:
 def test_the_planner_is_never_worse_than_a_baseline(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "planner", "--quick", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert len(rows) == 15
+    assert len(rows) == 17
     wanted = {"instance", "objective", "layers", "nodes", "seconds", "value", "bound", "gap", "optimal", "baselines"}
     assert all(set(row) == wanted for row in rows)
     for row in rows:
@@ -172,4 +203,4 @@ def test_the_planner_is_never_worse_than_a_baseline(capsys: pytest.CaptureFixtur
             assert max(values) <= row["value"] <= row["bound"]
         else:
             assert row["bound"] <= row["value"] <= min(values) * (1 + 1e-6)
-            assert row["optimal"]
+            assert row["optimal"] or row["objective"] == "jointly latency + bottleneck"

@@ -44,8 +44,9 @@ class Instance:
     problem: Problem
 
     def with_goal(self, goal: Goal) -> Problem:
-        """The same problem for another goal."""
-        return self.problem.model_copy(update={"objective": Objective(goal=goal)})
+        """The same problem for another goal; a weight of moves stays."""
+        weight = self.problem.objective.move_weight
+        return self.problem.model_copy(update={"objective": Objective(goal=goal, move_weight=weight)})
 
 
 def transformer(blocks: int, hidden: int, *, bytes_per_weight: int = 2, vocabulary: int = 32_000, name: str = "") -> Profile:

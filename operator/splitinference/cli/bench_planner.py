@@ -14,10 +14,10 @@ from splitinference.cli import bench_instances as family
 from splitinference.cli.bench_instances import Instance
 from splitinference.core.baselines import CHAINS
 from splitinference.core.baselines_flow import FLOWS, flow_value
-from splitinference.core.cost import objective_value
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Goal, Problem, Slo
-from splitinference.core.solve import Limits, Solved, TimedOut, solve
+from splitinference.core.cost import objective_value, violations
+from splitinference.core.plan import Pipeline, Plan, Segment
+from splitinference.core.problem import Goal, Objective, Problem, Slo
+from splitinference.core.solve import JointlySolved, Limits, Solved, TimedOut, solve
 
 Row = dict[str, Any]
 Clock = Callable[[], float]
@@ -25,6 +25,8 @@ _FAMILIES = (
     family.homogeneous, family.three_classes, family.three_classes_busy, family.two_regions, family.one_fast, family.all_unequal,
 )  # fmt: skip
 _BASELINE_NODES = 128
+MS_PER_GIB = 0.1
+"""What a GiB to move weighs in the rows with moves: to move all of a model of 130 GiB counts about as much as a whole bottleneck."""
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -50,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
         if any(part in instance.name for part in wanted):
             rows.append(measure(instance, goal, args.seconds, clock))
             sys.stderr.write(f"{rows[-1]['instance']}, {rows[-1]['objective']}: {rows[-1]['seconds']} s\n")
+    for name, problems in several(quick=args.quick):
+        if any(part in name for part in wanted):
+            rows.append(measure_jointly(name, problems, args.seconds, clock))
+            sys.stderr.write(f"{rows[-1]['instance']}, {rows[-1]['objective']}: {rows[-1]['seconds']} s\n")
     if not args.quick and (not args.only or "re-solved" in wanted):
         rows.append(resolve(family.three_classes_busy(64), args.seconds, clock))
     if args.json:
@@ -69,6 +75,7 @@ def cases(*, quick: bool) -> Iterator[tuple[Instance, Goal]]:
         for instance in (*small, family.edge_testbed("7B")):
             yield from ((instance, goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
         yield family.helix(24), Goal.THROUGHPUT
+        yield moving(family.three_classes_busy(10, 24), family.three_classes(10, 24)), Goal.BOTTLENECK
         return
     for count in (32, 64, 100, 1000):
         for make in _FAMILIES:
@@ -82,6 +89,8 @@ def cases(*, quick: bool) -> Iterator[tuple[Instance, Goal]]:
     yield from ((family.helix(count), Goal.THROUGHPUT) for count in (24, 42))
     for make in (family.one_fast, family.three_classes_busy, family.all_unequal):
         yield from ((within(make(32), times), Goal.COST) for times in (1.1, 2.0))
+    for count in (32, 64):
+        yield moving(family.three_classes_busy(count), family.three_classes(count)), Goal.BOTTLENECK
     for layers, count in ((6, 4), (24, 16), (80, 64)):
         instance = family.three_classes_busy(count, layers)
         for shape in ({"pipelines": 2}, {"max_stage_nodes": 2}):
@@ -97,10 +106,56 @@ def within(instance: Instance, times: float) -> Instance:
     return Instance(f"{instance.name} SLO × {times:g}", instance.problem.model_copy(update={"slo": slo}))
 
 
+def moving(instance: Instance, before: Instance, weight: float = MS_PER_GIB) -> Instance:
+    """The instance served by what was best before, for the bottleneck and `weight` ms for each GiB to move from that."""
+    served = solve(before.with_goal(Goal.BOTTLENECK), Limits())
+    if not isinstance(served, Solved):
+        raise ValueError(f"{before.name} has no plan to move from")
+    problem = instance.problem.model_copy(
+        update={
+            "objective": Objective(goal=Goal.BOTTLENECK, move_weight=weight),
+            "serving": tuple((s.start, s.end, s.node) for s in served.plan.segments),
+        }
+    )
+    return Instance(f"{instance.name} with moves", problem)
+
+
+def several(*, quick: bool) -> Iterator[tuple[str, tuple[Problem, ...]]]:
+    """Problems of unlike goals on the same nodes, to be planned jointly."""
+    layers, count = (24, 10) if quick else (80, 32)
+    one = family.three_classes_busy(count, layers)
+    other = one.problem.model_copy(update={"profile": family.transformer(12 if quick else 40, 5120, name="13B"),
+                                           "objective": Objective(goal=Goal.BOTTLENECK)})  # fmt: skip
+    yield f"{one.name} two models", (one.with_goal(Goal.LATENCY), other)
+
+
 def measure(instance: Instance, goal: Goal, seconds: float, clock: Clock = time.perf_counter) -> Row:
     """One row: the planner and every baseline that has an answer."""
     problem = instance.with_goal(goal)
     return {**_row(instance.name, problem, seconds, None, clock), "baselines": baselines(problem)}
+
+
+def measure_jointly(name: str, problems: tuple[Problem, ...], seconds: float, clock: Clock = time.perf_counter) -> Row:
+    """One row: several models jointly, beside one after the other in both orders, in the measure of unlike goals."""
+    from splitinference.core.solve.joint import solve_in_turn, solve_jointly
+
+    began = clock()
+    found = solve_jointly(problems, Limits(seconds))
+    took = clock() - began
+    in_turn = {"in turn": solve_in_turn(problems, Limits(seconds)), "in turn, last first": solve_in_turn(problems[::-1], Limits(seconds))}
+    solved = found if isinstance(found, JointlySolved) else None
+    return {
+        "instance": name,
+        "objective": "jointly " + " + ".join(problem.objective.goal.value for problem in problems),
+        "layers": sum(len(problem.profile.layers) for problem in problems),
+        "nodes": len(problems[0].snapshot.nodes),
+        "seconds": round(took, 3),
+        "value": solved.value if solved else None,
+        "bound": solved.bound if solved else None,
+        "gap": solved.gap if solved else None,
+        "optimal": solved.optimal if solved else False,
+        "baselines": {name: answer.value if isinstance(answer, JointlySolved) else None for name, answer in in_turn.items()},
+    }
 
 
 def resolve(instance: Instance, seconds: float, clock: Clock = time.perf_counter) -> Row:
@@ -140,6 +195,12 @@ def baselines(problem: Problem) -> dict[str, float | None]:
     few = len(problem.snapshot.nodes) <= _BASELINE_NODES
     asked = {name: make for name, make in CHAINS.items() if few or name in ("memory-proportional", "greedy", "water-filling")}
     found = {name: _value(make(problem), problem) for name, make in asked.items()}
+    if problem.serving:
+        served = tuple(Segment(start=start, end=end, node=node) for start, end, node in problem.serving)
+        stay = Plan(model_digest=problem.profile.digest, pipelines=(Pipeline(segments=served),))
+        found["stay"] = None if violations(stay, problem) else _value(stay, problem)
+        apart = solve(problem.model_copy(update={"objective": Objective(goal=problem.objective.goal)}), Limits())
+        found["moves not counted"] = _value(apart.plan if isinstance(apart, Solved) else None, problem)
     if problem.objective.goal is Goal.LATENCY and len(problem.snapshot.nodes) <= 16:
         from splitinference.core.solve.naive import naive_cp_sat
 

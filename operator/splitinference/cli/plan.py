@@ -43,7 +43,7 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--jointly", action="store_true", help="several problems: all at once, instead of one after the other")
     parser.add_argument("--seconds", type=float, default=10.0, help="time limit (default 10)")
     parser.add_argument("--memory-mib", type=int, default=500, help="memory of the solver's process (default 500)")
-    parser.add_argument("--json", action="store_true", help="print JSON (docs/reference/outcome.schema.json)")
+    parser.add_argument("--json", action="store_true", help="print JSON (docs/reference/outcome.schema.json, several.schema.json)")
     parser.add_argument("--svg", type=Path, metavar="OUT", help="write a picture of the plan over the nodes")
     parser.set_defaults(run=run)
 

@@ -53,7 +53,7 @@ class SolverProcess:
 
     def solve_several(self, problems: Sequence[Problem], limits: Limits = DEFAULT_LIMITS, *, jointly: bool) -> JointOutcome:
         """As `solve_jointly` or `solve_in_turn`, in the process. Raises ValueError for problems that cannot be planned together."""
-        check_together(problems)
+        check_together(problems, jointly=jointly)
         how = "jointly" if jointly else "in turn"
         answer = self._ask((how, [problem.model_dump_json() for problem in problems], limits.seconds, None), limits)
         if answer is None:

@@ -6,6 +6,7 @@ that the solver's bound stays a bound.
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,11 @@ class Choice:
 
 
 class _Model:
-    """One CP-SAT model over the pools of one or more problems that share their nodes."""
+    """One CP-SAT model over the pools of one or more problems that share their nodes; each problem's value counts by its weight."""
 
-    def __init__(self, problems: list[Problem], pools: list[Pool]) -> None:
+    def __init__(self, problems: list[Problem], pools: list[Pool], weights: Sequence[float]) -> None:
         self.model = cp_model.CpModel()
-        self.problems, self.pools = problems, pools
+        self.problems, self.pools, self.weights = problems, pools, weights
         self.take = [[self.model.new_bool_var(f"{r}:{i}") for i in range(len(p.columns))] for r, p in enumerate(pools)]
         self.value: Any = 0
         for r in range(len(problems)):
@@ -72,26 +73,26 @@ class _Model:
         self._utilization(r)
 
     def _goal(self, r: int, used: dict[str, Any]) -> Any:
-        problem, pairs = self.problems[r], self._pairs(r)
+        problem, pairs, weight = self.problems[r], self._pairs(r), self.weights[r]
         count = problem.constraints.pipelines
-        move = problem.objective.move_weight + (1.0 if problem.objective.goal is Goal.MOVE else 0.0)
+        move = weight * (problem.objective.move_weight + (1.0 if problem.objective.goal is Goal.MOVE else 0.0))
         total = sum(x * _down(move * column.prediction.moved_bytes / GIB) for x, column in pairs) if move else 0
         match problem.objective.goal:
             case Goal.LATENCY:
-                values = [c.prediction.time_to_first_token_ms + c.prediction.time_per_output_token_ms for _, c in pairs]
+                values = [weight * (c.prediction.time_to_first_token_ms + c.prediction.time_per_output_token_ms) for _, c in pairs]
                 slowest = self._at_least(r, [[(x, v)] for (x, _), v in zip(pairs, values, strict=True)])
                 return total + slowest
             case Goal.BOTTLENECK:
                 loads: dict[object, list[tuple[Any, float]]] = defaultdict(list)
                 for x, column in pairs:
                     for place, ms in (*column.laid.load.place_ms.items(), *column.laid.load.link_ms.items()):
-                        loads[place].append((x, ms))
+                        loads[place].append((x, weight * ms))
                 return total + self._at_least(r, list(loads.values()))
             case Goal.ENERGY:
-                return total + sum(x * _down(c.prediction.energy_joules_per_token / count) for x, c in pairs)
+                return total + sum(x * _down(weight * c.prediction.energy_joules_per_token / count) for x, c in pairs)
             case Goal.COST:
                 price = {node.name: node.cost_per_hour for node in problem.snapshot.nodes}
-                return total + sum(used[name] * _down(price[name]) for name in sorted(used))
+                return total + sum(used[name] * _down(weight * price[name]) for name in sorted(used))
             case _:
                 return total
 
@@ -105,7 +106,7 @@ class _Model:
     def _utilization(self, r: int) -> None:
         """Peak utilization after placement: u + (1 - u) * min(1, rate * busy); a ceiling below 1 never reaches the cap."""
         problem = self.problems[r]
-        weight, ceiling = problem.objective.utilization_weight, problem.constraints.utilization_ceiling
+        weight, ceiling = self.weights[r] * problem.objective.utilization_weight, problem.constraints.utilization_ceiling
         if not weight and ceiling is None:
             return
         rate = problem.workload.requests_per_s / problem.constraints.pipelines / 1e3
@@ -132,8 +133,10 @@ class _Model:
                 for x, _ in load:
                     self.model.add(_SCALE * peak >= _down(others[name]) * _SCALE + _down(free) * ours).only_enforce_if(x)
         if weight:
-            scaled = self.model.new_int_var(0, max(1, math.ceil(weight) * _SCALE), f"{r}:peak value")
-            self.model.add(1000 * scaled >= math.floor(weight * 1000) * peak - 1000)
+            scaled = self.model.new_int_var(0, math.ceil(weight * _SCALE) + 1, f"{r}:peak value")
+            # Nine digits of the weight: times the peak that is within 64 bits.
+            parts = 10 ** max(0, 8 - math.floor(math.log10(weight)))
+            self.model.add(parts * scaled >= math.floor(weight * parts) * peak - parts)
             self.value = self.value + scaled
 
     def _memory(self) -> None:
@@ -166,11 +169,14 @@ def _down(value: float) -> int:
     return math.floor(value * _SCALE)
 
 
-def choose(problems: list[Problem], pools: list[Pool], seconds: float) -> Choice:
-    """The best choice of columns: for every problem as many as it wants pipelines, within what the nodes can hold together."""
+def choose(problems: list[Problem], pools: list[Pool], seconds: float, weights: Sequence[float] = ()) -> Choice:
+    """The best choice of columns: for every problem as many as it wants pipelines, within what the nodes can hold together.
+
+    What is minimised is the sum of the problems' values, each times its weight (1 where none are given).
+    """
     if any(len(p.columns) < problem.constraints.pipelines for p, problem in zip(pools, problems, strict=True)):
         return Choice(None, math.inf, refuted=True)
-    built = _Model(problems, pools)
+    built = _Model(problems, pools, weights or [1.0] * len(problems))
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 1

@@ -1,5 +1,6 @@
 """Chains as columns: candidates with all that they cost and take, from which several are chosen together."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
@@ -16,6 +17,7 @@ from splitinference.core.solve.apart import least_apart
 from splitinference.core.solve.bottleneck import least_bottleneck
 from splitinference.core.solve.chain import best_chain
 from splitinference.core.solve.relaxed import Step
+from splitinference.core.solve.shared import Chains, Shared, least_shared
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import Task, task_of
 
@@ -39,10 +41,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Pool:
-    """Columns of one problem; `whole`: there are no other chains."""
+    """Columns of one problem; `whole`: there are no other chains; `bound`: for its value, as far as making columns gave one."""
 
     columns: tuple[Column, ...]
     whole: bool
+    bound: float = -math.inf
 
 
 def alone(problem: Problem) -> Problem:
@@ -62,12 +65,45 @@ def pool(problem: Problem, expired: Callable[[], bool]) -> Pool:
         for pipeline in few:
             _add(found, pipeline, single)
         return Pool(tuple(found.values()), whole=True)
+    shared = shared_stages(tables, problem, expired)
+    for pipeline in pipelines_of(tables, shared.chains or ()):
+        _add(found, pipeline, single)
     for pipeline in _varied(tables, single, problem.constraints.pipelines, expired):
         _add(found, pipeline, single)
         if problem.constraints.max_stage_nodes > 1:
             for wider in _widened(pipeline, single):
                 _add(found, wider, single)
-    return Pool(tuple(found.values()), whole=False)
+    return Pool(tuple(found.values()), whole=False, bound=shared.bound)
+
+
+def shared_stages(tables: Tables, problem: Problem, expired: Callable[[], bool]) -> Shared:
+    """Chains with stages on several nodes and a bound, for a goal that they serve; nothing for another one."""
+    bounds, single = problem.constraints, alone(problem)
+    if bounds.max_stage_nodes == 1 or problem.objective.goal is not Goal.BOTTLENECK or not tables.count:
+        return Shared(None, -math.inf)
+    if bounds.pipelines > 1 and not bounds.disjoint_pipelines:
+        return Shared(None, -math.inf)
+
+    def met(chains: Chains) -> float:
+        if tables.shares_node.any():
+            return math.inf
+        made = [column(pipeline, single) for pipeline in pipelines_of(tables, chains)]
+        return max(math.inf if one is None else one.prediction.bottleneck_ms for one in made)
+
+    return least_shared(tables, bounds.max_stage_nodes, bounds.pipelines, met, expired)
+
+
+def pipelines_of(tables: Tables, chains: Chains) -> tuple[Pipeline, ...]:
+    """Chains over classes as pipelines, each use of a class by a member of its own."""
+    left, result = [list(members) for members in tables.members], []
+    for chain in chains:
+        segments = []
+        for stage in chain:
+            first, *others = [left[c].pop(0)[1] for c in stage.places]
+            names = tuple(site.node.name for site in others)
+            segments.append(Segment(start=stage.start, end=stage.end, node=first.node.name, processor=first.processor, replicas=names))
+        result.append(Pipeline(segments=tuple(segments)))
+    return tuple(result)
 
 
 def column(pipeline: Pipeline, problem: Problem) -> Column | None:

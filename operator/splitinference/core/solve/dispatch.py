@@ -101,7 +101,8 @@ def judged(plan: Plan, problem: Problem, bound: float, seconds: float, late: boo
     bound = max(bound, value) if most else min(bound, value)
     gap = abs(value - bound) / abs(value) if value else abs(bound)
     optimal = gap <= CLOSED
-    proof = "proven best" if optimal else f"no plan can be better than {bound:.4g} (gap {gap:.2%})"
+    known = f"no plan can be better than {bound:.4g} (gap {gap:.2%})" if math.isfinite(bound) else "with no bound of its own"
+    proof = "proven best" if optimal else known
     words = explain(plan, prediction, problem, proof)
     done = plan.model_copy(
         update={"prediction": prediction, "value": value, "bound": bound, "gap": gap, "optimal": optimal, "explanation": words}

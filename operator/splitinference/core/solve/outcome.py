@@ -55,7 +55,12 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class JointlySolved:
-    """One plan for each of several problems, in their order; `bound` is for the sum of their values."""
+    """One plan for each of several problems, in their order; `bound` is for `value`.
+
+    With goals alike, `value` is the sum of the plans' values and `alone` is empty. Else `alone` has the best value that each
+    problem reaches alone, and `value` is the sum of each plan's value over that one (throughput: that one over the plan's value;
+    where that one is 0, the value itself).
+    """
 
     plans: tuple[Plan, ...]
     value: float
@@ -63,6 +68,7 @@ class JointlySolved:
     gap: float
     optimal: bool
     seconds: float
+    alone: tuple[float, ...] = ()
 
 
 Outcome: TypeAlias = Solved | Infeasible | TimedOut

@@ -1,14 +1,15 @@
 """Several chains at once: pipelines of one plan, stages on several nodes, plans of several problems on the same nodes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from splitinference.core.cost.objective import objective_value, value_of
 from splitinference.core.plan import Pipeline, Plan
 from splitinference.core.problem import Goal, Problem
 from splitinference.core.solve.apart import least_apart, least_sum_apart
 from splitinference.core.solve.choose import choose
-from splitinference.core.solve.columns import Column, Pool, alone, best_of, pool
+from splitinference.core.solve.columns import Column, Pool, alone, best_of, column, pool
 from splitinference.core.solve.fluid import least_step_ms
 from splitinference.core.solve.share import left_by
 from splitinference.core.solve.tables import Tables
@@ -26,18 +27,55 @@ class Together:
     refuted: bool
 
 
-def plan_together(problems: list[Problem], expired: Callable[[], bool], seconds: float) -> Together:
-    """Plans for all problems within what their nodes can hold; each problem's snapshot has the same nodes."""
+@dataclass(frozen=True)
+class Reached:
+    """What a problem reaches alone: a value, and a bound for it."""
+
+    value: float
+    bound: float
+
+    @property
+    def unit(self) -> float:
+        """What the problem's value is divided by beside problems of other goals: the value; where that is 0, one of its unit."""
+        return self.value or 1.0
+
+
+def plan_together(
+    problems: list[Problem],
+    expired: Callable[[], bool],
+    seconds: float,
+    reached: Sequence[Reached] = (),
+    known: Callable[[], Iterable[tuple[Plan, ...]]] = tuple,
+) -> Together:
+    """Plans for all problems within what their nodes can hold; each problem's snapshot has the same nodes.
+
+    What is minimised is the sum of the values; with `reached`, one for each problem, of the values over their units. `known` gives
+    plans for all that share the nodes rightly: where not all chains are tried, the answer is no worse than the best of them.
+    """
+    weights = [1.0 / found.unit for found in reached] or [1.0] * len(problems)
     pools = [pool(problem, expired) for problem in problems]
-    if len(problems) > 1 and not all(p.whole for p in pools):
-        pools = [_wider(i, problems, pools, expired) for i in range(len(problems))]
-    choice = choose(problems, pools, min(seconds, CHOICE_SECONDS))
     whole = all(p.whole for p in pools)
-    bound = choice.bound if whole else sum(_bound(problem, expired) for problem in problems)
-    if choice.columns is None:
+    given: list[tuple[Plan, ...]] = []
+    if len(problems) > 1 and not whole:
+        given = list(known())
+        pools = [_wider(i, problems, pools, [plans[i] for plans in given], expired) for i in range(len(problems))]
+    choice = choose(problems, pools, min(seconds, CHOICE_SECONDS), weights)
+    if choice.columns is not None:
+        given.append(tuple(_plan(p, columns) for p, columns in zip(problems, choice.columns, strict=True)))
+    bound = choice.bound
+    if not whole:
+        bounds = [found.bound for found in reached] or [
+            max(_bound(problem, expired), p.bound) for problem, p in zip(problems, pools, strict=True)
+        ]
+        bound = sum(weight * least for weight, least in zip(weights, bounds, strict=True))
+    if not given:
         return Together(None, bound, choice.refuted and whole)
-    plans = tuple(_plan(p, columns) for p, columns in zip(problems, choice.columns, strict=True))
-    return Together(plans, bound, refuted=False)
+
+    def value(plans: tuple[Plan, ...]) -> float:
+        return sum(weight * objective_value(plan, p) for weight, plan, p in zip(weights, plans, problems, strict=True))
+
+    # Of equals the last: the choice's own.
+    return Together(min(reversed(given), key=value) if len(given) > 1 else given[0], bound, refuted=False)
 
 
 def _plan(problem: Problem, columns: tuple[Column, ...]) -> Plan:
@@ -47,17 +85,23 @@ def _plan(problem: Problem, columns: tuple[Column, ...]) -> Plan:
     return Plan(model_digest=problem.profile.digest, pipelines=pipelines)
 
 
-def _wider(index: int, problems: list[Problem], pools: list[Pool], expired: Callable[[], bool]) -> Pool:
-    """The pool, and chains for what is left when another problem has taken its best."""
-    columns = list(pools[index].columns)
+def _wider(index: int, problems: list[Problem], pools: list[Pool], known: list[Plan], expired: Callable[[], bool]) -> Pool:
+    """The pool, the chains of plans that are known, and chains for what is left when another problem has taken its best."""
+    single = alone(problems[index])
+    columns = [*pools[index].columns, *(c for plan in known for p in plan.pipelines if (c := column(_whole(p), single)))]
     for other, p in enumerate(pools):
         if other == index or not p.columns:
             continue
-        taken = min(p.columns, key=lambda c: c.prediction.latency_ms)
+        taken = min(p.columns, key=lambda c: value_of(c.prediction, problems[other]))
         left = left_by(problems[index], [Plan(model_digest="", pipelines=(taken.pipeline,))], [problems[other]])
         columns.extend(c for c in pool(left, expired).columns)
     unique = {c.pipeline: c for c in columns}
-    return Pool(tuple(unique.values()), whole=False)
+    return Pool(tuple(unique.values()), whole=False, bound=pools[index].bound)
+
+
+def _whole(pipeline: Pipeline) -> Pipeline:
+    """The pipeline as if all requests took it, as columns are."""
+    return Pipeline(segments=pipeline.segments)
 
 
 def _bound(problem: Problem, expired: Callable[[], bool]) -> float:

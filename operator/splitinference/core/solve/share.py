@@ -9,19 +9,30 @@ from splitinference.core.plan import Plan
 from splitinference.core.problem import Goal, Problem
 
 
-def check_together(problems: Sequence[Problem]) -> None:
-    """Raises ValueError for problems that cannot be planned together: nodes of one name that differ, unlike goals, throughput, `then`."""
+def check_together(problems: Sequence[Problem], *, jointly: bool) -> None:
+    """Raises ValueError for problems that cannot be planned together: nodes of one name that differ; jointly also throughput and `then`."""
     if not problems:
         raise ValueError("no problem is given")
-    first = problems[0]
     known: dict[str, Node] = {}
     for node in (node for problem in problems for node in problem.snapshot.nodes):
         if known.setdefault(node.name, node) != node:
             raise ValueError(f"problems that are planned together need the same nodes: {node.name} differs between them")
-    if any(p.objective.goal is not first.objective.goal for p in problems) or first.objective.goal is Goal.THROUGHPUT:
-        raise ValueError("problems that are planned together need the same goal, and one other than throughput")
-    if any(p.objective.then for p in problems):
-        raise ValueError("further goals (then) are for one problem at a time")
+    if jointly and any(p.objective.goal is Goal.THROUGHPUT for p in problems):
+        raise ValueError("throughput is planned in turn, not jointly: it is a flow, and the joint choice is one among chains")
+    if jointly and any(p.objective.then for p in problems):
+        raise ValueError("further goals (then) are planned in turn, not jointly: the joint choice has one objective")
+
+
+def adds_up(problems: Sequence[Problem]) -> bool:
+    """Whether the sum of the problems' values means something: one goal, and one that is minimised."""
+    goals = {problem.objective.goal for problem in problems}
+    return len(goals) == 1 and Goal.THROUGHPUT not in goals
+
+
+def at_pace(problem: Problem, tokens_per_s: float) -> Problem:
+    """A throughput problem with the rate of requests that its tokens per second are, for what its plan takes of the nodes."""
+    rate = tokens_per_s / problem.workload.output_tokens
+    return problem.model_copy(update={"workload": problem.workload.model_copy(update={"requests_per_s": rate})})
 
 
 def left_by(problem: Problem, plans: Sequence[Plan], owners: Sequence[Problem]) -> Problem:
