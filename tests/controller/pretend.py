@@ -42,6 +42,7 @@ class Pretend:
     """The cluster and everything else outside, as the ports show it, and what must always hold of it."""
 
     nodes: dict[str, dict[str, Any]]
+    settings: Settings = SETTINGS
     objects: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     profiles: dict[str, Profile | Unreadable | Pending] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Pretend:
     def ports(self) -> Ports:
         return Ports(
             cluster=ClusterOf(self), metrics=self, gateways=Gateways(self), segments=Segments(self), models=Models(self),
-            builder=Manifests(SETTINGS), clock=Clock(self), planning=threading.Lock(),
+            builder=Manifests(self.settings), clock=Clock(self), planning=threading.Lock(),
         )  # fmt: skip
 
     def _write(self, what: str) -> None:

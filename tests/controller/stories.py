@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from tests.controller.world import Operator, World, a_body, a_node
+from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
 
 
 def small(*names: str, mib: int = 310) -> dict[str, dict[str, Any]]:
@@ -21,6 +21,18 @@ def serving(nodes: dict[str, dict[str, Any]] | None = None, **spec: Any) -> tupl
     world.now += timedelta(seconds=120)
     operator.look()
     return world, operator
+
+
+def upgraded(world: World, image: str = "segment:next") -> Operator:
+    """The operator after an upgrade: segments are to have another image."""
+    world.settings = world.settings.model_copy(update={"segment_image": image})
+    return Operator(world)
+
+
+def images(world: World) -> list[str]:
+    """The image of each segment that is there and not leaving."""
+    pods = (world.objects["Pod", NAMESPACE, name] for name in world.segments())
+    return [pod["spec"]["containers"][0]["image"] for pod in pods]
 
 
 def reasons(world: World, name: str = "chat") -> list[str]:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from splitinference.controller.objects import labels_asked
-from splitinference.controller.pods import is_over, node_of, requested_bytes
+from splitinference.controller.pods import is_over, node_of, requested_bytes, requested_millicores
 from splitinference.controller.ports import (
     Manifest,
     Pending,
@@ -72,14 +72,22 @@ class World(Pretend):
             pod["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
             return
         if "nodeName" not in pod["spec"]:
-            allocatable = int(self.nodes[node]["status"]["allocatable"]["memory"][:-2]) * MIB
-            held = sum(requested_bytes(p) for p in self._all("Pod") if p["spec"].get("nodeName") == node and not is_over(p))
-            if held + requested_bytes(pod) > allocatable:
+            allocatable = self.nodes[node]["status"]["allocatable"]
+            there = [p for p in self._all("Pod") if p["spec"].get("nodeName") == node and not is_over(p)]
+            short = [
+                what
+                for what, has, asked in (
+                    ("memory", int(allocatable["memory"][:-2]) * MIB, sum(map(requested_bytes, [*there, pod]))),
+                    ("cpu", 1000 * float(allocatable["cpu"]), sum(map(requested_millicores, [*there, pod]))),
+                )
+                if asked > has
+            ]
+            if short:
                 pod["status"]["conditions"] = [
                     {
                         "type": "PodScheduled",
                         "status": "False",
-                        "message": "0/3 nodes: Insufficient memory",
+                        "message": f"0/3 nodes: Insufficient {short[0]}",
                         "lastTransitionTime": stamp(self.now),
                     }
                 ]
@@ -96,6 +104,20 @@ class World(Pretend):
 
     def body(self, name: str = "chat") -> dict[str, Any]:
         return self.objects["SplitInference", NAMESPACE, name]
+
+    def tenant(self, node: str, mib: int = 1, cores: str = "1m") -> None:
+        """Another tenant's pod on the node, in the place of the one before."""
+        requests = {"memory": f"{mib}Mi", "cpu": cores}
+        self.objects["Pod", "others", f"tenant-{node}"] = {
+            "kind": "Pod",
+            "metadata": {"name": f"tenant-{node}", "namespace": "others", "labels": {}, "uid": f"tenant-{node}"},
+            "spec": {"nodeName": node, "containers": [{"name": "work", "resources": {"requests": requests}}]},
+            "status": {"phase": "Running", "conditions": []},
+        }
+
+    def tenant_gone(self, node: str) -> None:
+        """The other tenant's pod has left the node."""
+        self.objects.pop(("Pod", "others", f"tenant-{node}"), None)
 
     def status(self, name: str = "chat") -> dict[str, Any]:
         found: dict[str, Any] = self.body(name).get("status") or {}
@@ -137,7 +159,7 @@ class Operator:
     solver: Any = field(default_factory=Exhaustive)
 
     def __post_init__(self) -> None:
-        self.reconciler = Reconciler(self.world.ports(), SETTINGS, self.solver)
+        self.reconciler = Reconciler(self.world.ports(), self.world.settings, self.solver)
 
     def look(self, name: str = "chat") -> Looked:
         return self.reconciler.reconcile(NAMESPACE, name)

@@ -6,10 +6,13 @@ import pytest
 
 from splitinference.core.adaptation import Memory, Mode, Policy
 from splitinference.core.compare import Change
-from splitinference.core.decide import Adopt, Keep, Kept, decide
+from splitinference.core.decide import decide
+from splitinference.core.decision import Adopt, Keep, Kept
+from splitinference.core.judged import arrives
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Constraints, Problem, Slo
 from splitinference.core.solve.outcome import Limits, Outcome, Solved, TimedOut
+from splitinference.core.transition import Blocked, Done
 from splitinference.core.triggers import Reason
 from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, a_profile, facts, text_of
 
@@ -75,18 +78,18 @@ def test_new_cuts_that_cannot_be_reached_do_not_stand_in_the_way_of_a_migration_
     """d alone would be best; but there may be no room for all of it beside what serves."""
     now = busy_b(0.93, a_node("d", gflops=120, mib=1000))
 
-    def migrations(plan: Plan) -> bool:
-        return plan.pipelines[0].split_points == (2,)
+    def migrations(plan: Plan) -> Done | Blocked:
+        return Done() if plan.pipelines[0].split_points == (2,) else Blocked(why="no room")
 
-    def last(reachable) -> Adopt | Keep | None:
+    def last(ends) -> Adopt | Keep | None:
         memory, decision = Memory(reviewed=START), None
         for step in range(6):
-            decision, memory = decide(facts(now, PLAN, 100 + 5 * step), POLICY, memory, Exhaustive(), LIMITS, reachable=reachable)
+            decision, memory = decide(facts(now, PLAN, 100 + 5 * step), POLICY, memory, Exhaustive(), LIMITS, ends=ends)
             if isinstance(decision, Adopt):
                 break
         return decision
 
-    freely, bound = last(lambda _: True), last(migrations)
+    freely, bound = last(arrives), last(migrations)
     assert isinstance(freely, Adopt)
     assert isinstance(bound, Adopt)
     assert (freely.change, text_of(freely.plan)) == (Change.RESPLIT, "d[0:4]")
@@ -191,7 +194,7 @@ def test_what_cannot_be_planned_keeps_the_plan_says_why_and_is_not_tried_at_ever
     again, memory = decide(facts(small, PLAN, 1), POLICY, memory, solver, LIMITS)
     assert again == first
     assert len(solver.asked) == asked
-    more, memory = decide(facts(a_problem(a_node("a", mib=1000)), PLAN, 2), POLICY, memory, solver, LIMITS)
+    more, memory = decide(facts(a_problem(a_node("a", mib=1000)), PLAN, 6), POLICY, memory, solver, LIMITS)
     assert isinstance(more, Adopt)
 
 
@@ -290,9 +293,13 @@ def moved_segments(plan: Plan) -> int:
 
 def looking(reaches, seconds=(100, 105, 110, 115, 120)) -> tuple[Adopt | Keep, Memory]:
     """The decision when only plans that `reaches` says can be walked to, and the memory after it."""
+
+    def ends(plan: Plan) -> Done | Blocked:
+        return Done() if reaches(plan) else Blocked(why="b has no room")
+
     memory = Memory(reviewed=START)
     for at in seconds:
-        decision, memory = decide(facts(TWO_BUSY, BOTH, at), POLICY, memory, Exhaustive(), LIMITS, reachable=reaches)
+        decision, memory = decide(facts(TWO_BUSY, BOTH, at), POLICY, memory, Exhaustive(), LIMITS, ends=ends)
     return decision, memory
 
 
@@ -309,6 +316,8 @@ def test_where_the_best_plan_has_no_room_the_best_single_move_is_made():
 
 def test_a_plan_without_any_way_to_it_does_not_make_the_reasons_be_forgotten():
     found, memory = looking(lambda plan: False)
-    assert isinstance(found, Adopt), "whoever walks says what is in the way"
+    assert isinstance(found, Keep)
+    assert found.reason is Kept.BLOCKED
+    assert found.message.endswith("; it cannot be reached: b has no room")
     assert f"{Reason.UTILIZATION_SHIFTED}/a" in memory.watches
     assert Reason.BETTER_PLAN not in memory.watches

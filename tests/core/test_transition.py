@@ -3,7 +3,7 @@
 import pytest
 
 from splitinference.core.transition import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
-from splitinference.core.walk import Observed, Phase, Route
+from splitinference.core.walk import Observed, ObservedSegment, Phase, Resource, Route, Shortage, Target
 from tests.core.walking import Cluster, a_segment, a_target, serving
 
 ROOMY = {"a": 1000, "b": 1000, "c": 1000}
@@ -145,7 +145,9 @@ def test_a_failed_segment_of_the_plan_is_deleted_and_made_again():
 
 def test_a_node_that_cannot_be_used_blocks_in_words():
     result = next_steps(a_target("a[0:4] z[4:8]"), serving("a[0:4] b[4:8]", ROOMY).observed())
-    assert result == Blocked(why="segment [4, 8) needs 40 MiB on z, which is not usable now")
+    assert isinstance(result, Blocked)
+    assert result.why == "segment [4, 8) needs 40 MiB on z, which is not usable now"
+    assert [(short.node, short.resource) for short in result.short] == [("z", Resource.NODE)]
 
 
 def test_segments_of_two_models_are_never_mixed_in_one_route():
@@ -170,3 +172,56 @@ def test_the_revision_of_a_route_is_that_of_its_names():
 
 def test_nothing_observed_and_no_room_is_blocked_not_done():
     assert isinstance(next_steps(a_target("a[0:4]"), Observed(room_bytes={"a": 0})), Blocked)
+
+
+def renewed(cluster: Cluster, text: str, strategy: Strategy) -> list[str]:
+    """Steps that put new segments in the place of the old ones, as another image does; in each route, how many of them are new."""
+    target = Target(
+        pipelines=tuple(tuple(s.model_copy(update={"name": f"new-{s.name}"}) for s in pipeline) for pipeline in a_target(text).pipelines)
+    )
+    taken: list[str] = []
+    for _ in range(100):
+        result = next_steps(target, cluster.observed(), strategy)
+        if isinstance(result, Done | Blocked):
+            return [*taken, type(result).__name__]
+        taken += names(result)
+        for action in result.actions:
+            cluster.apply(action)
+        cluster.progress()
+    raise AssertionError(f"no end after {taken}")
+
+
+def test_break_first_replaces_full_nodes_one_by_one_and_serves_between():
+    cluster = serving("a[0:4] b[4:8]", {"a": 40, "b": 40})
+    assert renewed(cluster, "a[0:4] b[4:8]", Strategy.BREAK_FIRST) == [
+        "delete m-0-4-a",
+        "create new-m-0-4-a",
+        "cutover new-m-0-4-a m-4-8-b between",
+        "delete m-4-8-b",
+        "create new-m-4-8-b",
+        "cutover new-m-0-4-a new-m-4-8-b",
+        "Done",
+    ]
+
+
+def test_surge_does_not_touch_full_nodes():
+    assert renewed(serving("a[0:4] b[4:8]", {"a": 40, "b": 40}), "a[0:4] b[4:8]", Strategy.SURGE) == ["Blocked"]
+
+
+def test_cores_that_a_node_has_not_left_are_asked_for_no_more_than_memory_is():
+    cluster = serving("a[0:4] b[4:8]", ROOMY)
+    observed = cluster.observed().model_copy(update={"room_millicores": {"c": 150}})
+    target = Target(pipelines=(tuple(s.model_copy(update={"millicores": 100}) for s in a_target("c[0:2] c[2:4] b[4:8]").pipelines[0]),))
+    first = next_steps(target, observed)
+    assert names(first) == ["create m-0-2-c"]
+    assert isinstance(first, Steps)
+    with_it = Observed(
+        segments={**observed.segments, "m-0-2-c": ObservedSegment(**target.segments["m-0-2-c"].model_dump(), phase=Phase.PROVEN)},
+        serving=observed.serving,
+        room_bytes=observed.room_bytes,
+        room_millicores=observed.room_millicores,
+    )
+    blocked = next_steps(target, with_it)
+    assert isinstance(blocked, Blocked)
+    assert blocked.why == "segment [2, 4) requests 0.1 cores on c, which has 0.05 left beside the 0.1 of segments that serve"
+    assert blocked.short == (Shortage(node="c", resource=Resource.CPU, needed=100, free=50),)

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from splitinference.controller.passes import Key, Pass
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
-from splitinference.core.decide import Solve
+from splitinference.core.judged import Solve
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
 from splitinference.core.solve.outcome import Limits, Outcome

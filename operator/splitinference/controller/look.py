@@ -69,6 +69,9 @@ class Seen:
             serving=self.stored.route if self.stored else None,
             old_routes=old_routes(self.stored, self.report, runs, self.now),
             room_bytes={node.name: node.memory_free_bytes for node in self.reading.snapshot.nodes if node.ready},
+            room_millicores={
+                node.name: node.millicores_free for node in self.reading.snapshot.nodes if node.ready and node.millicores_free is not None
+            },
         )
 
 

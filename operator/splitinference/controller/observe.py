@@ -7,7 +7,7 @@ from typing import Any
 
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.objects import COMPONENT, LAYERS_LABEL, MODEL_LABEL
-from splitinference.controller.pods import is_over, labels_of, node_of, requested_bytes
+from splitinference.controller.pods import is_over, labels_of, node_of, requested_bytes, requested_millicores
 from splitinference.controller.ports import Manifest
 from splitinference.core.walk import ObservedSegment, Phase
 
@@ -81,6 +81,7 @@ def _segment(pod: Manifest, known: Known) -> SegmentPod | None:
         end=int(end),
         node=node,
         memory_bytes=0 if is_over(pod) else requested_bytes(pod),
+        millicores=0 if is_over(pod) else requested_millicores(pod),
         family=family_of(pod),
         phase=phase,
         why=why,

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from splitinference.controller.observe import family_of
+from splitinference.controller.pods import requested_millicores
 from splitinference.controller.ports import Builder, Manifest, SegmentObjects
 from splitinference.core.plan import Pipeline, Plan, Prediction, Segment, StagePrediction
 from splitinference.core.profile import Profile
@@ -66,8 +67,17 @@ def build(planned: Planned, body: Manifest, profile: Profile, builder: Builder) 
         for segment, stage in zip(pipeline.segments, stages, strict=False):
             made = builder.segment(resource, profile, segment, stage.memory_bytes, stage.kv_bytes)
             objects[made.name] = made
-            where = {"start": segment.start, "end": segment.end, "node": segment.node}
-            named.append(NamedSegment(name=made.name, memory_bytes=made.memory_bytes, family=family_of(made.pod), **where))
+            named.append(
+                NamedSegment(
+                    name=made.name,
+                    start=segment.start,
+                    end=segment.end,
+                    node=segment.node,
+                    memory_bytes=made.memory_bytes,
+                    millicores=requested_millicores(made.pod),
+                    family=family_of(made.pod),
+                )
+            )
         pipelines.append(tuple(named))
     return Built(target=Target(pipelines=tuple(pipelines)), objects=objects)
 

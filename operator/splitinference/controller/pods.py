@@ -52,6 +52,11 @@ def requested_cores(pod: Manifest) -> Decimal:
     return _requested(pod, "cpu")
 
 
+def requested_millicores(pod: Manifest) -> int:
+    """The same in thousandths of a core, rounded up, as the scheduler counts."""
+    return int((1000 * requested_cores(pod)).to_integral_value(ROUND_CEILING))
+
+
 def _requested(pod: Manifest, what: str) -> Decimal:
     spec = pod.get("spec") or {}
     inits = spec.get("initContainers") or []

@@ -6,7 +6,6 @@ A pass never waits, and takes nothing for granted that an earlier pass did: it m
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from splitinference.controller import terms
 from splitinference.controller.asked import Asked, profile_for, read_asked
@@ -23,7 +22,7 @@ from splitinference.controller.report import Report, events, status_of
 from splitinference.controller.resource import Resource, read_resource
 from splitinference.controller.reviews import Reviews
 from splitinference.controller.route import withdrawn
-from splitinference.controller.serving import serving_stages
+from splitinference.controller.serving import serving_plan, serving_stages
 from splitinference.controller.sight import Sight
 from splitinference.controller.status import Condition, merge_patch
 from splitinference.controller.verdict import judge, promised
@@ -32,7 +31,9 @@ from splitinference.core.adaptation import Facts, Memory, Traffic
 from splitinference.core.cluster import Snapshot
 from splitinference.core.compare import Change
 from splitinference.core.cost import violations
-from splitinference.core.decide import Adopt, Keep, Kept, Solve, beside, decide
+from splitinference.core.decide import decide
+from splitinference.core.decision import Adopt, Keep, Kept
+from splitinference.core.judged import Solve
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Constraints, Problem
 from splitinference.core.profile import Profile
@@ -40,6 +41,7 @@ from splitinference.core.rehearse import rehearse
 from splitinference.core.solve.outcome import Limits, Outcome
 from splitinference.core.transition import Blocked, Done, Steps, next_steps
 from splitinference.core.triggers import Reason
+from splitinference.core.walk import Phase
 from splitinference.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -189,8 +191,8 @@ class _Pass:
     # --- the plan --------------------------------------------------------------------------------------------------------------------
 
     def _facts(self, asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
-        adaptation = asked.resource.spec.adaptation
-        walking = built is not None and not isinstance(next_steps(built.target, seen.observed, strategy(adaptation)), Done)
+        way, observed = strategy(asked.resource.spec.adaptation), seen.observed
+        steps = next_steps(built.target, observed, way) if built is not None else Done()
         return Facts(
             now=seen.now,
             problem=problem,
@@ -199,9 +201,14 @@ class _Pass:
             asked=asked.digest,
             quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
             pressured=seen.reading.pressured,
-            walking=walking,
+            walking=not isinstance(steps, Done),
             moves=seen.recall.moves,
             traffic=_traffic(seen),
+            serving=serving_plan(planned, observed, asked.profile),
+            served=observed.serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in observed.serving.names),
+            held_bytes={node.name: observed.held_bytes(node.name) for node in seen.reading.snapshot.nodes},
+            blocked=steps if isinstance(steps, Blocked) else None,
+            strategy=way,
         )
 
     def _decide(self, facts: Facts, asked: Asked, seen: Seen) -> tuple[Adopt | Keep, Memory]:
@@ -213,7 +220,7 @@ class _Pass:
                 seen.recall.memory,
                 self.solve,
                 self.limits,
-                reachable=partial(self._reaches, asked, seen),
+                ends=lambda plan: self._rehearsed(plan, asked, seen)[2],
             )
         finally:
             if leave:
@@ -241,16 +248,9 @@ class _Pass:
         )
 
     def _adopt(self, decision: Adopt, asked: Asked, facts: Facts, seen: Seen, looker: Looker) -> tuple[Seen, Planned, Built] | Keep:
-        """Make it the plan, if no other resource's plan took the memory meanwhile, and if the walk to it would arrive. The plan is in the
-        status before anything is done about it."""
-        planned, built, end = self._rehearsed(decision.plan, asked, seen)
-        if isinstance(end, Blocked) and not decision.mandatory:
-            return Keep(reason=Kept.BLOCKED, message=f"{decision.message}; it cannot be reached: {end.why}")
-        if isinstance(end, Blocked):
-            held = {node.name: seen.observed.held_bytes(node.name) for node in facts.problem.snapshot.nodes}
-            other = beside(decision, facts, held, self.solve, self.limits)
-            if other is not None and isinstance((instead := self._rehearsed(other.plan, asked, seen))[2], Done):
-                decision, (planned, built, _) = other, instead
+        """Make it the plan, if no other resource's plan took the memory meanwhile. The plan is in the status before anything is done about
+        it."""
+        planned, built, _ = self._rehearsed(decision.plan, asked, seen)
         with self.ports.planning:
             resources = self.ports.cluster.split_inferences()
             reading = looker.read(seen.now, seen.nodes, seen.pods, seen.measured, resources)
@@ -276,9 +276,6 @@ class _Pass:
             )
         log.info("%s/%s: %s: %s", *seen.owner, decision.reason, decision.message)
         return replace(seen, body=self.body), planned, built
-
-    def _reaches(self, asked: Asked, seen: Seen, plan: Plan) -> bool:
-        return isinstance(self._rehearsed(plan, asked, seen)[2], Done)
 
     def _rehearsed(self, plan: Plan, asked: Asked, seen: Seen) -> tuple[Planned, Built, Done | Blocked]:
         """The plan, its segments, and whether the walk to it would arrive."""

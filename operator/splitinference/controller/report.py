@@ -21,8 +21,10 @@ from splitinference.controller.status import (
     observed,
 )
 from splitinference.controller.verdict import Verdict
-from splitinference.core.decide import Adopt, Keep, Kept
+from splitinference.core.decision import Adopt, Keep, Kept
+from splitinference.core.plan import Plan
 from splitinference.core.transition import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
+from splitinference.core.triggers import Reason
 from splitinference.core.walk import Phase, Route
 
 _SILENT = (Kept.STEADY, Kept.CONFIRMING)
@@ -126,16 +128,22 @@ def all_conditions(report: Report) -> Iterator[Condition]:
 
 def _planned(report: Report) -> Condition:
     kind = Kind.PLANNED
-    if isinstance(report.decision, Keep) and report.decision.trigger is not None and report.decision.trigger.mandatory:
+    if isinstance(report.decision, Keep) and (trigger := report.decision.trigger) is not None and trigger.mandatory:
+        if trigger.reason is Reason.WALK_BLOCKED and report.planned is not None:
+            # There is a plan, and it is right; Progressing says what is in its way, and the decision that there is no way around.
+            return _is_planned(report.planned.plan)
         return Condition(kind=kind, holds=False, reason=report.decision.reason, message=report.decision.message)
     if report.planned is None:
         return Condition(kind=kind, holds=None, reason="NoPlan", message="there is no plan yet")
     if report.accepted.holds is not True:
         return Condition(kind=kind, holds=True, reason="EarlierPlan", message="the plan is for an earlier specification")
-    plan = report.planned.plan
+    return _is_planned(report.planned.plan)
+
+
+def _is_planned(plan: Plan) -> Condition:
     where = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in plan.segments)
     proof = "proven best" if plan.optimal else "" if plan.gap is None else f"within {plan.gap:.1%} of the best"
-    return Condition(kind=kind, holds=True, reason="Planned", message=f"{where}" + (f", {proof}" if proof else ""))
+    return Condition(kind=Kind.PLANNED, holds=True, reason="Planned", message=f"{where}" + (f", {proof}" if proof else ""))
 
 
 def _metrics(report: Report) -> Condition:

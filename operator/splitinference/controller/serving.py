@@ -3,7 +3,10 @@
 from splitinference.controller.planned import Built, Planned
 from splitinference.controller.ports import GatewayReport, ObservedTraffic
 from splitinference.controller.route import Stored
+from splitinference.core.plan import Pipeline, Plan, Segment
+from splitinference.core.profile import Profile
 from splitinference.core.value import Value
+from splitinference.core.walk import Observed
 
 
 class Stage(Value):
@@ -35,3 +38,19 @@ def serving_stages(planned: Planned | None, built: Built | None, stored: Stored 
     )
     traffic = report.observed if report is not None and report.revision == stored.route.revision else None
     return Serving(revision=stored.route.revision, stages=stages, traffic=traffic)
+
+
+def serving_plan(planned: Planned | None, observed: Observed, profile: Profile) -> Plan | None:
+    """The serving route as a plan of this model, whatever the plan is now; None where a segment is gone or of another model."""
+    if observed.serving is None or not observed.serving.names <= observed.segments.keys():
+        return None
+    if planned is not None and any(segment.processor for segment in planned.plan.segments):
+        return None
+    found = [[observed.segments[name] for name in pipeline] for pipeline in observed.serving.pipelines]
+    if any(not segment.family.startswith(f"{profile.digest[:8]}/") for pipeline in found for segment in pipeline):
+        return None
+    pipelines = (tuple(Segment(start=s.start, end=s.end, node=s.node) for s in pipeline) for pipeline in found)
+    return Plan(
+        model_digest=profile.digest,
+        pipelines=tuple(Pipeline(segments=segments, share=1.0 / len(found)) for segments in pipelines),
+    )

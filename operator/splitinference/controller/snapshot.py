@@ -15,7 +15,7 @@ from splitinference.controller.gateway import GATEWAY
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.network import read_network
 from splitinference.controller.objects import INSTANCE
-from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
+from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores, requested_millicores
 from splitinference.controller.ports import Manifest
 from splitinference.controller.quantity import quantity
 from splitinference.controller.readings import PREFIX, Judge, Measured, positive_number
@@ -153,7 +153,8 @@ def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: 
     allocatable = status.get("allocatable") or {}
     cores = float(quantity(allocatable.get("cpu", 0)) or 0)
     own = [pod for pod in pods if is_ours(pod, SEGMENT, *sources.owner)]
-    others = sum(requested_bytes(pod) for pod in pods if not is_ours(pod, SEGMENT, *sources.owner))
+    of_others = [pod for pod in pods if not is_ours(pod, SEGMENT, *sources.owner)]
+    others = sum(requested_bytes(pod) for pod in of_others)
     free = int(quantity(allocatable.get("memory", 0)) or 0) - others - sources.held.get(name, 0)
     available = judge.value(sources.measured.node_memory_available_bytes, name, "available memory")
     if available is not None:
@@ -172,6 +173,8 @@ def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: 
         taints=(*_taints(node), *(() if own else _full(allocatable, pods, settings))),
         zone=labels.get(ZONE, ""),
         memory_free_bytes=max(0, free),
+        millicores_free=max(0, int(1000 * cores) - sum(requested_millicores(pod) for pod in of_others)) if cores > 0 else None,
+        cores=cores if cores > 0 else None,
         flops_per_s=gflops * 1e9,
         memory_bandwidth_bytes_per_s=bandwidth * 1e9,
         utilization=judge.used_by_others(sources.measured, name, cores, running),

@@ -8,7 +8,7 @@ from typing import Any
 from splitinference.controller.look import Seen
 from splitinference.controller.ports import ObservedTraffic
 from splitinference.controller.recall import Promise, Recall
-from splitinference.core.decide import Adopt
+from splitinference.core.decision import Adopt
 
 _PATIENCE = timedelta(minutes=10)
 """A move that nobody used for so long is not judged any more."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
+from splitinference.core.transition import Blocked, Strategy
 from splitinference.core.value import Value
 
 
@@ -34,6 +35,7 @@ class Policy(Value):
     moves_per_hour: int = Field(default=6, ge=0, description="most moves within an hour; optional ones wait beyond it")
     review: timedelta = Field(default=timedelta(seconds=60), description="how often a better plan is looked for without any other reason")
     retry: timedelta = Field(default=timedelta(seconds=15), description="how soon an unchanged problem without a plan is tried again")
+    obstacle: timedelta = Field(default=timedelta(minutes=10), description="so long what stood in the way of a walk counts as a fact")
     load_bytes_per_s: float = Field(default=100e6, gt=0, description="how fast weights are loaded, for the cost of moving")
     start_seconds: float = Field(default=8.0, ge=0, description="start of a segment server without its weights")
     payback: timedelta = Field(
@@ -63,6 +65,11 @@ class Facts(Value):
     moves: tuple[datetime, ...] = Field(default=(), description="when plans were moved to, oldest first")
     traffic: Traffic = Traffic()
     may_review: bool = Field(default=True, description="there is leave to look for a better plan without any other reason")
+    serving: Plan | None = Field(default=None, description="what serves now, as a plan, where it can be stated as one")
+    served: bool = Field(default=True, description="a route serves and all of it is proven")
+    held_bytes: Mapping[str, int] = Field(default_factory=dict, description="memory that our segments hold on each node now")
+    blocked: Blocked | None = Field(default=None, description="why the walk to the plan cannot go on, if it cannot")
+    strategy: Strategy = Strategy.SURGE
 
 
 class Watch(Value):
@@ -73,15 +80,30 @@ class Watch(Value):
     last: datetime
 
 
+class Obstacle(Value):
+    """A node that stood in the way of a walk, and the memory that was free there beside the segments that serve."""
+
+    at: datetime
+    free_bytes: int = Field(ge=0)
+
+
 class Memory(Value):
     """What must be remembered between passes to be steady. Losing it (a restart) only makes optional moves later."""
 
     watches: Mapping[str, Watch] = Field(default_factory=dict)
     reviewed: datetime | None = Field(default=None, description="when a better plan was last looked for")
+    obstacles: Mapping[str, Obstacle] = Field(default_factory=dict, description="nodes that stood in the way of walks lately")
+    detoured: datetime | None = Field(default=None, description="when a blocked walk was last given up for another plan")
     tried: str = Field(default="", description="hash of the problem that was last tried without getting a plan")
+    tried_room: str = Field(default="", description="hash of the room that there was then")
+    tries: int = Field(default=0, ge=0, description="how often that problem was tried with that room")
     tried_at: datetime | None = None
     tried_reason: str = Field(default="", description="why that gave no plan: the reason and the message of that decision")
     tried_message: str = ""
+
+    def afresh(self, *, reviewed: datetime | None = None, detoured: datetime | None = None) -> "Memory":
+        """After another plan was taken: nothing is watched and nothing was tried; what stood in the way of walks still counts."""
+        return Memory(reviewed=reviewed, obstacles=self.obstacles, detoured=detoured or self.detoured)
 
     def watching(self, key: str, holds: bool | None, policy: Policy, now: datetime) -> tuple[Watch | None, "Memory"]:
         """Note that a reason holds, holds no longer, or that it is not known (None: neither confirms nor forgets, for two windows).

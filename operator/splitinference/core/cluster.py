@@ -48,6 +48,10 @@ class Node(Value):
     taints: tuple[Taint, ...] = ()
     zone: str = ""
     memory_free_bytes: int = Field(ge=0, description="what our segments may take: allocatable minus what others requested")
+    millicores_free: int | None = Field(
+        default=None, ge=0, description="what our segments may request of its CPU: allocatable minus what others requested; null: any"
+    )
+    cores: float | None = Field(default=None, gt=0, description="cores that the node has for pods; null: not known, one is counted on")
     flops_per_s: float = Field(gt=0, description="nominal compute of the whole node, when idle")
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
     utilization: float | None = Field(default=None, ge=0, le=1)

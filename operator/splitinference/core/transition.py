@@ -8,12 +8,13 @@ The rules, which tests assert at every step of simulated walks:
 - segments that are in both plans are not touched.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from pydantic import Field
 
 from splitinference.core.value import Value
-from splitinference.core.walk import NamedSegment, Names, Observed, Phase, Route, Target
+from splitinference.core.walk import NamedSegment, Names, Observed, Phase, Resource, Route, Shortage, Target
 
 LIVE = (Phase.STARTING, Phase.READY, Phase.PROVEN)
 MIB = 1024 * 1024
@@ -61,9 +62,10 @@ class Done(Value):
 
 
 class Blocked(Value):
-    """Nothing can be done, and nothing is under way that would change that. What serves goes on serving."""
+    """Nothing can be done, and nothing is under way that would change that. What serves goes on serving. `short`: what is missing where."""
 
     why: str = Field(min_length=1)
+    short: tuple[Shortage, ...] = ()
 
 
 def next_steps(target: Target, observed: Observed, strategy: Strategy = Strategy.SURGE) -> Steps | Done | Blocked:
@@ -72,6 +74,8 @@ def next_steps(target: Target, observed: Observed, strategy: Strategy = Strategy
     route = target.route
     if observed.serving != route and all(observed.is_in(name, Phase.PROVEN) for name in wanted):
         return Steps(actions=(Cutover(route=route),))
+    if around := _around_what_is_lost(target, observed):
+        return Steps(actions=(Cutover(route=around, whole=False),))
 
     removals, draining = _leftovers(target, observed)
     failed = tuple(
@@ -124,8 +128,6 @@ def _leftovers(target: Target, observed: Observed) -> tuple[tuple[DeleteSegment,
 def _creations(target: Target, observed: Observed) -> tuple[tuple[CreateSegment, ...], tuple[NamedSegment, ...]]:
     """Missing segments that fit now, one at a time on a node that also holds segments to be replaced; and those that do not fit."""
     wanted = target.segments
-    taken: dict[str, int] = {}
-    surging: set[str] = set()
     creations: list[CreateSegment] = []
     stuck: list[NamedSegment] = []
     for name, segment in wanted.items():
@@ -134,15 +136,26 @@ def _creations(target: Target, observed: Observed) -> tuple[tuple[CreateSegment,
         node = segment.node
         others = [other for other in observed.segments.values() if other.node == node]
         shared = any(other.name not in wanted and other.phase in LIVE for other in others)
-        starting = node in surging or any(other.name in wanted and other.phase in (Phase.STARTING, Phase.READY) for other in others)
-        free = observed.room_bytes.get(node, 0) - observed.held_bytes(node) - taken.get(node, 0)
-        if segment.memory_bytes > free or node not in observed.room_bytes:
+        before = [made.segment for made in creations if made.segment.node == node]
+        starting = before or any(other.name in wanted and other.phase in (Phase.STARTING, Phase.READY) for other in others)
+        if _short(segment, observed, before):
             stuck.append(segment)
         elif not (shared and starting):
             creations.append(CreateSegment(segment=segment))
-            surging.add(node)
-            taken[node] = taken.get(node, 0) + segment.memory_bytes
     return tuple(creations), tuple(stuck)
+
+
+def _short(segment: NamedSegment, observed: Observed, made: Sequence[NamedSegment] = ()) -> tuple[Shortage, ...]:
+    """What the segment's node lacks for it, beside the segments that are there and those that are just being `made` there."""
+    node = segment.node
+    if node not in observed.room_bytes:
+        return (Shortage(node=node, resource=Resource.NODE, needed=segment.memory_bytes),)
+    free = observed.room_bytes[node] - observed.held_bytes(node) - sum(other.memory_bytes for other in made)
+    found = [] if segment.memory_bytes <= free else [(Resource.MEMORY, segment.memory_bytes, free)]
+    if node in observed.room_millicores:
+        left = observed.room_millicores[node] - observed.held_millicores(node) - sum(other.millicores for other in made)
+        found += [] if segment.millicores <= left else [(Resource.CPU, segment.millicores, left)]
+    return tuple(Shortage(node=node, resource=what, needed=needed, free=max(0, rest)) for what, needed, rest in found)
 
 
 def _make_room(
@@ -150,12 +163,13 @@ def _make_room(
 ) -> Steps | Blocked:
     """Missing segments do not fit, and no other step is left. What still starts, drains or leaves may free memory: wait for it first."""
     leaving = tuple(f"{s.name} leaves {s.node}" for s in observed.segments.values() if s.phase is Phase.LEAVING)
-    serving = observed.serving.names if observed.serving else frozenset[str]()
-    nodes = dict.fromkeys(segment.node for segment in stuck)
-    for node in nodes:
-        blockers = frozenset(n for n in serving - target.segments.keys() if observed.is_in(n, *LIVE) and observed.segments[n].node == node)
+    lost = sorted(_lost(target, observed))
+    in_the_way = False
+    for node in dict.fromkeys(segment.node for segment in stuck):
+        blockers = _blockers(node, target, observed)
         if not blockers:
             continue
+        in_the_way = True
         between = _route_without(blockers, target, observed)
         if between is not None:
             return Steps(actions=(Cutover(route=between, whole=False),), waiting=waiting)
@@ -164,24 +178,51 @@ def _make_room(
         if strategy is Strategy.BREAK_FIRST:
             why = f"{node} cannot hold it beside the segment that follows it, and the strategy is BreakFirst"
             return Steps(actions=tuple(DeleteSegment(name=name, why=why) for name in sorted(blockers)))
-        lost = sorted(name for name in serving - target.segments.keys() if not observed.is_in(name, *LIVE))
         if lost:
             why = f"the serving route has lost {lost[0]} and cannot serve; {node} needs the room"
             return Steps(actions=tuple(DeleteSegment(name=name, why=why) for name in sorted(blockers)))
     if waiting or leaving:
         return Steps(waiting=(*waiting, *leaving))
-    return Blocked(why="; ".join(_no_room(segment, observed) for segment in stuck))
+    why = "; ".join(_no_room(segment, observed) for segment in stuck)
+    why += "; strategy BreakFirst would delete those first, one node at a time" if in_the_way else ""
+    return Blocked(why=why, short=tuple(shortage for segment in stuck for shortage in _short(segment, observed)))
+
+
+def _blockers(node: str, target: Target, observed: Observed) -> frozenset[str]:
+    """Live segments of the serving route on this node that the plan does not have."""
+    serving = observed.serving.names if observed.serving else frozenset[str]()
+    return frozenset(n for n in serving - target.segments.keys() if observed.is_in(n, *LIVE) and observed.segments[n].node == node)
+
+
+def _lost(target: Target, observed: Observed) -> frozenset[str]:
+    """Segments of the serving route that are gone and that nobody makes again: that route serves nobody."""
+    serving = observed.serving.names if observed.serving else frozenset[str]()
+    return frozenset(name for name in serving - target.segments.keys() if not observed.is_in(name, *LIVE))
+
+
+def _around_what_is_lost(target: Target, observed: Observed) -> Route | None:
+    """A whole route on the way to the plan, where the serving one lost a segment for good; None where it did not, or there is none.
+
+    So a walk that breaks first breaks one node at a time: between two breaks requests are served by old and new segments together.
+    """
+    lost = _lost(target, observed)
+    return _route_without(lost, target, observed) if lost else None
 
 
 def _no_room(segment: NamedSegment, observed: Observed) -> str:
-    where = f"segment [{segment.start}, {segment.end}) needs {_mib(segment.memory_bytes, up=True)} MiB on {segment.node}"
-    if segment.node not in observed.room_bytes:
-        return f"{where}, which is not usable now"
-    held = observed.held_bytes(segment.node)
-    room = observed.room_bytes[segment.node]
-    free = _mib(max(room - held, 0), up=False)
-    beside = f"{free} MiB free beside the {_mib(held, up=True)} MiB of segments that serve"
-    return f"{where}, which has {beside}; strategy BreakFirst would delete those first"
+    node, words = segment.node, []
+    where = f"segment [{segment.start}, {segment.end})"
+    for short in _short(segment, observed):
+        match short.resource:
+            case Resource.NODE:
+                return f"{where} needs {_mib(segment.memory_bytes, up=True)} MiB on {node}, which is not usable now"
+            case Resource.MEMORY:
+                beside = f"{_mib(short.free, up=False)} MiB free beside the {_mib(observed.held_bytes(node), up=True)} MiB"
+                words.append(f"{where} needs {_mib(short.needed, up=True)} MiB on {node}, which has {beside} of segments that serve")
+            case Resource.CPU:
+                beside = f"{short.free / 1000:g} left beside the {observed.held_millicores(node) / 1000:g} of segments that serve"
+                words.append(f"{where} requests {short.needed / 1000:g} cores on {node}, which has {beside}")
+    return "; ".join(words)
 
 
 def _mib(amount: int, *, up: bool) -> int:

@@ -22,6 +22,7 @@ class Reason(StrEnum):
     SEGMENT_FAILED = "SegmentFailed"
     MEMORY_PRESSURE = "MemoryPressure"
     PRIVACY_CHANGED = "PrivacyChanged"
+    WALK_BLOCKED = "WalkBlocked"
     SLO_VIOLATED = "SloViolated"
     UTILIZATION_SHIFTED = "UtilizationShifted"
     LINK_DEGRADED = "LinkDegraded"
@@ -44,8 +45,11 @@ def check(facts: Facts, policy: Policy, memory: Memory) -> tuple[Trigger | None,
         message = look(facts, facts.plan)
         if message:
             return Trigger(reason=reason, message=message, mandatory=True), memory
+    blocked, memory = _walk_blocked(facts, policy, memory)
+    if blocked is not None:
+        return blocked, memory
     if policy.mode is Mode.FROZEN:
-        return None, Memory()
+        return None, memory.model_copy(update={"watches": {k: w for k, w in memory.watches.items() if k == Reason.WALK_BLOCKED}})
     return _optional(facts, facts.plan, policy, memory)
 
 
@@ -99,6 +103,22 @@ def _privacy_changed(facts: Facts, plan: Plan) -> str:
     return "; ".join(found)
 
 
+def _walk_blocked(facts: Facts, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
+    """The walk to the plan has had no way on for a while, and the last one to be given up is past its cooldown. Where nobody is served, the
+    cooldown and the budget of moves do not count."""
+    watch, memory = memory.watching(Reason.WALK_BLOCKED, facts.blocked is not None, policy, facts.now)
+    if facts.blocked is None or watch is None or facts.now - watch.since < policy.retry:
+        return None, memory
+    pause = policy.cooldown if facts.served else policy.retry
+    if memory.detoured is not None and facts.now - memory.detoured < pause:
+        return None, memory
+    if facts.served and _moves_within_an_hour(facts) >= policy.moves_per_hour:
+        return None, memory
+    held = (facts.now - watch.since).total_seconds()
+    message = f"the walk to the plan has had no way on for {held:.0f} s: {facts.blocked.why}"
+    return Trigger(reason=Reason.WALK_BLOCKED, message=message, mandatory=True), memory
+
+
 _MANDATORY: tuple[tuple[Reason, Callable[[Facts, Plan], str]], ...] = (
     (Reason.SPEC_CHANGED, _spec_changed),
     (Reason.NODE_LOST, _node_lost),
@@ -122,7 +142,7 @@ Seen = tuple[str, bool | None, str]
 
 
 def _optional(facts: Facts, plan: Plan, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
-    keys: set[str] = {Reason.BETTER_PLAN}
+    keys: set[str] = {Reason.BETTER_PLAN, Reason.WALK_BLOCKED}
     first: Trigger | None = None
     felt = _felt(facts, plan, policy)
     for reason, look in _OPTIONAL:
@@ -159,7 +179,11 @@ def may_move(facts: Facts, policy: Policy) -> bool:
         return False
     if facts.moves and facts.now - facts.moves[-1] < policy.cooldown:
         return False
-    return sum(1 for moved in facts.moves if (facts.now - moved).total_seconds() < 3600) < policy.moves_per_hour
+    return _moves_within_an_hour(facts) < policy.moves_per_hour
+
+
+def _moves_within_an_hour(facts: Facts) -> int:
+    return sum(1 for moved in facts.moves if (facts.now - moved).total_seconds() < 3600)
 
 
 def _slo_violated(facts: Facts, _plan: Plan, _policy: Policy) -> Iterator[Seen]:

@@ -29,6 +29,7 @@ class NamedSegment(Value):
     end: int = Field(gt=0)
     node: str
     memory_bytes: int = Field(ge=0)
+    millicores: int = Field(default=0, ge=0, description="CPU that it requests")
     family: str = Field(default="", description="model and dtype: only segments of one family may be in one route")
 
 
@@ -83,6 +84,23 @@ class Target(Value):
         return Route(pipelines=tuple(tuple(segment.name for segment in pipeline) for pipeline in self.pipelines))
 
 
+class Resource(StrEnum):
+    """What a node may lack. NODE: all of it, as it cannot be used now."""
+
+    MEMORY = "memory"
+    CPU = "cpu"
+    NODE = "node"
+
+
+class Shortage(Value):
+    """A node without room for a segment beside those that are there: what is needed and what is free, bytes or millicores."""
+
+    node: str
+    resource: Resource
+    needed: int = Field(ge=0)
+    free: int = Field(default=0, ge=0)
+
+
 class OldRoute(Value):
     """A route that was cut over from. `in_flight` stays True until it is known that nothing is left on it."""
 
@@ -95,17 +113,23 @@ class OldRoute(Value):
 class Observed(Value):
     """What the cluster shows of one resource.
 
-    `room_bytes` is what its segments may hold on each usable node in all, those that run now included.
+    `room_bytes` is what its segments may hold on each usable node in all, those that run now included; `room_millicores` what they may
+    request of its CPU, where that is known.
     """
 
     segments: Mapping[str, ObservedSegment] = Field(default_factory=dict)
     serving: Route | None = None
     old_routes: tuple[OldRoute, ...] = ()
     room_bytes: Mapping[str, int] = Field(default_factory=dict)
+    room_millicores: Mapping[str, int] = Field(default_factory=dict)
 
     def held_bytes(self, node: str) -> int:
         """What our segments hold on a node now, leaving ones included."""
         return sum(segment.memory_bytes for segment in self.segments.values() if segment.node == node)
+
+    def held_millicores(self, node: str) -> int:
+        """What our segments request of a node's CPU now, leaving ones included."""
+        return sum(segment.millicores for segment in self.segments.values() if segment.node == node)
 
     def is_in(self, name: str, *phases: Phase) -> bool:
         """Whether the segment is there and in one of these phases."""

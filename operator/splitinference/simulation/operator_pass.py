@@ -6,8 +6,9 @@ import simpy
 
 from splitinference.controller.privacy import exposed
 from splitinference.core.adaptation import Facts, Memory, Mode
-from splitinference.core.decide import Adopt, Keep, beside, decide
-from splitinference.core.plan import Plan
+from splitinference.core.decide import decide
+from splitinference.core.decision import Adopt, Keep, Kept
+from splitinference.core.plan import Pipeline, Plan
 from splitinference.core.problem import Problem
 from splitinference.core.rehearse import rehearse
 from splitinference.core.solve.outcome import Limits
@@ -92,12 +93,14 @@ class Operator:
             return
         self._records.passes += 1
         facts = self._facts()
-        decision, self._memory = decide(facts, self._conduct.policy, self._memory, self._conduct.solve, LIMITS, reachable=self._reaches)
-        blocked = isinstance(decision, Adopt) and not self._adopt(decision, facts)
+        decision, self._memory = decide(facts, self._conduct.policy, self._memory, self._conduct.solve, LIMITS, ends=self._ends)
+        if isinstance(decision, Adopt):
+            self._adopt(decision, facts)
+        optional = isinstance(decision, Keep) and (decision.trigger is None or not decision.trigger.mandatory)
+        self._records.blocked += optional and decision.reason is Kept.BLOCKED
         self._step()
         looked = self._conduct.policy.mode is Mode.FROZEN or self._memory.reviewed == facts.now
-        steady = blocked or (isinstance(decision, Keep) and (decision.trigger is None or not decision.trigger.mandatory))
-        self._settled = seen if steady and looked and not self._memory.watches else None
+        self._settled = seen if optional and looked and not self._memory.watches else None
 
     def _problem(self, plan: Plan | None) -> Problem:
         serving = () if plan is None else tuple((*s.held, node) for s in plan.segments for node in s.nodes)
@@ -106,6 +109,8 @@ class Operator:
     def _facts(self) -> Facts:
         now = moment(self._env.now)
         self._moves = [at for at in self._moves if now - at < timedelta(hours=1)]
+        observed, serving = self._observed(self._target), self._routes.serving
+        steps = next_steps(self._target, observed, self._trace.strategy)
         return Facts(
             now=now,
             problem=self._problem(self.plan),
@@ -116,7 +121,18 @@ class Operator:
             walking=self._walking,
             moves=tuple(self._moves),
             traffic=self._gateway.traffic(),
+            serving=self._serving_plan(serving) if serving is not None else None,
+            served=serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in serving.names),
+            held_bytes={name: observed.held_bytes(name) for name in {segment.node for segment in observed.segments.values()}},
+            blocked=steps if isinstance(steps, Blocked) else None,
+            strategy=self._trace.strategy,
         )
+
+    def _serving_plan(self, route: Route) -> Plan:
+        """What the route serves, as a plan."""
+        pipelines = (tuple(self._segments.segment(name) for name in pipeline) for pipeline in route.pipelines)
+        share = 1.0 / len(route.pipelines)
+        return Plan(model_digest=self.plan.model_digest, pipelines=tuple(Pipeline(segments=found, share=share) for found in pipelines))
 
     def _seen(self) -> tuple[object, ...]:
         """What a decision depends on, besides time: equal answers mean that nothing has changed."""
@@ -128,19 +144,11 @@ class Operator:
         broken = tuple(None if limit is None or value is None else value > limit for limit, value in pairs)
         return (self._observation.version, self._segments.version, broken, tuple(self._lost), self.plan.revision)
 
-    def _adopt(self, decision: Adopt, facts: Facts) -> bool:
-        """Make it the plan; False where that would lead nowhere."""
-        if not self._reaches(decision.plan):
-            self._records.blocked += 1
-            if not decision.mandatory:
-                # A better plan that cannot be walked to is not better; the operator says so and stays.
-                return False
-            held = {node.name: self._observed(self._target).held_bytes(node.name) for node in facts.problem.snapshot.nodes}
-            other = beside(decision, facts, held, self._conduct.solve, LIMITS)
-            decision = other if other is not None and self._reaches(other.plan) else decision
+    def _adopt(self, decision: Adopt, facts: Facts) -> None:
+        """Make it the plan."""
         if decision.plan.revision == self.plan.revision:
             self.plan = decision.plan
-            return True
+            return
         self._records.moves.append(
             Moved(
                 at_s=self._env.now,
@@ -153,12 +161,11 @@ class Operator:
         )
         self.plan, self._target, self._walking = decision.plan, self._segments.target(decision.plan), True
         self._moves.append(facts.now)
-        return True
 
-    def _reaches(self, plan: Plan) -> bool:
-        """Whether the walk to this plan would arrive."""
+    def _ends(self, plan: Plan) -> Done | Blocked:
+        """How the walk to this plan would end."""
         target = self._segments.target(plan)
-        return not isinstance(rehearse(target, self._observed(target), self._trace.strategy), Blocked)
+        return rehearse(target, self._observed(target), self._trace.strategy)
 
     def _step(self) -> None:
         observed = self._observed(self._target)

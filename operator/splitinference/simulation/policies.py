@@ -6,7 +6,7 @@ from datetime import timedelta
 from enum import StrEnum
 
 from splitinference.core.adaptation import Mode, Policy
-from splitinference.core.decide import Solve
+from splitinference.core.judged import Solve
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Constraints, Objective, Problem, Slo
 from splitinference.core.solve.dispatch import solve
@@ -59,6 +59,7 @@ def conduct(name: PolicyName, adaptation: Policy) -> Conduct:
                 review=nothing,
                 retry=nothing,
                 payback=timedelta(days=100_000),
+                obstacle=nothing,
                 load_bytes_per_s=adaptation.load_bytes_per_s,
                 start_seconds=adaptation.start_seconds,
             )

@@ -1,0 +1,88 @@
+"""The best plan that a walk arrives at, where the best of all cannot be walked to.
+
+What stood in the way of a walk (which node lacks how much beside the segments that are there) is put into the problem, and it is solved
+again: with that node holding no more than what it holds, and with no more than what is free there. Besides, two plans that need least
+room: what serves with only its lost segments made anew, and the best that fits wholly beside what is there. Of those that can be walked
+to the best is taken, the time of the walk counted.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from splitinference.core.adaptation import Facts, Policy
+from splitinference.core.compare import gain, move_seconds
+from splitinference.core.cost import objective_value
+from splitinference.core.judged import Solver
+from splitinference.core.narrowed import may_stay, pinned, same_cuts, with_room
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem, Slo
+from splitinference.core.transition import Blocked
+from splitinference.core.walk import Resource, Shortage
+
+_MOST_SOLVES = 8
+"""Questions put to the solver on the way around what is short: each may take its whole time limit."""
+
+Room = tuple[tuple[str, int], ...]
+"""The most bytes that our segments may take on some nodes."""
+
+
+def instead(best: Plan, problem: Problem, facts: Facts, policy: Policy, solver: Solver) -> Plan | None:
+    """The best plan that can be walked to, where `best` of this problem cannot; None if none was found."""
+    for wishes in dict.fromkeys((problem.slo, Slo())):
+        asked = problem.model_copy(update={"slo": wishes})
+        found = [plan for plan in _others(best, asked, facts, solver) if solver.reaches(plan)]
+        if found:
+            least = objective_value(best, asked)
+            return max(found, key=lambda plan: _worth(plan, least, asked, policy))
+    return None
+
+
+def _worth(plan: Plan, best: float, problem: Problem, policy: Policy) -> float:
+    """Share of the objective that the plan gains over the best of all (so mostly less than nothing), its walk's time taken off."""
+    gained = gain(best, objective_value(plan, problem), problem)
+    return gained - move_seconds(plan, problem, policy) / policy.payback.total_seconds()
+
+
+def _others(best: Plan, problem: Problem, facts: Facts, solver: Solver) -> Iterator[Plan]:
+    """Plans that are worth a rehearsal."""
+    yield from _around(best, problem, facts.held_bytes, solver)
+    for kept in (facts.serving, facts.plan):
+        same = same_cuts(problem, kept) if kept is not None else None
+        if kept is not None and same is not None and (staying := may_stay(kept, same)):
+            yield from _plans(solver.best(pinned(same, staying), None))
+    beside = {node.name: node.memory_free_bytes - facts.held_bytes.get(node.name, 0) for node in problem.snapshot.nodes}
+    yield from _plans(solver.best(with_room(problem, beside), None))
+
+
+def _plans(found: object) -> Iterator[Plan]:
+    if isinstance(found, Plan):
+        yield found
+
+
+def _around(best: Plan, problem: Problem, held_bytes: Mapping[str, int], solver: Solver) -> Iterator[Plan]:
+    """Plans of the problem with the room that was short on the way to `best`, and to those found on the way to them."""
+    todo: list[tuple[Room, Plan]] = [((), best)]
+    seen: set[Room] = {()}
+    solves = 0
+    while todo:
+        room, plan = todo.pop(0)
+        end = solver.ends(plan)
+        if not isinstance(end, Blocked):
+            yield plan
+            continue
+        for further in _tighter(room, end.short, held_bytes):
+            if further in seen or solves >= _MOST_SOLVES:
+                continue
+            seen.add(further)
+            solves += 1
+            todo += [(further, found) for found in _plans(solver.best(with_room(problem, dict(further)), None))]
+
+
+def _tighter(room: Room, short: Sequence[Shortage], held_bytes: Mapping[str, int]) -> Iterator[Room]:
+    """The room with what was short: all of it at once with nodes keeping what they hold, then node by node with what is free."""
+    free: dict[str, int] = {}
+    for shortage in short:
+        left = shortage.free if shortage.resource is Resource.MEMORY else 0
+        free[shortage.node] = min(left, free.get(shortage.node, left))
+    keeping = {node: max(left, held_bytes.get(node, 0)) for node, left in free.items()}
+    for more in (keeping, *({node: left} for node, left in free.items()), free):
+        yield tuple(sorted({**dict(room), **more}.items()))

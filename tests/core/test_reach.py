@@ -1,0 +1,180 @@
+"""Where the best plan cannot be walked to: another that can is found, tries are spread, and what stood in the way is remembered."""
+
+from datetime import timedelta
+
+import pytest
+
+from splitinference.core.adaptation import Facts, Memory, Obstacle, Policy
+from splitinference.core.decide import decide
+from splitinference.core.decision import Adopt, Keep, Kept
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem
+from splitinference.core.rehearse import rehearse
+from splitinference.core.solve.outcome import Limits
+from splitinference.core.transition import Blocked, Done, Strategy
+from splitinference.core.triggers import Reason
+from splitinference.core.walk import NamedSegment, Observed, ObservedSegment, Phase, Resource, Shortage, Target
+from tests.core.planning import MIB, START, Exhaustive, a_node, a_plan, a_problem, facts, text_of
+
+POLICY = Policy(cooldown=timedelta(seconds=60), review=timedelta(hours=1))
+LIMITS = Limits(seconds=1)
+
+
+def a_target(plan: Plan, made_for: str) -> Target:
+    """The plan's segments; `made_for` is in their names, as a changed specification is."""
+    assert plan.prediction is not None
+    stages = zip(plan.segments, plan.prediction.stages, strict=True)
+    return Target(
+        pipelines=(
+            tuple(
+                NamedSegment(
+                    name=f"{made_for}-{s.start}-{s.end}-{s.node}", start=s.start, end=s.end, node=s.node, memory_bytes=p.memory_bytes
+                )
+                for s, p in stages
+            ),
+        )
+    )
+
+
+class Ground:
+    """What serves, on the nodes of a problem."""
+
+    def __init__(self, problem: Problem, serves: str) -> None:
+        self.problem, self.plan = problem, a_plan(serves, problem)
+        target = a_target(self.plan, "old")
+        self.observed = Observed(
+            segments={n: ObservedSegment(**s.model_dump(), phase=Phase.PROVEN) for n, s in target.segments.items()},
+            serving=target.route,
+            room_bytes={node.name: node.memory_free_bytes for node in problem.snapshot.nodes},
+        )
+
+    def ends(self, made_for: str):
+        """How the walk to a plan made for this would end."""
+        return lambda plan: rehearse(a_target(plan, made_for), self.observed, Strategy.SURGE)
+
+    def facts(self, seconds: float = 0.0, **more) -> Facts:
+        held = {node.name: self.observed.held_bytes(node.name) for node in self.problem.snapshot.nodes}
+        return facts(self.problem, self.plan, seconds, serving=self.plan, held_bytes=held, **more)
+
+
+def small(*names: str, mib: int = 250):
+    return [a_node(name, mib=mib) for name in names]
+
+
+def test_on_full_nodes_a_changed_specification_goes_over_the_node_that_is_free():
+    ground = Ground(a_problem(*small("a", "b", "c")), "a[0:2] b[2:4]")
+    found, _ = decide(ground.facts(asked="new"), POLICY, Memory(), Exhaustive(), LIMITS, ends=ground.ends("new"))
+    assert isinstance(found, Adopt)
+    assert ground.ends("new")(found.plan) == Done()
+    assert "c[" in text_of(found.plan)
+    assert "the best plan cannot be reached: segment [0, 2) needs 221 MiB on a, which has 29 MiB free" in found.message
+
+
+def test_without_any_way_the_plan_stays_and_the_numbers_are_said():
+    ground = Ground(a_problem(*small("a", "b")), "a[0:2] b[2:4]")
+    found, memory = decide(ground.facts(asked="new"), POLICY, Memory(), Exhaustive(), LIMITS, ends=ground.ends("new"))
+    assert isinstance(found, Keep)
+    assert found.reason is Kept.BLOCKED
+    assert "needs 221 MiB on a, which has 29 MiB free beside the 221 MiB of segments that serve" in found.message
+    assert memory.tries == 1
+
+
+def test_a_first_plan_is_made_even_where_others_are_in_the_way():
+    problem = a_problem(*small("a", "b"))
+    found, _ = decide(facts(problem, None), POLICY, Memory(), Exhaustive(), LIMITS, ends=lambda _: Blocked(why="no room"))
+    assert isinstance(found, Adopt)
+
+
+def times_asked(seconds: range, room=lambda second: 250) -> list[int]:
+    """When the solver was asked, one look a second, while nothing can be reached."""
+    memory, solver, asked = Memory(), Exhaustive(), []
+    for second in seconds:
+        ground = Ground(a_problem(*small("a", "b", mib=room(second))), "a[0:2] b[2:4]")
+        before = len(solver.asked)
+        _, memory = decide(ground.facts(second, asked="new"), POLICY, memory, solver, LIMITS, ends=ground.ends("new"))
+        asked += [second] if len(solver.asked) > before else []
+    return asked
+
+
+def test_tries_are_further_and_further_apart_while_nothing_changes():
+    assert times_asked(range(1000)) == [0, 15, 45, 105, 225, 465, 705, 945]
+
+
+def test_where_room_wavers_at_every_look_a_try_is_made_every_five_seconds_at_most():
+    assert times_asked(range(30), room=lambda second: 250 + second % 2) == [0, 5, 10, 15, 20, 25]
+
+
+def test_a_wish_that_changed_is_tried_at_once():
+    ground, memory = Ground(a_problem(*small("a", "b")), "a[0:2] b[2:4]"), Memory()
+    _, memory = decide(ground.facts(0, asked="new"), POLICY, memory, Exhaustive(), LIMITS, ends=ground.ends("new"))
+    found, _ = decide(ground.facts(1, asked="new", strategy=Strategy.BREAK_FIRST), POLICY, memory, Exhaustive(), LIMITS)
+    assert isinstance(found, Adopt)
+
+
+# --- a walk that has begun -----------------------------------------------------------------------------------------------------------
+
+SHORT = Blocked(why="segment [2, 4) needs 220 MiB on c", short=(Shortage(node="c", resource=Resource.MEMORY, needed=220, free=30 * MIB),))
+
+
+def blocked_walk(seconds, memory: Memory, ground: Ground, **more):
+    """The walk to a[0:2] c[2:4], while a[0:2] b[2:4] serves, has no way on."""
+    known = ground.facts(seconds, blocked=SHORT, **more).model_copy(update={"plan": a_plan("a[0:2] c[2:4]", ground.problem)})
+    return decide(known, POLICY, memory, Exhaustive(), LIMITS, ends=ground.ends("old"))
+
+
+def stuck(**more) -> tuple[list[int], Adopt | Keep, Memory]:
+    """When another plan was taken within five minutes, the first that was, and the memory after it."""
+    ground = Ground(a_problem(*small("a", "b", "c")), "a[0:2] b[2:4]")
+    memory, taken, first = Memory(reviewed=START), [], None
+    for second in range(0, 300, 5):
+        found, memory = blocked_walk(second, memory, ground, **more)
+        if isinstance(found, Adopt):
+            taken.append(second)
+            first = first or found
+    assert first is not None
+    return taken, first, memory
+
+
+def test_a_walk_without_a_way_is_given_up_after_a_moment_for_the_best_that_can_be_walked_to():
+    taken, found, memory = stuck()
+    assert taken[0] == 15
+    assert isinstance(found, Adopt)
+    assert (found.reason, text_of(found.plan)) == (Reason.WALK_BLOCKED, "a[0:2] b[2:4]")
+    assert found.message.startswith("the walk to the plan has had no way on for 15 s: segment [2, 4) needs 220 MiB on c; ")
+    assert "nothing is to be moved" in found.message
+    assert memory.obstacles["c"].free_bytes == 30 * MIB
+
+
+@pytest.mark.parametrize(("more", "expected"), [({}, [15, 75, 135, 195, 255]), ({"served": False}, list(range(15, 300, 20)))])
+def test_walks_are_given_up_at_most_once_in_a_cooldown_unless_nobody_is_served(more, expected):
+    """The walk is blocked again and again, whatever is done."""
+    assert stuck(**more)[0] == expected
+
+
+def test_the_budget_of_moves_counts():
+    moves = tuple(START - timedelta(minutes=minute) for minute in range(6, 0, -1))
+    ground, memory = Ground(a_problem(*small("a", "b", "c")), "a[0:2] b[2:4]"), Memory()
+    for second in (0, 15, 30):
+        found, memory = blocked_walk(second, memory, ground, moves=moves)
+    assert found == Keep(reason=Kept.STEADY)
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(5, Keep), (11, Adopt)])
+def test_what_was_in_the_way_is_a_fact_for_ten_minutes(minutes, expected):
+    """b is busy and c would take its segment, but c had no room a while ago."""
+    now = a_problem(a_node("a", mib=250), a_node("b", mib=250, utilization=0.93), a_node("c", mib=250))
+    memory = Memory(reviewed=START, obstacles={"c": Obstacle(at=START + timedelta(minutes=60 - minutes), free_bytes=30 * MIB)})
+    for second in range(3600, 3700, 20):
+        found, memory = decide(facts(now, a_plan("a[0:2] b[2:4]", now), second), POLICY, memory, Exhaustive(), LIMITS)
+        if isinstance(found, Adopt):
+            break
+    assert isinstance(found, expected)
+
+
+def test_an_obstacle_never_keeps_a_model_from_being_mended():
+    """b is gone, and c is the only other: that it had no room lately is no reason to serve nobody."""
+    now = a_problem(*small("a", "c"))
+    memory = Memory(obstacles={"c": Obstacle(at=START, free_bytes=30 * MIB)})
+    found, _ = decide(facts(now, a_plan("a[0:2] b[2:4]"), 5), POLICY, memory, Exhaustive(), LIMITS)
+    assert isinstance(found, Adopt)
+    assert text_of(found.plan) == "a[0:2] c[2:4]"
