@@ -158,9 +158,12 @@ def test_a_watch_sees_what_others_do_and_asks_for_nothing_at_rest(api: client.Ap
         other.create(a_resource(namespace))
         (found,) = watched.split_inferences()
         assert watched.split_inferences()[0] is found, "the same objects while nothing changed"
-        nodes, pods = watched.nodes(), watched.pods()
+        assert watched.nodes()
         asked = len(calls)
-        assert (watched.nodes(), watched.pods(), watched.owned("Pod", namespace, "chat")) == (nodes, pods, ())
+        for _ in range(3):  # whatever an operator that runs there makes of the resource meanwhile
+            assert watched.nodes()
+            watched.pods()
+            watched.owned("Pod", namespace, "chat")
         assert len(calls) == asked
         other.patch_status(namespace, "chat", {"latency": "7ms"})
         pod = {
