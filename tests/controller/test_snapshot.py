@@ -93,6 +93,21 @@ def test_a_segment_that_is_there_stays_where_all_cores_are_requested():
     assert read([a_node("a", cores=2)], [asking("1950m"), asking("50m", "chat")]).snapshot.nodes[0].taints == ()
 
 
+@pytest.mark.parametrize(
+    ("pods", "free"), [([], 290), ([asking("100m")], 190), ([asking("100m"), asking("50m", "chat")], 190), ([asking("0.5")], 0)]
+)
+def test_cores_that_our_segments_may_request_are_what_others_did_not(pods: list[Any], free: int):
+    (node,) = read([a_node("a", cores=0.29)], pods).snapshot.nodes
+    assert (node.millicores_free, node.cores) == (free, 0.29)
+
+
+def test_a_node_that_does_not_say_its_cores_is_not_limited_by_them():
+    silent = a_node("a")
+    del silent["status"]["allocatable"]["cpu"]
+    (node,) = read([silent]).snapshot.nodes
+    assert (node.millicores_free, node.cores) == (None, None)
+
+
 def test_other_plans_hold_what_they_have_not_made_yet_and_nothing_twice():
     def resource(name: str) -> dict[str, Any]:
         segments = [{"name": "s1", "node": "a", "memoryBytes": 10}, {"name": "s2", "node": "a", "memoryBytes": 5}]

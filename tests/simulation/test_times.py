@@ -10,7 +10,7 @@ from splitinference.core.solve.outcome import Infeasible, Limits, Solved
 from splitinference.simulation.edgeshard import edgeshard
 from splitinference.simulation.policies import PolicyName
 from splitinference.simulation.run import simulate
-from splitinference.simulation.trace import UtilizationEvent
+from splitinference.simulation.trace import Serving, UpEvent, UtilizationEvent
 from tests.core.planning import a_node, a_problem, all_plans
 from tests.simulation.traces import a_trace
 
@@ -67,3 +67,20 @@ def test_edgeshard_begins_where_requests_enter():
 
 def test_edgeshard_without_room_is_infeasible():
     assert isinstance(edgeshard(a_problem(a_node("a", mib=300)), LIMITS), Infeasible)
+
+
+def test_a_start_on_a_busy_node_takes_what_is_predicted_of_it():
+    """a dies, and only c can take its place: the requests of these nodes wait for its start, on an idle core or on half of one."""
+
+    def longest_gap(busy: float) -> float:
+        trace = a_trace(
+            UtilizationEvent(at_s=0, node="c", value=busy), UpEvent(at_s=300, node="a", value=False), nodes=3, untrusted="b", rate=1.0
+        )
+        report = simulate(trace, PolicyName.STATIC, 1)
+        assert report.failed == 0
+        return report.longest_gap_s
+
+    start = Serving().start
+    idle, half = (start.server_s(node) + start.load_s(node, 200 * 2**20) for node in (a_node("c", utilization=busy) for busy in (0.0, 0.5)))
+    assert half - idle > 5
+    assert longest_gap(0.5) - longest_gap(0.0) == pytest.approx(half - idle, abs=2.5), "a pass a second, and slower prefills"

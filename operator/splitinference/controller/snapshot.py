@@ -151,7 +151,8 @@ def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: 
     metadata, status, name = node["metadata"], node.get("status") or {}, str(node["metadata"]["name"])
     labels, annotations = labels_of(node), metadata.get("annotations") or {}
     allocatable = status.get("allocatable") or {}
-    cores = float(quantity(allocatable.get("cpu", 0)) or 0)
+    processors = quantity(allocatable.get("cpu", 0)) or Decimal(0)
+    cores = float(processors)
     own = [pod for pod in pods if is_ours(pod, SEGMENT, *sources.owner)]
     of_others = [pod for pod in pods if not is_ours(pod, SEGMENT, *sources.owner)]
     others = sum(requested_bytes(pod) for pod in of_others)
@@ -173,7 +174,7 @@ def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: 
         taints=(*_taints(node), *(() if own else _full(allocatable, pods, settings))),
         zone=labels.get(ZONE, ""),
         memory_free_bytes=max(0, free),
-        millicores_free=max(0, int(1000 * cores) - sum(requested_millicores(pod) for pod in of_others)) if cores > 0 else None,
+        millicores_free=max(0, int(1000 * processors) - sum(requested_millicores(pod) for pod in of_others)) if cores > 0 else None,
         cores=cores if cores > 0 else None,
         flops_per_s=gflops * 1e9,
         memory_bandwidth_bytes_per_s=bandwidth * 1e9,

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from splitinference.core.cost.start import Start
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
 from splitinference.core.transition import Blocked, Strategy
@@ -36,11 +37,17 @@ class Policy(Value):
     review: timedelta = Field(default=timedelta(seconds=60), description="how often a better plan is looked for without any other reason")
     retry: timedelta = Field(default=timedelta(seconds=15), description="how soon an unchanged problem without a plan is tried again")
     obstacle: timedelta = Field(default=timedelta(minutes=10), description="so long what stood in the way of a walk counts as a fact")
-    load_bytes_per_s: float = Field(default=100e6, gt=0, description="how fast weights are loaded, for the cost of moving")
-    start_seconds: float = Field(default=8.0, ge=0, description="start of a segment server without its weights")
+    load_bytes_per_s: float = Field(default=100e6, gt=0, description="weights that one core loads in a second, for the cost of moving")
+    start_seconds: float = Field(default=3.3, ge=0, description="of a segment's start, what passes on any node: scheduling, probes, proof")
+    start_core_seconds: float = Field(default=4.7, ge=0, description="of a segment's start without weights, the work of one core")
     payback: timedelta = Field(
         default=timedelta(minutes=10), description="horizon of the cost of moving: a move that takes a tenth of it costs a tenth"
     )
+
+    @property
+    def start(self) -> Start:
+        """What starting a segment costs."""
+        return Start(clock_s=self.start_seconds, work_s=self.start_core_seconds, load_bytes_per_s=self.load_bytes_per_s)
 
 
 class Traffic(Value):

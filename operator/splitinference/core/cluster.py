@@ -51,7 +51,9 @@ class Node(Value):
     millicores_free: int | None = Field(
         default=None, ge=0, description="what our segments may request of its CPU: allocatable minus what others requested; null: any"
     )
-    cores: float | None = Field(default=None, gt=0, description="cores that the node has for pods; null: not known, one is counted on")
+    cores: float | None = Field(
+        default=None, gt=0, description="cores that it has for pods; null: not known, for the start of a segment one is counted on"
+    )
     flops_per_s: float = Field(gt=0, description="nominal compute of the whole node, when idle")
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
     utilization: float | None = Field(default=None, ge=0, le=1)

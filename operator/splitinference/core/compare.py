@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from splitinference.core.adaptation import Policy
 from splitinference.core.cost import goal_value, objective_value, predict
+from splitinference.core.cost.start import starting_seconds, usable_cores
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Goal, Problem
 
@@ -43,15 +44,19 @@ def net_gain(current: Plan, plan: Plan, problem: Problem, policy: Policy) -> flo
 
 
 def move_seconds(plan: Plan, problem: Problem, policy: Policy) -> float:
-    """How long the move takes, about: the start of a server, and the load of all weights that are to be moved, one after the other."""
-    moved = predict(plan, problem).moved_bytes
-    return policy.start_seconds + moved / policy.load_bytes_per_s if moved else 0.0
+    """How long the move takes, about: the slowest start of a server, and the load of all weights that are to be moved; on the nodes as
+    others keep them now."""
+    return starting_seconds(plan, problem, policy.start)[0]
 
 
 def moving(plan: Plan, problem: Problem, policy: Policy) -> str:
     """The cost of the move, in words."""
     mib = -(-predict(plan, problem).moved_bytes // MIB)
-    return f"moving {mib} MiB costs {move_seconds(plan, problem, policy):.0f} s" if mib else "nothing is to be moved"
+    if not mib:
+        return "nothing is to be moved"
+    seconds, slowest = starting_seconds(plan, problem, policy.start)
+    cores = next(usable_cores(node) for node in problem.snapshot.nodes if node.name == slowest)
+    return f"moving {mib} MiB costs {seconds:.0f} s" + (f" ({slowest} has {cores:.2g} cores to start with)" if cores < 1 else "")
 
 
 _UNITS = {

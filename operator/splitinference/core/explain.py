@@ -37,7 +37,8 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
         )
     used = {name for segment in plan.segments for name in segment.nodes}
     left = [node for node in problem.snapshot.nodes if node.name not in used]
-    lines.extend(f"{node.name} left: {why_left(node, problem)}" for node in left[:_MOST_NODES])
+    smallest = min(memory_bytes(problem, i, i + 1) for i in range(len(problem.profile.layers)))
+    lines.extend(f"{node.name} left: {why_left(node, problem, smallest)}" for node in left[:_MOST_NODES])
     if len(left) > _MOST_NODES:
         lines.append(f"and {len(left) - _MOST_NODES} more nodes left")
     unknown = sorted(name for name in used if nodes[name].utilization is None)
@@ -66,14 +67,13 @@ def _capacity(node: Node) -> str:
     return f"{known}, {compute:.4g} GFLOP/s and {bandwidth:.4g} GB/s free"
 
 
-def why_left(node: Node, problem: Problem) -> str:
-    """Why a node has no segment, in words."""
+def why_left(node: Node, problem: Problem, smallest: int) -> str:
+    """Why a node has no segment, in words; `smallest`: bytes that the model's smallest segment needs."""
     reason = unusable(node, problem)
     if reason:
         return reason
     layers = range(len(problem.profile.layers))
     free = max(site.memory_bytes for site in sites(node))
-    smallest = min(memory_bytes(problem, i, i + 1) for i in layers)
     if smallest > free:
         return f"{free // _MIB} MiB free, the smallest segment needs {-(-smallest // _MIB)} MiB"
     if all(forbidden(node, i, problem.constraints) for i in layers):

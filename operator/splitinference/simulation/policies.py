@@ -62,6 +62,7 @@ def conduct(name: PolicyName, adaptation: Policy) -> Conduct:
                 obstacle=nothing,
                 load_bytes_per_s=adaptation.load_bytes_per_s,
                 start_seconds=adaptation.start_seconds,
+                start_core_seconds=adaptation.start_core_seconds,
             )
             return Conduct(name, eager, remembered, _all)
 

@@ -103,16 +103,17 @@ class Segments:
             self._env.process(self._load(run))
 
     def _load(self, run: Run) -> Process:
-        """Start the server and read the weights; a node reads for one segment at a time."""
+        """Start the server and read the weights, as quickly as the node is when it begins; a node reads for one segment at a time."""
         life, node, serving = run.life, run.named.node, self._trace.serving
         layers = range(run.named.start, run.named.end)
         have = self._on_disk.setdefault(node, set())
         weights = self._trace.problem.profile.weight_bytes(run.named.start, run.named.end)
         away = 0 if serving.cached else sum(self._trace.problem.profile.layers[i].weight_bytes for i in layers if i not in have)
-        reading = weights / serving.disk_bytes_per_s + away / serving.fetch_bytes_per_s
+        there = self._world.nodes[node]
+        reading = serving.start.load_s(there, weights) + away / serving.fetch_bytes_per_s
         begin = max(self._env.now, self._loaded_at.get(node, 0.0))
         self._loaded_at[node] = begin + reading
-        yield self._env.timeout(begin - self._env.now + reading + serving.start_s)
+        yield self._env.timeout(begin - self._env.now + reading + serving.start.server_s(there))
         if run.life != life:
             return
         self.loaded_bytes += weights

@@ -40,6 +40,7 @@ def a_node(name: str, kind: Kind, zone: str = "", trusted: bool = True, utilizat
         zone=zone,
         labels={TRUSTED: "true"} if trusted else {},
         memory_free_bytes=int(kind.memory_gib * GIB),
+        cores=kind.cores,
         flops_per_s=kind.cores * 20e9,
         memory_bandwidth_bytes_per_s=kind.cores * 5e9,
         utilization=utilization,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from splitinference.core.adaptation import Policy
+from splitinference.core.cost.start import Start
 from splitinference.core.problem import Goal, Problem
 from splitinference.core.transition import Strategy
 from splitinference.core.value import Value
@@ -95,8 +96,9 @@ class Observing(Value):
 class Serving(Value):
     """How segments start and end, and what the gateway does. Defaults are those of segment, gateway and operator."""
 
-    start_s: float = Field(default=8.0, ge=0, description="start of a segment server without its weights")
-    disk_bytes_per_s: float = Field(default=100e6, gt=0, description="weights from the node's own disk")
+    start_s: float = Field(default=3.3, ge=0, description="of a segment's start, what passes on any node")
+    start_core_s: float = Field(default=4.7, ge=0, description="of a segment's start without weights, the work of one core")
+    disk_bytes_per_s: float = Field(default=100e6, gt=0, description="weights that one core loads in a second from the node's own disk")
     fetch_bytes_per_s: float = Field(default=50e6, gt=0, description="weights from afar, where the node does not have them yet")
     cached: bool = Field(default=True, description="every node has the whole model on disk from the beginning")
     delete_s: float = Field(default=2.0, ge=0, description="from deletion until the memory is free")
@@ -104,6 +106,11 @@ class Serving(Value):
     stall_s: float = Field(default=5.0, ge=0, description="a step without answer for so long has failed")
     replay_s: float = Field(default=60.0, ge=0, description="a sequence without a route waits so long before the client sees an error")
     max_queue: int = Field(default=64, ge=0, description="requests that may wait for a place; more are refused")
+
+    @property
+    def start(self) -> Start:
+        """What starting a segment takes."""
+        return Start(clock_s=self.start_s, work_s=self.start_core_s, load_bytes_per_s=self.disk_bytes_per_s)
 
 
 class Trace(Value):

@@ -5,6 +5,7 @@ import math
 from splitinference.core.cost.evaluate import Evaluation, Stage, evaluate
 from splitinference.core.cost.site import Site
 from splitinference.core.cost.stage import kv_bytes, memory_bytes, utilization_after
+from splitinference.core.cost.start import to_load
 from splitinference.core.plan import Plan, Prediction, StagePrediction
 from splitinference.core.problem import Goal, Problem
 
@@ -84,7 +85,5 @@ def _energy(laid: Evaluation, problem: Problem) -> float:
 
 
 def moved_bytes(plan: Plan, problem: Problem) -> int:
-    """Weights to load for segments that do not serve now: a segment whose layers and node are unchanged moves nothing."""
-    serving = set(problem.serving)
-    wanted = {(*segment.held, node, segment.processor) for segment in plan.segments for node in segment.nodes}
-    return sum(problem.profile.weight_bytes(start, end) for start, end, node, _ in wanted if (start, end, node) not in serving)
+    """Weights to load for segments that do not serve now."""
+    return sum(size for _, size in to_load(plan, problem))
