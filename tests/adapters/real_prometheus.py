@@ -1,5 +1,6 @@
 """A real Prometheus with series of the test's own, to evaluate queries by. From the PATH, else from Debian's package, kept in the cache."""
 
+import fcntl
 import shutil
 import socket
 import subprocess
@@ -19,6 +20,13 @@ from e2e.cluster.settings import Settings
 def programs() -> dict[str, str] | str:
     """Paths of `prometheus` and `promtool`; or why there are none."""
     folder = Settings().cache / "debian-prometheus"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        return _programs(folder)
+
+
+def _programs(folder: Path) -> dict[str, str] | str:
     path = f"{folder}/usr/bin"
     found = {name: shutil.which(name) or shutil.which(name, path=path) for name in ("prometheus", "promtool")}
     if None in found.values():
