@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.controller.stories import reasons, small
+from tests.controller.stories import images, reasons, serving, small
 from tests.controller.world import Killed, Operator, World, a_body
 
 WRITES = 32
@@ -56,3 +56,44 @@ def test_killed_before_any_write_the_story_ends_the_same(writes):
     assert len(world.segments()) == 2
     assert set(world.serving()) == set(world.segments())
     assert "UtilizationShifted" in reasons(world)
+
+
+UPGRADE_WRITES = 29
+
+
+def upgrade(world: World, killed_after: int | None) -> None:
+    """The image changes and nodes are full; the operator is killed before one of its writes, and a new one goes on."""
+    world.settings = world.settings.model_copy(update={"segment_image": "segment:next"})
+    world.writes.clear()
+    world.killed_after = killed_after
+    operator = Operator(world)
+    for _ in range(30):
+        try:
+            operator.look()
+        except Killed:
+            world.killed_after = None
+            operator = Operator(world)
+        world.step()
+    world.killed_after = None
+
+
+@pytest.mark.parametrize("strategy", ["Surge", "BreakFirst"])
+@pytest.mark.parametrize("writes", range(UPGRADE_WRITES))
+def test_killed_before_any_write_an_upgrade_of_full_nodes_ends_the_same(strategy: str, writes: int):
+    """With Surge it goes over the spare node, with BreakFirst one node at a time."""
+    nodes = small("a", "b", "c") if strategy == "Surge" else small("a", "b")
+    world, _ = serving(nodes, adaptation={"window": "20s", "cooldown": "60s", "drain": "1s", "strategy": strategy})
+    world.break_first = strategy == "BreakFirst"
+    upgrade(world, writes)
+    assert images(world) == ["segment:next"] * 2
+    assert set(world.serving()) == set(world.segments())
+    assert world.condition("Ready")["status"] == "True"
+    assert world.condition("Progressing")["reason"] == "Settled"
+
+
+@pytest.mark.parametrize("strategy", ["Surge", "BreakFirst"])
+def test_an_upgrade_has_not_more_writes_than_the_operator_is_killed_before(strategy: str):
+    world, _ = serving(small("a", "b", "c"), adaptation={"window": "20s", "cooldown": "60s", "drain": "1s", "strategy": strategy})
+    world.break_first = strategy == "BreakFirst"
+    upgrade(world, None)
+    assert UPGRADE_WRITES - 5 <= len(world.writes) <= UPGRADE_WRITES
