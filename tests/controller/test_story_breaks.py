@@ -2,7 +2,7 @@
 
 from splitinference.controller.ports import Failing
 from tests.controller.stories import busy_node, reasons, serving
-from tests.controller.world import NAMESPACE
+from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
 
 
 def test_a_lost_node_is_replaced_at_once():
@@ -102,3 +102,21 @@ def test_a_route_that_was_deleted_is_written_again():
     del world.objects["ConfigMap", NAMESPACE, "chat-route"]
     operator.run(2)
     assert world.serving() == [s["name"] for s in world.status()["plan"]["segments"]]
+
+
+def test_what_serves_gives_way_when_its_other_half_is_lost_and_there_is_no_room_beside_it():
+    """b is lost. All layers fit on a, but only once the half that a holds is gone; it serves nobody any more."""
+    world = World({"a": a_node("a", mib=560), "b": a_node("b", mib=310)})
+    world.tenant("a", mib=200)
+    world.add(a_body())
+    operator = Operator(world)
+    operator.run(6)
+    assert sorted(s["node"] for s in world.status()["plan"]["segments"]) == ["a", "b"]
+    assert world.gateway_node() == "a"
+    world.tenant_gone("a")
+    world.nodes["b"]["status"]["conditions"][0]["status"] = "Unknown"
+    world.break_first = True  # what is deleted serves nobody
+    operator.run(8)
+    assert world.placement() == "a[0:4]"
+    assert reasons(world)[0] == "NodeLost"
+    assert world.condition("Ready")["status"] == "True"

@@ -1,6 +1,6 @@
 """All that one pass reads, read once, and made into what the core understands."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from splitinference.controller.recall import Recall, read_recall
 from splitinference.controller.route import Stored, is_withdrawn, old_routes, read_route
 from splitinference.controller.sight import Sight
 from splitinference.controller.snapshot import Reading, Sources, held_for, read_snapshot
-from splitinference.core.walk import Observed
+from splitinference.core.walk import Observed, Phase
 from splitinference.settings import Settings
 
 
@@ -73,6 +73,19 @@ class Seen:
                 node.name: node.millicores_free for node in self.reading.snapshot.nodes if node.ready and node.millicores_free is not None
             },
         )
+
+    def observed_by(self, wanted: Set[str]) -> Observed:
+        """What the walk to a plan with these segments will go by. While a plan has a segment, it is hoped for, even on a node that is lost
+        or fails it again and again; once none has it, it has failed, and a route with it gives its room away."""
+        observed, quarantined = self.observed, self.recall.quarantined(self.now)
+        hopeless = {
+            name: segment.model_copy(update={"phase": Phase.FAILED, "why": segment.why or "no plan has it"})
+            for name, segment in observed.segments.items()
+            if name not in wanted
+            and segment.phase is Phase.STARTING
+            and (segment.node not in observed.room_bytes or segment.node in quarantined)
+        }
+        return observed.model_copy(update={"segments": {**observed.segments, **hopeless}}) if hopeless else observed
 
 
 def owner_of(body: Manifest) -> tuple[str, str]:

@@ -281,7 +281,8 @@ class _Pass:
         """The plan, its segments, and whether the walk to it would arrive."""
         planned = Planned(plan=plan, spec=self.body.get("spec") or {}, asked=asked.digest)
         built = build(planned, self.body, asked.profile, self.ports.builder)
-        return planned, built, rehearse(built.target, seen.observed, strategy(asked.resource.spec.adaptation))
+        observed = seen.observed_by(built.target.segments.keys())
+        return planned, built, rehearse(built.target, observed, strategy(asked.resource.spec.adaptation))
 
     def _ensure_gateway(self, body: Manifest, profile: Profile, seen: Seen) -> None:
         try:
