@@ -10,7 +10,7 @@ from splitinference.core.decision import Adopt, Keep, Kept
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
 from splitinference.core.rehearse import rehearse
-from splitinference.core.solve.outcome import Limits
+from splitinference.core.solve.outcome import Limits, Outcome, TimedOut
 from splitinference.core.transition import Blocked, Done, Strategy
 from splitinference.core.triggers import Reason
 from splitinference.core.walk import NamedSegment, Observed, ObservedSegment, Phase, Resource, Shortage, Target
@@ -98,6 +98,18 @@ def times_asked(seconds: range, room=lambda second: 250) -> list[int]:
 
 def test_tries_are_further_and_further_apart_while_nothing_changes():
     assert times_asked(range(1000)) == [0, 15, 45, 105, 225, 465, 705, 945]
+
+
+def test_a_solver_that_ran_out_of_time_is_asked_again_as_soon_as_the_first_time():
+    memory, asked = Memory(), []
+
+    def slow(problem: Problem, limits: Limits, hint: Plan | None = None) -> Outcome:
+        asked.append(second)
+        return TimedOut(best=None, bound=0.0)
+
+    for second in range(100):
+        _, memory = decide(facts(a_problem(*small("a", "b")), None, second), POLICY, memory, slow, LIMITS)
+    assert asked == [0, 15, 30, 45, 60, 75, 90]
 
 
 def test_where_room_wavers_at_every_look_a_try_is_made_every_five_seconds_at_most():

@@ -12,6 +12,9 @@ from splitinference.core.value import Value
 _MOST_DOUBLINGS = 4
 """The pause between tries of an unchanged problem is doubled so often: with the default from 15 s to four minutes."""
 
+_OF_THE_MOMENT = (Kept.SOLVER_FAILED, Kept.SOLVE_TIMED_OUT)
+"""Reasons that may be gone the next time though nothing has changed: a busy machine, a solver that was killed."""
+
 
 class Try(Value):
     """What one try depends on, loads and times left out. `asked`: nodes that come or go, or another wish, make it worth a try at once;
@@ -41,7 +44,7 @@ class Try(Value):
 
     def failed(self, memory: Memory, reason: Kept, message: str, now: datetime) -> Memory:
         """The memory with this try, which gave no plan."""
-        again = memory.tried == self.asked and memory.tried_room == self.room
+        again = memory.tried == self.asked and memory.tried_room == self.room and reason not in _OF_THE_MOMENT
         tried = {"tried": self.asked, "tried_room": self.room, "tries": memory.tries + 1 if again else 1, "tried_at": now}
         return memory.model_copy(update=tried | {"tried_reason": reason.value, "tried_message": message})
 
