@@ -89,6 +89,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"segments": {"memoryMarginPercent": 101}}, "spec.segments.memoryMarginPercent in body should be less than or equal to 100"),
     ({"adaptation": {"mode": "Manual"}}, 'spec.adaptation.mode: Unsupported value: "Manual"'),
     ({"adaptation": {"strategy": "Recreate"}}, 'spec.adaptation.strategy: Unsupported value: "Recreate"'),
+    ({"adaptation": {"prefetch": "All"}}, 'spec.adaptation.prefetch: Unsupported value: "All"'),
     ({"adaptation": {"thresholds": {"utilizationPercent": 0}}}, "spec.adaptation.thresholds.utilizationPercent in body should be greater"),
     ({"adaptation": {"window": "60"}}, "spec.adaptation.window must be a duration such as 30s or 5m"),
     ({"adaptation": {"window": "500ms"}}, "spec.adaptation.window must be from 1s to 1h"),

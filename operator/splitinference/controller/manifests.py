@@ -23,6 +23,7 @@ from splitinference.controller.objects import (
     scraped,
 )
 from splitinference.controller.ports import SegmentObjects
+from splitinference.controller.prefetch import PREFETCH
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.source import model_files
 from splitinference.core.plan import Segment
@@ -98,6 +99,19 @@ class Manifests:
             },
         }
         return SegmentObjects(name=name, model=model, memory_bytes=memory_bytes, pod=pod, service=service)
+
+    def prefetch(self, resource: Mapping[str, Any], profile: Profile, segment: Segment) -> Manifest | None:
+        """A pod that runs what a segment's init container would, on the segment's node; None for models that are on nodes or volumes."""
+        read = _accepted(resource)
+        image, settings = self._settings.segment_image, self._settings
+        files = model_files(read, settings, image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
+        if not files.init or not settings.model_cache_path:
+            return None
+        content = {"model": profile.digest, "source": read.spec.model.source.model_dump(mode="json"), "node": segment.node, "image": image}
+        name = segment_name(f"{read.name}-{PREFETCH}", segment, content)
+        extra = {MODEL_LABEL: profile.digest[:8], LAYERS_LABEL: f"{segment.start}-{segment.end}"}
+        spec = pod_spec(read, settings, list(files.init), restartPolicy="Never", affinity=on_node(segment.node), volumes=[files.volume])
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(read, name, PREFETCH, extra), "spec": spec}
 
     def gateway(self, resource: Mapping[str, Any], profile: Profile) -> Sequence[Manifest]:
         """All objects of the gateway, in the order in which they are to be applied."""

@@ -261,6 +261,9 @@ class Builder(Protocol):
     def segment(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
 
+    def prefetch(self, resource: Manifest, profile: Profile, segment: Segment) -> Manifest | None:
+        """A pod that brings the segment's files into its node's cache and ends; None where there is nothing to be brought."""
+
     def gateway(self, resource: Manifest, profile: Profile) -> Sequence[Manifest]:
         """ServiceAccount, Role, RoleBinding, Deployment, Service of the gateway; applied at every change."""
 

@@ -15,11 +15,12 @@ from splitinference.controller.look import Looker, Seen, owner_of
 from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
 from splitinference.controller.ports import Manifest, Ports, RefusedError
+from splitinference.controller.prefetch import Prefetcher
 from splitinference.controller.privacy import allowed, exposed_route, promised_rules
 from splitinference.controller.prove import Proofs
 from splitinference.controller.recall import read_recall
 from splitinference.controller.report import Report, events, status_of
-from splitinference.controller.resource import Resource, read_resource
+from splitinference.controller.resource import Prefetch, Resource, read_resource
 from splitinference.controller.reviews import Reviews
 from splitinference.controller.route import withdrawn
 from splitinference.controller.serving import serving_plan, serving_stages
@@ -119,6 +120,7 @@ class _Pass:
     sight: Sight
     reviews: Reviews
     refused: list[str] = field(default_factory=list)
+    problem: Problem | None = None
 
     @property
     def limits(self) -> Limits:
@@ -143,6 +145,7 @@ class _Pass:
             if planned is not None and profile is not None:
                 seen = self._guarded(asked.resource, seen, promised_rules(planned, self.body, profile))
             seen, problem = self._calibrated(asked, planned, built, seen)
+            self.problem = problem
             facts = self._facts(asked, problem, planned, built, seen)
             decision, memory = self._decide(facts, asked, seen)
             seen = replace(seen, recall=seen.recall.model_copy(update={"memory": memory}))
@@ -172,6 +175,9 @@ class _Pass:
         # The gateway changes when its route does not: another model's tokenizer must not meet the segments of this one.
         if isinstance(steps, Done) or seen.stored is None or not seen.gateways:
             self._ensure_gateway(body, profile, seen)
+        if isinstance(steps, Done) and self.problem is not None:
+            likely = resource.spec.adaptation.prefetch is Prefetch.LIKELY_TARGETS
+            self.refused += Prefetcher(self.ports, body, profile).keep(planned.plan if likely else None, self.problem, seen.owned)
         serving = stored.route if stored else None
         verdict = judge(seen, isinstance(steps, Done))
         report = replace(

@@ -289,6 +289,13 @@ class Strategy(StrEnum):
     BREAK_FIRST = "BreakFirst"
 
 
+class Prefetch(StrEnum):
+    """Whether weights are brought to nodes before a move."""
+
+    OFF = "Off"
+    LIKELY_TARGETS = "LikelyTargets"
+
+
 class Thresholds(SpecValue):
     """What makes the operator look for a better plan."""
 
@@ -306,6 +313,7 @@ class Adaptation(SpecValue):
     min_gain_percent: int = Field(default=10, ge=0, le=100)
     max_moves_per_hour: int = Field(default=6, ge=0)
     strategy: Strategy = Strategy.SURGE
+    prefetch: Prefetch = Prefetch.OFF
     drain: Duration = timedelta(seconds=30)
 
     @model_validator(mode="after")

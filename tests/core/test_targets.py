@@ -1,0 +1,60 @@
+"""The likely target of a segment: the best node outside of the plan that could have it, by the cost model."""
+
+from typing import Any
+
+import pytest
+
+from splitinference.core.cluster import Link, LinkQuality, Network, Taint
+from splitinference.core.problem import Constraints, Slo, TrustRule
+from splitinference.core.targets import likely_target
+from tests.core.planning import a_node, a_plan, a_problem
+
+
+def target(*nodes: Any, stage: int = 1, **more: Any) -> str | None:
+    """Where that stage of a[0:2] b[2:4] would go."""
+    problem = a_problem(a_node("a", mib=250), a_node("b", mib=250), *nodes, **more)
+    plan = a_plan("a[0:2] b[2:4]", problem)
+    return likely_target(plan.segments[stage], plan, problem)
+
+
+def test_the_quickest_node_that_is_free_for_it():
+    assert target(a_node("c", gflops=50), a_node("d", gflops=80)) == "d"
+
+
+def test_what_others_use_counts():
+    assert target(a_node("c", gflops=50), a_node("d", gflops=80, utilization=0.9)) == "c"
+
+
+def test_the_links_to_the_others_count():
+    slow = LinkQuality(bandwidth_bytes_per_s=1e4, rtt_ms=200)
+    network = Network(default=LinkQuality(bandwidth_bytes_per_s=125e6, rtt_ms=0.5), links=(Link(source="a", target="d", quality=slow),))
+    assert target(a_node("c", gflops=50), a_node("d", gflops=80), network=network) == "c"
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {"mib": 219},
+        {"ready": False},
+        {"taints": (Taint(key="gpu"),)},
+        {"utilization": None},
+    ],
+)
+def test_a_node_that_cannot_have_it_is_none(unfit: dict[str, Any]):
+    assert target(a_node("c", **unfit)) is None
+
+
+def test_rules_of_privacy_hold_for_weights_too():
+    bounds = Constraints(trust=(TrustRule(start=3, end=4, labels={"trusted": "yes"}),))
+    problem = a_problem(a_node("a"), a_node("b", labels={"trusted": "yes"}), a_node("c"), constraints=bounds)
+    plan = a_plan("a[0:2] b[2:4]", problem)
+    assert likely_target(plan.segments[1], plan, problem) is None
+    assert likely_target(plan.segments[0], plan, problem) == "c"
+
+
+def test_a_limit_that_the_target_would_not_keep_is_no_reason_to_have_none():
+    assert target(a_node("c", gflops=1), slo=Slo(time_per_output_token_ms=10)) == "c"
+
+
+def test_a_plan_that_has_every_node_has_no_target():
+    assert target() is None
