@@ -212,7 +212,7 @@ class _Pass:
             traffic=_traffic(seen),
             serving=serving_plan(planned, observed, asked.profile),
             served=observed.serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in observed.serving.names),
-            held_bytes={node.name: observed.held_bytes(node.name) for node in seen.reading.snapshot.nodes},
+            held_bytes={name: observed.held_bytes(name) for name in sorted({segment.node for segment in observed.segments.values()})},
             blocked=steps if isinstance(steps, Blocked) else None,
             strategy=way,
         )

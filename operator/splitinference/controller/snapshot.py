@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
 
 from splitinference.controller.gateway import GATEWAY
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.network import read_network
 from splitinference.controller.objects import INSTANCE
-from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores, requested_millicores
+from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
 from splitinference.controller.ports import Manifest
 from splitinference.controller.quantity import quantity
 from splitinference.controller.readings import PREFIX, Judge, Measured, positive_number
@@ -156,6 +155,7 @@ def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: 
     own = [pod for pod in pods if is_ours(pod, SEGMENT, *sources.owner)]
     of_others = [pod for pod in pods if not is_ours(pod, SEGMENT, *sources.owner)]
     others = sum(requested_bytes(pod) for pod in of_others)
+    requested = sum((requested_cores(pod) for pod in of_others), Decimal(0))
     free = int(quantity(allocatable.get("memory", 0)) or 0) - others - sources.held.get(name, 0)
     available = judge.value(sources.measured.node_memory_available_bytes, name, "available memory")
     if available is not None:
@@ -171,10 +171,10 @@ def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: 
         name=name,
         ready=is_ready(node),
         labels=dict(labels),
-        taints=(*_taints(node), *(() if own else _full(allocatable, pods, settings))),
+        taints=(*_taints(node), *(() if own else _full(processors, requested, settings))),
         zone=labels.get(ZONE, ""),
         memory_free_bytes=max(0, free),
-        millicores_free=max(0, int(1000 * processors) - sum(requested_millicores(pod) for pod in of_others)) if cores > 0 else None,
+        millicores_free=max(0, int(1000 * (processors - requested))) if cores > 0 else None,
         cores=cores if cores > 0 else None,
         flops_per_s=gflops * 1e9,
         memory_bandwidth_bytes_per_s=bandwidth * 1e9,
@@ -185,11 +185,9 @@ def _node(node: Manifest, pods: Sequence[Manifest], sources: Sources, settings: 
     )
 
 
-def _full(allocatable: Mapping[str, Any], pods: Sequence[Manifest], settings: Settings) -> Iterable[Taint]:
+def _full(cores: Decimal, requested: Decimal, settings: Settings) -> Iterable[Taint]:
     """As a taint: so many cores are requested that the scheduler would take no segment, however idle the node is."""
-    cores, asked = quantity(allocatable.get("cpu", 0)) or Decimal(0), quantity(settings.segment_cpu_request) or Decimal(0)
-    requested = sum((requested_cores(pod) for pod in pods), Decimal(0))
-    if requested + asked > cores:
+    if requested + (quantity(settings.segment_cpu_request) or Decimal(0)) > cores:
         yield Taint(key=PREFIX + "cores-requested", value=f"{float(requested):g} of {float(cores):g}")
 
 
