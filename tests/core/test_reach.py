@@ -1,20 +1,22 @@
 """Where the best plan cannot be walked to: another that can is found, tries are spread, and what stood in the way is remembered."""
 
+import random
 from datetime import timedelta
 
 import pytest
 
 from splitinference.core.adaptation import Facts, Memory, Obstacle, Policy
+from splitinference.core.cost import predict, violations
 from splitinference.core.decide import decide
 from splitinference.core.decision import Adopt, Keep, Kept
 from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem
+from splitinference.core.problem import Problem, Slo
 from splitinference.core.rehearse import rehearse
 from splitinference.core.solve.outcome import Limits, Outcome, TimedOut
 from splitinference.core.transition import Blocked, Done, Strategy
 from splitinference.core.triggers import Reason
 from splitinference.core.walk import NamedSegment, Observed, ObservedSegment, Phase, Resource, Shortage, Target
-from tests.core.planning import MIB, START, Exhaustive, a_node, a_plan, a_problem, facts, text_of
+from tests.core.planning import MIB, START, Exhaustive, a_node, a_plan, a_problem, all_plans, facts, text_of
 
 POLICY = Policy(cooldown=timedelta(seconds=60), review=timedelta(hours=1))
 LIMITS = Limits(seconds=1)
@@ -70,6 +72,16 @@ def test_on_full_nodes_a_changed_specification_goes_over_the_node_that_is_free()
     assert "the best plan cannot be reached: segment [0, 2) needs 221 MiB on a, which has 29 MiB free" in found.message
 
 
+def test_a_limit_that_only_a_plan_without_a_way_would_keep_is_said_to_be_broken():
+    slo = Slo(time_per_output_token_ms=8)
+    ground = Ground(a_problem(*small("a", "b"), a_node("c", mib=250, gflops=25), slo=slo), "a[0:2] b[2:4]")
+    found, _ = decide(ground.facts(asked="new"), POLICY, Memory(), Exhaustive(), LIMITS, ends=ground.ends("new"))
+    assert isinstance(found, Adopt)
+    assert ground.ends("new")(found.plan) == Done()
+    assert "no plan that can be reached keeps the SLO: " in found.message
+    assert "the limit is 8.00 ms" in found.message
+
+
 def test_without_any_way_the_plan_stays_and_the_numbers_are_said():
     ground = Ground(a_problem(*small("a", "b")), "a[0:2] b[2:4]")
     found, memory = decide(ground.facts(asked="new"), POLICY, Memory(), Exhaustive(), LIMITS, ends=ground.ends("new"))
@@ -121,6 +133,36 @@ def test_a_wish_that_changed_is_tried_at_once():
     _, memory = decide(ground.facts(0, asked="new"), POLICY, memory, Exhaustive(), LIMITS, ends=ground.ends("new"))
     found, _ = decide(ground.facts(1, asked="new", strategy=Strategy.BREAK_FIRST), POLICY, memory, Exhaustive(), LIMITS)
     assert isinstance(found, Adopt)
+
+
+def random_ground(numbers: random.Random) -> Ground | None:
+    """Two to four nodes of little and of more room, and a plan that serves on them."""
+    nodes = [
+        a_node(name, mib=numbers.choice((120, 230, 250, 340, 460, 700)), gflops=numbers.choice((50, 80, 100, 120)))
+        for name in "abcd"[: numbers.choice((2, 3, 3, 4))]
+    ]
+    problem = a_problem(*nodes)
+    plans = [plan for plan in all_plans(problem) if not violations(plan, problem)]
+    return Ground(problem, text_of(numbers.choice(plans))) if plans else None
+
+
+def test_what_is_adopted_can_be_walked_to_and_a_way_is_rarely_missed():
+    """All segments are to be made anew, as for another image. Every plan is tried, to know whether there was a way."""
+    numbers, ways, missed = random.Random(5), 0, 0
+    for _ in range(120):
+        if (ground := random_ground(numbers)) is None:
+            continue
+        ends = ground.ends("new")
+        found, _ = decide(ground.facts(asked="new"), POLICY, Memory(), Exhaustive(), LIMITS, ends=ends)
+        if isinstance(found, Adopt):
+            ways += 1
+            assert ends(found.plan) == Done()
+            continue
+        assert found.reason is Kept.BLOCKED
+        valid = (plan for plan in all_plans(ground.problem) if not violations(plan, ground.problem))
+        missed += any(ends(plan.model_copy(update={"prediction": predict(plan, ground.problem)})) == Done() for plan in valid)
+    assert ways > 50
+    assert missed <= ways / 20, f"{missed} of {ways + missed}"
 
 
 # --- a walk that has begun -----------------------------------------------------------------------------------------------------------

@@ -107,7 +107,9 @@ class _Case:
             return found, ()
         other = instead(found, problem, self.facts, self.policy, self.solver)
         if other is not None:
-            return other, (f"the best plan cannot be reached: {end.why}",)
+            broken = [v.message for v in violations(other, problem) if v.constraint.startswith("slo")]
+            limits = (f"no plan that can be reached keeps the SLO: {'; '.join(broken)}",) if broken else ()
+            return other, (f"the best plan cannot be reached: {end.why}", *limits)
         if self.facts.plan is None:
             return found, ()
         return Keep(reason=Kept.BLOCKED, message=f"no plan can be reached from what serves: {end.why}"), ()

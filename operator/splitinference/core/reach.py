@@ -1,25 +1,36 @@
 """The best plan that a walk arrives at, where the best of all cannot be walked to.
 
 What stood in the way of a walk (which node lacks how much beside the segments that are there) is put into the problem, and it is solved
-again: with that node holding no more than what it holds, and with no more than what is free there. Besides, two plans that need least
-room: what serves with only its lost segments made anew, and the best that fits wholly beside what is there. Of those that can be walked
-to the best is taken, the time of the walk counted.
+again: with that node holding no more than what it holds, and with no more than what is free there. Besides, plans that need little room:
+what serves with only its lost segments made anew, the same cuts on the same nodes and a spare one in another order (a walk frees one node
+after the other), and the best that fits wholly beside what is there. Of those that can be walked to the best is taken, the time of the
+walk counted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, permutations
 
 from splitinference.core.adaptation import Facts, Policy
 from splitinference.core.compare import gain, move_seconds
-from splitinference.core.cost import objective_value
+from splitinference.core.cost import objective_value, predict, violations
+from splitinference.core.decision import Keep
 from splitinference.core.judged import Solver
 from splitinference.core.narrowed import may_stay, pinned, same_cuts, with_room
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem, Slo
+from splitinference.core.targets import quickest
 from splitinference.core.transition import Blocked
 from splitinference.core.walk import Resource, Shortage
 
 _MOST_SOLVES = 8
 """Questions put to the solver on the way around what is short: each may take its whole time limit."""
+
+_MOST_ORDERS = 120
+"""Orders of the same segments on nodes that are looked at."""
+_MOST_REHEARSED = 60
+"""Plans that are rehearsed, the best first: each has its pods made up for it."""
+_SPARE = 2
+"""Nodes outside of the plan that such orders may use: the two that are quickest for its largest segment."""
 
 Room = tuple[tuple[str, int], ...]
 """The most bytes that our segments may take on some nodes."""
@@ -29,10 +40,11 @@ def instead(best: Plan, problem: Problem, facts: Facts, policy: Policy, solver: 
     """The best plan that can be walked to, where `best` of this problem cannot; None if none was found."""
     for wishes in dict.fromkeys((problem.slo, Slo())):
         asked = problem.model_copy(update={"slo": wishes})
-        found = [plan for plan in _others(best, asked, facts, solver) if solver.reaches(plan)]
-        if found:
-            least = objective_value(best, asked)
-            return max(found, key=lambda plan: _worth(plan, least, asked, policy))
+        least = objective_value(best, asked)
+        others = {plan.revision: plan for plan in _others(best, asked, facts, solver)}
+        for plan in sorted(others.values(), key=lambda plan: _worth(plan, least, asked, policy), reverse=True)[:_MOST_REHEARSED]:
+            if solver.reaches(plan):
+                return plan
     return None
 
 
@@ -45,15 +57,35 @@ def _worth(plan: Plan, best: float, problem: Problem, policy: Policy) -> float:
 def _others(best: Plan, problem: Problem, facts: Facts, solver: Solver) -> Iterator[Plan]:
     """Plans that are worth a rehearsal."""
     yield from _around(best, problem, facts.held_bytes, solver)
-    for kept in (facts.serving, facts.plan):
-        same = same_cuts(problem, kept) if kept is not None else None
-        if kept is not None and same is not None and (staying := may_stay(kept, same)):
+    for kept in {plan.revision: plan for plan in (facts.serving, facts.plan) if plan is not None}.values():
+        if (same := same_cuts(problem, kept)) is None:
+            continue
+        if staying := may_stay(kept, same):
             yield from _plans(solver.best(pinned(same, staying), None))
+        yield from _orders(kept, problem)
     beside = {node.name: node.memory_free_bytes - facts.held_bytes.get(node.name, 0) for node in problem.snapshot.nodes}
     yield from _plans(solver.best(with_room(problem, beside), None))
 
 
-def _plans(found: object) -> Iterator[Plan]:
+def _orders(kept: Plan, problem: Problem) -> Iterator[Plan]:
+    """The plan's cuts on its nodes and a few others, in other orders."""
+    if len(kept.pipelines) != 1 or any(s.processor or s.replicas for s in kept.segments):
+        return
+    largest = max(kept.segments, key=lambda s: s.end - s.start)
+    nodes = [*(s.node for s in kept.segments), *(node.name for node in islice(quickest(largest, kept, problem), _SPARE))]
+    for order in islice(permutations(nodes, len(kept.segments)), _MOST_ORDERS):
+        segments = tuple(s.model_copy(update={"node": node}) for s, node in zip(kept.segments, order, strict=True))
+        plan = kept.model_copy(update={"pipelines": (kept.pipelines[0].model_copy(update={"segments": segments}),), **_UNPROVEN})
+        if not violations(plan, problem):
+            yield plan.model_copy(update={"prediction": predict(plan, problem), "value": objective_value(plan, problem)})
+
+
+_NOT_PROVEN = "the same cuts on nodes in another order: the best that can be walked to, not proven best"
+_UNPROVEN = {"bound": None, "gap": None, "optimal": False, "explanation": (_NOT_PROVEN,)}
+"""What a solver says of a plan, for one that it did not make."""
+
+
+def _plans(found: Plan | Keep) -> Iterator[Plan]:
     if isinstance(found, Plan):
         yield found
 

@@ -1,6 +1,7 @@
 """Where a segment would go if its node could not have it any more: the likely target of a move that nobody has asked for yet."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 from splitinference.core.cluster import Node
 from splitinference.core.cost import objective_value, violations
@@ -23,7 +24,7 @@ def likely_target(segment: Segment, plan: Plan, problem: Problem) -> str | None:
         return None
     anyhow = problem.model_copy(update={"slo": Slo()})
     judged = []
-    for node in _quickest(segment, plan, anyhow):
+    for node in islice(quickest(segment, plan, anyhow), _MOST_JUDGED):
         moved = tuple(other.model_copy(update={"node": node.name}) if other == segment else other for other in plan.segments)
         instead = plan.model_copy(update={"pipelines": (plan.pipelines[0].model_copy(update={"segments": moved}),)})
         if not violations(instead, anyhow):
@@ -31,8 +32,8 @@ def likely_target(segment: Segment, plan: Plan, problem: Problem) -> str | None:
     return min(judged)[1] if judged else None
 
 
-def _quickest(segment: Segment, plan: Plan, problem: Problem) -> Iterator[Node]:
-    """Nodes that could hold the segment, the quickest for it alone first; those whose use by others is not known are none."""
+def quickest(segment: Segment, plan: Plan, problem: Problem) -> Iterator[Node]:
+    """Nodes outside of the plan that could hold the segment, the quickest for it alone first; none whose use by others is not known."""
     taken = {name for other in plan.segments for name in other.nodes}
     needed = memory_bytes(problem, segment.start, segment.end)
     able = []
@@ -42,4 +43,4 @@ def _quickest(segment: Segment, plan: Plan, problem: Problem) -> Iterator[Node]:
         if unusable(node, problem) or any(forbidden(node, layer, problem.constraints) for layer in range(segment.start, segment.end)):
             continue
         able.append((stage_cost(problem, sites(node)[0], segment.start, segment.end).decode_ms, node.name, node))
-    return (node for _, _, node in sorted(able, key=lambda found: found[:2])[:_MOST_JUDGED])
+    return (node for _, _, node in sorted(able, key=lambda found: found[:2]))
