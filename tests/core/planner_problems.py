@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from splitinference.core.cluster import Link, LinkQuality, Network, Node, Processor, Snapshot, Taint
 from splitinference.core.cost import goal_value, objective_value, violations
 from splitinference.core.cost.predict import predict
+from splitinference.core.cost.site import sites
+from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.plan import Pipeline, Plan, Segment
 from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, Slo, Toleration, TrustRule, Workload
 from splitinference.core.profile import Layer, Profile
@@ -58,7 +60,32 @@ def a_plan(text: str, digest: str = "0" * 64) -> Plan:
 
 
 def chains(problem: Problem) -> Iterator[Pipeline]:
-    """Every chain over every order of places, cut everywhere; the judge says which are valid."""
+    """Every chain over every order of places, cut everywhere, but for those that cannot be valid; the judge says which are.
+
+    Left out are runs larger than their place's memory, and chains that come back to a node or use a place twice.
+    """
+    layers = len(problem.profile.layers)
+    places = [(site.node.name, site.processor, site.memory_bytes) for node in problem.snapshot.nodes for site in sites(node)]
+    need = {(a, b): memory_bytes(problem, a, b) for a in range(layers) for b in range(a + 1, layers + 1)}
+
+    def extend(done: tuple[Segment, ...], at: int) -> Iterator[Pipeline]:
+        if at == layers:
+            yield Pipeline(segments=done)
+            return
+        used = {(s.node, s.processor) for s in done}
+        left = {s.node for s in done if s.node != done[-1].node}
+        for node, processor, free in places:
+            if node in left or (node, processor) in used:
+                continue
+            for end in range(at + 1, layers + 1):
+                if need[at, end] <= free:
+                    yield from extend((*done, Segment(start=at, end=end, node=node, processor=processor)), end)
+
+    yield from extend((), 0)
+
+
+def all_chains(problem: Problem) -> Iterator[Pipeline]:
+    """Every chain over every order of places, cut everywhere."""
     layers = len(problem.profile.layers)
     places = [(n.name, p.name) for n in problem.snapshot.nodes for p in n.processors]
     places += [(n.name, "") for n in problem.snapshot.nodes if not n.processors]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from splitinference.core.solve.bottleneck import longest, occupancies, occupancy_of
-from splitinference.core.solve.criterion import Arrays, sum_of
+from splitinference.core.solve.criterion import sum_of
 from splitinference.core.solve.dive import down
 from splitinference.core.solve.dual import keeps_counts, uses_of
 from splitinference.core.solve.relaxed import Step, complete, path
@@ -51,7 +51,7 @@ def least_apart(task: Task, copies: int, expired: Callable[[], bool]) -> Apart:
 def _within(task: Task, copies: int) -> tuple[tuple[tuple[Step, ...], ...] | None, bool]:
     """Chains on the open segments and hops; else whether there are none."""
     t = task.tables
-    arrays, most, reach = Arrays(t, task.objective, task.allowed, task.hops_open), t.multiplicity.astype(float), longest(task)
+    arrays, most, reach = task.plain, t.multiplicity.astype(float), longest(task)
     if not reach.any():
         return None, True
     held = np.median(reach, axis=0) if np.median(reach, axis=0).any() else reach.max(axis=0)
@@ -76,7 +76,7 @@ def _within(task: Task, copies: int) -> tuple[tuple[tuple[Step, ...], ...] | Non
 def least_sum_apart(task: Task, copies: int, expired: Callable[[], bool]) -> float:
     """A bound for the dearest of `copies` chains on places of their own, for a task that is a sum: no less than their mean."""
     t = task.tables
-    arrays, share = Arrays(t, task.objective, task.allowed, task.hops_open), t.multiplicity / copies
+    arrays, share = task.plain, t.multiplicity / copies
     prices: Floats = np.zeros(t.count)
     best, pace = -math.inf, 1.0
     for _ in range(ROUNDS):

@@ -112,7 +112,7 @@ class _Thresholds:
         return _Verdict(tuple(Step(s.start, s.end, left[s.place].pop(0)) for s in verdict.steps), refuted=False)
 
     def _verdict_on(self, task: Task, widths: tuple[int, ...]) -> _Verdict:
-        arrays = Arrays(task.tables, task.objective, task.allowed, task.hops_open)
+        arrays = task.plain
         verdict, prices = self._price(task, arrays)
         if verdict.steps is not None or verdict.refuted:
             return verdict
@@ -136,7 +136,7 @@ class _Thresholds:
         reach = longest(task)
         if not reach.any():
             return _Verdict(None, refuted=True), most
-        sums = [(Arrays(task.tables, r.criterion, task.allowed, task.hops_open), r.limit) for r in task.resources]
+        sums = [(arrays, r.limit) for arrays, r in zip(task.sums, task.resources, strict=True)]
         starts = [held / float(held @ most) for held in (np.median(reach, axis=0), reach.max(axis=0)) if held.any()]
         prices = max(starts, key=lambda found: complete(arrays, found).value / self._budget(task, found, most))
         best, best_prices, pace = -math.inf, prices, 0.5

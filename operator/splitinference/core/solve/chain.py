@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from splitinference.core.solve.alike import alike, needed
-from splitinference.core.solve.criterion import Arrays
+from splitinference.core.solve.alike import Alike, alike, needed
 from splitinference.core.solve.dive import dive
 from splitinference.core.solve.dual import crowded, keeps_counts, price, rounds_for, sum_along
 from splitinference.core.solve.levels import Cut, Refutation, levels_of
@@ -21,6 +20,8 @@ NARROW = 16
 LEVEL_ROUNDS = 12
 MOST_SEGMENTS = 20
 FEW = 300
+FAR = 0.7
+"""A bound below this share of the value leaves out few classes by itself: those behind enough better ones go first, which is quicker."""
 FEW_CLASSES = 12
 """Of so few classes there are not many labels: the narrowest search would only be made twice."""
 
@@ -124,17 +125,24 @@ class _Hunt:
         value, prices = self._narrowed
         if not (self.task.is_a_sum and math.isfinite(self.value)) or (value == self.value and prices is self.prices):
             return
+        unpriced = not self.prices.uses.any() and self.bound < FAR * self.value
+        if unpriced:
+            self._keep(self._needed())
         self._keep(_promising(self.part, self.prices, self.value))
-        if self.part.tables.count:
-            self._keep(needed(self.part, alike(self.part, _criteria(self.part), []), self._at_most()))
+        if self.part.tables.count and not unpriced:
+            self._keep(self._needed())
         self._narrowed = (self.value, self.prices)
+
+    def _needed(self) -> list[int]:
+        found = alike(self.part, [self.part.plain, *self.part.sums], [])
+        return needed(self.part, found, self._at_most(found))
 
     def _keep(self, kept: list[int]) -> None:
         if len(kept) < len(self.classes):
             self.classes = [self.classes[c] for c in kept]
             self.part, self.prices = self.part.only(kept), self.prices.only(kept)
 
-    def _at_most(self) -> int:
+    def _at_most(self, found: Alike) -> int:
         """The most segments that a chain better than `value` can have."""
         task = self.part
         limits = [task.tables.layers]
@@ -142,12 +150,14 @@ class _Hunt:
             limits.append(task.max_segments)
         if task.max_nodes is not None and not task.tables.shares_node.any():
             limits.append(task.max_nodes)
-        if task.is_a_sum and math.isfinite(self.value) and task.tables.count <= FEW:
-            priced = Arrays(task.tables, self.prices.priced(task), task.allowed, task.hops_open)
+        # Without prices the best of each row is no dearer than the others of it: then those are enough.
+        heads = None if self.prices.uses.any() else found.rows
+        if task.is_a_sum and math.isfinite(self.value) and (task.tables.count if heads is None else len(heads)) <= FEW:
             places = int(task.tables.multiplicity.sum())
-            found = most_segments(priced, self.value + self.prices.constant(task), min(MOST_SEGMENTS, places))
-            if found is not None:
-                limits.append(found)
+            within = self.value + self.prices.constant(task)
+            most = most_segments(task.under(self.prices), within, min(MOST_SEGMENTS, places), heads)
+            if most is not None:
+                limits.append(most)
         return min(limits)
 
     def _look(self) -> str:
@@ -201,8 +211,7 @@ class _Hunt:
             verdict = Refutation(self.part, replace(levels, most=middle)).run(prices, rounds, self.expired)
             prices = verdict.ahead.prices
             if verdict.steps is not None:
-                plain = Arrays(self.part.tables, self.part.objective, self.part.allowed, self.part.hops_open)
-                self._found(verdict.steps, sum_along(plain, verdict.steps))
+                self._found(verdict.steps, sum_along(self.part.plain, verdict.steps))
                 levels = levels.below(self.value)
                 continue
             tried, ahead = middle, verdict.ahead
@@ -221,31 +230,26 @@ def _within_limits(task: Task, expired: Callable[[], bool]) -> tuple[tuple[Step,
         if found.bound > resource.limit * (1 + SLACK):
             return None, math.inf, True
         if found.steps and found.value <= resource.limit * (1 + SLACK):
-            return found.steps, sum_along(Arrays(task.tables, task.objective, task.allowed, task.hops_open), found.steps), False
+            return found.steps, sum_along(task.plain, found.steps), False
     return None, math.inf, False
 
 
 def _by_dynamic_programme(task: Task) -> Chain | None:
     """The relaxation's answer: its chain, if valid, is the optimum of a sum; its value always a bound."""
-    arrays = Arrays(task.tables, task.objective, task.allowed, task.hops_open)
+    arrays = task.plain
     completion = complete(arrays)
     if math.isinf(completion.value):
         return Chain(task, None, math.inf, math.inf, "the relaxation has no chain")
     if not task.is_a_sum:
         return None
     steps = path(arrays, completion)
-    sums = [sum_along(Arrays(task.tables, r.criterion, task.allowed, task.hops_open), steps) for r in task.resources]
+    sums = [sum_along(arrays, steps) for arrays in task.sums]
     kept = all(total <= r.limit * (1 + SLACK) for total, r in zip(sums, task.resources, strict=True))
     if kept and keeps_counts(task, steps) and not crowded(task):
         return Chain(task, steps, completion.value, completion.value, "dynamic programme, no place repeated")
     return Chain(task, None, math.inf, completion.value, "dynamic programme, as a bound")
 
 
-def _criteria(task: Task) -> list[Arrays]:
-    criteria = [task.objective, *(resource.criterion for resource in task.resources)]
-    return [Arrays(task.tables, criterion, task.allowed, task.hops_open) for criterion in criteria]
-
-
 def _promising(task: Task, prices: Multipliers, value: float) -> list[int]:
-    arrays = Arrays(task.tables, prices.priced(task), task.allowed, task.hops_open)
+    arrays = task.under(prices)
     return promising(arrays, complete(arrays), value + prices.constant(task))

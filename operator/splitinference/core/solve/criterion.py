@@ -94,19 +94,35 @@ def of_goal(tables: Tables, goal: Goal) -> Criterion | None:
             return None
 
 
+def stops(allowed: Sequence[Bools]) -> list[int]:
+    """Per boundary: one past the last end of a segment from there that any class may hold."""
+    found = (np.flatnonzero(mask.any(axis=0)) for mask in allowed)
+    return [int(ends[-1]) + 1 if len(ends) else a + 1 for a, ends in enumerate(found)]
+
+
 class Arrays:
     """A criterion over tables: the cost of segments from a boundary, of hops over a boundary, of entering a class.
 
     `stop[a]` is one past the last end that any class may hold from boundary a: segments reach no further, so neither do the arrays.
     """
 
-    def __init__(self, tables: Tables, criterion: Criterion, allowed: Sequence[Bools], hops: Sequence[Bools] | None = None) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        criterion: Criterion,
+        allowed: Sequence[Bools],
+        hops: Sequence[Bools] | None = None,
+        stop: Sequence[int] | None = None,
+    ) -> None:
         self.tables = tables
         self.criterion = criterion
         self.allowed = allowed
-        self.stop = [int(found[-1]) + 1 if len(found := np.flatnonzero(mask.any(axis=0))) else a + 1 for a, mask in enumerate(allowed)]
+        self.stop = stops(allowed) if stop is None else stop
         self._hops_open = hops
-        self._kept: dict[int, Floats] = {}
+        self._base: Arrays | None = None
+        self._penalties: Floats = np.zeros(0)
+        self._kept: list[Floats | None] = [None] * len(self.stop)
+        self._hops_at: list[Floats | None] = [None] * len(self.stop)
         self._keep = tables.count * sum(stop - a - 1 for a, stop in enumerate(self.stop)) * 8 < 120 * 2**20
         self._plain_hop: dict[int, Floats] = {}
         self._hop: dict[tuple[int, int], Floats] = {}
@@ -120,9 +136,15 @@ class Arrays:
 
     def segments_from(self, a: int) -> Floats:
         """Class by end: cost of segment [a, b) for b from a + 1 to before `stop[a]`, inf where it may not be."""
-        kept = self._kept.get(a)
+        kept = self._kept[a]
         if kept is not None:
             return kept
+        cost = self._segments_from(a) if self._base is None else self._base.segments_from(a) + self._penalties
+        if self._keep:
+            self._kept[a] = cost
+        return cost
+
+    def _segments_from(self, a: int) -> Floats:
         t, c, ends = self.tables, self.criterion, slice(a + 1, self.stop[a])
         cost = c.prefill[:, None] * (t.prefill[:, ends] - t.prefill[:, a : a + 1])
         cost += c.decode[:, None] * (t.decode[:, ends] - t.decode[:, a : a + 1])
@@ -133,8 +155,6 @@ class Arrays:
                 if start == a and end < self.stop[a]:
                     cost[served, end - a - 1] -= c.moved * t.weights[start, end] / GIB
         cost[~self.allowed[a][:, ends]] = np.inf
-        if self._keep:
-            self._kept[a] = cost
         return cost
 
     def segment(self, a: int, b: int, place: int) -> float:
@@ -143,6 +163,12 @@ class Arrays:
 
     def hops(self, boundary: int) -> Floats:
         """Class by class: cost of the hop over an inner boundary, entering the next node included; inf where it may not be."""
+        found = self._hops_at[boundary]
+        if found is None:
+            found = self._hops_at[boundary] = self._hops(boundary)
+        return found
+
+    def _hops(self, boundary: int) -> Floats:
         size = self.tables.tensor_bytes(boundary)
         if self._hops_open is None:
             return self._hops_of(size)
@@ -151,6 +177,12 @@ class Arrays:
         if found is None:
             found = self._hop[size, id(mask)] = np.where(mask, self._hops_of(size), np.inf)
         return found
+
+    def with_use(self, penalties: Floats) -> "Arrays":
+        """The same criterion and a penalty for each use of a class."""
+        made = Arrays(self.tables, self.criterion.with_use(penalties), self.allowed, self._hops_open, self.stop)
+        made._base, made._penalties, made._hops_at, made._plain_hop = self, penalties[:, None], self._hops_at, self._plain_hop
+        return made
 
     def _hops_of(self, tensor_bytes: int) -> Floats:
         cost = self._plain_hop.get(tensor_bytes)

@@ -25,8 +25,8 @@ def dive(task: Task, prices: Multipliers) -> tuple[tuple[Step, ...] | None, floa
     t = task.tables
     if not task.is_a_sum or t.shares_node.any() or crowded(task):
         return None, math.inf
-    plain = Arrays(t, task.objective, task.allowed, task.hops_open)
-    found = down(task, Arrays(t, prices.priced(task), task.allowed, task.hops_open))
+    plain = task.plain
+    found = down(task, task.under(prices))
     if found is None:
         return None, math.inf
     best, value = None, math.inf
@@ -41,9 +41,7 @@ def dive(task: Task, prices: Multipliers) -> tuple[tuple[Step, ...] | None, floa
 
 
 def _valid(task: Task, steps: tuple[Step, ...]) -> bool:
-    within = all(
-        sum_along(Arrays(task.tables, r.criterion, task.allowed, task.hops_open), steps) <= r.limit * (1 + SLACK) for r in task.resources
-    )
+    within = all(sum_along(arrays, steps) <= r.limit * (1 + SLACK) for arrays, r in zip(task.sums, task.resources, strict=True))
     return within and keeps_counts(task, steps)
 
 

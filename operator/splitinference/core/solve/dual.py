@@ -14,6 +14,9 @@ from splitinference.core.solve.relaxed import Step, complete, path
 from splitinference.core.solve.tables import Floats
 from splitinference.core.solve.task import SLACK, Multipliers, Task
 
+REACH = 0.3
+"""How far above a bound a step aims at most, as a share of it: a step to the known value at once overshoots where that is far."""
+
 
 @dataclass(frozen=True)
 class Priced:
@@ -73,7 +76,7 @@ def crowded(task: Task) -> bool:
 def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], start: Multipliers | None = None) -> Priced:
     """At most `rounds` subgradient steps from `start` towards the best prices, given the value `best` of a known chain (inf: none)."""
     t = task.tables
-    sums = [Arrays(t, r.criterion, task.allowed, task.hops_open) for r in task.resources]
+    sums = task.sums
     counted = task.max_nodes is not None and not t.shares_node.any()
     multiplicity = np.minimum(t.multiplicity, t.layers).astype(float)
     current = start or Multipliers.none(task)
@@ -83,7 +86,7 @@ def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], sta
     for _ in range(rounds):
         if base is None or (current.resources != built).any():
             flat = Multipliers(np.zeros(t.count), current.resources)
-            base, built = Arrays(t, flat.priced(task), task.allowed, task.hops_open), current.resources
+            base, built = task.arrays(flat.priced(task)) if current.resources.any() else task.plain, current.resources
         uses = current.uses + current.per_node
         priced = complete(base, uses)
         if not math.isfinite(priced.value):
@@ -100,7 +103,7 @@ def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], sta
         over = np.array([total - r.limit for total, r in zip(totals, task.resources, strict=True)])
         if keeps_counts(task, steps) and all(o <= SLACK * r.limit for o, r in zip(over, task.resources, strict=True)):
             plain = task.is_a_sum and not crowded(task)
-            value = sum_along(Arrays(t, task.objective, task.allowed, task.hops_open), steps) if plain else math.inf
+            value = sum_along(task.plain, steps) if plain else math.inf
             if value < result.value:
                 result = Priced(result.prices, result.bound, steps, value)
         closed = math.isfinite(result.value) and result.value - result.bound <= SLACK * abs(result.value)
@@ -110,7 +113,7 @@ def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], sta
         more_nodes = float(len(steps) - task.max_nodes) if counted and task.max_nodes is not None else 0.0
         active = np.where((current.uses > 0) | (extra > 0), extra, 0.0)
         norm = float((active**2).sum()) + more_nodes**2
-        target = min(result.value, bound + 0.1 * abs(bound))
+        target = min(result.value, bound + REACH * abs(bound))
         length = pace * max(target - bound, 0.005 * abs(bound)) / max(norm, 1e-12) if norm else 0.0
         raised = np.maximum(0.0, current.uses + length * active)
         per_node = max(0.0, current.per_node + length * more_nodes) if counted else 0.0

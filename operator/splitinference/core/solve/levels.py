@@ -88,7 +88,7 @@ class Refutation:
 
     def __init__(self, task: Task, levels: Levels) -> None:
         self.task, self.levels = task, levels
-        self.sums = [Arrays(task.tables, r.criterion, task.allowed, task.hops_open) for r in task.resources]
+        self.sums = task.sums
         self.limits = np.array([r.limit * (1 + SLACK) for r in task.resources])
         self.most = np.minimum(task.tables.multiplicity, task.tables.layers).astype(float)
 
@@ -125,7 +125,7 @@ class Refutation:
         zero = self.task.objective.times(0.0).with_use(prices.uses)
         for weight, resource in zip(prices.resources, self.task.resources, strict=True):
             zero = zero + resource.criterion.times(float(weight))
-        return Arrays(self.task.tables, zero, self.task.allowed, self.task.hops_open)
+        return self.task.arrays(zero)
 
     def _ahead(self, prices: Multipliers) -> Ahead:
         arrays, takes, size = self._priced(prices), self.levels.takes, self.levels.most + 1

@@ -3,6 +3,7 @@
 Its value is a lower bound of every chain's cost; where its path uses no class more often than it has members, it is the optimum.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +38,18 @@ def complete(arrays: Arrays, uses: Floats | None = None, since: int = 0) -> Comp
     layers, count = arrays.tables.layers, arrays.tables.count
     ended, starting = np.full((count, layers + 1), np.inf), np.full((layers + 1, count), np.inf)
     ended[:, layers] = 0.0
-    least, points, stop = np.minimum.reduce, arrays.tables.points, arrays.stop
+    add, least, points, stop = np.add, np.minimum.reduce, arrays.tables.points.tolist(), arrays.stop
+    segments, hops, over = arrays.segments_from, arrays.hops, np.empty((count, count))
     for b in range(layers - 1, since - 1, -1):
         if not points[b] or stop[b] == b + 1:
             continue
-        here = least(arrays.segments_from(b) + ended[:, b + 1 : stop[b]], axis=1)
-        starting[b] = here if uses is None else here + uses
+        begun = starting[b]
+        least(segments(b) + ended[:, b + 1 : stop[b]], axis=1, out=begun)
+        if uses is not None:
+            begun += uses
         if b:
-            ended[:, b] = least(arrays.hops(b) + starting[b], axis=1)
+            add(hops(b), begun, out=over)
+            least(over, axis=1, out=ended[:, b])
     value = float((arrays.entering() + starting[0]).min(initial=np.inf))
     return Completion(ended, starting, value)
 
@@ -88,9 +93,29 @@ def promising(arrays: Arrays, completion: Completion, most: float) -> list[int]:
     return [int(c) for c in np.flatnonzero(alive)]
 
 
-def most_segments(arrays: Arrays, most: float, cap: int) -> int | None:
-    """The most segments that a relaxed chain of cost at most `most` can have; None if that is `cap` or more."""
-    layers, count = arrays.tables.layers, arrays.tables.count
+def most_segments(arrays: Arrays, most: float, cap: int, rows: Sequence[Sequence[int]] | None = None) -> int | None:
+    """The most segments that a relaxed chain of cost at most `most` can have; None if that is `cap` or more.
+
+    With `rows` of classes, each at least as good as the next and all of a row on equal links, only the first of each is looked at,
+    and used as often as one likes: quicker, and never fewer.
+    """
+    layers = arrays.tables.layers
+    firsts = list(range(arrays.tables.count)) if rows is None else [row[0] for row in rows]
+    count, grid, hops_of = len(firsts), np.ix_(firsts, firsts), {}
+    entry = arrays.criterion.entry
+
+    def over(boundary: int) -> Floats:
+        """Hops between the first of rows; within one, from the first to another of it."""
+        full = arrays.hops(boundary)
+        if rows is None:
+            return full
+        if id(full) not in hops_of:
+            part = hops_of[id(full)] = full[grid]
+            for number, row in enumerate(rows):
+                if len(row) > 1:
+                    part[number, number] = full[row[0], row[1]] - entry[row[1]] + entry[row[0]]
+        return hops_of[id(full)]
+
     together = max(1, 50_000 // count**2)
     ended = np.full((cap + 1, count, layers + 1), np.inf)
     starting = np.full((cap + 1, layers + 1, count), np.inf)
@@ -100,12 +125,13 @@ def most_segments(arrays: Arrays, most: float, cap: int) -> int | None:
             continue
         rest = ended[:-1, :, b + 1 : arrays.stop[b]].copy()
         np.minimum(rest[-1], ended[-1, :, b + 1 : arrays.stop[b]], out=rest[-1])
-        starting[1:, b] = np.minimum.reduce(arrays.segments_from(b)[None] + rest, axis=2)
+        segments = arrays.segments_from(b)
+        starting[1:, b] = np.minimum.reduce((segments if rows is None else segments[firsts])[None] + rest, axis=2)
         if b:
-            hops = arrays.hops(b)
+            hops = over(b)
             for first in range(1, cap + 1, together):
                 some = slice(first, min(first + together, cap + 1))
                 ended[some, :, b] = np.minimum.reduce(hops[None] + starting[some, b][:, None, :], axis=2)
-    values = (arrays.entering()[None, :] + starting[:, 0]).min(axis=1)
+    values = (arrays.entering()[None, firsts] + starting[:, 0]).min(axis=1)
     within = np.flatnonzero(values <= most)
     return None if within.size and within[-1] == cap else int(within[-1]) if within.size else 0

@@ -8,6 +8,7 @@ than `width` labels, the least promising are dropped and the best of their bound
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +37,14 @@ class Found:
     complete: bool
 
 
-def _first_of_equal_use(last: Ints, used: NDArray[np.int8], measure: Floats) -> Bools:
-    """Of labels on one cluster that use the same, drop those that are no better than the first (least) in anything."""
-    rows = np.ascontiguousarray(np.concatenate([last[:, None].astype(np.int32).view(np.int8), used], axis=1))
-    _, group = np.unique(rows.view([("", rows.dtype, (rows.shape[1],))]).ravel(), return_inverse=True)
-    order = np.lexsort((*measure.T[::-1], group))
-    new = np.diff(group[order], prepend=-1) != 0
+def _first_of_equal_use(keys: list[NDArray[Any]], measure: Floats) -> Bools:
+    """Of labels that are equal in all keys, drop those that are no better than the first (least) in anything."""
+    order = np.lexsort((*measure.T[::-1], *keys))
+    new = np.zeros(len(order), dtype=bool)
+    new[0] = True
+    for key in keys:
+        sorted_key = key[order]
+        new[1:] |= sorted_key[1:] != sorted_key[:-1]
     first = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
     keep = np.ones(len(order), dtype=bool)
     keep[order] = new | ~(measure[first] <= measure[order]).all(axis=1)
@@ -61,10 +64,10 @@ class Search:
         t = task.tables
         self.tables = t
         self.constant = prices.constant(task)
-        self.priced = Arrays(t, prices.priced(task), task.allowed, task.hops_open)
+        self.priced = task.under(prices)
         self.completion = complete(self.priced)
-        self.plain = Arrays(t, task.objective, task.allowed, task.hops_open)
-        self.sums = [Arrays(t, r.criterion, task.allowed, task.hops_open) for r in task.resources]
+        self.plain = task.plain
+        self.sums = task.sums
         self.sum_completions = [complete(arrays) for arrays in self.sums]
         self.limits = np.array([r.limit * (1 + SLACK) for r in task.resources])
         self.occupied = bool(task.occupancy_weight)
@@ -339,7 +342,7 @@ class Search:
             columns.append(-np.minimum(labels.segments, task.min_segments).astype(float))
         measure, used = np.stack(columns, axis=1), self._used(labels)
         last = self.alike.cluster[labels.last]
-        keep = _first_of_equal_use(last, used, measure)
+        keep = _first_of_equal_use([last, *labels.taken.T, *labels.counts.T], measure)
         order = np.flatnonzero(keep)
         order = order[np.lexsort((used[order].sum(axis=1), *measure[order].T[::-1], last[order]))]
         starts = np.flatnonzero(np.diff(last[order], prepend=-2))

@@ -24,9 +24,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-_PER_CLASS = frozenset(
-    {"prefill", "decode", "_prefix", "overhead", "price", "watts", "others", "free", "bad", "links", "ingress", "open_links"}
-)
+_PER_CLASS = ("prefill", "decode", "overhead", "price", "watts", "others", "free", "bad")
+_PER_PAIR = ("links", "ingress", "open_links")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,15 @@ class Tables:
     def only(self, classes: list[int]) -> "Tables":
         """The same tables with these classes alone, in this order."""
         part = object.__new__(Tables)
-        part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _PER_CLASS})
+        part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in (*_PER_CLASS, *_PER_PAIR, "_prefix")})
+        part.__dict__.update({k: self.__dict__[k][classes] for k in _PER_CLASS if k in self.__dict__})
+        grid = np.ix_(classes, classes)
+        if "links" in self.__dict__:
+            part.__dict__["links"] = tuple(matrix[grid] for matrix in self.links)
+        if "ingress" in self.__dict__:
+            part.__dict__["ingress"] = tuple(row[classes] for row in self.ingress)
+        if "open_links" in self.__dict__:
+            part.__dict__["open_links"] = self.open_links[grid]
         part.members = [self.members[c] for c in classes]
         part.sites = [self.sites[c] for c in classes]
         part.count = len(classes)

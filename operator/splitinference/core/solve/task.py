@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from splitinference.core.solve.criterion import Criterion, hop_occupancy, of_goal, sum_of
+from splitinference.core.solve.criterion import Arrays, Criterion, hop_occupancy, of_goal, stops, sum_of
 from splitinference.core.solve.tables import Bools, Floats, Tables
 
 SLACK = 1e-9
@@ -48,6 +49,30 @@ class Task:
     def is_a_sum(self) -> bool:
         """Whether the objective is a sum over segments and hops alone."""
         return not self.occupancy_weight and not self.utilization_weight
+
+    @cached_property
+    def _stop(self) -> list[int]:
+        return stops(self.allowed)
+
+    def arrays(self, criterion: Criterion) -> Arrays:
+        """A criterion over the task's open segments and hops."""
+        return Arrays(self.tables, criterion, self.allowed, self.hops_open, self._stop)
+
+    @cached_property
+    def plain(self) -> Arrays:
+        """The objective over the task's open segments and hops."""
+        return self.arrays(self.objective)
+
+    @cached_property
+    def sums(self) -> list[Arrays]:
+        """The limited sums over the task's open segments and hops, as `resources` has them."""
+        return [self.arrays(resource.criterion) for resource in self.resources]
+
+    def under(self, prices: "Multipliers") -> Arrays:
+        """The objective and all prices over the task's open segments and hops."""
+        if prices.per_node or prices.resources.any():
+            return self.arrays(prices.priced(self))
+        return self.plain.with_use(prices.uses)
 
     def below(self, occupancy_ms: float) -> "Task":
         """The same task with stages and links that are taken for longer than `occupancy_ms` closed."""
