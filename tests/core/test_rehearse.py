@@ -26,5 +26,6 @@ def test_a_rehearsal_ends_as_the_walk_does(first, second, room, strategy):
     for segment in cluster.segments.values():
         need = segment.memory_bytes // (1024 * 1024)
         cluster.room_mib[segment.node] = max(cluster.room_mib[segment.node], need)
+    cluster.room_segments = dict.fromkeys("abc", 1)
     expected = rehearse(a_target(second), cluster.observed(), strategy)
     assert type(finish(Watcher(cluster, strategy), a_target(second))) is type(expected)

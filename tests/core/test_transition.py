@@ -211,7 +211,7 @@ def test_surge_does_not_touch_full_nodes():
 def test_cores_that_a_node_has_not_left_are_asked_for_no_more_than_memory_is():
     cluster = serving("a[0:4] b[4:8]", ROOMY)
     observed = cluster.observed().model_copy(update={"room_millicores": {"c": 150}})
-    target = Target(pipelines=(tuple(s.model_copy(update={"millicores": 100}) for s in a_target("c[0:2] c[2:4] b[4:8]").pipelines[0]),))
+    target = a_target("c[0:2] c[2:4] b[4:8]")
     first = next_steps(target, observed)
     assert names(first) == ["create m-0-2-c"]
     assert isinstance(first, Steps)

@@ -77,6 +77,7 @@ def start(data: st.DataObject, roomy: bool) -> tuple[Cluster, str]:
     for segment in cluster.segments.values():
         need = segment.memory_bytes // (1024 * 1024)
         cluster.room_mib[segment.node] = max(cluster.room_mib[segment.node], need)
+    cluster.room_segments = {node: data.draw(st.integers(1, 3), label=f"cores {node}") for node in NODES if not roomy}
     return cluster, first
 
 

@@ -7,6 +7,7 @@ from splitinference.core.transition import Action, CreateSegment, Cutover, Delet
 from splitinference.core.walk import NamedSegment, Observed, ObservedSegment, OldRoute, Phase, Route, Target
 
 MIB_PER_LAYER = 10
+MILLICORES = 100
 MIB = 1024 * 1024
 
 
@@ -21,6 +22,7 @@ def a_segment(text: str, family: str = "m") -> NamedSegment:
         end=end,
         node=node,
         memory_bytes=(end - start) * MIB_PER_LAYER * MIB,
+        millicores=MILLICORES,
         family=family,
     )
 
@@ -32,9 +34,10 @@ def a_target(text: str, family: str = "m") -> Target:
 
 @dataclass
 class Cluster:
-    """Segments, the route and what is in flight on older ones. `room_mib` is per node."""
+    """Segments, the route and what is in flight on older ones. `room_mib` is per node; `room_segments` how many its CPU admits."""
 
     room_mib: dict[str, int]
+    room_segments: dict[str, int] = field(default_factory=dict)
     segments: dict[str, ObservedSegment] = field(default_factory=dict)
     serving: Route | None = None
     old: dict[str, tuple[Route, bool]] = field(default_factory=dict)
@@ -46,6 +49,7 @@ class Cluster:
             serving=self.serving,
             old_routes=tuple(OldRoute(revision=r, names=route.names, in_flight=busy) for r, (route, busy) in self.old.items()),
             room_bytes={node: mib * MIB for node, mib in self.room_mib.items()},
+            room_millicores={node: count * MILLICORES + 50 for node, count in self.room_segments.items()},
         )
 
     def apply(self, action: Action) -> None:
@@ -57,6 +61,8 @@ class Cluster:
                     assert held + segment.memory_bytes <= self.room_mib[segment.node] * MIB, (
                         f"{segment.node} has no room for {segment.name}"
                     )
+                    beside = sum(1 for other in self.segments.values() if other.node == segment.node)
+                    assert beside < self.room_segments.get(segment.node, 99), f"{segment.node} has no cores for {segment.name}"
                     self.segments[segment.name] = ObservedSegment(**segment.model_dump(), phase=Phase.STARTING)
             case Cutover(route=route):
                 assert all(self.segments[name].phase is Phase.PROVEN for name in route.names), "cut over to a route that is not ready"
