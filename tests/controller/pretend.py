@@ -54,6 +54,7 @@ class Pretend:
     dead: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
     stuck: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
     refuse: set[str] = field(default_factory=set)
     events: list[tuple[str, str, str]] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)

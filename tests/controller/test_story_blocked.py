@@ -187,3 +187,26 @@ def test_a_surge_asks_for_cores_as_the_scheduler_does(cores: str):
         assert "segment:next" in images(world)
     assert world.condition("Ready")["status"] == "True"
     assert reasons(world).count("SegmentFailed") == 0
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_a_pod_that_no_scheduler_takes_for_reasons_unknown_to_the_planner(spare: bool):
+    """An upgrade finds a node closed to new pods, though the planner sees room for one. What serves there serves on meanwhile."""
+    world, _ = serving({name: a_node(name, mib=700) for name in ("abc" if spare else "ab")}, partition={"minSegments": 2})
+    closed = busy_node(world)
+    world.closed.add(closed)
+    operator = upgraded(world)
+    served = world.serving()
+    for _ in range(16):
+        operator.run(1)
+        assert world.condition("Ready")["status"] == "True"
+    assert "SegmentFailed" in reasons(world) or "Infeasible" in reasons(world)
+    said = next(d["message"] for d in world.status()["decisions"] if d["reason"] in ("SegmentFailed", "Infeasible"))
+    assert "not scheduled: 0/3 nodes: Insufficient something that only the scheduler knows" in said
+    if spare:
+        assert images(world) == ["segment:next"] * 2
+        assert f"{closed}[" not in world.placement()
+        assert world.condition("Progressing")["reason"] == "Settled"
+    else:
+        assert world.serving() == served
+        assert world.condition("Planned")["status"] == "False"

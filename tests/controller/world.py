@@ -82,13 +82,16 @@ class World(Pretend):
                 )
                 if asked > has
             ]
+            if node in self.closed:
+                short = ["something that only the scheduler knows"]
             if short:
+                before = next((c for c in pod["status"]["conditions"] if c["type"] == "PodScheduled"), None)
                 pod["status"]["conditions"] = [
                     {
                         "type": "PodScheduled",
                         "status": "False",
                         "message": f"0/3 nodes: Insufficient {short[0]}",
-                        "lastTransitionTime": stamp(self.now),
+                        "lastTransitionTime": before["lastTransitionTime"] if before else stamp(self.now),
                     }
                 ]
                 return
