@@ -33,8 +33,8 @@ data-plane: install ## tests of gateway and segments inside their images; an eng
 e2e: install ## tests on a kind cluster, which they start and remove
 	@.venv/bin/pytest tests/integration e2e -m "cluster and not long"
 
-e2e-long: install ## every disturbance under steady and bursty load, links, a short soak; figures to docs/reference/adaptation-results.md
-	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_links.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind
+e2e-long: install ## every disturbance under steady and bursty load, links, a soak; figures to docs/reference/adaptation-results.md
+	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_links.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind
 
 bench-adaptation: install ## static against adaptive on the kind cluster, as a table, or with JSON=1 as JSON
 	@$(PY) -m e2e.bench_adaptation $(if $(JSON),--json)

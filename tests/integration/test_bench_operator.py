@@ -10,9 +10,13 @@ from e2e.cluster.offline import gobuild
 from splitinference.cli.main import main
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture
-def programs(tmp_path: Path) -> Path:
-    """A folder with kwok and what a control plane is made of: its own, as in the cluster of other tests an operator serves already."""
+def programs(tmp_path: Path, kubeconfig: str) -> Path:
+    """A folder with kwok and what a control plane is made of: its own, as in the cluster of other tests an operator serves already. What the
+    cluster of other tests is built from is there once that runs."""
     settings, folder = Settings(), tmp_path / "programs"
     folder.mkdir()
     for module in (gobuild.ETCD, gobuild.KUBERNETES):
