@@ -9,13 +9,12 @@ from e2e.cluster import Settings
 from e2e.cluster.offline import gobuild
 from splitinference.cli.main import main
 
-
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture
 def programs(tmp_path: Path, kubeconfig: str) -> Path:
-    """A folder with kwok and what a control plane is made of: its own, as in the cluster of other tests an operator serves already. What the
+    """A folder with kwok and what a control plane is made of: its own, as in that of other tests an operator serves already. What the
     cluster of other tests is built from is there once that runs."""
     settings, folder = Settings(), tmp_path / "programs"
     folder.mkdir()
