@@ -7,6 +7,7 @@ Links are left out: the bound holds with them, and chains are judged with them.
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +16,11 @@ import numpy as np
 from splitinference.core.solve.tables import Bools, Floats, Ints, Tables
 from splitinference.core.solve.task import SLACK
 
-ROUNDS = 40
+ROUNDS, MORE_ROUNDS = 40, 120
+MANY, NEARLY = 20_000, 3e-3
+"""Among so many thresholds, those nearer than this share are not told apart: each costs as much as one that matters."""
+LOOK, ANEW = 4, 20
+"""Every so many rounds a chain is looked for; every so many with the relaxation solved anew on what is left before each step."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,29 @@ def least_shared(tables: Tables, most: int, copies: int, met: Callable[[Chains],
     runs = _Runs(tables, most, copies)
     values = runs.values()
     low, high, refuted = 0, len(values), 0
+    nearly = NEARLY if len(values) > MANY else 0.0
     best: Chains | None = None
-    while low < high and not expired():
+
+    def differ(low: int, high: int) -> bool:
+        return low < high and float(values[min(high, len(values) - 1)]) - float(values[low]) >= nearly * float(values[low])
+
+    while differ(low, high) and not expired():
         middle = (low + high) // 2
-        chains, none = runs.within(float(values[middle]) * (1 + SLACK), met)
+        chains, none = runs.within(float(values[middle]), met, ROUNDS)
         if chains is not None:
             best, high = chains, min(middle, int(np.searchsorted(values, met(chains) * (1 - SLACK))))
         else:
             low = middle + 1
             refuted = max(refuted, low) if none else refuted
-    return Shared(best, float(values[refuted]) if refuted < len(values) else float("inf"))
+    # Between what is refuted and what is met some thresholds were neither: there only the bound is looked for, with more rounds.
+    least = refuted
+    while differ(least, high) and not expired():
+        middle = (least + high) // 2
+        if runs.within(float(values[middle]), None, MORE_ROUNDS)[1]:
+            least = middle + 1
+        else:
+            high = middle
+    return Shared(best, float(values[least]) if least < len(values) else float("inf"))
 
 
 class _Runs:
@@ -79,28 +97,38 @@ class _Runs:
         held = np.unique(self.taken[np.isfinite(self.taken)])
         return np.unique(np.concatenate([held / m for m in range(1, self.most + 1)]))
 
-    def within(self, threshold: float, met: Callable[[Chains], float]) -> tuple[Chains | None, bool]:
-        """Chains that keep the threshold; else whether there are none."""
+    def within(self, threshold: float, met: Callable[[Chains], float] | None, rounds: int) -> tuple[Chains | None, bool]:
+        """Chains that keep the threshold, looked for if `met` judges them; else whether there are none."""
+        threshold *= 1 + SLACK
+        part = copy(self)
+        part._keep(np.flatnonzero((self.taken <= self.most * threshold).any(axis=0)))
+        return part._within(threshold, met, rounds)
+
+    def _keep(self, runs: Ints) -> None:
+        """Leave out all runs but these."""
+        self.start, self.end, self.taken = self.start[runs], self.end[runs], self.taken[:, runs]
+        self.since = np.searchsorted(self.start, np.arange(self.tables.layers + 1))
+
+    def _within(self, threshold: float, met: Callable[[Chains], float] | None, rounds: int) -> tuple[Chains | None, bool]:
         t = self.tables
         able = [self.taken[self.place] <= m * threshold for m in range(1, self.most + 1)]
         most, held = t.multiplicity.astype(float), np.zeros(t.count)
         np.maximum.at(held, self.place, np.where(able[-1], (self.end - self.start)[None, :], 0).max(axis=1, initial=0))
         if not held.any():
             return None, True
-        prices, pace = held / float(held @ most), 0.5
-        for _ in range(ROUNDS):
-            costs = self._costs(able, prices[self.place], slice(None))[0]
+        prices, pace, slower = held / float(held @ most), 0.5, 0.1 ** (1.0 / rounds)
+        for number in range(1, rounds + 1):
+            costs, by = self._costs(able, prices[self.place], slice(None))
             rest = self._rest(costs)
             if self.copies * rest[0] > 1.0 + SLACK:
                 return None, True
-            chains = self._chains(able, prices, rest, t.multiplicity, self.copies)
-            if chains is not None and met(chains) <= threshold * (1 + SLACK):
-                return chains, False
-            (relaxed,) = self._chains(able, prices, rest, None, 1) or ((),)
-            uses = np.bincount([c for stage in relaxed for c in stage.places], minlength=t.count)
-            extra = self.copies * uses / np.maximum(most, 1.0) - 1.0
+            if met is not None and number % LOOK == 0:
+                chains = self._chains(able, prices, rest, anew=number % ANEW == 0)
+                if chains is not None and met(chains) <= threshold * (1 + SLACK):
+                    return chains, False
+            extra = self.copies * self._uses(able, prices[self.place], costs + rest[self.end], by) / np.maximum(most, 1.0) - 1.0
             prices = prices * np.exp(pace * np.clip(extra, -1.0, 2.0) * (1.0 - min(self.copies * rest[0], 0.98)) * 4.0)
-            prices, pace = prices / float(prices @ most), pace * 0.95
+            prices, pace = prices / float(prices @ most), pace * slower
         return None, False
 
     def _costs(self, able: list[Bools], price: Floats, some: slice) -> tuple[Floats, Ints]:
@@ -126,15 +154,34 @@ class _Runs:
             rest[a] = (costs[some] + rest[self.end[some]]).min(initial=np.inf)
         return rest
 
-    def _chains(self, able: list[Bools], prices: Floats, rest: Floats, free: Ints | None, copies: int) -> Chains | None:
-        """Chains down the relaxation, each step to the least on what is `free` (None: no place is ever taken); None where one ends."""
-        left = None if free is None else free.copy()
+    def _uses(self, able: list[Bools], price: Floats, ways: Floats, by: Ints) -> Ints:
+        """How often the relaxation's least chain uses each class; `ways`: per run, the least cost of a chain's rest that begins with it."""
+        order, boundary, used = np.argsort(price, kind="stable"), 0, []
+        while boundary < self.tables.layers:
+            begin, finish = self.since[boundary], self.since[boundary + 1]
+            if begin == finish:
+                break
+            run = begin + int(np.argmin(ways[begin:finish]))
+            number = by[run]
+            used.append(order[able[number - 1][order, run]][:number])
+            boundary = int(self.end[run])
+        rows = np.concatenate(used) if used else np.zeros(0, dtype=np.int64)
+        return np.bincount(self.place[rows], minlength=self.tables.count)
+
+    def _chains(self, able: list[Bools], prices: Floats, rest: Floats, *, anew: bool) -> Chains | None:
+        """Chains down the relaxation on places of their own, each step to the least on what is free; None where one ends.
+
+        `anew`: with the relaxation solved before each step on what is free then.
+        """
+        left = self.tables.multiplicity.copy()
         result = []
-        for _ in range(copies):
+        for _ in range(self.copies):
             stages: list[Stage] = []
             while (boundary := stages[-1].end if stages else 0) < self.tables.layers:
-                price = prices[self.place] if left is None else np.where(self.rank < left[self.place], prices[self.place], np.inf)
+                price = np.where(self.rank < left[self.place], prices[self.place], np.inf)
                 some = slice(int(self.since[boundary]), int(self.since[boundary + 1]))
+                if anew:
+                    rest = self._rest(self._costs(able, price, slice(None))[0])
                 costs, by = self._costs(able, price, some)
                 ways = costs + rest[self.end[some]]
                 if not len(ways) or not np.isfinite(ways).any():
@@ -143,9 +190,7 @@ class _Runs:
                 run, number = some.start + at, int(by[at])
                 rows = np.flatnonzero(able[number - 1][:, run] & np.isfinite(price))
                 rows = rows[np.argsort(price[rows], kind="stable")][:number]
-                places = tuple(int(c) for c in self.place[rows])
-                stages.append(Stage(boundary, int(self.end[run]), places))
-                if left is not None:
-                    np.subtract.at(left, self.place[rows], 1)
+                stages.append(Stage(boundary, int(self.end[run]), tuple(int(c) for c in self.place[rows])))
+                np.subtract.at(left, self.place[rows], 1)
             result.append(tuple(stages))
         return tuple(result)
