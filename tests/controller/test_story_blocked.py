@@ -2,8 +2,10 @@
 
 import pytest
 
+from splitinference.core.solve import solve
 from tests.controller.stories import busy_node, images, reasons, serving, small, upgraded
-from tests.controller.world import Operator, World, a_node
+from tests.controller.world import Operator, World, a_body, a_node
+from tests.core.planning import a_profile
 
 BREAK_FIRST = {"window": "20s", "cooldown": "60s", "drain": "1s", "strategy": "BreakFirst"}
 
@@ -71,7 +73,23 @@ def test_an_upgrade_goes_over_a_spare_node_where_there_is_one():
     assert reasons(world)[0] == "WalkBlocked"
     message = world.status()["decisions"][0]["message"]
     assert message.startswith("the walk to the plan has had no way on for 15 s: segment [")
-    assert "the best plan cannot be reached: " in message
+    assert "one node at a time; the best plan cannot be reached; predicted" in message
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_many_full_nodes_shift_by_one_towards_the_spare(count: int):
+    world = World(small(*"abcdef"[: count + 1], mib=200))
+    world.add(a_body(), a_profile(layers=count))
+    operator = Operator(world, solve)
+    operator.run(6)
+    assert len(world.status()["plan"]["segments"]) == count
+    world.settings = world.settings.model_copy(update={"segment_image": "segment:next"})
+    operator = Operator(world, solve)
+    for _ in range(40):
+        operator.run(1)
+        assert world.condition("Ready")["status"] == "True"
+    assert images(world) == ["segment:next"] * count
+    assert world.condition("Progressing")["reason"] == "Settled"
 
 
 def roomy_but_slow() -> tuple[World, Operator]:

@@ -109,7 +109,12 @@ class _Case:
         if other is not None:
             broken = [v.message for v in violations(other, problem) if v.constraint.startswith("slo")]
             limits = (f"no plan that can be reached keeps the SLO: {'; '.join(broken)}",) if broken else ()
-            return other, (f"the best plan cannot be reached: {end.why}", *limits)
+            return other, (f"the best plan cannot be reached{self._why(end)}", *limits)
         if self.facts.plan is None:
             return found, ()
-        return Keep(reason=Kept.BLOCKED, message=f"no plan can be reached from what serves: {end.why}"), ()
+        return Keep(reason=Kept.BLOCKED, message=f"no plan can be reached from what serves{self._why(end)}"), ()
+
+    def _why(self, end: Blocked) -> str:
+        """What is in the way, unless the reason to decide has said it."""
+        said = self.trigger.reason is Reason.WALK_BLOCKED and self.facts.blocked is not None and self.facts.blocked.why == end.why
+        return "" if said else f": {end.why}"

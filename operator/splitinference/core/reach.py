@@ -26,9 +26,7 @@ _MOST_SOLVES = 8
 """Questions put to the solver on the way around what is short: each may take its whole time limit."""
 
 _MOST_ORDERS = 120
-"""Orders of the same segments on nodes that are looked at."""
-_MOST_REHEARSED = 60
-"""Plans that are rehearsed, the best first: each has its pods made up for it."""
+"""Orders of the same segments on nodes that are looked at, besides those that shift all of them by one node."""
 _SPARE = 2
 """Nodes outside of the plan that such orders may use: the two that are quickest for its largest segment."""
 
@@ -42,7 +40,7 @@ def instead(best: Plan, problem: Problem, facts: Facts, policy: Policy, solver: 
         asked = problem.model_copy(update={"slo": wishes})
         least = objective_value(best, asked)
         others = {plan.revision: plan for plan in _others(best, asked, facts, solver)}
-        for plan in sorted(others.values(), key=lambda plan: _worth(plan, least, asked, policy), reverse=True)[:_MOST_REHEARSED]:
+        for plan in sorted(others.values(), key=lambda plan: _worth(plan, least, asked, policy), reverse=True):
             if solver.reaches(plan):
                 return plan
     return None
@@ -72,8 +70,10 @@ def _orders(kept: Plan, problem: Problem) -> Iterator[Plan]:
     if len(kept.pipelines) != 1 or any(s.processor or s.replicas for s in kept.segments):
         return
     largest = max(kept.segments, key=lambda s: s.end - s.start)
-    nodes = [*(s.node for s in kept.segments), *(node.name for node in islice(quickest(largest, kept, problem), _SPARE))]
-    for order in islice(permutations(nodes, len(kept.segments)), _MOST_ORDERS):
+    there, spare = [s.node for s in kept.segments], [node.name for node in islice(quickest(largest, kept, problem), _SPARE)]
+    # Shifted by one towards a spare node, every segment finds its next node free, however full all are.
+    shifted = [tuple(order) for node in spare for order in ([*there[1:], node], [node, *there[:-1]])]
+    for order in (*shifted, *islice(permutations([*there, *spare], len(there)), _MOST_ORDERS)):
         segments = tuple(s.model_copy(update={"node": node}) for s, node in zip(kept.segments, order, strict=True))
         plan = kept.model_copy(update={"pipelines": (kept.pipelines[0].model_copy(update={"segments": segments}),), **_UNPROVEN})
         if not violations(plan, problem):
