@@ -204,6 +204,21 @@ def test_break_first_replaces_full_nodes_one_by_one_and_serves_between():
     ]
 
 
+def test_the_next_node_is_broken_only_when_what_waited_through_the_last_break_has_moved_on():
+    cluster = serving("a[0:4] b[4:8]", {"a": 40, "b": 40})
+    target = Target(pipelines=(tuple(s.model_copy(update={"name": f"new-{s.name}"}) for s in a_target("a[0:4] b[4:8]").pipelines[0]),))
+    while cluster.serving == a_target("a[0:4] b[4:8]").route:
+        for action in next_steps(target, cluster.observed(), Strategy.BREAK_FIRST).actions:
+            cluster.apply(action)
+        if cluster.serving == a_target("a[0:4] b[4:8]").route:
+            cluster.progress()
+    before = next_steps(target, cluster.observed(), Strategy.BREAK_FIRST)
+    assert names(before) == []
+    assert any("requests leave route" in words for words in before.waiting)
+    cluster.progress()
+    assert names(next_steps(target, cluster.observed(), Strategy.BREAK_FIRST)) == ["delete m-4-8-b"]
+
+
 def test_surge_does_not_touch_full_nodes():
     assert renewed(serving("a[0:4] b[4:8]", {"a": 40, "b": 40}), "a[0:4] b[4:8]", Strategy.SURGE) == ["Blocked"]
 

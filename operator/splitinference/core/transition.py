@@ -164,6 +164,10 @@ def _make_room(
     """Missing segments do not fit, and no other step is left. What still starts, drains or leaves may free memory: wait for it first."""
     leaving = tuple(f"{s.name} leaves {s.node}" for s in observed.segments.values() if s.phase is Phase.LEAVING)
     lost = sorted(_lost(target, observed))
+    if strategy is Strategy.BREAK_FIRST:
+        # What waited through the last break has its turn before the next one.
+        moving_on = (f"{route.revision} ({route.why})" if route.why else route.revision for route in observed.old_routes if route.in_flight)
+        waiting += tuple(f"requests leave route {route}" for route in moving_on)
     in_the_way = False
     for node in dict.fromkeys(segment.node for segment in stuck):
         blockers = _blockers(node, target, observed)
