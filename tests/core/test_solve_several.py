@@ -19,7 +19,7 @@ from splitinference.core.problem import Constraints, Goal, Objective, Pin, Probl
 from splitinference.core.solve import Infeasible, JointlySolved, Limits, Solved, SolverFailed, SolverProcess, solve_several_in_child
 from splitinference.core.solve.apart import least_apart, least_sum_apart
 from splitinference.core.solve.bottleneck import occupancy_of
-from splitinference.core.solve.columns import alone, pipelines_of, shared_stages
+from splitinference.core.solve.columns import alone, pipelines_of, pool, shared_stages
 from splitinference.core.solve.dispatch import solve
 from splitinference.core.solve.dual import uses_of
 from splitinference.core.solve.joint import solve_in_turn, solve_jointly
@@ -89,6 +89,8 @@ def test_two_chains_apart_are_bounded_and_share_no_place(problem: Problem) -> No
         return
     values = []
     for chosen in combinations(valid_chains(problem), 2):
+        if {s.node for s in chosen[0].segments} & {s.node for s in chosen[1].segments}:
+            continue
         plan = Plan(model_digest=problem.profile.digest, pipelines=tuple(chain.model_copy(update={"share": 0.5}) for chain in chosen))
         if not violations(plan, problem):
             values.append(objective_value(plan, problem))
@@ -307,6 +309,13 @@ def test_beyond_all_chains_planning_jointly_is_no_worse_than_in_turn_and_bounded
     again = solve_jointly((one, other), Limits(seconds=60))
     assert isinstance(again, JointlySolved)
     assert [plan.revision for plan in again.plans] == [plan.revision for plan in jointly.plans]
+
+
+def test_chains_that_come_to_no_end_are_not_counted_for_ever() -> None:
+    """Nearly all nodes are needed to hold the model: nearly every way of short runs ends before the last layer."""
+    nodes = tuple(a_node(f"n{i}", free_mib=140 if i else 400, gflops=50.0 + i) for i in range(16))
+    problem = Problem(profile=a_profile((60,) * 33), snapshot=Snapshot(nodes=nodes), workload=Workload(max_context_tokens=64))
+    assert not pool(problem, lambda: True).whole
 
 
 def test_throughput_beside_another_goal_is_planned_in_turn_from_what_is_left() -> None:

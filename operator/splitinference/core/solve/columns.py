@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from itertools import combinations
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from splitinference.core.solve.task import Task, task_of
 
 MOST_ENUMERATED = 2_500
 """Up to so many chains all are columns, and the choice among them is exact."""
+MOST_STEPS = 20_000
+"""Segments laid while chains are counted; beyond, they count as many."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def pool(problem: Problem, expired: Callable[[], bool]) -> Pool:
     tables = Tables(single)
     found: dict[Pipeline, Column] = {}
     # Counted first: to lay out thousands of chains that then are too many would take the time of the good ones.
-    few = list(islice(_all(tables, single), MOST_ENUMERATED + 1))
-    if len(few) <= MOST_ENUMERATED:
+    few = _few(tables, single)
+    if few is not None:
         for pipeline in few:
             _add(found, pipeline, single)
         return Pool(tuple(found.values()), whole=True)
@@ -131,8 +133,19 @@ def _groups(tables: Tables, most: int) -> list[tuple[int, tuple[str, ...], str]]
     return result
 
 
-def _all(tables: Tables, problem: Problem) -> Iterator[Pipeline]:
-    """Every chain that the tables allow, replicated stages included; the judge sorts out the rest."""
+def _few(tables: Tables, problem: Problem) -> list[Pipeline] | None:
+    """Every chain that the tables allow; None if they are many, or if to count them takes too many steps."""
+    found: list[Pipeline] = []
+    for step, chain in enumerate(_all(tables, problem)):
+        if chain is not None:
+            found.append(chain)
+        if len(found) > MOST_ENUMERATED or step > MOST_STEPS:
+            return None
+    return found
+
+
+def _all(tables: Tables, problem: Problem) -> Iterator[Pipeline | None]:
+    """Every chain that the tables allow, replicated stages included; the judge sorts out the rest. None for each step on the way."""
     layers, bounds = tables.layers, problem.constraints
     groups = _groups(tables, bounds.max_stage_nodes) if sum(map(len, tables.members)) <= 8 else []
     if not groups:
@@ -141,10 +154,11 @@ def _all(tables: Tables, problem: Problem) -> Iterator[Pipeline]:
     allowed = [tables.allowed_from(a) for a in range(layers)]
     most = bounds.max_segments or layers
 
-    def extend(done: tuple[Segment, ...], boundary: int) -> Iterator[Pipeline]:
+    def extend(done: tuple[Segment, ...], boundary: int) -> Iterator[Pipeline | None]:
         if boundary == layers:
             yield Pipeline(segments=done)
             return
+        yield None
         if len(done) == most:
             return
         used = {(name, s.processor) for s in done for name in s.nodes}
@@ -152,7 +166,8 @@ def _all(tables: Tables, problem: Problem) -> Iterator[Pipeline]:
             if any((name, processor) in used for name in names):
                 continue
             fits = np.logical_and.reduce([allowed[boundary][classes[name, processor]] for name in names])
-            for end in np.flatnonzero(fits):
+            # Long runs first: of many places most short ones come to no end.
+            for end in np.flatnonzero(fits)[::-1]:
                 segment = Segment(start=boundary, end=int(end), node=names[0], processor=processor, replicas=names[1:])
                 yield from extend((*done, segment), int(end))
 
