@@ -1,48 +1,31 @@
-"""One cluster for all end-to-end tests of a session: started, used, and removed, also when tests fail.
+"""One cluster for all end-to-end tests of a session: started, used, and removed, also when tests fail."""
 
-`E2E_KEEP=1` leaves the cluster running, for the next run to find; `E2E_NAME` is another name for it.
-"""
-
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from e2e import stack
-from e2e.cluster import Cluster, Settings
-from e2e.cluster.progress import shown
+from e2e.cluster import Cluster
 from e2e.scene import NAME
-
-KEEP = os.environ.get("E2E_KEEP") == "1"
-CLUSTER = os.environ.get("E2E_NAME", "splitinference-test")
+from e2e.session import KEEP, session_cluster
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Cluster]:
     """No nodes: what builds and runs images, and the model's files."""
-    with shown() as progress:
-        made = Cluster(Settings(name=CLUSTER), progress)
-        try:
-            stack.put_model(made)
-            yield made
-        finally:
-            if not KEEP:
-                made.down()
+    with session_cluster() as made:
+        stack.put_model(made)
+        yield made
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Four unequal workers with Prometheus and the model's files; no operator yet."""
-    with shown() as progress:
-        made = Cluster(Settings(name=CLUSTER), progress)
-        try:
-            made.up()
-            with progress.step("put the model in place"):
-                stack.put_model(made)
-            yield made
-        finally:
-            if not KEEP:
-                made.down()
+    with session_cluster() as made:
+        made.up()
+        with made.progress.step("put the model in place"):
+            stack.put_model(made)
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -38,21 +38,14 @@ def kubeconfig() -> Iterator[str]:
     if given := os.environ.get("SPLITINFERENCE_TEST_KUBECONFIG"):
         yield given
         return
-    from e2e.cluster import Cluster, Settings
-    from e2e.cluster.progress import shown
+    from e2e.session import SETTINGS, session_cluster
 
-    settings = Settings(name=os.environ.get("E2E_NAME", "splitinference-test"))
-    if answers(settings.kubeconfig):
-        yield str(settings.kubeconfig)
+    if answers(SETTINGS.kubeconfig):
+        yield str(SETTINGS.kubeconfig)
         return
-    with shown() as progress:
-        made = Cluster(settings, progress)
-        try:
-            made.up()
-            yield str(settings.kubeconfig)
-        finally:
-            if os.environ.get("E2E_KEEP") != "1":
-                made.down()
+    with session_cluster() as made:
+        made.up()
+        yield str(SETTINGS.kubeconfig)
 
 
 @pytest.fixture(scope="session")
