@@ -48,10 +48,13 @@ soak: install ## load with cancels, cutovers and kills for SECONDS (1800), then 
 bench-operator: install ## the operator's time, memory and API requests with pretend nodes; JSON=1 likewise
 	@$(PY) -m e2e.bench_operator $(if $(JSON),--json)
 
-test: check unit data-plane e2e ## everything, as CI runs it
+prepare: install ## what a cluster and the images are made of, into the cache
+	@$(PY) -m e2e.cluster --name splitinference-test prepare
+
+test: check prepare unit data-plane e2e ## everything, as CI runs it
 
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: help install demo demo-down check unit e2e e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: help install prepare demo demo-down check unit e2e e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

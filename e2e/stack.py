@@ -104,6 +104,8 @@ def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: 
 
 def stand_up(cluster: AnyCluster) -> None:
     """The cluster with the model in place, where it is ours to put, and the operator installed; quick when all of it is there."""
+    if isinstance(cluster, Cluster):
+        cluster.prepare(IMAGES)
     cluster.up()
     images = cluster.load_images(IMAGES)
     if isinstance(cluster, Cluster):
@@ -140,10 +142,10 @@ def wait_ready(cluster: AnyCluster, name: str, namespace: str = "default", secon
     try:
         cluster.kubectl("-n", namespace, "wait", "--for=condition=Ready", f"si/{name}", f"--timeout={seconds}s")
     except RuntimeError as error:
-        said = [
-            f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in resource(cluster, name, namespace)["status"]["conditions"]
-        ]
-        raise RuntimeError("\n".join([str(error), *said])) from error
+        found = resource(cluster, name, namespace).get("status", {}).get("conditions", [])
+        said = [f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in found] or ["it has no status yet"]
+        log = cluster.kubectl("-n", SYSTEM, "logs", "deployment/splitinference-operator", "--tail=20", check=False)
+        raise RuntimeError("\n".join([str(error), *said, "The operator's log ends with:", log])) from error
     return resource(cluster, name, namespace)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from e2e.cluster import engine as engines
 from e2e.cluster import images, preflight
 from e2e.cluster.cluster import OURS, Cluster, NotUp
 from e2e.cluster.command import CommandFailed
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
     up = verb("up", "start the cluster, or do nothing when it is up")
     up.add_argument("--workers", type=int, default=len(SIZES), help=f"how many (default {len(SIZES)})")
+    verb("prepare", "build all that it and our images are made of, into the cache; nothing is left running that did not run before")
     verb("down", "remove it and all that it left outside the cache").add_argument(
         "--verify", action="store_true", help="say what is left; 1 if anything is"
     )
@@ -77,11 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _do(cluster: Cluster, words: argparse.Namespace) -> int:
     match words.verb:
-        case "up":
+        case "up" | "prepare":
             if said := preflight.problems(preflight.observe(cluster.settings)):
                 print("\n".join(said), file=sys.stderr)
                 return 1
-            cluster.up()
+            if words.verb == "up":
+                cluster.up()
+            else:
+                _prepare(cluster)
         case "down":
             left = cluster.down()
             if words.verify and left:
@@ -119,6 +124,15 @@ def _do(cluster: Cluster, words: argparse.Namespace) -> int:
             else:
                 cluster.burn(words.node, words.cores)
     return 0
+
+
+def _prepare(cluster: Cluster) -> None:
+    ran = engines.find(cluster.settings) is not None
+    try:
+        cluster.prepare()
+    finally:
+        if not ran:
+            cluster.down()
 
 
 def _status(cluster: Cluster, *, as_json: bool) -> int:

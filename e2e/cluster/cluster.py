@@ -58,6 +58,12 @@ class Cluster:
         with self._alone():
             lifecycle.up(self.settings, self.progress)
 
+    def prepare(self, names: Sequence[str] = OURS) -> None:
+        """Make all be there that a cluster is made of, and our images: what `up` and `build_images` would do, at the same time."""
+        with self._alone():
+            engine = lifecycle.an_engine(self.settings, self.progress)
+            supply.provide(self.settings, engine, self.progress, lambda base: self._build(engine, base, names))
+
     def down(self) -> list[str]:
         """Remove the cluster and all else of ours that is not in the cache; returns what is left nevertheless."""
         with self._alone():
@@ -141,6 +147,9 @@ class Cluster:
         with self._alone():
             engine = lifecycle.an_engine(self.settings, self.progress)
             base = supply.base(self.settings, engine, self.progress)
+        return self._build(engine, base, names)
+
+    def _build(self, engine: Engine, base: str, names: Sequence[str]) -> dict[str, str]:
         known = images.sources()
         if unknown := sorted(set(names) - set(known)):
             raise ValueError(f"no such image: {', '.join(unknown)}; there are {', '.join(known)}")

@@ -135,13 +135,13 @@ def pip_settings(environment: Mapping[str, str]) -> str:
 
 
 def prune(settings: Settings, engine: Engine, keep: Sequence[str]) -> None:
-    """Remove our images of yesterday from engine and cache. What `:dev` names stays, and what is in `keep`.
+    """Remove our images of yesterday from engine and cache. What `:dev` or `:test` names stays, and what is in `keep`.
 
     Only while no node runs: a running one may still have links to blobs that it has not unpacked.
     """
     listed = engine.docker("images", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}", f"{PREFIX}/*").splitlines()
     names = {name: identity for identity, name in (line.split(" ", 1) for line in listed)}
-    kept = {identity for name, identity in names.items() if name.endswith(":dev") or name in keep}
+    kept = {identity for name, identity in names.items() if name.endswith((":dev", ":test")) or name in keep}
     for name, identity in names.items():
         if identity not in kept:
             engine.docker("rmi", name, check=False)

@@ -3,6 +3,7 @@
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from e2e.cluster import packages, tools
@@ -56,8 +57,11 @@ def choose(settings: Settings, engine: Engine | None) -> Supply:
     return PUBLIC if registries_answer() else offline()
 
 
-def provide(settings: Settings, engine: Engine, progress: Progress) -> Supply:
-    """Make everything be there that a cluster is made of: images in the engine, programs in the cache or on the PATH."""
+def provide(settings: Settings, engine: Engine, progress: Progress, beside: Callable[[str], object] = lambda base: None) -> Supply:
+    """Make everything be there that a cluster is made of: images in the engine, programs in the cache or on the PATH.
+
+    `beside` is called once with the Debian base, when that is there: what it downloads comes while programs are compiled.
+    """
     supply = choose(settings, engine)
     if supply.public:
         try:
@@ -70,9 +74,10 @@ def provide(settings: Settings, engine: Engine, progress: Progress) -> Supply:
                 raise
             progress.say("the public images cannot be pulled: they are built from Debian packages and Go modules")
             supply = offline()
-    if not supply.public:
-        _build(settings, engine, progress)
-    _build_tools(settings, progress)
+    if supply.public or not _absent(settings, engine):
+        together([lambda: _build_tools(settings, progress), lambda: beside(base(settings, engine, progress))])
+    else:
+        _build(settings, engine, progress, beside)
     return supply
 
 
@@ -100,16 +105,20 @@ def missing(settings: Settings, engine: Engine | None, supply: Supply) -> tuple[
     return modules, not (has_node and has_base)
 
 
-def _build(settings: Settings, engine: Engine, progress: Progress) -> None:
-    _, images_absent = missing(settings, engine, offline())
-    if not images_absent:
-        return
+def _absent(settings: Settings, engine: Engine) -> bool:
+    """Whether an image that is built here is not there."""
+    return missing(settings, engine, offline())[1]
+
+
+def _build(settings: Settings, engine: Engine, progress: Progress, beside: Callable[[str], object]) -> None:
+    """The images that are built here, and all programs."""
     if absent := packages.missing(("debootstrap", "unshare")):
         with progress.step(f"install {', '.join(absent)}"):
             packages.install(absent, settings.logs / "apt.log")
     if engine.has_image(nodeimage.tag()):
         with progress.step("build the Debian base image"):
             debian.build_debian(settings, engine)
+        together([lambda: _build_tools(settings, progress), lambda: beside(OFFLINE_BASE)])
         return
     builder = gobuild.Builder.here(settings)
     kind_built = threading.Event()
@@ -131,6 +140,7 @@ def _build(settings: Settings, engine: Engine, progress: Progress) -> None:
     def images_beside() -> None:
         with progress.step("build the Debian base image"):
             debian.build_debian(settings, engine)
+        beside(OFFLINE_BASE)
         kind_built.wait()
         if not failed:
             with progress.step("build kind's node base"):
@@ -149,6 +159,7 @@ def _build(settings: Settings, engine: Engine, progress: Progress) -> None:
 
     together([node_image, helm])
     builder.clean()
+    _build_tools(settings, progress)
 
 
 def _build_tools(settings: Settings, progress: Progress) -> None:

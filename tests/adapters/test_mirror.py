@@ -117,6 +117,46 @@ def test_what_we_deleted_does_not_come_back_with_a_late_event():
         until(lambda: names(mirror) == {"a", "b"})
 
 
+def test_what_another_watch_told_is_read_before_our_own_tells_it():
+    server = Server(a_thing("a", 1, step=0))
+    with mirroring(server) as mirror:
+        mirror.all()
+        mirror.noticed(a_thing("b", 11), gone=False)
+        mirror.noticed(a_thing("a", 12, step=1), gone=False)
+        assert [(thing["metadata"]["name"], thing.get("step")) for thing in mirror.all()] == [("a", 1), ("b", None)]
+        mirror.noticed(a_thing("b", 13), gone=True)
+        assert names(mirror) == {"a"}
+        server.send("ADDED", a_thing("b", 11))
+        server.send("MODIFIED", a_thing("a", 12, step=1))
+        server.send("DELETED", a_thing("b", 13))
+        server.send("ADDED", a_thing("c", 14))
+        until(lambda: "c" in names(mirror))
+        assert names(mirror) == {"a", "c"}
+
+
+def test_what_another_watch_told_before_the_first_list_is_kept_if_it_is_newer():
+    server = Server(a_thing("a", 1), version=10)
+    with mirroring(server) as mirror:
+        mirror.noticed(a_thing("old", 9), gone=False)
+        mirror.noticed(a_thing("new", 11), gone=False)
+        assert names(mirror) == {"a", "new"}
+
+
+def test_another_watch_that_is_behind_brings_nothing_back():
+    server = Server(a_thing("a", 1), version=10)
+    with mirroring(server) as mirror:
+        mirror.all()
+        mirror.noticed(a_thing("gone before the list", 7), gone=False)
+        server.send("DELETED", a_thing("a", 12))
+        until(lambda: mirror.all() == ())
+        mirror.noticed(a_thing("a", 1), gone=False)
+        assert mirror.all() == ()
+        server.send("ADDED", a_thing("a", 15))
+        until(lambda: names(mirror) == {"a"})
+        mirror.noticed(a_thing("a", 12), gone=True)
+        assert names(mirror) == {"a"}, "it is the one before that was deleted"
+
+
 def test_a_stream_that_ends_is_followed_from_where_it_was():
     server = Server(a_thing("a", 1))
     with mirroring(server) as mirror:

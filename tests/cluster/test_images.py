@@ -92,6 +92,7 @@ class Listing(Engine):
                 notes.write(f"{words[1]}\n")
         return "sha256:old localhost/splitinference/segment:aaa\nsha256:new localhost/splitinference/segment:bbb\n" + (
             "sha256:new localhost/splitinference/segment:dev\nsha256:node localhost/splitinference/node:v1\n"
+            "sha256:tests localhost/splitinference/segment:test\n"
         )
 
 

@@ -63,6 +63,7 @@ class Mirror:
         self._lock = threading.Lock()
         self._objects: dict[Key, Manifest] = {}
         self._gone: dict[Key, int] = {}
+        self._horizon = 0
         self._tuple: tuple[Manifest, ...] | None = None
         self._first = threading.Event()
         self._lost_since: float | None = time.monotonic()
@@ -106,6 +107,15 @@ class Mirror:
         """We deleted it, and it is gone at once."""
         self._drop((namespace, name), None)
 
+    # --- another's watch -------------------------------------------------------------------------------------------------------------
+
+    def noticed(self, thing: Mapping[str, Any], gone: bool) -> None:
+        """What another watch tells, which may be ahead of this one or behind it: who was woken by it reads at least what woke him."""
+        if not gone:
+            self._put(thing)
+        elif _version(thing) > self._horizon:
+            self._drop(_key(thing), None)
+
     # --- the watch -------------------------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -142,6 +152,7 @@ class Mirror:
             # What we wrote after the list was made is newer than the list.
             newer = {key: thing for key, thing in self._objects.items() if _version(thing) > _as_number(version)}
             self._objects = {**kept, **newer}
+            self._horizon = _as_number(version)
             self._gone.clear()
             self._tuple = None
         self._regain()
@@ -163,6 +174,7 @@ class Mirror:
                     self._drop(_key(thing), _as_number(version))
                 elif event["type"] != "BOOKMARK":
                     self._put(thing)
+                self._horizon = _as_number(version)
                 if self._stopped:
                     break
         finally:
@@ -176,6 +188,8 @@ class Mirror:
             before = self._objects.get(key)
             if (before is not None and _version(before) >= _version(thing)) or self._gone.get(key, -1) >= _version(thing):
                 return
+            if before is None and 0 < _version(thing) <= self._horizon:
+                return  # up to there all is known, so it is gone
             self._gone.pop(key, None)
             self._objects[key] = kept
             self._tuple = None

@@ -100,6 +100,11 @@ class WatchedCluster(CountedCluster):
         mirrors = self._mirrors.get(kind, ())
         return mirrors if len(mirrors) < 2 else [mirrors[self._namespaces.index(namespace)]]
 
+    def noticed(self, kind: str, thing: Manifest, gone: bool) -> None:
+        """What another watch told about an object of this kind: whoever it wakes must not read an older state."""
+        for mirror in self._of(kind, str(thing["metadata"].get("namespace", ""))):
+            mirror.noticed(thing, gone)
+
     # --- watches ---------------------------------------------------------------------------------------------------------------------
 
     def _mirror(self, kind: str, namespace: str, query: Mapping[str, str]) -> Mirror:

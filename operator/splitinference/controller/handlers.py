@@ -1,23 +1,29 @@
 """kopf, thin: what changed → which passes are woken. Only `on.event` handlers, so kopf adds no finalizer and writes no annotation; what
-belongs to a resource goes with it by its owner references.
+belongs to a resource goes with it by its owner references. What an event tells is handed on before a pass is woken: passes read from
+watches of their own, which may be behind.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
 
 from splitinference.controller.objects import INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.passes import Passes
-from splitinference.controller.resource import GROUP, PLURAL, VERSION
+from splitinference.controller.ports import Manifest
+from splitinference.controller.resource import GROUP, KIND, PLURAL, VERSION
 
 _PREFIXES = (f"{GROUP}/",)
 
 
-def register(registry: kopf.OperatorRegistry, passes: Passes) -> None:
-    """Put the handlers into the registry."""
+Noticed = Callable[[str, Manifest, bool], None]
+"""Kind, object, and whether it is gone."""
+
+
+def register(registry: kopf.OperatorRegistry, passes: Passes, noticed: Noticed) -> None:
+    """Put the handlers into the registry. `noticed` is told each event before the passes that it wakes."""
     seen: dict[str, str] = {}
 
     @kopf.on.login(registry=registry)
@@ -36,6 +42,7 @@ def register(registry: kopf.OperatorRegistry, passes: Passes) -> None:
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def resource_changed(type: str | None, body: kopf.Body, namespace: str | None, name: str, **_: Any) -> None:
+        noticed(KIND, dict(body), type == "DELETED")
         uid = str(body["metadata"].get("uid", name))
         if type == "DELETED":
             seen.pop(uid, None)
@@ -44,11 +51,13 @@ def register(registry: kopf.OperatorRegistry, passes: Passes) -> None:
             passes.wake((str(namespace), name))
 
     @kopf.on.event("v1", "pods", labels={MANAGED_BY: OURS}, registry=registry)
-    async def pod_changed(labels: Mapping[str, str], namespace: str | None, **_: Any) -> None:
+    async def pod_changed(type: str | None, body: kopf.Body, labels: Mapping[str, str], namespace: str | None, **_: Any) -> None:
+        noticed("Pod", dict(body), type == "DELETED")
         passes.wake_known((str(namespace), labels.get(INSTANCE, "")))
 
     @kopf.on.event("v1", "nodes", registry=registry)
     async def node_changed(type: str | None, body: kopf.Body, name: str, **_: Any) -> None:
+        noticed("Node", dict(body), type == "DELETED")
         content = None if type == "DELETED" else node_content(body)
         if _changed(seen, f"node/{name}", content):
             passes.wake_all()
