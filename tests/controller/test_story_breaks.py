@@ -84,6 +84,7 @@ def test_a_refused_pod_is_said_and_what_serves_serves_on():
     assert "exceeded quota" in world.condition("Progressing")["message"]
     assert world.condition("Ready")["status"] == "True"
     assert len([e for e in world.events if e[1] == "Refused"]) == 1
+    assert operator.look().again_seconds == 32.0, "a quota is not asked every second"
     world.refuse.clear()
     operator.run(6)
     assert world.condition("Progressing")["status"] == "False"

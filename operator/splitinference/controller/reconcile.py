@@ -48,6 +48,8 @@ from splitinference.settings import Settings
 log = logging.getLogger(__name__)
 
 _WALKING_SECONDS = 1.0
+_MOST_DOUBLINGS = 5
+"""What the API server refuses is tried again after 1, 2, 4 … 32 s."""
 Key = tuple[str, str]
 
 
@@ -67,6 +69,7 @@ class _Kept:
 
     proofs: Proofs
     gateway: str = ""
+    refusals: int = 0
 
 
 @dataclass
@@ -301,8 +304,12 @@ class _Pass:
     def _finish(self, report: Report, again_seconds: float | None) -> Looked:
         self._write(report)
         doubted = bool(self.kept.proofs.doubts) or bool(report.seen.report and report.seen.report.failing)
-        again = _WALKING_SECONDS if self.refused or doubted or _overtaken(report.decision) else again_seconds
-        return Looked(again_seconds=again)
+        self.kept.refusals = self.kept.refusals + 1 if self.refused else 0
+        if doubted or _overtaken(report.decision):
+            return Looked(again_seconds=_WALKING_SECONDS)
+        if self.refused:  # a quota, say: it may take hours, and what is changed here wakes a pass anyway
+            return Looked(again_seconds=_WALKING_SECONDS * 2 ** min(self.kept.refusals - 1, _MOST_DOUBLINGS))
+        return Looked(again_seconds=again_seconds)
 
     def _write(self, report: Report) -> None:
         """Write what changed of the status, and its events."""
