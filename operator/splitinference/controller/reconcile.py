@@ -7,9 +7,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from splitinference.controller import terms
 from splitinference.controller.asked import Asked, profile_for, read_asked
-from splitinference.controller.calibration import compare
+from splitinference.controller.facts import calibrated, facts_of, rehearsed
 from splitinference.controller.front import ensure_gateway, is_coming
 from splitinference.controller.look import Looker, Seen, owner_of
 from splitinference.controller.planned import Built, Planned, build, read_plan
@@ -23,13 +22,11 @@ from splitinference.controller.report import Report, events, status_of
 from splitinference.controller.resource import Prefetch, Resource, read_resource
 from splitinference.controller.reviews import Reviews
 from splitinference.controller.route import withdrawn
-from splitinference.controller.serving import serving_plan, serving_stages
 from splitinference.controller.sight import Sight
 from splitinference.controller.status import Condition, merge_patch
 from splitinference.controller.verdict import judge, promised
 from splitinference.controller.walking import Walker
-from splitinference.core.adaptation import Facts, Memory, Traffic
-from splitinference.core.cluster import Snapshot
+from splitinference.core.adaptation import Facts, Memory
 from splitinference.core.compare import Change
 from splitinference.core.cost import violations
 from splitinference.core.decide import decide
@@ -38,11 +35,9 @@ from splitinference.core.judged import Solve
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Constraints, Problem
 from splitinference.core.profile import Profile
-from splitinference.core.rehearse import rehearse
 from splitinference.core.solve.outcome import Limits, Outcome
-from splitinference.core.transition import Blocked, Done, Steps, next_steps
+from splitinference.core.transition import Done, Steps, next_steps
 from splitinference.core.triggers import Reason
-from splitinference.core.walk import Phase
 from splitinference.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -147,9 +142,9 @@ class _Pass:
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
             if planned is not None and profile is not None:
                 seen = self._guarded(asked.resource, seen, promised_rules(planned, self.body, profile))
-            seen, problem = self._calibrated(asked, planned, built, seen)
+            seen, problem = calibrated(asked, planned, built, seen)
             self.problem = problem
-            facts = self._facts(asked, problem, planned, built, seen)
+            facts = facts_of(asked, problem, planned, built, seen)
             decision, memory = self._decide(facts, asked, seen)
             seen = replace(seen, recall=seen.recall.model_copy(update={"memory": memory}))
             if isinstance(decision, Adopt):
@@ -199,27 +194,6 @@ class _Pass:
 
     # --- the plan --------------------------------------------------------------------------------------------------------------------
 
-    def _facts(self, asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
-        way, observed = strategy(asked.resource.spec.adaptation), seen.observed
-        steps = next_steps(built.target, observed, way) if built is not None else Done()
-        return Facts(
-            now=seen.now,
-            problem=problem,
-            plan=planned.plan if planned else None,
-            planned_for=planned.asked if planned else "",
-            asked=asked.digest,
-            quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
-            pressured=seen.reading.pressured,
-            walking=not isinstance(steps, Done),
-            moves=seen.recall.moves,
-            traffic=_traffic(seen),
-            serving=serving_plan(planned, observed, asked.profile),
-            served=observed.serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in observed.serving.names),
-            held_bytes={name: observed.held_bytes(name) for name in sorted({segment.node for segment in observed.segments.values()})},
-            blocked=steps if isinstance(steps, Blocked) else None,
-            strategy=way,
-        )
-
     def _decide(self, facts: Facts, asked: Asked, seen: Seen) -> tuple[Adopt | Keep, Memory]:
         leave = self.reviews.begin(seen.now, confirming=Reason.BETTER_PLAN in seen.recall.memory.watches)
         try:
@@ -229,37 +203,16 @@ class _Pass:
                 seen.recall.memory,
                 self.solve,
                 self.limits,
-                ends=lambda plan: self._rehearsed(plan, asked, seen)[2],
+                ends=lambda plan: rehearsed(plan, asked, seen, self.ports.builder)[2],
             )
         finally:
             if leave:
                 self.reviews.end(seen.now, self.ports.clock.now(), solved=self.solve.times > 0)
 
-    def _calibrated(self, asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> tuple[Seen, Problem]:
-        """What is seen with what the stages that serve say of the cost model, and the problem with the factors that count."""
-        plain = self._problem(asked, planned, seen.reading.snapshot)
-        known, notes = compare(seen.calibration, serving_stages(planned, built, seen.stored, seen.report), plain, seen.now)
-        reading = replace(seen.reading, notes=tuple(dict.fromkeys([*seen.reading.notes, *notes])))
-        problem = plain.model_copy(update={"snapshot": known.applied_to(plain.snapshot, seen.now)})
-        return replace(seen, calibration=known, reading=reading), problem
-
-    def _problem(self, asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Problem:
-        plan = planned.plan if planned and planned.plan.model_digest == asked.profile.digest else None
-        spec = asked.resource.spec
-        return Problem(
-            profile=asked.profile,
-            snapshot=snapshot,
-            workload=terms.workload(spec),
-            objective=terms.objective(spec),
-            constraints=asked.constraints,
-            slo=terms.slo(spec),
-            serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
-        )
-
     def _adopt(self, decision: Adopt, asked: Asked, facts: Facts, seen: Seen, looker: Looker) -> tuple[Seen, Planned, Built] | Keep:
         """Make it the plan, if no other resource's plan took the memory meanwhile. The plan is in the status before anything is done about
         it."""
-        planned, built, _ = self._rehearsed(decision.plan, asked, seen)
+        planned, built, _ = rehearsed(decision.plan, asked, seen, self.ports.builder)
         with self.ports.planning:
             resources = self.ports.cluster.split_inferences()
             reading = looker.read(seen.now, seen.nodes, seen.pods, seen.measured, resources)
@@ -285,13 +238,6 @@ class _Pass:
             )
         log.info("%s/%s: %s: %s", *seen.owner, decision.reason, decision.message)
         return replace(seen, body=self.body), planned, built
-
-    def _rehearsed(self, plan: Plan, asked: Asked, seen: Seen) -> tuple[Planned, Built, Done | Blocked]:
-        """The plan, its segments, and whether the walk to it would arrive."""
-        planned = Planned(plan=plan, spec=self.body.get("spec") or {}, asked=asked.digest)
-        built = build(planned, self.body, asked.profile, self.ports.builder)
-        observed = seen.observed_by(built.target.segments.keys())
-        return planned, built, rehearse(built.target, observed, strategy(asked.resource.spec.adaptation))
 
     def _ensure_gateway(self, body: Manifest, profile: Profile, seen: Seen) -> None:
         try:
@@ -334,15 +280,3 @@ def _in_force(asked: Asked | Condition, planned: Planned | None, body: Manifest)
         return asked.resource
     found = read_resource(planned.of(body)) if planned else None
     return found if isinstance(found, Resource) else None
-
-
-def _traffic(seen: Seen) -> Traffic:
-    """What clients got over the serving route; nothing where the gateway cannot be asked or is still at another route."""
-    if seen.report is None or seen.stored is None or seen.report.revision != seen.stored.route.revision:
-        return Traffic()
-    found = seen.report.observed
-    return Traffic(
-        requests=found.requests,
-        time_to_first_token_ms=found.time_to_first_token_ms.p95,
-        time_per_output_token_ms=found.time_per_output_token_ms.p95,
-    )

@@ -1,0 +1,85 @@
+"""What the core is told of one resource: the problem, with what observed stages taught, and the facts that a decision goes by."""
+
+from dataclasses import replace
+
+from splitinference.controller import terms
+from splitinference.controller.asked import Asked
+from splitinference.controller.calibration import compare
+from splitinference.controller.look import Seen
+from splitinference.controller.planned import Built, Planned, build
+from splitinference.controller.policy import strategy
+from splitinference.controller.ports import Builder
+from splitinference.controller.serving import serving_plan, serving_stages
+from splitinference.core.adaptation import Facts, Traffic
+from splitinference.core.cluster import Snapshot
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem
+from splitinference.core.rehearse import rehearse
+from splitinference.core.transition import Blocked, Done, next_steps
+from splitinference.core.walk import Phase
+
+
+def calibrated(asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> tuple[Seen, Problem]:
+    """What is seen with what the stages that serve say of the cost model, and the problem with the factors that count."""
+    plain = _problem(asked, planned, seen.reading.snapshot)
+    known, notes = compare(seen.calibration, serving_stages(planned, built, seen.stored, seen.report), plain, seen.now)
+    reading = replace(seen.reading, notes=tuple(dict.fromkeys([*seen.reading.notes, *notes])))
+    problem = plain.model_copy(update={"snapshot": known.applied_to(plain.snapshot, seen.now)})
+    return replace(seen, calibration=known, reading=reading), problem
+
+
+def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
+    """All that a decision goes by."""
+    way, observed = strategy(asked.resource.spec.adaptation), seen.observed
+    steps = next_steps(built.target, observed, way) if built is not None else Done()
+    return Facts(
+        now=seen.now,
+        problem=problem,
+        plan=planned.plan if planned else None,
+        planned_for=planned.asked if planned else "",
+        asked=asked.digest,
+        quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
+        pressured=seen.reading.pressured,
+        walking=not isinstance(steps, Done),
+        moves=seen.recall.moves,
+        traffic=_traffic(seen),
+        serving=serving_plan(planned, observed, asked.profile),
+        served=observed.serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in observed.serving.names),
+        held_bytes={name: observed.held_bytes(name) for name in sorted({segment.node for segment in observed.segments.values()})},
+        blocked=steps if isinstance(steps, Blocked) else None,
+        strategy=way,
+    )
+
+
+def rehearsed(plan: Plan, asked: Asked, seen: Seen, builder: Builder) -> tuple[Planned, Built, Done | Blocked]:
+    """The plan, its segments, and whether the walk to it would arrive."""
+    planned = Planned(plan=plan, spec=seen.body.get("spec") or {}, asked=asked.digest)
+    built = build(planned, seen.body, asked.profile, builder)
+    observed = seen.observed_by(built.target.segments.keys())
+    return planned, built, rehearse(built.target, observed, strategy(asked.resource.spec.adaptation))
+
+
+def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Problem:
+    plan = planned.plan if planned and planned.plan.model_digest == asked.profile.digest else None
+    spec = asked.resource.spec
+    return Problem(
+        profile=asked.profile,
+        snapshot=snapshot,
+        workload=terms.workload(spec),
+        objective=terms.objective(spec),
+        constraints=asked.constraints,
+        slo=terms.slo(spec),
+        serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
+    )
+
+
+def _traffic(seen: Seen) -> Traffic:
+    """What clients got over the serving route; nothing where the gateway cannot be asked or is still at another route."""
+    if seen.report is None or seen.stored is None or seen.report.revision != seen.stored.route.revision:
+        return Traffic()
+    found = seen.report.observed
+    return Traffic(
+        requests=found.requests,
+        time_to_first_token_ms=found.time_to_first_token_ms.p95,
+        time_per_output_token_ms=found.time_per_output_token_ms.p95,
+    )
