@@ -1,4 +1,4 @@
-"""Segments with a toy model behind the real protocol: gRPC servers that keep state per sequence and forward along the route.
+"""Segments with a toy model behind the real protocol: gRPC servers with a wire that keep state per sequence and forward along the route.
 
 The next token is a function of all tokens so far, which each stage keeps like a KV cache: a stage that lost some, or got them
 twice, gives another text or `kv_missing`. Real Triton servers cannot be made to show these faults on demand.
@@ -18,6 +18,7 @@ import grpc.aio
 
 from splitinference_gateway.kserve import INFER_METHOD, ModelInferRequest, ModelInferResponse, infer_request, output
 from tests.gateway.model_folder import END
+from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports
 
 CHARACTERS = [c.encode() for c in " etaoinshrdlu.,éü€𝄞日本"]
@@ -83,6 +84,10 @@ class ToySegment:
     pull_errors: deque[str] = field(default_factory=deque)
     pulled: list[int] = field(default_factory=list)
     kept: dict[str, list[int]] = field(default_factory=dict)
+    wired: bool = True
+    told: object = None  # as where its wire is, instead of the truth
+    by_grpc: int = 0
+    wire_port: int = 0
     port: int = 0
 
     async def start(self) -> "ToySegment":
@@ -98,12 +103,15 @@ class ToySegment:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
         self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
+        self.wire = ToyWire(self.hop["model"], self._answer)
+        self.wire_port = await self.wire.start()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self.peers[self.name] = f"127.0.0.1:{self.port}"
         return self
 
     async def die(self) -> None:
         """As a killed server: connections break, state is lost."""
+        await self.wire.die()
         await self._server.stop(None)
         for channel in self._channels.values():
             await channel.close()
@@ -115,21 +123,30 @@ class ToySegment:
         return {"segment": self.name, "model": model}
 
     async def _serve(self, request: Any, context: Any) -> Any:
-        meta = json.loads(request.raw_input_contents[0])
+        self.by_grpc += 1
+        meta, data = await self._answer(*request.raw_input_contents)
+        response = ModelInferResponse(model_name=request.model_name)
+        for name, content in (("META", meta), ("DATA", data)):
+            response.outputs.add(name=name, datatype="UINT8", shape=[len(content)])
+            response.raw_output_contents.append(content)
+        return response
+
+    async def _answer(self, asked: bytes, data: bytes) -> tuple[bytes, bytes]:
+        meta = json.loads(asked)
         self.counts[meta["op"]] += 1
         if "traceparent" in meta:
             self.traces.append(meta["traceparent"])
         try:
-            answer = await getattr(self, f"_{meta['op']}")(meta, request.raw_input_contents[1])
+            answer = await getattr(self, f"_{meta['op']}")(meta, data)
         except EarlyAnswerError as early:
             answer = early.meta
-        data = answer.pop("data", b"\0")
-        body = json.dumps(answer).encode()
-        response = ModelInferResponse(model_name=request.model_name)
-        for name, content in (("META", body), ("DATA", data)):
-            response.outputs.add(name=name, datatype="UINT8", shape=[len(content)])
-            response.raw_output_contents.append(content)
-        return response
+        content = answer.pop("data", b"\0")
+        return json.dumps(answer).encode(), content
+
+    async def _wire(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        if not self.wired:
+            raise self._error("bad_request")
+        return {"v": 1, "port": self.wire_port if self.told is None else self.told}
 
     async def _step(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         self.deadlines.append(meta["deadline_ms"])

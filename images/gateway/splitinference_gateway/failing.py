@@ -132,7 +132,7 @@ class Failing:
             await self._steps.probe(hop, seconds)
         except StepError as failure:
             if failure.code == STALLED:
-                self._steps.reconnect(hop.segment)
+                self._steps.connections.reconnect(hop.segment)
             return failure
         return None
 

@@ -78,6 +78,7 @@ class Gateway:
         admission = Admission(settings.running_limit, settings.max_queue, admitted, budget=budget)
         metrics.watch_routes(routes.in_flight, lambda: failing.segments)
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
+        metrics.wires.set_function(lambda: steps.connections.wires)
         generator = Generator(chain, tokenizer, admission, settings.request_seconds) if tokenizer else None
         inference = Inference(signature, chain, admission, settings.max_context_tokens, settings.request_seconds)
         clients = _clients(settings)
@@ -114,7 +115,7 @@ class Gateway:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.chain.close()
-            await self.steps.close()
+            await self.steps.connections.close()
             if isinstance(self.clients, TokenReviews):
                 await self.clients.close()
             if self.tracing is not None:
@@ -138,7 +139,7 @@ class Gateway:
         while True:
             await asyncio.sleep(_TIDY_SECONDS)
             known = self.routes.segments
-            self.steps.retain(known)
+            self.steps.connections.retain(known)
             self.metrics.keep_revisions({route.revision for route in self.routes.known})
             self.observed.forget(known)
             self.chain.handovers.speeds.forget(known)

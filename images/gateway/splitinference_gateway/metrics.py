@@ -66,6 +66,7 @@ class Metrics:
         self.longest_gap = Gauge(
             f"{prefix}longest_token_gap_seconds", "Longest gap between tokens in the last minute.", registry=self.registry
         )
+        self.wires = Gauge(f"{prefix}wires", "First stages that are reached by the wire; the others by gRPC.", registry=self.registry)
         self.route_errors = Counter(f"{prefix}route_errors", "Route documents that could not be read.", registry=self.registry)
 
     def keep_revisions(self, known: Collection[str]) -> None:

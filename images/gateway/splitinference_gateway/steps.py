@@ -1,4 +1,4 @@
-"""One step through the chain, as the gateway asks for it: KServe v2 inference on a pipeline's first segment."""
+"""One step through the chain, as the gateway asks for it of a pipeline's first segment."""
 
 import array
 import asyncio
@@ -6,37 +6,17 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import grpc
-import grpc.aio
-
 from splitinference_gateway import tracing
-from splitinference_gateway.kserve import INFER_METHOD, ModelInferResponse, infer_request, output
+from splitinference_gateway.connections import Connections, NoAnswerError
 from splitinference_gateway.route import Hop
 
 TRANSPORT = "transport"
 STALLED = "stalled"
+_BY_WIRE = frozenset({"step", "infer", "release"})
 _NOTHING = b"\0"
-_GRACE_SECONDS = 0.25  # a segment that notices the deadline itself can still say which stage was late
-_CLOSE_SECONDS = 300.0
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.service_config_disable_resolution", 1),
-    # A segment that comes back is to be found at once: the defaults wait up to two minutes, and 30 s for a new look at DNS.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.dns_min_time_between_resolutions_ms", 1000),
-    ("grpc.use_local_subchannel_pool", 1),
-    # A node that is lost sends no word. Segments allow such pings; see the flags with which they start their servers.
-    ("grpc.keepalive_time_ms", 6000),
-    ("grpc.keepalive_timeout_ms", 4000),
-    ("grpc.http2.max_pings_without_data", 0),
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +76,7 @@ class Pulled:
 
 @dataclass(eq=False)
 class StepError(Exception):
-    """A step that gave no result. `code` is the protocol's, or `transport` (gRPC failed) or `stalled` (no answer in time).
+    """A step that gave no result. `code` is the protocol's, or `transport` (no connection) or `stalled` (no answer in time).
 
     `segment` is who said so; for `transport` and `stalled` the first segment, which was called.
     """
@@ -109,13 +89,12 @@ class StepError(Exception):
         return f"{self.code} from {self.segment}: {self.message}"
 
 
-@dataclass
 class StepClient:
-    """Keeps one channel per segment and sends steps along pipelines."""
+    """Sends steps along pipelines. `address_of`: host:port of a segment's gRPC, by its name."""
 
-    address_of: Callable[[str], str]
-    _channels: dict[str, tuple[grpc.aio.Channel, Any]] = field(default_factory=dict)
-    _closing: set["asyncio.Task[None]"] = field(default_factory=set)
+    def __init__(self, address_of: Callable[[str], str]) -> None:
+        """Nothing is connected yet."""
+        self.connections = Connections(address_of)
 
     async def step(
         self,
@@ -212,27 +191,6 @@ class StepClient:
         """
         await self._call(hop, {"v": 1, "op": "probe", "route": [], "deadline_ms": int(seconds * 1000)}, _NOTHING, seconds)
 
-    def reconnect(self, segment: str) -> None:
-        """Forget the connection to a segment: after a silent loss the old one would be retried for minutes."""
-        if segment in self._channels:
-            channel, _ = self._channels.pop(segment)
-            closing = asyncio.create_task(channel.close(grace=_CLOSE_SECONDS))  # calls of others on it may still be answered
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-
-    def retain(self, segments: set[str]) -> None:
-        """Close the channels of all segments but these."""
-        for segment in [name for name in self._channels if name not in segments]:
-            self.reconnect(segment)
-
-    async def close(self) -> None:
-        """Close all channels at once; calls under way are cancelled."""
-        closing = [channel.close(grace=None) for channel, _ in self._channels.values()]
-        self._channels.clear()
-        for task in tuple(self._closing):
-            task.cancel()
-        await asyncio.gather(*closing, *self._closing, return_exceptions=True)
-
     async def _release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Mapping[str, object] | None = None) -> None:
         route = [hop.as_json for hop in pipeline[1:]]
         meta = {"v": 1, "op": "release", "sequence": sequence, "route": route, "deadline_ms": int(seconds * 1000), "prefix": prefix}
@@ -249,15 +207,14 @@ class StepClient:
             return answer, content
 
     async def _sent(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        request = infer_request(hop.model, json.dumps(meta, separators=(",", ":")).encode(), data)
+        # Steps and what follows them take the wire. A probe asks whether Triton serves, and KV in front of a step would hold it up.
+        send = self.connections.send if meta["op"] in _BY_WIRE else self.connections.send_by_grpc
         try:
-            response = await self._method(hop.segment)(request, timeout=seconds + _GRACE_SECONDS)
-            answer, content = json.loads(output(response, "META")), output(response, "DATA")
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise StepError(STALLED, f"no answer within {seconds:.1f} s", hop.segment) from error
-            raise StepError(TRANSPORT, f"{error.code().name}: {error.details()}", hop.segment) from error
-        except (grpc.aio.UsageError, KeyError, ValueError) as error:
+            told, content = await send(hop, json.dumps(meta, separators=(",", ":")).encode(), data, seconds)
+            answer = json.loads(told)
+        except NoAnswerError as failure:
+            raise StepError(TRANSPORT if failure.in_time else STALLED, failure.message, hop.segment) from failure
+        except ValueError as error:
             raise StepError(TRANSPORT, f"not an answer of a segment: {error!r}", hop.segment) from error
         if not isinstance(answer, dict):
             raise StepError(TRANSPORT, "not an answer of a segment: META is no object", hop.segment)
@@ -267,17 +224,6 @@ class StepClient:
                 str(problem.get("code", "internal")), str(problem.get("message", "")), str(problem.get("segment") or hop.segment)
             )
         return answer, content
-
-    def _method(self, segment: str) -> Any:
-        if segment not in self._channels:
-            channel = grpc.aio.insecure_channel(self.address_of(segment), options=_CHANNEL_OPTIONS)
-            method: Any = channel.unary_unary(
-                INFER_METHOD,
-                request_serializer=lambda message: message.SerializeToString(),
-                response_deserializer=ModelInferResponse.FromString,
-            )
-            self._channels[segment] = (channel, method)
-        return self._channels[segment][1]
 
 
 def _finite(logprob: float) -> float:
