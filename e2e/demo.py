@@ -140,7 +140,7 @@ def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
         cluster = replace(cluster, progress=progress)
         with progress.step("requests are running"):
             until(lambda: len(traffic.report().requests) >= 4, 120, "four answers")
-            before = until(lambda: _settled(cluster), 120, "what an earlier change began has ended")
+            before = until(lambda: _calm(cluster), 120, "what an earlier change began has ended")
         busy = stack.busiest_inner_node(before)
         with progress.step(f"another tenant burns CPU on {busy}"):
             cluster.burn(busy)
@@ -174,6 +174,12 @@ def _decided(cluster: AnyCluster, before: dict[str, Any]) -> dict[str, Any] | No
         return None
     decision: dict[str, Any] = found["status"]["decisions"][0]
     return decision
+
+
+def _calm(cluster: AnyCluster) -> dict[str, Any] | None:
+    """The resource once nothing is under way or about to be: the move to be shown is this tenant's doing."""
+    found = _settled(cluster)
+    return None if found is None or stack.confirming(found) else found
 
 
 def _settled(cluster: AnyCluster, left: str = "") -> dict[str, Any] | None:

@@ -143,7 +143,7 @@ def at_rest(cluster: Cluster) -> bool:
     moved = max(map(datetime.fromisoformat, remembered.get("moves", [])), default=None)
     cooled = moved is None or datetime.now(UTC) - moved > COOLED
     known = stack.condition(found, "MetricsAvailable").get("status") == "True"
-    return stack.settled(found) and known and cooled and not remembered.get("memory", {}).get("watches") and not ending(cluster)
+    return stack.settled(found) and known and cooled and not stack.confirming(found) and not ending(cluster)
 
 
 def ending(cluster: Cluster) -> bool:

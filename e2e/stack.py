@@ -137,6 +137,11 @@ def settled(found: dict[str, Any]) -> bool:
     return bool(seen and condition(found, "Ready").get("status") == "True" and condition(found, "Progressing").get("reason") == "Settled")
 
 
+def confirming(found: dict[str, Any]) -> bool:
+    """Whether a reason for another plan was seen, and is being looked at for a while before it is acted on."""
+    return bool(found["status"].get("adaptation", {}).get("memory", {}).get("watches"))
+
+
 def wait_ready(cluster: AnyCluster, name: str, namespace: str = "default", seconds: int = 300) -> dict[str, Any]:
     """`kubectl wait --for=condition=Ready`, as a user would; on failure with what the conditions say."""
     try:
