@@ -1,11 +1,13 @@
 """Attention over the segment's own KV buffers, as an attention function that transformers' blocks call.
 
 Tokens of several sequences stand one after another in one row, so every matrix product of a block runs once for all of them;
-only here is the row taken apart, sequence by sequence, because each looks at its own past.
+only here is the row taken apart, because each looks at its own past: decode steps of several sequences attend side by side (together.py),
+everything else sequence by sequence.
 
-Up to SAME_AS_UNSPLIT tokens the arithmetic is, operation for operation, that of transformers' own `sdpa` attention, so that a split model
-gives bit for bit what the unsplit one gives. Its way of sharing keys among heads copies all of them, in float32, at each step; beyond that
-length the heads that share keys go into one product instead: as exact, several times quicker, rounded differently in the last bit.
+For a step alone, up to SAME_AS_UNSPLIT tokens, the arithmetic is, operation for operation, that of transformers' own `sdpa` attention, so
+that a split model gives bit for bit what the unsplit one gives. Its way of sharing keys among heads copies all of them, in float32, at each
+step; beyond that length the heads that share keys go into one product instead: as exact, several times quicker, rounded differently in the
+last bit.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from splitinference_segment.kv import KvEntry
+from splitinference_segment.together import Together, side_by_side
 
 NAME = "splitinference"
 SAME_AS_UNSPLIT = 1024  # tokens of context
@@ -43,12 +46,14 @@ class Span:
         return self._masks[window]
 
 
-@dataclass(frozen=True, slots=True)
 class Row:
     """What the blocks of this segment are run on: the spans, and the index of the segment's first block."""
 
-    spans: Sequence[Span]
-    first_block: int
+    def __init__(self, spans: Sequence[Span], first_block: int) -> None:
+        self.first_block = first_block
+        self.together: tuple[Together, ...] = side_by_side(spans)
+        taken = {start for group in self.together for start in group.rows.tolist()}
+        self.alone = tuple(span for span in spans if span.start not in taken)
 
 
 def attend(
@@ -67,8 +72,17 @@ def attend(
     if row is None or attention_mask is not None:
         raise TypeError("the blocks of a segment are called with `row` and without an attention mask")
     block = module.layer_idx - row.first_block
-    parts = [_attend_span(span, block, query, key, value, scaling=scaling, window=sliding_window) for span in row.spans]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
+    if len(row.alone) == 1 and not row.together:
+        return _attend_span(row.alone[0], block, query, key, value, scaling=scaling, window=sliding_window), None
+    out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+    for span in row.alone:
+        part = _attend_span(span, block, query, key, value, scaling=scaling, window=sliding_window)
+        out[:, span.start : span.start + span.tokens] = part
+    if row.together:
+        written = torch.stack((key[0], value[0]))
+        for group in row.together:
+            out[0, group.rows] = group.attend(block, query, written, scaling=scaling, window=sliding_window)
+    return out, None
 
 
 def _attend_span(
