@@ -146,7 +146,12 @@ def _build(settings: Settings, engine: Engine, progress: Progress, beside: Calla
             with progress.step("build kind's node base"):
                 debian.build_node_base(settings, engine, builder.source(gobuild.KIND))
 
-    together([go, images_beside])
+    def downloads() -> None:
+        """The network waits for nothing: the compiler has work of its own."""
+        for module in (*gobuild.NODE[1:], *([] if tools.HELM.find(settings) else [gobuild.HELM])):
+            builder.fetch(module)
+
+    together([go, images_beside, downloads])
 
     def node_image() -> None:
         with progress.step("build the node image"):

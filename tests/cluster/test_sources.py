@@ -1,5 +1,6 @@
 """Where programs and images come from, and under which names they are cached."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,25 @@ def test_a_module_is_built_when_all_its_programs_are_there(tmp_path: Path):
     assert not module.built(tmp_path)
     (module.bin(tmp_path) / "b").touch()
     assert module.built(tmp_path)
+
+
+def test_what_is_built_is_not_fetched_and_what_is_fetched_is_not_yet_built(tmp_path: Path):
+    go = tmp_path / "go"
+    go.write_text(
+        '#!/bin/sh\n[ "$1" = env ] && echo "{\\"GOCACHE\\": \\"/\\", \\"GOMODCACHE\\": \\"/\\"}" || echo "$*" >> "$(dirname "$0")/asked"\n'
+    )
+    go.chmod(0o755)
+    builder = gobuild.Builder(Settings(cache=tmp_path), str(go), threading.Lock())
+    module, other = gobuild.Module("x", "v1", ("host/x",), ("x",)), gobuild.Module("y", "v1", (".",), ("y",), gobuild.PAUSE.folder)
+    builder.fetch(module)
+    builder.fetch(other)
+    assert (tmp_path / "asked").read_text().splitlines() == ["install -n host/x@v1", "list -deps ."]
+    assert not module.built(tmp_path)
+    for each in (module, other):
+        each.bin(tmp_path).mkdir()
+        (each.bin(tmp_path) / each.name).touch()
+        builder.fetch(each)
+    assert len((tmp_path / "asked").read_text().splitlines()) == 2
 
 
 def test_kubernetes_says_its_version_in_both_packages():

@@ -132,22 +132,32 @@ class Builder:
             part = target.with_name(f"part-{module.key}")
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            log = self.settings.logs / f"{module.name}.log"
             flags = ["-trimpath", "-ldflags", module.ldflags]
             if module.folder is None:
                 for package in module.packages:
-                    run(
-                        [self.go, "install", *flags, f"{package}@{module.version}"],
-                        env=self.env() | {"GOBIN": str(part)},
-                        log=log,
-                        cwd=Path("/"),
-                    )
+                    self._go(module, "install", *flags, f"{package}@{module.version}", GOBIN=str(part))
             else:
                 output = f"{part}/{module.programs[0]}" if len(module.programs) == 1 else f"{part}/"
-                run([self.go, "build", *flags, "-o", output, *module.packages], env=self.env(), log=log, cwd=module.folder)
+                self._go(module, "build", *flags, "-o", output, *module.packages)
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
             return target
+
+    def fetch(self, module: Module) -> None:
+        """Download what the module is built from, ahead: others may be compiled meanwhile."""
+        if module.built(self.settings.cache):
+            return
+        if module.folder is None:  # a dry run, for want of a go.mod
+            for package in module.packages:
+                self._go(module, "install", "-n", f"{package}@{module.version}")
+        else:
+            self._go(module, "list", "-deps", *module.packages)
+
+    def _go(self, module: Module, *words: str, **variables: str) -> None:
+        """Run the go command where the module is to be built."""
+        dry = words[0] == "list" or "-n" in words
+        log = None if dry else self.settings.logs / f"{module.name}.log"
+        run([self.go, *words], env=self.env() | variables, log=log, cwd=module.folder or Path("/"))
 
     def source(self, module: Module) -> Path:
         """The module's own source folder (for the files that kind's node base is made from)."""
