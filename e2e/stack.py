@@ -105,7 +105,7 @@ def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: 
 def stand_up(cluster: AnyCluster) -> None:
     """The cluster with the model in place, where it is ours to put, and the operator installed; quick when all of it is there."""
     if isinstance(cluster, Cluster):
-        cluster.prepare(IMAGES)
+        cluster.prepare()
     cluster.up()
     images = cluster.load_images(IMAGES)
     if isinstance(cluster, Cluster):

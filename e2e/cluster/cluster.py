@@ -58,11 +58,19 @@ class Cluster:
         with self._alone():
             lifecycle.up(self.settings, self.progress)
 
-    def prepare(self, names: Sequence[str] = OURS) -> None:
-        """Make all be there that a cluster is made of, and our images: what `up` and `build_images` would do, at the same time."""
+    def prepare(self) -> None:
+        """Make all be there that a cluster is made of, and our images, ready for nodes: what `up` and `load_images` would do one after the
+        other, at the same time."""
+
+        def ours(base: str) -> None:
+            built = self._build(engine, base, tuple(images.sources()))
+            with self.progress.step("keep the images' layers for nodes"):
+                for name in built.values():
+                    images.export(self.settings, engine, name)
+
         with self._alone():
             engine = lifecycle.an_engine(self.settings, self.progress)
-            supply.provide(self.settings, engine, self.progress, lambda base: self._build(engine, base, names))
+            supply.provide(self.settings, engine, self.progress, ours)
 
     def down(self) -> list[str]:
         """Remove the cluster and all else of ours that is not in the cache; returns what is left nevertheless."""
