@@ -36,6 +36,7 @@ def test_only_what_is_particular_must_be_given() -> None:
         ({"SI_MAX_SEQUENCES": "0"}, "SI_MAX_SEQUENCES is 0, expected at least 1"),
         ({"SI_KV_BYTES": "1GiB"}, "SI_KV_BYTES is '1GiB', expected a whole number"),
         ({"SI_KV_IDLE_SECONDS": "0"}, "SI_KV_IDLE_SECONDS"),
+        ({"SI_GATHER_MS": "-1"}, "SI_GATHER_MS is -1, expected 0 milliseconds or more"),
         ({"SI_PEER_ADDRESSES": "["}, "SI_PEER_ADDRESSES is not JSON"),
     ],
 )

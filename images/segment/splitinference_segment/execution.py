@@ -9,6 +9,7 @@ import torch
 
 from splitinference_segment import protocol
 from splitinference_segment.attention import Span
+from splitinference_segment.gathering import Gathering
 from splitinference_segment.kv import KvEntry, KvTable
 from splitinference_segment.layers import Layers
 from splitinference_segment.protocol import Request, SegmentError
@@ -26,7 +27,7 @@ class Result:
     choice: Choice | None
     queue_s: float
     compute_s: float
-    share_s: float  # of a batch's compute time, this step's share by tokens
+    share: float  # of a batch, this step's share by tokens
     logits: torch.Tensor | None = None  # of the last position, float32, where they were asked for instead of a token
 
 
@@ -50,13 +51,20 @@ class Step:
         """Tokens of this step."""
         return int(self.values.shape[0])
 
+    @property
+    def decodes(self) -> bool:
+        """One token of a sequence under way."""
+        return bool(self.request.sequence) and self.request.position > 0 and self.tokens == 1
+
 
 class Execution:
     """The queue and the worker thread of one segment. Clock: time.monotonic."""
 
-    def __init__(self, layers: Layers, table: KvTable, threads: int, max_batch: int) -> None:
-        """Start the worker."""
+    def __init__(self, layers: Layers, table: KvTable, threads: int, max_batch: int, gather_s: float = 0.0) -> None:
+        """Start the worker. `gather_s`: how long decode steps may wait for others (gathering.py)."""
         self._layers, self._table, self._threads, self._max_batch = layers, table, threads, max_batch
+        self._gathering = Gathering(gather_s)
+        self._free_since = 0.0
         self._waiting: list[Step] = []
         self._changed = threading.Condition()
         self._stopping = False
@@ -69,6 +77,16 @@ class Execution:
             if len(self._waiting) >= MAX_WAITING or self._stopping:
                 raise SegmentError(protocol.OVERLOADED, f"{len(self._waiting)} steps wait, the limit is {MAX_WAITING}")
             self._waiting.append(step)
+            if step.decodes:
+                self._gathering.came(step.sequence, step.received_at)
+            elif step.sequence:
+                self._gathering.ended(step.sequence)
+            self._changed.notify()
+
+    def forget(self, sequence: str) -> None:
+        """The sequence has ended: nobody waits for its next step."""
+        with self._changed:
+            self._gathering.ended(sequence)
             self._changed.notify()
 
     def stop(self) -> None:
@@ -91,8 +109,30 @@ class Execution:
                 if self._stopping:
                     return
                 turn = next_turn(self._waiting, self._max_batch, passed)
+                if (wait_s := self._gather_s(turn.batch)) > 0:
+                    self._changed.wait(wait_s)
+                    continue
                 self._waiting, passed = list(turn.rest), turn.passed
             self._run_batch(turn.batch)
+            self._free_since = time.monotonic()
+
+    def _gather_s(self, batch: Sequence[Step]) -> float:
+        """How long the batch should still wait for others; 0: run it."""
+        if len(batch) == self._max_batch or not all(step.decodes for step in batch):
+            return 0.0
+        now = time.monotonic()
+        since = max(self._free_since, min(step.received_at for step in batch))
+        return self._gathering.wait_s([step.sequence for step in batch], since, now)
+
+    def _left(self, begun: Sequence[tuple[Step, KvEntry]], started: float, ended: float) -> None:
+        """Say who is expected back, before anybody is answered."""
+        with self._changed:
+            if all(step.decodes for step, _ in begun):
+                self._gathering.ran(ended - started)
+            for step, _ in begun:
+                if step.request.sample:
+                    self._gathering.left(step.sequence, ended)
+            self._gathering.forget(ended)
 
     def _run_batch(self, steps: Sequence[Step]) -> None:
         begun: list[tuple[Step, KvEntry]] = []
@@ -101,6 +141,7 @@ class Execution:
             try:
                 begun.append((step, self._begin(step, started)))
             except SegmentError as failure:
+                self.forget(step.sequence)
                 step.done(failure)
         if not begun:
             return
@@ -114,6 +155,7 @@ class Execution:
         ended = time.monotonic()
         for step, entry in begun:
             self._table.end(entry, step.tokens, ended)
+        self._left(begun, started, ended)
         for (step, _), result in zip(begun, results, strict=True):
             step.done(result)
 
@@ -151,6 +193,6 @@ class Execution:
                 hidden_parts = [hidden[s.start : s.start + s.tokens] for s in spans]
         compute_s = time.monotonic() - started
         return [
-            Result(part, choice, started - step.received_at, compute_s, compute_s * step.tokens / row, logits)
+            Result(part, choice, started - step.received_at, compute_s, step.tokens / row, logits)
             for (step, _), part, choice, logits in zip(begun, hidden_parts, choices, asked, strict=True)
         ]

@@ -14,6 +14,7 @@ PREFIX = "splitinference_segment_"
 COUNTERS: Mapping[str, str] = {
     "steps_total": "Steps run, by phase",
     "tokens_total": "Tokens run, by phase",
+    "batches_total": "Forward passes, by phase; steps by batches is how many sequences shared one",
     "compute_seconds_total": "Seconds of computing, by phase; a batch's time is shared among its steps",
     "queue_seconds_total": "Seconds that steps waited",
     "hop_seconds_total": "Seconds from sending to the next segment until its answer",

@@ -96,7 +96,11 @@ class Segment:
         return self.table.forget_idle(time.monotonic())
 
     def _executes(self) -> Any:
-        return Execution(self._layers, self.table, self._settings.threads, self._settings.max_batch)
+        settings = self._settings
+        return Execution(self._layers, self.table, settings.threads, settings.max_batch, settings.gather_ms / 1e3)
+
+    def _ended(self, sequence: str) -> None:
+        self._execution.forget(sequence)
 
     def _wire_port(self) -> int:
         if self._wire is None:
@@ -120,7 +124,8 @@ class Segment:
             if isinstance(result, SegmentError):
                 self._fail(result, send)
             else:
-                self._after_step(request, values.shape[0], result, received_at, send)
+                self._after_step(request, result, received_at, send)
+                self._count(request, values.shape[0], result)  # when the next stage has the step
 
         self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
 
@@ -173,14 +178,17 @@ class Segment:
             )
         return values
 
-    def _after_step(self, request: Request, tokens: int, result: Result, received_at: float, send: Send) -> None:
+    def _count(self, request: Request, tokens: int, result: Result) -> None:
         phase = "decode" if tokens == 1 and request.position else "prefill"
         self._totals.steps += 1
         self._totals.tokens += tokens
         self._meters.add("steps_total", 1, phase=phase)
         self._meters.add("tokens_total", tokens, phase=phase)
-        self._meters.add("compute_seconds_total", result.share_s, phase=phase)
+        self._meters.add("batches_total", result.share, phase=phase)
+        self._meters.add("compute_seconds_total", result.compute_s * result.share, phase=phase)
         self._meters.add("queue_seconds_total", result.queue_s)
+
+    def _after_step(self, request: Request, result: Result, received_at: float, send: Send) -> None:
         timing = self._timing(result.queue_s, result.compute_s)
         if result.hidden is None:
             fields: dict[str, Any] = {"timings": [timing]}
@@ -268,6 +276,7 @@ class Segment:
 
     def _release(self, request: Request, received_at: float, send: Send) -> None:
         known = self.table.release(request.sequence, request.prefix)
+        self._ended(request.sequence)
         if not request.route:
             send(protocol.answer({"ok": True, "known": known}), b"")
             return

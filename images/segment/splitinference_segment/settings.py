@@ -36,6 +36,7 @@ class Settings:
     threads: int = 1
     weights: str = WEIGHTS[0]  # as stored: bit for bit the unsplit model; packed: faster on CPUs
     max_batch: int = 8  # most decode steps run together; 1 runs them one by one
+    gather_ms: float = 10.0  # most that decode steps wait for others that are about to come, and never half of a step's time; 0: not at all
     link_encoding: str = ENCODINGS[0]  # of hidden states sent on; int8 halves them, with a loss
     peer_prefix: str = ""
     peer_suffix: str = ""
@@ -67,6 +68,7 @@ class Settings:
             threads=read.integer("SI_THREADS", defaults.threads, 1),
             weights=read.choice("SI_WEIGHTS", WEIGHTS, defaults.weights),
             max_batch=read.integer("SI_MAX_BATCH", defaults.max_batch, 1),
+            gather_ms=read.milliseconds("SI_GATHER_MS", defaults.gather_ms),
             link_encoding=read.choice("SI_LINK_ENCODING", ENCODINGS, defaults.link_encoding),
             peer_prefix=read.text("SI_PEER_PREFIX", ""),
             peer_suffix=read.text("SI_PEER_SUFFIX", ""),
@@ -121,6 +123,16 @@ class _Reader:
             raise SettingsError(f"{name} is {value!r}, expected seconds") from None
         if not 0 < number < float("inf"):
             raise SettingsError(f"{name} is {value}, expected more than 0 seconds")
+        return number
+
+    def milliseconds(self, name: str, default: float) -> float:
+        value = self.text(name, str(default))
+        try:
+            number = float(value)
+        except ValueError:
+            raise SettingsError(f"{name} is {value!r}, expected milliseconds") from None
+        if not 0 <= number < float("inf"):
+            raise SettingsError(f"{name} is {value}, expected 0 milliseconds or more")
         return number
 
     def layers(self, name: str) -> tuple[int, int]:

@@ -24,6 +24,9 @@ class TensorSegment(Segment):
     def _executes(self) -> Any:
         return TensorExecution(self._stateless, self._settings.threads)
 
+    def _ended(self, sequence: str) -> None:
+        """Nothing is kept between requests, so nobody is expected."""
+
     def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
         raise SegmentError(protocol.WRONG_SEGMENT, "this model keeps no sequences: its segments take `infer`")
 
