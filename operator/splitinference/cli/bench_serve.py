@@ -11,6 +11,7 @@ import platform
 import re
 import struct
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.bench_serve_containers import PREFIX, Bench, CannotMeasure, Chain, Docker, Options
+from splitinference.cli.bench_serve_containers import LLAMA, PREFIX, Bench, CannotMeasure, Chain, Docker, Options
 from splitinference.cli.bench_serve_figures import (
     ECHO_BYTES,
     Measured,
@@ -41,7 +42,8 @@ _TOPICS = (
     "the night sky", "a walk through a market", "why leaves turn red", "a letter to a friend",
 )  # fmt: skip
 _NOT_MEASURED = {
-    "llama.cpp": "PyPI has its Python binding as source alone, without the RPC server",
+    LLAMA: "needs --llama-cpp (pip install --no-deps --target DIR xllamacpp) and --gguf, the same model as a GGUF file",
+    "llama.cpp with its RPC split": "PyPI has no wheel with the RPC server",
     "petals": "its last release needs transformers before 4.35 and pydantic before 2, which do not run on the image's Python",
     "exo": "not on PyPI; the package of that name there is another project",
 }
@@ -59,6 +61,8 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch, in each segment and in the unsplit model (default 1)")
     parser.add_argument("--weights", default="stored", choices=("stored", "packed"), help="how segments hold them (default stored)")
     parser.add_argument("--cpus", metavar="LIST", help="cores that everything runs on, such as 0,1 (default: all)")
+    parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="also llama.cpp: the folder that holds the package xllamacpp")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same model for llama.cpp, of any encoding: it is encoded as --dtype")
     parser.add_argument("--rounds", type=int, help="how often each setup has its turn (default 5)")
     parser.add_argument("--quick", action="store_true", help="one and three segments, few tokens, one round: are the answers the same?")
     parser.add_argument("--json", action="store_true", help="print JSON (docs/reference/bench-serve.schema.json)")
@@ -99,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
             args.cpus,
             size.chunk_tokens,
             size.clients,
+            args.llama_cpp,
+            args.gguf,
         )
         with Bench(docker, options) as bench:
             report = measure(bench, options, size)
@@ -109,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         print(report.model_dump_json(indent=2))
     else:
         show(report)
-    other = [f"{each.name}, {each.clients} clients" for each in report.setups if not each.same_text_as_unsplit]
+    other = [f"{each.name}, {each.clients} clients" for each in report.setups if each.segments and not each.same_text_as_unsplit]
     for name in other:
         sys.stderr.write(f"{name}: another text than the unsplit model's\n")
     return 1 if other and args.dtype == "float32" else 0
@@ -118,15 +124,20 @@ def run(args: argparse.Namespace) -> int:
 def measure(bench: Bench, options: Options, size: Size) -> Report:
     """Start everything, take turns, and put the figures together."""
     layers = layer_bytes(options.model)
+    llama = [bench.start_llama(options.llama_cpp, options.gguf)] if options.llama_cpp and options.gguf else []
     chains = {n: bench.start_chain(cuts(layers, n)) for n in size.segments}
     rounds = _Rounds(bench, size)
     bench.unsplit(2, prompt="Hello")
     for chain in chains.values():
         bench.wait_ready(chain)
+    for other in llama:
+        bench.wait_llama(other)
     rounds.prepare()
+    for other in llama:
+        rounds.warm(other)
     parts = {chain.name: rounds.warm(chain) for chain in chains.values()}
     for turn in range(size.rounds):
-        rounds.take(chains)
+        rounds.take((*llama, *chains.values()))
         sys.stderr.write(f"round {turn + 1} of {size.rounds}\n")
     three = chains[3]
     chunk = min(size.chunk_tokens, size.prefill_tokens)
@@ -147,7 +158,7 @@ def measure(bench: Bench, options: Options, size: Size) -> Report:
         hop_ms_by_bytes=hop_ms,
         token_ms_by_part=parts,
         ratios=rounds.ratios(transfer_ms, hop_ms[str(ECHO_BYTES)], min(len(available), 3 * options.threads)),
-        not_measured=_NOT_MEASURED,
+        not_measured={name: why for name, why in _NOT_MEASURED.items() if not (llama and name == LLAMA)},
     )
 
 
@@ -176,23 +187,24 @@ class _Rounds:
         self.texts = {"one": texts[:1], "several": texts, "long": [long["text"]]}
 
     def warm(self, chain: Chain) -> dict[str, float]:
-        """The first requests open connections and grow buffers; then where the time of one client's tokens goes, in ms."""
+        """The first requests open connections and grow buffers; then where the time of one client's tokens goes, in ms (no hops: empty)."""
         self._load(chain, "one")
         gaps = [gap for request in self._load(chain, "one").requests for gap in request.gaps_ms]
-        found = token_parts(median(gaps), self.bench.observed(chain))
+        found = token_parts(median(gaps), self.bench.observed(chain)) if chain.hops else {}
         self._load(chain, "several")
         self._load(chain, "long")
         return found
 
-    def take(self, chains: dict[int, Chain]) -> None:
+    def take(self, chains: Sequence[Chain]) -> None:
         """One turn of every setup under every load."""
         for load in ("one", "long"):
             self.taken.setdefault(("unsplit", load), []).append(self._whole(load))
-            for n, chain in chains.items():
-                self.segments[chain.name] = n
+            for chain in chains:
+                self.segments[chain.name] = len(chain.hops)
                 self.taken.setdefault((chain.name, load), []).append(self._load(chain, load))
-        for n in (1, 3):
-            self.taken.setdefault((chains[n].name, "several"), []).append(self._load(chains[n], "several"))
+        for chain in chains:
+            if len(chain.hops) in (0, 1, 3):
+                self.taken.setdefault((chain.name, "several"), []).append(self._load(chain, "several"))
 
     def setups(self) -> tuple[Setup, ...]:
         """Figures of all that was taken."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "bench"
+LLAMA = "llama.cpp"
 _READY_SECONDS = 300.0
 _CONTEXT = 2048
 _FIRST_PORT = 20000
@@ -74,20 +75,18 @@ class Options:
     cpus: str | None
     chunk_tokens: int
     clients: int
+    llama_cpp: Path | None = None  # where the package xllamacpp is
+    gguf: Path | None = None  # the same model for it
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A model in segments with a gateway of its own; ports are the shared namespace's."""
+    """A model in segments with a gateway of its own, or another server of it, without hops; ports are the shared namespace's."""
 
+    name: str
     hops: tuple[Mapping[str, str], ...]
     http_ports: tuple[int, ...]
     port: int
-
-    @property
-    def name(self) -> str:
-        """`segments-N`."""
-        return f"segments-{len(self.hops)}"
 
 
 @dataclass
@@ -152,12 +151,34 @@ class Bench:
             "SI_PORT": str(ports[-1]),
             "SI_MAX_CONCURRENT_SEQUENCES": str(max(8, self.options.clients)),
             "SI_PREFILL_CHUNK_TOKENS": str(self.options.chunk_tokens),
+            "SI_PREFIX_REUSE": "off",  # the same prompts come every round
             "BENCH_ROUTE": route,
         }
         write_then_serve = 'printf %s "$BENCH_ROUTE" > /tmp/route.json && exec python -m splitinference_gateway'
         words = ("-c", write_then_serve)
         self._container(f"{PREFIX}-{chain}-gateway", self.options.gateway_image, settings, "--entrypoint", "sh", words=words)
-        return Chain(hops, tuple(ports[1 : 3 * len(ranges) : 3]), ports[-1])
+        return Chain(f"segments-{chain}", hops, tuple(ports[1 : 3 * len(ranges) : 3]), ports[-1])
+
+    def start_llama(self, packages: Path, gguf: Path) -> Chain:
+        """Start llama.cpp's server in the segment image; not ready yet: it encodes its weights first."""
+        options, port = self.options, self._port()
+        asked = {"source": "/source.gguf", "dtype": options.dtype, "port": port, "threads": options.threads}
+        asked |= {"clients": max(8, options.clients), "context": _CONTEXT}
+        script = resources.files("splitinference.cli").joinpath("bench_serve_llama.py").read_text()
+        mounts = ["-v", f"{packages.resolve()}/xllamacpp:/llama/xllamacpp:ro", "-v", f"{gguf.resolve()}:/source.gguf:ro"]
+        words = ("-c", script, json.dumps(asked))
+        settings = {"PYTHONPATH": "/llama", "OMP_NUM_THREADS": str(options.threads)}
+        self._container(LLAMA, options.segment_image, settings, *mounts, "--entrypoint", "python", words=words)
+        return Chain(LLAMA, (), (), port)
+
+    def wait_llama(self, chain: Chain) -> None:
+        """Until its server is well.
+
+        Raises:
+            CannotMeasure: as for chains.
+        """
+        well = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{chain.port}/health', timeout=2)"
+        self._wait(self._name(LLAMA), [self.docker.client, "exec", self.identity, "python", "-c", well], time.monotonic() + _READY_SECONDS)
 
     def wait_ready(self, chain: Chain) -> None:
         """Until every segment has run its own tiny inference.
@@ -168,12 +189,15 @@ class Bench:
         deadline = time.monotonic() + _READY_SECONDS
         for hop in chain.hops:
             name = self._name(hop["segment"])
-            while subprocess.run([self.docker.client, "exec", name, "segment-probe", "5"], capture_output=True, check=False).returncode:
-                ended = self.docker.run("inspect", "-f", "{{.State.Running}}", name).strip() != "true"
-                if ended or time.monotonic() > deadline:
-                    log = subprocess.run([self.docker.client, "logs", "--tail", "15", name], capture_output=True, text=True, check=False)
-                    raise CannotMeasure(f"{name} {'ended' if ended else 'is not ready'}:\n{log.stdout}{log.stderr}")
-                time.sleep(0.5)
+            self._wait(name, [self.docker.client, "exec", name, "segment-probe", "5"], deadline)
+
+    def _wait(self, name: str, check: Sequence[str], deadline: float) -> None:
+        while subprocess.run(check, capture_output=True, check=False).returncode:
+            ended = self.docker.run("inspect", "-f", "{{.State.Running}}", name).strip() != "true"
+            if ended or time.monotonic() > deadline:
+                log = subprocess.run([self.docker.client, "logs", "--tail", "15", name], capture_output=True, text=True, check=False)
+                raise CannotMeasure(f"{name} {'ended' if ended else 'is not ready'}:\n{log.stdout}{log.stderr}")
+            time.sleep(0.5)
 
     def unsplit(self, max_new_tokens: int, *, prompt: str = "", prompt_tokens: Sequence[int] = ()) -> dict[str, Any]:
         """What transformers' own `generate` gives in one process that stays.

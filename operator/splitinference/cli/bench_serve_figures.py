@@ -58,10 +58,10 @@ class Percentiles(Strict):
 
 
 class Setup(Strict):
-    """One setup under one load: `unsplit` (transformers' generate in process) or `segments-N`, through the gateway."""
+    """One setup under one load: `unsplit` (transformers' generate in process), `segments-N` through the gateway, or `llama.cpp`."""
 
     name: str
-    segments: int = Field(description="0: unsplit, in process, without gateway")
+    segments: int = Field(description="0: not in segments: `unsplit`, in process, without gateway, or `llama.cpp`, its own server")
     clients: int
     prompt_tokens: int
     tokens_per_second: float = Field(description="median over the rounds; all clients together, prefill included")
