@@ -19,9 +19,14 @@ SHORT = 64  # tokens that may be wasted whatever the length
 ROOM_BYTES = 16 << 20  # most memory for pasts side by side; where more is needed, computing counts for more than what is shared
 
 
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """Values as sums over them are taken: float32 on CPUs; on GPUs, whose kernels see to that, as they are."""
+    return values.float() if values.device.type == "cpu" else values
+
+
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """What the blocks of one step share: float32 memory [2, sequences, groups, longest, width], and which of it is no one's past."""
+    """What the blocks of one step share: memory [2, sequences, groups, longest, width], and which of it is no one's past."""
 
     past: torch.Tensor
     first: tuple[int, ...]  # the first token that each sequence sees
@@ -40,18 +45,18 @@ class Together:
     def attend(self, block: int, query: torch.Tensor, written: torch.Tensor, *, scaling: float | None, window: int | None) -> torch.Tensor:
         """Write keys and values [2, groups, row, width] and attend. query [1, heads, row, width] → [sequences, heads, width]."""
         groups, width = written.shape[1], written.shape[3]
-        room = self._room(window, groups, width, query.device)
+        room = self._room(window, groups, width, query)
         for i, (span, first) in enumerate(zip(self._spans, room.first, strict=True)):
             buffer = span.entry.buffer[:, block]
             buffer[:, :, span.position] = written[:, :, span.start]
             room.past[:, i, :, : span.position + 1 - first] = buffer[:, :, first : span.position + 1]
         asked = query[0].index_select(1, self.rows.to(query.device)).transpose(0, 1)
         heads = asked.shape[1]
-        grouped = asked.reshape(len(self._spans), groups, heads // groups, width).float()
+        grouped = summed(asked.reshape(len(self._spans), groups, heads // groups, width))
         out = scaled_dot_product_attention(grouped, room.past[0], room.past[1], attn_mask=room.mask, scale=scaling)
         return out.reshape(len(self._spans), heads, width).to(query.dtype)
 
-    def _room(self, window: int | None, groups: int, width: int, device: torch.device) -> _Room:
+    def _room(self, window: int | None, groups: int, width: int, like: torch.Tensor) -> _Room:
         """Blocks with the same window see the same lengths, so they take turns in one room, and what is beyond a past stays zero."""
         if window not in self._rooms:
             totals = [span.position + 1 for span in self._spans]
@@ -61,8 +66,8 @@ class Together:
             mask = None
             if min(seen) < longest:
                 beyond = torch.arange(longest)[None] >= torch.tensor(seen)[:, None]
-                mask = torch.zeros(beyond.shape).masked_fill_(beyond, -torch.inf)[:, None, None].to(device)
-            past = torch.zeros(2, len(seen), groups, longest, width, device=device)
+                mask = summed(like.new_zeros(beyond.shape)).masked_fill_(beyond.to(like.device), -torch.inf)[:, None, None]
+            past = summed(like.new_zeros(2, len(seen), groups, longest, width))
             self._rooms[window] = _Room(past, first, mask)
         return self._rooms[window]
 
