@@ -6,9 +6,10 @@ from pathlib import Path
 
 KUBERNETES = "v1.34.4"  # 1.35 refuses cgroup v1 unless told otherwise
 KIND = "v0.33.0"
-HELM = "v4.3.1"
-COREDNS = "v1.14.7"
-ETCD = "v3.6.16"
+# these of the time of that Kubernetes: with its libraries, compiled once for all
+HELM = "v4.0.5"
+COREDNS = "v1.13.0"
+ETCD = "v3.6.5"
 KWOK = "v0.8.0"
 PUBLIC_NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
 PUBLIC_BASE = "docker.io/library/debian:trixie"

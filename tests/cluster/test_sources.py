@@ -58,7 +58,12 @@ def test_kubernetes_says_its_version_in_both_packages():
         assert f"-X {package}.gitVersion={versions.KUBERNETES}" in gobuild.KUBERNETES.ldflags
 
 
-@pytest.mark.parametrize("module", [module for module in gobuild.NODE if module.folder], ids=lambda module: module.name)
+def test_helm_knows_which_kubernetes_it_is_built_with():
+    assert "-X helm.sh/helm/v4/pkg/chart/common.k8sVersionMinor=34 " in gobuild.HELM.ldflags
+    assert gobuild.HELM.folder == gobuild.KUBERNETES.folder, "what they share is compiled once"
+
+
+@pytest.mark.parametrize("module", [module for module in (*gobuild.NODE, gobuild.HELM) if module.folder], ids=lambda module: module.name)
 def test_go_mod_asks_for_the_version_that_the_module_is_named_by(module: gobuild.Module):
     assert module.folder is not None
     text = (module.folder / "go.mod").read_text()

@@ -34,8 +34,8 @@ class Module:
     @property
     def key(self) -> str:
         sha = hashlib.sha256(repr((self.version, self.packages, self.ldflags)).encode())
-        for path in sorted(self.folder.iterdir()) if self.folder else ():
-            sha.update(path.name.encode() + path.read_bytes())
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()) if self.folder else ():
+            sha.update(str(path.relative_to(self.folder or path)).encode() + path.read_bytes())
         return f"{self.name}-{self.version}-{sha.hexdigest()[:10]}"
 
     def bin(self, cache: Path) -> Path:
@@ -45,9 +45,14 @@ class Module:
         return all((self.bin(cache) / program).exists() for program in self.programs)
 
 
+def _kubernetes_release() -> tuple[str, str]:
+    major, minor = versions.KUBERNETES.removeprefix("v").split(".")[:2]
+    return major, minor
+
+
 def _kubernetes_flags() -> str:
     """Without these the API server calls itself v0.0.0 and clients misbehave."""
-    major, minor = versions.KUBERNETES.removeprefix("v").split(".")[:2]
+    major, minor = _kubernetes_release()
     facts = {
         "gitVersion": versions.KUBERNETES,
         "gitMajor": major,
@@ -59,22 +64,34 @@ def _kubernetes_flags() -> str:
     return " ".join(["-s -w", *(f"-X {package}.{name}={value}" for package in packages for name, value in facts.items())])
 
 
+def _helm_flags() -> str:
+    """Without these Helm takes the cluster for Kubernetes 1.20 where it does not ask it, and charts that want a newer one are refused."""
+    major, minor = _kubernetes_release()
+    packages = ("pkg/chart/common.k8sVersion", "pkg/chart/v2/lint/rules.k8sVersion", "internal/version.kubeClientVersion")
+    facts = {f"{package}{part}": value for package in packages for part, value in (("Major", major), ("Minor", minor))}
+    facts["internal/version.version"] = versions.HELM
+    return " ".join(["-s -w", *(f"-X helm.sh/helm/v4/{name}={value}" for name, value in facts.items())])
+
+
 _COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubeadm", "kubectl")
+
+# One go.mod for all of these, so that what they share is compiled once: helm alone would take four times as long as after Kubernetes.
+_TOGETHER = HERE / "programs"
 
 KUBERNETES = Module(
     "kubernetes",
     versions.KUBERNETES,
     tuple(f"k8s.io/kubernetes/cmd/{name}" for name in _COMPONENTS),
     _COMPONENTS,
-    HERE / "kubernetes",
+    _TOGETHER,
     _kubernetes_flags(),
 )
-ETCD = Module("etcd", versions.ETCD, ("go.etcd.io/etcd/server/v3",), ("etcd",), HERE / "etcd")
-COREDNS = Module("coredns", versions.COREDNS, (".",), ("coredns",), HERE / "coredns")
+ETCD = Module("etcd", versions.ETCD, ("go.etcd.io/etcd/server/v3",), ("etcd",), _TOGETHER)
+COREDNS = Module("coredns", versions.COREDNS, ("./coredns",), ("coredns",), _TOGETHER)
 PAUSE = Module("pause", "1", (".",), ("pause",), HERE / "pause")
 KIND = Module("kind", versions.KIND, ("sigs.k8s.io/kind",), ("kind",))
 KWOK = Module("kwok", versions.KWOK, ("sigs.k8s.io/kwok/cmd/kwok",), ("kwok",))
-HELM = Module("helm", versions.HELM, ("helm.sh/helm/v4/cmd/helm",), ("helm",))
+HELM = Module("helm", versions.HELM, ("helm.sh/helm/v4/cmd/helm",), ("helm",), _TOGETHER, _helm_flags())
 
 NODE = (PAUSE, ETCD, COREDNS, KUBERNETES)
 _MINIMUM = (1, 26)
