@@ -1,8 +1,4 @@
-"""Running steps: one worker thread takes turns from a queue, runs the layers on each batch, and hands every result to its caller.
-
-The decode steps of a sequence that is alone here need no queue: they run on the thread that brings them, if it may wait. That saves waking
-the worker, which costs a third of a millisecond when the caches are full of weights.
-"""
+"""Running steps: one worker thread takes turns from a queue, runs the layers on each batch, and hands every result to its caller."""
 
 import threading
 import time
@@ -71,41 +67,21 @@ class Execution:
         self._free_since = 0.0
         self._waiting: list[Step] = []
         self._changed = threading.Condition()
-        self._busy = False
         self._stopping = False
-        self._set_up = threading.local()
         self._worker = threading.Thread(target=self._run, name="execution", daemon=True)
         self._worker.start()
 
-    def submit(self, step: Step, *, may_wait: bool = False) -> None:
-        """Queue a step; or run it at once, where `may_wait` says that this thread has nothing better to do.
-
-        Raises:
-            SegmentError: `overloaded`, too many wait.
-        """
+    def submit(self, step: Step) -> None:
+        """Queue a step. SegmentError `overloaded` when too many wait."""
         with self._changed:
-            if may_wait and step.decodes and not (self._busy or self._stopping or self._waiting) and self._gathering.alone(step.sequence):
-                self._busy = True
-            else:
-                self._queue(step)
-                return
-        try:
-            self._run_batch((step,))
-        finally:
-            with self._changed:
-                self._busy, self._free_since = False, time.monotonic()
-                if self._waiting or self._stopping:
-                    self._changed.notify_all()
-
-    def _queue(self, step: Step) -> None:
-        if len(self._waiting) >= MAX_WAITING or self._stopping:
-            raise SegmentError(protocol.OVERLOADED, f"{len(self._waiting)} steps wait, the limit is {MAX_WAITING}")
-        self._waiting.append(step)
-        if step.decodes:
-            self._gathering.came(step.sequence, step.received_at)
-        elif step.sequence:
-            self._gathering.ended(step.sequence)
-        self._changed.notify()
+            if len(self._waiting) >= MAX_WAITING or self._stopping:
+                raise SegmentError(protocol.OVERLOADED, f"{len(self._waiting)} steps wait, the limit is {MAX_WAITING}")
+            self._waiting.append(step)
+            if step.decodes:
+                self._gathering.came(step.sequence, step.received_at)
+            elif step.sequence:
+                self._gathering.ended(step.sequence)
+            self._changed.notify()
 
     def forget(self, sequence: str) -> None:
         """The sequence has ended: nobody waits for its next step."""
@@ -118,18 +94,17 @@ class Execution:
         with self._changed:
             self._stopping = True
             left, self._waiting = self._waiting, []
-            self._changed.notify_all()
+            self._changed.notify()
         for step in left:
             step.done(SegmentError(protocol.OVERLOADED, "the segment is stopping"))
         self._worker.join(timeout=10)
-        with self._changed:
-            self._changed.wait_for(lambda: not self._busy, timeout=10)
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # OpenMP keeps this number per thread, so it is set where the work is done
         passed = 0
         while True:
             with self._changed:
-                while (self._busy or not self._waiting) and not self._stopping:
+                while not self._waiting and not self._stopping:
                     self._changed.wait()
                 if self._stopping:
                     return
@@ -138,10 +113,8 @@ class Execution:
                     self._changed.wait(wait_s)
                     continue
                 self._waiting, passed = list(turn.rest), turn.passed
-                self._busy = True
             self._run_batch(turn.batch)
-            with self._changed:
-                self._busy, self._free_since = False, time.monotonic()
+            self._free_since = time.monotonic()
 
     def _gather_s(self, batch: Sequence[Step]) -> float:
         """How long the batch should still wait for others; 0: run it."""
@@ -162,9 +135,6 @@ class Execution:
             self._gathering.forget(ended)
 
     def _run_batch(self, steps: Sequence[Step]) -> None:
-        if not hasattr(self._set_up, "threads"):  # OpenMP keeps this number per thread, so it is set where the work is done
-            torch.set_num_threads(self._threads)
-            self._set_up.threads = self._threads
         begun: list[tuple[Step, KvEntry]] = []
         started = time.monotonic()
         for step in steps:

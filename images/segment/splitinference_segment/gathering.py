@@ -58,10 +58,6 @@ class Gathering:
         """A batch of decode steps took so long."""
         self._step_s = step_s if self._step_s is None else self._step_s + _NEW_STEP * (step_s - self._step_s)
 
-    def alone(self, sequence: str) -> bool:
-        """No other sequence decodes here."""
-        return len(self._sequences) <= 1 and self._sequences.keys() <= {sequence}
-
     def wait_s(self, waiting: Collection[str], since: float, now: float) -> float:
         """How long the steps of these sequences should at most wait for others; 0: run. `since`: when they could have run."""
         if self._step_s is None or not self._most_s or not waiting:

@@ -1,6 +1,5 @@
 """One segment at work: takes parsed requests, runs steps, forwards along the route, and answers. Knows nothing of Triton."""
 
-import functools
 import json
 import re
 import time
@@ -44,7 +43,7 @@ class Totals:
 
 
 class Segment:
-    """Layers, KV and hops of one segment. Answers come from the worker's, the wires' and gRPC's threads."""
+    """Layers, KV and hops of one segment. `handle` never blocks; answers come from the worker's and gRPC's threads."""
 
     def __init__(self, settings: Settings, layers: Layers | Stateless, meters: Counting) -> None:
         """Start the worker. Layers are already loaded."""
@@ -57,20 +56,16 @@ class Segment:
         self._transfer = KvTransfer(self.table, settings.model_name, first, layers.count, send=self._hops.send, meters=meters)
         self.links = Links(settings.node)
         self._totals = Totals()
-        waiting = functools.partial(self.handle, may_wait=True)  # a thread that reads one wire
-        self._wire = WireServer(settings.wire_port, settings.model_name, waiting) if settings.wire_port else None
+        self._wire = WireServer(settings.wire_port, settings.model_name, self.handle) if settings.wire_port else None
 
-    def handle(self, meta: bytes, data: torch.Tensor, send: Send, *, may_wait: bool = False) -> None:
-        """Answer one request by calling `send` once, now or later. `data` is uint8 and may be kept.
-
-        Does not block, but for the time of a decode step where `may_wait` says that the calling thread may.
-        """
+    def handle(self, meta: bytes, data: torch.Tensor, send: Send) -> None:
+        """Answer one request by calling `send` once, now or later. `data` is uint8 and may be kept."""
         received_at = time.monotonic()
         try:
             request = protocol.parse(meta)
             match request.op:
                 case "step":
-                    self._step(request, data, received_at, send, may_wait)
+                    self._step(request, data, received_at, send)
                 case "infer":
                     self._infer(request, data, received_at, send)
                 case "echo":
@@ -121,7 +116,7 @@ class Segment:
         self._meters.add("errors_total", 1, code=failure.code)
         send(protocol.error(failure, self._settings.segment), b"")
 
-    def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send, may_wait: bool) -> None:
+    def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
         self._check_route(request.route)
         values = self._values(request, data)
 
@@ -132,7 +127,7 @@ class Segment:
                 self._after_step(request, result, received_at, send)
                 self._count(request, values.shape[0], result)  # when the next stage has the step
 
-        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done), may_wait=may_wait)
+        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
 
     def _infer(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
         raise SegmentError(protocol.WRONG_SEGMENT, "this model's layers keep sequences: they take steps")

@@ -27,7 +27,7 @@ class TensorSegment(Segment):
     def _ended(self, sequence: str) -> None:
         """Nothing is kept between requests, so nobody is expected."""
 
-    def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send, may_wait: bool) -> None:
+    def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
         raise SegmentError(protocol.WRONG_SEGMENT, "this model keeps no sequences: its segments take `infer`")
 
     def _infer(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
