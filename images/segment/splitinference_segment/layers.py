@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from splitinference_segment import attention
 from splitinference_segment.attention import Row, Span
 from splitinference_segment.families import UNSTEADY_ROPE, Family, UnsupportedModelError, family_of
+from splitinference_segment.joining import can_join, join
 from splitinference_segment.kv import KvShape
 from splitinference_segment.packing import can_pack, packed, packed_bytes
 from splitinference_segment.weights import Weights, fill
@@ -72,6 +73,9 @@ class Layers:
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):
                 if tensor.is_meta:
                     raise UnsupportedModelError(f"{path}.{name} is neither in the files nor known to be computed")
+        if can_join(self.dtype, self.device):
+            for block in self.blocks:
+                join(block)
 
     @staticmethod
     def _ties(config: Any, family: Family) -> dict[str, tuple[str, ...]]:
