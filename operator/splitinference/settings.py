@@ -133,11 +133,11 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="Values older than this count as unknown. A minute: two scrapes of 30 s may fail."
     )
     link_max_age_seconds: float = Field(
-        default=300.0,
+        default=1800.0,
         gt=0,
         description=(
-            "The same for links: a probe comes round to each link as seldom as its budget makes it. "
-            "Five minutes: with the chart's budget every link of 80 nodes is measured so often."
+            "The same for links: a probe comes round to each link as seldom as its budget makes it, and without one a slow link that was "
+            "left is believed to be slow for so long. Half an hour: with the chart's budget a probe comes round to every link of 480 nodes."
         ),
     )
 

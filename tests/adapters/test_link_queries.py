@@ -1,13 +1,15 @@
 """The links' queries, evaluated by a real Prometheus: what segments and probes export → one value with its age for each link."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.controller.ports import Sample, Samples
 from splitinference.settings import Settings
-from tests.adapters.real_prometheus import serving_series
+from tests.adapters.real_prometheus import serving_samples, serving_series
 
 NAN = "NaN"
 
@@ -99,6 +101,22 @@ def test_the_shortest_fresh_round_trip_counts_and_none_is_too_short(metrics: Pro
         "both/x": 0.2,
         "zero/x": 0,
     }
+
+
+def test_what_a_segment_measured_outlives_it(tmp_path: Path):
+    """A link is left because it is slow; who measured that is deleted."""
+    now = time.time()
+    ended = now - 400  # no instant query looks back so far
+    lines = [f"{line} {ended:.3f}" for line in segment("thin", "x", "mbps", 1.5, age=3)]
+    lines += [f"{line} {ended:.3f}" for line in segment("thin-and-new", "x", "mbps", 1.5, age=3, to="s2")]
+    lines += [f"{line} {now - 2:.3f}" for line in segment("thin-and-new", "x", "mbps", 90, age=1, to="s3")]
+    lines += [f"{line} {now - 2000:.3f}" for line in segment("long-ago", "x", "mbps", 1.5, age=3)]
+    with serving_samples(sorted(lines), tmp_path) as url:
+        found = PrometheusMetrics(Settings(prometheus_url=url)).links_mbps()
+    assert found.problem == ""
+    assert {name: sample.value for name, sample in found.by_name.items()} == {"thin/x": 1.5, "thin-and-new/x": 90}
+    assert 400 <= found.by_name["thin/x"].age_seconds <= 450
+    assert found.by_name["thin-and-new/x"].age_seconds < 30
 
 
 def test_every_other_query_of_the_set_is_one_that_prometheus_understands(metrics: PrometheusMetrics):

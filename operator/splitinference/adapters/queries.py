@@ -14,9 +14,11 @@ Pods are cAdvisor's in both. The name of a node is its label `node` where there 
 Links are in both what segments see of their own traffic and what the link probes measure; both name the nodes in `source` and `target`, so
 it does not matter how they are scraped. Of the values that are fresh the best counts (the shortest round trip, the highest bandwidth),
 whoever measured it: all that disturbs a measurement makes a link look worse, and a link that is slow is slow for both. Where none is fresh,
-the newest does until it is too old: a probe comes round as seldom as its budget makes it.
+the newest does until it is too old: a probe comes round as seldom as its budget makes it. What a segment measured outlives it: a link is
+left because it is slow, and would be taken for fast again as soon as nobody is there who says so.
 """
 
+import math
 from dataclasses import dataclass
 
 from splitinference.settings import QuerySet
@@ -30,7 +32,8 @@ AGE = "age"
 class Query:
     """`value` and, by the same labels, `age` in seconds. Empty value: not to be had.
 
-    `{window}` stands for the range of slopes, `{fresh}` and `{keep}` for the seconds within which a link's value is fresh, or of any use.
+    `{window}` stands for the range of slopes, `{fresh}` and `{keep}` for the seconds within which a link's value is fresh, or of any use,
+    `{kept}` for the range of the latter.
     """
 
     value: str
@@ -41,6 +44,7 @@ class Query:
         """Both in one query, told apart by a label."""
         parts = (f'label_replace({text}, "{KIND_LABEL}", "{kind}", "", "")' for kind, text in ((VALUE, self.value), (AGE, self.age)))
         places = {"{window}": f"{window_seconds}s", "{fresh}": f"{fresh_seconds:g}", "{keep}": f"{keep_seconds:g}"}
+        places["{kept}"] = f"{math.ceil(keep_seconds)}s"
         whole = " or ".join(parts)
         for place, text in places.items():
             whole = whole.replace(place, text)
@@ -61,6 +65,7 @@ class Queries:
 _NODE = ("node",)
 _POD = ("namespace", "pod")
 _LINK = ("source", "target")
+_STEP = "15s"
 
 
 def own(value: str, by: tuple[str, ...]) -> Query:
@@ -99,11 +104,14 @@ _NO_NODE = Query(value="", age="", by=_NODE)
 
 def _link(figure: str, believed: str, best: str) -> Query:
     """`best` of the fresh values; where none is, the newest. Values for which `believed` does not hold, such as NaN, count as none."""
-    measures = [f"splitinference{by}_link_{figure}" for by in ("_segment", "")]
-    ages = [f"splitinference{by}_link_{figure.removesuffix('_ms')}_age_seconds" for by in ("_segment", "")]
-    values = " or ".join(f"{name} {believed}" for name in measures)
-    # As of now, not of the scrape.
-    since = " or ".join(f"({age} + time() - timestamp({age}) and {name} {believed})" for name, age in zip(measures, ages, strict=True))
+    measured, probed = f"splitinference_segment_link_{figure}", f"splitinference_link_{figure}"
+    age, probed_age = (f"{name.removesuffix('_ms')}_age_seconds" for name in (measured, probed))
+    measured = f"last_over_time({measured}[{{kept}}])"
+    # As of now, not of the scrape; of a segment that is gone, of its last scrape, as exactly as the steps of the subquery are.
+    now = f"{age} + time() - timestamp({age})"
+    gone = f"last_over_time({age}[{{kept}}]) + time() - max_over_time(timestamp({age})[{{kept}}:{_STEP}])"
+    values = f"{measured} {believed} or {probed} {believed}"
+    since = f"(({now} or {gone}) and {measured} {believed}) or ({probed_age} + time() - timestamp({probed_age}) and {probed} {believed})"
     newest = f"min by (source, target) (({since}) <= {{keep}})"
     fresh = f"{best} by (source, target) (({values}) and ({since}) <= {{fresh}})"
     last = f"{best} by (source, target) (({values}) and ({since}) == on (source, target) group_left () {newest})"
