@@ -74,7 +74,7 @@ def provide(settings: Settings, engine: Engine, progress: Progress, beside: Call
                 raise
             progress.say("the public images cannot be pulled: they are built from Debian packages and Go modules")
             supply = offline()
-    if supply.public or not _absent(settings, engine):
+    if supply.public or engine.has_image(supply.node_image):
         together([lambda: _build_tools(settings, progress), lambda: beside(base(settings, engine, progress))])
     else:
         _build(settings, engine, progress, beside)
@@ -85,12 +85,20 @@ def base(settings: Settings, engine: Engine, progress: Progress) -> str:
     """The base for our images, there to be built on."""
     parts = choose(settings, engine)
     if not engine.has_image(parts.base):
-        with progress.step("get the Debian base image"):
-            if parts.public:
+        if parts.public:
+            with progress.step("get the Debian base image"):
                 engine.docker("pull", parts.base)
-            else:
-                debian.build_debian(settings, engine)
+        else:
+            _build_base(settings, engine, progress)
     return parts.base
+
+
+def _build_base(settings: Settings, engine: Engine, progress: Progress) -> None:
+    if absent := packages.missing(("debootstrap", "unshare")):
+        with progress.step(f"install {', '.join(absent)}"):
+            packages.install(absent, settings.logs / "apt.log")
+    with progress.step("build the Debian base image"):
+        debian.build_debian(settings, engine)
 
 
 def missing(settings: Settings, engine: Engine | None, supply: Supply) -> tuple[list[gobuild.Module], bool]:
@@ -105,21 +113,8 @@ def missing(settings: Settings, engine: Engine | None, supply: Supply) -> tuple[
     return modules, not (has_node and has_base)
 
 
-def _absent(settings: Settings, engine: Engine) -> bool:
-    """Whether an image that is built here is not there."""
-    return missing(settings, engine, offline())[1]
-
-
 def _build(settings: Settings, engine: Engine, progress: Progress, beside: Callable[[str], object]) -> None:
-    """The images that are built here, and all programs."""
-    if absent := packages.missing(("debootstrap", "unshare")):
-        with progress.step(f"install {', '.join(absent)}"):
-            packages.install(absent, settings.logs / "apt.log")
-    if engine.has_image(nodeimage.tag()):
-        with progress.step("build the Debian base image"):
-            debian.build_debian(settings, engine)
-        together([lambda: _build_tools(settings, progress), lambda: beside(OFFLINE_BASE)])
-        return
+    """The node image and what it is made from, and all programs."""
     builder = gobuild.Builder.here(settings)
     kind_built = threading.Event()
     failed: list[BaseException] = []
@@ -138,8 +133,7 @@ def _build(settings: Settings, engine: Engine, progress: Progress, beside: Calla
             kind_built.set()
 
     def images_beside() -> None:
-        with progress.step("build the Debian base image"):
-            debian.build_debian(settings, engine)
+        _build_base(settings, engine, progress)
         beside(OFFLINE_BASE)
         kind_built.wait()
         if not failed:
@@ -164,7 +158,6 @@ def _build(settings: Settings, engine: Engine, progress: Progress, beside: Calla
 
     together([node_image, helm])
     builder.clean()
-    _build_tools(settings, progress)
 
 
 def _build_tools(settings: Settings, progress: Progress) -> None:
