@@ -33,6 +33,9 @@ data-plane: install ## tests of gateway and segments inside their images; an eng
 e2e: install ## tests on a kind cluster, which they start and remove
 	@.venv/bin/pytest tests/integration e2e -m "cluster and not long"
 
+disturbances: install ## two busy nodes, killed processes, no Prometheus, under load on a kind cluster: what CI runs besides what `make test` plays
+	@.venv/bin/pytest -m "cluster" $(foreach test,two_busy_nodes_lead_to_new_cuts killed_processes_come_back without_prometheus_it_serves_and_nothing_moves,"e2e/test_adaptation.py::test_$(test)[steady]")
+
 e2e-long: install ## every disturbance under steady and bursty load, links, a soak; figures to docs/reference/adaptation-results.md
 	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_links.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind
 
@@ -51,10 +54,10 @@ bench-operator: install ## the operator's time, memory and API requests with pre
 prepare: install ## what a cluster and the images are made of, into the cache
 	@$(PY) -m e2e.cluster --name splitinference-test prepare
 
-test: check prepare unit data-plane e2e ## everything, as CI runs it
+test: check prepare unit data-plane e2e ## every check, each disturbance that is quick to play
 
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: help install prepare demo demo-down check unit e2e e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: help install prepare demo demo-down check unit e2e disturbances e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

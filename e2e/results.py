@@ -15,6 +15,7 @@ from e2e.stack import ROOT
 ROWS = ROOT / "docs/reference/adaptation-results.json"
 PAGE = ROOT / "docs/reference/adaptation-results.md"
 BEGIN, END = "<!-- the table is written by `make e2e-long` -->", "<!-- end of the table -->"
+GAPS = ("usual_gap_seconds", "disturbed_gap_seconds", "moving_gap_seconds", "longest_gap_seconds", "longest_wait_seconds")
 
 
 def keep(outcome: Outcome, rows_file: Path = ROWS, page: Path = PAGE) -> None:
@@ -31,12 +32,13 @@ def keep(outcome: Outcome, rows_file: Path = ROWS, page: Path = PAGE) -> None:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, a row each scenario and load."""
     head = ["scenario", "load", "requests", "failed", "moves", "why", "decided (s)", "whole again (s)", "gap p99 before (s)"]
-    head += ["longest gap (s)", "longest wait (s)", "no further move for (s)", "day, commit"]
-    lines = [head, ["---"] * 2 + ["---:"] * 3 + ["---"] + ["---:"] * 6 + ["---"]]
+    head += ["p99 disturbed (s)", "longest of the move (s)", "longest gap (s)", "longest wait (s)", "no further move for (s)"]
+    head += ["day, commit"]
+    lines = [head, ["---"] * 2 + ["---:"] * 3 + ["---"] + ["---:"] * 8 + ["---"]]
     for row in rows:
         figures = [row["requests"], row["failed"], row["moves"], row["reason"] or "–", _seconds(row["decided_seconds"])]
         figures += [_seconds(row["settled_seconds"])]
-        figures += [f"{row[name]:.2f}" for name in ("usual_gap_seconds", "longest_gap_seconds", "longest_wait_seconds")]
+        figures += [_hundredths(row.get(name)) for name in GAPS]
         quiet = f"{row['quiet_seconds']:.0f}" if row["quiet_seconds"] else "–"
         lines.append([row["scenario"], row["load"], *map(str, figures), quiet, f"{row['day']}, {row['commit']}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -44,6 +46,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}"
+
+
+def _hundredths(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def commit() -> str:

@@ -20,7 +20,11 @@ Placement = tuple[tuple[int, int, str], ...]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a disturbance. Times are seconds after it began; None: it did not come to that."""
+    """What came of a disturbance. Times are seconds after it began; None: it did not come to that.
+
+    Gaps are from one token of an answer to the next: `usual` is the 99th percentile before the disturbance, `disturbed` that from there to
+    the decision, `moving` the longest one from the decision until nothing was under way.
+    """
 
     scenario: str
     load: str
@@ -31,6 +35,8 @@ class Outcome:
     decided_seconds: float | None
     settled_seconds: float | None
     usual_gap_seconds: float
+    disturbed_gap_seconds: float | None
+    moving_gap_seconds: float | None
     longest_gap_seconds: float
     longest_wait_seconds: float
     quiet_seconds: float
@@ -108,6 +114,8 @@ class Scene:
         decision, report = self.decision(), self.traffic.report()
         during = report.within(self.begun, float("inf"))
         decided = (datetime.fromisoformat(decision["time"]) - self.since).total_seconds() if decision else None
+        decided_at = self.begun if decided is None else self.begun + decided
+        moved = decided is not None and self.settled_at is not None
         return Outcome(
             scenario=scenario,
             load=self.traffic.load.name,
@@ -118,6 +126,8 @@ class Scene:
             decided_seconds=None if decided is None else max(0.0, decided),
             settled_seconds=None if self.settled_at is None else self.settled_at - self.begun,
             usual_gap_seconds=report.within(0.0, self.begun).gap_percentile(0.99),
+            disturbed_gap_seconds=report.gap_percentile(0.99, self.begun, decided_at) if moved else None,
+            moving_gap_seconds=report.gap_percentile(1.0, decided_at, self.settled_at or decided_at) if moved else None,
             longest_gap_seconds=during.longest_gap,
             longest_wait_seconds=during.longest_wait,
             quiet_seconds=self.quiet_seconds,

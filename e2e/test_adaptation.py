@@ -1,7 +1,8 @@
 """Disturbances on the real cluster under load: each is answered, by one move at most, no request fails, and clients only wait.
 
-`make test` runs the short ones. `make e2e-long` runs all, watches for five minutes after a move that nothing moves again, and keeps the
-figures in docs/reference/adaptation-results.md. `E2E_QUIET_SECONDS` is another while to watch.
+`make test` runs the shortest of them, `make disturbances` those with two busy nodes, killed processes and no Prometheus. `make e2e-long`
+runs all, under steady and bursty load, watches for five minutes after each that nothing moves (again), and keeps the figures in
+docs/reference/adaptation-results.md. `E2E_QUIET_SECONDS` is another while to watch.
 """
 
 import json
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.cluster
 LONG = os.environ.get("E2E_LONG") == "1"
 QUIET_SECONDS = float(os.environ.get("E2E_QUIET_SECONDS", "300")) if LONG else 0.0
 LOADS = [pytest.param(load, marks=pytest.mark.long) for load in (STEADY, BURSTY)]
+both_loads = pytest.mark.parametrize("load", LOADS, ids=str)
 ROOMY_MIB = 2000
 LINK_MBIT = 100.0
 Play = Callable[..., AbstractContextManager[Scene]]
@@ -48,7 +50,7 @@ def play(serving: Cluster) -> Play:
     return playing
 
 
-@pytest.mark.parametrize("load", LOADS, ids=str)
+@both_loads
 def test_others_take_the_cpu_of_a_node(serving: Cluster, play: Play, load: Load) -> None:
     with play("a: CPU taken by others on one node", load) as scene:
         busy = scene.inner_node()
@@ -58,25 +60,26 @@ def test_others_take_the_cpu_of_a_node(serving: Cluster, play: Play, load: Load)
     assert scene.moves() == 1
 
 
-@pytest.mark.long
-def test_killed_processes_come_back(serving: Cluster, play: Play) -> None:
+@both_loads
+def test_killed_processes_come_back(serving: Cluster, play: Play, load: Load) -> None:
     """Triton in one pod and the Python stub in another, at once: the segments serve again where they were, and the plan stays."""
-    with play("e: tritonserver killed in one pod, the Python stub in another", STEADY, moves=0) as scene:
+    with play("e: tritonserver killed in one pod, the Python stub in another", load, moves=0) as scene:
         before = scene.found()
         for stage, program in ((1, "tritonserver"), (2, "triton_python_backend_stub")):
             serving.kill(before["status"]["plan"]["segments"][stage]["name"], program)
         stack.until(lambda: not stack.settled(scene.found()), 30, "the dead processes are noticed")
         scene.settles(lambda placed: placed == stack.placement(before), 120, "the segments serve again")
+        scene.stays(QUIET_SECONDS)
 
 
-@pytest.mark.long
-def test_without_prometheus_it_serves_and_nothing_moves(serving: Cluster, play: Play) -> None:
-    with play("h: Prometheus is down, and a node busy", STEADY, moves=0) as scene:
+@both_loads
+def test_without_prometheus_it_serves_and_nothing_moves(serving: Cluster, play: Play, load: Load) -> None:
+    with play("h: Prometheus is down, and a node busy", load, moves=0) as scene:
         serving.prometheus(running=False)
         try:
             with burning(serving, scene.inner_node()):
                 stack.until(lambda: metrics(serving) == "False", 60, "a condition says that metrics are missing")
-                scene.stays(20)
+                scene.stays(max(20.0, QUIET_SECONDS))
         finally:
             serving.prometheus(running=True)
         stack.until(lambda: metrics(serving) == "True", 60, "the condition says that metrics are there again")
@@ -90,11 +93,12 @@ def test_a_node_that_dies_is_replaced(serving: Cluster, play: Play, load: Load) 
         try:
             scene.leaves(gone, seconds=120)
             scene.answers()
+            scene.stays(QUIET_SECONDS)
         finally:
             serving.start(gone)
 
 
-@pytest.mark.parametrize("load", LOADS, ids=str)
+@both_loads
 def test_a_link_that_gets_thin_is_avoided(serving: Cluster, play: Play, load: Load) -> None:
     with links(serving, LINK_MBIT), play("c: a link slowed to a hundredth", load) as scene:
         slow = scene.inner_node()
@@ -120,9 +124,9 @@ def links(cluster: Cluster, mbit: float) -> Iterator[None]:
         widths(None, LINK_MBPS)
 
 
-@pytest.mark.long
-def test_noise_around_the_threshold_moves_at_most_once(serving: Cluster, play: Play) -> None:
-    with play("g: load that oscillates around the threshold", STEADY) as scene:
+@both_loads
+def test_noise_around_the_threshold_moves_at_most_once(serving: Cluster, play: Play, load: Load) -> None:
+    with play("g: load that oscillates around the threshold", load) as scene:
         busy = scene.inner_node()
         try:
             serving.burn(busy, pulse_seconds=8)
@@ -131,7 +135,7 @@ def test_noise_around_the_threshold_moves_at_most_once(serving: Cluster, play: P
             serving.stop_burning(busy)
 
 
-@pytest.mark.parametrize("load", LOADS, ids=str)
+@both_loads
 def test_trust_withdrawn_takes_the_sensitive_layers_away(serving: Cluster, play: Play, load: Load) -> None:
     """The node of the gateway stays trusted; a spare node is there that is."""
     before = stack.placement(stack.resource(serving, NAME))
@@ -144,6 +148,7 @@ def test_trust_withdrawn_takes_the_sensitive_layers_away(serving: Cluster, play:
             with trusted(serving, left, yes=False):
                 scene.settles(lambda placed: left not in {placed[0][2], placed[-1][2]}, 120, f"neither first nor last layer on {left}")
                 assert scene.decision()["reason"] == "PrivacyChanged"
+                scene.stays(QUIET_SECONDS)
     finally:
         stack.until(lambda: stack.settled(stack.resource(serving, NAME)), 120, "settled with the labels as they were")
 
@@ -174,7 +179,7 @@ def resize(cluster: Cluster, sizes: dict[str, int]) -> None:
     together([lambda node=node, mib=mib: cluster.memory(node, mib) for node, mib in sizes.items()])  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("load", LOADS, ids=str)
+@both_loads
 def test_two_busy_nodes_lead_to_new_cuts(roomy: Cluster, play: Play, load: Load) -> None:
     with play("b: two nodes busy at once", load) as scene:
         before = scene.placement()

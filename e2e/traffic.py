@@ -55,9 +55,15 @@ class Report:
         firsts = (r.tokens_at[0] - r.started for r in self.requests if r.tokens_at)
         return max((self.longest_gap, *firsts))
 
-    def gap_percentile(self, share: float) -> float:
-        """The gap that `share` (0..1) of all gaps do not exceed, in seconds."""
-        gaps = sorted(g for r in self.requests for g in r.gaps)
+    def gap_percentile(self, share: float, start: float = 0.0, end: float = float("inf")) -> float:
+        """The gap that `share` (0..1) of all gaps do not exceed, in seconds; of those that were open at some moment of [start, end)."""
+        open_then = (
+            later - token
+            for request in self.requests
+            for token, later in zip(request.tokens_at, request.tokens_at[1:], strict=False)
+            if token < end and later >= start
+        )
+        gaps = sorted(open_then)
         return gaps[min(len(gaps) - 1, int(share * len(gaps)))] if gaps else 0.0
 
     def within(self, start: float, end: float) -> "Report":

@@ -17,6 +17,8 @@ MOVED = Outcome(
     decided_seconds=21.4,
     settled_seconds=40.2,
     usual_gap_seconds=0.31,
+    disturbed_gap_seconds=0.6,
+    moving_gap_seconds=0.5,
     longest_gap_seconds=0.75,
     longest_wait_seconds=1.5,
     quiet_seconds=300.0,
@@ -24,9 +26,10 @@ MOVED = Outcome(
 
 
 def test_what_did_not_happen_is_a_dash():
-    still = replace(MOVED, moves=0, reason="", decided_seconds=None, settled_seconds=None, quiet_seconds=0.0)
+    still = replace(MOVED, moves=0, reason="", decided_seconds=None, settled_seconds=None, moving_gap_seconds=None, quiet_seconds=0.0)
     row = {**vars(still), "day": "2026-01-01", "commit": "abc"}
-    assert table([row]).splitlines()[-1] == "| a: busy | steady | 12 | 0 | 0 | – | – | – | 0.31 | 0.75 | 1.50 | – | 2026-01-01, abc |"
+    shown = "| a: busy | steady | 12 | 0 | 0 | – | – | – | 0.31 | 0.60 | – | 0.75 | 1.50 | – | 2026-01-01, abc |"
+    assert table([row]).splitlines()[-1] == shown
 
 
 def test_the_last_outcome_of_a_scenario_under_a_load_is_the_one_that_is_kept(tmp_path: Path):

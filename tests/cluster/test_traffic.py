@@ -23,6 +23,14 @@ def test_a_wait_for_the_first_token_is_a_wait_but_no_gap():
     assert (report.longest_gap, report.longest_wait) == (2, 9)
 
 
+def test_gaps_of_a_while_are_those_open_in_it():
+    report = Report((a_request(0, 1, 2, 12, 13),))
+    assert report.gap_percentile(1.0) == 10
+    assert report.gap_percentile(1.0, 5, 6) == 10
+    assert report.gap_percentile(1.0, 12.5) == 1
+    assert report.gap_percentile(1.0, 20) == 0
+
+
 def test_a_request_belongs_to_every_while_in_which_it_was_under_way():
     long, short = a_request(0, 1, 50), a_request(20, 21)
     report = Report((long, short))

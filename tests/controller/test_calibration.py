@@ -98,6 +98,17 @@ def test_too_few_steps_teach_nothing(steps: int | None) -> None:
     assert windows(5, serving({"s0": 99.0, "s1": 99.0}, steps=steps), problem).as_status() == {}
 
 
+def test_a_stage_that_hardly_computes_says_nothing_of_its_node() -> None:
+    """What a step costs whatever its layers, 0.25 ms, would be called a node 50 times as slow as it is."""
+    profile = a_profile()
+    small = [layer.model_copy(update={"flops_per_token": 2.5e5}) for layer in profile.layers[:2]]
+    light = profile.model_copy(update={"layers": (*small, *profile.layers[2:])})
+    problem = a_problem(*nodes(), profile=light)
+    known = windows(5, serving({"s0": 0.25, "s1": 3 * compute_ms(problem)["s1"]}), problem)
+    assert factors(known) == {"b": pytest.approx(3.0)}
+    assert set(known.stages) == {"s1"}
+
+
 def test_a_new_route_begins_a_new_window() -> None:
     problem = a_problem(*nodes())
     begun, _ = compare(Calibration(), slower(3.0, problem), problem, NOW)

@@ -25,6 +25,8 @@ from splitinference.core.value import Value
 
 LEAST_STEPS = 20
 """A window with fewer decode steps of a stage is not learned from: its median is chance."""
+LEAST_MS = 1.0
+"""Of a stage predicted to compute less (an embedding alone, say) what is observed is what any step costs, not how fast the node is."""
 MOST_USED = 0.7
 """Where others use more of a node, nothing is learned of it: a small error in what they use would be a large one in the factor."""
 STEADY = 1.25
@@ -148,7 +150,7 @@ def _closed(known: Calibration, window: Window, seen: Mapping[str, tuple[Stage, 
     observed: list[Observed] = []
     for name, (stage, milliseconds) in sorted(seen.items()):
         without, predicted = _compute_ms(plain, stage), _compute_ms(with_factors, stage)
-        if without is None or predicted is None or stage.node not in means:
+        if without is None or predicted is None or without < LEAST_MS or stage.node not in means:
             continue
         times = {"observed_ms": milliseconds, "predicted_ms": predicted, "uncalibrated_ms": without}
         stages[name] = StageError(node=stage.node, **{key: round(value, 3) for key, value in times.items()})
