@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from splitinference_gateway.chain import RESUMED
 from splitinference_gateway.handover import Speeds, copy_is_quicker, copy_seconds, newcomers
 from splitinference_gateway.route import Hop
 from splitinference_gateway.steps import Pulled
@@ -70,6 +71,11 @@ async def fallbacks(world: Serving, reason: str) -> float:
     return await world.metric(f'splitinference_gateway_handover_fallbacks_total{{reason="{reason}"}}')
 
 
+async def paused(world: Serving) -> dict[str, float]:
+    """How many waits for a token there were in which a sequence came onto another route, by how it did."""
+    return {by: await world.metric(f'splitinference_gateway_pause_seconds_count{{by="{by}"}}') for by in RESUMED}
+
+
 async def moved(world: Serving, old: list[ToySegment], new: list[ToySegment], tokens: int, drain_seconds: float = 0.3) -> str:
     """The text of a sequence during which the route changes."""
     world.route(old, revision="r2")
@@ -102,6 +108,7 @@ async def test_a_sequence_takes_its_kv_along_and_no_token_is_run_again(tmp_path:
         assert await world.metric('splitinference_gateway_replays_total{reason="superseded"}') == 0
         assert await world.metric("splitinference_gateway_handover_bytes_total") == 1000 * (sum(c.pulled) + sum(d.pulled)) > 0
         assert await world.metric("splitinference_gateway_handover_pause_seconds_count") == 1
+        assert await paused(world) == {"handover": 1, "replay": 0, "mending": 0}
         assert c.counts["step"] > 50
         assert max(c.chunks) == 1  # it never saw the prompt
         assert len(c.pulled) >= 2  # ahead, and what was left
@@ -144,6 +151,7 @@ async def test_a_pull_that_fails_is_replaced_by_replay(code: str, tmp_path: Path
         assert await fallbacks(world, code) == 1
         assert await world.metric('splitinference_gateway_replays_total{reason="superseded"}') == 1
         assert await world.metric("splitinference_gateway_handovers_total") == 0
+        assert await paused(world) == {"handover": 0, "replay": 1, "mending": 0}
         await world.idle()
 
 
@@ -214,5 +222,6 @@ async def test_a_stage_that_dies_during_the_copy_is_mended_by_replay(tmp_path: P
         await holds_a_sequence(c)
         await b.die()
         assert await moving == text(200)
+        assert await paused(world) == {"handover": 0, "replay": 0, "mending": 1}
         await b.start()  # with nothing: as a stage that was killed
         await world.idle()

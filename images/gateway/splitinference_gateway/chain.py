@@ -24,6 +24,11 @@ from splitinference_gateway.steps import Answer, Sampling, StepClient, StepError
 
 SUPERSEDED = "superseded"
 NO_ROUTE = "no_route"
+HANDOVER = "handover"
+REPLAY = "replay"
+MENDING = "mending"
+RESUMED = (HANDOVER, REPLAY, MENDING)
+"""How a sequence went on along another route, the worst last: with its KV, by running its tokens again, or so because something broke."""
 _RELEASE_SECONDS = 5.0
 _SHORTEST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0
@@ -121,13 +126,17 @@ class Chain:
         handover = self.handovers.of(name)
         names = () if client is None else self.prefixes.names(prompt, client)
         reused = 0
+        resumed = ""  # since the last token
         try:
             while True:
                 try:
                     if lease is not None and not reason:
-                        lease = await handover.follow(lease, held)
+                        before, lease = lease, await handover.follow(lease, held)
+                        resumed = resumed or (HANDOVER if lease is not before else "")
                     if lease is None or reason or lease.expired:
                         first = lease is None
+                        if not first:
+                            resumed = MENDING if reason or resumed == MENDING else REPLAY
                         lease = self._move(lease, name, reason or SUPERSEDED, len(tokens))
                         held = reused = self.prefixes.held(lease.pipeline, names, len(tokens)) if first else 0
                         reason = ""
@@ -179,7 +188,8 @@ class Chain:
                 self.failing.worked(lease.pipeline)
                 mending.progress()
                 tokens.append(answer.token)
-                yield replace(answer, revision=lease.route.revision)
+                yield replace(answer, revision=lease.route.revision, resumed=resumed)
+                resumed = ""
         finally:
             handover.abandon()
             if lease is not None:

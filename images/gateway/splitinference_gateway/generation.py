@@ -131,6 +131,8 @@ class Generator:
                 else:
                     metrics.output_token.labels(answer.revision).observe(now - before)
                     observed.gap(now - before)
+                    if answer.resumed:
+                        metrics.paused(answer.resumed, now - before)
                 before = now
                 completion.inc()
                 piece = assembly.add(answer)

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 _MOST_REVISIONS = 8
 _FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 13, 20, 30, 60)
 _TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
+_PAUSE_BUCKETS = tuple(round(0.005 * 10 ** (step / 8), 4) for step in range(34))  # 5 ms to a minute, each a third longer
 
 
 class Metrics:
@@ -52,6 +53,17 @@ class Metrics:
             buckets=_TOKEN_BUCKETS,
             registry=self.registry,
         )
+        self.pause = Histogram(
+            f"{prefix}pause_seconds",
+            "Time between two tokens of a sequence that went on along another route meanwhile, by how it did.",
+            ["by"],
+            buckets=_PAUSE_BUCKETS,
+            registry=self.registry,
+        )
+        self.longest_pause = Gauge(
+            f"{prefix}longest_pause_seconds", "Longest such time since the gateway started.", ["by"], registry=self.registry
+        )
+        self._longest_pause: dict[str, float] = {}
         self.reused_tokens = Counter(
             f"{prefix}prefix_reused_tokens", "Tokens of prompts whose KV was there from an earlier sequence.", registry=self.registry
         )
@@ -68,6 +80,12 @@ class Metrics:
         )
         self.wires = Gauge(f"{prefix}wires", "First stages that are reached by the wire; the others by gRPC.", registry=self.registry)
         self.route_errors = Counter(f"{prefix}route_errors", "Route documents that could not be read.", registry=self.registry)
+
+    def paused(self, by: str, seconds: float) -> None:
+        """A reader waited so long for a token because its sequence was brought onto another route."""
+        self.pause.labels(by).observe(seconds)
+        self._longest_pause[by] = max(seconds, self._longest_pause.get(by, 0.0))
+        self.longest_pause.labels(by).set(self._longest_pause[by])
 
     def keep_revisions(self, known: Collection[str]) -> None:
         """Revisions come and go: series of those that no route has are dropped, but for the last few, which may not have been scraped."""

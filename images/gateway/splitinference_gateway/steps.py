@@ -49,6 +49,7 @@ class Answer:
     seconds: float
     outputs: tuple[Output, ...] = ()
     revision: str = ""  # of the plan whose route was taken
+    resumed: str = ""  # how the sequence was brought onto that route since the token before: one of chain.RESUMED; empty: it was there
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """`python -m tests.gateway.soak --seconds N`: exit 0 and one line of figures when nothing failed and nothing leaked.
 
 Runs in images/gateway/Dockerfile.test. Figures: `memory_mib_per_hour` is the least-squares slope of private memory after the warm-up, of
-the gateway and of the segments that were never killed.
+the gateway and of the segments that were never killed. `pauses`: the time between two tokens of a sequence that went on along another
+route meanwhile, with its KV (handover), by running its tokens again (replay), or so because something had broken (mending).
 """
 
 import argparse
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from tests.gateway.soak import faults, leaks
 from tests.gateway.soak.leaks import MIB, Series
 from tests.gateway.soak.load import Load
+from tests.gateway.soak.pauses import pauses
 from tests.gateway.soak.world import MODEL, World, world
 
 CLIENTS = 5
@@ -152,6 +154,7 @@ async def soak(here: World, seconds: float, seed: int) -> tuple[dict[str, Any], 
         "stuck": counts["stuck"],
         "cutovers": counts["cutovers"],
         **{name: int(here.counted(f"{name}_total")) for name in ("handovers", "handover_fallbacks", "replays")},
+        "pauses": {by: asdict(seen) for by, seen in pauses(here.metrics()).items()},
         "longest_gap_s": round(load.longest_gap, 2),
         "memory_mib": {name: round(one.samples[-1].memory_bytes / MIB, 1) for name, one in series.items() if one.samples},
         "memory_mib_per_hour": {name: round(one.slope * 3600 / MIB, 1) for name, one in series.items()},

@@ -71,10 +71,14 @@ class World:
 
     def counted(self, name: str) -> float:
         """A metric of the gateway, summed over its labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
-            lines = answer.read().decode().splitlines()
+        lines = self.metrics().splitlines()
         full = f"splitinference_gateway_{name}"
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{full} ", f"{full}{{")))
+
+    def metrics(self) -> str:
+        """All metrics of the gateway."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+            return str(answer.read().decode())
 
     def told(self) -> Any:
         """The gateway's internal routes document."""
