@@ -1,4 +1,4 @@
-"""Sending to the next segment: its name checked and resolved, one lasting wire or gRPC channel per peer, answers by callback."""
+"""Sending to the next segment: its name checked and resolved, over a lasting wire or a gRPC channel, answers by callback."""
 
 import logging
 import threading
@@ -7,26 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
+from splitinference_segment.channels import Channels
 from splitinference_segment.protocol import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, Hop, SegmentError, answered, question
 from splitinference_segment.settings import DNS_LABEL, Settings
 from splitinference_segment.wire import WireError
 from splitinference_segment.wire_client import Wire
 
-# Triton is started with a server side that allows these pings (see serve.py).
-CHANNEL_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    # so long may one try to connect take: on a fraction of a core, which may have to wait 100 ms for its turn, less never succeeds
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
 GRACE_S = 0.25  # the next segment answers "deadline exceeded" itself, with its name; only its silence ends the call here
 WIRE_AGAIN_S = 5.0  # a peer without a wire, such as one of an older image, is asked again so often
 _log = logging.getLogger(__name__)
@@ -48,13 +36,12 @@ def address_of(name: str, settings: Settings) -> str:
 
 
 class Hops:
-    """Channels to peers, made when first needed and kept."""
+    """Ways to peers, made when first needed and kept."""
 
     def __init__(self, settings: Settings) -> None:
         """Nothing is opened yet."""
         self._settings = settings
-        self._stubs: dict[str, service_pb2_grpc.GRPCInferenceServiceStub] = {}
-        self._channels: dict[str, grpc.Channel] = {}
+        self._channels = Channels(lambda name: address_of(name, settings))
         self._wires: dict[Hop, Wire] = {}
         self._tried: dict[Hop, float] = {}
         self._closed = False
@@ -86,8 +73,7 @@ class Hops:
     def send(self, hop: Hop, meta: bytes, data: bytes, timeout_s: float, done: Callable[[Reply | SegmentError], None]) -> None:
         """Send by gRPC without waiting; `done` is called once, on a thread of gRPC, with the answer or why there is none."""
         request = infer_request(hop.model, meta, data)
-        future = self._stub(hop.segment).ModelInfer.future(request, timeout=timeout_s + GRACE_S)
-        future.add_done_callback(lambda call: done(self._reply(hop, call)))
+        self._channels.infer(hop.segment, request, timeout_s + GRACE_S, lambda call: done(self._reply(hop, call)))
 
     @property
     def wires(self) -> int:
@@ -100,9 +86,7 @@ class Hops:
         with self._lock:
             self._closed = True
             wires, self._wires = self._wires, {}
-            for channel in self._channels.values():
-                channel.close()
-            self._channels, self._stubs = {}, {}
+        self._channels.close()
         for wire in wires.values():
             wire.close()
 
@@ -142,13 +126,6 @@ class Hops:
         for unused in (wire if closed else None, old):
             if unused is not None:
                 unused.close()
-
-    def _stub(self, name: str) -> service_pb2_grpc.GRPCInferenceServiceStub:
-        with self._lock:
-            if name not in self._stubs:
-                self._channels[name] = grpc.insecure_channel(address_of(name, self._settings), options=CHANNEL_OPTIONS)
-                self._stubs[name] = service_pb2_grpc.GRPCInferenceServiceStub(self._channels[name])
-            return self._stubs[name]
 
     @staticmethod
     def _reply(hop: Hop, call: Any) -> Reply | SegmentError:
