@@ -6,12 +6,15 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
+import yaml
 
 from splitinference.cli.main import main
 from splitinference.cli.schemas import schemas
 from splitinference.core.cluster import Snapshot
 from splitinference.core.problem import Constraints, Goal, Objective, Problem, Workload
+from splitinference.core.profile import LinkEncoding
 from tests.core.planner_problems import a_node, a_profile
+from tests.core.test_link_encoding import over_a_thin_link
 
 ROOT = Path(__file__).parents[2]
 RESOURCE = """
@@ -151,6 +154,25 @@ def test_a_resource_is_planned_on_a_snapshot_and_on_what_kubectl_prints(tmp_path
     for cluster, where in ((ours, "n0"), (theirs, "worker")):
         assert main(["plan", "-f", str(resource), "--profile", str(profile), "--cluster", str(cluster)]) == 0
         assert where in capsys.readouterr().out
+
+
+def test_a_resource_whose_links_carry_eight_bits_is_planned_with_the_bytes_that_travel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = over_a_thin_link(LinkEncoding.PLAIN)
+    profile, cluster = tmp_path / "profile.json", tmp_path / "snapshot.json"
+    profile.write_text(problem.profile.model_dump_json())
+    cluster.write_text(problem.snapshot.model_dump_json())
+    found = []
+    for encoding in ("Plain", "Int8"):
+        spec = {**yaml.safe_load(RESOURCE)["spec"], "segments": {"linkEncoding": encoding}}
+        spec["privacy"] = {"rules": [{"layers": "first", "nodeLabels": {"text": "yes"}}]}
+        resource = tmp_path / f"{encoding}.yaml"
+        resource.write_text(json.dumps({**yaml.safe_load(RESOURCE), "spec": spec}))
+        assert main(["plan", "-f", str(resource), "--profile", str(profile), "--cluster", str(cluster), "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)["plan"]
+        found.append([segment["node"] for segment in plan["pipelines"][0]["segments"]])
+    assert found == [["near"], ["near", "far"]]
 
 
 def test_no_cluster_to_ask_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

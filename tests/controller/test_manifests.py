@@ -24,18 +24,23 @@ def a_resource(name: str = "chat", **spec: Any) -> dict[str, Any]:
     }
 
 
-def a_profile(layers: int = 32, digest: str = "9f8e7d6c5b4a") -> Profile:
-    return Profile(
-        model="m",
-        digest=digest,
-        dtype="bfloat16",
-        layers=tuple(Layer(index=i, name=str(i), weight_bytes=1, flops_per_token=1, boundary_bytes_per_token=1) for i in range(layers)),
-    )
+def a_profile(layers: int = 32, digest: str = "9f8e7d6c5b4a", width: int | None = None) -> Profile:
+    given: dict[str, Any] = {"weight_bytes": 1, "flops_per_token": 1, "boundary_bytes_per_token": 1, "boundary_values_per_token": width}
+    found = tuple(Layer(index=i, name=str(i), **given) for i in range(layers))
+    return Profile(model="m", digest=digest, dtype="bfloat16", layers=found)
 
 
-def build(resource: dict[str, Any] | None = None, settings: Settings | None = None, node: str = "node-a", memory: int = 700 * MIB) -> Any:
-    builder = Manifests(settings or Settings())
-    return builder.segment(resource or a_resource(), a_profile(), Segment(start=12, end=22, node=node), memory, 90 * MIB)
+def build(
+    resource: dict[str, Any] | None = None,
+    settings: Settings | None = None,
+    node: str = "node-a",
+    memory: int = 700 * MIB,
+    *,
+    layers: tuple[int, int] = (12, 22),
+    width: int | None = None,
+) -> Any:
+    segment = Segment(start=layers[0], end=layers[1], node=node)
+    return Manifests(settings or Settings()).segment(resource or a_resource(), a_profile(width=width), segment, memory, 90 * MIB)
 
 
 def gateway(resource: dict[str, Any] | None = None, settings: Settings | None = None) -> dict[str, Any]:
@@ -135,6 +140,23 @@ def test_packed_weights_are_asked_for_and_another_segment_than_stored_ones():
     assert variables(packed.pod["spec"]["containers"][0])["SI_WEIGHTS"] == "packed"
     assert "SI_WEIGHTS" not in variables(build().pod["spec"]["containers"][0])
     assert packed.name != build().name
+
+
+def test_a_segment_that_sends_hidden_states_is_told_how_to_encode_them_and_no_other_is():
+    def told(**more: Any) -> str | None:
+        return variables(build(**more).pod["spec"]["containers"][0]).get("SI_LINK_ENCODING")
+
+    int8 = a_resource(segments={"linkEncoding": "Int8"})
+    assert told(resource=int8, width=64) == "int8"
+    assert told(width=64) is None
+    assert told(resource=int8, width=64, layers=(22, 32)) is None  # the last one gives tokens
+    assert told(resource=int8) is None  # what it sends is no hidden state
+
+
+def test_another_encoding_makes_another_segment_of_those_that_send_and_keeps_the_last():
+    int8 = a_resource(segments={"linkEncoding": "Int8"})
+    assert build(resource=int8, width=64).name != build(width=64).name
+    assert build(resource=int8, width=64, layers=(22, 32)).name == build(width=64, layers=(22, 32)).name
 
 
 def test_probes_run_an_inference_and_stopping_drains():

@@ -10,6 +10,7 @@ import yaml
 from splitinference.controller import terms
 from splitinference.controller.resource import LayerRange, Mode, Rejected, Resource, read_resource
 from splitinference.core.problem import Goal
+from splitinference.core.profile import LinkEncoding
 
 SAMPLE = Path(__file__).parents[2] / "config" / "samples" / "splitinference.yaml"
 
@@ -45,6 +46,12 @@ def test_the_smallest_spec_has_defaults():
     assert spec.model.max_concurrent_sequences == 4
     assert terms.constraints(spec, 32).trust == ()
     assert terms.slo(spec).time_to_first_token_ms is None
+    assert terms.link_encoding(spec) is LinkEncoding.PLAIN
+
+
+def test_links_may_carry_eight_bits_a_value():
+    assert terms.link_encoding(read(segments={"linkEncoding": "Int8"}).spec) is LinkEncoding.INT8
+    assert "spec.segments.linkEncoding" in problems(segments={"linkEncoding": "int8"})
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("800ms", 0.8), ("1.5s", 1.5), ("1m30s", 90), ("2h", 7200), ("0s", 0)])

@@ -47,6 +47,7 @@ def test_a_tied_llama() -> None:
     assert block.flops_per_token == 2 * (64 * 64 + 128 * 64)
     assert block.kv_bytes_per_token == 2 * 2 * 16 * 2
     assert block.boundary_bytes_per_token == 64 * 2
+    assert [layer.boundary_values_per_token for layer in profile.layers] == [64, 64, 64, None]
     assert (head.tied_to, head.tied_bytes, head.weight_bytes) == (0, 100 * 64 * 2, (100 * 64 + 64) * 2)
     assert profile.weight_bytes(0, 4) == sum(t.elements for t in llama().values()) * 2
     assert profile.runtime_bytes == 7

@@ -86,6 +86,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"gateway": {"auth": {"apiKeysSecretRef": {}}}}, "spec.gateway.auth.apiKeysSecretRef.name: Required value"),
     ({"segments": {"threads": 0}}, "spec.segments.threads in body should be greater than or equal to 1"),
+    ({"segments": {"linkEncoding": "Int4"}}, 'spec.segments.linkEncoding: Unsupported value: "Int4"'),
     ({"segments": {"memoryMarginPercent": 101}}, "spec.segments.memoryMarginPercent in body should be less than or equal to 100"),
     ({"adaptation": {"mode": "Manual"}}, 'spec.adaptation.mode: Unsupported value: "Manual"'),
     ({"adaptation": {"strategy": "Recreate"}}, 'spec.adaptation.strategy: Unsupported value: "Recreate"'),

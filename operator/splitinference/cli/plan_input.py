@@ -79,6 +79,7 @@ def problem_from_resource(args: argparse.Namespace) -> Asked:
         objective=terms.objective(spec),
         constraints=bounds,
         slo=terms.slo(spec),
+        link_encoding=terms.link_encoding(spec),
     )
     return Asked(problem, notes)
 

@@ -69,6 +69,7 @@ def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Probl
         objective=terms.objective(spec),
         constraints=asked.constraints,
         slo=terms.slo(spec),
+        link_encoding=terms.link_encoding(spec),
         serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
     )
 

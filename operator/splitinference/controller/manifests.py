@@ -26,8 +26,9 @@ from splitinference.controller.ports import SegmentObjects
 from splitinference.controller.prefetch import PREFETCH
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.source import model_files
+from splitinference.controller.terms import link_encoding
 from splitinference.core.plan import Segment
-from splitinference.core.profile import Profile
+from splitinference.core.profile import LinkEncoding, Profile
 from splitinference.settings import Settings
 
 SEGMENT = "segment"
@@ -48,7 +49,7 @@ class Manifests:
         read = _accepted(resource)
         model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
         files = model_files(read, self._settings, self._settings.segment_image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
-        variables = self._variables(read, segment, model, files.path, kv_bytes)
+        variables = self._variables(read, segment, model, files.path, kv_bytes) | _link_encoding(read, profile, segment)
         name = segment_name(
             read.name,
             segment,
@@ -176,6 +177,13 @@ def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) ->
     """`<si>-<start>-<end>-<hash8>` where the hash covers `content`; at most 61 characters for a name of 40."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return f"{instance}-{segment.start}-{segment.end}-{digest}"
+
+
+def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:
+    """Only what a segment sends is encoded, so one that sends no hidden state is the same segment either way."""
+    sends = segment.end < len(profile.layers) and profile.layers[segment.end - 1].boundary_values_per_token is not None
+    encoding = link_encoding(resource.spec)
+    return {"SI_LINK_ENCODING": encoding.value} if sends and encoding is not LinkEncoding.PLAIN else {}
 
 
 def _probe(period: int, timeout: int, failures: int) -> Manifest:

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from splitinference.controller.resource import FieldProblem, PrivacyRule, Rejected, Spec
 from splitinference.core.problem import Constraints, Goal, Objective, Pin, Slo, Toleration, TrustRule, Workload
+from splitinference.core.profile import LinkEncoding
 
 
 def workload(spec: Spec) -> Workload:
@@ -29,6 +30,11 @@ def slo(spec: Spec) -> Slo:
         time_to_first_token_ms=_ms(spec.slo.time_to_first_token),
         time_per_output_token_ms=_ms(spec.slo.time_per_output_token),
     )
+
+
+def link_encoding(spec: Spec) -> LinkEncoding:
+    """How hidden states travel between segments."""
+    return LinkEncoding.INT8 if spec.segments.link_encoding == "Int8" else LinkEncoding.PLAIN
 
 
 def constraints(spec: Spec, layers: int) -> Constraints | Rejected:

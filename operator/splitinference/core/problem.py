@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from splitinference.core.cluster import Snapshot
-from splitinference.core.profile import Profile
+from splitinference.core.profile import LinkEncoding, Profile
 from splitinference.core.value import Value
 
 FIRST = "first"
@@ -143,6 +143,7 @@ class Problem(Value):
     objective: Objective = Objective()
     constraints: Constraints = Constraints()
     slo: Slo = Slo()
+    link_encoding: LinkEncoding = Field(default=LinkEncoding.PLAIN, description="how hidden states travel between segments")
     serving: tuple[tuple[int, int, str], ...] = ()
 
     @model_validator(mode="after")

@@ -17,6 +17,19 @@ class LayerKind(StrEnum):
     GENERIC = "generic"
 
 
+class LinkEncoding(StrEnum):
+    """How hidden states travel from one segment to the next."""
+
+    PLAIN = "plain"
+    """As they are computed, in the serving dtype."""
+    INT8 = "int8"
+    """A byte for each value and a float32 scale for each block of 64; each token's last block is filled up. With a loss."""
+
+
+INT8_BLOCK = 64
+INT8_SCALE_BYTES = 4
+
+
 class Layer(Value):
     """The smallest indivisible unit of a model.
 
@@ -35,10 +48,19 @@ class Layer(Value):
     flops_per_token_and_context: float = Field(default=0.0, ge=0)
     kv_bytes_per_token: int = Field(default=0, ge=0)
     boundary_bytes_per_token: int = Field(ge=0, description="activation bytes after this layer, for one token")
+    boundary_values_per_token: int | None = Field(
+        default=None, ge=1, description="width of the hidden state after this layer; None: what leaves it is no hidden state, never encoded"
+    )
     tied_to: int | None = Field(
         default=None, ge=0, description="index of the layer that has the same weights: together in one segment, held once"
     )
     tied_bytes: int = Field(default=0, ge=0, description="how many of weight_bytes are those of `tied_to`")
+
+    def sent_bytes_per_token(self, encoding: LinkEncoding) -> int:
+        """Bytes of one token's tensor after this layer, on the way to the next segment."""
+        if encoding is LinkEncoding.PLAIN or self.boundary_values_per_token is None:
+            return self.boundary_bytes_per_token
+        return -(-self.boundary_values_per_token // INT8_BLOCK) * (INT8_BLOCK + INT8_SCALE_BYTES)
 
 
 class Profile(Value):

@@ -75,6 +75,7 @@ def _decoder_layers(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
             read_bytes_per_token=len(embedding) * shape.hidden * size,
             flops_per_token=float(shape.hidden * len(embedding)),
             boundary_bytes_per_token=boundary,
+            boundary_values_per_token=shape.hidden,
         )
     ]
     for number, block in enumerate(blocks):
@@ -88,6 +89,7 @@ def _decoder_layers(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
                 flops_per_token_and_context=4.0 * shape.heads * shape.head_dim,
                 kv_bytes_per_token=2 * shape.kv_heads * shape.head_dim * size,
                 boundary_bytes_per_token=boundary,
+                boundary_values_per_token=shape.hidden,
             )
         )
     norm = sum(t.elements for name, t in head.items() if not name.endswith(_HEAD))

@@ -45,8 +45,8 @@ def _table(links: tuple[Link, ...]) -> dict[tuple[str, str], LinkQuality]:
 
 
 def bytes_per_token(problem: Problem, boundary: int) -> int:
-    """Bytes of one token's tensor that crosses `boundary` (0: from the gateway to the first stage)."""
-    return TOKEN_BYTES if boundary == 0 else problem.profile.layers[boundary - 1].boundary_bytes_per_token
+    """Bytes of one token's tensor as it crosses `boundary` (0: from the gateway to the first stage)."""
+    return TOKEN_BYTES if boundary == 0 else problem.profile.layers[boundary - 1].sent_bytes_per_token(problem.link_encoding)
 
 
 def hop(problem: Problem, boundary: int, there: LinkQuality, back: LinkQuality) -> Hop:
