@@ -129,9 +129,9 @@ def _age(written: Mapping[str, Any], at: datetime) -> float:
 
 
 def latency(figures: Mapping[str, Any], output_tokens: int) -> str:
-    """Observed latency of one request of the workload, in the median; empty while nothing was seen."""
+    """Observed latency of one request of the workload, in the median; empty while nothing was seen. A single output is the first one."""
     first = (figures.get("timeToFirstTokenMs") or {}).get("p50")
-    each = (figures.get("timePerOutputTokenMs") or {}).get("p50")
+    each = 0.0 if output_tokens == 1 else (figures.get("timePerOutputTokenMs") or {}).get("p50")
     if first is None or each is None:
         return ""
     return duration(first + (output_tokens - 1) * each)
