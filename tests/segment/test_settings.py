@@ -23,6 +23,7 @@ def test_only_what_is_particular_must_be_given() -> None:
     settings = Settings.from_environment(GIVEN)
     assert (settings.start, settings.end, settings.grpc_port, settings.threads) == (0, 12, 8001, 1)
     assert settings.kv_idle_seconds == 300
+    assert Settings.from_environment({**GIVEN, "SI_GATHER_MS": "0"}).gather_ms == 0
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,10 @@ def test_only_what_is_particular_must_be_given() -> None:
         ({"SI_DTYPE": "int4"}, "SI_DTYPE is 'int4', expected one of float32, bfloat16, float16"),
         ({"SI_MAX_SEQUENCES": "0"}, "SI_MAX_SEQUENCES is 0, expected at least 1"),
         ({"SI_KV_BYTES": "1GiB"}, "SI_KV_BYTES is '1GiB', expected a whole number"),
-        ({"SI_KV_IDLE_SECONDS": "0"}, "SI_KV_IDLE_SECONDS"),
+        ({"SI_KV_IDLE_SECONDS": "0"}, "SI_KV_IDLE_SECONDS is 0, expected more than 0 seconds"),
+        ({"SI_KV_IDLE_SECONDS": "nan"}, "SI_KV_IDLE_SECONDS is nan, expected more than 0 seconds"),
         ({"SI_GATHER_MS": "-1"}, "SI_GATHER_MS is -1, expected 0 milliseconds or more"),
+        ({"SI_GATHER_MS": "soon"}, "SI_GATHER_MS is 'soon', expected milliseconds"),
         ({"SI_PEER_ADDRESSES": "["}, "SI_PEER_ADDRESSES is not JSON"),
     ],
 )

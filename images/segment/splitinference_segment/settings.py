@@ -64,11 +64,11 @@ class Settings:
             max_context_tokens=read.integer("SI_MAX_CONTEXT_TOKENS", defaults.max_context_tokens, 1),
             max_sequences=read.integer("SI_MAX_SEQUENCES", defaults.max_sequences, 1),
             kv_bytes=read.integer("SI_KV_BYTES", defaults.kv_bytes, 0),
-            kv_idle_seconds=read.seconds("SI_KV_IDLE_SECONDS", defaults.kv_idle_seconds),
+            kv_idle_seconds=read.duration("SI_KV_IDLE_SECONDS", defaults.kv_idle_seconds, "seconds"),
             threads=read.integer("SI_THREADS", defaults.threads, 1),
             weights=read.choice("SI_WEIGHTS", WEIGHTS, defaults.weights),
             max_batch=read.integer("SI_MAX_BATCH", defaults.max_batch, 1),
-            gather_ms=read.milliseconds("SI_GATHER_MS", defaults.gather_ms),
+            gather_ms=read.duration("SI_GATHER_MS", defaults.gather_ms, "milliseconds", may_be_0=True),
             link_encoding=read.choice("SI_LINK_ENCODING", ENCODINGS, defaults.link_encoding),
             peer_prefix=read.text("SI_PEER_PREFIX", ""),
             peer_suffix=read.text("SI_PEER_SUFFIX", ""),
@@ -115,24 +115,14 @@ class _Reader:
             raise SettingsError(f"{name} is {number}, expected at least {least}")
         return number
 
-    def seconds(self, name: str, default: float) -> float:
+    def duration(self, name: str, default: float, unit: str, *, may_be_0: bool = False) -> float:
         value = self.text(name, str(default))
         try:
             number = float(value)
         except ValueError:
-            raise SettingsError(f"{name} is {value!r}, expected seconds") from None
-        if not 0 < number < float("inf"):
-            raise SettingsError(f"{name} is {value}, expected more than 0 seconds")
-        return number
-
-    def milliseconds(self, name: str, default: float) -> float:
-        value = self.text(name, str(default))
-        try:
-            number = float(value)
-        except ValueError:
-            raise SettingsError(f"{name} is {value!r}, expected milliseconds") from None
-        if not 0 <= number < float("inf"):
-            raise SettingsError(f"{name} is {value}, expected 0 milliseconds or more")
+            raise SettingsError(f"{name} is {value!r}, expected {unit}") from None
+        if not 0 <= number < float("inf") or (number == 0 and not may_be_0):
+            raise SettingsError(f"{name} is {value}, expected {f'0 {unit} or more' if may_be_0 else f'more than 0 {unit}'}")
         return number
 
     def layers(self, name: str) -> tuple[int, int]:
