@@ -71,7 +71,7 @@ def run(settings: Settings) -> None:
             report=telemetry.passed,
         )
         registry = kopf.OperatorRegistry()
-        handlers.register(registry, passes, cluster.noticed)
+        handlers.register(registry, passes, cluster.noticed, cluster.on_nodes)
         kopf.run(
             registry=registry,
             clusterwide=not settings.watched_namespaces,

@@ -26,11 +26,14 @@ class Server:
         self.lists = 0
         self.away = False
 
-    def listed(self) -> tuple[list[Manifest], str]:
+    def listed(self) -> Iterator[tuple[list[Manifest], str]]:
+        """One thing a page."""
         self.lists += 1
         if self.away:
             raise UnavailableError("connection refused")
-        return list(self.things), str(self.version)
+        for thing in self.things:
+            yield [thing], str(self.version)
+        yield [], str(self.version)
 
     def watched(self, version: str) -> "Server":
         if self.away:
@@ -53,8 +56,8 @@ class Server:
 
 
 @contextmanager
-def mirroring(server: Server, lost_seconds: float = 15.0) -> Iterator[Mirror]:
-    mirror = Mirror(Source("Thing", server.listed, server.watched, dict), lost_seconds)
+def mirroring(server: Server, lost_seconds: float = 15.0, kept: Callable[[Manifest], Manifest] = dict) -> Iterator[Mirror]:
+    mirror = Mirror(Source("Thing", server.listed, server.watched, kept), lost_seconds)
     try:
         yield mirror
     finally:
@@ -85,6 +88,44 @@ def test_the_same_tuple_comes_again_until_something_changes():
         server.send("DELETED", a_thing("a", 12))
         until(lambda: names(mirror) == {"b"})
         assert server.lists == 1
+
+
+def beats(thing: Manifest) -> dict[str, Any]:
+    """Of a thing all but when it was last heard of."""
+    return {"metadata": {"name": thing["metadata"]["name"]}, "size": thing.get("size")}
+
+
+def test_what_is_not_kept_is_no_change_and_nobody_is_told():
+    server = Server(a_thing("a", 1, size=1, beat=1))
+    told: list[int] = []
+    with mirroring(server, kept=beats) as mirror:
+        mirror.tell(lambda: told.append(1))
+        first = mirror.all()
+        assert told == [], "who reads the first list needs not be told"
+        server.send("MODIFIED", a_thing("a", 11, size=1, beat=2))
+        server.send("MODIFIED", a_thing("a", 12, size=1, beat=3))
+        until(server.events.empty)
+        mirror.noticed(a_thing("a", 11, size=7), gone=False)  # older than what was seen last, though that changed nothing
+        assert mirror.all() is first
+        server.send("MODIFIED", a_thing("a", 13, size=2, beat=4))
+        until(lambda: told == [1])
+        assert mirror.all() == ({"metadata": {"name": "a"}, "size": 2},)
+        server.send("DELETED", a_thing("a", 14))
+        until(lambda: told == [1, 1])
+
+
+def test_a_new_list_that_differs_is_told():
+    server = Server(a_thing("a", 1))
+    told: list[int] = []
+    with mirroring(server) as mirror:
+        mirror.all()
+        mirror.tell(lambda: told.append(1))
+        for things, expected in (([a_thing("a", 1)], 0), ([a_thing("b", 90)], 1)):
+            lists = server.lists
+            server.things, server.version = things, 91
+            server.send("ERROR", {"code": 410, "message": "too old resource version"})
+            until(lambda lists=lists: server.lists > lists and len(server.asked_from) > lists)
+            assert len(told) == expected
 
 
 def test_own_writes_are_seen_at_once_and_older_events_do_not_undo_them():
@@ -214,9 +255,9 @@ def test_readers_wait_for_the_first_list():
     gate = threading.Event()
     server = Server(a_thing("a", 1))
 
-    def slow() -> tuple[list[Manifest], str]:
+    def slow() -> Iterator[tuple[list[Manifest], str]]:
         gate.wait(5)
-        return server.listed()
+        yield from server.listed()
 
     mirror = Mirror(Source("Thing", slow, server.watched, dict))
     found: list[int] = []

@@ -95,7 +95,7 @@ def test_the_picture_is_drawn_anew_when_nodes_pods_or_metrics_are_others():
     first = sight.picture(nodes, pods, measured)
     assert sight.picture(nodes, pods, measured) is first
     assert sight.picture(nodes, (), measured) is not first
-    assert sight.picture((a_node("a"), a_node("b")), (), measured).usable == {"a", "b"}
+    assert sight.picture((a_node("a"), a_node("b")), (), measured).standing.usable == {"a", "b"}
 
 
 def test_a_shared_picture_gives_each_resource_its_own_snapshot():

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote
@@ -26,7 +26,8 @@ FIELD_MANAGER = "splitinference"
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _LOG_LIMIT_BYTES = 16 * 2**20
-_PAGE = "500"
+_PAGE = "100"
+"""Objects of one answer to a list. A node may be 20 kB of JSON, and as Python has it several times that, until what counts is kept."""
 
 _PATHS = {
     "Node": ("/api/v1", "nodes"),
@@ -196,23 +197,22 @@ class KubeCluster:
         return None if value is None else str(value).encode()
 
     def _list(self, path: str, kind: str, **query: str) -> list[Manifest]:
-        return self._listed(path, kind, **query)[0]
+        return [item for page, _ in self._pages(path, kind, **query) for item in page]
 
-    def _listed(self, path: str, kind: str, **query: str) -> tuple[list[Manifest], str]:
-        """All objects, asked for in pages, and the version of the list."""
+    def _pages(self, path: str, kind: str, **query: str) -> Iterator[tuple[list[Manifest], str]]:
+        """All objects, page by page, each with the version of the list."""
         # Lists leave out what all of their items are; a caller should not need to know where an object came from.
         stamp = {"apiVersion": api_version(kind), "kind": kind}
-        found: list[Manifest] = []
         page: dict[str, str] = {}
         while True:
             try:
                 answer = self._call("GET", path, query={**query, "limit": _PAGE, **page})
             except _NotFoundError as error:
                 raise UnavailableError(f"{path} is not known to the API server") from error
-            found += [stamp | item for item in answer.get("items") or ()]
             about = answer.get("metadata") or {}
+            yield [stamp | item for item in answer.get("items") or ()], str(about.get("resourceVersion", ""))
             if not about.get("continue"):
-                return found, str(about.get("resourceVersion", ""))
+                return
             page = {"continue": str(about["continue"])}
 
     def _get(self, path: str) -> Manifest | None:

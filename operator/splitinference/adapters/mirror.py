@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,11 +45,11 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the objects come from. `listed` gives all and the version to watch from; `watched` an open stream from a version on;
-    `kept` what of an object is worth its memory."""
+    """Where the objects come from. `listed` gives all, page by page, each with the version to watch from; `watched` an open stream from a
+    version on; `kept` what of an object is worth its memory: where that is as before, nothing has changed."""
 
     kind: str
-    listed: Callable[[], tuple[list[Manifest], str]]
+    listed: Callable[[], Iterable[tuple[list[Manifest], str]]]
     watched: Callable[[str], Stream]
     kept: Callable[[Manifest], Manifest]
 
@@ -62,6 +62,7 @@ class Mirror:
         self._lost_seconds = lost_seconds
         self._lock = threading.Lock()
         self._objects: dict[Key, Manifest] = {}
+        self._versions: dict[Key, int] = {}
         self._gone: dict[Key, int] = {}
         self._horizon = 0
         self._tuple: tuple[Manifest, ...] | None = None
@@ -71,6 +72,7 @@ class Mirror:
         self._stopped = False
         self._stream: Stream | None = None
         self._thread: threading.Thread | None = None
+        self._told: Callable[[], None] | None = None
 
     # --- reading ---------------------------------------------------------------------------------------------------------------------
 
@@ -95,6 +97,14 @@ class Mirror:
         since = self._lost_since
         if since is not None and time.monotonic() - since > self._lost_seconds:
             raise UnavailableError(f"{self._source.kind} objects cannot be watched for {time.monotonic() - since:.0f} s: {self._why}")
+
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after each change from now on, in the thread that brought it; not for the first list."""
+        self._told = changed
+
+    def _changed(self) -> None:
+        if self._told is not None and self._first.is_set():
+            self._told()
 
     # --- own writes ------------------------------------------------------------------------------------------------------------------
 
@@ -146,15 +156,25 @@ class Mirror:
                 time.sleep(PAUSE_SECONDS)
 
     def _list(self) -> str:
-        found, version = self._source.listed()
-        kept = {_key(thing): self._source.kept(thing) for thing in found}
+        found: dict[Key, Manifest] = {}
+        versions: dict[Key, int] = {}
+        version = ""
+        for page, version in self._source.listed():  # noqa: B007 - the last page's is the list's
+            for thing in page:
+                key = _key(thing)
+                found[key], versions[key] = self._source.kept(thing), _version(thing)
         with self._lock:
+            before = self._objects
             # What we wrote after the list was made is newer than the list.
-            newer = {key: thing for key, thing in self._objects.items() if _version(thing) > _as_number(version)}
-            self._objects = {**kept, **newer}
+            for key, written in self._versions.items():
+                if written > _as_number(version):
+                    found[key], versions[key] = before[key], written
+            self._objects, self._versions = found, versions
             self._horizon = _as_number(version)
             self._gone.clear()
             self._tuple = None
+        if found != before:
+            self._changed()
         self._regain()
         return version
 
@@ -183,31 +203,36 @@ class Mirror:
         return version
 
     def _put(self, thing: Mapping[str, Any]) -> None:
-        key, kept = _key(thing), self._source.kept(dict(thing))
+        key, version, kept = _key(thing), _version(thing), self._source.kept(dict(thing))
         with self._lock:
-            before = self._objects.get(key)
-            if (before is not None and _version(before) >= _version(thing)) or self._gone.get(key, -1) >= _version(thing):
+            before = self._versions.get(key)
+            if (before is not None and before >= version) or self._gone.get(key, -1) >= version:
                 return
-            if before is None and 0 < _version(thing) <= self._horizon:
+            if before is None and 0 < version <= self._horizon:
                 return  # up to there all is known, so it is gone
             self._gone.pop(key, None)
+            self._versions[key] = version
+            if self._objects.get(key) == kept:
+                return
             self._objects[key] = kept
             self._tuple = None
+        self._changed()
 
     def _drop(self, key: Key, version: int | None) -> None:
         with self._lock:
-            before = self._objects.get(key)
-            if before is None or (version is not None and _version(before) > version):
+            before = self._versions.get(key)
+            if before is None or (version is not None and before > version):
                 if version is not None:
                     self._gone.pop(key, None)
                 return
-            del self._objects[key]
+            del self._objects[key], self._versions[key]
             self._tuple = None
             if version is None:
                 # Events of before our deletion may still come.
-                self._gone[key] = _version(before)
+                self._gone[key] = before
             else:
                 self._gone.pop(key, None)
+        self._changed()
 
     def _lose(self, why: str) -> None:
         self._why = why

@@ -1,14 +1,15 @@
 """The cluster with its reads from watches: passes of a hundred resources ask the API server for nothing while nothing changes.
 
-What a pass needs is kept as the server sent it, less what nobody here reads: images of nodes, most of other tenants' pods.
+What a pass needs is kept as the server sent it, less what nobody here reads (`kept` says what that is).
 """
 
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from splitinference.adapters.counted import CountedCluster
+from splitinference.adapters.kept import node_kept, pod_kept, whole
 from splitinference.adapters.kube import api_path, api_version
 from splitinference.adapters.mirror import Mirror, Source, Stream
 from splitinference.controller.objects import INSTANCE, MANAGED_BY, OURS
@@ -105,13 +106,18 @@ class WatchedCluster(CountedCluster):
         for mirror in self._of(kind, str(thing["metadata"].get("namespace", ""))):
             mirror.noticed(thing, gone)
 
+    def on_nodes(self, changed: Callable[[], None]) -> None:
+        """Call `changed`, in another thread, whenever something about a node changed that is a reason to look: not its heartbeats."""
+        for mirror in self._mirrors["Node"]:
+            mirror.tell(changed)
+
     # --- watches ---------------------------------------------------------------------------------------------------------------------
 
     def _mirror(self, kind: str, namespace: str, query: Mapping[str, str]) -> Mirror:
         path = api_path(kind, namespace)
 
-        def listed() -> tuple[list[Manifest], str]:
-            return self._listed(path, kind, **query)
+        def listed() -> Iterator[tuple[list[Manifest], str]]:
+            return self._pages(path, kind, **query)
 
         def watched(version: str) -> Stream:
             seconds = str(random.randint(240, 300))  # not all at once
@@ -120,7 +126,7 @@ class WatchedCluster(CountedCluster):
             return stream
 
         stamp = {"apiVersion": api_version(kind), "kind": kind}
-        keep = {"Node": _node, "Pod": _pod}.get(kind, _whole)
+        keep = {"Node": node_kept, "Pod": pod_kept}.get(kind, whole)
         return Mirror(Source(kind, listed, watched, lambda thing: stamp | keep(thing)))
 
 
@@ -131,39 +137,3 @@ def _by_owner(things: Sequence[Manifest]) -> Mapping[tuple[str, str], tuple[Mani
         if labels.get(MANAGED_BY) == OURS:
             found.setdefault((str(thing["metadata"].get("namespace", "")), str(labels.get(INSTANCE, ""))), []).append(thing)
     return {key: tuple(values) for key, values in found.items()}
-
-
-def _without(thing: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in thing.items() if name not in names}
-
-
-def _whole(thing: Manifest) -> dict[str, Any]:
-    return {**thing, "metadata": _without(thing["metadata"], "managedFields")}
-
-
-def _node(node: Manifest) -> dict[str, Any]:
-    """Without the images that it has: most of a node's bytes."""
-    status = _without(node.get("status") or {}, "images", "volumesInUse", "volumesAttached")
-    return {**_whole(node), "status": status}
-
-
-_POD_METADATA = ("name", "namespace", "uid", "resourceVersion", "labels", "deletionTimestamp")
-
-
-def _pod(pod: Manifest) -> dict[str, Any]:
-    """Ours whole; of others where they are and what they request."""
-    metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
-    if (metadata.get("labels") or {}).get(MANAGED_BY) == OURS:
-        return _whole(pod)
-    kept: dict[str, Any] = {
-        "metadata": {name: metadata[name] for name in _POD_METADATA if name in metadata},
-        "spec": {name: spec[name] for name in ("nodeName", "overhead") if name in spec},
-        "status": {"phase": status["phase"]} if "phase" in status else {},
-    }
-    for containers in ("containers", "initContainers"):
-        if containers in spec:
-            kept["spec"][containers] = [
-                {name: container[name] for name in ("name", "resources", "restartPolicy") if name in container}
-                for container in spec[containers]
-            ]
-    return kept

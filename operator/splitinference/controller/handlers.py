@@ -1,11 +1,13 @@
 """kopf, thin: what changed → which passes are woken. Only `on.event` handlers, so kopf adds no finalizer and writes no annotation; what
 belongs to a resource goes with it by its owner references. What an event tells is handed on before a pass is woken: passes read from
-watches of their own, which may be behind.
+watches of their own, which may be behind. Of nodes there is one watch only, that which passes read from.
 """
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import kopf
@@ -15,15 +17,14 @@ from splitinference.controller.passes import Passes
 from splitinference.controller.ports import Manifest
 from splitinference.controller.resource import GROUP, KIND, PLURAL, VERSION
 
-_PREFIXES = (f"{GROUP}/",)
-
-
 Noticed = Callable[[str, Manifest, bool], None]
 """Kind, object, and whether it is gone."""
+Notify = Callable[[Callable[[], None]], None]
+"""Takes what is to be called, from whatever thread, after each change."""
 
 
-def register(registry: kopf.OperatorRegistry, passes: Passes, noticed: Noticed) -> None:
-    """Put the handlers into the registry. `noticed` is told each event before the passes that it wakes."""
+def register(registry: kopf.OperatorRegistry, passes: Passes, noticed: Noticed, on_nodes: Notify) -> None:
+    """Put the handlers into the registry. `noticed` is told each event before the passes that it wakes; `on_nodes` tells of nodes."""
     seen: dict[str, str] = {}
 
     @kopf.on.login(registry=registry)
@@ -35,6 +36,13 @@ def register(registry: kopf.OperatorRegistry, passes: Passes, noticed: Noticed) 
         settings.posting.enabled = False  # events are written by the passes, once for each decision
         settings.watching.label_selectors["v1", "pods"] = f"{MANAGED_BY}={OURS}"
         settings.watching.server_timeout = 600
+        loop = asyncio.get_running_loop()
+
+        def nodes_changed() -> None:
+            with suppress(RuntimeError):  # the loop has ended, and so will this
+                loop.call_soon_threadsafe(passes.wake_all)
+
+        on_nodes(nodes_changed)
 
     @kopf.on.cleanup(registry=registry)
     async def stop(**_: Any) -> None:
@@ -55,13 +63,6 @@ def register(registry: kopf.OperatorRegistry, passes: Passes, noticed: Noticed) 
         noticed("Pod", dict(body), type == "DELETED")
         passes.wake_known((str(namespace), labels.get(INSTANCE, "")))
 
-    @kopf.on.event("v1", "nodes", registry=registry)
-    async def node_changed(type: str | None, body: kopf.Body, name: str, **_: Any) -> None:
-        noticed("Node", dict(body), type == "DELETED")
-        content = None if type == "DELETED" else node_content(body)
-        if _changed(seen, f"node/{name}", content):
-            passes.wake_all()
-
 
 def resource_content(body: Mapping[str, Any]) -> object:
     """What of a resource is a reason to look: not its status, which the passes write themselves."""
@@ -69,26 +70,8 @@ def resource_content(body: Mapping[str, Any]) -> object:
     return [metadata.get("generation"), metadata.get("annotations"), metadata.get("deletionTimestamp")]
 
 
-def node_content(body: Mapping[str, Any]) -> object:
-    """What of a node is a reason to look: not its heartbeats."""
-    metadata = body["metadata"]
-    spec = body.get("spec") or {}
-    status = body.get("status") or {}
-    annotations = {key: value for key, value in (metadata.get("annotations") or {}).items() if key.startswith(_PREFIXES)}
-    return [
-        metadata.get("labels"),
-        annotations,
-        spec.get("unschedulable"),
-        spec.get("taints"),
-        status.get("allocatable"),
-        sorted((condition.get("type"), condition.get("status")) for condition in status.get("conditions") or ()),
-    ]
-
-
 def _changed(seen: dict[str, str], key: str, content: object) -> bool:
-    """Note the content under the key; whether it is another than before. None: there is no such thing any more."""
-    if content is None:
-        return seen.pop(key, None) is not None
+    """Note the content under the key; whether it is another than before."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
     if seen.get(key) == digest:
         return False

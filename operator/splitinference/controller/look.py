@@ -109,7 +109,7 @@ class Looker:
         measured = self.sight.measured((namespace, name), self.ports.metrics, self.ports.clock)
         report = self.ports.gateways.routes(namespace, name)
         owned = cluster.owned("Pod", namespace, name)
-        usable = self.sight.picture(nodes, pods, measured).usable
+        usable = self.sight.picture(nodes, pods, measured).standing.usable
         owner = str(self.body["metadata"].get("uid", ""))
         known = Known(now=now, usable=usable, owner=owner, wanted=wanted, proven=proofs.proven)
         prover = Prover(port=self.ports.segments, namespace=namespace, now=now)
@@ -148,6 +148,6 @@ class Looker:
     ) -> Reading:
         """The snapshot, with what the plans of the other `resources` hold."""
         owner, picture = owner_of(self.body), self.sight.picture(nodes, pods, measured)
-        held = held_for(resources, picture.there, *owner)
+        held = held_for(resources, picture.standing.there, *owner)
         sources = Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner, picture=picture)
         return read_snapshot(sources, self.settings)

@@ -73,7 +73,8 @@ class Cluster(Protocol):
 # --- metrics -------------------------------------------------------------------------------------------------------------------------
 
 
-class Sample(Value):
+@dataclass(frozen=True, slots=True)
+class Sample:
     """One value and its age. The age is taken on the metrics server's own clock (time of evaluation minus time of the sample), so a
     clock that differs from the operator's does no harm. A NaN is handed over as value None."""
 

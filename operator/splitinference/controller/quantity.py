@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 
 _SUFFIXES = {
     "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1),
@@ -13,7 +14,12 @@ _QUANTITY = re.compile(r"^([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)$")
 
 def quantity(text: object) -> Decimal | None:
     """The number that a quantity stands for; None where it is none."""
-    found = _QUANTITY.match(str(text).strip())
+    return _number(str(text).strip())
+
+
+@lru_cache(maxsize=4096)
+def _number(text: str) -> Decimal | None:
+    found = _QUANTITY.match(text)
     if not found or found[2] not in _SUFFIXES:
         return None
     try:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from splitinference.controller.ports import Clock, Manifest, Metrics
 from splitinference.controller.readings import Measured, read_metrics
 from splitinference.controller.snapshot import Picture, picture_of
+from splitinference.controller.standing import standing_of
 from splitinference.settings import Settings
 
 FRESH = timedelta(seconds=2)
@@ -62,6 +63,9 @@ class Sight:
         """The picture, drawn anew only when one of the three is another than last time."""
         with self._drawing:
             kept = self._picture
-            if kept is None or kept.nodes_read is not nodes or kept.pods_read is not pods or kept.measured is not measured:
-                kept = self._picture = picture_of(nodes, pods, measured, self._settings)
+            standing = kept.standing if kept else None
+            if standing is None or standing.nodes_read is not nodes or standing.pods_read is not pods:
+                standing = standing_of(nodes, pods, self._settings, standing)
+            if kept is None or kept.standing is not standing or kept.measured is not measured:
+                kept = self._picture = picture_of(standing, measured, self._settings)
             return kept
