@@ -161,8 +161,15 @@ def placement(found: dict[str, Any]) -> tuple[tuple[int, int, str], ...]:
 
 @contextmanager
 def endpoint(cluster: AnyCluster, name: str, namespace: str = "default") -> Iterator[str]:
-    """A way from here to the gateway's OpenAI endpoint, by `kubectl port-forward`; gives its base URL."""
-    words = [cluster.tool(tools.KUBECTL), "-n", namespace, "port-forward", f"service/{name}-gateway", ":80"]
+    """A way from here to the gateway's OpenAI endpoint; gives its base URL."""
+    with forwarded(cluster, name, 80, namespace) as address:
+        yield f"http://{address}/v1"
+
+
+@contextmanager
+def forwarded(cluster: AnyCluster, name: str, port: int, namespace: str = "default") -> Iterator[str]:
+    """A way from here to a port of the gateway's Service, by `kubectl port-forward`; gives host:port."""
+    words = [cluster.tool(tools.KUBECTL), "-n", namespace, "port-forward", f"service/{name}-gateway", f":{port}"]
     with subprocess.Popen(words, env={**os.environ, **cluster.env()}, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -171,7 +178,7 @@ def endpoint(cluster: AnyCluster, name: str, namespace: str = "default") -> Iter
             if match is None:
                 raise RuntimeError(f"kubectl port-forward: {line or 'ended at once'}")
             _answers(int(match.group(1)))
-            yield f"http://127.0.0.1:{match.group(1)}/v1"
+            yield f"127.0.0.1:{match.group(1)}"
         finally:
             process.terminate()
 
