@@ -56,6 +56,7 @@ def measure(cluster: Cluster, first: int, second: int, worker: int) -> Row:
     node = cluster.settings.worker_names()[worker]
     spec = manifest["spec"]
     spec["adaptation"]["mode"] = "Frozen"
+    spec["gateway"] = {"prefixReuse": "Off"}  # the prompt is the same each time, and is to be computed each time
     spec["partition"] |= {"allowedSplitPoints": [first, second], "pins": [{"layers": f"{first}:{second}", "node": node}]}
     cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")  # small nodes cannot hold two plans' segments
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))

@@ -68,12 +68,12 @@ def put_model(cluster: Cluster) -> Path:
     return folder
 
 
-def reference_tokens(cluster: Cluster, prompt: str, tokens: int) -> dict[str, Any]:
-    """The unsplit model's greedy answer, by transformers' own generate in the segment image."""
+def behind(cluster: Cluster, prompt: str, given: str) -> list[float]:
+    """By how many nats each token of an answer is behind what the unsplit model, transformers' own, finds likeliest there."""
     folder = cluster.settings.models / MODEL
-    words = ("segment-reference", "--model", "/model", "--dtype", "bfloat16", "--prompt", prompt, "--max-new-tokens", str(tokens))
-    answer: dict[str, Any] = json.loads(in_segment_image(cluster, (folder, "/model"), *words))
-    return answer
+    words = ("segment-reference", "--model", "/model", "--dtype", "bfloat16", "--prompt", prompt, "--given", given)
+    found: list[float] = json.loads(in_segment_image(cluster, (folder, "/model"), *words))["behind"]
+    return found
 
 
 def in_segment_image(cluster: Cluster, mount: tuple[Path, str], *words: str) -> str:

@@ -135,11 +135,11 @@ def test_a_segment_takes_the_threads_it_is_given_or_as_many_as_its_node_lets_it_
     assert threads() == [{"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}]
 
 
-def test_packed_weights_are_asked_for_and_another_segment_than_stored_ones():
-    packed = build(a_resource(segments={"weights": "Packed"}))
-    assert variables(packed.pod["spec"]["containers"][0])["SI_WEIGHTS"] == "packed"
-    assert "SI_WEIGHTS" not in variables(build().pod["spec"]["containers"][0])
-    assert packed.name != build().name
+def test_weights_are_packed_unless_asked_for_as_stored_which_are_another_segment():
+    stored = build(a_resource(segments={"weights": "Stored"}))
+    assert variables(stored.pod["spec"]["containers"][0])["SI_WEIGHTS"] == "stored"
+    assert variables(build().pod["spec"]["containers"][0])["SI_WEIGHTS"] == "packed"
+    assert stored.name != build().name
 
 
 def test_a_segment_that_sends_hidden_states_is_told_how_to_encode_them_and_no_other_is():

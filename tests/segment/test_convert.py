@@ -73,3 +73,12 @@ def test_the_reference_is_what_transformers_generates() -> None:
     done = run("segment-reference", "--model", MODEL, "--dtype", "float32", "--prompt", "Once upon a time", "--max-new-tokens", "8")
     answer = json.loads(done.stdout)
     assert answer["tokens"] == unsplit_greedy(Path(MODEL), answer["prompt_tokens"], 8)
+
+
+@pytest.mark.skipif(MODEL is None, reason="SI_TEST_MODEL names no folder")
+def test_the_reference_says_how_far_a_given_answer_is_behind_its_own() -> None:
+    assert MODEL is not None
+    words = ("segment-reference", "--model", MODEL, "--dtype", "float32", "--prompt", "The capital of France is")
+    own = json.loads(run(*words, "--max-new-tokens", "8").stdout)["text"]
+    assert set(json.loads(run(*words, "--given", own).stdout)["behind"]) == {0.0}
+    assert json.loads(run(*words, "--given", " potato").stdout)["behind"][0] > 1.0

@@ -1,4 +1,5 @@
-"""segment-reference: what the unsplit model says by transformers' own greedy `generate`, and how fast, to compare with."""
+"""segment-reference: what the unsplit model says by transformers' own greedy `generate`, and how fast, to compare with; or how far a given
+answer is from what it would say."""
 
 import argparse
 import itertools
@@ -58,8 +59,23 @@ def loaded(model_path: str, dtype: str, threads: int) -> Greedy:
     return greedy
 
 
+def behind(model_path: str, dtype: str, threads: int, prompt: Sequence[int], given: Sequence[int]) -> list[float]:
+    """By how many nats each given token is behind the likeliest one, after the prompt and the given tokens before it. 0: it is that one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype)).eval()
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*prompt, *given]])).logits[0, len(prompt) - 1 : -1].float()
+    chosen = logits.gather(1, torch.tensor(list(given))[:, None])[:, 0]
+    return [round(value, 4) for value in (logits.max(dim=1).values - chosen).tolist()]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print JSON: prompt_tokens, text, and what `loaded` says. With --lines one such line for each line of input."""
+    """Print JSON: prompt_tokens, text, and what `loaded` says. With --lines one such line for each line of input; with --given `behind`."""
     parser = argparse.ArgumentParser(prog="segment-reference", description=__doc__)
     parser.add_argument("--model", required=True, help="folder with config.json, tokenizer and safetensors")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
@@ -67,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--prompt")
     lines = 'read lines of JSON, {"prompt" or "prompt_tokens", "max_new_tokens"}, and answer each, until the end of input'
     what.add_argument("--lines", action="store_true", help=lines)
+    parser.add_argument("--given", metavar="TEXT", help="an answer to the prompt: say how far behind the likeliest each of its tokens is")
     parser.add_argument("--chat", action="store_true", help="the prompt is a user's message: apply the chat template")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
@@ -75,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
+    if options.given is not None:
+        asked = list(tokenizer(options.prompt or "")["input_ids"])
+        given = list(tokenizer(options.given, add_special_tokens=False)["input_ids"])
+        print(json.dumps({"behind": behind(options.model, options.dtype, options.threads, asked, given)}))
+        return 0
     greedy = loaded(options.model, options.dtype, options.threads)
 
     def tokens(prompt: str) -> list[int]:

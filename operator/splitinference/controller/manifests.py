@@ -141,7 +141,7 @@ class Manifests:
             "HOME": "/tmp",
             "USER": "splitinference",
             **({"SI_THREADS": str(spec.segments.threads)} if spec.segments.threads else {}),
-            **({"SI_WEIGHTS": "packed"} if spec.segments.weights == "Packed" else {}),
+            "SI_WEIGHTS": spec.segments.weights.lower(),
         }
 
     def _container(self, variables: Mapping[str, str], model_mount: Manifest, memory_bytes: int) -> Manifest:

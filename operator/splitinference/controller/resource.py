@@ -228,7 +228,7 @@ class SegmentsSpec(SpecValue):
     """How every segment runs."""
 
     threads: int | None = Field(default=None, ge=1, le=256)
-    weights: Literal["Stored", "Packed"] = "Stored"
+    weights: Literal["Packed", "Stored"] = "Packed"
     link_encoding: Literal["Plain", "Int8"] = "Plain"
     memory_margin_percent: int = Field(default=10, ge=0, le=100)
 
