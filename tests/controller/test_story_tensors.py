@@ -65,8 +65,10 @@ def test_a_segment_that_is_lost_is_made_anew_and_the_route_stays():
     assert world.routes_seen == route
 
 
-def test_eight_bits_on_links_change_nothing_for_what_is_never_encoded():
-    world, _ = served(encoder(), segments={"linkEncoding": "Int8"})
+@pytest.mark.parametrize(("profile", "encoding"), [(encoder(), 2), (generic(), 0)], ids=["encoder", "chain"])
+def test_eight_bits_on_links_are_for_hidden_states_and_nothing_else(profile: Profile, encoding: int):
+    world, _ = served(profile, segments={"linkEncoding": "Int8"})
     assert world.condition("Ready")["status"] == "True"
     pods = (world.objects["Pod", NAMESPACE, name] for name in world.segments())
-    assert not [v for pod in pods for v in pod["spec"]["containers"][0]["env"] if v["name"] == "SI_LINK_ENCODING"]
+    told = [v["value"] for pod in pods for v in pod["spec"]["containers"][0]["env"] if v["name"] == "SI_LINK_ENCODING"]
+    assert told == ["int8"] * encoding

@@ -52,6 +52,7 @@ def test_an_encoder_has_no_kv_and_a_head_of_its_own() -> None:
     assert block.flops_per_token_and_context == 8 * 64  # every position, where the cost model takes half of them
     assert profile.kv_bytes_per_token(0, 4) == 0
     assert (head.weight_bytes, head.boundary_bytes_per_token) == (64 * 64 * 2, 64 * 4)
+    assert [layer.boundary_values_per_token for layer in profile.layers] == [64, 64, 64, None]
     assert profile.runtime_bytes == 7
 
 
@@ -76,6 +77,7 @@ def test_a_chain_costs_what_its_layers_do_to_one_row() -> None:
     assert [layer.boundary_bytes_per_token for layer in profile.layers] == [512, 512, 128, 128, 40]
     assert (relu.flops_per_token, pool.weight_bytes, flat.weight_bytes) == (256, 0, 0)
     assert (linear.weight_bytes, linear.flops_per_token) == (650 * 2, 2 * 640)
+    assert {layer.boundary_values_per_token for layer in profile.layers} == {None}
 
 
 @pytest.mark.parametrize(

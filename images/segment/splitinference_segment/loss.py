@@ -41,7 +41,7 @@ def logits_of(parts: Sequence[Layers], ids: Sequence[int], *, int8: bool, chunk:
             values = torch.tensor(list(ids[start : start + chunk]))
             for part, entry in zip(parts, entries, strict=True):
                 if int8 and part is not parts[0]:
-                    values = decode(encode(values), *values.shape, part.dtype)
+                    values = decode(encode(values), values.shape, part.dtype)
                 values = part.run(values, [Span(entry, 0, values.shape[0], start)])
             found.append(parts[-1].logits(values))
     return torch.cat(found)

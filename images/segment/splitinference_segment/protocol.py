@@ -63,8 +63,8 @@ class TensorMeta:
     def byte_size(self) -> int:
         """Bytes that DATA must have."""
         if self.encoding == INT8:
-            tokens, hidden = self.shape
-            return tokens * -(-hidden // INT8_BLOCK) * (INT8_BLOCK + 4)
+            *rows, hidden = self.shape
+            return math.prod(rows) * -(-hidden // INT8_BLOCK) * (INT8_BLOCK + 4)
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
@@ -152,8 +152,8 @@ def _tensor(value: Any) -> TensorMeta:
     if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_DIMENSIONS:
         raise _refuse(f"tensor.shape should be a list of 1 to {MAX_DIMENSIONS} sizes")
     encoding = value.get("encoding", "none")
-    if encoding not in ENCODINGS or (encoding == INT8 and (len(shape) != 2 or value["dtype"] == "int64")):
-        raise _refuse(f"tensor.encoding should be one of {', '.join(ENCODINGS)}, and int8 for hidden states [tokens, hidden] alone")
+    if encoding not in ENCODINGS or (encoding == INT8 and (len(shape) < 2 or value["dtype"] == "int64")):
+        raise _refuse(f"tensor.encoding should be one of {', '.join(ENCODINGS)}, and int8 for hidden states […, hidden] alone")
     return TensorMeta(value["dtype"], tuple(_integer(size, "tensor.shape", 1, 1 << 31) for size in shape), encoding)
 
 

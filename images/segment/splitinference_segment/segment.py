@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from splitinference_segment import protocol
-from splitinference_segment.encoding import decode, encode
+from splitinference_segment.encoding import encode
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.hops import Hops, Reply, address_of
 from splitinference_segment.kv import KvLimits, KvTable
@@ -19,7 +19,7 @@ from splitinference_segment.layers import Layers
 from splitinference_segment.links import Links
 from splitinference_segment.protocol import INT8, Hop, Request, SegmentError, TensorMeta
 from splitinference_segment.settings import Settings
-from splitinference_segment.stateless import Stateless
+from splitinference_segment.stateless import Stateless, as_tensor
 from splitinference_segment.wire_server import WireServer
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
@@ -162,16 +162,13 @@ class Segment:
             raise SegmentError(
                 protocol.WRONG_SEGMENT, f"layers {layers.start}:{layers.end} take {takes}, got {tensor.dtype} {list(tensor.shape)}"
             )
-        if tensor.byte_size != data.numel():
-            raise SegmentError(protocol.BAD_REQUEST, f"DATA has {data.numel()} bytes, the tensor needs {tensor.byte_size}")
+        values = as_tensor(tensor, data)
         if request.position + tensor.tokens > self._settings.max_context_tokens:
             raise SegmentError(
                 protocol.BAD_REQUEST,
                 f"position {request.position} and {tensor.tokens} tokens are beyond the longest context, "
                 f"{self._settings.max_context_tokens}",
             )
-        dtype = getattr(torch, tensor.dtype)
-        values = decode(data, *tensor.shape, dtype) if tensor.encoding == INT8 else data.view(dtype).reshape(tensor.shape)
         if layers.is_first and (int(values.min()) < 0 or int(values.max()) >= layers.vocabulary):
             raise SegmentError(
                 protocol.BAD_REQUEST, f"token ids should be 0 to {layers.vocabulary - 1}, got {values.min()}..{values.max()}"
@@ -208,10 +205,7 @@ class Segment:
             else:
                 send(protocol.answer(fields | outputs_meta(named := {"logits": result.logits})), outputs_data(named))
             return
-        hidden, encoding = result.hidden.contiguous(), self._settings.link_encoding
-        data = (encode(hidden) if encoding == INT8 else hidden.view(torch.uint8)).numpy().tobytes()
-        tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape), encoding)
-        self._forward(request, tensor, data, received_at=received_at, timing=timing, send=send)
+        self._send_on(request, result.hidden, self._settings.link_encoding, received_at=received_at, timing=timing, send=send)
 
     def _timing(self, queue_s: float, compute_s: float) -> dict[str, Any]:
         return {
@@ -221,6 +215,14 @@ class Segment:
             "hop_ms": 0.0,
             "node": self._settings.node,
         }
+
+    def _send_on(
+        self, request: Request, hidden: torch.Tensor, encoding: str, *, received_at: float, timing: dict[str, Any], send: Send
+    ) -> None:
+        hidden = hidden.contiguous()
+        data = (encode(hidden) if encoding == INT8 else hidden.view(-1).view(torch.uint8)).numpy().tobytes()
+        tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape), encoding)
+        self._forward(request, tensor, data, received_at=received_at, timing=timing, send=send)
 
     def _forward(
         self, request: Request, tensor: TensorMeta | None, data: bytes, *, received_at: float, timing: dict[str, Any], send: Send

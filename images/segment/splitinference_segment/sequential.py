@@ -59,7 +59,7 @@ class SequentialLayers:
         if not 0 <= start < end <= count:
             raise UnsupportedModelError(f"layers {start}:{end} are not in this model, which has 0:{count}")
         self.start, self.end, self.count = start, end, count
-        self.kv_shape = NO_KV
+        self.kv_shape, self.hidden = NO_KV, 0
         self.is_first, self.is_last = start == 0, end == count
         self.dtype, self.device = dtype, torch.device(device)
         self._takes = shapes[start]

@@ -5,8 +5,9 @@ from typing import Protocol
 
 import torch
 
+from splitinference_segment.encoding import decode
 from splitinference_segment.kv import KvShape
-from splitinference_segment.protocol import BAD_REQUEST, WRONG_SEGMENT, SegmentError, TensorMeta
+from splitinference_segment.protocol import BAD_REQUEST, INT8, WRONG_SEGMENT, SegmentError, TensorMeta
 
 NO_KV = KvShape(0, 0, 0, torch.float32)
 
@@ -17,6 +18,7 @@ class Stateless(Protocol):
     start: int
     end: int
     count: int
+    hidden: int  # width of the hidden states that it sends on; 0: what it sends is none, and never encoded
     is_first: bool
     is_last: bool
     dtype: torch.dtype
@@ -42,8 +44,8 @@ def as_tensor(tensor: TensorMeta, data: torch.Tensor) -> torch.Tensor:
     """The bytes as the tensor that they are said to be. SegmentError `bad_request` when there are not so many."""
     if tensor.byte_size != data.numel():
         raise SegmentError(BAD_REQUEST, f"DATA has {data.numel()} bytes, the tensor needs {tensor.byte_size}")
-    values: torch.Tensor = data.view(getattr(torch, tensor.dtype)).reshape(tensor.shape)
-    return values
+    dtype = getattr(torch, tensor.dtype)
+    return decode(data, tensor.shape, dtype) if tensor.encoding == INT8 else data.view(dtype).reshape(tensor.shape)
 
 
 def not_taken(layers: Stateless, takes: str, tensor: TensorMeta) -> SegmentError:

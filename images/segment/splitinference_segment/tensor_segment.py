@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from splitinference_segment import protocol
-from splitinference_segment.protocol import Request, SegmentError, TensorMeta
+from splitinference_segment.protocol import ENCODINGS, Request, SegmentError
 from splitinference_segment.segment import Counting, Segment, Send, outputs_data, outputs_meta
 from splitinference_segment.settings import Settings
 from splitinference_segment.stateless import Stateless
@@ -54,10 +54,8 @@ class TensorSegment(Segment):
             timing["held_ms"] = round((time.monotonic() - received_at) * 1e3, 3)
             send(protocol.answer({"timings": [timing]} | outputs_meta(result.outputs)), outputs_data(result.outputs))
             return
-        hidden = result.hidden.contiguous()
-        data = hidden.view(-1).view(torch.uint8).numpy().tobytes()
-        tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape))
-        self._forward(request, tensor, data, received_at=received_at, timing=timing, send=send)
+        encoding = self._settings.link_encoding if self._stateless.hidden else ENCODINGS[0]
+        self._send_on(request, result.hidden, encoding, received_at=received_at, timing=timing, send=send)
 
     def _probe(self, request: Request, received_at: float, send: Send) -> None:
         def done(result: TensorResult | SegmentError) -> None:

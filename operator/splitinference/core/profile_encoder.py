@@ -37,6 +37,7 @@ def encoder_layers(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo],
             read_bytes_per_token=rows * boundary,
             flops_per_token=float(hidden * rows),
             boundary_bytes_per_token=boundary,
+            boundary_values_per_token=hidden,
         )
     ]
     for number, block in enumerate(blocks):
@@ -48,6 +49,7 @@ def encoder_layers(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo],
                 flops_per_token=2.0 * _matrices(block),
                 flops_per_token_and_context=2.0 * 4.0 * hidden,
                 boundary_bytes_per_token=boundary,
+                boundary_values_per_token=hidden,
             )
         )
     masked = any(name.startswith(("cls.predictions.", "lm_head.")) for name in head)
