@@ -37,6 +37,13 @@ def test_what_is_forwarded_is_the_same_request_one_hop_further() -> None:
     assert (onward.tensor, onward.deadline_ms) == (TensorMeta("bfloat16", (2, 64)), 1234.5)
 
 
+@pytest.mark.parametrize("op", ["step", "infer"])
+@pytest.mark.parametrize("tensor", [TensorMeta("bfloat16", (2, 64), "int8"), TensorMeta("float32", (3, 2, 64), "int8")])
+def test_how_values_are_packed_is_said_to_the_next_segment(op: str, tensor: TensorMeta) -> None:
+    onward = parse(protocol.forwarded(parse(json.dumps({**STEP, "op": op}).encode()), tensor, 1000.0))
+    assert (onward.op, onward.tensor) == (op, tensor)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -257,14 +257,13 @@ def forwarded(request: Request, tensor: TensorMeta | None, deadline_ms: float) -
         fields["traceparent"] = request.traceparent
     if request.prefix is not None:
         fields["prefix"] = {"block": request.prefix.block, "hashes": request.prefix.hashes}
-    if tensor is not None and request.op == "infer":
-        fields["tensor"] = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
-    elif tensor is not None:
+    if tensor is not None:
+        encoding = {} if tensor.encoding == "none" else {"encoding": tensor.encoding}
+        fields["tensor"] = {"dtype": tensor.dtype, "shape": list(tensor.shape), **encoding}
+    if tensor is not None and request.op != "infer":
         sampling = request.sampling
         fields |= {
             "position": request.position,
-            "tensor": {"dtype": tensor.dtype, "shape": list(tensor.shape)}
-            | ({} if tensor.encoding == "none" else {"encoding": tensor.encoding}),
             "sample": request.sample,
             "logits": request.logits,
             "sampling": {
