@@ -71,3 +71,21 @@ def test_patience_follows_slow_steps_and_comes_back_down() -> None:
     for _ in range(300):
         observed.decode_step(PIPELINE, answer(seconds=0.1))
     assert 0.1 <= observed.slow_step_seconds < 0.2
+
+
+def test_of_steps_computed_alone_the_lower_quartile_of_the_last_seconds_is_told() -> None:
+    clock = Clock()
+    observed = Observed(60, clock)
+    for milliseconds, share in ((90, 1.0), (90, 1.0), (5, 0.5), (5, None)):
+        observed.decode_step(PIPELINE, answer(Timing("a", 0, milliseconds, 0, share)))
+    stage = json.loads(json.dumps(observed.as_json()))["stages"]["a"]
+    assert (stage["computeMs"], stage["steps"], stage["aloneMs"], stage["aloneSteps"]) == (5, 4, 90, 2)
+    clock.now += 11
+    for milliseconds in (40, 10, 30, 20):
+        observed.decode_step(PIPELINE, answer(Timing("a", 0, milliseconds, 0, 1.0)))
+    stage = observed.as_json()["stages"]["a"]  # type: ignore[index]
+    assert (stage["aloneMs"], stage["aloneSteps"], stage["steps"]) == (10, 4, 8)
+    clock.now += 11
+    assert "aloneMs" not in observed.as_json()["stages"]["a"]  # type: ignore[index]
+    observed.forget(set())
+    assert observed.as_json()["stages"] == {}

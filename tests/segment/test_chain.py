@@ -54,6 +54,7 @@ def test_every_stage_tells_its_times_in_order(chain: Chain, client: Client, prom
     held = [timing["held_ms"] for timing in answer["timings"]]
     assert held[0] > hops[0] > held[1] > hops[1] > held[2] > 0
     assert all(timing["compute_ms"] > 0 for timing in answer["timings"])
+    assert [timing["share"] for timing in answer["timings"]] == [1.0, 1.0, 1.0], "nothing was computed with it"
 
 
 def test_a_prefill_in_chunks_gives_the_same_tokens_and_no_token_before_the_last(

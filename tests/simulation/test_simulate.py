@@ -90,6 +90,25 @@ def test_a_load_that_swings_around_the_threshold_moves_at_most_once(seed):
     assert simulate(trace, ADAPTIVE, seed).moves_total <= 1
 
 
+def test_steps_show_that_a_node_is_taken_before_a_mean_over_a_minute_does():
+    """The mean is above the threshold 44 s after the change, and would have to stay there for a minute."""
+    (move,) = simulate(a_trace(BUSY_A, rate=0.5), ADAPTIVE, 1).move_list
+    assert move.at_s - BUSY_A.at_s <= 40
+
+
+@pytest.mark.parametrize(("on", "off"), [(8, 8), (8, 4), (12, 6)])
+def test_pulses_of_seconds_move_at_most_once(on: int, off: int):
+    """Five minutes of what `make e2e-long` plays as noise; while a pulse lasts, steps are nearly three times as slow."""
+    pulses = [
+        UtilizationEvent(at_s=300.0 + start + after, node="a", value=value)
+        for start in range(0, 300, on + off)
+        for after, value in ((0, 0.72), (on, 0.2))
+    ]
+    found = simulate(a_trace(*pulses, rate=0.4), ADAPTIVE, 1)
+    assert len(found.move_list) <= 1
+    assert found.failed == 0
+
+
 def test_greedy_goes_back_and_forth_where_adaptive_waits():
     swings = [UtilizationEvent(at_s=300 + 90 * i, node="a", value=0.6 if i % 2 == 0 else 0.0) for i in range(12)]
     trace = a_trace(*swings, minutes=30)

@@ -10,16 +10,18 @@ from splitinference_gateway.route import Pipeline
 from splitinference_gateway.steps import Answer, Timing
 
 _MOST_SAMPLES = 20_000  # bounds memory; at 300 tokens a second this is still a minute
+_LATELY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class StageTimes:
-    """One stage of one decode step, in milliseconds; the link is to the next stage and back."""
+    """One stage of one decode step, in milliseconds; the link is to the next stage and back. `alone`: nothing was computed with it."""
 
     segment: str
     compute_ms: float
     queue_ms: float
     link_ms: float
+    alone: bool = False
 
 
 def stage_times(pipeline: Pipeline, answer: Answer) -> tuple[tuple[StageTimes, ...], float | None]:
@@ -32,7 +34,7 @@ def stage_times(pipeline: Pipeline, answer: Answer) -> tuple[tuple[StageTimes, .
             continue
         following = by_segment.get(pipeline[index + 1].segment) if index + 1 < len(pipeline) else None
         link = max(0.0, timing.hop_ms - _whole(following)) if following else 0.0
-        stages.append(StageTimes(timing.segment, timing.compute_ms, timing.queue_ms, link))
+        stages.append(StageTimes(timing.segment, timing.compute_ms, timing.queue_ms, link, timing.share == 1.0))
     first = by_segment.get(pipeline[0].segment)
     return tuple(stages), None if first is None else max(0.0, answer.seconds * 1000 - _whole(first))
 
@@ -72,6 +74,7 @@ class Observed:
         self._gaps = self._window()
         self._ingress = self._window()
         self._stages: dict[str, tuple[_Window, _Window, _Window]] = {}
+        self._alone: dict[str, _Window] = {}
         self._slow_step_seconds = 0.0
 
     def request(self, *, failed: bool) -> None:
@@ -101,6 +104,8 @@ class Observed:
                 self._stages[stage.segment] = (self._window(), self._window(), self._window())
             for window, value in zip(self._stages[stage.segment], (stage.compute_ms, stage.queue_ms, stage.link_ms), strict=True):
                 window.add(value)
+            if stage.alone:
+                self._alone.setdefault(stage.segment, _Window(_LATELY_SECONDS, self.clock)).add(stage.compute_ms)
 
     @property
     def longest_gap_seconds(self) -> float:
@@ -115,6 +120,7 @@ class Observed:
     def forget(self, segments: set[str]) -> None:
         """Keep only these segments' stages."""
         self._stages = {name: windows for name, windows in self._stages.items() if name in segments}
+        self._alone = {name: window for name, window in self._alone.items() if name in segments}
 
     def as_json(self) -> dict[str, object]:
         """`observed` of the internal routes API. What was not seen is absent, never zero."""
@@ -139,6 +145,8 @@ class Observed:
                 keys = ("computeMs", "queueMs", "linkMs")
                 stages[name] = {key: _round(percentile(some, 0.5)) for key, some in zip(keys, series, strict=True)}
                 stages[name]["steps"] = len(series[0])
+                if (alone := self._alone.get(name)) is not None and (lately := alone.values()):
+                    stages[name] |= {"aloneMs": _round(percentile(lately, 0.25)), "aloneSteps": len(lately)}
         report["stages"] = stages
         return report
 

@@ -21,12 +21,14 @@ _NOTHING = b"\0"
 
 @dataclass(frozen=True)
 class Timing:
-    """What one stage says of one step, in milliseconds; `hop_ms` from sending to the next stage until its answer."""
+    """What one stage says of one step, in milliseconds; `hop_ms` from sending to the next stage until its answer; `share`: of the tokens
+    that were computed together, this step's; None: not said."""
 
     segment: str
     queue_ms: float
     compute_ms: float
     hop_ms: float
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -251,15 +253,18 @@ def _outputs(meta: Mapping[str, Any], content: bytes, first: str) -> tuple[Outpu
     return tuple(made)
 
 
+def _timing(said: Mapping[str, Any]) -> Timing:
+    queue_ms, compute_ms, hop_ms = (float(said.get(name) or 0) for name in ("queue_ms", "compute_ms", "hop_ms"))
+    share = said.get("share")
+    return Timing(str(said["segment"]), queue_ms, compute_ms, hop_ms, None if share is None else float(share))
+
+
 def _answer(meta: Mapping[str, Any], sampled: bool, first: str, seconds: float, outputs: tuple[Output, ...] = ()) -> Answer:
     try:
         token = int(meta["token"]) if sampled else None
         if token is not None and token < 0:
             raise ValueError(f"token id {token}")
-        timings = tuple(
-            Timing(str(t["segment"]), float(t.get("queue_ms") or 0), float(t.get("compute_ms") or 0), float(t.get("hop_ms") or 0))
-            for t in meta.get("timings") or ()
-        )
+        timings = tuple(_timing(t) for t in meta.get("timings") or ())
         logprob = meta.get("logprob")
         top = tuple((int(i), _finite(float(p))) for i, p in meta.get("top_logprobs") or ())
         return Answer(token, None if logprob is None else _finite(float(logprob)), top, timings, seconds, outputs)

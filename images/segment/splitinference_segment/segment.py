@@ -186,7 +186,7 @@ class Segment:
         self._meters.add("queue_seconds_total", result.queue_s)
 
     def _after_step(self, request: Request, result: Result, received_at: float, send: Send) -> None:
-        timing = self._timing(result.queue_s, result.compute_s)
+        timing = self._timing(result.queue_s, result.compute_s) | {"share": round(result.share, 3)}
         if result.hidden is None:
             fields: dict[str, Any] = {"timings": [timing]}
             if result.choice is not None:

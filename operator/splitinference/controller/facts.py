@@ -1,5 +1,6 @@
 """What the core is told of one resource: the problem, with what observed stages taught, and the facts that a decision goes by."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from splitinference.controller import terms
@@ -8,10 +9,11 @@ from splitinference.controller.calibration import compare
 from splitinference.controller.look import Seen
 from splitinference.controller.planned import Built, Planned, build
 from splitinference.controller.policy import strategy
-from splitinference.controller.ports import Builder
-from splitinference.controller.serving import serving_plan, serving_stages
-from splitinference.core.adaptation import Facts, Traffic
+from splitinference.controller.ports import ALONE_SECONDS, Builder
+from splitinference.controller.serving import Serving, serving_plan, serving_stages
+from splitinference.core.adaptation import Facts, StageTime, Traffic
 from splitinference.core.cluster import Snapshot
+from splitinference.core.cost.learn import counting
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
 from splitinference.core.rehearse import rehearse
@@ -43,6 +45,7 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
         walking=not isinstance(steps, Done),
         moves=seen.recall.moves,
         traffic=_traffic(seen),
+        stages=tuple(_stage_times(serving_stages(planned, built, seen.stored, seen.report), seen)),
         serving=serving_plan(planned, observed, asked.profile),
         served=observed.serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in observed.serving.names),
         held_bytes={name: observed.held_bytes(name) for name in sorted({segment.node for segment in observed.segments.values()})},
@@ -72,6 +75,26 @@ def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Probl
         link_encoding=terms.link_encoding(spec),
         serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
     )
+
+
+def _stage_times(serving: Serving | None, seen: Seen) -> Iterator[StageTime]:
+    """What stages took lately where steps were computed alone. The gateway was asked in this pass, so nothing is older than its window."""
+    learned = counting(seen.calibration.nodes, seen.now)
+    if serving is None or serving.traffic is None:
+        return
+    for stage in serving.stages:
+        found = serving.traffic.stages.get(stage.name)
+        if found is not None and found.alone_ms and found.alone_steps:
+            yield StageTime(
+                node=stage.node,
+                processor=stage.processor,
+                start=stage.start,
+                end=stage.end,
+                alone_ms=found.alone_ms,
+                steps=found.alone_steps,
+                age_seconds=ALONE_SECONDS,
+                learned=stage.node in learned,
+            )
 
 
 def _traffic(seen: Seen) -> Traffic:

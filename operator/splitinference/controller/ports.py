@@ -147,13 +147,20 @@ class Percentiles(Reported):
     p95: Milliseconds = None
 
 
+ALONE_SECONDS = 10.0
+"""Of steps that were computed alone, the gateway tells the last so many seconds."""
+
+
 class StageTimes(Reported):
-    """Medians over the window, for one decode step, and of how many steps (None: not said)."""
+    """Medians over the window, for one decode step, and of how many steps (None: not said). `alone`: of steps of the last ten seconds that
+    were computed alone the lower quartile of compute, and how many there were."""
 
     compute_ms: Milliseconds = Field(default=None, alias="computeMs")
     queue_ms: Milliseconds = Field(default=None, alias="queueMs")
     link_ms: Milliseconds = Field(default=None, alias="linkMs")
     steps: Annotated[int | None, BeforeValidator(_count)] = None
+    alone_ms: Milliseconds = Field(default=None, alias="aloneMs")
+    alone_steps: Annotated[int | None, BeforeValidator(_count)] = Field(default=None, alias="aloneSteps")
 
 
 class ObservedTraffic(Reported):

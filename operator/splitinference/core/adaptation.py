@@ -58,6 +58,20 @@ class Traffic(Value):
     time_per_output_token_ms: float | None = None
 
 
+class StageTime(Value):
+    """Compute of one stage's decode steps of the last seconds, of those that computed alone: the lower quartile, so three of four took at
+    least so long. `age_seconds`: how old the oldest of them may be; `learned`: the node's factor was measured."""
+
+    node: str
+    processor: str = ""
+    start: int = Field(ge=0)
+    end: int = Field(gt=0)
+    alone_ms: float = Field(gt=0)
+    steps: int = Field(ge=0)
+    age_seconds: float = Field(ge=0)
+    learned: bool = True
+
+
 class Facts(Value):
     """What is known now. `plan` is the plan in service or under way."""
 
@@ -71,6 +85,7 @@ class Facts(Value):
     walking: bool = Field(default=False, description="a transition is under way")
     moves: tuple[datetime, ...] = Field(default=(), description="when plans were moved to, oldest first")
     traffic: Traffic = Traffic()
+    stages: tuple[StageTime, ...] = Field(default=(), description="the plan's stages as they serve now; none on the way to it")
     may_review: bool = Field(default=True, description="there is leave to look for a better plan without any other reason")
     serving: Plan | None = Field(default=None, description="what serves now, as a plan, where it can be stated as one")
     served: bool = Field(default=True, description="a route serves and all of it is proven")
@@ -94,12 +109,24 @@ class Obstacle(Value):
     free_bytes: int = Field(ge=0)
 
 
+class Slowed(Value):
+    """A node whose stage has been slower than predicted: since when, when last, and in how many observations. `metric`: use by others, as
+    metrics had it at the first of them, 0..1; `implied`: as the last one implied it."""
+
+    since: datetime
+    last: datetime
+    observations: int = Field(ge=1)
+    metric: float = Field(ge=0, le=1)
+    implied: float = Field(ge=0, le=1)
+
+
 class Memory(Value):
     """What must be remembered between passes to be steady. Losing it (a restart) only makes optional moves later."""
 
     watches: Mapping[str, Watch] = Field(default_factory=dict)
     reviewed: datetime | None = Field(default=None, description="when a better plan was last looked for")
     obstacles: Mapping[str, Obstacle] = Field(default_factory=dict, description="nodes that stood in the way of walks lately")
+    slowed: Mapping[str, Slowed] = Field(default_factory=dict, description="nodes whose stages are slower than metrics explain")
     detoured: datetime | None = Field(default=None, description="when a blocked walk was last given up for another plan")
     tried: str = Field(default="", description="hash of the problem that was last tried without getting a plan")
     tried_room: str = Field(default="", description="hash of the room that there was then")
@@ -109,8 +136,8 @@ class Memory(Value):
     tried_message: str = ""
 
     def afresh(self, *, reviewed: datetime | None = None, detoured: datetime | None = None) -> "Memory":
-        """After another plan was taken: nothing is watched and nothing was tried; what stood in the way of walks still counts."""
-        return Memory(reviewed=reviewed, obstacles=self.obstacles, detoured=detoured or self.detoured)
+        """After another plan was taken: nothing is watched and nothing was tried; what nodes showed still counts."""
+        return Memory(reviewed=reviewed, obstacles=self.obstacles, slowed=self.slowed, detoured=detoured or self.detoured)
 
     def watching(self, key: str, holds: bool | None, policy: Policy, now: datetime) -> tuple[Watch | None, "Memory"]:
         """Note that a reason holds, holds no longer, or that it is not known (None: neither confirms nor forgets, for two windows).

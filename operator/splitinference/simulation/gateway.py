@@ -13,6 +13,7 @@ from splitinference.simulation.places import Places, rounded
 from splitinference.simulation.records import Records, Request
 from splitinference.simulation.routes import Path, Routes
 from splitinference.simulation.segments import Run
+from splitinference.simulation.stepping import Steps, quantile
 from splitinference.simulation.trace import Trace
 from splitinference.simulation.world import Process, World
 
@@ -35,21 +36,24 @@ class Gateway:
         self._routes = routes
         self._records = records
         self._seats = simpy.Resource(env, capacity=trace.problem.workload.max_concurrent_sequences)
-        self._told: deque[tuple[float, float, float | None]] = deque()
+        self._ended: deque[float] = deque()
+        self._first_tokens: deque[tuple[Steps, float]] = deque()
+        self._gaps: deque[tuple[Steps, float]] = deque()
         self._moving = 0
         self._labels = 0
         world.on_label.append(self._count_labels)
         env.process(self._admit(seed))
 
     def traffic(self) -> Traffic:
-        """What clients got lately."""
-        since = self._env.now - self._trace.observing.traffic_window_s
-        while self._told and self._told[0][0] < since:
-            self._told.popleft()
+        """What clients got lately: how many had their answer, and how long tokens took, those of answers under way too."""
+        now = self._env.now
+        since = now - self._trace.observing.traffic_window_s
+        while self._ended and self._ended[0] < since:
+            self._ended.popleft()
         return Traffic(
-            requests=len(self._told),
-            time_to_first_token_ms=_p95([first for _, first, _ in self._told]),
-            time_per_output_token_ms=_p95([each for _, _, each in self._told if each is not None]),
+            requests=len(self._ended),
+            time_to_first_token_ms=quantile(self._first_tokens, 0.95, since, now),
+            time_per_output_token_ms=quantile(self._gaps, 0.95, since, now),
         )
 
     def _count_labels(self) -> None:
@@ -74,7 +78,7 @@ class Gateway:
             self._records.failed(request, "no route for too long")
             return
         self._records.completed(request)
-        self._told.append((self._env.now, request.first_token_ms, request.output_token_ms))
+        self._ended.append(self._env.now)
 
     def _generate(self, arrival: Arrival, request: Request) -> Answered:
         """All tokens of one sequence, over as many routes as it takes. False: it had no route for too long."""
@@ -134,7 +138,7 @@ class Gateway:
             yield env.timeout(at - env.now)
             if not run.alive:
                 return (yield from self._stalled(run))
-        request.token(at - enter)
+        self._token(request, at - enter)
         if at > env.now:
             yield from self._ahead(path, arrival, request, at, at - began)
         return True
@@ -145,12 +149,20 @@ class Gateway:
         if self._env.peek() < float("inf"):
             count = max(0, min(count, int((self._env.peek() - at) / step_s) - 1))
         for run in path.runs:
-            self._places.account(run.segment, arrival.prompt_tokens, arrival.output_tokens, count)
+            self._places.account(run.segment, arrival.prompt_tokens, arrival.output_tokens, Steps(at, at + count * step_s, count))
         enter = self._places.enter(path.nodes[0], 1)
+        if count:
+            self._gaps.append((Steps(at - enter, at - enter + count * step_s, count), 1e3 * step_s))
         for _ in range(count):
             at += step_s
             request.token(at - enter)
         yield self._env.timeout(at - self._env.now)
+
+    def _token(self, request: Request, at: float) -> None:
+        """A token reaches the client."""
+        before = request.last_at if request.tokens else request.arrival.at_s
+        (self._gaps if request.tokens else self._first_tokens).append((Steps.at(at), 1e3 * (at - before)))
+        request.token(at)
 
     def _stalled(self, run: Run) -> Answered:
         """The step has no answer: a server that is gone says so at once, a dead node says nothing."""
@@ -169,8 +181,3 @@ class Gateway:
             for run in path.runs
             for layer in range(run.segment.start, run.segment.end)
         )
-
-
-def _p95(values: list[float]) -> float | None:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))] if ordered else None

@@ -5,9 +5,10 @@ from datetime import datetime, timedelta
 import simpy
 
 from splitinference.controller.privacy import exposed
-from splitinference.core.adaptation import Facts, Memory, Mode
+from splitinference.core.adaptation import Facts, Memory, Mode, StageTime
 from splitinference.core.decide import decide
 from splitinference.core.decision import Adopt, Keep, Kept
+from splitinference.core.noticed import SLOWER, slower
 from splitinference.core.plan import Pipeline, Plan
 from splitinference.core.problem import Problem
 from splitinference.core.rehearse import rehearse
@@ -16,10 +17,12 @@ from splitinference.core.transition import Blocked, CreateSegment, Cutover, Dele
 from splitinference.core.walk import Observed, Phase, Route, Target
 from splitinference.simulation.gateway import Gateway
 from splitinference.simulation.observation import Observation, moment
+from splitinference.simulation.places import Places
 from splitinference.simulation.policies import Conduct
 from splitinference.simulation.records import Moved, Records
 from splitinference.simulation.routes import Routes
 from splitinference.simulation.segments import Run, Segments
+from splitinference.simulation.stepping import RECENT_SECONDS
 from splitinference.simulation.trace import Trace
 from splitinference.simulation.world import Process
 
@@ -53,6 +56,7 @@ class Operator:
         self._segments: Segments
         self._routes: Routes
         self._gateway: Gateway
+        self._places: Places
         self.plan: Plan
         self._target: Target
 
@@ -61,9 +65,9 @@ class Operator:
         if not self._woken.triggered:
             self._woken.succeed()
 
-    def start(self, observation: Observation, segments: Segments, routes: Routes, gateway: Gateway) -> None:
+    def start(self, observation: Observation, segments: Segments, routes: Routes, gateway: Gateway, places: Places) -> None:
         """Make the first plan. The trace begins when it serves. Raises NoPlanError."""
-        self._observation, self._segments, self._routes, self._gateway = observation, segments, routes, gateway
+        self._observation, self._segments, self._routes, self._gateway, self._places = observation, segments, routes, gateway, places
         facts = Facts(now=moment(0.0), problem=self._problem(None), planned_for="trace", asked="trace")
         decision, self._memory = decide(facts, self._conduct.policy, Memory(), self._conduct.solve, LIMITS)
         if isinstance(decision, Keep):
@@ -100,7 +104,7 @@ class Operator:
         self._records.blocked += optional and decision.reason is Kept.BLOCKED
         self._step()
         looked = self._conduct.policy.mode is Mode.FROZEN or self._memory.reviewed == facts.now
-        self._settled = seen if optional and looked and not self._memory.watches else None
+        self._settled = seen if optional and looked and not self._memory.watches and not self._memory.slowed else None
 
     def _problem(self, plan: Plan | None) -> Problem:
         serving = () if plan is None else tuple((*s.held, node) for s in plan.segments for node in s.nodes)
@@ -121,12 +125,34 @@ class Operator:
             walking=self._walking,
             moves=tuple(self._moves),
             traffic=self._gateway.traffic(),
+            stages=self._stages(serving),
             serving=self._serving_plan(serving) if serving is not None else None,
             served=serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in serving.names),
             held_bytes={name: observed.held_bytes(name) for name in {segment.node for segment in observed.segments.values()}},
             blocked=steps if isinstance(steps, Blocked) else None,
             strategy=self._trace.strategy,
         )
+
+    def _stages(self, serving: Route | None) -> tuple[StageTime, ...]:
+        """What the gateway saw of the plan's stages lately; nothing on the way to the plan. Times are the model's own: no factor is off."""
+        if serving is None or serving != self._target.route:
+            return ()
+        found = []
+        for segment in self.plan.segments:
+            key = (segment.node, segment.processor, segment.start, segment.end)
+            if (seen := self._places.steps.get(key)) is not None and (times := seen.quartile(self._env.now)) is not None:
+                found.append(
+                    StageTime(
+                        node=segment.node,
+                        processor=segment.processor,
+                        start=segment.start,
+                        end=segment.end,
+                        alone_ms=max(times[0], 1e-6),
+                        steps=times[1],
+                        age_seconds=RECENT_SECONDS,
+                    )
+                )
+        return tuple(found)
 
     def _serving_plan(self, route: Route) -> Plan:
         """What the route serves, as a plan."""
@@ -142,7 +168,9 @@ class Operator:
             (slo.time_per_output_token_ms, traffic.time_per_output_token_ms),
         )
         broken = tuple(None if limit is None or value is None else value > limit for limit, value in pairs)
-        return (self._observation.version, self._segments.version, broken, tuple(self._lost), self.plan.revision)
+        stages = self._stages(self._routes.serving)
+        slow = tuple(node for node, ratio in slower(self._problem(self.plan), stages).items() if ratio >= SLOWER) if stages else ()
+        return (self._observation.version, self._segments.version, broken, slow, tuple(self._lost), self.plan.revision)
 
     def _adopt(self, decision: Adopt, facts: Facts) -> None:
         """Make it the plan."""

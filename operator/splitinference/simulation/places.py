@@ -10,6 +10,7 @@ from splitinference.core.cost.site import Site, site_of
 from splitinference.core.cost.stage import StageCost, stage_cost
 from splitinference.core.plan import Segment
 from splitinference.core.problem import Problem
+from splitinference.simulation.stepping import RecentSteps, Steps
 from splitinference.simulation.trace import Trace
 from splitinference.simulation.world import World
 
@@ -53,6 +54,7 @@ class Places:
         self.wires: dict[tuple[str, str], Wire] = {}
         self._hops: dict[tuple[str, str], tuple[float, float, float]] = {}
         self._hops_of = -1
+        self.steps: dict[tuple[str, str, int, int], RecentSteps] = {}
         world.on_up.append(self._lost)
 
     def place(self, segment: Segment) -> Place:
@@ -76,14 +78,22 @@ class Places:
         place.free_at = begin + taken
         place.busy_s += taken
         place.joules += taken * added_watts(known.site)
+        if not prefill:
+            self._seen(segment, known, cost, Steps(begin, begin + service, 1))
         return begin + service
 
-    def account(self, segment: Segment, prompt: int, output: int, count: int) -> None:
-        """Count the work of so many decode steps that met no queue."""
+    def account(self, segment: Segment, prompt: int, output: int, steps: Steps) -> None:
+        """Count the work of decode steps that met no queue."""
         known, cost = self._cost(segment, prompt, output)
-        place, seconds = self.place(segment), count * cost.decode_ms / 1e3 / cost.batch
+        place, seconds = self.place(segment), steps.count * cost.decode_ms / 1e3 / cost.batch
         place.busy_s += seconds
         place.joules += seconds * added_watts(known.site)
+        if steps.count:
+            self._seen(segment, known, cost, steps)
+
+    def _seen(self, segment: Segment, known: _Known, cost: StageCost, steps: Steps) -> None:
+        key = (segment.node, segment.processor, segment.start, segment.end)
+        self.steps.setdefault(key, RecentSteps()).add(steps, cost.decode_ms - known.site.node.stage_overhead_ms)
 
     def send(self, source: str, target: str, boundary: int, tokens: int, ready_at: float) -> float:
         """Queue a message with so many tokens' activations on the link; the time at which it is there, seconds."""

@@ -30,7 +30,7 @@ def simulate(trace: Trace, policy: PolicyName, seed: int) -> Report:
     places = Places(trace, world)
     routes = Routes(env, segments, trace.serving.drain_s, operator.wake)
     gateway = Gateway(env, trace, world, places, routes, records=records, seed=seed)
-    operator.start(observation, segments, routes, gateway)
+    operator.start(observation, segments, routes, gateway, places)
     env.process(_sample(env, world, places, routes, records))
     env.run(until=trace.duration_s)
     joules = sum(place.joules for place in places.places.values())
