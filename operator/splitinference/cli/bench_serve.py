@@ -59,7 +59,12 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--gateway-image", default="localhost/splitinference/gateway:dev", metavar="IMAGE")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"))
     parser.add_argument("--threads", type=int, default=1, help="of torch, in each segment and in the unsplit model (default 1)")
-    parser.add_argument("--weights", default="packed", choices=("packed", "stored"), help="how segments hold them (default packed, as spec.segments.weights)")
+    parser.add_argument(
+        "--weights",
+        default="packed",
+        choices=("packed", "stored"),
+        help="how segments hold them (default packed, as spec.segments.weights)",
+    )
     parser.add_argument("--cpus", metavar="LIST", help="cores that everything runs on, such as 0,1 (default: all)")
     parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="also llama.cpp: the folder that holds the package xllamacpp")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same model for llama.cpp, of any encoding: it is encoded as --dtype")
