@@ -54,9 +54,9 @@ class Phase:
 
 
 SCRIPT = (
-    Phase(60, burning),
-    Phase(25),
-    Phase(40, lambda cluster, node: thin(cluster, node, THIN_MBIT)),
+    Phase(180, burning),
+    Phase(30),
+    Phase(120, lambda cluster, node: thin(cluster, node, THIN_MBIT)),
 )
 
 

@@ -7,8 +7,9 @@ docs/reference/adaptation-results.md. `E2E_QUIET_SECONDS` is another while to wa
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,26 @@ def test_noise_around_the_threshold_moves_at_most_once(serving: Cluster, play: P
             scene.runs(QUIET_SECONDS)
         finally:
             serving.stop_burning(busy)
+
+
+@both_loads
+def test_a_move_that_was_asked_for_is_a_short_pause(serving: Cluster, play: Play, load: Load) -> None:
+    """Nothing disturbs: what clients see is the move alone."""
+    try:
+        with play("i: a segment moved by hand, nothing disturbed", load) as scene:
+            placed = scene.placement()
+            start, end, _ = next(segment for segment in placed[1:-1])
+            spare = next(node for node in serving.settings.worker_names() if node not in {name for _, _, name in placed})
+            given(serving, {"allowedSplitPoints": cuts(placed), "pins": [{"layers": f"{start}:{end}", "node": spare}]})
+            scene.settles(lambda now: (start, end, spare) in now, 150, f"layers {start}:{end} are on {spare}")
+    finally:
+        given(serving, {"allowedSplitPoints": None, "pins": None})
+        stack.until(lambda: stack.settled(stack.resource(serving, NAME)), 150, "settled without pins")
+
+
+def given(cluster: Cluster, partition: Mapping[str, Any]) -> None:
+    """Say in the resource where it may be cut, and which layers are to be on which node."""
+    cluster.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps({"spec": {"partition": partition}}))
 
 
 @both_loads
