@@ -13,6 +13,7 @@ from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.plan import Pipeline, Plan, Segment
 from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, Slo, Toleration, TrustRule, Workload
 from splitinference.core.profile import Layer, Profile
+from splitinference.core.solve.columns import alone
 
 MIB = 2**20
 
@@ -99,6 +100,30 @@ def all_chains(problem: Problem) -> Iterator[Pipeline]:
                         for k, (node, processor) in enumerate(order)
                     )
                 )
+
+
+def valid_chains(problem: Problem) -> Iterator[Pipeline]:
+    """Every valid chain whose stages are on one or two nodes."""
+    layers = len(problem.profile.layers)
+    places = [(n.name, p.processor) for n in problem.snapshot.nodes for p in sites(n)]
+    groups: list[tuple[tuple[str, ...], str]] = [((name,), processor) for name, processor in places]
+    if problem.constraints.max_stage_nodes > 1:
+        groups += [((a, b), p) for (a, p), (b, q) in combinations(places, 2) if p == q and a != b]
+
+    def extend(done: tuple[Segment, ...], at: int) -> Iterator[Pipeline]:
+        if at == layers:
+            yield Pipeline(segments=done)
+            return
+        for names, processor in groups:
+            if not any((n, processor) == (m, s.processor) for s in done for m in s.nodes for n in names):
+                for end in range(at + 1, layers + 1):
+                    segment = Segment(start=at, end=end, node=names[0], processor=processor, replicas=names[1:])
+                    yield from extend((*done, segment), end)
+
+    single = alone(problem)
+    for chain in extend((), 0):
+        if not violations(Plan(model_digest=problem.profile.digest, pipelines=(chain,)), single):
+            yield chain
 
 
 def valid_plans(problem: Problem) -> list[Plan]:

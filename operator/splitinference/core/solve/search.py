@@ -8,21 +8,18 @@ than `width` labels, the least promising are dropped and the best of their bound
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitinference.core.solve.alike import alike
 from splitinference.core.solve.criterion import Arrays, hop_occupancy
+from splitinference.core.solve.dominance import Dominance
 from splitinference.core.solve.labels import Labels
 from splitinference.core.solve.levels import Cut
 from splitinference.core.solve.relaxed import Completion, Step, complete
 from splitinference.core.solve.tables import Bools, Floats, Ints
 from splitinference.core.solve.task import SLACK, Multipliers, Task
 
-_DOMINANCE_BLOCK = 400
-_DOMINANCE_HEADS = 1_200
 _CHUNK = 20_000
 _CHILDREN, _LEAST_CHILDREN = 48, 2_000
 
@@ -35,20 +32,6 @@ class Found:
     value: float
     bound: float
     complete: bool
-
-
-def _first_of_equal_use(keys: list[NDArray[Any]], measure: Floats) -> Bools:
-    """Of labels that are equal in all keys, drop those that are no better than the first (least) in anything."""
-    order = np.lexsort((*measure.T[::-1], *keys))
-    new = np.zeros(len(order), dtype=bool)
-    new[0] = True
-    for key in keys:
-        sorted_key = key[order]
-        new[1:] |= sorted_key[1:] != sorted_key[:-1]
-    first = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
-    keep = np.ones(len(order), dtype=bool)
-    keep[order] = new | ~(measure[first] <= measure[order]).all(axis=1)
-    return keep
 
 
 def _below(value: float) -> float:
@@ -86,14 +69,7 @@ class Search:
         self._column[self.several] = np.arange(len(self.several))
         self.words = (len(self.single) + 63) // 64
         self._leave_bits, self._leave_counts = self._leaving()
-        measures = [[t.occupancy_from(b) for b in range(t.layers)]] if self.occupied else []
-        measures += [[t.utilization_from(b) for b in range(t.layers)]] if self.utilized else []
-        self.alike = alike(task, [self.plain, *self.sums], measures)
-        tracked = [(number, c) for number, row in enumerate(self.alike.rows) for c in row if self._bit[c] >= 0 or self._column[c] >= 0]
-        self._order: Ints = np.array([c for _, c in tracked], dtype=np.int64)
-        self._row: Ints = np.array([number for number, _ in tracked], dtype=np.int64)
-        self._position = np.full(t.count, -1)
-        self._position[self._order] = np.arange(len(tracked))
+        self._dominance = Dominance(task, self.single, self.several, occupied=self.occupied, utilized=self.utilized)
         self._parents: list[Ints] = []
         self._steps: list[Ints] = []
         self._made = 0
@@ -158,7 +134,7 @@ class Search:
                 order = np.argsort(labels.bound, kind="stable")
                 dropped = min(dropped, float(labels.bound[order[4 * width]]))
                 labels = labels.pick(order[: 4 * width])
-            labels = self._undominated(labels)
+            labels = self._dominance.undominated(labels)
             if len(labels) > width:
                 order = np.argsort(labels.bound, kind="stable")
                 dropped = min(dropped, float(labels.bound[order[width]]))
@@ -323,66 +299,6 @@ class Search:
         some = np.flatnonzero(column >= 0)
         counts[some, column[some]] += 1
         return taken, counts
-
-    def _undominated(self, labels: Labels) -> Labels:
-        """Drop labels that another on the same class is at least as good as, in every respect."""
-        if len(labels) < 2:
-            return labels
-        task = self.task
-        columns = [labels.plain, *labels.sums.T]
-        if self.occupied:
-            columns.append(labels.occupancy)
-        if self.utilized:
-            columns.extend([labels.utilization, *([labels.busy] if self.tables.shares_node.any() else [])])
-        if task.max_nodes is not None:
-            columns.append(labels.nodes.astype(float))
-        if task.max_segments is not None:
-            columns.append(labels.segments.astype(float))
-        if task.min_segments > 1:
-            columns.append(-np.minimum(labels.segments, task.min_segments).astype(float))
-        measure, used = np.stack(columns, axis=1), self._used(labels)
-        last = self.alike.cluster[labels.last]
-        keep = _first_of_equal_use([last, *labels.taken.T, *labels.counts.T], measure)
-        order = np.flatnonzero(keep)
-        order = order[np.lexsort((used[order].sum(axis=1), *measure[order].T[::-1], last[order]))]
-        starts = np.flatnonzero(np.diff(last[order], prepend=-2))
-        for begin, finish in zip(starts, [*starts[1:], len(order)], strict=True):
-            self._sift(order[begin:finish], measure, used, keep)
-        return labels.pick(keep)
-
-    def _used(self, labels: Labels) -> NDArray[np.int8]:
-        """Label by column: how many places are used from the head of each row of comparable classes up to each of its points."""
-        dense = np.zeros((len(labels.last), len(self._order)), dtype=np.int8)
-        if self.words:
-            bits = np.unpackbits(np.ascontiguousarray(labels.taken).view(np.uint8), axis=1, bitorder="little")
-            dense[:, self._position[self.single]] = bits[:, : len(self.single)]
-        if len(self.several):
-            dense[:, self._position[self.several]] = labels.counts
-        some = np.flatnonzero(dense.any(axis=0))
-        row, total = self._row[some], np.cumsum(dense[:, some], axis=1, dtype=np.int8)
-        for begin in np.flatnonzero(np.diff(row, prepend=-1))[1:]:
-            total[:, begin:] -= total[:, begin - 1 : begin]
-        return total
-
-    @staticmethod
-    def _sift(group: Ints, measure: Floats, used: NDArray[np.int8], keep: Bools) -> None:
-        """Mark the dominated of one cluster; `group` is in ascending order, so only earlier ones can dominate (of equals the first)."""
-        heads = group[:0]
-        for begin in range(0, len(group), _DOMINANCE_BLOCK):
-            block = group[begin : begin + _DOMINANCE_BLOCK]
-            for others, earlier in ((heads, False), (block, True)):
-                better = np.ones((len(others), len(block)), dtype=bool)
-                for column in measure.T:
-                    better &= column[others][:, None] <= column[block][None, :]
-                for count in used.T:
-                    better &= count[others][:, None] <= count[block][None, :]
-                if earlier:
-                    better &= np.arange(len(others))[:, None] < np.arange(len(block))[None, :]
-                keep[block[better.any(axis=0)]] = False
-                block = block[keep[block]]
-                if not len(block):
-                    break
-            heads = np.concatenate([heads, block])[:_DOMINANCE_HEADS]
 
     def _trace(self, identity: int) -> tuple[Step, ...]:
         parents, steps = np.concatenate(self._parents), np.concatenate(self._steps)
