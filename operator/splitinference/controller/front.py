@@ -39,7 +39,8 @@ def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, applied: str,
 
 def _to_leave(seen: Seen) -> str:
     """The gateway's pods that their node must not have any more."""
-    labels = {str(node["metadata"]["name"]): labels_of(node) for node in seen.nodes}
+    theirs = {(pod.get("spec") or {}).get("nodeName") for pod in seen.gateways}
+    labels = {name: labels_of(node) for node in seen.nodes if (name := node["metadata"]["name"]) in theirs}
     leaving = [
         str(pod["metadata"].get("uid", ""))
         for pod in seen.gateways
