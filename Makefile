@@ -34,7 +34,7 @@ e2e: install ## tests on a kind cluster, which they start and remove
 	@.venv/bin/pytest tests/integration e2e -m "cluster and not long"
 
 disturbances: install ## two busy nodes, killed processes, no Prometheus, under load on a kind cluster: what CI runs besides what `make test` plays
-	@.venv/bin/pytest -m "cluster" $(foreach test,two_busy_nodes_lead_to_new_cuts killed_processes_come_back without_prometheus_it_serves_and_nothing_moves,"e2e/test_adaptation.py::test_$(test)[steady]")
+	@.venv/bin/pytest -m "cluster" $(foreach test,killed_processes_come_back without_prometheus_it_serves_and_nothing_moves two_busy_nodes_lead_to_new_cuts,"e2e/test_adaptation.py::test_$(test)[steady]")
 
 e2e-long: install ## every disturbance under steady and bursty load, links, a soak; figures to docs/reference/adaptation-results.md
 	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_links.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind

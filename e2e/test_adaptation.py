@@ -174,7 +174,7 @@ def test_trust_withdrawn_takes_the_sensitive_layers_away(serving: Cluster, play:
         stack.until(lambda: stack.settled(stack.resource(serving, NAME)), 120, "settled with the labels as they were")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def roomy(serving: Cluster) -> Iterator[Cluster]:
     """Workers that hold two segments at once, and cuts left open: what new cuts need where the old ones serve meanwhile.
 
