@@ -11,7 +11,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts/splitinference"
 SAMPLE = ROOT / "config/samples/splitinference.yaml"
 SYSTEM = "splitinference-system"
+FORWARD_SECONDS = 45.0
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 IMAGES = ("operator", "segment", "gateway")
 MODEL = "smollm2-135m-instruct"
@@ -168,19 +169,28 @@ def endpoint(cluster: AnyCluster, name: str, namespace: str = "default") -> Iter
 
 @contextmanager
 def forwarded(cluster: AnyCluster, name: str, port: int, namespace: str = "default") -> Iterator[str]:
-    """A way from here to a port of the gateway's Service, by `kubectl port-forward`; gives host:port."""
+    """A way from here to a port of the gateway's Service, by `kubectl port-forward`; gives host:port.
+
+    A kubelet that was just started does not know its pods yet, and refuses: it is asked again for a while.
+    """
     words = [cluster.tool(tools.KUBECTL), "-n", namespace, "port-forward", f"service/{name}-gateway", f":{port}"]
-    with subprocess.Popen(words, env={**os.environ, **cluster.env()}, stdout=subprocess.PIPE, text=True) as process:
-        try:
+    with ExitStack() as opened:
+
+        def begun() -> str | None:
+            process = subprocess.Popen(words, env={**os.environ, **cluster.env()}, stdout=subprocess.PIPE, text=True)
             assert process.stdout is not None
-            line = process.stdout.readline()
-            match = re.search(r"127\.0\.0\.1:(\d+)", line)
-            if match is None:
-                raise RuntimeError(f"kubectl port-forward: {line or 'ended at once'}")
-            _answers(int(match.group(1)))
-            yield f"127.0.0.1:{match.group(1)}"
-        finally:
-            process.terminate()
+            match = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
+            opened.callback(_end, process)
+            return match.group(1) if match else None
+
+        local = until(begun, FORWARD_SECONDS, f"kubectl port-forward to {name}-gateway; why not is in its own words above")
+        _answers(int(local))
+        yield f"127.0.0.1:{local}"
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.terminate()
+    process.communicate()
 
 
 def _answers(port: int) -> None:
