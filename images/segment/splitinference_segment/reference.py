@@ -27,18 +27,24 @@ class Clock:
         """No more tokens."""
 
 
-def loaded(model_path: str, dtype: str, threads: int) -> Greedy:
-    """The whole model, as a function of prompt ids and the most new tokens; it ends earlier at the model's end token.
-
-    Its answer: `tokens`, `ms` in all, `tokens_per_second`, `first_ms` until the first token, `gaps_ms` between the others.
-    """
+def _whole(model_path: str, dtype: str, threads: int) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype)).eval()
+    return AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype)).eval()
+
+
+def loaded(model_path: str, dtype: str, threads: int) -> Greedy:
+    """The whole model, as a function of prompt ids and the most new tokens; it ends earlier at the model's end token.
+
+    Its answer: `tokens`, `ms` in all, `tokens_per_second`, `first_ms` until the first token, `gaps_ms` between the others.
+    """
+    import torch
+
+    model = _whole(model_path, dtype, threads)
 
     def greedy(prompt_ids: Sequence[int], max_new_tokens: int) -> dict[str, Any]:
         ids = torch.tensor([list(prompt_ids)])
@@ -62,12 +68,8 @@ def loaded(model_path: str, dtype: str, threads: int) -> Greedy:
 def behind(model_path: str, dtype: str, threads: int, prompt: Sequence[int], given: Sequence[int]) -> list[float]:
     """By how many nats each given token is behind the likeliest one, after the prompt and the given tokens before it. 0: it is that one."""
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, dtype)).eval()
+    model = _whole(model_path, dtype, threads)
     with torch.inference_mode():
         logits = model(torch.tensor([[*prompt, *given]])).logits[0, len(prompt) - 1 : -1].float()
     chosen = logits.gather(1, torch.tensor(list(given))[:, None])[:, 0]

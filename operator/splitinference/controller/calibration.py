@@ -16,17 +16,13 @@ from pydantic.alias_generators import to_camel
 from splitinference.controller.ports import ObservedTraffic
 from splitinference.controller.serving import Serving, Stage
 from splitinference.core.cluster import Snapshot
-from splitinference.core.cost.calibrate import Observed, calibrate
+from splitinference.core.cost.calibrate import TELLING_MS, Observed, calibrate, decode_compute_ms
 from splitinference.core.cost.learn import Factor, calibrated, learn
-from splitinference.core.cost.site import site_of
-from splitinference.core.cost.stage import stage_cost
 from splitinference.core.problem import Problem
 from splitinference.core.value import Value
 
 LEAST_STEPS = 20
 """A window with fewer decode steps of a stage is not learned from: its median is chance."""
-LEAST_MS = 1.0
-"""Of a stage predicted to compute less (an embedding alone, say) what is observed is what any step costs, not how fast the node is."""
 MOST_USED = 0.7
 """Where others use more of a node, nothing is learned of it: a small error in what they use would be a large one in the factor."""
 STEADY = 1.25
@@ -150,7 +146,7 @@ def _closed(known: Calibration, window: Window, seen: Mapping[str, tuple[Stage, 
     observed: list[Observed] = []
     for name, (stage, milliseconds) in sorted(seen.items()):
         without, predicted = _compute_ms(plain, stage), _compute_ms(with_factors, stage)
-        if without is None or predicted is None or without < LEAST_MS or stage.node not in means:
+        if without is None or predicted is None or without < TELLING_MS or stage.node not in means:
             continue
         times = {"observed_ms": milliseconds, "predicted_ms": predicted, "uncalibrated_ms": without}
         stages[name] = StageError(node=stage.node, **{key: round(value, 3) for key, value in times.items()})
@@ -184,11 +180,7 @@ def _with_use(problem: Problem, means: Mapping[str, float]) -> Problem:
 
 
 def _compute_ms(problem: Problem, stage: Stage) -> float | None:
-    """One decode step of the stage, the server's overhead left out; None for a place or layers that the problem does not have."""
-    site = site_of(problem.snapshot, stage.node, stage.processor)
-    if site is None or stage.end > len(problem.profile.layers):
-        return None
-    return max(stage_cost(problem, site, stage.start, stage.end).decode_ms - site.node.stage_overhead_ms, 1e-6)
+    return decode_compute_ms(problem, stage.node, stage.processor, stage.start, stage.end)
 
 
 def _percent(pairs: Iterator[tuple[float, float]]) -> float:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from splitinference.core.adaptation import Facts, Memory, Slowed, StageTime
-from splitinference.core.cost.site import LEAST_SHARE, site_of
-from splitinference.core.cost.stage import stage_cost
+from splitinference.core.cost.calibrate import TELLING_MS, decode_compute_ms
+from splitinference.core.cost.site import LEAST_SHARE
 from splitinference.core.problem import Problem
 
 SLOWER = 1.5
@@ -33,8 +33,6 @@ LEFT = SHOWN
 """A node that was left, where no steps are seen any more, counts as it was seen last for so long."""
 LEAST_STEPS = 3
 """A stage that is ten times slower has few of them; the lower quartile of three is the least."""
-LEAST_MS = 1.0
-"""Of a stage predicted to compute less, what is observed is what any step costs."""
 
 
 def noticed(facts: Facts, memory: Memory) -> tuple[Facts, Memory]:
@@ -80,13 +78,10 @@ def slower(problem: Problem, stages: Iterable[StageTime]) -> Mapping[str, float]
         node = nodes.get(stage.node)
         if node is None or node.utilization is None or not stage.learned:
             continue
-        if stage.steps < LEAST_STEPS or stage.age_seconds > FRESH.total_seconds() or stage.end > len(problem.profile.layers):
+        if stage.steps < LEAST_STEPS or stage.age_seconds > FRESH.total_seconds():
             continue
-        site = site_of(problem.snapshot, stage.node, stage.processor)
-        if site is None:
-            continue
-        predicted = stage_cost(problem, site, stage.start, stage.end).decode_ms - node.stage_overhead_ms
-        if predicted >= LEAST_MS:
+        predicted = decode_compute_ms(problem, stage.node, stage.processor, stage.start, stage.end)
+        if predicted is not None and predicted >= TELLING_MS:
             ratio = stage.alone_ms / predicted
             found[stage.node] = min(ratio, found.get(stage.node, ratio))
     return found

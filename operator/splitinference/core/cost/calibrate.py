@@ -12,6 +12,9 @@ from splitinference.core.cost.stage import stage_cost
 from splitinference.core.problem import Problem
 from splitinference.core.value import Value
 
+TELLING_MS = 1.0
+"""Of a stage predicted to compute less (an embedding alone, say) what is observed is what any step costs, not how fast the node is."""
+
 
 class Observed(Value):
     """Mean time of one stage as its segment's metrics have it: compute alone, without waiting, hops and overhead. None: not observed."""
@@ -30,6 +33,15 @@ class Calibration(Value):
     factors: dict[str, float]
     error_before: float = Field(description="mean absolute error as a share of the observed times")
     error_after: float
+
+
+def decode_compute_ms(problem: Problem, node: str, processor: str, start: int, end: int) -> float | None:
+    """What one decode step of layers [start, end) computes there, in ms, the server's overhead left out; None for a place or layers that
+    the problem does not have."""
+    site = site_of(problem.snapshot, node, processor)
+    if site is None or end > len(problem.profile.layers):
+        return None
+    return max(stage_cost(problem, site, start, end).decode_ms - site.node.stage_overhead_ms, 1e-6)
 
 
 def calibrate(problem: Problem, observed: Iterable[Observed]) -> Calibration:
