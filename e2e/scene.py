@@ -103,11 +103,15 @@ class Scene:
             assert self.moves() == before, f"moved again: {self.found()['status']['decisions'][0]}"
         self.quiet_seconds += seconds
 
-    def decision(self) -> dict[str, Any]:
-        """The decision that first changed the plan since the disturbance began; empty when none did."""
+    def decisions(self) -> list[dict[str, Any]]:
+        """The decisions that changed the plan since the disturbance began, first things first."""
         written = reversed(self.found()["status"].get("decisions", []))  # newest first
         made = (d for d in written if d["transition"] in {"migration", "re-split"})
-        return next((d for d in made if datetime.fromisoformat(d["time"]) >= self.since.replace(microsecond=0)), {})
+        return [d for d in made if datetime.fromisoformat(d["time"]) >= self.since.replace(microsecond=0)]
+
+    def decision(self) -> dict[str, Any]:
+        """The first of them; empty when there is none."""
+        return next(iter(self.decisions()), {})
 
     def outcome(self, scenario: str) -> Outcome:
         """The row of figures, of the requests that were under way since the disturbance began."""

@@ -40,12 +40,14 @@ def play(serving: Cluster) -> Play:
     def playing(scenario: str, load: Load, *, moves: int = 1, longest_wait: float = 60) -> Iterator[Scene]:
         with stack.endpoint(serving, NAME) as base_url, disturbed(serving, base_url, load) as scene:
             yield scene
-        outcome = scene.outcome(scenario)
+        outcome, decisions = scene.outcome(scenario), scene.decisions()
         serving.progress.say(str(outcome))
+        for decision in decisions:
+            serving.progress.say(f"{decision['time']} {decision['reason']}: {decision['message']}; {decision.get('outcome')}")
         if LONG:
             results.keep(outcome)
         assert [request.error for request in scene.traffic.report().failed] == []
-        assert outcome.moves <= moves
+        assert outcome.moves <= moves, [decision["message"] for decision in decisions]
         assert outcome.longest_wait_seconds < longest_wait
 
     return playing

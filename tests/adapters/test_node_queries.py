@@ -103,6 +103,15 @@ def test_samples_that_come_late_do_not_make_a_node_look_idle(measured: Measured)
     assert measured.node_cpu_cores.by_name["late"].age_seconds == pytest.approx(36, abs=10)
 
 
+def test_what_the_hypervisor_takes_from_a_machine_is_not_there_for_us(tmp_path: Path) -> None:
+    node = by_exporter("guest", uses(1.0))
+    stolen = counter('node_cpu_seconds_total{instance="guest:9100",cpu="0",mode="steal"}', uses(2.0))
+    waiting = counter('node_cpu_seconds_total{instance="guest:9100",cpu="0",mode="iowait"}', uses(0.5))
+    with serving_samples([*node["cpu"], *stolen, *waiting, *node["uname"]], tmp_path) as url:
+        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_set="nodeExporter")))
+    assert used(found, "guest") == (pytest.approx(0.75, abs=0.01), [])
+
+
 @pytest.mark.parametrize("node", ["restarted", "silent", "future", "odd", "nobody"])
 def test_what_is_not_known_is_unknown_and_never_zero(measured: Measured, node: str) -> None:
     assert used(measured, node)[0] is None

@@ -93,7 +93,8 @@ def _kubelet(template: str, aggregation: str) -> str:
     return f'{aggregation} by (node) ({named} or label_replace({unnamed}, "node", "$1", "instance", "(.+)"))'
 
 
-_CORES = _slope('node_cpu_seconds_total{mode!~"idle|iowait|steal"}', "instance")
+# What a hypervisor takes away (steal) is not there for us, as if another process of the machine used it.
+_CORES = _slope('node_cpu_seconds_total{mode!~"idle|iowait"}', "instance")
 _SEGMENTS = Query(
     value=_slope('container_cpu_usage_seconds_total{container="segment"}', "namespace, pod"),
     age='time() - max by (namespace, pod) (timestamp(container_cpu_usage_seconds_total{container="segment"}))',

@@ -27,7 +27,7 @@ from splitinference.core.transition import Action, Blocked, CreateSegment, Cutov
 from splitinference.core.triggers import Reason
 from splitinference.core.walk import Phase, Route
 
-_SILENT = (Kept.STEADY, Kept.CONFIRMING)
+_SILENT = (Kept.STEADY, Kept.CONFIRMING, Kept.SETTLING)
 Event = tuple[Literal["Normal", "Warning"], str, str]
 
 

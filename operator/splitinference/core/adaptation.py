@@ -120,6 +120,15 @@ class Slowed(Value):
     implied: float = Field(ge=0, le=1)
 
 
+class Level(Value):
+    """Where a node's utilization has been lately, 0..1: since when it keeps near `utilization`, and since when it had kept changing before
+    that (None: it was there when it was first seen, or has been for long)."""
+
+    utilization: float = Field(ge=0, le=1)
+    since: datetime
+    changing_since: datetime | None = None
+
+
 class Memory(Value):
     """What must be remembered between passes to be steady. Losing it (a restart) only makes optional moves later."""
 
@@ -127,6 +136,7 @@ class Memory(Value):
     reviewed: datetime | None = Field(default=None, description="when a better plan was last looked for")
     obstacles: Mapping[str, Obstacle] = Field(default_factory=dict, description="nodes that stood in the way of walks lately")
     slowed: Mapping[str, Slowed] = Field(default_factory=dict, description="nodes whose stages are slower than metrics explain")
+    levels: Mapping[str, Level] = Field(default_factory=dict, description="utilization of the plan's nodes, and whether it still changes")
     detoured: datetime | None = Field(default=None, description="when a blocked walk was last given up for another plan")
     tried: str = Field(default="", description="hash of the problem that was last tried without getting a plan")
     tried_room: str = Field(default="", description="hash of the room that there was then")
@@ -137,7 +147,8 @@ class Memory(Value):
 
     def afresh(self, *, reviewed: datetime | None = None, detoured: datetime | None = None) -> "Memory":
         """After another plan was taken: nothing is watched and nothing was tried; what nodes showed still counts."""
-        return Memory(reviewed=reviewed, obstacles=self.obstacles, slowed=self.slowed, detoured=detoured or self.detoured)
+        kept = {"obstacles": self.obstacles, "slowed": self.slowed, "levels": self.levels}
+        return Memory(reviewed=reviewed, detoured=detoured or self.detoured).model_copy(update=kept)
 
     def watching(self, key: str, holds: bool | None, policy: Policy, now: datetime) -> tuple[Watch | None, "Memory"]:
         """Note that a reason holds, holds no longer, or that it is not known (None: neither confirms nor forgets, for two windows).

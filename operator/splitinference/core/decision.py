@@ -29,6 +29,7 @@ class Kept(StrEnum):
     PLAN_REJECTED = "PlanRejected"
     GAIN_TOO_SMALL = "GainTooSmall"
     CONFIRMING = "Confirming"
+    SETTLING = "Settling"
     UNKNOWN_METRICS = "UnknownMetrics"
     ADVISED = "Advised"
     BLOCKED = "Blocked"

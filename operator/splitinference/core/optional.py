@@ -13,6 +13,7 @@ from splitinference.core.narrowed import pinned, same_cuts, with_room, without
 from splitinference.core.obstacles import remembered, room
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem, Slo
+from splitinference.core.settling import settling
 from splitinference.core.transition import Blocked
 from splitinference.core.triggers import Reason, Trigger
 
@@ -39,6 +40,8 @@ def optional(facts: Facts, policy: Policy, memory: Memory, solver: Solver, trigg
         watch, memory = memory.watching(Reason.BETTER_PLAN, wins, policy, facts.now)
         if wins and not sustained(watch, policy, facts.now):
             return Keep(reason=Kept.CONFIRMING, trigger=trigger), memory
+        if wins and settling(memory, facts, policy):
+            return Keep(reason=Kept.SETTLING, trigger=trigger), memory
         lead = "" if watch is None else f"a better plan for {(facts.now - watch.since).total_seconds():.0f} s"
     else:
         lead = trigger.message

@@ -156,9 +156,10 @@ def _optional(facts: Facts, plan: Plan, policy: Policy, memory: Memory) -> tuple
     if not may_move(facts, policy):
         return None, memory
     since = None if memory.reviewed is None else facts.now - memory.reviewed
-    if first is not None and (since is None or since >= policy.retry):
+    confirming = policy.window / policy.confirmations if Reason.BETTER_PLAN in memory.watches else None
+    if first is not None and (since is None or since >= min(policy.retry, confirming or policy.retry)):
         return first, memory
-    pause = policy.window / policy.confirmations if Reason.BETTER_PLAN in memory.watches else policy.review
+    pause = confirming or policy.review
     if first is None and facts.may_review and (since is None or since >= pause):
         message = f"a better plan is looked for every {policy.review.total_seconds():.0f} s"
         return Trigger(reason=Reason.BETTER_PLAN, message=message, mandatory=False), memory

@@ -12,6 +12,7 @@ from splitinference.core.noticed import SLOWER, slower
 from splitinference.core.plan import Pipeline, Plan
 from splitinference.core.problem import Problem
 from splitinference.core.rehearse import rehearse
+from splitinference.core.settling import settling
 from splitinference.core.solve.outcome import Limits
 from splitinference.core.transition import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, next_steps
 from splitinference.core.walk import Observed, Phase, Route, Target
@@ -104,7 +105,8 @@ class Operator:
         self._records.blocked += optional and decision.reason is Kept.BLOCKED
         self._step()
         looked = self._conduct.policy.mode is Mode.FROZEN or self._memory.reviewed == facts.now
-        self._settled = seen if optional and looked and not self._memory.watches and not self._memory.slowed else None
+        waits = self._memory.watches or self._memory.slowed or settling(self._memory, facts, self._conduct.policy)
+        self._settled = seen if optional and looked and not waits else None
 
     def _problem(self, plan: Plan | None) -> Problem:
         serving = () if plan is None else tuple((*s.held, node) for s in plan.segments for node in s.nodes)
