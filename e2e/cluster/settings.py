@@ -15,8 +15,8 @@ PUBLIC_NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac1
 PUBLIC_BASE = "docker.io/library/debian:trixie"
 OFFLINE_BASE = "localhost/debian:trixie"
 
-GFLOPS_PER_CORE = 100.0  # bf16 and fp32 matrix products of the segment image's torch on one core, measured, rounded down
-MEMORY_GBPS_PER_CORE = 8.0  # weights read per second while decoding on one core, measured
+GFLOPS_PER_CORE = 250.0  # bf16 matrix products of a prompt of 64 tokens with packed weights on one core, of the times of `make bench-model`
+MEMORY_GBPS_PER_CORE = 11.0  # packed weights read per second while decoding on one core, of the same
 LINK_MBPS = 1000.0
 LINK_RTT_MS = 0.5
 

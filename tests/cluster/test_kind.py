@@ -33,8 +33,8 @@ def test_every_worker_has_its_size_and_labels(settings: Settings):
     _, small, large = config(settings, Machine(2, 24000), own_network=True)["nodes"]
     assert join(small)["system-reserved"] == "cpu=1500m,memory=23300Mi"
     assert join(large)["system-reserved"] == "cpu=500m,memory=23100Mi"
-    assert small["labels"]["splitinference.dev/compute-gflops"] == "50"
-    assert large["labels"]["splitinference.dev/compute-gflops"] == "150"
+    assert small["labels"]["splitinference.dev/compute-gflops"] == "125"
+    assert large["labels"]["splitinference.dev/compute-gflops"] == "375"
     assert small["labels"]["splitinference.dev/trusted"] == "true"
     assert "splitinference.dev/trusted" not in large["labels"]
 
