@@ -129,6 +129,15 @@ class Settings(BaseSettings):
     query_links_rtt_ms: str = Field(
         default="", description="PromQL instead of the set's (segments' own traffic and probes): ms by labels `source` and `target`."
     )
+    query_node_gpu_used: str = Field(
+        default="", description="PromQL instead of dcgm-exporter's: share 0..1 of a node's GPU time that is used, by label `node`."
+    )
+    query_node_gpu_used_by_others: str = Field(
+        default="", description="PromQL instead of dcgm-exporter's: the same, by others than our segments; by label `node`."
+    )
+    query_node_watts: str = Field(
+        default="", description="PromQL instead of RAPL's and dcgm-exporter's: watts of a node's processors, by label `node`."
+    )
     metrics_max_age_seconds: float = Field(
         default=60.0, gt=0, description="Values older than this count as unknown. A minute: two scrapes of 30 s may fail."
     )

@@ -83,7 +83,7 @@ def samples(query_set: QuerySet) -> Iterator[str]:
 @pytest.fixture(scope="module", params=sorted(SHOWN))
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     with serving_samples(samples(request.param), tmp_path_factory.mktemp("prometheus")) as url:
-        yield read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_set=request.param)))
+        yield read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_set=request.param)), [])
 
 
 def used(measured: Measured, node: str) -> tuple[float | None, list[str]]:
@@ -108,7 +108,7 @@ def test_what_the_hypervisor_takes_from_a_machine_is_not_there_for_us(tmp_path: 
     stolen = counter('node_cpu_seconds_total{instance="guest:9100",cpu="0",mode="steal"}', uses(2.0))
     waiting = counter('node_cpu_seconds_total{instance="guest:9100",cpu="0",mode="iowait"}', uses(0.5))
     with serving_samples([*node["cpu"], *stolen, *waiting, *node["uname"]], tmp_path) as url:
-        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_set="nodeExporter")))
+        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_set="nodeExporter")), [])
     assert used(found, "guest") == (pytest.approx(0.75, abs=0.01), [])
 
 
@@ -135,7 +135,7 @@ def test_a_query_that_fails_is_a_problem_in_words(query: str, said: str, tmp_pat
     twice = [f'up{{node="{n}",job="j"}} 1 {time.time() - 5:.3f}' for n in "ab"]
     lines = [*twice, *(line.replace("up{", "up_twice{") for line in twice)]
     with serving_samples(lines, tmp_path) as url:
-        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_node_cpu_cores=query)))
+        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_node_cpu_cores=query)), [])
     assert said in found.problem
     assert url in found.problem
     assert used(found, "a")[0] is None
@@ -145,7 +145,7 @@ def test_a_query_with_several_series_for_a_node_takes_none_of_them(tmp_path: Pat
     now = time.time() - 5
     lines = [f'cores{{node="a",disk="{disk}"}} 1 {now:.3f}' for disk in "xy"] + [f'cores{{node="b"}} 1 {now:.3f}']
     with serving_samples(lines, tmp_path) as url:
-        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_node_cpu_cores="cores")))
+        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_node_cpu_cores="cores")), [])
     assert used(found, "a")[0] is None
     assert used(found, "b")[0] == 0.25
     assert found.notes == ("a: 2 series where one was expected, so none is taken",)

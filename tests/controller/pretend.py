@@ -159,6 +159,15 @@ class Pretend:
     def links_rtt_ms(self) -> Samples:
         return Samples()
 
+    def node_gpu_used(self) -> Samples:
+        return Samples()
+
+    def node_gpu_used_by_others(self) -> Samples:
+        return Samples()
+
+    def node_watts(self) -> Samples:
+        return Samples()
+
     # --- what must always hold -------------------------------------------------------------------------------------------------------
 
     def _check_route(self, config_map: Manifest) -> None:

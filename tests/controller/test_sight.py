@@ -52,19 +52,19 @@ class Counted:
 
 def test_one_reading_does_for_all_resources_of_the_moment():
     sight, metrics = Sight(SETTINGS), Counted()
-    first = sight.measured(CHAT, metrics, At())
-    assert sight.measured(CODE, metrics, At(1)) is first
+    first = sight.measured(CHAT, [], metrics, At())
+    assert sight.measured(CODE, [], metrics, At(1)) is first
     assert metrics.rounds == 1
-    assert sight.measured(("team", "third"), metrics, At(2)) is not first
+    assert sight.measured(("team", "third"), [], metrics, At(2)) is not first
     assert metrics.rounds == 2
 
 
 def test_no_resource_sees_a_reading_twice():
     sight, metrics = Sight(SETTINGS), Counted()
-    first = sight.measured(CHAT, metrics, At())
-    second = sight.measured(CHAT, metrics, At())
+    first = sight.measured(CHAT, [], metrics, At())
+    second = sight.measured(CHAT, [], metrics, At())
     assert second is not first
-    assert sight.measured(CODE, metrics, At()) is second
+    assert sight.measured(CODE, [], metrics, At()) is second
 
 
 def test_while_one_pass_reads_others_take_the_reading_before_if_it_is_new_to_them():
@@ -79,19 +79,19 @@ def test_while_one_pass_reads_others_take_the_reading_before_if_it_is_new_to_the
             return super().__getattr__(name)
 
     sight = Sight(SETTINGS)
-    first = sight.measured(CHAT, Counted(), At())
-    reader = threading.Thread(target=lambda: sight.measured(CHAT, Slow(), At(3)))
+    first = sight.measured(CHAT, [], Counted(), At())
+    reader = threading.Thread(target=lambda: sight.measured(CHAT, [], Slow(), At(3)))
     reader.start()
     assert begun.wait(10)
-    assert sight.measured(CODE, Counted(), At(3)) is first, "it does not wait, and asks nothing"
+    assert sight.measured(CODE, [], Counted(), At(3)) is first, "it does not wait, and asks nothing"
     go_on.set()
     reader.join(10)
-    assert sight.measured(CODE, Counted(), At(4)) is not first
+    assert sight.measured(CODE, [], Counted(), At(4)) is not first
 
 
 def test_the_picture_is_drawn_anew_when_nodes_pods_or_metrics_are_others():
     sight, metrics = Sight(SETTINGS), Counted()
-    nodes, pods, measured = (a_node("a"),), (a_pod("s", "a", instance="chat"),), sight.measured(CHAT, metrics, At())
+    nodes, pods, measured = (a_node("a"),), (a_pod("s", "a", instance="chat"),), sight.measured(CHAT, [], metrics, At())
     first = sight.picture(nodes, pods, measured)
     assert sight.picture(nodes, pods, measured) is first
     assert sight.picture(nodes, (), measured) is not first
@@ -102,7 +102,7 @@ def test_a_shared_picture_gives_each_resource_its_own_snapshot():
     sight, metrics = Sight(SETTINGS), Counted()
     nodes = (a_node("a", mib=1000), a_node("b", mib=1000))
     pods = (a_pod("s1", "a", "200Mi", "chat"), a_pod("s2", "b", "300Mi", "code"))
-    measured = sight.measured(CHAT, metrics, At())
+    measured = sight.measured(CHAT, [], metrics, At())
     picture = sight.picture(nodes, pods, measured)
     for owner in (CHAT, CODE):
         for held in ({}, {"b": 50 * MIB}, {"gone": 1}):

@@ -208,6 +208,55 @@ def test_zero_compute_is_as_good_as_none_said():
     assert read([a_node("a", cores=2, **{"splitinference.dev/compute-gflops": "0"})]).snapshot.nodes[0].flops_per_s == 100e9
 
 
+# --- GPUs and power ------------------------------------------------------------------------------------------------------------------
+
+ON_GPU = {"splitinference.dev/processor": "gpu"}
+
+
+def one(value: float, age: float = 5.0) -> Samples:
+    return Samples(by_name={"a": Sample(value=value, age_seconds=age)})
+
+
+def test_of_a_node_that_computes_on_gpus_their_use_by_others_counts():
+    busy_cores = cpu(1.9)
+    measured = busy_cores.model_copy(update={"node_gpu_used_by_others": one(0.25)})
+    assert read([a_node("a", cores=2, **ON_GPU)], measured=measured).snapshot.nodes[0].utilization == 0.25
+    assert read([a_node("a", cores=2)], measured=measured).snapshot.nodes[0].utilization == 0.95
+
+
+@pytest.mark.parametrize("gpus", [Samples(), one(0.2, age=90), one(float("nan")).model_copy(update={"by_name": {}}), one(-0.1), one(7.0)])
+def test_gpus_of_which_nothing_can_be_believed_are_unknown_whatever_the_cores_do(gpus: Samples):
+    measured = cpu(0.1).model_copy(update={"node_gpu_used_by_others": gpus})
+    assert read([a_node("a", cores=2, **ON_GPU)], measured=measured).snapshot.nodes[0].utilization is None
+
+
+def test_a_processor_that_is_neither_is_noted_and_the_cores_count():
+    reading = read([a_node("a", cores=2, **{"splitinference.dev/processor": "tpu"})], measured=cpu(1.0))
+    assert reading.snapshot.nodes[0].utilization == 0.5
+    assert "splitinference.dev/processor of node a is 'tpu', neither cpu nor gpu: cpu is taken" in reading.notes
+
+
+@pytest.mark.parametrize(
+    ("used", "watts", "busy"),
+    [
+        (1.0, 90.0, 140.0),  # half of it used, 50 W above idle
+        (2.0, 90.0, 90.0),
+        (0.5, 90.0, 80.0),  # a quarter used: too little to tell
+        (1.0, 30.0, 80.0),  # less than idle
+    ],
+)
+def test_what_a_busy_node_takes_is_measured_where_power_is_exported(used: float, watts: float, busy: float):
+    node = a_node("a", cores=2, **{"splitinference.dev/idle-watts": "40", "splitinference.dev/busy-watts": "80"})
+    found = read([node], measured=cpu(used).model_copy(update={"node_watts": one(watts)})).snapshot.nodes[0]
+    assert (found.idle_watts, found.busy_watts) == (40.0, pytest.approx(busy))
+
+
+def test_the_power_of_gpus_goes_with_the_use_of_gpus():
+    node = a_node("a", cores=2, **ON_GPU, **{"splitinference.dev/idle-watts": "100"})
+    measured = cpu(2.0).model_copy(update={"node_gpu_used": one(0.5), "node_gpu_used_by_others": one(0.0), "node_watts": one(250)})
+    assert read([node], measured=measured).snapshot.nodes[0].busy_watts == pytest.approx(400)
+
+
 # --- state ---------------------------------------------------------------------------------------------------------------------------
 
 

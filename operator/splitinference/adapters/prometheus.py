@@ -44,6 +44,18 @@ class PrometheusMetrics:
         """Round trip by source/target; nothing where neither segments nor probes have measured."""
         return self._ask(self._queries.links_rtt_ms)
 
+    def node_gpu_used(self) -> Samples:
+        """Share of each node's GPU time that is used."""
+        return self._ask(self._queries.node_gpu_used)
+
+    def node_gpu_used_by_others(self) -> Samples:
+        """The same, GPUs of our segments' containers left out."""
+        return self._ask(self._queries.node_gpu_used_by_others)
+
+    def node_watts(self) -> Samples:
+        """Power of each node's processors, as far as something exports it."""
+        return self._ask(self._queries.node_watts)
+
     def _ask(self, query: Query) -> Samples:
         if not query.value:
             return Samples()
@@ -78,6 +90,9 @@ def chosen(settings: Settings) -> Queries:
         node_memory_available_bytes=pick(settings.query_node_memory_available_bytes, base.node_memory_available_bytes),
         links_mbps=pick(settings.query_links_mbps, base.links_mbps),
         links_rtt_ms=pick(settings.query_links_rtt_ms, base.links_rtt_ms),
+        node_gpu_used=pick(settings.query_node_gpu_used, base.node_gpu_used),
+        node_gpu_used_by_others=pick(settings.query_node_gpu_used_by_others, base.node_gpu_used_by_others),
+        node_watts=pick(settings.query_node_watts, base.node_watts),
     )
 
 

@@ -11,6 +11,10 @@ slope is not taken at all.
 
 Pods are cAdvisor's in both. The name of a node is its label `node` where there is one, else `instance` (Prometheus' role `node` has it so).
 
+GPUs are dcgm-exporter's in both, whose `Hostname` is the node's name unless a relabelled `node` says it. A GPU that Kubernetes gave to a
+container of ours is not used by others; who uses one that is shared in time dcgm-exporter cannot tell, so all of it counts as others'.
+Power is what processors take: packages and memory by RAPL (node-exporter), and GPUs.
+
 Links are in both what segments see of their own traffic and what the link probes measure; both name the nodes in `source` and `target`, so
 it does not matter how they are scraped. Of the values that are fresh the best counts (the shortest round trip, the highest bandwidth),
 whoever measured it: all that disturbs a measurement makes a link look worse, and a link that is slow is slow for both. Where none is fresh,
@@ -19,6 +23,7 @@ left because it is slow, and would be taken for fast again as soon as nobody is 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from splitinference.settings import QuerySet
@@ -60,6 +65,9 @@ class Queries:
     node_memory_available_bytes: Query
     links_mbps: Query
     links_rtt_ms: Query
+    node_gpu_used: Query
+    node_gpu_used_by_others: Query
+    node_watts: Query
 
 
 _NODE = ("node",)
@@ -87,10 +95,26 @@ def _machine_age(metric: str) -> str:
     return _by_machine(f"time() - max by (instance) (timestamp({metric}))", "max")
 
 
+def _named(template: str, where: str, otherwise: str) -> str:
+    """The template's series with a label `node`: as it is, else what the label `otherwise` says. `@` stands for the selector."""
+    named, unnamed = (template.replace("@", f"{where}{condition}") for condition in ('node!=""', 'node=""'))
+    return f'({named} or label_replace({unnamed}, "node", "$1", "{otherwise}", "(.+)"))'
+
+
 def _kubelet(template: str, aggregation: str) -> str:
-    named = template.replace("@", 'id="/", node!=""')
-    unnamed = template.replace("@", 'id="/", node=""')
-    return f'{aggregation} by (node) ({named} or label_replace({unnamed}, "node", "$1", "instance", "(.+)"))'
+    whole = _named(template, 'id="/", ', "instance")
+    return f"{aggregation} by (node) {whole}"
+
+
+def _gpus(metric: str, where: str = "") -> str:
+    """Of each GPU one value, its mean over the window: one that is shared has a series for each container."""
+    whole = _named(f"avg_over_time({metric}{{@}}[{{window}}])", where, "Hostname")
+    return f"max by (node, UUID) {whole}"
+
+
+def _gpu_age(metric: str) -> str:
+    whole = _named(f"(time() - timestamp({metric}{{@}}))", "", "Hostname")
+    return f"max by (node) {whole}"
 
 
 # What a hypervisor takes away (steal) is not there for us, as if another process of the machine used it.
@@ -101,6 +125,24 @@ _SEGMENTS = Query(
     by=_POD,
 )
 _NO_NODE = Query(value="", age="", by=_NODE)
+
+_BUSY, _TAKES = "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_POWER_USAGE"
+_NOT_OURS = 'container!="segment", exported_container!="segment", '
+_COUNT = f"count by (node) ({_gpus(_BUSY)})"
+_GPU_USED = Query(value=f"sum by (node) ({_gpus(_BUSY)}) / {_COUNT} / 100", age=_gpu_age(_BUSY), by=_NODE)
+_GPU_USED_BY_OTHERS = Query(
+    value=f"(sum by (node) ({_gpus(_BUSY, _NOT_OURS)}) or 0 * {_COUNT}) / {_COUNT} / 100", age=_gpu_age(_BUSY), by=_NODE
+)
+
+
+def _all_of(parts: Sequence[str], aggregation: str) -> str:
+    """Over series of all parts, each by node: not every node has every part."""
+    apart = (f'label_replace({part}, "of", "{number}", "", "")' for number, part in enumerate(parts))
+    return f"{aggregation} by (node) ({' or '.join(apart)})"
+
+
+_RAPL = ("node_rapl_package_joules_total", "node_rapl_dram_joules_total")
+_GPU_WATTS = f"sum by (node) ({_gpus(_TAKES)})"
 
 
 def _link(figure: str, believed: str, best: str) -> Query:
@@ -131,6 +173,13 @@ SETS: dict[QuerySet, Queries] = {
         ),
         links_mbps=_LINKS_MBPS,
         links_rtt_ms=_LINKS_RTT_MS,
+        node_gpu_used=_GPU_USED,
+        node_gpu_used_by_others=_GPU_USED_BY_OTHERS,
+        node_watts=Query(
+            value=_all_of([*(_by_machine(_slope(counter, "instance")) for counter in _RAPL), _GPU_WATTS], "sum"),
+            age=_all_of([*(_machine_age(counter) for counter in _RAPL), _gpu_age(_TAKES)], "max"),
+            by=_NODE,
+        ),
     ),
     "cadvisor": Queries(
         node_cpu_cores=Query(
@@ -142,5 +191,8 @@ SETS: dict[QuerySet, Queries] = {
         node_memory_available_bytes=_NO_NODE,
         links_mbps=_LINKS_MBPS,
         links_rtt_ms=_LINKS_RTT_MS,
+        node_gpu_used=_GPU_USED,
+        node_gpu_used_by_others=_GPU_USED_BY_OTHERS,
+        node_watts=Query(value=_GPU_WATTS, age=_gpu_age(_TAKES), by=_NODE),
     ),
 }

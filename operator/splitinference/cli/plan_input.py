@@ -161,7 +161,7 @@ def _read(nodes: Any, pods: Any, held: Mapping[str, int], resource: Resource, se
     if settings.prometheus_url:
         from splitinference.adapters.prometheus import PrometheusMetrics
 
-        measured = read_metrics(PrometheusMetrics(settings))
+        measured = read_metrics(PrometheusMetrics(settings), nodes)
         notes = [f"utilization is not known: {measured.problem}"] if measured.problem else []
     owner = (resource.namespace, resource.name)
     sources = Sources(now=datetime.now(tz=UTC), nodes=nodes, pods=pods, measured=measured, held=held, owner=owner)

@@ -109,6 +109,15 @@ class Metrics(Protocol):
     def links_rtt_ms(self) -> Samples:
         """Measured round trip in ms by `source/target` node names; empty while nothing is measured."""
 
+    def node_gpu_used(self) -> Samples:
+        """Share 0..1 of the GPU time that is used on each node that has GPUs, by everybody, by node name."""
+
+    def node_gpu_used_by_others(self) -> Samples:
+        """The same, without the GPUs that Kubernetes gave to our segments."""
+
+    def node_watts(self) -> Samples:
+        """Watts that the processors of each node take now, by node name; empty where nothing exports it."""
+
 
 # --- the data plane ------------------------------------------------------------------------------------------------------------------
 

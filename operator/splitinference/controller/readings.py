@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitinference.controller.ports import Metrics, Sample, Samples
+from splitinference.controller.ports import Manifest, Metrics, Sample, Samples
 from splitinference.core.value import Value
 
 PREFIX = "splitinference.dev/"
+PROCESSOR, CPU, GPU = PREFIX + "processor", "cpu", "gpu"
+IDLE_WATTS = PREFIX + "idle-watts"
 _ABSURD = 1.5
 """A node that is said to use more than this many times its cores is not believed."""
+_TELLING_USE = 0.3
+"""From so much use on, power says what a busy node takes: below, what it takes idle is most of it."""
 
 
 class Measured(Value):
@@ -19,6 +23,9 @@ class Measured(Value):
     node_memory_available_bytes: Samples = Samples()
     links_mbps: Samples = Samples()
     links_rtt_ms: Samples = Samples()
+    node_gpu_used: Samples = Samples()
+    node_gpu_used_by_others: Samples = Samples()
+    node_watts: Samples = Samples()
 
     @property
     def problem(self) -> str:
@@ -28,22 +35,34 @@ class Measured(Value):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was odd in the answers, each once, and what is doubtful because a question had no answer at all."""
-        beside = (self.node_memory_available_bytes, self.links_mbps, self.links_rtt_ms)
+        links = (self.links_mbps, self.links_rtt_ms)
+        beside = (self.node_memory_available_bytes, *links, self.node_gpu_used, self.node_gpu_used_by_others, self.node_watts)
         odd = [note for answer in (self.node_cpu_cores, self.segment_cpu_cores, *beside) for note in answer.notes]
         return tuple(dict.fromkeys([*odd, *(answer.problem for answer in beside if answer.problem)]))
 
 
-def read_metrics(metrics: Metrics) -> Measured:
-    """Ask everything. Where the first question has no answer, the others are not asked: each may cost a time limit."""
+def processor_of(node: Manifest) -> str:
+    """What the node says that its compute is: `cpu` where it says nothing."""
+    metadata = node["metadata"]
+    return str({**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}.get(PROCESSOR, CPU)).lower()
+
+
+def read_metrics(metrics: Metrics, nodes: Sequence[Manifest]) -> Measured:
+    """Ask all that these nodes need. Where the first question has no answer, the others are not asked: each may cost a time limit."""
     cores = metrics.node_cpu_cores()
     if cores.problem:
         return Measured(node_cpu_cores=cores)
+    gpus = any(processor_of(node) == GPU for node in nodes)
+    watts = any(IDLE_WATTS in (node["metadata"].get(kind) or {}) for node in nodes for kind in ("labels", "annotations"))
     return Measured(
         node_cpu_cores=cores,
         segment_cpu_cores=metrics.segment_cpu_cores(),
         node_memory_available_bytes=metrics.node_memory_available_bytes(),
         links_mbps=metrics.links_mbps(),
         links_rtt_ms=metrics.links_rtt_ms(),
+        node_gpu_used=metrics.node_gpu_used() if gpus else Samples(),
+        node_gpu_used_by_others=metrics.node_gpu_used_by_others() if gpus else Samples(),
+        node_watts=metrics.node_watts() if watts else Samples(),
     )
 
 
@@ -71,16 +90,40 @@ class Judge:
             return sample.value
         return None
 
-    def used_by_others(self, measured: Measured, node: str, cores: float, own_pods: Sequence[str]) -> float | None:
-        """Share 0..1 of a node's cores that others use: all that is used, less what our own segments there use.
+    def share(self, samples: Samples, node: str, what: str) -> float | None:
+        """A share that can be one: 0..1, a little more is measuring."""
+        found = self.value(samples, node, what)
+        if found is not None and found > _ABSURD:
+            self.notes.append(f"{what} of {node} is {found:g}, more than all of it")
+            return None
+        return None if found is None else min(1.0, found)
 
-        While the use of one of our own segments there is not known, that of the others is not either.
-        """
+    def busy_watts(self, measured: Measured, node: str, idle_watts: float, used: float | None) -> float | None:
+        """Power of the node when all of it is used: its power now, less what it takes idle, over the share that is used, as power between
+        idle and busy goes with use (Fan, Weber, Barroso: Power provisioning for a warehouse-sized computer, ISCA 2007). None where too
+        little is used to tell, or nothing is known."""
+        watts = self.value(measured.node_watts, node, "power")
+        if watts is None or used is None or used < _TELLING_USE or not 0 < idle_watts < watts:
+            return None
+        return idle_watts + (watts - idle_watts) / used
+
+    def used(self, measured: Measured, node: str, cores: float) -> float | None:
+        """Share of a node's cores that is used, by everybody; a little above 1 is measuring."""
         used = self.value(measured.node_cpu_cores, node, "CPU use")
         if used is None or cores <= 0:
             return None
         if used > _ABSURD * cores:
             self.notes.append(f"CPU use of {node} is {used:.1f} cores, it has {cores:.1f}")
+            return None
+        return used / cores
+
+    def used_by_others(self, measured: Measured, node: str, cores: float, own_pods: Sequence[str]) -> float | None:
+        """Share 0..1 of a node's cores that others use: all that is used, less what our own segments there use.
+
+        While the use of one of our own segments there is not known, that of the others is not either.
+        """
+        share = self.used(measured, node, cores)
+        if share is None:
             return None
         own = 0.0
         for pod in own_pods:
@@ -91,7 +134,7 @@ class Judge:
         if own > _ABSURD * cores:
             self.notes.append(f"CPU use of our own segments on {node} is {own:.1f} cores, it has {cores:.1f}")
             return None
-        return min(1.0, max(0.0, used - own) / cores)
+        return min(1.0, max(0.0, share - own / cores))
 
 
 def positive_number(labels: Mapping[str, str], annotations: Mapping[str, str], key: str, notes: list[str], where: str) -> float | None:

@@ -33,8 +33,9 @@ class Sight:
         self._drawing = threading.Lock()
         self._picture: Picture | None = None
 
-    def measured(self, key: Key, metrics: Metrics, clock: Clock) -> Measured:
-        """What metrics say, for the resource `key`. While one pass reads, others take the reading before it, if it is new to them."""
+    def measured(self, key: Key, nodes: Sequence[Manifest], metrics: Metrics, clock: Clock) -> Measured:
+        """What metrics say of these nodes, for the resource `key`. While one pass reads, others take the reading before it, if it is new to
+        them."""
         if (kept := self._kept(key, clock.now(), FRESH)) is not None:
             return kept
         if not self._reading.acquire(blocking=False):
@@ -44,7 +45,7 @@ class Sight:
         try:
             if (kept := self._kept(key, clock.now(), FRESH)) is not None:
                 return kept  # somebody has read it meanwhile
-            found = read_metrics(metrics)
+            found = read_metrics(metrics, nodes)
             with self._state:
                 # Counted from when it was there: reading may take long itself.
                 self._measured, self._used = (clock.now(), found), {key}

@@ -109,6 +109,15 @@ def _seen(ground: Ground, held_bytes: int, measured: Measured, judge: Judge) -> 
     available = judge.value(measured.node_memory_available_bytes, ground.node.name, "available memory")
     if available is not None:
         free = min(free, int(available) + ground.own_bytes)
-    utilization = judge.used_by_others(measured, ground.node.name, ground.cores, ground.own)
-    # A copy, since all of it was validated: neither can be outside of its range.
-    return ground.node.model_copy(update={"memory_free_bytes": max(0, free), "utilization": utilization})
+    name = ground.node.name
+    if ground.gpu:
+        utilization = judge.share(measured.node_gpu_used_by_others, name, "GPU use by others")
+    else:
+        utilization = judge.used_by_others(measured, name, ground.cores, ground.own)
+    # A copy, since all of it was validated: none can be outside of its range.
+    update = {"memory_free_bytes": max(0, free), "utilization": utilization}
+    if ground.node.idle_watts and measured.node_watts.by_name:
+        used = judge.share(measured.node_gpu_used, name, "GPU use") if ground.gpu else judge.used(measured, name, ground.cores)
+        busy = judge.busy_watts(measured, name, ground.node.idle_watts, used)
+        update |= {} if busy is None else {"busy_watts": busy}
+    return ground.node.model_copy(update=update)

@@ -14,7 +14,7 @@ from splitinference.controller.objects import COMPONENT, INSTANCE, MANAGED_BY, O
 from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
 from splitinference.controller.ports import Manifest
 from splitinference.controller.quantity import quantity
-from splitinference.controller.readings import PREFIX, positive_number
+from splitinference.controller.readings import CPU, GPU, PREFIX, PROCESSOR, positive_number, processor_of
 from splitinference.core.cluster import Node, Taint
 from splitinference.settings import Settings
 
@@ -26,7 +26,8 @@ ZONE = "topology.kubernetes.io/zone"
 @dataclass(frozen=True)
 class Ground:
     """A node as `owner` sees it without metrics. `free_bytes`: allocatable less what others request, below zero where that is more;
-    `own`: its segments there, as namespace/name, and `own_bytes` what they request; `notes`: labels that make no sense."""
+    `own`: its segments there, as namespace/name, and `own_bytes` what they request; `gpu`: its compute is that of GPUs;
+    `notes`: labels that make no sense."""
 
     read: Manifest
     pods: Sequence[Manifest]
@@ -35,6 +36,7 @@ class Ground:
     free_bytes: int
     own: Sequence[str]
     own_bytes: int
+    gpu: bool
     notes: tuple[str, ...]
 
 
@@ -54,6 +56,9 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
     def number(key: str) -> float | None:
         return positive_number(labels, annotations, PREFIX + key, notes, f"node {name}")
 
+    processor = processor_of(node)
+    if processor not in (CPU, GPU):
+        notes.append(f"{PROCESSOR} of node {name} is {processor!r}, neither {CPU} nor {GPU}: {CPU} is taken")
     gflops = number("compute-gflops") or max(cores, 0.001) * settings.core_gflops
     bandwidth = number("memory-bandwidth-gbps") or max(cores, 0.001) * settings.core_memory_bandwidth_gbps
     found = Node(
@@ -79,6 +84,7 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
         free_bytes=free,
         own=[f"{pod['metadata'].get('namespace')}/{pod['metadata']['name']}" for pod in own],
         own_bytes=sum(requested_bytes(pod) for pod in own),
+        gpu=processor == GPU,
         notes=tuple(notes),
     )
 
