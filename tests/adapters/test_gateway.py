@@ -104,3 +104,13 @@ def test_what_is_in_flight_anywhere_counts():
 def test_a_route_is_not_everywhere_until_all_have_it():
     assert merged([said("new", 1), said("old", 1)]).revision is None
     assert merged([said("new", 1), said("new", 1)]).revision == "new"
+
+
+def test_tokens_of_all_gateways_count_and_other_figures_are_those_of_the_busiest():
+    def gateway(requests: int, tokens: float | None, kv: float) -> GatewayReport:
+        observed = {"requests": requests, "tokensPerSecond": tokens, "kvReserved": kv}
+        return GatewayReport.model_validate({"revision": "new", "routes": {}, "observed": observed})
+
+    both = merged([gateway(3, 10.0, 0.9), gateway(9, 30.0, 0.25), gateway(0, None, 0.0)])
+    assert both is not None
+    assert (both.observed.tokens_per_second, both.observed.kv_reserved, both.observed.requests) == (40.0, 0.25, 9)

@@ -13,7 +13,8 @@ SEGMENT = {"name": "chat-0-12-ab", "pipeline": 0, "start": 0, "end": 12, "node":
 SEGMENT |= {"predictedMs": 11.24, "linkMs": 0.5, "phase": "Serving"}
 PLAN = {"revision": "9c0ffee123", "segments": [SEGMENT], "optimal": False, "value": 242.8, "bound": 230.0, "gap": 0.0527}
 PLAN |= {"explanation": ["layers [0, 12) on a: 11 ms"]}
-OBSERVED = {"revision": "9c0ffee123", "stages": {"chat-0-12-ab": {"computeMs": 12.5, "queueMs": 3.1, "linkMs": 0.7}}}
+OBSERVED = {"revision": "9c0ffee123", "stages": {"chat-0-12-ab": {"computeMs": 12.5, "queueMs": 3.1, "linkMs": 0.7, "batch": 1.44}}}
+OBSERVED |= {"requests": 41, "failed": 0, "windowSeconds": 60, "tokensPerSecond": 24.31, "kvReserved": 0.125}
 DECISION = {"time": "2026-01-01T00:00:00Z", "transition": "migrate", "reason": "NodeBusy", "revision": "9c0ffee123"}
 DECISION |= {"message": "node-b at 93 % [limit 85 %]", "outcome": {"latencyMs": 29}}
 CONDITIONS = [
@@ -49,6 +50,7 @@ def test_status_shows_predicted_and_observed_side_by_side():
         "ms",
         "12.5",
         "ms",
+        "1.4",
         "3.1",
         "ms",
         "0.5",
@@ -58,8 +60,13 @@ def test_status_shows_predicted_and_observed_side_by_side():
         "-",
         "Serving",
     ]
+    assert "  41 requests in 60 s, 0 failed, 24.3 tokens/s, 12% of the KV reserved\n" in text
     assert "team/chat" in text
     assert "at most 5.3% from the best" in text
+
+
+def test_status_says_nothing_of_requests_of_another_plan():
+    assert "requests in" not in printed(status, a_resource(observed={**OBSERVED, "revision": "0ddba11"}))
 
 
 def test_status_shows_what_was_learned_of_the_nodes_and_how_far_off_predictions_are():

@@ -77,7 +77,7 @@ def test_a_node_measured_while_busy_is_not_taken_for_a_slow_one() -> None:
     assert known.applied_to(idle.snapshot, NOW) == idle.snapshot
 
 
-@pytest.mark.parametrize("used", [None, 0.71, 1.0])
+@pytest.mark.parametrize("used", [None, 0.61, 1.0])
 def test_of_a_node_that_is_very_busy_or_unknown_nothing_is_learned(used: float | None) -> None:
     problem = a_problem(*nodes(a=used))
     known = windows(5, slower(4.0, problem), problem)

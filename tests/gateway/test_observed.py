@@ -64,6 +64,30 @@ def test_a_stages_times_are_medians_and_say_of_how_many_steps() -> None:
     assert stages == {"a": {"computeMs": 5.0, "queueMs": 1.0, "linkMs": 0.0, "steps": 3}}
 
 
+def test_how_many_steps_are_computed_together() -> None:
+    """Four passes: one step alone, two together twice, four together; and one step of a segment that does not say."""
+    observed = Observed(60, Clock())
+    for share in (1.0, *[0.5] * 4, *[0.25] * 4, None):
+        observed.decode_step(PIPELINE, answer(Timing("a", 0, 5, 0, share)))
+    stage = json.loads(json.dumps(observed.as_json()))["stages"]["a"]
+    assert (stage["steps"], stage["batch"]) == (10, 2.25)
+
+
+def test_tokens_a_second_over_the_window_and_over_what_is_kept_of_it() -> None:
+    clock = Clock()
+    observed = Observed(60, clock)
+    assert "tokensPerSecond" not in observed.as_json()
+    for _ in range(100):
+        observed.first_token(0.1)
+        for _ in range(5):
+            observed.gap(0.02)
+    assert observed.as_json()["tokensPerSecond"] == 10.0
+    for _ in range(40_000):  # more than are kept: 1000 a second for 40 seconds
+        clock.now += 0.001
+        observed.gap(0.02)
+    assert observed.as_json()["tokensPerSecond"] == pytest.approx(1000 + 100 / 60, rel=0.01)
+
+
 def test_patience_follows_slow_steps_and_comes_back_down() -> None:
     observed = Observed()
     observed.decode_step(PIPELINE, answer(seconds=2.0))

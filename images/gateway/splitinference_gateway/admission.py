@@ -68,6 +68,11 @@ class Admission:
         self.reserved_tokens = 0
 
     @property
+    def reserved(self) -> float:
+        """Share 0..1 of the KV budget that running sequences may grow to; 0 without a budget."""
+        return self.reserved_tokens / self._budget.tokens if self._budget is not None else 0.0
+
+    @property
     def waiting(self) -> int:
         """Sequences in the queue."""
         return sum(len(tickets) for tickets in self._waiting.values())

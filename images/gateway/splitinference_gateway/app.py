@@ -210,7 +210,7 @@ class _Endpoints:
                 "routes": {revision: {"inFlight": flights[revision], "state": state} for revision, state in states.items()},
                 "segments": gateway.routes.in_flight_by_segment(),
                 "queued": gateway.admission.waiting,
-                "observed": gateway.observed.as_json(),
+                "observed": {**gateway.observed.as_json(), "kvReserved": round(gateway.admission.reserved, 4)},
                 "failing": gateway.failing.as_json(),
             }
         )

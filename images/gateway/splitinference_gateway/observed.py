@@ -15,13 +15,19 @@ _LATELY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class StageTimes:
-    """One stage of one decode step, in milliseconds; the link is to the next stage and back. `alone`: nothing was computed with it."""
+    """One stage of one decode step, in milliseconds; the link is to the next stage and back. `share`: of what was computed together, 1.0
+    alone; None where the segment does not say."""
 
     segment: str
     compute_ms: float
     queue_ms: float
     link_ms: float
-    alone: bool = False
+    share: float | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Nothing was computed with it."""
+        return self.share == 1.0
 
 
 def stage_times(pipeline: Pipeline, answer: Answer) -> tuple[tuple[StageTimes, ...], float | None]:
@@ -34,7 +40,7 @@ def stage_times(pipeline: Pipeline, answer: Answer) -> tuple[tuple[StageTimes, .
             continue
         following = by_segment.get(pipeline[index + 1].segment) if index + 1 < len(pipeline) else None
         link = max(0.0, timing.hop_ms - _whole(following)) if following else 0.0
-        stages.append(StageTimes(timing.segment, timing.compute_ms, timing.queue_ms, link, timing.share == 1.0))
+        stages.append(StageTimes(timing.segment, timing.compute_ms, timing.queue_ms, link, timing.share))
     first = by_segment.get(pipeline[0].segment)
     return tuple(stages), None if first is None else max(0.0, answer.seconds * 1000 - _whole(first))
 
@@ -59,6 +65,12 @@ class _Window:
             self.samples.popleft()
         return [value for _, value in self.samples]
 
+    def per_second(self) -> float:
+        """Samples a second, over the window; over a shorter while where there were more than are kept."""
+        count = len(self.values())
+        full = count == self.samples.maxlen
+        return count / (max(self.clock() - self.samples[0][0], 1e-3) if full else self.seconds)
+
 
 @dataclass
 class Observed:
@@ -74,6 +86,7 @@ class Observed:
         self._gaps = self._window()
         self._ingress = self._window()
         self._stages: dict[str, tuple[_Window, _Window, _Window]] = {}
+        self._shares: dict[str, _Window] = {}
         self._alone: dict[str, _Window] = {}
         self._slow_step_seconds = 0.0
 
@@ -104,6 +117,8 @@ class Observed:
                 self._stages[stage.segment] = (self._window(), self._window(), self._window())
             for window, value in zip(self._stages[stage.segment], (stage.compute_ms, stage.queue_ms, stage.link_ms), strict=True):
                 window.add(value)
+            if stage.share is not None:
+                self._shares.setdefault(stage.segment, self._window()).add(stage.share)
             if stage.alone:
                 self._alone.setdefault(stage.segment, _Window(_LATELY_SECONDS, self.clock)).add(stage.compute_ms)
 
@@ -120,6 +135,7 @@ class Observed:
     def forget(self, segments: set[str]) -> None:
         """Keep only these segments' stages."""
         self._stages = {name: windows for name, windows in self._stages.items() if name in segments}
+        self._shares = {name: window for name, window in self._shares.items() if name in segments}
         self._alone = {name: window for name, window in self._alone.items() if name in segments}
 
     def as_json(self) -> dict[str, object]:
@@ -138,6 +154,8 @@ class Observed:
             report["longestTokenGapMs"] = _round(max(gaps))
         if ingress := self._ingress.values():
             report["ingressMs"] = _round(percentile(ingress, 0.5))
+        if tokens := self._first.per_second() + self._gaps.per_second():
+            report["tokensPerSecond"] = _round(tokens)
         stages = {}
         for name, windows in self._stages.items():
             series = [window.values() for window in windows]
@@ -145,6 +163,8 @@ class Observed:
                 keys = ("computeMs", "queueMs", "linkMs")
                 stages[name] = {key: _round(percentile(some, 0.5)) for key, some in zip(keys, series, strict=True)}
                 stages[name]["steps"] = len(series[0])
+                if (told := self._shares.get(name)) is not None and (shares := told.values()):
+                    stages[name]["batch"] = _round(len(shares) / sum(shares))  # of what is computed together the shares make one
                 if (alone := self._alone.get(name)) is not None and (lately := alone.values()):
                     stages[name] |= {"aloneMs": _round(percentile(lately, 0.25)), "aloneSteps": len(lately)}
         report["stages"] = stages

@@ -50,7 +50,8 @@ class GatewayRoutes:
 
 
 def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
-    """In-flight counts are added; a route serves if it serves anywhere; figures are those of the gateway with the most requests.
+    """In-flight counts and tokens a second are added; a route serves if it serves anywhere; the other figures are those of the gateway with
+    the most requests.
 
     The revision is what all agree on: while one of them still has the old route, the new one is not yet everywhere.
     """
@@ -67,10 +68,12 @@ def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
             routes[revision] = RouteState(in_flight=before.in_flight + route.in_flight, state=state)
         failing.update(report.failing)
     revisions = {report.revision for report in reports}
+    observed = max((report.observed for report in reports), key=lambda observed: observed.requests)
+    tokens = [report.observed.tokens_per_second for report in reports if report.observed.tokens_per_second is not None]
     return GatewayReport(
         revision=revisions.pop() if len(revisions) == 1 else None,
         routes=routes,
-        observed=max((report.observed for report in reports), key=lambda observed: observed.requests),
+        observed=observed.model_copy(update={"tokens_per_second": sum(tokens)} if tokens else {}),
         failing=failing,
     )
 

@@ -38,17 +38,32 @@ def show(resource: Mapping[str, Any], to: Console) -> None:
     to.print(f"  plan {plan.get('revision')}: {times}; {proven}", markup=False, soft_wrap=True)
     for line in _uncut(segments(status)):
         to.print(f"  {line}", markup=False, soft_wrap=True)
+    if line := traffic(status):
+        to.print(f"  {line}", markup=False, soft_wrap=True)
     for line in how_far_off(status):
         to.print(f"  {line}", markup=False, soft_wrap=True)
     if endpoint := status.get("endpoint"):
         to.print(f"  endpoint: {endpoint}", markup=False, soft_wrap=True)
 
 
+def traffic(status: Mapping[str, Any]) -> str:
+    """Requests and tokens of the last window on this plan; empty where none were seen."""
+    observed = status.get("observed") or {}
+    if not observed or observed.get("revision") != (status.get("plan") or {}).get("revision"):
+        return ""
+    said = [f"{observed.get('requests', 0)} requests in {observed.get('windowSeconds', 0):.0f} s", f"{observed.get('failed', 0)} failed"]
+    if "tokensPerSecond" in observed:
+        said.append(f"{observed['tokensPerSecond']:.1f} tokens/s")
+    if "kvReserved" in observed:
+        said.append(f"{observed['kvReserved']:.0%} of the KV reserved")
+    return ", ".join(said)
+
+
 def segments(status: Mapping[str, Any]) -> Table:
     """The plan's segments as a table; observed times where requests were seen on this plan.
 
     STAGE is the compute of one decode step as it is predicted for the node as it is; before it was compared, as it was when the plan was
-    made. WAIT is what a step waited for those of other requests.
+    made. BATCH is how many steps are computed together in the mean, WAIT what a step waited for those of other requests.
     """
     plan = status["plan"]
     observed = status.get("observed") or {}
@@ -58,7 +73,7 @@ def segments(status: Mapping[str, Any]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("SEGMENT", "LAYERS", "NODE"):
         table.add_column(name, no_wrap=True)
-    for name in ("WEIGHTS", "KV", "STAGE", "OBSERVED", "WAIT", "LINK", "OBSERVED", "FACTOR"):
+    for name in ("WEIGHTS", "KV", "STAGE", "OBSERVED", "BATCH", "WAIT", "LINK", "OBSERVED", "FACTOR"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("PHASE", no_wrap=True)
     for segment in plan.get("segments") or ():
@@ -72,6 +87,7 @@ def segments(status: Mapping[str, Any]) -> Table:
             f"{segment.get('kvMiB', 0):.0f} MiB",
             _ms(now.get("predictedMs", segment.get("predictedMs"))),
             _ms(seen.get("computeMs")),
+            "-" if "batch" not in seen else f"{seen['batch']:.1f}",
             _ms(seen.get("queueMs")),
             _ms(segment.get("linkMs")),
             _ms(seen.get("linkMs")),

@@ -23,8 +23,9 @@ from splitinference.core.value import Value
 
 LEAST_STEPS = 20
 """A window with fewer decode steps of a stage is not learned from: its median is chance."""
-MOST_USED = 0.7
-"""Where others use more of a node, nothing is learned of it: a small error in what they use would be a large one in the factor."""
+MOST_USED = 0.6
+"""Where others use more of a node, nothing is learned of it: a small error in what they use would be a large one in the factor. And a short
+step gets more of a busy node than others leave in the mean, which a long one would not."""
 STEADY = 1.25
 """What others leave may have changed by this factor within a window; where it changed more, the mean says little of the window."""
 LONGEST_MS = 3.6e6

@@ -135,8 +135,8 @@ class RouteState(Reported):
     state: str = "serving"
 
 
-def _milliseconds(value: object) -> float | None:
-    """A time that can be one; None for what is no finite number of at least 0, so that one odd figure does not make a report unreadable."""
+def _figure(value: object) -> float | None:
+    """A number that a figure can be; None for what is not finite and at least 0: one odd figure does not make a report unreadable."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 <= value < math.inf else None
@@ -146,7 +146,8 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-Milliseconds = Annotated[float | None, BeforeValidator(_milliseconds)]
+Figure = Annotated[float | None, BeforeValidator(_figure)]
+Milliseconds = Figure
 
 
 class Percentiles(Reported):
@@ -161,19 +162,21 @@ ALONE_SECONDS = 10.0
 
 
 class StageTimes(Reported):
-    """Medians over the window, for one decode step, and of how many steps (None: not said). `alone`: of steps of the last ten seconds that
+    """Medians over the window, for one decode step, and of how many steps (None: not said). `batch`: in the mean so many were computed
+    together. `alone`: of steps of the last ten seconds that
     were computed alone the lower quartile of compute, and how many there were."""
 
     compute_ms: Milliseconds = Field(default=None, alias="computeMs")
     queue_ms: Milliseconds = Field(default=None, alias="queueMs")
     link_ms: Milliseconds = Field(default=None, alias="linkMs")
     steps: Annotated[int | None, BeforeValidator(_count)] = None
+    batch: Figure = None
     alone_ms: Milliseconds = Field(default=None, alias="aloneMs")
     alone_steps: Annotated[int | None, BeforeValidator(_count)] = Field(default=None, alias="aloneSteps")
 
 
 class ObservedTraffic(Reported):
-    """What clients got within the last `windowSeconds`."""
+    """What clients got within the last `windowSeconds`. `kv_reserved`: share 0..1 of the KV that running sequences may grow to, now."""
 
     window_seconds: float = Field(default=60, alias="windowSeconds", gt=0)
     requests: int = Field(default=0, ge=0)
@@ -181,6 +184,8 @@ class ObservedTraffic(Reported):
     replays: int = Field(default=0, ge=0)
     time_to_first_token_ms: Percentiles = Field(default=Percentiles(), alias="timeToFirstTokenMs")
     time_per_output_token_ms: Percentiles = Field(default=Percentiles(), alias="timePerOutputTokenMs")
+    tokens_per_second: Figure = Field(default=None, alias="tokensPerSecond")
+    kv_reserved: Figure = Field(default=None, alias="kvReserved")
     stages: Mapping[str, StageTimes] = Field(default_factory=dict)
 
 

@@ -117,6 +117,7 @@ def observed(before: Mapping[str, Any], traffic: ObservedTraffic | None, revisio
         "replays": traffic.replays,
         "timeToFirstTokenMs": traffic.time_to_first_token_ms.model_dump(exclude_none=True),
         "timePerOutputTokenMs": traffic.time_per_output_token_ms.model_dump(exclude_none=True),
+        **traffic.model_dump(by_alias=True, exclude_none=True, include={"tokens_per_second", "kv_reserved"}),
         "stages": {name: times.model_dump(by_alias=True, exclude_none=True) for name, times in sorted(traffic.stages.items())},
     }
 

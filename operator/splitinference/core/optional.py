@@ -5,6 +5,7 @@ or does not pay, or when they are better than moving by more than a threshold. S
 """
 
 from splitinference.core.adaptation import Facts, Memory, Mode, Policy, sustained
+from splitinference.core.busier import goes_to_busier, no_more_on_busy
 from splitinference.core.compare import before_after, change, gain, move_seconds, moving, net_gain
 from splitinference.core.cost import objective_value, predict
 from splitinference.core.decision import Adopt, Keep, Kept
@@ -30,6 +31,9 @@ def optional(facts: Facts, policy: Policy, memory: Memory, solver: Solver, trigg
     memory = remembered(memory, facts, policy)
     known = with_room(without(problem, [*doubtful, *facts.quarantined, *facts.pressured]), room(memory.obstacles, facts))
     best = _candidate(current, known, policy, solver)
+    if isinstance(best, Plan) and goes_to_busier(current, best, known, policy.utilization_limit):
+        known = no_more_on_busy(current, known, policy.utilization_limit)
+        best = _candidate(current, known, policy, solver)
     if isinstance(best, Keep):
         return best.model_copy(update={"trigger": trigger, "message": f"{trigger.message}; {best.message}"}), memory
     if best.revision != current.revision and not solver.reaches(best):

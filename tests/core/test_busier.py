@@ -1,0 +1,87 @@
+"""An optional move takes no layer from a calm node to one that is too busy, however well that one is thought of."""
+
+from datetime import timedelta
+
+import pytest
+
+from splitinference.core.adaptation import Memory, Policy
+from splitinference.core.busier import goes_to_busier
+from splitinference.core.decide import decide
+from splitinference.core.decision import Adopt, Keep, Kept
+from splitinference.core.plan import Plan
+from splitinference.core.problem import Problem
+from splitinference.core.solve.outcome import Limits
+from splitinference.core.triggers import Reason
+from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, facts, text_of
+
+POLICY = Policy(
+    window=timedelta(seconds=20), confirmations=2, review=timedelta(hours=1), min_gain=0.05, utilization_limit=0.6, load_bytes_per_s=1e9
+)
+BIG, SMALL = {"mib": 450}, {"mib": 150}
+
+
+def after_a_window(problem: Problem, plan: Plan) -> Adopt | Keep:
+    memory = Memory(reviewed=START)
+    for second in (100, 110, 120):
+        found, memory = decide(facts(problem, plan, second), POLICY, memory, Exhaustive(), Limits(seconds=1))
+    return found
+
+
+def two_busy(of_b: float, slow_c: float) -> Problem:
+    """a has room for one layer only, c is calm and has turned out to be slow."""
+    return a_problem(a_node("a", utilization=0.74, **SMALL), a_node("b", utilization=of_b, **BIG), a_node("c", calibration=slow_c, **BIG))
+
+
+def test_a_node_that_was_left_for_being_busy_is_not_gone_back_to_while_it_is():
+    """The fault: two nodes got busy, the plan left them as far as it may, and went back when the calm node had turned out to be slow."""
+    before = a_plan("a[0:1] c[1:3] b[3:4]", two_busy(0.64, 1.0))
+    found = after_a_window(two_busy(0.64, 6.0), before)
+    assert isinstance(found, Keep)
+    assert found.reason is Kept.GAIN_TOO_SMALL
+    assert found.trigger is not None
+    assert found.trigger.reason is Reason.UTILIZATION_SHIFTED
+
+
+def test_it_is_gone_back_to_when_others_have_left_it():
+    before = a_plan("a[0:1] c[1:3] b[3:4]", two_busy(0.64, 1.0))
+    found = after_a_window(two_busy(0.2, 6.0), before)
+    assert isinstance(found, Adopt)
+    assert "c" not in text_of(found.plan)
+
+
+def test_from_a_busier_node_to_a_less_busy_one_is_an_improvement():
+    problem = a_problem(a_node("a", utilization=0.95, **BIG), a_node("b", utilization=0.65, **BIG))
+    found = after_a_window(problem, a_plan("a[0:4]", problem))
+    assert isinstance(found, Adopt)
+    assert text_of(found.plan) == "b[0:4]"
+
+
+def test_where_the_best_plan_is_on_a_busy_node_the_best_of_the_others_is_taken():
+    problem = a_problem(
+        a_node("a", utilization=0.7, **BIG),
+        a_node("b", utilization=0.65, gflops=1000.0, **BIG),
+        a_node("c", **BIG),
+        a_node("d", gflops=20, **BIG),
+    )
+    found = after_a_window(problem, a_plan("a[0:2] d[2:4]", problem))
+    assert isinstance(found, Adopt)
+    assert "b" not in text_of(found.plan)
+    assert "c" in text_of(found.plan)
+
+
+@pytest.mark.parametrize(
+    ("plan", "busier"),
+    [
+        ("a[0:2] c[2:4]", False),
+        ("c[0:2] a[2:4]", True),  # the layers of the calm node go to a busy one
+        ("a[0:3] c[3:4]", True),  # one of them
+        ("a[0:1] c[1:4]", False),
+        ("b[0:2] c[2:4]", False),  # from one busy node to one that is less so
+        ("d[0:2] d[2:4]", False),  # calm, below the limit
+    ],
+)
+def test_which_moves_these_are(plan: str, busier: bool):
+    problem = a_problem(
+        a_node("a", utilization=0.8), a_node("b", utilization=0.7), a_node("c", utilization=0.3), a_node("d", utilization=0.5)
+    )
+    assert goes_to_busier(a_plan("a[0:2] c[2:4]"), a_plan(plan), problem, 0.6) is busier
