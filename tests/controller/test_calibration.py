@@ -72,9 +72,16 @@ def test_a_node_measured_while_busy_is_not_taken_for_a_slow_one() -> None:
     """What others took is in the prediction that the factor is relative to: idle again, the node is as good as it was."""
     busy = a_problem(*nodes(a=0.6))
     known = windows(5, slower(1.0, busy), busy)
-    assert factors(known) == {"a": pytest.approx(1.0), "b": pytest.approx(1.0)}
+    assert factors(known) == {"b": pytest.approx(1.0)}
     idle = a_problem(*nodes())
     assert known.applied_to(idle.snapshot, NOW) == idle.snapshot
+
+
+def test_of_a_node_that_others_use_it_is_learned_that_it_is_slow_and_not_that_it_is_quick() -> None:
+    """A short step gets more of it than others leave in the mean; a long one would not, so the plan must not be made for that."""
+    busy = a_problem(*nodes(a=0.5))
+    assert factors(windows(5, slower(0.4, busy), busy)) == {"b": pytest.approx(0.4)}
+    assert factors(windows(5, slower(3.0, busy), busy)) == {"a": pytest.approx(3.0), "b": pytest.approx(3.0)}
 
 
 @pytest.mark.parametrize("used", [None, 0.61, 1.0])

@@ -85,10 +85,9 @@ def test_use_by_others_below_the_threshold_is_no_calibration_and_idle_nodes_stay
     world, operator = serving("a", "b")
     world.busy = {"a": 0.5}
     steps(world, operator, 10, {})
-    assert {n: e["factor"] for n, e in world.status()["calibration"]["nodes"].items()} == {
-        "a": pytest.approx(1.0, abs=0.02),
-        "b": pytest.approx(1.0, abs=0.02),
-    }
+    learned = {node: entry["factor"] for node, entry in world.status()["calibration"]["nodes"].items()}
+    assert "b" in learned
+    assert learned == dict.fromkeys(learned, pytest.approx(1.0, abs=0.02))
 
 
 def test_use_by_others_that_swings_does_not_make_a_node_look_slow():

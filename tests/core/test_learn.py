@@ -50,6 +50,15 @@ def test_whatever_is_measured_the_factor_stays_within_its_bounds(ratios: list[fl
         assert LEAST <= factor.factor <= MOST
 
 
+def test_of_a_shared_node_only_that_it_is_slower_than_it_counts_as_is_learned() -> None:
+    known = {**after(2.0, 2.0, 2.0), **after(3.0, 3.0, 3.0, node="b")}
+    assert learn(known, {"a": 0.5}, NOW, {"a"})["a"] == known["a"]
+    assert learn(known, {"a": 2.5}, NOW, {"a"})["a"].factor > 2.0
+    assert "c" not in learn(known, {"c": 2.4}, NOW, {"c"}), "it counts as the median of the others, 2.45"
+    assert learn(known, {"c": 2.5}, NOW, {"c"})["c"].factor == 2.5
+    assert learn(known, {"a": 0.5}, NOW)["a"].factor < 2.0
+
+
 @pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), float("inf")])
 def test_what_is_no_ratio_is_left_out(ratio: float) -> None:
     assert after(2.0, ratio) == after(2.0)

@@ -24,8 +24,9 @@ from splitinference.core.value import Value
 LEAST_STEPS = 20
 """A window with fewer decode steps of a stage is not learned from: its median is chance."""
 MOST_USED = 0.6
-"""Where others use more of a node, nothing is learned of it: a small error in what they use would be a large one in the factor. And a short
-step gets more of a busy node than others leave in the mean, which a long one would not."""
+"""Where others use more of a node, nothing is learned of it: a small error in what they use would be a large one in the factor."""
+SHARED = 0.25
+"""And from here on only that it is slower than it counts as."""
 STEADY = 1.25
 """What others leave may have changed by this factor within a window; where it changed more, the mean says little of the window."""
 LONGEST_MS = 3.6e6
@@ -159,7 +160,7 @@ def _closed(known: Calibration, window: Window, seen: Mapping[str, tuple[Stage, 
     measured = calibrate(plain, observed).factors if observed else {}
     return known.model_copy(
         update={
-            "nodes": learn(known.nodes, measured, now),
+            "nodes": learn(known.nodes, measured, now, {node for node, used in means.items() if used > SHARED}),
             "time": now,
             "stages": stages,
             "error_percent": _percent((s.predicted_ms, s.observed_ms) for s in stages.values()),

@@ -7,7 +7,7 @@ measured says so.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime, timedelta
 from statistics import median
 
@@ -36,16 +36,21 @@ class Factor(Value):
     time: datetime
 
 
-def learn(known: Mapping[str, Factor], measured: Mapping[str, float], now: datetime) -> dict[str, Factor]:
+def learn(known: Mapping[str, Factor], measured: Mapping[str, float], now: datetime, shared: Set[str] = frozenset()) -> dict[str, Factor]:
     """What is known with one more measurement of these nodes: measured over *uncalibrated* predicted time of each, above 0.
 
-    Measurements that are no finite number above 0 are left out; what is forgotten is gone.
+    Measurements that are no finite number above 0 are left out; what is forgotten is gone. `shared`: nodes that others used in earnest
+    meanwhile. There a step that is short enough gets more than others leave in the mean, which a longer one would not: the node is at least
+    so slow, so such a measurement counts only where it says slower than what the node counts as.
     """
     result = {node: factor for node, factor in known.items() if abs(now - factor.time) < FORGOTTEN}
+    usual = _usual(counting(known, now))
     for node, ratio in sorted(measured.items()):
         if not (math.isfinite(ratio) and ratio > 0):
             continue
         bounded, old = min(MOST, max(LEAST, ratio)), result.get(node)
+        if node in shared and bounded <= (old.factor if old else usual):
+            continue
         if old is None:
             result[node] = Factor(factor=round(bounded, 4), windows=1, time=now)
             continue
@@ -68,6 +73,11 @@ def calibrated(snapshot: Snapshot, known: Mapping[str, Factor], now: datetime) -
     factors = counting(known, now)
     if not factors:
         return snapshot
-    usual = round(math.exp(median(map(math.log, factors.values()))), 4)
+    usual = _usual(factors)
     nodes = tuple(node.model_copy(update={"calibration": factors.get(node.name, usual)}) for node in snapshot.nodes)
     return snapshot.model_copy(update={"nodes": nodes})
+
+
+def _usual(factors: Mapping[str, float]) -> float:
+    """What a node that was never measured counts as: the median, in logarithms; 1 while nothing was measured."""
+    return round(math.exp(median(map(math.log, factors.values()))), 4) if factors else 1.0
