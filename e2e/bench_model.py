@@ -9,8 +9,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from rich.table import Table
 from e2e import results, stack
 from e2e.cluster import Cluster, Settings
 from e2e.cluster.progress import shown
-from e2e.scene import NAME
+from e2e.scene import NAME, workers_of
 from e2e.traffic import Request, ask
 
 REQUESTS = 6
@@ -49,20 +48,6 @@ class Row:
     @property
     def output_token_error(self) -> float:
         return self.output_token_predicted_ms / self.output_token_measured_ms - 1
-
-
-@contextmanager
-def roomy(cluster: Cluster) -> Iterator[None]:
-    """All workers have more memory; afterwards what they had, without the resource, whose segments may be larger."""
-    sizes = {node: cluster.size(node).memory_mib for node in cluster.settings.worker_names()}
-    try:
-        for node in sizes:
-            cluster.memory(node, ROOMY_MIB)
-        yield
-    finally:
-        cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
-        for node, mib in sizes.items():
-            cluster.memory(node, mib)
 
 
 def measure(cluster: Cluster, first: int, second: int, worker: int) -> Row:
@@ -115,7 +100,7 @@ def main() -> int:
         cluster = Cluster(Settings(name=os.environ.get("E2E_NAME", Settings().name)), progress)
         stack.stand_up(cluster)
         rows = []
-        with roomy(cluster):
+        with workers_of(cluster, ROOMY_MIB):
             for plan in PLANS:
                 with progress.step(f"[{plan[0]}, {plan[1]}) on worker {plan[2] + 1}"):
                     rows.append(measure(cluster, *plan))

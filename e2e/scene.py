@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -10,6 +10,7 @@ from typing import Any
 
 from e2e import stack
 from e2e.cluster import Cluster
+from e2e.cluster.progress import together
 from e2e.traffic import Load, Traffic
 
 NAME = "chat"
@@ -176,6 +177,23 @@ def burning(cluster: Cluster, *nodes: str, share: float = 1.0) -> Iterator[None]
     finally:
         for node in nodes:
             cluster.stop_burning(node)
+
+
+@contextmanager
+def workers_of(cluster: Cluster, mib: int) -> Iterator[None]:
+    """All workers have so much memory; afterwards what they had, without the resource, whose segments may be larger than that."""
+    sizes = {node: cluster.size(node).memory_mib for node in cluster.settings.worker_names()}
+
+    def resize(wanted: Mapping[str, int]) -> None:
+        together([lambda node=node, mib=mib: cluster.memory(node, mib) for node, mib in wanted.items()])  # type: ignore[misc]
+
+    try:
+        resize(dict.fromkeys(sizes, mib))
+        yield
+    finally:
+        cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
+        stack.until(lambda: not cluster.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 120, "all pods are gone")
+        resize(sizes)
 
 
 @contextmanager

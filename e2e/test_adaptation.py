@@ -15,9 +15,8 @@ import pytest
 
 from e2e import results, stack
 from e2e.cluster import Cluster
-from e2e.cluster.progress import together
 from e2e.cluster.settings import LINK_MBPS, TRUSTED
-from e2e.scene import NAME, OURS, Placement, Scene, burning, disturbed
+from e2e.scene import NAME, Placement, Scene, burning, disturbed, workers_of
 from e2e.traffic import BURSTY, STEADY, Load
 
 pytestmark = pytest.mark.cluster
@@ -188,26 +187,17 @@ def test_trust_withdrawn_takes_the_sensitive_layers_away(serving: Cluster, play:
 def roomy(serving: Cluster) -> Iterator[Cluster]:
     """Workers that hold two segments at once, and cuts left open: what new cuts need where the old ones serve meanwhile.
 
-    Afterwards the resource is made anew: its segments may be larger than the small workers.
+    Afterwards the resource is made anew.
     """
-    sizes = {node: serving.size(node).memory_mib for node in serving.settings.worker_names()}
     try:
-        resize(serving, dict.fromkeys(sizes, ROOMY_MIB))
-        cuts_left_open = {"spec": {"partition": {"minSegments": 2, "maxSegments": 4}}}
-        serving.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps(cuts_left_open))
-        stack.until(lambda: stack.settled(stack.resource(serving, NAME)), 240, "the plan for the new cuts serves")
-        yield serving
+        with workers_of(serving, ROOMY_MIB):
+            cuts_left_open = {"spec": {"partition": {"minSegments": 2, "maxSegments": 4}}}
+            serving.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps(cuts_left_open))
+            stack.until(lambda: stack.settled(stack.resource(serving, NAME)), 240, "the plan for the new cuts serves")
+            yield serving
     finally:
-        serving.kubectl("delete", "si", NAME, "--timeout=120s")
-        stack.until(lambda: not serving.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 120, "all pods are gone")
-        resize(serving, sizes)
         serving.kubectl("apply", "-f", str(stack.SAMPLE))
         stack.wait_ready(serving, NAME)
-
-
-def resize(cluster: Cluster, sizes: dict[str, int]) -> None:
-    """Give nodes other memory."""
-    together([lambda node=node, mib=mib: cluster.memory(node, mib) for node, mib in sizes.items()])  # type: ignore[misc]
 
 
 @both_loads
