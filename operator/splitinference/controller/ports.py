@@ -163,8 +163,7 @@ ALONE_SECONDS = 10.0
 
 class StageTimes(Reported):
     """Medians over the window, for one decode step, and of how many steps (None: not said). `batch`: in the mean so many were computed
-    together. `alone`: of steps of the last ten seconds that
-    were computed alone the lower quartile of compute, and how many there were."""
+    together. `alone`: of steps of the last ten seconds that were computed alone the lower quartile of compute, and how many there were."""
 
     compute_ms: Milliseconds = Field(default=None, alias="computeMs")
     queue_ms: Milliseconds = Field(default=None, alias="queueMs")
