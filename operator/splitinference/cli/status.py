@@ -48,8 +48,8 @@ def show(resource: Mapping[str, Any], to: Console) -> None:
 
 def traffic(status: Mapping[str, Any]) -> str:
     """Requests and tokens of the last window on this plan; empty where none were seen."""
-    observed = status.get("observed") or {}
-    if not observed or observed.get("revision") != (status.get("plan") or {}).get("revision"):
+    observed = _observed(status)
+    if not observed:
         return ""
     said = [f"{observed.get('requests', 0)} requests in {observed.get('windowSeconds', 0):.0f} s", f"{observed.get('failed', 0)} failed"]
     if "tokensPerSecond" in observed:
@@ -59,6 +59,12 @@ def traffic(status: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
+def _observed(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was observed of the plan; empty while that is of another."""
+    observed: Mapping[str, Any] = status.get("observed") or {}
+    return observed if observed.get("revision") == (status.get("plan") or {}).get("revision") else {}
+
+
 def segments(status: Mapping[str, Any]) -> Table:
     """The plan's segments as a table; observed times where requests were seen on this plan.
 
@@ -66,8 +72,7 @@ def segments(status: Mapping[str, Any]) -> Table:
     made. BATCH is how many steps are computed together in the mean, WAIT what a step waited for those of other requests.
     """
     plan = status["plan"]
-    observed = status.get("observed") or {}
-    stages = observed.get("stages") or {} if observed.get("revision") == plan.get("revision") else {}
+    stages = _observed(status).get("stages") or {}
     calibration = status.get("calibration") or {}
     compared, factors = calibration.get("stages") or {}, calibration.get("nodes") or {}
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -41,10 +41,20 @@ class Measured(Value):
         return tuple(dict.fromkeys([*odd, *(answer.problem for answer in beside if answer.problem)]))
 
 
+def _said(node: Manifest, key: str) -> str | None:
+    """What a label or annotation of the node says (an annotation wins); None where there is none."""
+    metadata = node["metadata"]
+    return _chosen(metadata.get("labels") or {}, metadata.get("annotations") or {}, key)
+
+
+def _chosen(labels: Mapping[str, str], annotations: Mapping[str, str], key: str) -> str | None:
+    return annotations.get(key, labels.get(key))
+
+
 def processor_of(node: Manifest) -> str:
     """What the node says that its compute is: `cpu` where it says nothing."""
-    metadata = node["metadata"]
-    return str({**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}.get(PROCESSOR, CPU)).lower()
+    said = _said(node, PROCESSOR)
+    return CPU if said is None else said.lower()
 
 
 def read_metrics(metrics: Metrics, nodes: Sequence[Manifest]) -> Measured:
@@ -53,7 +63,7 @@ def read_metrics(metrics: Metrics, nodes: Sequence[Manifest]) -> Measured:
     if cores.problem:
         return Measured(node_cpu_cores=cores)
     gpus = any(processor_of(node) == GPU for node in nodes)
-    watts = any(IDLE_WATTS in (node["metadata"].get(kind) or {}) for node in nodes for kind in ("labels", "annotations"))
+    watts = any(_said(node, IDLE_WATTS) is not None for node in nodes)
     return Measured(
         node_cpu_cores=cores,
         segment_cpu_cores=metrics.segment_cpu_cores(),
@@ -139,7 +149,7 @@ class Judge:
 
 def positive_number(labels: Mapping[str, str], annotations: Mapping[str, str], key: str, notes: list[str], where: str) -> float | None:
     """The number of a label or annotation (an annotation wins); None where there is none, or where it is none: then with a note."""
-    text = annotations.get(key, labels.get(key))
+    text = _chosen(labels, annotations, key)
     if text is None:
         return None
     try:

@@ -45,6 +45,11 @@ class Policy(Value):
     )
 
     @property
+    def spacing(self) -> timedelta:
+        """Time from one confirmation to the next: its share of the window."""
+        return self.window / self.confirmations
+
+    @property
     def start(self) -> Start:
         """What starting a segment costs."""
         return Start(clock_s=self.start_seconds, work_s=self.start_core_seconds, load_bytes_per_s=self.load_bytes_per_s)
@@ -162,7 +167,7 @@ class Memory(Value):
             watch = None
         elif holds and watch is None:
             watch = Watch(since=now, confirmations=1, last=now)
-        elif holds and watch is not None and now - watch.last >= policy.window / policy.confirmations:
+        elif holds and watch is not None and now - watch.last >= policy.spacing:
             watch = Watch(since=watch.since, confirmations=watch.confirmations + 1, last=now)
         watches = {k: w for k, w in self.watches.items() if k != key}
         if watch is not None:
@@ -175,7 +180,5 @@ def sustained(watch: Watch | None, policy: Policy, now: datetime, *, felt: bool 
     confirmation and its share of the window will do."""
     if watch is None:
         return False
-    window, confirmations = (
-        (policy.window / policy.confirmations, min(2, policy.confirmations)) if felt else (policy.window, policy.confirmations)
-    )
+    window, confirmations = (policy.spacing, min(2, policy.confirmations)) if felt else (policy.window, policy.confirmations)
     return now - watch.since >= window and watch.confirmations >= confirmations

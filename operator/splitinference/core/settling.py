@@ -5,7 +5,7 @@ wait waits until the utilization of the plan's nodes keeps still, within bounds:
 clients' limits are broken nothing waits.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from splitinference.core.adaptation import Facts, Level, Memory, Policy
 
@@ -29,7 +29,7 @@ def settling(memory: Memory, facts: Facts, policy: Policy) -> bool:
     """Whether a node of the plan changed within the last share of the window, and has not been changing for two windows already."""
     return any(
         level.changing_since is not None
-        and facts.now - level.since < _calm(policy)
+        and facts.now - level.since < policy.spacing
         and facts.now - level.changing_since < 2 * policy.window
         for level in memory.levels.values()
     )
@@ -40,9 +40,5 @@ def _moved(was: Level | None, utilization: float, now: datetime, policy: Policy)
         return Level(utilization=round(utilization, 4), since=now)
     if abs(utilization - was.utilization) <= STEP:
         return was
-    changing = was.changing_since if was.changing_since is not None and now - was.since < _calm(policy) else now
+    changing = was.changing_since if was.changing_since is not None and now - was.since < policy.spacing else now
     return Level(utilization=round(utilization, 4), since=now, changing_since=changing)
-
-
-def _calm(policy: Policy) -> timedelta:
-    return policy.window / policy.confirmations

@@ -156,10 +156,11 @@ def _optional(facts: Facts, plan: Plan, policy: Policy, memory: Memory) -> tuple
     if not may_move(facts, policy):
         return None, memory
     since = None if memory.reviewed is None else facts.now - memory.reviewed
-    confirming = policy.window / policy.confirmations if Reason.BETTER_PLAN in memory.watches else None
-    if first is not None and (since is None or since >= min(policy.retry, confirming or policy.retry)):
+    confirming = Reason.BETTER_PLAN in memory.watches
+    retry = min(policy.retry, policy.spacing) if confirming else policy.retry
+    if first is not None and (since is None or since >= retry):
         return first, memory
-    pause = confirming or policy.review
+    pause = policy.spacing if confirming else policy.review
     if first is None and facts.may_review and (since is None or since >= pause):
         message = f"a better plan is looked for every {policy.review.total_seconds():.0f} s"
         return Trigger(reason=Reason.BETTER_PLAN, message=message, mandatory=False), memory
