@@ -43,6 +43,12 @@ def test_a_gateway_is_asked_at_its_pods_address():
     assert paths == ["/internal/routes"]
 
 
+def test_no_proxy_is_asked_for_a_pods_address(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with serving(lambda _: report(new=2)) as port:
+        assert ask(a_pod(), port=port) is not None
+
+
 def test_none_where_nobody_answers():
     assert ask(port=1) is None
     assert ask(a_pod(), port=1) is None

@@ -38,6 +38,12 @@ def test_a_segment_that_computes_is_proved():
     assert inputs["DATA"]["data"] == [0]
 
 
+def test_no_proxy_is_asked_for_a_pods_address(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with serving(lambda _: answer({"v": 1, "ok": True})) as port:
+        assert prove(port).ok
+
+
 @pytest.mark.parametrize(
     ("response", "why"),
     [

@@ -63,6 +63,8 @@ class Pretend:
     break_first: bool = False
     uids: int = 0
     routes_seen: list[str] = field(default_factory=list)
+    shown: dict[str, dict[Any, dict[str, Any]]] = field(default_factory=dict)
+    listed: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
 
     # --- the ports -----------------------------------------------------------------------------------------------------------------
 
@@ -79,8 +81,19 @@ class Pretend:
             self.killed_after -= 1
         self.writes.append(what)
 
-    def _all(self, kind: str) -> list[dict[str, Any]]:
-        return [copy.deepcopy(found) for (k, _, _), found in self.objects.items() if k == kind]
+    def _all(self, kind: str) -> tuple[dict[str, Any], ...]:
+        return self.shown_as(kind, {key: found for key, found in self.objects.items() if key[0] == kind})
+
+    def shown_as(self, kind: str, there: Mapping[Any, dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+        """Copies of what is there: as watches have it, the very same ones while nothing changed, so that what is kept by them is kept."""
+        before = self.shown.get(kind, {})
+        self.shown[kind] = {
+            key: before[key] if key in before and before[key] == found else copy.deepcopy(found) for key, found in there.items()
+        }
+        now, last = tuple(self.shown[kind].values()), self.listed.get(kind, ())
+        if len(now) != len(last) or any(a is not b for a, b in zip(now, last, strict=True)):
+            self.listed[kind] = now
+        return self.listed.get(kind, ())
 
     def split_inferences(self) -> Sequence[Manifest]:
         return self._all("SplitInference")

@@ -1,6 +1,5 @@
 """The pretend cluster's other ports: nodes, gateways, segments, models and the clock, all answering from one world."""
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class ClusterOf:
     world: "Pretend"
 
     def nodes(self) -> Sequence[Manifest]:
-        return [copy.deepcopy(node) for node in self.world.nodes.values()]
+        return self.world.shown_as("Node", self.world.nodes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.world, name)

@@ -4,6 +4,8 @@ import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from splitinference.controller.ports import Sample, Samples
 from splitinference.controller.reviews import Reviews
 from splitinference.controller.sight import Sight
@@ -55,7 +57,7 @@ def test_one_reading_does_for_all_resources_of_the_moment():
     first = sight.measured(CHAT, [], metrics, At())
     assert sight.measured(CODE, [], metrics, At(1)) is first
     assert metrics.rounds == 1
-    assert sight.measured(("team", "third"), [], metrics, At(2)) is not first
+    assert sight.measured(("team", "third"), [], metrics, At(5)) is not first
     assert metrics.rounds == 2
 
 
@@ -67,26 +69,43 @@ def test_no_resource_sees_a_reading_twice():
     assert sight.measured(CODE, [], metrics, At()) is second
 
 
-def test_while_one_pass_reads_others_take_the_reading_before_if_it_is_new_to_them():
-    begun, go_on = threading.Event(), threading.Event()
+@dataclass
+class Slow(Counted):
+    """Metrics that answer when they may."""
 
-    @dataclass
-    class Slow(Counted):
+    begun: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+    def __getattr__(self, name: str):
+        if name == "node_cpu_cores":
+            self.begun.set()
+            assert self.go_on.wait(10)
+        return super().__getattr__(name)
+
+
+def test_while_the_next_is_read_the_reading_before_will_do_for_whom_it_is_new():
+    """The pass that finds it no longer fresh does not wait either."""
+    sight, slow = Sight(SETTINGS), Slow()
+    first = sight.measured(CHAT, [], Counted(), At())
+    assert sight.measured(CODE, [], slow, At(3)) is first
+    assert slow.begun.wait(10), "the next is read beside the pass"
+    assert sight.measured(("team", "third"), [], slow, At(3)) is first
+    slow.go_on.set()
+    second = sight.measured(CHAT, [], slow, At(3))
+    assert second is not first, "who has seen it waits for the next"
+    assert sight.measured(CODE, [], slow, At(4)) is second
+    assert slow.rounds == 1
+
+
+def test_a_reading_that_breaks_is_followed_by_another():
+    class Broken(Counted):
         def __getattr__(self, name: str):
-            if name == "node_cpu_cores":
-                begun.set()
-                assert go_on.wait(10)
-            return super().__getattr__(name)
+            raise RuntimeError(name)
 
     sight = Sight(SETTINGS)
-    first = sight.measured(CHAT, [], Counted(), At())
-    reader = threading.Thread(target=lambda: sight.measured(CHAT, [], Slow(), At(3)))
-    reader.start()
-    assert begun.wait(10)
-    assert sight.measured(CODE, [], Counted(), At(3)) is first, "it does not wait, and asks nothing"
-    go_on.set()
-    reader.join(10)
-    assert sight.measured(CODE, [], Counted(), At(4)) is not first
+    with pytest.raises(RuntimeError):
+        sight.measured(CHAT, [], Broken(), At())
+    assert sight.measured(CHAT, [], Counted(), At()).node_cpu_cores.by_name["a"].value == 1
 
 
 def test_the_picture_is_drawn_anew_when_nodes_pods_or_metrics_are_others():
@@ -135,3 +154,37 @@ def test_a_look_without_a_solve_asks_for_no_pause():
     assert reviews.begin(NOW, confirming=False)
     reviews.end(NOW, after(5), solved=False)
     assert reviews.begin(after(5), confirming=False)
+
+
+def test_what_plans_hold_is_added_up_once_and_each_resource_sees_what_others_hold():
+    sight, metrics = Sight(SETTINGS), Counted()
+    nodes, pods = (a_node("a"), a_node("b")), (a_pod("s1", "a", instance="code"),)
+    standing = sight.picture(nodes, pods, sight.measured(CHAT, [], metrics, At())).standing
+    segments = [{"name": "s1", "node": "a", "memoryBytes": 5}, {"name": "s2", "node": "b", "memoryBytes": 7}]
+    code = {"metadata": {"namespace": "team", "name": "code"}, "status": {"plan": {"segments": segments}}}
+    resources = ({"metadata": {"namespace": "team", "name": "chat"}}, code)
+    held = sight.held(resources, standing)
+    assert sight.held(resources, standing) is held
+    assert held.by_others_than(CHAT) == {"b": 7}, "the pod of s1 is there"
+    assert held.by_others_than(CODE) == {}
+    assert sight.held((resources[0],), standing).by_others_than(CHAT) == {}
+    gone = sight.picture(nodes, (), sight.measured(CODE, [], metrics, At())).standing
+    assert sight.held(resources, gone).by_others_than(CHAT) == {"a": 5, "b": 7}
+
+
+def test_a_resources_own_view_of_a_node_is_kept_while_node_and_pods_are_the_same():
+    sight, metrics = Sight(SETTINGS), Counted()
+    nodes, pods = (a_node("a", mib=1000), a_node("b", mib=1000)), (a_pod("s1", "a", "200Mi", "chat"),)
+    measured = sight.measured(CHAT, [], metrics, At())
+    standing = sight.picture(nodes, pods, measured).standing
+    own = standing.ground_for(CHAT, "a", SETTINGS)
+    assert own is not None
+    assert (own.own_bytes, own.free_bytes) == (200 * MIB, 1000 * MIB)
+    assert standing.ground_for(CHAT, "a", SETTINGS) is own
+    assert standing.ground_for(CHAT, "gone", SETTINGS) is None
+    elsewhere = sight.picture(nodes, (*pods, a_pod("s2", "b", "300Mi", "code")), measured).standing
+    assert elsewhere.ground_for(CHAT, "a", SETTINGS) is own, "what is new is on another node"
+    here = sight.picture(nodes, (*pods, a_pod("s2", "a", "300Mi", "code")), measured).standing
+    now = here.ground_for(CHAT, "a", SETTINGS)
+    assert now is not None
+    assert now.free_bytes == 700 * MIB

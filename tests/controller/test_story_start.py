@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from splitinference.controller.manifests import Manifests
 from tests.controller.stories import reasons, serving, small
 from tests.controller.world import Operator, World, a_body, a_node, seen_traffic
 
@@ -31,6 +32,20 @@ def test_applied_planned_proven_and_ready():
     assert reasons(world) == ["NoPlan"]
     assert "transition" not in status
     assert not [c for c in status["conditions"] if c["type"] in ("Reconciling", "Stalled")]
+
+
+def test_at_rest_no_segment_is_worked_out_anew(monkeypatch: pytest.MonkeyPatch):
+    world, operator = serving()
+    made: list[object] = []
+    segment = Manifests.segment
+    monkeypatch.setattr(Manifests, "segment", lambda *given: made.append(given) or segment(*given))
+    operator.look()
+    made.clear()
+    operator.look()
+    assert not made
+    world.change(model={**world.body()["spec"]["model"], "dtype": "float32"})
+    operator.look()
+    assert made, "what is asked for is another"
 
 
 def test_at_rest_nothing_is_written():

@@ -10,6 +10,7 @@ from typing import Any
 import requests
 from pydantic import ValidationError
 
+from splitinference.adapters.direct import Direct
 from splitinference.controller.gateway import GATEWAY, PORT
 from splitinference.controller.objects import COMPONENT
 from splitinference.controller.ports import GatewayReport, Manifest, RouteState
@@ -25,6 +26,7 @@ class GatewayRoutes:
         self._owned = owned
         self._timeout = timeout_seconds
         self._port = port
+        self._direct = Direct()
 
     def routes(self, namespace: str, instance: str) -> GatewayReport | None:
         """What all pods of the gateway say together; None where one that should answer does not, or there is none."""
@@ -42,7 +44,7 @@ class GatewayRoutes:
     def _ask(self, address: str) -> GatewayReport | None:
         host = f"[{address}]" if ":" in address else address
         try:
-            answer = requests.get(f"http://{host}:{self._port}/internal/routes", timeout=self._timeout)
+            answer = self._direct.session.get(f"http://{host}:{self._port}/internal/routes", timeout=self._timeout)
             answer.raise_for_status()
             return GatewayReport.model_validate(answer.json())
         except (requests.RequestException, ValidationError, ValueError):

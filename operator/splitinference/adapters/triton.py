@@ -11,6 +11,7 @@ from typing import Any
 
 import requests
 
+from splitinference.adapters.direct import Direct
 from splitinference.adapters.failures import in_words
 from splitinference.controller.manifests import HTTP_PORT
 from splitinference.controller.ports import Proof
@@ -26,6 +27,7 @@ class TritonSegments:
     def __init__(self, timeout_seconds: float, port: int = HTTP_PORT) -> None:
         self._timeout = timeout_seconds
         self._port = port
+        self._direct = Direct()
 
     def prove(self, namespace: str, segment: str, model: str, pod_ip: str) -> Proof:
         """One token through this segment's own layers."""
@@ -34,7 +36,8 @@ class TritonSegments:
         host = f"[{pod_ip}]" if ":" in pod_ip else pod_ip
         started = time.perf_counter()
         try:
-            answer = requests.post(f"http://{host}:{self._port}/v2/models/{model}/infer", json=request, timeout=self._timeout)
+            url = f"http://{host}:{self._port}/v2/models/{model}/infer"
+            answer = self._direct.session.post(url, json=request, timeout=self._timeout)
         except requests.ConnectTimeout:
             why = f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: no connection within {self._timeout:g} s"
             return Proof(ok=False, why=why, unreachable=True)

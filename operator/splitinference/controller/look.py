@@ -16,7 +16,7 @@ from splitinference.controller.readings import Measured
 from splitinference.controller.recall import Recall, read_recall
 from splitinference.controller.route import Stored, is_withdrawn, old_routes, read_route
 from splitinference.controller.sight import Sight
-from splitinference.controller.snapshot import Reading, Sources, held_for, read_snapshot
+from splitinference.controller.snapshot import Reading, Sources, read_snapshot
 from splitinference.core.walk import Observed, Phase
 from splitinference.settings import Settings
 
@@ -148,6 +148,6 @@ class Looker:
     ) -> Reading:
         """The snapshot, with what the plans of the other `resources` hold."""
         owner, picture = owner_of(self.body), self.sight.picture(nodes, pods, measured)
-        held = held_for(resources, picture.standing.there, *owner)
+        held = self.sight.held(resources, picture.standing).by_others_than(owner)
         sources = Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner, picture=picture)
         return read_snapshot(sources, self.settings)

@@ -63,8 +63,19 @@ class _Kept:
     """What is kept between passes of one resource, only to do less: after a restart all of it is found out anew."""
 
     proofs: Proofs
+    built: "_Read | None" = None
     gateway: str = ""
     refusals: int = 0
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The plan that a resource's status has, and its segments; `body` is the resource as it was read."""
+
+    body: Manifest
+    profile: Profile
+    planned: Planned
+    built: Built
 
 
 @dataclass
@@ -128,9 +139,7 @@ class _Pass:
     def run(self) -> Looked:
         """The pass."""
         asked = read_asked(self.body, self.ports.models)
-        planned = read_plan(self.body.get("status") or {})
-        profile = profile_for(planned, self.body, asked, self.ports.models) if planned else None
-        built = build(planned, self.body, profile, self.ports.builder) if planned and profile else None
+        planned, profile, built = self._planned(asked)
         looker = Looker(self.ports, self.settings, self.body, self.sight)
         wanted = frozenset(built.target.segments) if built else frozenset[str]()
         seen, self.kept.proofs = looker.look(self.resources, wanted, self.kept.proofs)
@@ -191,6 +200,17 @@ class _Pass:
             self.ports.cluster.apply(self.ports.builder.route(self.body, withdrawn()))
             return replace(seen, stored=None, stopped=True)
         return seen
+
+    def _planned(self, asked: Asked | Condition) -> tuple[Planned | None, Profile | None, Built | None]:
+        """The plan in the status, of which model, and its segments: as the last pass found them, while the resource is the very same."""
+        kept = self.kept.built
+        planned = kept.planned if kept and kept.body is self.body else read_plan(self.body.get("status") or {})
+        profile = profile_for(planned, self.body, asked, self.ports.models) if planned else None
+        if planned is None or profile is None:
+            return planned, profile, None
+        if kept is None or kept.body is not self.body or kept.profile is not profile:
+            kept = self.kept.built = _Read(self.body, profile, planned, build(planned, self.body, profile, self.ports.builder))
+        return planned, profile, kept.built
 
     # --- the plan --------------------------------------------------------------------------------------------------------------------
 

@@ -5,19 +5,20 @@ No pass gets a reading of metrics twice that the same resource has seen: what is
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 from splitinference.controller.ports import Clock, Manifest, Metrics
 from splitinference.controller.readings import Measured, read_metrics
-from splitinference.controller.snapshot import Picture, picture_of
-from splitinference.controller.standing import standing_of
+from splitinference.controller.snapshot import Held, Picture, held_by, picture_of
+from splitinference.controller.standing import Standing, standing_of
 from splitinference.settings import Settings
 
 FRESH = timedelta(seconds=2)
 """So long one resource's reading of metrics will do for the others: Prometheus has nothing newer sooner than every 5 s."""
 STALE = timedelta(seconds=5)
-"""So long it will do while another pass is reading: as long as the usual pause between two passes."""
+"""And so long while the next one is made: as long as the usual pause between two passes."""
 Key = tuple[str, str]
 
 
@@ -32,23 +33,32 @@ class Sight:
         self._used: set[Key] = set()
         self._drawing = threading.Lock()
         self._picture: Picture | None = None
+        self._held: tuple[Sequence[Manifest], Standing, Held] | None = None
 
     def measured(self, key: Key, nodes: Sequence[Manifest], metrics: Metrics, clock: Clock) -> Measured:
-        """What metrics say of these nodes, for the resource `key`. While one pass reads, others take the reading before it, if it is new to
-        them."""
-        if (kept := self._kept(key, clock.now(), FRESH)) is not None:
+        """What metrics say of these nodes, for the resource `key`. A reading that is no longer fresh but new to it will do, and the next is
+        begun beside the pass: no pass of many waits for Prometheus. Who has seen it all waits for something new."""
+        now = clock.now()
+        if (kept := self._kept(key, now, FRESH)) is not None:
             return kept
-        if not self._reading.acquire(blocking=False):
-            if (kept := self._kept(key, clock.now(), STALE)) is not None:
-                return kept
-            self._reading.acquire()
+        if (kept := self._kept(key, now, STALE)) is not None:
+            if self._reading.acquire(blocking=False):
+                read = partial(self._read, frozenset[Key](), nodes, metrics, clock)
+                threading.Thread(target=read, name="metrics", daemon=True).start()
+            return kept
+        self._reading.acquire()
+        if (kept := self._kept(key, clock.now(), FRESH)) is not None:
+            self._reading.release()
+            return kept  # somebody has read it meanwhile
+        return self._read({key}, nodes, metrics, clock)
+
+    def _read(self, by: Iterable[Key], nodes: Sequence[Manifest], metrics: Metrics, clock: Clock) -> Measured:
+        """Read, and give back `_reading`, which the caller holds."""
         try:
-            if (kept := self._kept(key, clock.now(), FRESH)) is not None:
-                return kept  # somebody has read it meanwhile
             found = read_metrics(metrics, nodes)
             with self._state:
                 # Counted from when it was there: reading may take long itself.
-                self._measured, self._used = (clock.now(), found), {key}
+                self._measured, self._used = (clock.now(), found), {*by}
             return found
         finally:
             self._reading.release()
@@ -70,3 +80,10 @@ class Sight:
             if kept is None or kept.standing is not standing or kept.measured is not measured:
                 kept = self._picture = picture_of(standing, measured, self._settings)
             return kept
+
+    def held(self, resources: Sequence[Manifest], standing: Standing) -> Held:
+        """What plans hold that is not on its node yet, added up anew only when resources or pods are others than last time."""
+        with self._drawing:
+            if self._held is None or self._held[0] is not resources or self._held[1] is not standing:
+                self._held = resources, standing, held_by(resources, standing.there)
+            return self._held[2]

@@ -14,7 +14,7 @@ from splitinference.controller.network import read_network
 from splitinference.controller.pods import is_ours, node_of
 from splitinference.controller.ports import Manifest
 from splitinference.controller.readings import Judge, Measured
-from splitinference.controller.standing import Ground, Standing, ground_of, holds, name_of, places_of, standing_of
+from splitinference.controller.standing import Ground, Standing, holds, name_of, places_of, standing_of
 from splitinference.core.cluster import Node, Snapshot
 from splitinference.settings import Settings
 
@@ -30,20 +30,36 @@ class Reading:
 
 def claims(resources: Sequence[Manifest], pods: Sequence[Manifest], namespace: str, name: str) -> Mapping[str, int]:
     """Bytes per node that other resources' plans hold and no pod on that node has yet."""
-    return held_for(resources, {name_of(pod) for pod in pods if holds(pod)}, namespace, name)
+    return held_by(resources, {name_of(pod) for pod in pods if holds(pod)}).by_others_than((namespace, name))
 
 
-def held_for(resources: Sequence[Manifest], there: Set[tuple[str, str]], namespace: str, name: str) -> Mapping[str, int]:
-    """As `claims`, with the names of the pods that are on nodes."""
-    held: dict[str, int] = defaultdict(int)
+@dataclass(frozen=True)
+class Held:
+    """Bytes per node that plans hold and no pod on that node has yet, by resource."""
+
+    by_owner: Mapping[tuple[str, str], Mapping[str, int]]
+
+    def by_others_than(self, owner: tuple[str, str]) -> Mapping[str, int]:
+        """All but what the owner's own plan holds."""
+        found: dict[str, int] = defaultdict(int)
+        for other, nodes in self.by_owner.items():
+            for name, held in nodes.items() if other != owner else ():
+                found[name] += held
+        return found
+
+
+def held_by(resources: Sequence[Manifest], there: Set[tuple[str, str]]) -> Held:
+    """What the plans of these resources hold; `there`: names of the pods that are on nodes. Resources that hold nothing are left out."""
+    held: dict[tuple[str, str], dict[str, int]] = {}
     for resource in resources:
         metadata = resource["metadata"]
-        if (metadata.get("namespace"), metadata["name"]) == (namespace, name) or metadata.get("deletionTimestamp"):
-            continue
-        for segment in ((resource.get("status") or {}).get("plan") or {}).get("segments") or []:
-            if (str(metadata.get("namespace", "")), str(segment.get("name"))) not in there:
-                held[str(segment.get("node"))] += int(segment.get("memoryBytes") or 0)
-    return held
+        owner = str(metadata.get("namespace", "")), str(metadata["name"])
+        segments = ((resource.get("status") or {}).get("plan") or {}).get("segments") or []
+        for segment in segments if not metadata.get("deletionTimestamp") else ():
+            if (owner[0], str(segment.get("name"))) not in there:
+                nodes = held.setdefault(owner, defaultdict(int))
+                nodes[str(segment.get("node"))] += int(segment.get("memoryBytes") or 0)
+    return Held(held)
 
 
 @dataclass(frozen=True)
@@ -69,10 +85,8 @@ def read_snapshot(sources: Sources, settings: Settings) -> Reading:
     nodes = list(picture.snapshot.nodes)
     # Only where this resource has segments, or others' plans hold something, is a node another than for everybody.
     for name in dict.fromkeys([*places_of(ours), *sources.held]):
-        if (index := standing.index.get(name)) is not None:
-            ground = standing.grounds[index]
-            own = ground_of(ground.read, ground.pods, sources.owner, settings)
-            nodes[index] = _seen(own, sources.held.get(name, 0), sources.measured, judge)
+        if (own := standing.ground_for(sources.owner, name, settings)) is not None:
+            nodes[standing.index[name]] = _seen(own, sources.held.get(name, 0), sources.measured, judge)
     ingress = next((node_of(pod) for pod in ours if is_ours(pod, GATEWAY) and node_of(pod) in standing.index), "")
     network = picture.snapshot.network.model_copy(update={"ingress": ingress})
     return Reading(

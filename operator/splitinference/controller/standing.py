@@ -5,7 +5,7 @@ There may be tens of thousands of pods and a thousand nodes, and metrics come ev
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from splitinference.controller.gateway import GATEWAY
@@ -102,6 +102,20 @@ class Standing:
     there: frozenset[tuple[str, str]]
     usable: frozenset[str]
     pressured: Mapping[str, str]
+    _own: dict[tuple[tuple[str, str], str], Ground] = field(default_factory=dict)
+
+    def ground_for(self, owner: tuple[str, str], name: str, settings: Settings) -> Ground | None:
+        """This node as `owner` sees it, worked out once; None where there is no such node."""
+        if (index := self.index.get(name)) is None:
+            return None
+        ground, known = self.grounds[index], self._own.get((owner, name))
+        if known is None or not _stands_on(known, ground):
+            known = self._own[owner, name] = ground_of(ground.read, ground.pods, owner, settings)
+        return known
+
+    def own_grounds(self) -> Mapping[tuple[tuple[str, str], str], Ground]:
+        """What `ground_for` has worked out so far."""
+        return dict(self._own)
 
 
 def standing_of(nodes: Sequence[Manifest], pods: Sequence[Manifest], settings: Settings, before: Standing | None = None) -> Standing:
@@ -126,6 +140,8 @@ def standing_of(nodes: Sequence[Manifest], pods: Sequence[Manifest], settings: S
         return ground_of(node, there_now, NOBODY, settings)
 
     grounds = tuple(ground(node) for node in sorted(nodes, key=lambda node: str(node["metadata"]["name"])))
+    by_name = {found.node.name: found for found in grounds}
+    own = before.own_grounds() if before else {}
     return Standing(
         nodes_read=nodes,
         pods_read=pods,
@@ -135,7 +151,13 @@ def standing_of(nodes: Sequence[Manifest], pods: Sequence[Manifest], settings: S
         there=frozenset(there),
         usable=frozenset(found.node.name for found in grounds if found.node.ready),
         pressured={found.node.name: why for found in grounds if (why := _pressure(found.read))},
+        _own={key: known for key, known in own.items() if key[1] in by_name and _stands_on(known, by_name[key[1]])},
     )
+
+
+def _stands_on(own: Ground, ground: Ground) -> bool:
+    """Whether a resource's own view of a node was made from what is there now."""
+    return own.read is ground.read and own.pods is ground.pods
 
 
 def _same(one: Sequence[Manifest], other: Sequence[Manifest]) -> bool:
