@@ -29,7 +29,7 @@ from e2e import results, stack
 from e2e.cluster import Cluster, Settings
 from e2e.cluster.progress import shown
 from e2e.cluster.settings import TRUSTED
-from e2e.scene import NAME, at_rest, burning, thin
+from e2e.scene import NAME, at_rest, burning, forget, thin
 from e2e.traffic import STEADY, Request, Traffic
 from splitinference.core.problem import Slo
 from splitinference.core.triggers import Reason
@@ -154,6 +154,7 @@ def play(cluster: Cluster, mode: str, limit_ms: float | None) -> Run:
     if limit_ms is not None:
         manifest["spec"]["slo"] = {"timePerOutputToken": f"{limit_ms:.0f}ms"}
     cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
+    forget(cluster)
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
     stack.wait_ready(cluster, NAME)
     stack.until(lambda: at_rest(cluster), 240, "the first plan is at rest")

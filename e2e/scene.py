@@ -204,3 +204,10 @@ def thin(cluster: Cluster, node: str, mbit: float) -> Iterator[None]:
         yield
     finally:
         cluster.link(node)
+
+
+def forget(cluster: Cluster) -> None:
+    """What was measured until now is not known any more: Prometheus starts anew, with nothing. Of a link that was thin in one scenario the
+    next would know for half an hour (`prometheus.linkMaxAgeSeconds`)."""
+    cluster.prometheus(running=False)
+    cluster.prometheus(running=True)

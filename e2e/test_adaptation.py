@@ -16,7 +16,7 @@ import pytest
 from e2e import results, stack
 from e2e.cluster import Cluster
 from e2e.cluster.settings import LINK_MBPS, TRUSTED
-from e2e.scene import NAME, Placement, Scene, burning, disturbed, workers_of
+from e2e.scene import NAME, Placement, Scene, burning, disturbed, forget, workers_of
 from e2e.traffic import BURSTY, STEADY, Load
 
 pytestmark = pytest.mark.cluster
@@ -132,6 +132,7 @@ def links(cluster: Cluster, mbit: float) -> Iterator[None]:
         yield
     finally:
         widths(None, LINK_MBPS)
+        forget(cluster)
 
 
 @both_loads
