@@ -43,6 +43,12 @@ def test_a_gateway_is_asked_at_its_pods_address():
     assert paths == ["/internal/routes"]
 
 
+def test_it_is_asked_again_and_again():
+    with serving(lambda _: report(new=2)) as port:
+        routes = GatewayRoutes(lambda kind, namespace, instance: [a_pod()], 1.0, port)
+        assert all(routes.routes("team", "chat") is not None for _ in range(50))
+
+
 def test_no_proxy_is_asked_for_a_pods_address(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     with serving(lambda _: report(new=2)) as port:

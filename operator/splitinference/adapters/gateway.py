@@ -4,13 +4,13 @@ While a gateway is replaced there are two, and what is in flight on either count
 not to be ready, has given up its routes: the streams that it may still have go on by replay.
 """
 
+import http.client
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import requests
 from pydantic import ValidationError
 
-from splitinference.adapters.direct import Direct
 from splitinference.controller.gateway import GATEWAY, PORT
 from splitinference.controller.objects import COMPONENT
 from splitinference.controller.ports import GatewayReport, Manifest, RouteState
@@ -26,7 +26,6 @@ class GatewayRoutes:
         self._owned = owned
         self._timeout = timeout_seconds
         self._port = port
-        self._direct = Direct()
 
     def routes(self, namespace: str, instance: str) -> GatewayReport | None:
         """What all pods of the gateway say together; None where one that should answer does not, or there is none."""
@@ -42,13 +41,16 @@ class GatewayRoutes:
         return merged(reports)
 
     def _ask(self, address: str) -> GatewayReport | None:
-        host = f"[{address}]" if ":" in address else address
+        # Straight to the pod, past whatever proxy the environment names; and this is asked in every pass, so it has to be light.
+        connection = http.client.HTTPConnection(address, self._port, timeout=self._timeout)
         try:
-            answer = self._direct.session.get(f"http://{host}:{self._port}/internal/routes", timeout=self._timeout)
-            answer.raise_for_status()
-            return GatewayReport.model_validate(answer.json())
-        except (requests.RequestException, ValidationError, ValueError):
+            connection.request("GET", "/internal/routes")
+            answer = connection.getresponse()
+            return GatewayReport.model_validate(json.loads(answer.read())) if answer.status == http.HTTPStatus.OK else None
+        except (OSError, http.client.HTTPException, ValidationError, ValueError):
             return None
+        finally:
+            connection.close()
 
 
 def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:

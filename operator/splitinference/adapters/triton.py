@@ -11,7 +11,6 @@ from typing import Any
 
 import requests
 
-from splitinference.adapters.direct import Direct
 from splitinference.adapters.failures import in_words
 from splitinference.controller.manifests import HTTP_PORT
 from splitinference.controller.ports import Proof
@@ -27,7 +26,6 @@ class TritonSegments:
     def __init__(self, timeout_seconds: float, port: int = HTTP_PORT) -> None:
         self._timeout = timeout_seconds
         self._port = port
-        self._direct = Direct()
 
     def prove(self, namespace: str, segment: str, model: str, pod_ip: str) -> Proof:
         """One token through this segment's own layers."""
@@ -37,7 +35,9 @@ class TritonSegments:
         started = time.perf_counter()
         try:
             url = f"http://{host}:{self._port}/v2/models/{model}/infer"
-            answer = self._direct.session.post(url, json=request, timeout=self._timeout)
+            with requests.Session() as session:
+                session.trust_env = False  # a proxy for what is outside knows no pods
+                answer = session.post(url, json=request, timeout=self._timeout)
         except requests.ConnectTimeout:
             why = f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: no connection within {self._timeout:g} s"
             return Proof(ok=False, why=why, unreachable=True)
