@@ -54,19 +54,19 @@ class Counted:
 
 def test_one_reading_does_for_all_resources_of_the_moment():
     sight, metrics = Sight(SETTINGS), Counted()
-    first = sight.measured(CHAT, [], metrics, At())
-    assert sight.measured(CODE, [], metrics, At(1)) is first
+    first = sight.measured(CHAT, ((), ()), metrics, At())
+    assert sight.measured(CODE, ((), ()), metrics, At(1)) is first
     assert metrics.rounds == 1
-    assert sight.measured(("team", "third"), [], metrics, At(5)) is not first
+    assert sight.measured(("team", "third"), ((), ()), metrics, At(5)) is not first
     assert metrics.rounds == 2
 
 
 def test_no_resource_sees_a_reading_twice():
     sight, metrics = Sight(SETTINGS), Counted()
-    first = sight.measured(CHAT, [], metrics, At())
-    second = sight.measured(CHAT, [], metrics, At())
+    first = sight.measured(CHAT, ((), ()), metrics, At())
+    second = sight.measured(CHAT, ((), ()), metrics, At())
     assert second is not first
-    assert sight.measured(CODE, [], metrics, At()) is second
+    assert sight.measured(CODE, ((), ()), metrics, At()) is second
 
 
 @dataclass
@@ -86,14 +86,14 @@ class Slow(Counted):
 def test_while_the_next_is_read_the_reading_before_will_do_for_whom_it_is_new():
     """The pass that finds it no longer fresh does not wait either."""
     sight, slow = Sight(SETTINGS), Slow()
-    first = sight.measured(CHAT, [], Counted(), At())
-    assert sight.measured(CODE, [], slow, At(3)) is first
+    first = sight.measured(CHAT, ((), ()), Counted(), At())
+    assert sight.measured(CODE, ((), ()), slow, At(3)) is first
     assert slow.begun.wait(10), "the next is read beside the pass"
-    assert sight.measured(("team", "third"), [], slow, At(3)) is first
+    assert sight.measured(("team", "third"), ((), ()), slow, At(3)) is first
     slow.go_on.set()
-    second = sight.measured(CHAT, [], slow, At(3))
+    second = sight.measured(CHAT, ((), ()), slow, At(3))
     assert second is not first, "who has seen it waits for the next"
-    assert sight.measured(CODE, [], slow, At(4)) is second
+    assert sight.measured(CODE, ((), ()), slow, At(4)) is second
     assert slow.rounds == 1
 
 
@@ -104,15 +104,20 @@ def test_a_reading_that_breaks_is_followed_by_another():
 
     sight = Sight(SETTINGS)
     with pytest.raises(RuntimeError):
-        sight.measured(CHAT, [], Broken(), At())
-    assert sight.measured(CHAT, [], Counted(), At()).node_cpu_cores.by_name["a"].value == 1
+        sight.measured(CHAT, ((), ()), Broken(), At())
+    assert sight.measured(CHAT, ((), ()), Counted(), At()).node_cpu_cores.by_name["a"].value == 1
 
 
 def test_the_picture_is_drawn_anew_when_nodes_pods_or_metrics_are_others():
     sight, metrics = Sight(SETTINGS), Counted()
-    nodes, pods, measured = (a_node("a"),), (a_pod("s", "a", instance="chat"),), sight.measured(CHAT, [], metrics, At())
+    nodes, pods, measured = (a_node("a"),), (a_pod("s", "a", instance="chat"),), sight.measured(CHAT, ((), ()), metrics, At())
     first = sight.picture(nodes, pods, measured)
     assert sight.picture(nodes, pods, measured) is first
+    later = sight.measured(CHAT, (nodes, pods), metrics, At(3))
+    second = sight.picture(nodes, pods, later)
+    assert second is not first
+    assert sight.picture(nodes, pods, measured) is first, "for a pass that still has the metrics of before"
+    assert sight.picture(nodes, pods, later) is second
     assert sight.picture(nodes, (), measured) is not first
     assert sight.picture((a_node("a"), a_node("b")), (), measured).standing.usable == {"a", "b"}
 
@@ -121,7 +126,7 @@ def test_a_shared_picture_gives_each_resource_its_own_snapshot():
     sight, metrics = Sight(SETTINGS), Counted()
     nodes = (a_node("a", mib=1000), a_node("b", mib=1000))
     pods = (a_pod("s1", "a", "200Mi", "chat"), a_pod("s2", "b", "300Mi", "code"))
-    measured = sight.measured(CHAT, [], metrics, At())
+    measured = sight.measured(CHAT, ((), ()), metrics, At())
     picture = sight.picture(nodes, pods, measured)
     for owner in (CHAT, CODE):
         for held in ({}, {"b": 50 * MIB}, {"gone": 1}):
@@ -159,7 +164,7 @@ def test_a_look_without_a_solve_asks_for_no_pause():
 def test_what_plans_hold_is_added_up_once_and_each_resource_sees_what_others_hold():
     sight, metrics = Sight(SETTINGS), Counted()
     nodes, pods = (a_node("a"), a_node("b")), (a_pod("s1", "a", instance="code"),)
-    standing = sight.picture(nodes, pods, sight.measured(CHAT, [], metrics, At())).standing
+    standing = sight.picture(nodes, pods, sight.measured(CHAT, ((), ()), metrics, At())).standing
     segments = [{"name": "s1", "node": "a", "memoryBytes": 5}, {"name": "s2", "node": "b", "memoryBytes": 7}]
     code = {"metadata": {"namespace": "team", "name": "code"}, "status": {"plan": {"segments": segments}}}
     resources = ({"metadata": {"namespace": "team", "name": "chat"}}, code)
@@ -168,14 +173,14 @@ def test_what_plans_hold_is_added_up_once_and_each_resource_sees_what_others_hol
     assert held.by_others_than(CHAT) == {"b": 7}, "the pod of s1 is there"
     assert held.by_others_than(CODE) == {}
     assert sight.held((resources[0],), standing).by_others_than(CHAT) == {}
-    gone = sight.picture(nodes, (), sight.measured(CODE, [], metrics, At())).standing
+    gone = sight.picture(nodes, (), sight.measured(CODE, ((), ()), metrics, At())).standing
     assert sight.held(resources, gone).by_others_than(CHAT) == {"a": 5, "b": 7}
 
 
 def test_a_resources_own_view_of_a_node_is_kept_while_node_and_pods_are_the_same():
     sight, metrics = Sight(SETTINGS), Counted()
     nodes, pods = (a_node("a", mib=1000), a_node("b", mib=1000)), (a_pod("s1", "a", "200Mi", "chat"),)
-    measured = sight.measured(CHAT, [], metrics, At())
+    measured = sight.measured(CHAT, ((), ()), metrics, At())
     standing = sight.picture(nodes, pods, measured).standing
     own = standing.ground_for(CHAT, "a", SETTINGS)
     assert own is not None

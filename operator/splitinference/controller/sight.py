@@ -7,7 +7,6 @@ No pass gets a reading of metrics twice that the same resource has seen: what is
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 
 from splitinference.controller.ports import Clock, Manifest, Metrics
 from splitinference.controller.readings import Measured, read_metrics
@@ -20,6 +19,8 @@ FRESH = timedelta(seconds=2)
 STALE = timedelta(seconds=5)
 """And so long while the next one is made: as long as the usual pause between two passes."""
 Key = tuple[str, str]
+There = tuple[Sequence[Manifest], Sequence[Manifest]]
+"""Nodes and pods."""
 
 
 class Sight:
@@ -32,29 +33,32 @@ class Sight:
         self._measured: tuple[datetime, Measured] | None = None
         self._used: set[Key] = set()
         self._drawing = threading.Lock()
-        self._picture: Picture | None = None
+        self._pictures: tuple[Picture, ...] = ()
         self._held: tuple[Sequence[Manifest], Standing, Held] | None = None
 
-    def measured(self, key: Key, nodes: Sequence[Manifest], metrics: Metrics, clock: Clock) -> Measured:
-        """What metrics say of these nodes, for the resource `key`. A reading that is no longer fresh but new to it will do, and the next is
-        begun beside the pass: no pass of many waits for Prometheus. Who has seen it all waits for something new."""
+    def measured(self, key: Key, there: There, metrics: Metrics, clock: Clock) -> Measured:
+        """What metrics say of the nodes, for the resource `key`. A reading that is no longer fresh but new to it will do, and the next is
+        made beside the pass, with the picture: no pass of many waits for Prometheus. Who has seen it all waits for something new."""
         now = clock.now()
         if (kept := self._kept(key, now, FRESH)) is not None:
             return kept
         if (kept := self._kept(key, now, STALE)) is not None:
             if self._reading.acquire(blocking=False):
-                read = partial(self._read, frozenset[Key](), nodes, metrics, clock)
-                threading.Thread(target=read, name="metrics", daemon=True).start()
+                threading.Thread(target=self._read_ahead, args=(there, metrics, clock), name="metrics", daemon=True).start()
             return kept
         self._reading.acquire()
         if (kept := self._kept(key, clock.now(), FRESH)) is not None:
             self._reading.release()
             return kept  # somebody has read it meanwhile
-        return self._read({key}, nodes, metrics, clock)
+        return self._read({key}, there, metrics, clock)
 
-    def _read(self, by: Iterable[Key], nodes: Sequence[Manifest], metrics: Metrics, clock: Clock) -> Measured:
+    def _read_ahead(self, there: There, metrics: Metrics, clock: Clock) -> None:
+        self.picture(*there, self._read((), there, metrics, clock))
+
+    def _read(self, by: Iterable[Key], there: There, metrics: Metrics, clock: Clock) -> Measured:
         """Read, and give back `_reading`, which the caller holds."""
         try:
+            nodes, _ = there
             found = read_metrics(metrics, nodes)
             with self._state:
                 # Counted from when it was there: reading may take long itself.
@@ -71,15 +75,17 @@ class Sight:
             return self._measured[1]
 
     def picture(self, nodes: Sequence[Manifest], pods: Sequence[Manifest], measured: Measured) -> Picture:
-        """The picture, drawn anew only when one of the three is another than last time."""
+        """The picture, drawn anew only when one of the three is another. The one before is kept for passes that still have its metrics."""
         with self._drawing:
-            kept = self._picture
-            standing = kept.standing if kept else None
+            standing = self._pictures[0].standing if self._pictures else None
             if standing is None or standing.nodes_read is not nodes or standing.pods_read is not pods:
                 standing = standing_of(nodes, pods, self._settings, standing)
-            if kept is None or kept.standing is not standing or kept.measured is not measured:
-                kept = self._picture = picture_of(standing, measured, self._settings)
-            return kept
+            for kept in self._pictures:
+                if kept.standing is standing and kept.measured is measured:
+                    return kept
+            drawn = picture_of(standing, measured, self._settings)
+            self._pictures = (drawn, *self._pictures[:1])
+            return drawn
 
     def held(self, resources: Sequence[Manifest], standing: Standing) -> Held:
         """What plans hold that is not on its node yet, added up anew only when resources or pods are others than last time."""

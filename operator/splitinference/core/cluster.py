@@ -1,5 +1,6 @@
 """A frozen picture of nodes and links: what is there, what is free, how busy, as of when."""
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Self
@@ -100,12 +101,11 @@ class Snapshot(Value):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        seen: set[str] = set()
+        if len({node.name for node in self.nodes}) != len(self.nodes):
+            twice = next(name for name, count in Counter(node.name for node in self.nodes).items() if count > 1)
+            raise ValueError(f"node {twice!r} occurs twice")
         for node in self.nodes:
-            if node.name in seen:
-                raise ValueError(f"node {node.name!r} occurs twice")
-            seen.add(node.name)
-            names = [processor.name for processor in node.processors]
+            names = [processor.name for processor in node.processors] if node.processors else []
             if len(set(names)) != len(names) or "" in names:
                 raise ValueError(f"processors of node {node.name!r} need names of their own")
         return self
