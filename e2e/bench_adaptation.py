@@ -1,8 +1,8 @@
 """`make bench-adaptation`: the same disturbances of the kind cluster, met by a static plan and by an adapting one, side by side.
 
 Static is `mode: Frozen`: the plan of the beginning, of which only what breaks is mended. Both get the same load, the same disturbances of
-the same nodes at the same times, and are held to the same SLO: a request's mean time per output token may be twice what it was, in the
-median, while nothing was disturbed yet. The static run says what that is, so it comes first; the adapting one is told it (`spec.slo`).
+the same nodes at the same times, and are held to the same SLO: a request's mean time per output token may be three times what it was, in
+the median, while nothing was disturbed yet. The static run says what that is, so it comes first; the adapting one is told it (`spec.slo`).
 
 The other tenant grows, as tenants do: what a plan can be left for before clients feel it is what adaptation is for. What comes at once is
 measured by the scenarios of `e2e/test_adaptation.py`.
@@ -15,10 +15,11 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 import yaml
@@ -39,8 +40,7 @@ from splitinference.simulation.report import About, Report, Spent, figures
 from splitinference.simulation.table import FURTHER_ROWS, MAIN_ROWS, cells
 
 MODES = {"static": "Frozen", "adaptive": "Auto"}
-QUIET_SECONDS = 30.0
-SLO_FACTOR = 2.0
+SLO_FACTOR = 3.0
 THIN_MBIT = 2.0
 SAMPLE_SECONDS = 5.0
 OPTIONAL = {Reason.SLO_VIOLATED, Reason.UTILIZATION_SHIFTED, Reason.LINK_DEGRADED, Reason.BETTER_PLAN}
@@ -50,23 +50,25 @@ _MEASURED = ("time to first token", "time per output token", "requests", "moves"
 
 @dataclass(frozen=True)
 class Phase:
-    """A while of the script: what disturbs (None: nothing), and for how many seconds."""
+    """A while of the script: what it is called, for how many seconds, and what disturbs (None: nothing)."""
 
+    name: str
     seconds: float
     disturb: Callable[[Cluster, str], AbstractContextManager[None]] | None = None
 
 
-def tenant(share: float) -> Callable[[Cluster, str], AbstractContextManager[None]]:
-    """Another tenant that takes this share of the node's CPU."""
-    return lambda cluster, node: burning(cluster, node, share=share)
+def tenant(share: float, threads: int = 0) -> Callable[[Cluster, str], AbstractContextManager[None]]:
+    """Another tenant that takes this share of the node's CPU, with so many threads."""
+    return lambda cluster, node: burning(cluster, node, share=share, threads=threads)
 
 
 SCRIPT = (
-    Phase(40, tenant(0.3)),
-    Phase(60, tenant(0.65)),
-    Phase(420, tenant(1.0)),
-    Phase(30),
-    Phase(120, lambda cluster, node: thin(cluster, node, THIN_MBIT)),
+    Phase("nothing", 30),
+    Phase("tenant takes 30 %", 40, tenant(0.3)),
+    Phase("tenant takes 65 %", 60, tenant(0.65)),
+    Phase("tenant takes all", 420, tenant(1.0, threads=4)),
+    Phase("nothing again", 30),
+    Phase(f"{THIN_MBIT:g} Mbit/s", 120, lambda cluster, node: thin(cluster, node, THIN_MBIT)),
 )
 
 
@@ -114,19 +116,30 @@ class Samples:
 
 @dataclass(frozen=True)
 class Run:
-    """One policy's run: all requests, and where in time they were disturbed."""
+    """One policy's run: all requests, and when each phase of the script began."""
 
     requests: tuple[Request, ...]
     samples: Samples
     moves: tuple[records.Moved, ...]
-    begun: float
-    disturbed: float
+    begun: tuple[float, ...]
     ended: float
 
     def usual_ms(self) -> float:
         """Median of the mean times per output token while nothing was disturbed."""
-        before = [served(r, self).output_token_ms for r in self.requests if r.tokens_at and r.tokens_at[-1] < self.disturbed]
-        return statistics.median(each for each in before if each is not None)
+        undisturbed = (served(request, self) for request in self.requests if request.tokens_at and request.tokens_at[-1] < self.begun[1])
+        return statistics.median(each for request in undisturbed if (each := request.output_token_ms) is not None)
+
+    def phases(self, slo: Slo) -> list[dict[str, Any]]:
+        """Of each phase, what became of the requests that began in it."""
+        found = []
+        for phase, start, end in zip(SCRIPT, self.begun, (*self.begun[1:], self.ended), strict=True):
+            began = [served(request, self) for request in self.requests if start <= request.started < end]
+            times = sorted(round(each, 1) for request in began if (each := request.output_token_ms) is not None)
+            kept = sum(request.keeps(slo) for request in began if not request.why_failed)
+            found.append(
+                {"phase": phase.name, "seconds": round(end - start, 1), "requests": len(began), "kept": kept, "outputTokenMs": times}
+            )
+        return found
 
     def report(self, policy: str, slo: Slo) -> Report:
         """The figures, in the simulator's form."""
@@ -134,15 +147,15 @@ class Run:
         kept = records.Records(requests=requests, moves=list(self.moves), busiest=self.samples.busiest, serving=self.samples.serving)
         kept.done = [request for request in requests if not request.why_failed]
         kept.lost = [request for request in requests if request.why_failed]
-        about = About(name="kind cluster", duration_s=self.ended - self.begun, nodes=len(self.samples.cluster.settings.workers), slo=slo)
+        about = About(name="kind cluster", duration_s=self.ended - self.begun[0], nodes=len(self.samples.cluster.settings.workers), slo=slo)
         return figures(about, policy, 0, kept, Spent(loaded_bytes=0, joules=0.0, solved=0))
 
 
 def served(request: Request, run: Run) -> records.Request:
     """A client's request as the simulator writes it down. Its text's chunks are its tokens."""
-    found = records.Request(Arrival(at_s=request.started - run.begun, prompt_tokens=0, output_tokens=len(request.tokens_at)))
+    found = records.Request(Arrival(at_s=request.started - run.begun[0], prompt_tokens=0, output_tokens=len(request.tokens_at)))
     for at in request.tokens_at:
-        found.token(at - run.begun)
+        found.token(at - run.begun[0])
     found.violates, found.why_failed = run.samples.violates(request), request.error or ""
     return found
 
@@ -160,14 +173,13 @@ def play(cluster: Cluster, mode: str, limit_ms: float | None) -> Run:
     stack.until(lambda: at_rest(cluster), 240, "the first plan is at rest")
     node = stack.busiest_inner_node(stack.resource(cluster, NAME))
     with stack.endpoint(cluster, NAME) as base_url, Samples(cluster) as samples, Traffic(base_url, stack.MODEL, STEADY) as traffic:
-        begun, since = time.monotonic(), datetime.now(UTC)
-        time.sleep(QUIET_SECONDS)
-        disturbed = time.monotonic()
+        begun, since = [], datetime.now(UTC)
         for phase in SCRIPT:
+            begun.append(time.monotonic())
             with phase.disturb(cluster, node) if phase.disturb else nothing():
                 time.sleep(phase.seconds)
         report = traffic.stop()
-        return Run(report.requests, samples, moves(cluster, since), begun, disturbed, time.monotonic())
+        return Run(report.requests, samples, moves(cluster, since), tuple(begun), time.monotonic())
 
 
 def moves(cluster: Cluster, since: datetime) -> tuple[records.Moved, ...]:
@@ -198,23 +210,25 @@ def main() -> int:
         runs: dict[str, Run] = {}
         limit: float | None = None
         for policy, mode in MODES.items():
-            with progress.step(f"{policy}: {sum(phase.seconds for phase in SCRIPT) + QUIET_SECONDS:g} s of requests"):
+            with progress.step(f"{policy}: {sum(phase.seconds for phase in SCRIPT):g} s of requests"):
                 runs[policy] = play(cluster, mode, limit)
             limit = limit or SLO_FACTOR * runs[policy].usual_ms()
             for moved in runs[policy].moves:
                 progress.say(f"{policy}: {moved}")
     assert limit is not None
-    reports = [run.report(policy, Slo(time_per_output_token_ms=limit)) for policy, run in runs.items()]
+    slo = Slo(time_per_output_token_ms=limit)
+    reports = [run.report(policy, slo) for policy, run in runs.items()]
+    phases = {policy: run.phases(slo) for policy, run in runs.items()}
     if words.json:
         about = {"commit": results.commit(), "machine": results.machine(), "sloMsPerToken": round(limit, 1)}
-        print(json.dumps({**about, "reports": [report.model_dump(mode="json") for report in reports]}, indent=1))
+        print(json.dumps({**about, "reports": [report.model_dump(mode="json") for report in reports], "phases": phases}))
     else:
-        table(reports, limit)
+        table(reports, phases, limit)
     return int(any(report.failed for report in reports))
 
 
-def table(reports: Sequence[Report], limit: float) -> None:
-    """The rows of `splitinference simulate` that a cluster can measure."""
+def table(reports: Sequence[Report], phases: Mapping[str, Sequence[Mapping[str, Any]]], limit: float) -> None:
+    """The rows of `splitinference simulate` that a cluster can measure, and of each phase how many of its requests kept the SLO."""
     title = f"{results.machine()}, commit {results.commit()}; SLO: {limit:.0f} ms per output token"
     shown_table = Table(title=title, title_justify="left", title_style="bold")
     shown_table.add_column("")
@@ -224,6 +238,8 @@ def table(reports: Sequence[Report], limit: float) -> None:
         for row in cells(reports, rows):
             shown_table.add_row(*row)
         shown_table.add_section()
+    for row in zip(*(phases[report.policy] for report in reports), strict=True):
+        shown_table.add_row(f"SLO met, {row[0]['phase']}", *(f"{each['kept']} of {each['requests']}" for each in row))
     Console(width=None if sys.stdout.isatty() else 120).print(shown_table)
 
 

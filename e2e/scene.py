@@ -168,11 +168,11 @@ def ending(cluster: Cluster) -> bool:
 
 
 @contextmanager
-def burning(cluster: Cluster, *nodes: str, share: float = 1.0) -> Iterator[None]:
-    """Another tenant takes this share of the CPU of these nodes."""
+def burning(cluster: Cluster, *nodes: str, share: float = 1.0, threads: int = 0) -> Iterator[None]:
+    """Another tenant takes this share of the CPU of these nodes, with as many threads as that is cores, or with so many."""
     try:
         for node in nodes:
-            cluster.burn(node, share * cluster.size(node).cores)
+            cluster.burn(node, share * cluster.size(node).cores, threads=threads)
         yield
     finally:
         for node in nodes:

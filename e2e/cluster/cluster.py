@@ -248,12 +248,21 @@ class Cluster:
         """Switch Prometheus off, or on again; returns when that is so."""
         monitoring.scale(self.kubectl, 1 if running else 0)
 
-    def burn(self, node: str, cores: float | None = None, pulse_seconds: float = 0.0) -> None:
-        """A pod of another tenant keeps `cores` of the node busy (default: all of them); with `pulse_seconds` every other such while."""
+    def burn(self, node: str, cores: float | None = None, pulse_seconds: float = 0.0, threads: int = 0) -> None:
+        """A pod of another tenant keeps `cores` of the node busy (default: all of them); with `pulse_seconds` every other such while;
+        with as many threads as cores, or with so many."""
         self.load_images(("burner",), [node])
         size = self.size(node).cores
         limited = cores is not None and cores < size
-        faults.burn(self.kubectl, node, min(cores or size, size), self.image("burner"), limited=limited, pulse_seconds=pulse_seconds)
+        faults.burn(
+            self.kubectl,
+            node,
+            min(cores or size, size),
+            self.image("burner"),
+            limited=limited,
+            pulse_seconds=pulse_seconds,
+            threads=threads,
+        )
 
     def stop_burning(self, node: str) -> None:
         faults.extinguish(self.kubectl, node)

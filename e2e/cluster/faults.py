@@ -120,13 +120,15 @@ def kill(kubectl: Kubectl, pod: str, program: str) -> None:
     kubectl("exec", pod, "--", "sh", "-c", script)
 
 
-def burner(node: str, cores: float, free: float, image: str, *, limited: bool, pulse_seconds: float = 0.0) -> dict[str, object]:
+def burner(
+    node: str, cores: float, free: float, image: str, *, limited: bool, pulse_seconds: float = 0.0, threads: int = 0
+) -> dict[str, object]:
     """The pod of another tenant that keeps `cores` busy on `node`, and without `limited` at least those. It requests what is `free`
     to it, as tenants do: a pod that requests nothing would give way to every other. With `pulse_seconds` it works for so long, rests
-    for as long, and so on."""
+    for as long, and so on. `threads`: so many at once, 0 for one on each core that it takes."""
     request = max(0.01, min(cores, free))
     limits = {"memory": "32Mi"} | ({"cpu": f"{ceil(cores * 1000)}m"} if limited else {})
-    script = 'while :; do :; done & all="$all $!"; ' * ceil(cores) + "wait"
+    script = 'while :; do :; done & all="$all $!"; ' * (threads or ceil(cores)) + "wait"
     if pulse_seconds:
         pause = f"/bin/busybox sleep {pulse_seconds:g}"
         script = script.removesuffix("wait") + f"while {pause}; do kill -STOP $all; {pause}; kill -CONT $all; done"
@@ -154,13 +156,13 @@ def burner(node: str, cores: float, free: float, image: str, *, limited: bool, p
     }
 
 
-def burn(kubectl: Kubectl, node: str, cores: float, image: str, *, limited: bool, pulse_seconds: float = 0.0) -> None:
+def burn(kubectl: Kubectl, node: str, cores: float, image: str, *, limited: bool, pulse_seconds: float = 0.0, threads: int = 0) -> None:
     """Start the burner on `node` and wait until it runs."""
     extinguish(kubectl, node)
     pods = json.loads(kubectl("get", "pods", "-A", "-o", "json"))["items"]
     free = free_cores(json.loads(kubectl("get", "node", node, "-o", "json")), pods) - LEFT_CORES
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TENANT}}
-    pod = burner(node, cores, free, image, limited=limited, pulse_seconds=pulse_seconds)
+    pod = burner(node, cores, free, image, limited=limited, pulse_seconds=pulse_seconds, threads=threads)
     items = {"apiVersion": "v1", "kind": "List", "items": [namespace, pod]}
     kubectl("apply", "-f", "-", stdin=json.dumps(items))
     kubectl("-n", TENANT, "wait", "--for=condition=Ready", f"pod/burner-{node}", "--timeout=60s")

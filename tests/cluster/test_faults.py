@@ -60,3 +60,11 @@ def test_a_node_cannot_have_no_cpu(cores: float):
 def test_a_node_cannot_have_no_memory():
     with pytest.raises(ValueError, match="more than 0 MiB"):
         limit_memory(NOWHERE, "a", 0)
+
+
+def test_the_burner_has_a_thread_for_each_core_that_it_takes_or_so_many_as_are_asked_for() -> None:
+    def loops(cores: float, threads: int) -> int:
+        (container,) = burner("a", cores, 1.0, "image", limited=True, threads=threads)["spec"]["containers"]
+        return str(container["command"][-1]).count("while :; do :; done &")
+
+    assert (loops(0.8, 0), loops(1.5, 0), loops(0.8, 4)) == (1, 2, 4)

@@ -1,6 +1,7 @@
 """Layers built from a part of the model give exactly what the whole gives, wherever it is cut."""
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from splitinference_segment.attention import Span
 from splitinference_segment.families import UnsupportedModelError, family_of
 from splitinference_segment.kv import KvEntry
 from splitinference_segment.layers import Layers
+from splitinference_segment.loading import load_layers
 from splitinference_segment.weights import MissingWeightsError
 
 COUNT = 24
@@ -159,6 +161,13 @@ def test_layers_outside_the_model_are_refused_with_what_there_is(models: dict[st
 def test_an_unknown_family_is_refused_with_those_that_are_served() -> None:
     with pytest.raises(UnsupportedModelError, match="'bert' is not served; these are: gemma, gpt2, llama"):
         family_of("bert")
+
+
+def test_a_folder_of_another_family_is_refused_whether_transformers_knows_it_or_not(tmp_path: Path) -> None:
+    for kind in ("mamba", "nobody-knows"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(UnsupportedModelError, match=f"'{kind}' is not served; these are: gemma, gpt2, llama"):
+            load_layers(tmp_path, 0, 2, torch.float32)
 
 
 def test_a_rope_that_depends_on_other_sequences_is_refused(tmp_path: Path) -> None:

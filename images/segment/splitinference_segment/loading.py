@@ -7,6 +7,7 @@ from typing import TypeGuard
 import torch
 
 from splitinference_segment.encoder import ENCODERS, EncoderLayers
+from splitinference_segment.families import family_of
 from splitinference_segment.layers import Layers
 from splitinference_segment.sequential import MODEL_TYPE, SequentialLayers
 from splitinference_segment.stateless import Stateless
@@ -19,6 +20,7 @@ def load_layers(folder: Path, start: int, end: int, dtype: torch.dtype, *, devic
         return SequentialLayers(folder, start, end, dtype, device=device)
     if kind in ENCODERS:
         return EncoderLayers(folder, start, end, dtype, device=device)
+    family_of(str(kind))  # before transformers is asked, which has no other families here
     return Layers(folder, start, end, dtype, device=device)
 
 
