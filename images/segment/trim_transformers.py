@@ -23,6 +23,7 @@ from transformers import (  # noqa: F401 - compiled, and what is asked for below
     XLMRobertaForMaskedLM,
     models,
 )
+from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING  # noqa: F401 - reads tokenizers of some families more
 
 MODELS = Path(str(models.__file__)).parent
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def test_a_source_that_is_no_model_is_refused_in_one_sentence(tmp_path: Path) ->
         assert said in refused.stderr
         assert refused.stderr.count("\n") == 1
         assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_what_reads_gguf_is_in_the_image() -> None:
+    """Of transformers' models those stay that are asked for when the image is made: those that its reader of GGUF imports are among them."""
+    program = "import gguf; from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint"
+    words, env = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": "/opt/convert"}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(SOURCE is None, reason="SI_TEST_GGUF names no file")
