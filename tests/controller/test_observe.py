@@ -152,10 +152,13 @@ GONE = Proof(ok=False, unreachable=True, why="no connection")
 OK, DEAD, SLOW = Proof(ok=True), Proof(ok=False, dead=True, why="answered 500"), Proof(ok=False, why="did not answer within 2 s")
 
 
-def proving(port: Asked, proofs: Proofs, pod: dict[str, Any], seconds: float = 0, failing: tuple[str, ...] = ()) -> Proofs:
+def proving(
+    port: Asked, proofs: Proofs, pod: dict[str, Any], seconds: float = 0, failing: tuple[str, ...] = (), *, since: float | None = None
+) -> Proofs:
     now = NOW + timedelta(seconds=seconds)
+    failed_at = NOW + timedelta(seconds=seconds if since is None else since)
     segments = read_segments([pod], Known(now=now, usable=USABLE, proven=proofs.proven))
-    return Prover(port=port, namespace="team", now=now).prove(proofs, segments, failing)
+    return Prover(port=port, namespace="team", now=now).prove(proofs, segments, dict.fromkeys(failing, failed_at))
 
 
 def test_a_ready_process_is_asked_once():
@@ -210,6 +213,16 @@ def test_a_process_out_of_reach_is_lost_when_requests_cannot_get_past_it_either(
     assert proofs.lost(now) == {"uid-chat-0-2-x/0"}
     (segment,) = read_segments([a_pod()], Known(now=now, usable=USABLE, broken=proofs.broken(now), lost=proofs.lost(now)))
     assert (segment.segment.phase, segment.lost, segment.lasting) == (Phase.FAILED, "no connection", "")
+
+
+def test_what_requests_met_before_the_operator_looked_counts_whatever_the_gateways_clock_says():
+    for since, lost_after in ((2.0, 7.0), (6.0, 11.0), (-1e6, 8.0), (1e6, 11.0)):
+        port = Asked(OK, GONE)
+        proofs = proving(port, Proofs(), a_pod())
+        for seconds in (6, 7, 8, 9, 10, 11):
+            proofs = proving(port, proofs, a_pod(), seconds, ("chat-0-2-x",), since=since)
+            lost = proofs.lost(NOW + timedelta(seconds=seconds))
+            assert bool(lost) is (seconds >= max(lost_after, 8.0)), (since, seconds)  # three times in any case
 
 
 def test_a_process_that_only_we_cannot_reach_is_not_lost():

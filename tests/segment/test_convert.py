@@ -56,7 +56,7 @@ def test_a_source_that_is_no_model_is_refused_in_one_sentence(tmp_path: Path) ->
 
 
 def test_what_reads_gguf_is_in_the_image() -> None:
-    """Of transformers' models those stay that are asked for when the image is made: those that its reader of GGUF imports are among them."""
+    """Of transformers' models those stay that are asked for when the image is made; what its reader of GGUF imports is among them."""
     program = "import gguf; from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint"
     words, env = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": "/opt/convert"}
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, check=False)

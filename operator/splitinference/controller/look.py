@@ -113,7 +113,8 @@ class Looker:
         owner = str(self.body["metadata"].get("uid", ""))
         known = Known(now=now, usable=usable, owner=owner, wanted=wanted, proven=proofs.proven)
         prover = Prover(port=self.ports.segments, namespace=namespace, now=now)
-        proofs = prover.prove(proofs, read_segments(owned, known), report.failing if report else ())
+        failing = {segment: found.since for segment, found in report.failing.items()} if report else {}
+        proofs = prover.prove(proofs, read_segments(owned, known), failing)
         known = replace(known, proven=proofs.proven, broken=proofs.broken(now), lost=proofs.lost(now))
         segments = read_segments(owned, known)
         recall = read_recall(self.body.get("status") or {}).failed(segments, wanted, now)

@@ -3,7 +3,7 @@
 Held in memory and in the status, so that a restart of the operator asks nothing anew.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -59,22 +59,22 @@ class Prover:
     namespace: str
     now: datetime
 
-    def prove(self, proofs: Proofs, segments: Sequence[SegmentPod], failing: Iterable[str]) -> Proofs:
-        """Ask those that are ready and not proven; and the proven that are not ready or that requests cannot get past (`failing`)."""
-        suspects = set(failing)
+    def prove(self, proofs: Proofs, segments: Sequence[SegmentPod], failing: Mapping[str, datetime]) -> Proofs:
+        """Ask those that are ready and not proven; and the proven that are not ready or that requests cannot get past. `failing`: since when
+        the gateway says so, by name."""
         failures = 0
         present = {pod.proof_key for pod in segments}
         proofs = Proofs(proven=proofs.proven & present, doubts={key: doubt for key, doubt in proofs.doubts.items() if key in present})
         for pod in segments:
             proven, doubted = pod.proof_key in proofs.proven, pod.proof_key in proofs.doubts
-            due = (not pod.ready or pod.name in suspects) if proven else (pod.ready or doubted)
+            due = (not pod.ready or pod.name in failing) if proven else (pod.ready or doubted)
             over = pod.segment.phase in (Phase.LEAVING, Phase.FAILED)
             if due and pod.ip and not over and failures < _MOST_FAILURES_A_PASS:
-                proofs = self._ask(proofs, pod, suspect=pod.name in suspects)
+                proofs = self._ask(proofs, pod, failing.get(pod.name))
                 failures += pod.proof_key not in proofs.proven
         return proofs
 
-    def _ask(self, proofs: Proofs, pod: SegmentPod, *, suspect: bool) -> Proofs:
+    def _ask(self, proofs: Proofs, pod: SegmentPod, failing_since: datetime | None) -> Proofs:
         key = pod.proof_key
         proof = self.port.prove(self.namespace, pod.name, pod.model, pod.ip)
         others = {k: doubt for k, doubt in proofs.doubts.items() if k != key}
@@ -82,10 +82,12 @@ class Prover:
             return Proofs(proven=proofs.proven | {key}, doubts=others)
         before = proofs.doubts.get(key)
         served = key in proofs.proven or (before is not None and before.served)
-        dead, lost = proof.dead and served, proof.unreachable and served and suspect
+        dead, lost = proof.dead and served, proof.unreachable and served and failing_since is not None
+        # What requests met before we looked counts, up to what makes sure: the gateway's clock may be another.
+        met = self.now if failing_since is None or not lost else min(self.now, max(failing_since, self.now - _SURE_AFTER))
         same = before is not None and (before.dead, before.lost) == (dead, lost)
         doubt = Doubt(
-            since=before.since if before and same else self.now,
+            since=before.since if before and same else met,
             times=before.times + 1 if before and same else 1,
             why=proof.why,
             dead=dead,
