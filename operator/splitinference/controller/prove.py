@@ -60,8 +60,8 @@ class Prover:
     now: datetime
 
     def prove(self, proofs: Proofs, segments: Sequence[SegmentPod], failing: Mapping[str, datetime]) -> Proofs:
-        """Ask those that are ready and not proven; and the proven that are not ready or that requests cannot get past. `failing`: since when
-        the gateway says so, by name."""
+        """Ask those that are ready and not proven; and the proven that are not ready or that requests cannot get past. `failing`: names of
+        the latter, and since when the gateway says so."""
         failures = 0
         present = {pod.proof_key for pod in segments}
         proofs = Proofs(proven=proofs.proven & present, doubts={key: doubt for key, doubt in proofs.doubts.items() if key in present})
