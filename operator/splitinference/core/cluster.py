@@ -105,7 +105,9 @@ class Snapshot(Value):
             twice = next(name for name, count in Counter(node.name for node in self.nodes).items() if count > 1)
             raise ValueError(f"node {twice!r} occurs twice")
         for node in self.nodes:
-            names = [processor.name for processor in node.processors] if node.processors else []
+            if not node.processors:
+                continue
+            names = [processor.name for processor in node.processors]
             if len(set(names)) != len(names) or "" in names:
                 raise ValueError(f"processors of node {node.name!r} need names of their own")
         return self
