@@ -29,6 +29,10 @@ from splitinference.settings import Settings
 
 log = logging.getLogger("splitinference")
 
+_SOLVER_NICENESS = 5
+"""Passes take a moment and must not wait for a look at better plans, which may compute for seconds: three parts to one where both want the
+processor."""
+
 
 def one_pass(reconciler: Reconciler, key: Key) -> Pass:
     """A pass, and what its end means to the loop that runs it."""
@@ -62,7 +66,7 @@ def run(settings: Settings) -> None:
         clock=clock,
         planning=threading.Lock(),
     )
-    with SolverProcess() as solver, threads, background:
+    with SolverProcess(niceness=_SOLVER_NICENESS) as solver, threads, background:
         reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve))
         passes = Passes(
             one_pass=lambda key: one_pass(reconciler, key),

@@ -1,6 +1,7 @@
 """What the planner promises beyond being best: reasons when there is no plan, keeping, order, monotony, its own process."""
 
 import math
+import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -168,6 +169,13 @@ def test_the_process_gives_the_same_answer_and_stays_for_the_next() -> None:
             there = process.solve(a_problem())
             assert isinstance(there, Solved)
             assert there.plan == here.plan
+
+
+def test_the_process_gives_way_as_much_as_it_is_told_to() -> None:
+    with SolverProcess(niceness=3) as process:
+        assert isinstance(process.solve(a_problem()), Solved)
+        assert process._process is not None
+        assert os.getpriority(os.PRIO_PROCESS, process._process.pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 3)
 
 
 def test_too_little_memory_for_the_process_is_a_failure_in_words() -> None:

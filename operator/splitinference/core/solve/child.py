@@ -37,8 +37,9 @@ class SolverFailed(Exception):
 class SolverProcess:
     """One solver process at a time, started when needed. Safe to use from several threads: they wait for each other."""
 
-    def __init__(self, memory_mib: int = DEFAULT_LIMITS.memory_mib) -> None:
-        self._memory_mib = memory_mib
+    def __init__(self, memory_mib: int = DEFAULT_LIMITS.memory_mib, niceness: int = 0) -> None:
+        """`niceness`: by how much it gives way to others on its processors, 0..19."""
+        self._memory_mib, self._niceness = memory_mib, niceness
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -93,7 +94,7 @@ class SolverProcess:
             self._stop()
             threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "splitinference.core.solve.child", str(self._memory_mib)],
+                [sys.executable, "-m", "splitinference.core.solve.child", str(self._memory_mib), str(self._niceness)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -161,10 +162,11 @@ def _receive(process: "subprocess.Popen[bytes]", deadline: float) -> bytes | Non
     return data[_LENGTH.size :]
 
 
-def serve(memory_mib: int) -> None:
+def serve(memory_mib: int, niceness: int) -> None:
     """The process's life: answer problems from standard input until it ends."""
     import resource
 
+    os.nice(niceness)
     cap = memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
     out, inward = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
@@ -196,4 +198,4 @@ def _answer(question: Question, memory_mib: int) -> Outcome | JointOutcome:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(*map(int, sys.argv[1:]))
