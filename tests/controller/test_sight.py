@@ -9,7 +9,7 @@ import pytest
 from splitinference.controller.ports import Sample, Samples
 from splitinference.controller.reviews import Reviews
 from splitinference.controller.sight import Sight
-from splitinference.controller.snapshot import Sources, read_snapshot
+from splitinference.controller.snapshot import Sources, picture_of, read_snapshot
 from splitinference.settings import Settings
 from tests.controller.test_snapshot import a_pod
 from tests.controller.world import MIB, a_node
@@ -95,6 +95,29 @@ def test_while_the_next_is_read_the_reading_before_will_do_for_whom_it_is_new():
     assert second is not first, "who has seen it waits for the next"
     assert sight.measured(CODE, ((), ()), slow, At(4)) is second
     assert slow.rounds == 1
+
+
+def test_while_the_next_picture_is_drawn_passes_go_on_with_the_one_before(monkeypatch: pytest.MonkeyPatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(*given):
+        begun.set()
+        assert go_on.wait(10)
+        return picture_of(*given)
+
+    sight, there = Sight(SETTINGS), ((a_node("a"),), ())
+    first = sight.measured(CHAT, there, Counted(), At())
+    picture = sight.picture(*there, first)
+    monkeypatch.setattr("splitinference.controller.sight.picture_of", slowly)
+    assert sight.measured(CODE, there, Counted(), At(3)) is first
+    assert begun.wait(10)
+    assert sight.measured(("team", "third"), there, Counted(), At(3)) is first, "what has no picture yet is not shown"
+    assert sight.picture(*there, first) is picture
+    go_on.set()
+    second = sight.measured(CHAT, there, Counted(), At(3))
+    assert second is not first
+    monkeypatch.setattr("splitinference.controller.sight.picture_of", lambda *given: pytest.fail("it was drawn already"))
+    assert sight.picture(*there, second).measured is second
 
 
 def test_a_reading_that_breaks_is_followed_by_another():

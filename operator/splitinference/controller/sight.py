@@ -50,22 +50,35 @@ class Sight:
         if (kept := self._kept(key, clock.now(), FRESH)) is not None:
             self._reading.release()
             return kept  # somebody has read it meanwhile
-        return self._read({key}, there, metrics, clock)
+        return self._read(key, there[0], metrics, clock)
 
     def _read_ahead(self, there: There, metrics: Metrics, clock: Clock) -> None:
-        self.picture(*there, self._read((), there, metrics, clock))
-
-    def _read(self, by: Iterable[Key], there: There, metrics: Metrics, clock: Clock) -> Measured:
-        """Read, and give back `_reading`, which the caller holds."""
+        """Read and draw, and only then show it: passes go on with the reading and the picture of before. Gives back `_reading`."""
         try:
-            nodes, _ = there
+            nodes, pods = there
             found = read_metrics(metrics, nodes)
-            with self._state:
-                # Counted from when it was there: reading may take long itself.
-                self._measured, self._used = (clock.now(), found), {*by}
+            with self._drawing:
+                standing = self._standing(nodes, pods)
+            drawn = picture_of(standing, found, self._settings)
+            with self._drawing:
+                self._pictures = (drawn, *self._pictures[:1])
+            self._show(found, (), clock)
+        finally:
+            self._reading.release()
+
+    def _read(self, by: Key, nodes: Sequence[Manifest], metrics: Metrics, clock: Clock) -> Measured:
+        """Read for this resource, and give back `_reading`, which the caller holds."""
+        try:
+            found = read_metrics(metrics, nodes)
+            self._show(found, (by,), clock)
             return found
         finally:
             self._reading.release()
+
+    def _show(self, found: Measured, used: Iterable[Key], clock: Clock) -> None:
+        with self._state:
+            # Counted from when it is there: reading may take long itself.
+            self._measured, self._used = (clock.now(), found), {*used}
 
     def _kept(self, key: Key, now: datetime, age: timedelta) -> Measured | None:
         with self._state:
@@ -77,15 +90,20 @@ class Sight:
     def picture(self, nodes: Sequence[Manifest], pods: Sequence[Manifest], measured: Measured) -> Picture:
         """The picture, drawn anew only when one of the three is another. The one before is kept for passes that still have its metrics."""
         with self._drawing:
-            standing = self._pictures[0].standing if self._pictures else None
-            if standing is None or standing.nodes_read is not nodes or standing.pods_read is not pods:
-                standing = standing_of(nodes, pods, self._settings, standing)
+            standing = self._standing(nodes, pods)
             for kept in self._pictures:
                 if kept.standing is standing and kept.measured is measured:
                     return kept
             drawn = picture_of(standing, measured, self._settings)
             self._pictures = (drawn, *self._pictures[:1])
             return drawn
+
+    def _standing(self, nodes: Sequence[Manifest], pods: Sequence[Manifest]) -> Standing:
+        """What stands there; the caller holds `_drawing`."""
+        before = self._pictures[0].standing if self._pictures else None
+        if before is not None and before.nodes_read is nodes and before.pods_read is pods:
+            return before
+        return standing_of(nodes, pods, self._settings, before)
 
     def held(self, resources: Sequence[Manifest], standing: Standing) -> Held:
         """What plans hold that is not on its node yet, added up anew only when resources or pods are others than last time."""
