@@ -16,6 +16,7 @@ from e2e.traffic import Load, Traffic
 NAME = "chat"
 OURS = "app.kubernetes.io/managed-by=splitinference,app.kubernetes.io/instance=chat"
 COOLED = timedelta(seconds=45)  # the sample's cooldown, and time for one look at what would be better
+MEASURED = timedelta(seconds=3 * 60)
 Placement = tuple[tuple[int, int, str], ...]
 
 
@@ -110,6 +111,12 @@ class Scene:
         made = (d for d in written if d["transition"] in {"migration", "re-split"})
         return [d for d in made if datetime.fromisoformat(d["time"]) >= self.since.replace(microsecond=0)]
 
+    def hasty(self) -> list[dict[str, Any]]:
+        """Decisions to move after the first, and before its stages can have been measured: three windows of the gateway's figures later, on
+        the quickest machine. A plan that is found to be better after that is gone to rightly, and when that is depends on the machine."""
+        first, *others = self.decisions() or [{}]
+        return [d for d in others if datetime.fromisoformat(d["time"]) - datetime.fromisoformat(first["time"]) < MEASURED]
+
     def decision(self) -> dict[str, Any]:
         """The first of them; empty when there is none."""
         return next(iter(self.decisions()), {})
@@ -151,14 +158,15 @@ def disturbed(cluster: Cluster, base_url: str, load: Load) -> Iterator[Scene]:
 
 
 def at_rest(cluster: Cluster) -> bool:
-    """Whether nothing is under way or about to be: settled, with metrics, past the cooldown, no reason for another plan being confirmed,
-    and no pod on its way out."""
+    """Whether nothing is under way or about to be: settled, with metrics, past cooldown and stabilization window, no reason for another
+    plan being confirmed, and no pod on its way out."""
     found = stack.resource(cluster, NAME)
     remembered = found["status"].get("adaptation", {})
     moved = max(map(datetime.fromisoformat, remembered.get("moves", [])), default=None)
     cooled = moved is None or datetime.now(UTC) - moved > COOLED
     known = stack.condition(found, "MetricsAvailable").get("status") == "True"
-    return stack.settled(found) and known and cooled and not stack.confirming(found) and not ending(cluster)
+    measured = "stabilizing" not in remembered.get("memory", {})
+    return stack.settled(found) and known and cooled and measured and not stack.confirming(found) and not ending(cluster)
 
 
 def ending(cluster: Cluster) -> bool:

@@ -32,11 +32,11 @@ Play = Callable[..., AbstractContextManager[Scene]]
 
 @pytest.fixture
 def play(serving: Cluster) -> Play:
-    """A scenario: what it is called, how clients ask, most moves that it may lead to, and the longest that a client may wait for its
-    next token, in seconds. Each has a port-forward of its own: one does not outlive a kubelet that is started anew."""
+    """A scenario: what it is called, how clients ask, and most moves that it may lead to (None: the test looks for itself). Each has a
+    port-forward of its own: one does not outlive a kubelet that is started anew."""
 
     @contextmanager
-    def playing(scenario: str, load: Load, *, moves: int = 1, longest_wait: float = 60) -> Iterator[Scene]:
+    def playing(scenario: str, load: Load, *, moves: int | None = 1) -> Iterator[Scene]:
         with stack.endpoint(serving, NAME) as base_url, disturbed(serving, base_url, load) as scene, told(scene):
             yield scene
         outcome = scene.outcome(scenario)
@@ -44,8 +44,7 @@ def play(serving: Cluster) -> Play:
         if LONG:
             results.keep(outcome)
         assert [request.error for request in scene.traffic.report().failed] == []
-        assert outcome.moves <= moves
-        assert outcome.longest_wait_seconds < longest_wait
+        assert moves is None or outcome.moves <= moves
 
     return playing
 
@@ -97,7 +96,8 @@ def test_without_prometheus_it_serves_and_nothing_moves(serving: Cluster, play: 
 
 @pytest.mark.parametrize("load", [STEADY, LOADS[1]], ids=str)
 def test_a_node_that_dies_is_replaced(serving: Cluster, play: Play, load: Load) -> None:
-    with play("d: a node dies, kubelet and pods", load) as scene:
+    """One move at once, because it must be, and no other before the new stages have been measured."""
+    with play("d: a node dies, kubelet and pods", load, moves=None) as scene:
         gone = scene.inner_node()
         serving.stop(gone)
         try:
@@ -106,6 +106,8 @@ def test_a_node_that_dies_is_replaced(serving: Cluster, play: Play, load: Load) 
             scene.stays(QUIET_SECONDS)
         finally:
             serving.start(gone)
+    assert scene.decision()["reason"] in {"NodeLost", "SegmentFailed"}
+    assert scene.hasty() == []
 
 
 @both_loads

@@ -126,6 +126,36 @@ def test_a_new_route_begins_a_new_window() -> None:
     assert (known.window.revision, known.window.since) == ("r2", NOW + WINDOW)
 
 
+def test_windows_are_counted_in_which_all_stages_of_a_route_were_measured() -> None:
+    problem = a_problem(*nodes())
+    seen = slower(3.0, problem)
+    known = windows(2, seen, problem)
+    assert (known.measured(seen), known.measured(None)) == (2, 0)
+    moved = seen.model_copy(update={"revision": "r2"})
+    assert known.measured(moved) == 0
+    begun, _ = compare(known, moved, problem, NOW + 3 * WINDOW)
+    just_before, _ = compare(begun, moved, problem, NOW + 4 * WINDOW - timedelta(milliseconds=1))
+    assert just_before.measured(moved) == 0
+    assert compare(begun, moved, problem, NOW + 4 * WINDOW)[0].measured(moved) == 1
+
+
+def test_a_window_in_which_one_stage_had_too_few_steps_is_not_counted() -> None:
+    problem = a_problem(*nodes())
+    seen = slower(3.0, problem)
+    half = serving({"s0": 99.0})
+    known = windows(2, half, problem, windows(2, seen, problem))
+    assert known.measured(seen) == 2
+
+
+def test_a_pause_of_requests_forgets_no_window_that_was_counted() -> None:
+    problem = a_problem(*nodes())
+    seen = slower(3.0, problem)
+    known, _ = compare(windows(2, seen, problem), serving({}), problem, NOW + 3 * WINDOW)
+    assert known.window is None
+    assert known.measured(seen) == 2
+    assert read_calibration({"calibration": known.as_status()}).measured(seen) == 2
+
+
 @pytest.mark.parametrize("seen", [None, Serving(revision="r1", stages=STAGES, traffic=None)])
 def test_on_the_way_and_without_a_gateway_nothing_is_measured_and_nothing_forgotten(seen: Serving | None) -> None:
     problem = a_problem(*nodes())

@@ -81,6 +81,33 @@ def test_an_error_of_certain_layers_is_followed_once_and_not_from_node_to_node()
     assert world.status()["adaptation"]["unpaid"] == 1
 
 
+def test_after_a_lost_node_a_plan_that_only_looks_better_is_not_gone_to_before_the_new_stage_was_measured():
+    """c replaces b and looks slow for two minutes, as a node does that was just started on; d was never used. Its cooldown is a minute."""
+
+    def lost(stabilization: str) -> list[str]:
+        world = World({name: a_node(name, mib=310) for name in "abcd"})
+        adaptation = {"window": "20s", "cooldown": "60s", "drain": "10s", "stabilization": stabilization}
+        world.add(a_body(adaptation=adaptation))
+        operator = Operator(world)
+        operator.run(6)
+        steps(world, operator, 5, {})
+        before = world.placement()
+        gone = world.status()["plan"]["segments"][1]["node"]
+        world.nodes[gone]["status"]["conditions"][0]["status"] = "Unknown"
+        steps(world, operator, 1, {})
+        new = next(s["node"] for s in world.status()["plan"]["segments"] if f"{s['node']}[" not in before)
+        world.busy = {new: 0.6}
+        steps(world, operator, 1.5, {})
+        assert "optional moves wait" in world.condition("Progressing")["message"] or stabilization == "0s"
+        world.busy = {}
+        steps(world, operator, 8, {})
+        assert world.condition("Progressing")["message"] == "the plan serves"
+        return [d["reason"] for d in reversed(world.status()["decisions"]) if d["transition"] != "keep"]
+
+    assert lost("10m") == ["NoPlan", "NodeLost"]
+    assert lost("0s") == ["NoPlan", "NodeLost", "BetterPlan"]
+
+
 def test_use_by_others_below_the_threshold_is_no_calibration_and_idle_nodes_stay_good():
     world, operator = serving("a", "b")
     world.busy = {"a": 0.5}

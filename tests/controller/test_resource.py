@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from splitinference.controller import terms
+from splitinference.controller.policy import policy
 from splitinference.controller.resource import LayerRange, Mode, Rejected, Resource, read_resource
 from splitinference.core.problem import Goal
 from splitinference.core.profile import LinkEncoding
@@ -43,6 +44,7 @@ def test_the_smallest_spec_has_defaults():
     spec = read().spec
     assert spec.adaptation.mode is Mode.AUTO
     assert spec.adaptation.cooldown == timedelta(minutes=5)
+    assert spec.adaptation.stabilization == policy(spec.adaptation).stabilization == timedelta(minutes=10)
     assert spec.model.max_concurrent_sequences == 4
     assert terms.constraints(spec, 32).trust == ()
     assert terms.slo(spec).time_to_first_token_ms is None

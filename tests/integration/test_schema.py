@@ -102,6 +102,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"adaptation": {"window": "5s", "confirmations": 6}}, "spec.adaptation.window must hold spec.adaptation.confirmations"),
     ({"adaptation": {"maxMovesPerHour": 0}}, "spec.adaptation.maxMovesPerHour 0 contradicts mode Auto"),
     ({"adaptation": {"maxMovesPerHour": -1}}, "spec.adaptation.maxMovesPerHour in body should be greater than or equal to 0"),
+    ({"adaptation": {"stabilization": "ten"}}, "spec.adaptation.stabilization must be a duration such as 30s or 5m"),
+    ({"adaptation": {"stabilization": "24h1ms"}}, "spec.adaptation.stabilization must be at most 24h"),
     ({"adaptation": {"cooldown": "-5m"}}, "spec.adaptation.cooldown must be a duration such as 30s or 5m"),
     ({"adaptation": {"window": "1e9h"}}, "spec.adaptation.window must be a duration such as 30s or 5m"),
     ({"slo": {"timePerOutputToken": "-40ms"}}, "spec.slo.timePerOutputToken must be a duration such as 40ms"),
@@ -170,6 +172,8 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
         {"adaptation": {"cooldown": "0s", "drain": "0s", "window": "1h"}},
         {"adaptation": {"mode": "Frozen", "maxMovesPerHour": 0}},
         {"adaptation": {"window": "3s"}},
+        {"adaptation": {"stabilization": "0s"}},
+        {"adaptation": {"stabilization": "24h"}},
         {"partition": {"pins": [{"layers": "first", "node": "a"}, {"layers": "last", "node": "b"}, {"layers": "first", "node": "a"}]}},
     ],
 )

@@ -1,5 +1,7 @@
 """Facts about whole runs: what each policy does, and does not do, when the same things happen."""
 
+from datetime import timedelta
+
 import pytest
 
 from splitinference.core.problem import Constraints, TrustRule
@@ -66,6 +68,19 @@ def test_a_lost_node_is_replaced_and_no_request_fails(policy):
     assert report.failed == 0
     assert report.timeline[-2].requests > 0
     assert report.timeline[-2].output_token_ms.p50 is not None
+
+
+@pytest.mark.parametrize("stabilization", [timedelta(0), timedelta(minutes=10)])
+def test_disorder_after_a_lost_node_is_one_move_with_a_stabilization_window_and_two_without(stabilization):
+    """b is lost, and others use the node that replaces it for two minutes. Cooldown and window are short, as in the sample."""
+    noise = [UtilizationEvent(at_s=410, node="c", value=0.5), UtilizationEvent(at_s=530, node="c", value=0.0)]
+    trace = a_trace(UpEvent(at_s=400, node="b", value=False), *noise, minutes=25, rate=0.5)
+    quick = {"window": timedelta(seconds=10), "confirmations": 2, "cooldown": timedelta(seconds=30), "review": timedelta(seconds=30)}
+    adaptation = trace.adaptation.model_copy(update={**quick, "stabilization": stabilization})
+    report = simulate(trace.model_copy(update={"adaptation": adaptation}), ADAPTIVE, 1)
+    assert report.move_list[0].mandatory
+    assert report.failed == 0
+    assert (report.moves_total == 1) is bool(stabilization), report.move_list
 
 
 def test_a_node_that_is_back_soon_and_has_no_substitute_serves_again():

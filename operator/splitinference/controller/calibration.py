@@ -58,6 +58,8 @@ class Calibration(_Written):
     """What is kept in status.calibration. `model`: digest and dtype that it holds for; errors are of the last window, in per cent."""
 
     model: str = ""
+    revision: str = Field(default="", description="the route that was measured last")
+    windows: int = Field(default=0, ge=0, description="windows in which all stages of that route had enough steps")
     nodes: Mapping[str, Factor] = Field(default_factory=dict)
     window: Window | None = None
     time: datetime | None = None
@@ -68,6 +70,10 @@ class Calibration(_Written):
     def applied_to(self, snapshot: Snapshot, now: datetime) -> Snapshot:
         """The snapshot with the factors that count."""
         return calibrated(snapshot, self.nodes, now)
+
+    def measured(self, serving: Serving | None) -> int:
+        """Windows in which all stages of this route were measured; 0 on the way to a plan."""
+        return self.windows if serving is not None and serving.revision == self.revision else 0
 
     def as_status(self) -> dict[str, Any]:
         """As JSON; empty where nothing is known."""
@@ -100,7 +106,8 @@ def compare(known: Calibration, serving: Serving | None, problem: Problem, now: 
     if (now - window.since).total_seconds() < max(1.0, serving.traffic.window_seconds):
         return known, notes
     closed = _closed(known, window, seen, problem, now)
-    return closed.model_copy(update={"window": _window(serving, problem, now)}), notes
+    counted = {"revision": serving.revision, "windows": known.measured(serving) + 1} if len(seen) == len(serving.stages) else {}
+    return closed.model_copy(update={"window": _window(serving, problem, now), **counted}), notes
 
 
 def _doubts(serving: Serving, traffic: ObservedTraffic) -> Iterator[str]:

@@ -34,6 +34,7 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
     """All that a decision goes by."""
     way, observed = strategy(asked.resource.spec.adaptation), seen.observed
     steps = next_steps(built.target, observed, way) if built is not None else Done()
+    serving = serving_stages(planned, built, seen.stored, seen.report)
     return Facts(
         now=seen.now,
         problem=problem,
@@ -45,7 +46,8 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
         walking=not isinstance(steps, Done),
         moves=seen.recall.moves,
         traffic=_traffic(seen),
-        stages=tuple(_stage_times(serving_stages(planned, built, seen.stored, seen.report), seen)),
+        stages=tuple(_stage_times(serving, seen)),
+        measured_windows=seen.calibration.measured(serving),
         serving=serving_plan(planned, observed, asked.profile),
         served=observed.serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in observed.serving.names),
         held_bytes={name: observed.held_bytes(name) for name in sorted({segment.node for segment in observed.segments.values()})},

@@ -15,6 +15,7 @@ def policy(spec: Adaptation) -> Policy:
         window=spec.window,
         confirmations=spec.confirmations,
         cooldown=spec.cooldown,
+        stabilization=spec.stabilization,
         min_gain=spec.min_gain_percent / 100,
         resplit_gain=spec.min_gain_percent / 100,
         moves_per_hour=spec.max_moves_per_hour,

@@ -19,8 +19,10 @@ from splitinference.controller.status import (
     latency,
     nodes,
     observed,
+    stamp,
 )
 from splitinference.controller.verdict import Verdict
+from splitinference.core.cost.learn import ENOUGH_WINDOWS
 from splitinference.core.decision import Adopt, Keep, Kept
 from splitinference.core.plan import Plan
 from splitinference.core.transition import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
@@ -165,10 +167,19 @@ def _progressing(report: Report) -> Condition:
         case Blocked(why=why):
             return Condition(kind=kind, holds=False, reason="Blocked", message=why)
         case Done():
-            return Condition(kind=kind, holds=False, reason="Settled", message="the plan serves")
+            return Condition(kind=kind, holds=False, reason="Settled", message=f"the plan serves{_stabilizing(report)}")
     if report.accepted.holds is None:
         return Condition(kind=kind, holds=True, reason=report.accepted.reason, message=report.accepted.message)
     return Condition(kind=kind, holds=False, reason="NothingToDo", message="")
+
+
+def _stabilizing(report: Report) -> str:
+    """That optional moves wait after a mandatory one, and until when at the latest."""
+    window = report.seen.recall.memory.stabilizing
+    if window is None or report.resource is None:
+        return ""
+    latest = f", at the latest at {stamp(window.since + report.resource.spec.adaptation.stabilization)}" if window.since else ""
+    return f"; optional moves wait until its stages have been measured for {ENOUGH_WINDOWS} windows{latest}"
 
 
 def _ready(report: Report) -> Condition:

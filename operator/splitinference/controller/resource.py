@@ -311,6 +311,7 @@ class Adaptation(SpecValue):
     window: Duration = timedelta(seconds=60)
     confirmations: int = Field(default=3, ge=1)
     cooldown: Duration = timedelta(minutes=5)
+    stabilization: Duration = timedelta(minutes=10)
     min_gain_percent: int = Field(default=10, ge=0, le=100)
     max_moves_per_hour: int = Field(default=6, ge=0)
     strategy: Strategy = Strategy.SURGE

@@ -33,6 +33,10 @@ class Policy(Value):
     cooldown: timedelta = Field(default=timedelta(minutes=5), description="no optional move for so long after any move")
     min_gain: float = Field(default=0.1, ge=0, le=1, description="share of the objective that a move must gain, its cost taken off")
     resplit_gain: float = Field(default=0.1, ge=0, le=1, description="share by which new cuts must be better than the same cuts")
+    stabilization: timedelta = Field(
+        default=timedelta(minutes=10),
+        description="after a mandatory move, optional ones wait at most so long for the new stages to be measured",
+    )
     moves_per_hour: int = Field(default=6, ge=0, description="most moves within an hour; optional ones wait beyond it")
     review: timedelta = Field(default=timedelta(seconds=60), description="how often a better plan is looked for without any other reason")
     retry: timedelta = Field(default=timedelta(seconds=15), description="how soon an unchanged problem without a plan is tried again")
@@ -91,6 +95,11 @@ class Facts(Value):
     moves: tuple[datetime, ...] = Field(default=(), description="when plans were moved to, oldest first")
     traffic: Traffic = Traffic()
     stages: tuple[StageTime, ...] = Field(default=(), description="the plan's stages as they serve now; none on the way to it")
+    measured_windows: int = Field(
+        default=0,
+        ge=0,
+        description="windows of the gateway's figures in which all stages of the plan were measured, since its route serves",
+    )
     may_review: bool = Field(default=True, description="there is leave to look for a better plan without any other reason")
     serving: Plan | None = Field(default=None, description="what serves now, as a plan, where it can be stated as one")
     served: bool = Field(default=True, description="a route serves and all of it is proven")
@@ -134,6 +143,12 @@ class Level(Value):
     changing_since: datetime | None = None
 
 
+class Stabilizing(Value):
+    """A mandatory move was made, and its stages have not been measured yet. `since`: when the plan began to serve; None: not yet."""
+
+    since: datetime | None = None
+
+
 class Memory(Value):
     """What must be remembered between passes to be steady. Losing it (a restart) only makes optional moves later."""
 
@@ -142,6 +157,7 @@ class Memory(Value):
     obstacles: Mapping[str, Obstacle] = Field(default_factory=dict, description="nodes that stood in the way of walks lately")
     slowed: Mapping[str, Slowed] = Field(default_factory=dict, description="nodes whose stages are slower than metrics explain")
     levels: Mapping[str, Level] = Field(default_factory=dict, description="utilization of the plan's nodes, and whether it still changes")
+    stabilizing: Stabilizing | None = Field(default=None, description="the stabilization window after a mandatory move, while it lasts")
     detoured: datetime | None = Field(default=None, description="when a blocked walk was last given up for another plan")
     tried: str = Field(default="", description="hash of the problem that was last tried without getting a plan")
     tried_room: str = Field(default="", description="hash of the room that there was then")
@@ -152,7 +168,7 @@ class Memory(Value):
 
     def afresh(self, *, reviewed: datetime | None = None, detoured: datetime | None = None) -> "Memory":
         """After another plan was taken: nothing is watched and nothing was tried; what nodes showed still counts."""
-        kept = {"obstacles": self.obstacles, "slowed": self.slowed, "levels": self.levels}
+        kept = {"obstacles": self.obstacles, "slowed": self.slowed, "levels": self.levels, "stabilizing": self.stabilizing}
         return Memory(reviewed=reviewed, detoured=detoured or self.detoured).model_copy(update=kept)
 
     def watching(self, key: str, holds: bool | None, policy: Policy, now: datetime) -> tuple[Watch | None, "Memory"]:

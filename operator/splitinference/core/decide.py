@@ -1,5 +1,6 @@
 """What to do now. Composes triggers, the solver and the judge of plans; a decision is a value with its reason."""
 
+from splitinference.core import stabilizing
 from splitinference.core.adaptation import Facts, Memory, Policy
 from splitinference.core.decision import Adopt, Keep, Kept
 from splitinference.core.judged import Ends, Solve, Solver, arrives
@@ -18,7 +19,8 @@ def decide(
     facts: Facts, policy: Policy, memory: Memory, solve: Solve, limits: Limits, *, ends: Ends = arrives
 ) -> tuple[Adopt | Keep, Memory]:
     """The decision, and the memory after it. `ends`: how a walk to a plan would end; none but a first is adopted that has no way."""
-    facts, memory = noticed(facts, memory)
+    memory = stabilizing.followed(facts, policy, memory)
+    facts, memory = noticed(stabilizing.counting(facts, memory), memory)
     memory = followed(facts, policy, memory)
     trigger, memory = check(facts, policy, memory)
     if trigger is None:

@@ -12,6 +12,7 @@ from splitinference.core.obstacles import remembered, room
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem, Slo
 from splitinference.core.reach import instead
+from splitinference.core.stabilizing import begun
 from splitinference.core.transition import Blocked
 from splitinference.core.tries import Try
 from splitinference.core.triggers import Reason, Trigger
@@ -46,7 +47,8 @@ def mandatory(facts: Facts, policy: Policy, memory: Memory, solver: Solver, trig
     parts = [trigger.message, *notes, figures(found, problem), moving(found, problem, policy) if facts.plan else ""]
     message = "; ".join(filter(None, parts))
     adopted = Adopt(plan=found, change=change(facts.plan, found), reason=trigger.reason, message=message, mandatory=True)
-    return adopted, memory.afresh(detoured=facts.now if trigger.reason is Reason.WALK_BLOCKED else None)
+    afresh = memory.afresh(detoured=facts.now if trigger.reason is Reason.WALK_BLOCKED else None)
+    return adopted, begun(afresh, adopted.change)
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,8 @@ def _optional(facts: Facts, plan: Plan, policy: Policy, memory: Memory) -> tuple
     memory = memory.model_copy(update={"watches": {key: watch for key, watch in memory.watches.items() if key in keys}})
     if not may_move(facts, policy):
         return None, memory
+    if memory.stabilizing is not None and (first is None or first.reason is not Reason.SLO_VIOLATED):
+        return None, memory
     since = None if memory.reviewed is None else facts.now - memory.reviewed
     confirming = Reason.BETTER_PLAN in memory.watches
     retry = min(policy.retry, policy.spacing) if confirming else policy.retry

@@ -17,6 +17,7 @@ from splitinference.core.solve.outcome import Limits
 from splitinference.core.transition import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, next_steps
 from splitinference.core.walk import Observed, Phase, Route, Target
 from splitinference.simulation.gateway import Gateway
+from splitinference.simulation.measuring import Windows
 from splitinference.simulation.observation import Observation, moment
 from splitinference.simulation.places import Places
 from splitinference.simulation.policies import Conduct
@@ -49,6 +50,7 @@ class Operator:
         self._records = records
         self._woken = env.event()
         self._memory = Memory()
+        self._windows = Windows(trace.observing.traffic_window_s)
         self._moves: list[datetime] = []
         self._lost: dict[str, str] = {}
         self._walking = False
@@ -105,7 +107,8 @@ class Operator:
         self._records.blocked += optional and decision.reason is Kept.BLOCKED
         self._step()
         looked = self._conduct.policy.mode is Mode.FROZEN or self._memory.reviewed == facts.now
-        waits = self._memory.watches or self._memory.slowed or settling(self._memory, facts, self._conduct.policy)
+        watched = self._memory.watches or self._memory.slowed or self._memory.stabilizing
+        waits = watched or settling(self._memory, facts, self._conduct.policy)
         self._settled = seen if optional and looked and not waits else None
 
     def _problem(self, plan: Plan | None) -> Problem:
@@ -128,6 +131,7 @@ class Operator:
             moves=tuple(self._moves),
             traffic=self._gateway.traffic(),
             stages=self._stages(serving),
+            measured_windows=self._measured(serving),
             serving=self._serving_plan(serving) if serving is not None else None,
             served=serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in serving.names),
             held_bytes={name: observed.held_bytes(name) for name in {segment.node for segment in observed.segments.values()}},
@@ -155,6 +159,16 @@ class Operator:
                     )
                 )
         return tuple(found)
+
+    def _measured(self, serving: Route | None) -> int:
+        """Windows in which all stages of the plan computed, since its route serves."""
+        route, now = self._target.route, self._env.now
+        if serving != route:
+            return self._windows.look(now, None, ())
+        found = ((name, self._segments.segment(name)) for name in route.names)
+        keys = ((name, (s.node, s.processor, s.start, s.end)) for name, s in found)
+        recent = ((name, self._places.steps.get(key)) for name, key in keys)
+        return self._windows.look(now, route, [name for name, steps in recent if steps is not None and steps.quartile(now) is not None])
 
     def _serving_plan(self, route: Route) -> Plan:
         """What the route serves, as a plan."""

@@ -53,6 +53,7 @@ def conduct(name: PolicyName, adaptation: Policy) -> Conduct:
                 window=nothing,
                 confirmations=1,
                 cooldown=nothing,
+                stabilization=nothing,
                 min_gain=0.0,
                 resplit_gain=0.0,
                 moves_per_hour=1_000_000,
