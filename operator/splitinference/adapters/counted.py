@@ -26,13 +26,14 @@ class CountedCluster(KubeCluster):
         self._called(method)
         return super()._call(method, path, **how)
 
-    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
         """As ever; then the newest decision is counted, if it is another than the one written before."""
-        super().patch_status(namespace, name, status)
+        written = super().patch_status(namespace, name, status, version)
         newest = next(iter(status.get("decisions") or ()), None)
         if newest is None:
-            return
+            return written
         words = f"{newest.get('time')} {newest.get('reason')} {newest.get('message')}"
         if self._last.get((namespace, name)) != words:
             self._last[namespace, name] = words
             self._decided((namespace, name), str(newest.get("transition", "")), str(newest.get("reason", "")))
+        return written

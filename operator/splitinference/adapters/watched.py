@@ -13,6 +13,7 @@ from splitinference.adapters.kept import node_kept, pod_kept, whole
 from splitinference.adapters.kube import api_path, api_version
 from splitinference.adapters.mirror import Mirror, Source, Stream
 from splitinference.controller.objects import INSTANCE, MANAGED_BY, OURS
+from splitinference.controller.ownership import belongs_to
 from splitinference.controller.ports import Manifest
 from splitinference.controller.resource import KIND
 
@@ -134,6 +135,6 @@ def _by_owner(things: Sequence[Manifest]) -> Mapping[tuple[str, str], tuple[Mani
     found: dict[tuple[str, str], list[Manifest]] = {}
     for thing in things:
         labels = thing["metadata"].get("labels") or {}
-        if labels.get(MANAGED_BY) == OURS:
+        if labels.get(MANAGED_BY) == OURS and belongs_to(thing, str(labels.get(INSTANCE, ""))):
             found.setdefault((str(thing["metadata"].get("namespace", "")), str(labels.get(INSTANCE, ""))), []).append(thing)
     return {key: tuple(values) for key, values in found.items()}
