@@ -395,6 +395,8 @@ def _meaning(error: client.ApiException, method: str, path: str) -> Exception:
             return _AlreadyThereError(message)
         case 409:
             return _ConflictError(f"{path} was changed meanwhile: {message}")
+        case 422 if "metadata.uid" in message and "immutable" in message:  # an apply to an object that was replaced since it was read
+            return _ConflictError(f"{path} was changed meanwhile: {message}")
         case 422 if _PATCH_FAILED in message:
             return _TestFailedError(message)
         case 400 | 403 | 404 | 405 | 413 | 415 | 422:
