@@ -15,9 +15,16 @@ class CountedCluster(KubeCluster):
     """Implements `Cluster`. `decided` is told resource, transition and reason of each new decision; `called` each request's method."""
 
     def __init__(
-        self, api: client.ApiClient, timeout_seconds: float, namespaces: Sequence[str], decided: Counted, called: Callable[[str], None]
+        self,
+        api: client.ApiClient,
+        timeout_seconds: float,
+        namespaces: Sequence[str],
+        decided: Counted,
+        called: Callable[[str], None],
+        *,
+        before_write: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(api, timeout_seconds, namespaces)
+        super().__init__(api, timeout_seconds, namespaces, before_write)
         self._decided = decided
         self._called = called
         self._last: dict[Key, str] = {}

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote
@@ -45,6 +45,7 @@ _PATHS = {
     "Deployment": ("/apis/apps/v1", "deployments"),
     "Role": ("/apis/rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
+    "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     KIND: (f"/apis/{API_VERSION}", PLURAL),
 }
@@ -80,9 +81,17 @@ def current_namespace(kubeconfig: str | None = None) -> str:
 class KubeCluster:
     """Implements `Cluster`. One instance may be used from many threads."""
 
-    def __init__(self, api: client.ApiClient, timeout_seconds: float, namespaces: Sequence[str] = ()) -> None:
-        """`namespaces`: those whose SplitInferences count; none means all."""
+    def __init__(
+        self,
+        api: client.ApiClient,
+        timeout_seconds: float,
+        namespaces: Sequence[str] = (),
+        before_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`namespaces`: those whose SplitInferences count; none means all. `before_write` raises UnavailableError where nothing may be
+        changed now."""
         self._api = api
+        self._before_write = before_write
         self._timeout = timeout_seconds
         self._namespaces = tuple(namespaces)
 
@@ -130,7 +139,7 @@ class KubeCluster:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         try:
             answer = self._call("PATCH", api_path(kind, about["namespace"], about["name"]), body=body, content_type=_APPLY, query=query)
-        except _NotFoundError as error:
+        except NotFoundError as error:
             self._deleted(kind, about["namespace"], about["name"])
             raise UnavailableError(f"{kind} {about['name']} was deleted meanwhile") from error
         self._wrote(kind, self._applied_alone(answer, kind))
@@ -141,7 +150,7 @@ class KubeCluster:
         path = api_path(kind, about["namespace"])
         try:
             return dict(self._call("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER}))
-        except _AlreadyThereError as error:
+        except AlreadyThereError as error:
             found = self._get(api_path(kind, about["namespace"], about["name"]))
             if found is None:
                 raise UnavailableError(f"{kind} {about['name']} was there, and is not any more") from error
@@ -174,7 +183,7 @@ class KubeCluster:
         try:
             self._call("POST", api_path(kind, about["namespace"]), body=manifest, query={"fieldManager": FIELD_MANAGER})
             return
-        except _AlreadyThereError:
+        except AlreadyThereError:
             log.debug("%s %s is there already", kind, about["name"])
         patch = [
             {"op": "test", "path": "/metadata/ownerReferences/0/uid", "value": owner_uid(manifest)},
@@ -184,7 +193,7 @@ class KubeCluster:
         try:
             path = api_path(kind, about["namespace"], about["name"])
             self._call("PATCH", path, body=patch, content_type=_JSON_PATCH, query=query)
-        except _NotFoundError as error:
+        except NotFoundError as error:
             raise UnavailableError(f"{kind} {about['name']} was deleted meanwhile") from error
         except _TestFailedError as error:
             raise NameTakenError(why_taken(None, manifest)) from error
@@ -194,7 +203,7 @@ class KubeCluster:
         kind, about = manifest["kind"], manifest["metadata"]
         try:
             self._wrote(kind, self._call("POST", api_path(kind, about["namespace"]), body=manifest, query={"fieldManager": FIELD_MANAGER}))
-        except _AlreadyThereError as error:
+        except AlreadyThereError as error:
             log.debug("%s %s is already there", kind, about["name"])
             if not owner_uid(manifest):
                 return
@@ -220,7 +229,7 @@ class KubeCluster:
         }
         try:
             answer = self._call("DELETE", api_path(kind, namespace, name), body=options)
-        except (_NotFoundError, _ConflictError):
+        except (NotFoundError, ConflictError):
             log.debug("%s %s is gone already", kind, name)
             self._deleted(kind, namespace, name)
             return
@@ -236,7 +245,7 @@ class KubeCluster:
             body["metadata"] = {"resourceVersion": version}
         try:
             answer = self._call("PATCH", api_path(KIND, namespace, name) + "/status", body=body, content_type=_MERGE)
-        except _NotFoundError:
+        except NotFoundError:
             log.debug("%s/%s is gone, its status is not written", namespace, name)
             return version
         self._wrote(KIND, answer)
@@ -284,7 +293,7 @@ class KubeCluster:
         """The whole log of a pod's only container; empty while there is none."""
         try:
             text = self._call("GET", api_path("Pod", namespace, name) + "/log", raw=True, query={"limitBytes": str(_LOG_LIMIT_BYTES)})
-        except (_NotFoundError, RefusedError):
+        except (NotFoundError, RefusedError):
             return ""
         return text if isinstance(text, str) else ""
 
@@ -305,7 +314,7 @@ class KubeCluster:
         while True:
             try:
                 answer = self._call("GET", path, query={**query, "limit": _PAGE, **page})
-            except _NotFoundError as error:
+            except NotFoundError as error:
                 raise UnavailableError(f"{path} is not known to the API server") from error
             about = answer.get("metadata") or {}
             yield [stamp | item for item in answer.get("items") or ()], str(about.get("resourceVersion", ""))
@@ -316,7 +325,7 @@ class KubeCluster:
     def _get(self, path: str) -> Manifest | None:
         try:
             return dict(self._call("GET", path))
-        except _NotFoundError:
+        except NotFoundError:
             return None
 
     def _call(
@@ -331,6 +340,8 @@ class KubeCluster:
         stream_seconds: float | None = None,
     ) -> Any:
         """The answer as JSON; as text if `raw`; an open stream that may be silent for `stream_seconds` if that is given."""
+        if method != "GET":
+            self._before_write()
         headers = {"Accept": "application/json, */*" if raw else "application/json"}
         if body is not None:
             headers["Content-Type"] = content_type
@@ -354,15 +365,15 @@ class KubeCluster:
             raise UnavailableError(f"the API server did not answer {method} {path}: {in_words(error)}") from error
 
 
-class _NotFoundError(RefusedError):
+class NotFoundError(RefusedError):
     """404."""
 
 
-class _AlreadyThereError(RefusedError):
+class AlreadyThereError(RefusedError):
     """409 AlreadyExists."""
 
 
-class _ConflictError(UnavailableError):
+class ConflictError(UnavailableError):
     """409 Conflict: the object is another, or another version, than the one that was meant."""
 
 
@@ -390,13 +401,13 @@ def _meaning(error: client.ApiException, method: str, path: str) -> Exception:
     reason, message = _said(error)
     match error.status:
         case 404 if method in ("GET", "DELETE", "PATCH"):
-            return _NotFoundError(message)
+            return NotFoundError(message)
         case 409 if reason == "AlreadyExists":
-            return _AlreadyThereError(message)
+            return AlreadyThereError(message)
         case 409:
-            return _ConflictError(f"{path} was changed meanwhile: {message}")
+            return ConflictError(f"{path} was changed meanwhile: {message}")
         case 422 if "metadata.uid" in message and "immutable" in message:  # an apply to an object that was replaced since it was read
-            return _ConflictError(f"{path} was changed meanwhile: {message}")
+            return ConflictError(f"{path} was changed meanwhile: {message}")
         case 422 if _PATCH_FAILED in message:
             return _TestFailedError(message)
         case 400 | 403 | 404 | 405 | 413 | 415 | 422:

@@ -25,9 +25,9 @@ _OURS = ("Service", "ConfigMap", "Deployment")
 class WatchedCluster(CountedCluster):
     """Implements `Cluster`. A kind is watched from when it is first asked for; `stop` ends the watches."""
 
-    def __init__(self, *settings: Any) -> None:
+    def __init__(self, *settings: Any, **more: Any) -> None:
         """As `CountedCluster`."""
-        super().__init__(*settings)
+        super().__init__(*settings, **more)
         ours = {"labelSelector": f"{MANAGED_BY}={OURS}"}
         self._mirrors: dict[str, Sequence[Mirror]] = {
             KIND: [self._mirror(KIND, namespace, {}) for namespace in self._namespaces or ("",)],
@@ -44,6 +44,10 @@ class WatchedCluster(CountedCluster):
     def split_inferences(self) -> Sequence[Manifest]:
         """All of them, in the watched namespaces; the same tuple while nothing changed."""
         return self._all(KIND)
+
+    def split_inference(self, namespace: str, name: str) -> Manifest | None:
+        """One of them, as the watch has it; None if it is gone."""
+        return next((found for mirror in self._mirrors[KIND] if (found := mirror.get(namespace, name)) is not None), None)
 
     def nodes(self) -> Sequence[Manifest]:
         """All nodes; the same tuple while nothing changed."""
