@@ -3,23 +3,29 @@
 import gc
 import logging
 import os
+import signal
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import kopf
+from kubernetes import client
+from prometheus_client import Gauge
 from pydantic import ValidationError
 
 from splitinference import __version__
 from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.gateway import GatewayRoutes
 from splitinference.adapters.kube import connect
+from splitinference.adapters.leases import KubeLeases, boot_seconds, healthy, holding, new_identity, wait_to_lead
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
 from splitinference.adapters.triton import TritonSegments
 from splitinference.adapters.watched import WatchedCluster
 from splitinference.controller import handlers
+from splitinference.controller.leading import Claims, Leadership, Watched
 from splitinference.controller.manifests import Manifests
 from splitinference.controller.passes import Ended, Key, Pass, Passes
 from splitinference.controller.ports import Ports, RefusedError, UnavailableError
@@ -34,9 +40,11 @@ _SOLVER_NICENESS = 5
 processor."""
 
 
-def one_pass(reconciler: Reconciler, key: Key) -> Pass:
-    """A pass, and what its end means to the loop that runs it."""
+def one_pass(reconciler: Reconciler, serves: Callable[[Key], bool], key: Key) -> Pass:
+    """A pass, if this operator serves the resource, and what its end means to the loop that runs it."""
     try:
+        if not serves(key):
+            return Pass(Ended.DONE)
         looked = reconciler.reconcile(*key)
     except UnavailableError as error:
         log.warning("%s/%s: not now: %s", *key, error)
@@ -47,15 +55,40 @@ def one_pass(reconciler: Reconciler, key: Key) -> Pass:
     return Pass(Ended.GONE if looked.gone else Ended.DONE, looked.again_seconds, looked.solved)
 
 
-def run(settings: Settings) -> None:
-    """Run until told to stop."""
+def run(settings: Settings) -> bool:
+    """Run until told to stop; False if another replica took over."""
     telemetry = Telemetry()
+    api = connect()
+    leases = KubeLeases(api, settings.lease_seconds, telemetry.called)
+    telemetry.serve(settings.metrics_port)
+    if not settings.lease:
+        lead(settings, telemetry, api, leases, None)
+        return True
+    valid_seconds = settings.lease_seconds - settings.kube_timeout_seconds
+    leadership = Leadership(leases, settings.lease_key, new_identity(), valid_seconds, boot_seconds)
+    Gauge("splitinference_leader", "1 while this replica leads, else 0", registry=telemetry.registry).set_function(leadership.leads)
+    stop = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with healthy(settings.health_port):
+        leads = wait_to_lead(leadership, stop)
+    signal.signal(signal.SIGTERM, before)
+    if leads:
+        log.info("holds the Lease %s", settings.lease)
+        with holding(leadership):
+            lead(settings, telemetry, api, leases, leadership)
+    return not leadership.lost
+
+
+def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases: KubeLeases, leadership: Leadership | None) -> None:
+    """Make passes until told to stop."""
     clock = SystemClock()
-    cluster = WatchedCluster(connect(), settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided, telemetry.called)
+    may_write = leadership.must_lead if leadership else lambda: None
+    cluster = WatchedCluster(
+        api, settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided, telemetry.called, before_write=may_write
+    )
     background = ThreadPoolExecutor(2, thread_name_prefix="hub")
     threads = ThreadPoolExecutor(settings.pass_threads, thread_name_prefix="pass")
     telemetry.registry.register(ResourceGauges(cluster.split_inferences))
-    telemetry.serve(settings.metrics_port)
     ports = Ports(
         cluster=cluster,
         metrics=PrometheusMetrics(settings),
@@ -66,10 +99,16 @@ def run(settings: Settings) -> None:
         clock=clock,
         planning=threading.Lock(),
     )
+    claims = Claims(settings.lease, settings.operator_class, cluster, leases, Watched(boot_seconds))
+
+    def serves(key: Key) -> bool:
+        body = cluster.split_inference(*key)
+        return body is None or claims.serves(body)
+
     with SolverProcess(niceness=_SOLVER_NICENESS) as solver, threads, background:
         reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve))
         passes = Passes(
-            one_pass=lambda key: one_pass(reconciler, key),
+            one_pass=lambda key: one_pass(reconciler, serves, key),
             executor=threads,
             resync_seconds=settings.resync_seconds,
             retry_seconds=settings.retry_seconds,
@@ -114,7 +153,8 @@ def main() -> int:
     log.info("splitinference %s, process %s", __version__, os.getpid())
     _short_pauses()
     try:
-        run(settings)
+        if not run(settings):
+            return 1
     except UnavailableError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -3,9 +3,9 @@
 What belongs to one model is in its SplitInference; here is what belongs to the cluster.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 QuerySet = Literal["nodeExporter", "cadvisor"]
@@ -162,6 +162,31 @@ class Settings(BaseSettings):
     link_mbps: float = Field(default=1000.0, gt=0, description="Mbit/s between nodes that say nothing: plain Ethernet.")
     link_rtt_ms: float = Field(default=0.5, ge=0, description="Round trip in ms between nodes that say nothing: one switch.")
 
+    # --- who acts ----------------------------------------------------------------------------------------------------------------
+    operator_class: str = Field(
+        default="default",
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        max_length=63,
+        description="Only resources whose `spec.operatorClass` is this one are served. For two releases in one cluster.",
+    )
+    lease: str = Field(
+        default="",
+        pattern=r"^([-a-z0-9.]+/[-a-z0-9.]+)?$",
+        description=(
+            "Namespace and name of the Lease, as `namespace/name`, that one replica must hold to act. Empty: no election, for an operator "
+            "outside of a cluster; it claims no resource, and leaves alone those that another operator has claimed."
+        ),
+    )
+    lease_seconds: float = Field(
+        default=10.0,
+        ge=4,
+        le=60,
+        description=(
+            "A Lease that was not renewed for so long may be taken over. Ten seconds: with the pause between two looks and the start, "
+            "a takeover takes less than 15."
+        ),
+    )
+
     # --- the operator itself -----------------------------------------------------------------------------------------------------
     kube_timeout_seconds: float = Field(
         default=5.0, gt=0, description="For one call to the API server, which answers within ms or is in trouble."
@@ -183,6 +208,20 @@ class Settings(BaseSettings):
         if quantity != quantity.strip():
             raise ValueError(f"{quantity!r} is no Kubernetes quantity")
         return quantity
+
+    @model_validator(mode="after")
+    def _lease_outlives_a_call(self) -> Self:
+        if self.lease_seconds <= self.kube_timeout_seconds + 2:
+            raise ValueError(
+                f"lease_seconds {self.lease_seconds:g} must exceed kube_timeout_seconds {self.kube_timeout_seconds:g} by more than 2 s"
+            )
+        return self
+
+    @property
+    def lease_key(self) -> tuple[str, str]:
+        """Namespace and name of the Lease."""
+        namespace, _, name = self.lease.partition("/")
+        return namespace, name
 
     @property
     def watched_namespaces(self) -> tuple[str, ...]:

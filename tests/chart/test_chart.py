@@ -68,6 +68,8 @@ def test_the_defaults_of_the_chart_are_the_operators(monkeypatch: pytest.MonkeyP
     for name, value in settings().items():
         monkeypatch.setenv(name, value)
     chart, own = Settings().model_dump(), Settings.model_construct().model_dump()
+    assert chart.pop("lease") == "ops/si-splitinference-operator"
+    assert own.pop("lease") == "", "outside of a cluster there is no election"
     assert chart == own
 
 
@@ -99,9 +101,31 @@ def test_the_operator_is_restricted():
     }
 
 
-def test_there_are_never_two_operators():
+def test_a_second_operator_stands_by_and_a_drain_or_an_upgrade_leaves_one():
     deployment = only("Deployment")["spec"]
-    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"] == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    labels = deployment["template"]["metadata"]["labels"].items()
+    budget = only("PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1, "with minAvailable a single replica that is left could never be drained"
+    (spread,) = deployment["template"]["spec"]["topologySpreadConstraints"]
+    for selector in (budget["selector"], spread["labelSelector"]):
+        assert selector["matchLabels"].items() <= labels
+
+
+def test_one_operator_alone_needs_no_budget():
+    assert "PodDisruptionBudget" not in {obj["kind"] for obj in render("operator.replicas=1")}
+    assert "topologySpreadConstraints" not in only("Deployment", "operator.replicas=1")["spec"]["template"]["spec"]
+
+
+def test_the_lease_is_the_releases_own_and_may_be_written():
+    given = settings("operatorClass=canary")
+    assert given["SPLITINFERENCE_OPERATOR_CLASS"] == "canary"
+    namespace, name = given["SPLITINFERENCE_LEASE"].split("/")
+    (role,) = [obj for obj in render() if obj["kind"] == "Role" and obj["metadata"]["name"].endswith("-own")]
+    assert role["metadata"]["namespace"] == namespace == "ops"
+    (named,) = [rule for rule in role["rules"] if rule["resources"] == ["leases"] and rule["verbs"] == ["patch"]]
+    assert named["resourceNames"] == [name]
 
 
 def test_probes_and_ports_are_those_that_the_operator_serves():
@@ -138,7 +162,7 @@ def test_the_operator_may_make_what_it_makes():
         version = obj["apiVersion"]
         group = version.split("/")[0] if "/" in version else ""
         plural = plurals.get(obj["kind"], obj["kind"].lower() + "s")
-        assert {(group, plural, verb) for verb in ("create", "patch", "delete")} <= rights, obj["kind"]
+        assert {(group, plural, verb) for verb in ("create", "patch", "get")} <= rights, obj["kind"]
 
 
 def test_the_operator_has_each_right_that_it_gives_to_a_gateway():
@@ -151,12 +175,16 @@ def test_in_some_namespaces_alone_it_writes_nowhere_else():
     sets = ("watchNamespaces={a,b}",)
     assert all(verb in ("get", "list", "watch") for _, _, verb in allowed(only("ClusterRole", *sets)["rules"]))
     roles = [obj for obj in render(*sets) if obj["kind"] == "Role"]
-    assert [role["metadata"]["namespace"] for role in roles] == ["a", "b"]
+    assert [role["metadata"]["namespace"] for role in roles] == ["ops", "a", "b"]
 
 
-def test_secrets_are_read_only_where_tokens_are_used():
-    assert not any(resource == "secrets" for _, resource, _ in allowed(only("ClusterRole", "huggingFace.tokenSecrets=false")["rules"]))
-    assert [verb for _, resource, verb in allowed(only("ClusterRole")["rules"]) if resource == "secrets"] == ["get"]
+def test_no_secret_is_read_but_the_operators_own():
+    for sets in ((), ("watchNamespaces={a,b}",)):
+        for obj in render(*sets):
+            for rule in obj["rules"] if obj["kind"] in ("Role", "ClusterRole") else ():
+                if "secrets" in rule["resources"] and set(rule["verbs"]) - {"create", "patch"}:
+                    assert obj["metadata"]["namespace"] == "ops"
+                    assert rule["resourceNames"] == ["si-splitinference-identity"]
 
 
 def test_an_account_of_ones_own_is_taken():

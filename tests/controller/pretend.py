@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from splitinference.controller.manifests import Manifests
+from splitinference.controller.ownership import belongs_to, owner_uid, why_taken
 from splitinference.controller.pods import node_of
 from splitinference.controller.ports import (
     Failing,
     Manifest,
+    NameTakenError,
     ObservedTraffic,
     Pending,
     Ports,
@@ -105,7 +107,9 @@ class Pretend:
         return [
             found
             for found in self._all(kind)
-            if found["metadata"]["namespace"] == namespace and found["metadata"]["labels"].get("app.kubernetes.io/instance") == instance
+            if found["metadata"]["namespace"] == namespace
+            and found["metadata"].get("labels", {}).get("app.kubernetes.io/instance") == instance
+            and belongs_to(found, instance)
         ]
 
     def apply(self, manifest: Manifest) -> None:
@@ -113,6 +117,8 @@ class Pretend:
         self._write(f"apply {kind} {name}")
         key = kind, manifest["metadata"]["namespace"], name
         there = self.objects.get(key)
+        if there is not None and owner_uid(there) != owner_uid(manifest):
+            raise NameTakenError(why_taken(there, manifest))
         created = there["metadata"]["creationTimestamp"] if there else stamp(self.now)
         self.objects[key] = json.loads(json.dumps(manifest))
         self.objects[key]["metadata"]["creationTimestamp"] = created
@@ -144,12 +150,13 @@ class Pretend:
         else:
             del self.objects[kind, namespace, name]
 
-    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
         assert status, "an empty patch was written"
         self._write(f"status {name}")
         found = self.objects.get(("SplitInference", namespace, name))
         if found is not None:
             found["status"] = merged(found.get("status") or {}, json.loads(json.dumps(status)))
+        return version
 
     def event(self, about: Manifest, kind: str, reason: str, message: str) -> None:
         self.events.append((kind, reason, message))

@@ -44,7 +44,7 @@ class Gateways:
         if pod is None or not is_ready(pod):
             return None
         found = self.world.objects.get(("ConfigMap", namespace, f"{instance}-route"))
-        revision = json.loads(found["data"]["route.json"])["revision"] if found else None
+        revision = json.loads(found["data"]["route.json"])["revision"] if found and "route.json" in found["data"] else None
         routes = {name: RouteState(in_flight=count, state="draining") for name, count in self.world.in_flight.items()}
         return GatewayReport(revision=revision, routes=routes, observed=self.world.traffic, failing=self.world.failing)
 

@@ -58,7 +58,9 @@ class World(Pretend):
         if key not in self.objects:
             template = deployment["spec"]["template"]
             labels = {**deployment["metadata"]["labels"], **(template["metadata"].get("labels") or {})}
-            pod = {"kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}, "spec": template["spec"]}
+            owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": f"rs-{name}", "controller": True}
+            about = {"name": name, "namespace": NAMESPACE, "labels": labels, "ownerReferences": [owner]}
+            pod = {"kind": "Pod", "metadata": about, "spec": template["spec"]}
             self.objects[key] = self._born(pod)
         spec = self.objects[key]["spec"]
         asked = labels_asked(spec).items()

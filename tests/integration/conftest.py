@@ -94,3 +94,7 @@ def a_resource(namespace: str, name: str = "chat", **changes: Any) -> dict[str, 
         "metadata": {"name": name, "namespace": namespace},
         "spec": a_spec(**changes),
     }
+
+
+def delete_resource(api: client.ApiClient, namespace: str, name: str = "chat") -> None:
+    client.CustomObjectsApi(api).delete_namespaced_custom_object("splitinference.dev", "v1alpha1", namespace, "splitinferences", name)

@@ -15,7 +15,7 @@ from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.core.plan import Segment
 from splitinference.settings import Settings
 from tests.controller.test_manifests import a_profile
-from tests.integration.conftest import a_resource
+from tests.integration.conftest import a_resource, delete_resource
 
 BUILDER = Manifests(Settings(network_policies=True))
 
@@ -106,7 +106,6 @@ def test_what_is_gone_needs_no_status_and_no_deletion(cluster: KubeCluster, name
     assert cluster.get("ConfigMap", namespace, "nobody") is None
     assert cluster.split_inference(namespace, "nobody") is None
     assert cluster.pod_log(namespace, "nobody") == ""
-    assert cluster.secret_value(namespace, "nobody", "token") is None
 
 
 def test_the_same_event_is_written_once(cluster: KubeCluster, api: client.ApiClient, resource: dict[str, Any], namespace: str):
@@ -121,12 +120,6 @@ def test_the_same_event_is_written_once(cluster: KubeCluster, api: client.ApiCli
 def test_an_event_that_cannot_be_written_is_no_error(cluster: KubeCluster, resource: dict[str, Any]):
     elsewhere = {**resource, "metadata": {**resource["metadata"], "namespace": "no-such-namespace"}}
     cluster.event(elsewhere, "Normal", "Tested", "nowhere to go")
-
-
-def test_a_secret_is_read_by_key(cluster: KubeCluster, api: client.ApiClient, namespace: str):
-    client.CoreV1Api(api).create_namespaced_secret(namespace, {"metadata": {"name": "hub"}, "stringData": {"token": "hf_x"}})
-    assert cluster.secret_value(namespace, "hub", "token") == b"aGZfeA=="
-    assert cluster.secret_value(namespace, "hub", "other") is None
 
 
 def test_what_the_server_will_not_take_is_refused_in_its_words(cluster: KubeCluster, resource: dict[str, Any]):
@@ -177,7 +170,7 @@ def test_a_watch_sees_what_others_do_and_asks_for_nothing_at_rest(api: client.Ap
         tenant = next(found for found in watched.pods() if found["metadata"]["name"] == "tenant")
         assert (node_of(tenant), requested_bytes(tenant)) == ("nowhere", 70 * 2**20)
         assert "annotations" not in tenant["metadata"], "of other tenants' pods only what counts is kept"
-        other.delete("SplitInference", namespace, "chat")
+        delete_resource(api, namespace)
         until(lambda: watched.split_inferences() == ())
     finally:
         watched.stop()

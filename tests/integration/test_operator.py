@@ -16,7 +16,7 @@ from kubernetes import client
 from splitinference.adapters.kube import KubeCluster
 from splitinference.cli.bench_control_plane import free_port
 from splitinference.controller.objects import labels
-from tests.integration.conftest import a_resource
+from tests.integration.conftest import a_resource, delete_resource
 
 RESYNC_SECONDS = 60
 
@@ -88,7 +88,7 @@ def unreadable(namespace: str) -> dict[str, Any]:
     return a_resource(namespace, placement={"nodeSelector": {"no-such": "label"}})
 
 
-def test_from_apply_to_a_word_about_it_and_to_its_end(operator: Operator, cluster: KubeCluster, namespace: str):
+def test_from_apply_to_a_word_about_it_and_to_its_end(operator: Operator, cluster: KubeCluster, api: client.ApiClient, namespace: str):
     cluster.create(unreadable(namespace))
 
     def conditions() -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_from_apply_to_a_word_about_it_and_to_its_end(operator: Operator, cluste
     assert "annotations" not in found["metadata"]
 
     before = quiet(operator)
-    cluster.delete("SplitInference", namespace, "chat")
+    delete_resource(api, namespace)
     until(lambda: cluster.split_inference(namespace, "chat") is None, 2, "the resource is gone")
     until(lambda: 'passes_total{ended="gone"} 1' in operator.get(operator.metrics_port, "/metrics"), 2, "the last pass")
     assert operator.passes() == before + 1

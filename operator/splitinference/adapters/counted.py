@@ -15,9 +15,16 @@ class CountedCluster(KubeCluster):
     """Implements `Cluster`. `decided` is told resource, transition and reason of each new decision; `called` each request's method."""
 
     def __init__(
-        self, api: client.ApiClient, timeout_seconds: float, namespaces: Sequence[str], decided: Counted, called: Callable[[str], None]
+        self,
+        api: client.ApiClient,
+        timeout_seconds: float,
+        namespaces: Sequence[str],
+        decided: Counted,
+        called: Callable[[str], None],
+        *,
+        before_write: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(api, timeout_seconds, namespaces)
+        super().__init__(api, timeout_seconds, namespaces, before_write)
         self._decided = decided
         self._called = called
         self._last: dict[Key, str] = {}
@@ -26,13 +33,14 @@ class CountedCluster(KubeCluster):
         self._called(method)
         return super()._call(method, path, **how)
 
-    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
         """As ever; then the newest decision is counted, if it is another than the one written before."""
-        super().patch_status(namespace, name, status)
+        written = super().patch_status(namespace, name, status, version)
         newest = next(iter(status.get("decisions") or ()), None)
         if newest is None:
-            return
+            return written
         words = f"{newest.get('time')} {newest.get('reason')} {newest.get('message')}"
         if self._last.get((namespace, name)) != words:
             self._last[namespace, name] = words
             self._decided((namespace, name), str(newest.get("transition", "")), str(newest.get("reason", "")))
+        return written

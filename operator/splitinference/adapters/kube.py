@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote
@@ -17,7 +17,8 @@ from kubernetes import client, config
 
 from splitinference.adapters.failures import in_words
 from splitinference.controller.objects import INSTANCE, MANAGED_BY, OURS
-from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
+from splitinference.controller.ownership import belongs_to, controller_of, is_left_over, owner_uid, why_taken
+from splitinference.controller.ports import Manifest, NameTakenError, RefusedError, UnavailableError
 from splitinference.controller.resource import API_VERSION, GROUP, KIND, PLURAL
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 FIELD_MANAGER = "splitinference"
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
+_JSON_PATCH = "application/json-patch+json"
+_PATCH_FAILED = "the server rejected our request due to an error in our request"
+"""What the API server says where a `test` of a JSON patch does not hold; an object that is invalid is named instead."""
+_NEVER_READ = ("Secret",)
 _LOG_LIMIT_BYTES = 16 * 2**20
 _PAGE = "100"
 """Objects of one answer to a list. A node may be 20 kB of JSON, and as Python has it several times that, until what counts is kept."""
@@ -40,6 +45,7 @@ _PATHS = {
     "Deployment": ("/apis/apps/v1", "deployments"),
     "Role": ("/apis/rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
+    "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     KIND: (f"/apis/{API_VERSION}", PLURAL),
 }
@@ -75,9 +81,17 @@ def current_namespace(kubeconfig: str | None = None) -> str:
 class KubeCluster:
     """Implements `Cluster`. One instance may be used from many threads."""
 
-    def __init__(self, api: client.ApiClient, timeout_seconds: float, namespaces: Sequence[str] = ()) -> None:
-        """`namespaces`: those whose SplitInferences count; none means all."""
+    def __init__(
+        self,
+        api: client.ApiClient,
+        timeout_seconds: float,
+        namespaces: Sequence[str] = (),
+        before_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`namespaces`: those whose SplitInferences count; none means all. `before_write` raises UnavailableError where nothing may be
+        changed now."""
         self._api = api
+        self._before_write = before_write
         self._timeout = timeout_seconds
         self._namespaces = tuple(namespaces)
 
@@ -100,34 +114,122 @@ class KubeCluster:
         return self._list("/api/v1/pods", "Pod", fieldSelector="status.phase!=Succeeded")
 
     def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
-        """Objects of this kind that carry our labels for this instance."""
-        return self._list(api_path(kind, namespace), kind, labelSelector=f"{MANAGED_BY}={OURS},{INSTANCE}={instance}")
+        """Objects of this kind that carry our labels for this instance and belong to it."""
+        found = self._list(api_path(kind, namespace), kind, labelSelector=f"{MANAGED_BY}={OURS},{INSTANCE}={instance}")
+        return [thing for thing in found if belongs_to(thing, instance)]
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """One object; None if there is none."""
         return self._get(api_path(kind, namespace, name))
 
     def apply(self, manifest: Manifest) -> None:
-        """Server-side apply, forced."""
-        about = manifest["metadata"]
-        path = api_path(manifest["kind"], about["namespace"], about["name"])
-        answer = self._call("PATCH", path, body=manifest, content_type=_APPLY, query={"fieldManager": FIELD_MANAGER, "force": "true"})
-        self._wrote(manifest["kind"], answer)
+        """Create it, or apply it to the object that is there if that is ours. ValueError: the manifest names no SplitInference as owner."""
+        kind, about = manifest["kind"], manifest["metadata"]
+        if not owner_uid(manifest):
+            raise ValueError(f"{kind} {about['name']} has no SplitInference as its controller")
+        if kind in _NEVER_READ:
+            self._apply_unread(manifest)
+            return
+        found = self.get(kind, about["namespace"], about["name"])
+        if found is None or owner_uid(found) != owner_uid(manifest):
+            # What was read may be older than the object that stands there now, so the API server decides.
+            found = self._made(manifest)
+        # With a UID the API server applies this to that very object, and creates none in its place.
+        body = {**manifest, "metadata": {**about, "uid": found["metadata"]["uid"]}}
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        try:
+            answer = self._call("PATCH", api_path(kind, about["namespace"], about["name"]), body=body, content_type=_APPLY, query=query)
+        except NotFoundError as error:
+            self._deleted(kind, about["namespace"], about["name"])
+            raise UnavailableError(f"{kind} {about['name']} was deleted meanwhile") from error
+        self._wrote(kind, self._applied_alone(answer, kind))
+
+    def _made(self, manifest: Manifest) -> Manifest:
+        """The object after it was created, or as it was there already with the same owner. Raises NameTakenError."""
+        kind, about = manifest["kind"], manifest["metadata"]
+        path = api_path(kind, about["namespace"])
+        try:
+            return dict(self._call("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER}))
+        except AlreadyThereError as error:
+            found = self._get(api_path(kind, about["namespace"], about["name"]))
+            if found is None:
+                raise UnavailableError(f"{kind} {about['name']} was there, and is not any more") from error
+            if owner_uid(found) != owner_uid(manifest):
+                raise NameTakenError(why_taken(found, manifest)) from error
+            return found
+
+    def _applied_alone(self, answer: Manifest, kind: str) -> Manifest:
+        """Creating notes our fields as updated, applying as applied. Only the second may stay: a field that no manifest has any more goes
+        only where nobody else has it."""
+        entries = answer["metadata"].get("managedFields") or []
+        kept = [entry for entry in entries if not _is_our_update(entry)]
+        if len(kept) == len(entries):
+            return answer
+        about = answer["metadata"]
+        patch = [
+            {"op": "test", "path": "/metadata/resourceVersion", "value": about["resourceVersion"]},
+            {"op": "replace", "path": "/metadata/managedFields", "value": kept},
+        ]
+        path = api_path(kind, about["namespace"], about["name"])
+        try:
+            return dict(self._call("PATCH", path, body=patch, content_type=_JSON_PATCH))
+        except (RefusedError, UnavailableError) as error:
+            log.debug("%s %s: who wrote which field is noted by the next apply: %s", kind, about["name"], error)
+            return answer
+
+    def _apply_unread(self, manifest: Manifest) -> None:
+        """For Secrets, which we may write and not read: created, or changed where the API server finds our owner on it."""
+        kind, about = manifest["kind"], manifest["metadata"]
+        try:
+            self._call("POST", api_path(kind, about["namespace"]), body=manifest, query={"fieldManager": FIELD_MANAGER})
+            return
+        except AlreadyThereError:
+            log.debug("%s %s is there already", kind, about["name"])
+        patch = [
+            {"op": "test", "path": "/metadata/ownerReferences/0/uid", "value": owner_uid(manifest)},
+            *({"op": "add", "path": f"/{field}", "value": manifest[field]} for field in ("data", "stringData") if field in manifest),
+        ]
+        query = {"fieldManager": FIELD_MANAGER}
+        try:
+            path = api_path(kind, about["namespace"], about["name"])
+            self._call("PATCH", path, body=patch, content_type=_JSON_PATCH, query=query)
+        except NotFoundError as error:
+            raise UnavailableError(f"{kind} {about['name']} was deleted meanwhile") from error
+        except _TestFailedError as error:
+            raise NameTakenError(why_taken(None, manifest)) from error
 
     def create(self, manifest: Manifest) -> None:
-        """Create; already there is success."""
-        path = api_path(manifest["kind"], manifest["metadata"]["namespace"])
+        """Create; already there is success, unless another owner has it."""
+        kind, about = manifest["kind"], manifest["metadata"]
         try:
-            self._wrote(manifest["kind"], self._call("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER}))
-        except _AlreadyThereError:
-            log.debug("%s %s is already there", manifest["kind"], manifest["metadata"]["name"])
+            self._wrote(kind, self._call("POST", api_path(kind, about["namespace"]), body=manifest, query={"fieldManager": FIELD_MANAGER}))
+        except AlreadyThereError as error:
+            log.debug("%s %s is already there", kind, about["name"])
+            if not owner_uid(manifest):
+                return
+            found = self._get(api_path(kind, about["namespace"], about["name"]))
+            if found is not None and owner_uid(found) != owner_uid(manifest) and not is_left_over(found, manifest):
+                raise NameTakenError(why_taken(found, manifest)) from error
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Delete in the background; not found is success."""
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        """Delete in the background the very object that was read, if it is ours."""
+        found = self.get(kind, namespace, name)
+        if found is None:
+            self._deleted(kind, namespace, name)
+            return
+        owner = controller_of(found)
+        if owner is None or not owner.is_resource:
+            log.warning("%s %s/%s is not deleted: no SplitInference is its controller", kind, namespace, name)
+            return
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": found["metadata"]["uid"]},
+        }
         try:
             answer = self._call("DELETE", api_path(kind, namespace, name), body=options)
-        except _NotFoundError:
+        except (NotFoundError, ConflictError):
             log.debug("%s %s is gone already", kind, name)
             self._deleted(kind, namespace, name)
             return
@@ -136,13 +238,18 @@ class KubeCluster:
         else:
             self._deleted(kind, namespace, name)
 
-    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
-        """Merge-patch the status; not found is success."""
+    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
+        """Merge-patch the status if the resource is as it was read; not found is success."""
+        body: dict[str, Any] = {"status": status}
+        if version:
+            body["metadata"] = {"resourceVersion": version}
         try:
-            answer = self._call("PATCH", api_path(KIND, namespace, name) + "/status", body={"status": status}, content_type=_MERGE)
-            self._wrote(KIND, answer)
-        except _NotFoundError:
+            answer = self._call("PATCH", api_path(KIND, namespace, name) + "/status", body=body, content_type=_MERGE)
+        except NotFoundError:
             log.debug("%s/%s is gone, its status is not written", namespace, name)
+            return version
+        self._wrote(KIND, answer)
+        return str(answer["metadata"].get("resourceVersion", ""))
 
     def event(self, about: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Write an Event, once for the same words about the same generation."""
@@ -186,7 +293,7 @@ class KubeCluster:
         """The whole log of a pod's only container; empty while there is none."""
         try:
             text = self._call("GET", api_path("Pod", namespace, name) + "/log", raw=True, query={"limitBytes": str(_LOG_LIMIT_BYTES)})
-        except (_NotFoundError, RefusedError):
+        except (NotFoundError, RefusedError):
             return ""
         return text if isinstance(text, str) else ""
 
@@ -207,7 +314,7 @@ class KubeCluster:
         while True:
             try:
                 answer = self._call("GET", path, query={**query, "limit": _PAGE, **page})
-            except _NotFoundError as error:
+            except NotFoundError as error:
                 raise UnavailableError(f"{path} is not known to the API server") from error
             about = answer.get("metadata") or {}
             yield [stamp | item for item in answer.get("items") or ()], str(about.get("resourceVersion", ""))
@@ -218,7 +325,7 @@ class KubeCluster:
     def _get(self, path: str) -> Manifest | None:
         try:
             return dict(self._call("GET", path))
-        except _NotFoundError:
+        except NotFoundError:
             return None
 
     def _call(
@@ -233,6 +340,8 @@ class KubeCluster:
         stream_seconds: float | None = None,
     ) -> Any:
         """The answer as JSON; as text if `raw`; an open stream that may be silent for `stream_seconds` if that is given."""
+        if method != "GET":
+            self._before_write()
         headers = {"Accept": "application/json, */*" if raw else "application/json"}
         if body is not None:
             headers["Content-Type"] = content_type
@@ -256,12 +365,24 @@ class KubeCluster:
             raise UnavailableError(f"the API server did not answer {method} {path}: {in_words(error)}") from error
 
 
-class _NotFoundError(RefusedError):
+class NotFoundError(RefusedError):
     """404."""
 
 
-class _AlreadyThereError(RefusedError):
+class AlreadyThereError(RefusedError):
     """409 AlreadyExists."""
+
+
+class ConflictError(UnavailableError):
+    """409 Conflict: the object is another, or another version, than the one that was meant."""
+
+
+class _TestFailedError(RefusedError):
+    """A JSON patch whose `test` does not hold."""
+
+
+def _is_our_update(entry: Mapping[str, Any]) -> bool:
+    return entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Update" and not entry.get("subresource")
 
 
 def api_version(kind: str) -> str:
@@ -280,9 +401,15 @@ def _meaning(error: client.ApiException, method: str, path: str) -> Exception:
     reason, message = _said(error)
     match error.status:
         case 404 if method in ("GET", "DELETE", "PATCH"):
-            return _NotFoundError(message)
+            return NotFoundError(message)
         case 409 if reason == "AlreadyExists":
-            return _AlreadyThereError(message)
+            return AlreadyThereError(message)
+        case 409:
+            return ConflictError(f"{path} was changed meanwhile: {message}")
+        case 422 if "metadata.uid" in message and "immutable" in message:  # an apply to an object that was replaced since it was read
+            return ConflictError(f"{path} was changed meanwhile: {message}")
+        case 422 if _PATCH_FAILED in message:
+            return _TestFailedError(message)
         case 400 | 403 | 404 | 405 | 413 | 415 | 422:
             return RefusedError(message)
         case _:

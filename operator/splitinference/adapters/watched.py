@@ -13,6 +13,7 @@ from splitinference.adapters.kept import node_kept, pod_kept, whole
 from splitinference.adapters.kube import api_path, api_version
 from splitinference.adapters.mirror import Mirror, Source, Stream
 from splitinference.controller.objects import INSTANCE, MANAGED_BY, OURS
+from splitinference.controller.ownership import belongs_to
 from splitinference.controller.ports import Manifest
 from splitinference.controller.resource import KIND
 
@@ -24,9 +25,9 @@ _OURS = ("Service", "ConfigMap", "Deployment")
 class WatchedCluster(CountedCluster):
     """Implements `Cluster`. A kind is watched from when it is first asked for; `stop` ends the watches."""
 
-    def __init__(self, *settings: Any) -> None:
+    def __init__(self, *settings: Any, **more: Any) -> None:
         """As `CountedCluster`."""
-        super().__init__(*settings)
+        super().__init__(*settings, **more)
         ours = {"labelSelector": f"{MANAGED_BY}={OURS}"}
         self._mirrors: dict[str, Sequence[Mirror]] = {
             KIND: [self._mirror(KIND, namespace, {}) for namespace in self._namespaces or ("",)],
@@ -43,6 +44,10 @@ class WatchedCluster(CountedCluster):
     def split_inferences(self) -> Sequence[Manifest]:
         """All of them, in the watched namespaces; the same tuple while nothing changed."""
         return self._all(KIND)
+
+    def split_inference(self, namespace: str, name: str) -> Manifest | None:
+        """One of them, as the watch has it; None if it is gone."""
+        return next((found for mirror in self._mirrors[KIND] if (found := mirror.get(namespace, name)) is not None), None)
 
     def nodes(self) -> Sequence[Manifest]:
         """All nodes; the same tuple while nothing changed."""
@@ -134,6 +139,6 @@ def _by_owner(things: Sequence[Manifest]) -> Mapping[tuple[str, str], tuple[Mani
     found: dict[tuple[str, str], list[Manifest]] = {}
     for thing in things:
         labels = thing["metadata"].get("labels") or {}
-        if labels.get(MANAGED_BY) == OURS:
+        if labels.get(MANAGED_BY) == OURS and belongs_to(thing, str(labels.get(INSTANCE, ""))):
             found.setdefault((str(thing["metadata"].get("namespace", "")), str(labels.get(INSTANCE, ""))), []).append(thing)
     return {key: tuple(values) for key, values in found.items()}

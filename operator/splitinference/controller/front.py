@@ -3,13 +3,14 @@
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from splitinference.controller.gateway import gateway_name
 from splitinference.controller.look import Seen, owner_of
 from splitinference.controller.objects import labels_asked
 from splitinference.controller.pods import labels_of
-from splitinference.controller.ports import Manifest, Ports
+from splitinference.controller.ports import Manifest, NameTakenError, Ports, RefusedError
 from splitinference.core.profile import Profile
 
 _FIRST = timedelta(seconds=10)
@@ -23,7 +24,8 @@ pod stay where its affinity holds no longer; a Deployment whose template changed
 def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, applied: str, seen: Seen) -> str:
     """Apply the gateway's objects if they are others than those `applied` names, or if the Deployment is gone. Returns what names them.
 
-    A pod on a node that lost a label which its affinity asks for makes the objects others. Raises RefusedError.
+    A pod on a node that lost a label which its affinity asks for makes the objects others. Raises RefusedError, or NameTakenError, after
+    all objects were tried.
     """
     namespace, name = owner_of(body)
     there = {str(found["metadata"]["name"]): found for found in ports.cluster.owned("Deployment", namespace, name)}
@@ -32,9 +34,21 @@ def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, applied: str,
     manifests = [_having(manifest, left) for manifest in ports.builder.gateway(body, profile)]
     digest = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
     if digest != applied or before is None:
+        refused: list[RefusedError] = []
         for manifest in manifests:
-            ports.cluster.apply(manifest)
+            try:
+                ports.cluster.apply(manifest)
+            except RefusedError as error:  # the others are made: what they are for should not suffer from this one
+                refused.append(error)
+        if refused:
+            raise _all_of(refused)
     return digest
+
+
+def _all_of(refused: Sequence[RefusedError]) -> RefusedError:
+    """One error for several; a name that is taken is what the user has to mend, whatever else was refused."""
+    taken = any(isinstance(error, NameTakenError) for error in refused)
+    return (NameTakenError if taken else RefusedError)("; ".join(str(error) for error in refused))
 
 
 def _to_leave(seen: Seen) -> str:

@@ -29,8 +29,8 @@ _PREDICTED = {
 
 
 def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
-    """Hash of all that a plan is made for: the model's content and the spec, but for how to answer to change."""
-    content = {key: value for key, value in spec.items() if key != "adaptation"}
+    """Hash of all that a plan is made for: the model's content and the spec, but for how to answer to change and by which operator."""
+    content = {key: value for key, value in spec.items() if key not in ("adaptation", "operatorClass")}
     return hashlib.sha256(json.dumps([profile.digest, profile.dtype, content], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -33,6 +33,10 @@ class RefusedError(Exception):
     """The API server will not take this object (400, 403, 422, quota). The text is what it said."""
 
 
+class NameTakenError(RefusedError):
+    """Another object has the name, and its controller is not the SplitInference that needs it. Nothing of it was changed."""
+
+
 # --- the cluster ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -51,20 +55,25 @@ class Cluster(Protocol):
 
     def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
         """Objects of `kind` (`Pod`, `Service`, `ConfigMap`, `Deployment`) with our labels for this instance
-        (`app.kubernetes.io/managed-by=splitinference`, `app.kubernetes.io/instance=<instance>`)."""
+        (`app.kubernetes.io/managed-by=splitinference`, `app.kubernetes.io/instance=<instance>`) whose controller is a SplitInference of
+        that name. Objects that merely carry the labels are not among them."""
 
     def apply(self, manifest: Manifest) -> None:
-        """Server-side apply with our field manager, forced: make the object be as this says. For all but segment pods."""
+        """Create the object, or make the one that is there be as this says (server-side apply with our field manager, forced). For all but
+        segment pods. Raises NameTakenError where an object of another owner has the name; that one is not changed."""
 
     def create(self, manifest: Manifest) -> None:
-        """Create the object (segment pods: their names come from their content). Already there is success."""
+        """Create the object (segment pods: their names come from their content). Already there is success if it has the same owner, or an
+        earlier SplitInference of the same name; else it raises NameTakenError."""
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
-        """Delete in the background, with the object's own grace period. Not found is success."""
+        """Delete the object in the background, with its own grace period, if a SplitInference is its controller. Not found is success, and
+        what has another owner is left alone."""
 
-    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
         """Merge-patch the status subresource of a SplitInference. `None` as a value removes the field; lists are replaced whole.
-        Not found is success (the resource was deleted meanwhile)."""
+        `version` is the resourceVersion that the caller read: UnavailableError where the resource was written since. Returns the new one.
+        Not found is success (the resource was deleted meanwhile) and returns `version`."""
 
     def event(self, about: Manifest, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Write an Event about `about` (a SplitInference). Failing to is not an error: the adapter logs it."""

@@ -13,7 +13,7 @@ from splitinference.controller.front import ensure_gateway, is_coming
 from splitinference.controller.look import Looker, Seen, owner_of
 from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
-from splitinference.controller.ports import Manifest, Ports, RefusedError
+from splitinference.controller.ports import Manifest, NameTakenError, Ports, RefusedError
 from splitinference.controller.prefetch import Prefetcher
 from splitinference.controller.privacy import allowed, exposed_route, promised_rules
 from splitinference.controller.prove import Proofs
@@ -129,6 +129,7 @@ class _Pass:
     sight: Sight
     reviews: Reviews
     refused: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
     problem: Problem | None = None
 
     @property
@@ -179,6 +180,7 @@ class _Pass:
         walker.ensure_services()
         stored = walker.take(steps.actions) if isinstance(steps, Steps) else seen.stored
         self.refused += walker.refused
+        self.taken += walker.taken
         # The gateway changes when its route does not: another model's tokenizer must not meet the segments of this one.
         if isinstance(steps, Done) or seen.stored is None or not seen.gateways:
             self._ensure_gateway(body, profile, seen)
@@ -262,6 +264,8 @@ class _Pass:
     def _ensure_gateway(self, body: Manifest, profile: Profile, seen: Seen) -> None:
         try:
             self.kept.gateway = ensure_gateway(self.ports, body, profile, self.kept.gateway, seen)
+        except NameTakenError as error:
+            self.taken.append(str(error))
         except RefusedError as error:
             self.refused.append(f"the gateway was refused: {error}")
 
@@ -270,24 +274,24 @@ class _Pass:
     def _finish(self, report: Report, again_seconds: float | None) -> Looked:
         self._write(report)
         doubted = bool(self.kept.proofs.doubts) or bool(report.seen.report and report.seen.report.failing)
-        self.kept.refusals = self.kept.refusals + 1 if self.refused else 0
+        self.kept.refusals = self.kept.refusals + 1 if self.refused or self.taken else 0
         if doubted or _overtaken(report.decision):
             return Looked(again_seconds=_WALKING_SECONDS)
-        if self.refused:  # a quota, say: it may take hours, and what is changed here wakes a pass anyway
+        if self.refused or self.taken:  # a quota, say: it may take hours, and what is changed here wakes a pass anyway
             return Looked(again_seconds=_WALKING_SECONDS * 2 ** min(self.kept.refusals - 1, _MOST_DOUBLINGS))
         return Looked(again_seconds=again_seconds)
 
     def _write(self, report: Report) -> None:
         """Write what changed of the status, and its events."""
-        report = replace(report, proofs=self.kept.proofs.proven, refused=tuple(self.refused))
+        report = replace(report, proofs=self.kept.proofs.proven, refused=tuple(self.refused), taken=tuple(self.taken))
         before, after = report.seen.status, status_of(report)
         patch = merge_patch(before, after)
         if not patch:
             return
-        self.ports.cluster.patch_status(*report.seen.owner, patch)
+        version = self.ports.cluster.patch_status(*report.seen.owner, patch, str(self.body["metadata"].get("resourceVersion", "")))
         for kind, reason, message in events(report, before.get("conditions") or [], after["conditions"]):
             self.ports.cluster.event(self.body, kind, reason, message)
-        self.body = {**self.body, "status": after}
+        self.body = {**self.body, "metadata": {**self.body["metadata"], "resourceVersion": version}, "status": after}
 
 
 def _overtaken(decision: Adopt | Keep | None) -> bool:

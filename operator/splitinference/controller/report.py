@@ -29,13 +29,15 @@ from splitinference.core.transition import Action, Blocked, CreateSegment, Cutov
 from splitinference.core.triggers import Reason
 from splitinference.core.walk import Phase, Route
 
+NAME_TAKEN = "NameTaken"
 _SILENT = (Kept.STEADY, Kept.CONFIRMING, Kept.SETTLING)
 Event = tuple[Literal["Normal", "Warning"], str, str]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take."""
+    """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take;
+    `taken`: objects of others that have a name of ours."""
 
     seen: Seen
     accepted: Condition
@@ -47,6 +49,7 @@ class Report:
     serving: Route | None = None
     proofs: frozenset[str] = frozenset()
     refused: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
     endpoint: str = ""
     exposed: tuple[str, ...] = ()
     verdict: Verdict | None = None
@@ -77,6 +80,8 @@ def status_of(report: Report) -> dict[str, Any]:
         made = judged(made, report.verdict.revision, report.verdict.outcome)
     if made:
         written["decisions"] = made
+    if "operator" in before:
+        written["operator"] = before["operator"]
     if recall := seen.recall.model_copy(update={"proofs": tuple(sorted(report.proofs))}).as_status():
         written["adaptation"] = recall
     if calibration := seen.calibration.as_status():
@@ -121,7 +126,9 @@ def all_conditions(report: Report) -> Iterator[Condition]:
     yield _metrics(report)
     yield progressing
     yield ready
-    stuck = [c for c in (report.accepted, planned) if c.holds is False] + ([progressing] if progressing.reason == "Blocked" else [])
+    stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
+        [progressing] if progressing.reason in ("Blocked", NAME_TAKEN) else []
+    )
     if stuck:
         yield Condition(kind=Kind.STALLED, holds=True, reason=stuck[0].reason, message=stuck[0].message)
     elif progressing.holds:
@@ -159,6 +166,8 @@ def _metrics(report: Report) -> Condition:
 
 def _progressing(report: Report) -> Condition:
     kind = Kind.PROGRESSING
+    if report.taken:
+        return Condition(kind=kind, holds=False, reason=NAME_TAKEN, message="; ".join(dict.fromkeys(report.taken)))
     if report.refused:
         return Condition(kind=kind, holds=True, reason="Refused", message="; ".join(report.refused))
     match report.steps:
@@ -184,6 +193,8 @@ def _stabilizing(report: Report) -> str:
 
 def _ready(report: Report) -> Condition:
     kind = Kind.READY
+    if report.taken:
+        return Condition(kind=kind, holds=False, reason=NAME_TAKEN, message="; ".join(dict.fromkeys(report.taken)))
     if report.serving is None:
         if report.exposed or report.seen.stopped:
             why = "; ".join(report.exposed) or "a route that keeps the rules is on its way"
@@ -232,7 +243,7 @@ def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[
         changed = (old.get("status"), old.get("reason")) != (condition["status"], condition["reason"])
         if condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE) and condition["status"] == "False" and changed:
             yield ("Warning", condition["reason"], condition["message"])
-        if condition["type"] == Kind.PROGRESSING and condition["reason"] in ("Blocked", "Refused") and changed:
+        if condition["type"] == Kind.PROGRESSING and condition["reason"] in ("Blocked", "Refused", NAME_TAKEN) and changed:
             yield ("Warning", condition["reason"], condition["message"])
         if condition["type"] == Kind.READY and condition["status"] == "True" and changed:
             yield ("Normal", condition["reason"], condition["message"])

@@ -21,6 +21,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 PLURAL = "splitinferences"
 KIND = "SplitInference"
+DEFAULT_CLASS = "default"
 
 _DURATION = re.compile(r"^(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+$")
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
@@ -330,6 +331,7 @@ class Adaptation(SpecValue):
 class Spec(SpecValue):
     """What the user asks for."""
 
+    operator_class: str = Field(default=DEFAULT_CLASS, min_length=1, max_length=63)
     model: Model
     workload: WorkloadSpec = WorkloadSpec()
     objective: ObjectiveSpec = ObjectiveSpec()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from splitinference.controller.look import Seen
 from splitinference.controller.planned import Built
-from splitinference.controller.ports import Manifest, Ports, RefusedError
+from splitinference.controller.ports import Manifest, NameTakenError, Ports, RefusedError
 from splitinference.controller.report import describe
 from splitinference.controller.resource import Resource
 from splitinference.controller.route import Stored, cut_over, read_route
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Walker:
-    """Takes steps for one resource. `body` is the resource as it was when the plan was made, `refused` what the API server did not take."""
+    """Takes steps for one resource. `body` is the resource as it was when the plan was made, `refused` what the API server did not take,
+    `taken` the objects of others that have a name of ours."""
 
     ports: Ports
     body: Manifest
@@ -25,6 +26,7 @@ class Walker:
     built: Built
     seen: Seen
     refused: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
 
     def take(self, actions: Iterable[Action]) -> Stored | None:
         """Do them. Returns the route as it is stored afterwards."""
@@ -33,6 +35,8 @@ class Walker:
             log.info("%s/%s: %s", *self.seen.owner, describe(action))
             try:
                 stored = self._do(action, stored)
+            except NameTakenError as error:
+                self.taken.append(str(error))
             except RefusedError as error:
                 self.refused.append(f"{describe(action)}: refused: {error}")
         return stored
@@ -43,7 +47,12 @@ class Walker:
         there = {found["metadata"]["name"] for found in self.ports.cluster.owned("Service", namespace, name)}
         for pod in self.seen.segments:
             if pod.name in self.built.objects and pod.name not in there:
-                self.ports.cluster.apply(self.built.objects[pod.name].service)
+                try:
+                    self.ports.cluster.apply(self.built.objects[pod.name].service)
+                except NameTakenError as error:
+                    self.taken.append(str(error))
+                except RefusedError as error:
+                    self.refused.append(f"Service of {pod.name}: refused: {error}")
 
     def _do(self, action: Action, stored: Stored | None) -> Stored | None:
         cluster, namespace = self.ports.cluster, self.seen.owner[0]

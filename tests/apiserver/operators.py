@@ -1,0 +1,72 @@
+"""Operators as processes, as the image runs them, against an API server of the test's own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from splitinference.cli.bench_control_plane import free_port
+
+
+@dataclass
+class Operator:
+    """One process."""
+
+    process: "subprocess.Popen[bytes]"
+    metrics_port: int
+    health_port: int
+
+    def get(self, port: int, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    @property
+    def healthy(self) -> bool:
+        """As the kubelet asks."""
+        return self.get(self.health_port, "/healthz") != ""
+
+    @property
+    def leads(self) -> bool:
+        """As its own metrics have it."""
+        return "splitinference_leader 1.0" in self.get(self.metrics_port, "/metrics")
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to this process alone."""
+        os.kill(self.process.pid, number)
+
+    def ends(self) -> int:
+        """Its exit status, once it has ended."""
+        return self.process.wait(120)
+
+
+@contextmanager
+def an_operator(kubeconfig: str, **settings: str) -> Iterator[Operator]:
+    """The process, until the block ends."""
+    ports = free_port(), free_port()
+    given = {"METRICS_PORT": str(ports[0]), "HEALTH_PORT": str(ports[1]), "RETRY_SECONDS": "0.5", "RESYNC_SECONDS": "1", **settings}
+    environment = {**os.environ, "KUBECONFIG": kubeconfig} | {f"SPLITINFERENCE_{name}": value for name, value in given.items()}
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "splitinference"], env=environment)
+    try:
+        yield Operator(process, *ports)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        process.wait()
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Wait for as long as a slow machine may need; the limit only keeps a broken test from hanging."""
+    for _ in range(1200):
+        try:
+            if holds():
+                return
+        except OSError:  # it does not listen yet, or not any more
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: it never came to hold")
