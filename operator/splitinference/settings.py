@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     # --- images and pods ---------------------------------------------------------------------------------------------------------
     segment_image: str = Field(default="splitinference/segment:0.1.0", description="Triton with the segment's model.")
     gateway_image: str = Field(default="splitinference/gateway:0.1.0", description="The server in front.")
+    image_architectures: str = Field(
+        default="amd64",
+        description="Architectures of the images, with commas, as in the label kubernetes.io/arch. Nodes of other architectures are not used.",
+    )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         default="IfNotPresent", description="Of all pods made here. Tags are versions, so what is there is right."
     )
@@ -70,6 +74,14 @@ class Settings(BaseSettings):
     )
     segment_start_seconds: int = Field(
         default=600, ge=30, description="A segment may take so long to load, before it is started anew. Ten minutes: 70 GB at 1 Gbit/s."
+    )
+    start_failure_seconds: float = Field(
+        default=60.0,
+        ge=5,
+        description=(
+            "A segment that fails to start (no image, no volume, a container that crashes) keeps "
+            "its node for so long; then the node is avoided. A minute: registries hiccup, and the kubelet tries three times in it."
+        ),
     )
     gateway_cpu_request: str = Field(default="50m", description="CPU request of a gateway. It waits for segments most of the time.")
     gateway_memory: str = Field(
@@ -188,6 +200,11 @@ class Settings(BaseSettings):
     def watched_namespaces(self) -> tuple[str, ...]:
         """The namespaces; none means all."""
         return _names(self.namespaces)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """What the images run on."""
+        return _names(self.image_architectures)
 
     @property
     def pull_secrets(self) -> tuple[str, ...]:

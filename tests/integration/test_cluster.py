@@ -105,7 +105,7 @@ def test_what_is_gone_needs_no_status_and_no_deletion(cluster: KubeCluster, name
     cluster.delete("Pod", namespace, "nobody")
     assert cluster.get("ConfigMap", namespace, "nobody") is None
     assert cluster.split_inference(namespace, "nobody") is None
-    assert cluster.pod_log(namespace, "nobody") == ""
+    assert cluster.pod_log(namespace, "nobody", "profile") == ""
     assert cluster.secret_value(namespace, "nobody", "token") is None
 
 

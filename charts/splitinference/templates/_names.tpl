@@ -62,7 +62,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  # listed to say why a pod does not start: volumes and sandboxes say so in events alone
+  verbs: [create, list]
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]

@@ -159,8 +159,8 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
     )
     spec["automountServiceAccountToken"] = True
     spec["tolerations"] = [*spec.get("tolerations", []), *_LEAVE_LOST_NODES]
-    if affinity := on_nodes_with([resource.spec.placement.node_selector, *terms.text_labels(resource.spec, layers)]):
-        spec["affinity"] = affinity
+    asked = [resource.spec.placement.node_selector, *terms.text_labels(resource.spec, layers)]
+    spec["affinity"] = on_nodes_with(asked, settings.architectures)
     if resource.spec.gateway.replicas > 1:
         spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
         spec["topologySpreadConstraints"] = [spread | {"labelSelector": {"matchLabels": labels(resource.name, GATEWAY)}}]

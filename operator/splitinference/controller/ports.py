@@ -53,6 +53,9 @@ class Cluster(Protocol):
         """Objects of `kind` (`Pod`, `Service`, `ConfigMap`, `Deployment`) with our labels for this instance
         (`app.kubernetes.io/managed-by=splitinference`, `app.kubernetes.io/instance=<instance>`)."""
 
+    def pod_warning(self, namespace: str, uid: str) -> str:
+        """The newest Warning event about the pod with this uid, as `reason: message`; empty where there is none, or none may be read."""
+
     def apply(self, manifest: Manifest) -> None:
         """Server-side apply with our field manager, forced: make the object be as this says. For all but segment pods."""
 
