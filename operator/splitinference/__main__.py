@@ -14,6 +14,7 @@ from splitinference import __version__
 from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.gateway import GatewayRoutes
 from splitinference.adapters.kube import connect
+from splitinference.adapters.listen import health_address
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
@@ -82,7 +83,7 @@ def run(settings: Settings) -> None:
             clusterwide=not settings.watched_namespaces,
             namespaces=settings.watched_namespaces,
             standalone=True,
-            liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
+            liveness_endpoint=f"http://{health_address(settings.pod_ip)}:{settings.health_port}/healthz",
         )
         cluster.stop()
 

@@ -78,8 +78,8 @@ def pod_spec(resource: Resource, settings: Settings, containers: Sequence[Manife
         "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": settings.pod_user,
-            "runAsGroup": settings.pod_user,
+            # Clusters that give each namespace a range of users, as OpenShift does, choose one where none is set.
+            **({} if settings.pod_user is None else {"runAsUser": settings.pod_user, "runAsGroup": settings.pod_user}),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": list(containers),

@@ -16,6 +16,7 @@ from typing import Any
 
 from splitinference.controller.machine import foreign
 from splitinference.controller.objects import Manifest, container, metadata, on_node, on_nodes_with, pod_spec
+from splitinference.controller.pod_template import PodKind, finish
 from splitinference.controller.resource import Resource, TolerationSpec
 from splitinference.controller.source import NO_WEIGHTS, model_files
 from splitinference.controller.starting import Limits, ended_with, hindrance
@@ -105,7 +106,8 @@ def profile_pod(resource: Resource, node: str, settings: Settings) -> Manifest:
     affinity = on_nodes_with([resource.spec.placement.node_selector], settings.architectures) if node == ANY_NODE else on_node(node)
     if affinity:
         spec["affinity"] = affinity
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": about | {"annotations": {"splitinference.dev/node": node}}, "spec": spec}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": about | {"annotations": {"splitinference.dev/node": node}}, "spec": spec}
+    return finish(pod, resource, settings, PodKind.JOBS)
 
 
 def candidates(resource: Resource, nodes: Sequence[Mapping[str, Any]], settings: Settings) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from splitinference.controller.gateway import GATEWAY
-from splitinference.controller.machine import foreign
+from splitinference.controller.machine import foreign, leaving
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.objects import COMPONENT, INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
@@ -67,7 +67,7 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
         ready=is_ready(node),
         labels=dict(labels),
         taints=tuple(_taints(node)),
-        excluded=foreign(labels, settings) or ("" if own else _full(processors, requested, settings)),
+        excluded=foreign(labels, settings) or leaving(node, settings) or ("" if own else _full(processors, requested, settings)),
         zone=labels.get(ZONE, ""),
         memory_free_bytes=max(0, free),
         millicores_free=max(0, int(1000 * (processors - requested))) if cores > 0 else None,
