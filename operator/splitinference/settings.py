@@ -52,7 +52,8 @@ class Settings(BaseSettings):
         description="User and group of all containers: the images' own, any but root will do. Empty: the cluster chooses (OpenShift).",
     )
     pod_template: dict[str, Any] = Field(
-        default={}, description="What is added to all pods, as JSON with the fields of spec.podTemplate, which goes before it."
+        default={"gateway": {}, "segments": {}},
+        description="What is added to all pods, as JSON with the fields of spec.podTemplate, which goes before it.",
     )
     mesh_opt_out: str = Field(
         default="segments,jobs",

@@ -107,11 +107,18 @@ def test_what_is_reserved_or_makes_no_sense_is_refused_by_name(template):
         Manifests(Settings(pod_template={"segments": template}))
 
 
+def test_what_fetches_a_model_has_the_variables_too():
+    proxy = {"name": "HTTPS_PROXY", "value": "http://proxy.corp.example:3128"}
+    _, pod = segment({"model": HUB} | of_segments(env=[proxy]))
+    assert proxy in pod["spec"]["initContainers"][0]["env"]
+
+
 def test_jobs_take_what_lets_them_run_and_nothing_that_computes():
     pod = profile_pod(resource(podTemplate={"segments": FULL}), "a", Settings())
     assert pod["spec"]["imagePullSecrets"] == [{"name": "regcred"}]
     assert pod["spec"]["securityContext"]["runAsUser"] == 1000660000
     assert "runtimeClassName" not in pod["spec"]
+    assert all(variable in pod["spec"]["containers"][0]["env"] for variable in FULL["env"]), "a proxy, say"
     assert pod["metadata"]["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "true"
     assert pod["metadata"]["annotations"]["splitinference.dev/node"] == "a"
 

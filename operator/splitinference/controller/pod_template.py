@@ -9,7 +9,7 @@ from typing import Any
 
 from splitinference.controller.objects import Manifest
 from splitinference.controller.resource import Resource
-from splitinference.controller.template_values import PodTemplate, PodTemplates
+from splitinference.controller.template_values import PodTemplate, PodTemplates, word
 from splitinference.settings import Settings
 
 
@@ -38,8 +38,8 @@ def template_of(resource: Resource, settings: Settings, kind: PodKind) -> PodTem
     if kind is PodKind.GATEWAY:
         return own.gateway.over(defaults.gateway)
     found = own.segments.over(defaults.segments)
-    # A job computes nothing, so it needs no variables and no runtime of its own.
-    return found if kind is PodKind.SEGMENTS else found.model_copy(update={"env": (), "runtime_class_name": ""})
+    # A job computes nothing, so it needs no runtime of its own; but it may need a proxy, which variables name.
+    return found if kind is PodKind.SEGMENTS else found.model_copy(update={"runtime_class_name": ""})
 
 
 def content_of(template: PodTemplate) -> dict[str, Any]:
@@ -75,7 +75,8 @@ def finish(pod: Manifest, resource: Resource, settings: Settings, kind: PodKind)
         spec["dnsConfig"] = _dns(template, spec.get("dnsConfig") or {})
     if template.env:
         added = [variable.as_container_has_it() for variable in template.env]
-        spec["containers"][0]["env"] = [*(spec["containers"][0].get("env") or []), *added]
+        for container in (spec["containers"][0], *(spec.get("initContainers") or [])):
+            container["env"] = [*(container.get("env") or []), *added]
     names = [*(secret["name"] for secret in spec.get("imagePullSecrets") or []), *template.image_pull_secrets]
     if names:
         spec["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(names)]
@@ -108,7 +109,7 @@ def _resources(spec: Manifest, settings: Settings, kind: PodKind) -> None:
 def _merged(computed: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part in ("requests", "limits"):
-        values = {**(computed.get(part) or {}), **{name: str(value) for name, value in (more.get(part) or {}).items()}}
+        values = {**(computed.get(part) or {}), **{name: str(word(value)) for name, value in (more.get(part) or {}).items()}}
         if values:
             found[part] = values
     return found

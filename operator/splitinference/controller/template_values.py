@@ -20,15 +20,17 @@ def _unreserved(keys: Mapping[str, str]) -> Mapping[str, str]:
     return keys
 
 
-def _word(value: object) -> object:
+def word(value: object) -> object:
     """YAML has numbers and booleans where Kubernetes wants strings: values such as `"8080"` lose their quotes on the way through tools."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value) if isinstance(value, int | float) else value
 
 
 def _as_text(values: object) -> object:
-    return {str(key): _word(value) for key, value in values.items()} if isinstance(values, Mapping) else values
+    return {str(key): word(value) for key, value in values.items()} if isinstance(values, Mapping) else values
 
 
 Words = Annotated[Mapping[str, str], BeforeValidator(_as_text), AfterValidator(_unreserved)]
@@ -44,7 +46,7 @@ class Variable(TemplateValue):
     """An environment variable: a value, or where it comes from, as in a pod."""
 
     name: str = Field(min_length=1, pattern="^[A-Za-z_][A-Za-z0-9_]*$")
-    value: Annotated[str, BeforeValidator(_word)] | None = None
+    value: Annotated[str, BeforeValidator(word)] | None = None
     value_from: Mapping[str, Any] | None = None
 
     @model_validator(mode="after")
