@@ -19,6 +19,7 @@ from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.gateway import GatewayRoutes
 from splitinference.adapters.kube import connect
 from splitinference.adapters.leases import KubeLeases, boot_seconds, healthy, holding, new_identity, wait_to_lead
+from splitinference.adapters.listen import health_address
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
@@ -121,7 +122,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
             clusterwide=not settings.watched_namespaces,
             namespaces=settings.watched_namespaces,
             standalone=True,
-            liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
+            liveness_endpoint=f"http://{health_address(settings.pod_ip)}:{settings.health_port}/healthz",
         )
         cluster.stop()
 

@@ -3,7 +3,7 @@
 What belongs to one model is in its SplitInference; here is what belongs to the cluster.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,12 +38,42 @@ class Settings(BaseSettings):
     # --- images and pods ---------------------------------------------------------------------------------------------------------
     segment_image: str = Field(default="splitinference/segment:0.1.0", description="Triton with the segment's model.")
     gateway_image: str = Field(default="splitinference/gateway:0.1.0", description="The server in front.")
+    image_architectures: str = Field(
+        default="amd64",
+        description="Architectures of the images, with commas, as in the label kubernetes.io/arch. Others' nodes are not used.",
+    )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         default="IfNotPresent", description="Of all pods made here. Tags are versions, so what is there is right."
     )
     image_pull_secrets: str = Field(default="", description="Names of pull secrets in the resource's namespace, with commas.")
-    pod_user: int = Field(
-        default=10001, ge=1, description="User and group of all containers: the images' own, any that is not root will do."
+    pod_user: int | None = Field(
+        default=10001,
+        ge=1,
+        description="User and group of all containers: the images' own, any but root will do. Empty: the cluster chooses (OpenShift).",
+    )
+    pod_template: dict[str, Any] = Field(
+        default={"gateway": {}, "segments": {}},
+        description="What is added to all pods, as JSON with the fields of spec.podTemplate, which goes before it.",
+    )
+    mesh_opt_out: str = Field(
+        default="segments,jobs",
+        description=(
+            "Pods that ask service meshes for no sidecar: segments, gateway, jobs (which read or fetch a model), with commas. "
+            "Segments have mutual TLS of their own, and a job with a sidecar never ends."
+        ),
+    )
+    safe_to_evict: Literal["", "true", "false"] = Field(
+        default="", description="The annotation cluster-autoscaler.kubernetes.io/safe-to-evict of segments and gateways. Empty: none."
+    )
+    do_not_disrupt: bool = Field(
+        default=False, description="Whether segments and gateways have the annotation karpenter.sh/do-not-disrupt."
+    )
+    segment_resources: dict[str, Any] = Field(
+        default={}, description="More requests and limits of segments, as JSON. CPU and memory have settings of their own."
+    )
+    gateway_resources: dict[str, Any] = Field(default={}, description="Requests and limits of gateways, as JSON, over the two settings.")
+    job_resources: dict[str, Any] = Field(
+        default={}, description="Requests and limits of containers that read or fetch a model, as JSON, over 50m and 64Mi to 256Mi."
     )
     cluster_domain: str = Field(default="cluster.local", description="Domain of the cluster's Services; kubeadm's and kind's default.")
     segment_cpu_request: str = Field(
@@ -63,6 +93,23 @@ class Settings(BaseSettings):
         ge=1,
         description="Memory of a segment server that holds no layer, in MiB. Measured on the CPU image: server, stub and libraries.",
     )
+    leaving_taints: str = Field(
+        default=(
+            "node.kubernetes.io/unschedulable,node.kubernetes.io/out-of-service,node.cloudprovider.kubernetes.io/shutdown,"
+            "karpenter.sh/disrupted,karpenter.sh/disruption,ToBeDeletedByClusterAutoscaler,DeletionCandidateOfClusterAutoscaler,"
+            "aws-node-termination-handler/spot-itn,aws-node-termination-handler/rebalance-recommendation,"
+            "aws-node-termination-handler/scheduled-maintenance,aws-node-termination-handler/asg-lifecycle-termination,"
+            "cloud.google.com/impending-node-termination,remediator.aks.microsoft.com/unschedulable"
+        ),
+        description=(
+            "Keys of taints, with commas, that say that a node is about to leave: what serves there moves at once, whatever is tolerated. "
+            "The default: cordons, and the notices of Karpenter, the cluster autoscaler, AWS, GKE and AKS."
+        ),
+    )
+    disruption_budgets: bool = Field(
+        default=True,
+        description="Make PodDisruptionBudgets: a drain goes on only after the replacement of a segment or gateway serves.",
+    )
     segment_drain_seconds: int = Field(
         default=30,
         ge=0,
@@ -70,6 +117,14 @@ class Settings(BaseSettings):
     )
     segment_start_seconds: int = Field(
         default=600, ge=30, description="A segment may take so long to load, before it is started anew. Ten minutes: 70 GB at 1 Gbit/s."
+    )
+    start_failure_seconds: float = Field(
+        default=60.0,
+        ge=5,
+        description=(
+            "A segment that fails to start (no image, no volume, a container that crashes) keeps "
+            "its node for so long; then the node is avoided. A minute: registries hiccup, and the kubelet tries three times in it."
+        ),
     )
     gateway_cpu_request: str = Field(default="50m", description="CPU request of a gateway. It waits for segments most of the time.")
     gateway_memory: str = Field(
@@ -197,10 +252,37 @@ class Settings(BaseSettings):
     )
     metrics_port: int = Field(default=8081, ge=1, le=65535, description="The operator's own metrics, for Prometheus.")
     health_port: int = Field(default=8080, ge=1, le=65535, description="GET /healthz, for the kubelet.")
+    pod_ip: str = Field(default="", description="The operator's own address, from the downward API: health is served in its family.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="INFO has one line per decision and action."
     )
     log_format: Literal["plain", "json"] = Field(default="plain", description="plain for people, json for log collectors.")
+
+    @field_validator("pod_user", mode="before")
+    @classmethod
+    def _may_be_empty(cls, user: object) -> object:
+        return None if user in ("", "null") else user
+
+    @field_validator("mesh_opt_out")
+    @classmethod
+    def _names_pods(cls, kinds: str) -> str:
+        if unknown := set(_names(kinds)) - {"segments", "gateway", "jobs"}:
+            raise ValueError(f"{', '.join(sorted(unknown))}: neither segments, gateway nor jobs")
+        return kinds
+
+    @field_validator("segment_resources", "gateway_resources", "job_resources")
+    @classmethod
+    def _are_resources(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if unknown := set(given) - {"requests", "limits"}:
+            raise ValueError(f"{', '.join(sorted(unknown))}: neither requests nor limits")
+        return given
+
+    @field_validator("segment_resources")
+    @classmethod
+    def _leave_what_is_planned(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({name for part in given.values() for name in part or {} if name in ("cpu", "memory")}):
+            raise ValueError(f"{', '.join(taken)}: the plan sets a segment's memory, the segment_cpu_* settings its CPU")
+        return given
 
     @field_validator("segment_cpu_limit", "segment_cpu_request", "gateway_cpu_request", "gateway_memory")
     @classmethod
@@ -227,6 +309,21 @@ class Settings(BaseSettings):
     def watched_namespaces(self) -> tuple[str, ...]:
         """The namespaces; none means all."""
         return _names(self.namespaces)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """What the images run on."""
+        return _names(self.image_architectures)
+
+    @property
+    def leaving_taint_keys(self) -> tuple[str, ...]:
+        """Taints of nodes that are about to leave."""
+        return _names(self.leaving_taints)
+
+    @property
+    def mesh_opt_outs(self) -> tuple[str, ...]:
+        """Kinds of pods without a service mesh's sidecar."""
+        return _names(self.mesh_opt_out)
 
     @property
     def pull_secrets(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from splitinference.controller.manifests import Manifests
+from splitinference.core.plan import Segment
 from splitinference.probe.__main__ import parser
 from splitinference.probe.rounds import Pace
 from splitinference.settings import Settings
@@ -44,7 +45,21 @@ def container(*sets: str) -> dict[str, Any]:
 
 
 def settings(*sets: str) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in container(*sets)["env"]}
+    return {entry["name"]: entry["value"] for entry in container(*sets)["env"] if "value" in entry}
+
+
+def values(tmp_path: Path, text: str) -> tuple[dict[str, Any], ...]:
+    """The chart with values from a file, as most people give them: YAML decides what is a number."""
+    file = tmp_path / "values.yaml"
+    file.write_text(text)
+    done = run("template", "si", str(CHART), "--namespace", "ops", "--values", str(file))
+    assert done.returncode == 0, done.stderr
+    return tuple(found for found in yaml.safe_load_all(done.stdout) if found)
+
+
+def environment(objects: tuple[dict[str, Any], ...]) -> dict[str, str]:
+    (deployment,) = [obj for obj in objects if obj["kind"] == "Deployment"]
+    return {entry["name"]: entry.get("value", "") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
 
 
 def test_lint_has_nothing_to_say():
@@ -157,7 +172,7 @@ def test_no_right_is_a_wildcard():
 def test_the_operator_may_make_what_it_makes():
     rights = allowed(only("ClusterRole", "networkPolicies=true")["rules"])
     builder = Manifests(Settings(network_policies=True))
-    plurals = {"NetworkPolicy": "networkpolicies"}
+    plurals = {"NetworkPolicy": "networkpolicies", "PodDisruptionBudget": "poddisruptionbudgets"}
     for obj in [*builder.gateway(a_resource(), a_profile()), builder.route(a_resource(), {})]:
         version = obj["apiVersion"]
         group = version.split("/")[0] if "/" in version else ""
@@ -327,3 +342,154 @@ def test_only_the_gateways_that_are_named_may_review_tokens():
     account = {obj["kind"]: obj for obj in Manifests(Settings()).gateway(a_resource(), a_profile())}["ServiceAccount"]["metadata"]
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_charts_crd_is_a_file_of_its_own_that_equals_the_repositorys():
+    copy, origin = CHART / "crds" / "splitinference.yaml", ROOT / "crds" / "splitinference.yaml"
+    assert not any(path.is_symlink() for path in CHART.rglob("*")), "Flux and Windows drop symlinks"
+    assert copy.read_bytes() == origin.read_bytes(), f"cp {origin.relative_to(ROOT)} {copy.relative_to(ROOT)}"
+
+
+def test_a_packaged_chart_brings_the_crd_and_lints(tmp_path):
+    assert run("package", str(CHART), "--destination", str(tmp_path)).returncode == 0
+    (packed,) = tmp_path.glob("splitinference-*.tgz")
+    assert run("lint", "--strict", str(packed)).returncode == 0
+    done = run("template", "si", str(packed), "--include-crds")
+    assert "CustomResourceDefinition" in {obj["kind"] for obj in yaml.safe_load_all(done.stdout) if obj}
+
+
+# --- umbrella charts -----------------------------------------------------------------------------------------------------------------
+
+
+def umbrella(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """The chart below another, with these values of the other."""
+    (folder / "charts").mkdir()
+    assert run("package", str(CHART), "--destination", str(folder / "charts")).returncode == 0
+    dependency = {"name": "splitinference", "version": "*", "condition": "splitinference.enabled", "repository": ""}
+    about = {"apiVersion": "v2", "name": "umbrella", "version": "1.0.0", "dependencies": [dependency]}
+    (folder / "Chart.yaml").write_text(yaml.safe_dump(about))
+    (folder / "values.yaml").write_text(text)
+    return run("template", "up", str(folder), "--namespace", "ops")
+
+
+def test_an_umbrella_chart_may_have_a_condition_and_globals(tmp_path):
+    text = """
+global: {imageRegistry: registry.corp.example/mirror/, imagePullSecrets: [one, {name: two}], other: 1}
+splitinference: {enabled: true, segments: {user: null}}
+"""
+    done = umbrella(tmp_path, text)
+    assert done.returncode == 0, done.stderr
+    objects = tuple(obj for obj in yaml.safe_load_all(done.stdout) if obj)
+    (deployment,) = [obj for obj in objects if obj["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"].startswith("registry.corp.example/mirror/splitinference/operator:")
+    assert pod["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+    given = environment(objects)
+    assert given["SPLITINFERENCE_SEGMENT_IMAGE"].startswith("registry.corp.example/mirror/splitinference/segment:")
+    assert given["SPLITINFERENCE_IMAGE_PULL_SECRETS"] == "one,two"
+
+
+def test_a_condition_that_is_false_leaves_it_out(tmp_path):
+    done = umbrella(tmp_path, "splitinference: {enabled: false}")
+    assert done.returncode == 0, done.stderr
+    assert "Deployment" not in done.stdout
+
+
+# --- what values look like -----------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_stand_where_kubernetes_wants_strings(tmp_path):
+    objects = values(
+        tmp_path,
+        """
+segments: {cpuRequest: 1, cpuLimit: 2.5, user: 1000660000, resources: {limits: {ephemeral-storage: 1000000000}}}
+operator: {podAnnotations: {a: 8080, b: true, c: 1.5}, nodeSelector: {gpu: true, pool: 3}}
+extraSettings: {PROFILE_SECONDS: 1000000, LINK_MBPS: 0.5}
+podTemplate: {segments: {annotations: {port: 8080, on: true}, env: [{name: THREADS, value: 8}]}}
+disruption: {safeToEvict: true}
+""",
+    )
+    given = environment(objects)
+    (deployment,) = [obj for obj in objects if obj["kind"] == "Deployment"]
+    template = deployment["spec"]["template"]
+    assert {"a": "8080", "b": "true", "c": "1.5"}.items() <= template["metadata"]["annotations"].items()
+    assert template["spec"]["nodeSelector"] == {"gpu": "true", "pool": "3"}
+    assert (given["SPLITINFERENCE_SEGMENT_CPU_REQUEST"], given["SPLITINFERENCE_SEGMENT_CPU_LIMIT"]) == ("1", "2.5")
+    assert given["SPLITINFERENCE_POD_USER"] == "1000660000"
+    assert (given["SPLITINFERENCE_PROFILE_SECONDS"], given["SPLITINFERENCE_LINK_MBPS"]) == ("1000000", "0.5")
+    for name in ("SPLITINFERENCE_POD_TEMPLATE", "SPLITINFERENCE_SEGMENT_RESOURCES", "SPLITINFERENCE_SAFE_TO_EVICT"):
+        assert given[name]
+
+
+def test_the_operator_takes_what_such_values_become(tmp_path, monkeypatch):
+    text = """
+segments: {user: "", resources: {limits: {ephemeral-storage: 1000000000}}}
+podTemplate: {segments: {annotations: {port: 8080, on: true}, env: [{name: THREADS, value: 8}]}, gateway: {priorityClassName: high}}
+serviceMesh: {optOut: []}
+"""
+    for name, value in environment(values(tmp_path, text)).items():
+        monkeypatch.setenv(name, value)
+    read = Settings()
+    assert read.pod_user is None
+    assert read.mesh_opt_outs == ()
+    pod = Manifests(read).segment(a_resource(), a_profile(), Segment(start=0, end=4, node="a"), 1, 1).pod
+    assert {"port": "8080", "on": "true"}.items() <= pod["metadata"]["annotations"].items()
+    assert {"name": "THREADS", "value": "8"} in pod["spec"]["containers"][0]["env"]
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "1000000000"
+
+
+def test_a_digest_goes_before_a_tag():
+    digest = "sha256:" + "a" * 64
+    given = settings("images.segment.digest=" + digest, "images.segment.tag=x")
+    assert given["SPLITINFERENCE_SEGMENT_IMAGE"] == f"splitinference/segment@{digest}"
+    assert run("template", "si", str(CHART), "--set", "images.segment.digest=latest").returncode != 0
+
+
+def test_names_stay_within_kubernetes_limits_for_the_longest_release():
+    done = run(
+        "template", "r" * 53, str(CHART), "--set", PROBE, "--set", "podMonitors.enabled=true", "--set", "serviceMonitor.enabled=true"
+    )
+    assert done.returncode == 0, done.stderr
+    for obj in (found for found in yaml.safe_load_all(done.stdout) if found):
+        limit = 253 if obj["kind"].startswith("Cluster") else 63
+        assert len(obj["metadata"]["name"]) <= limit, obj["metadata"]["name"]
+        assert all(len(str(value)) <= 63 for value in obj["metadata"]["labels"].values())
+
+
+# --- pod monitors and budgets --------------------------------------------------------------------------------------------------------
+
+
+def test_pod_monitors_find_segments_and_gateways_by_their_metrics_port():
+    assert not any(obj["kind"] == "PodMonitor" for obj in render())
+    monitors = [obj["spec"] for obj in render("podMonitors.enabled=true") if obj["kind"] == "PodMonitor"]
+    builder = Manifests(Settings())
+    segment = builder.segment(a_resource(), a_profile(), Segment(start=0, end=4, node="a"), 1, 1).pod
+    gateway = next(obj for obj in builder.gateway(a_resource(), a_profile()) if obj["kind"] == "Deployment")["spec"]["template"]
+    labels = {"app.kubernetes.io/managed-by": "splitinference"}
+    for pod in (segment, gateway):
+        (monitor,) = [m for m in monitors if m["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()]
+        (endpoint,) = monitor["podMetricsEndpoints"]
+        ports = {port["name"]: str(port["containerPort"]) for port in pod["spec"]["containers"][0]["ports"]}
+        assert ports[endpoint["port"]] == pod["metadata"]["annotations"]["prometheus.io/port"]
+        assert labels.items() <= monitor["selector"]["matchLabels"].items()
+        assert monitor["namespaceSelector"] == {"any": True}
+    some = [obj["spec"] for obj in render("podMonitors.enabled=true", "watchNamespaces={a,b}") if obj["kind"] == "PodMonitor"]
+    assert all(monitor["namespaceSelector"] == {"matchNames": ["a", "b"]} for monitor in some)
+
+
+def test_services_take_both_families_and_the_probes_one():
+    services = [obj["spec"] for obj in render(PROBE) if obj["kind"] == "Service"]
+    assert {spec.get("clusterIP", ""): spec["ipFamilyPolicy"] for spec in services} == {"": "PreferDualStack", "None": "SingleStack"}
+
+
+def test_the_operator_may_list_events_and_keep_what_it_owns():
+    rights = allowed(only("ClusterRole")["rules"])
+    assert ("", "events", "list") in rights
+    for group, plural in (("rbac.authorization.k8s.io", "roles"), ("policy", "poddisruptionbudgets"), ("", "services")):
+        assert {(group, plural, verb) for verb in ("list", "watch", "create", "patch")} <= rights
+    assert not any(
+        resource == "poddisruptionbudgets" for _, resource, _ in allowed(only("ClusterRole", "disruption.budgets=false")["rules"])
+    )

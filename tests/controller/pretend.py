@@ -58,6 +58,8 @@ class Pretend:
     stuck: set[str] = field(default_factory=set)
     closed: set[str] = field(default_factory=set)
     refuse: set[str] = field(default_factory=set)
+    told: dict[str, str] = field(default_factory=dict)
+    hinders: dict[str, dict[str, Any]] = field(default_factory=dict)
     events: list[tuple[str, str, str]] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
     killed_after: int | None = None
@@ -111,6 +113,9 @@ class Pretend:
             and found["metadata"].get("labels", {}).get("app.kubernetes.io/instance") == instance
             and belongs_to(found, instance)
         ]
+
+    def pod_warning(self, _: str, uid: str) -> str:
+        return next((text for name, text in self.told.items() for pod in self._all("Pod") if _is(pod, name, uid)), "")
 
     def apply(self, manifest: Manifest) -> None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
@@ -209,3 +214,7 @@ class Pretend:
         """Names of the serving route's segments."""
         found = self.objects.get(("ConfigMap", NAMESPACE, f"{instance}-route"))
         return [hop["segment"] for p in json.loads(found["data"]["route.json"])["pipelines"] for hop in p] if found else []
+
+
+def _is(pod: Manifest, node: str, uid: str) -> bool:
+    return pod["metadata"].get("uid") == uid and node_of(pod) == node

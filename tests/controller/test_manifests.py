@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from splitinference.controller.manifests import Manifests
+from splitinference.controller.objects import labels_asked
 from splitinference.core.plan import Segment
 from splitinference.core.profile import Layer, Profile
 from splitinference.settings import Settings
@@ -271,14 +272,16 @@ def test_the_gateway_sees_text_so_it_keeps_the_rules_of_first_and_last_layers():
         "spec"
     ]
     (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert {(e["key"], e["values"][0]) for e in term["matchExpressions"]} == {("trusted", "true"), ("pool", "edge")}
+    machine = {("kubernetes.io/os", "linux"), ("kubernetes.io/arch", "amd64")}
+    assert {(e["key"], e["values"][0]) for e in term["matchExpressions"]} == {("trusted", "true"), ("pool", "edge"), *machine}
+    assert labels_asked(spec) == {"trusted": "true", "pool": "edge"}
 
 
 def test_rules_that_contradict_each_other_leave_no_node_rather_than_one_that_breaks_them():
     rules = [{"layers": "first", "nodeLabels": {"zone": "a"}}, {"layers": "last", "nodeLabels": {"zone": "b"}}]
     spec = gateway(a_resource(privacy={"rules": rules}))["Deployment"]["spec"]["template"]["spec"]
     (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert sorted(e["values"][0] for e in term["matchExpressions"]) == ["a", "b"]
+    assert sorted(e["values"][0] for e in term["matchExpressions"] if e["key"] == "zone") == ["a", "b"]
 
 
 def test_a_gateway_leaves_a_lost_node_within_seconds_and_keeps_the_users_tolerations():

@@ -265,7 +265,9 @@ def test_failures_are_counted_once_each_and_end_in_quarantine():
     for count, uid in enumerate(("1", "1", "2", "3")):
         assert recall.quarantined(NOW) == {}
         recall = recall.failed([failing(uid)], WANTED, NOW + timedelta(seconds=count))
-    assert recall.quarantined(NOW + timedelta(seconds=5)) == {"a": "3 failures since 00:00:00, last: OOMKilled"}
+    assert recall.quarantined(NOW + timedelta(seconds=5)) == {
+        "a": "3 failures since 00:00:00, last: OOMKilled; the node is avoided until 00:10:03"
+    }
     assert recall.quarantined(NOW + timedelta(minutes=11)) == {}
 
 

@@ -9,6 +9,7 @@ from splitinference.controller import profiling
 from splitinference.controller.profiling import ANY_NODE, Failed, Start, Step, Take, Wait, next_step
 from splitinference.controller.resource import Resource, read_resource
 from splitinference.settings import Settings
+from tests.controller import kubelet
 from tests.controller.test_manifests import CLAIM, a_resource
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -31,7 +32,7 @@ def a_node(name: str, ready: bool = True, taints: tuple[dict[str, str], ...] = (
 
 def a_pod(on: str, phase: str, seconds_ago: float = 5, message: str = "", of: Resource | None = None) -> dict[str, Any]:
     created = (NOW - timedelta(seconds=seconds_ago)).isoformat().replace("+00:00", "Z")
-    states = [{"state": {"terminated": {"message": message}}}] if message else []
+    states = [{"name": "profile", "state": {"terminated": {"message": message}}}] if message else []
     name = profiling.pod_name(of or resource(), on, SETTINGS)
     return {"metadata": {"name": name, "creationTimestamp": created}, "status": {"phase": phase, "containerStatuses": states}}
 
@@ -107,7 +108,8 @@ def test_a_claim_is_read_wherever_the_scheduler_can():
     claimed = resource(model=CLAIM)
     assert step(of=claimed) == Start((ANY_NODE,))
     pod = profiling.profile_pod(claimed, ANY_NODE, SETTINGS)
-    assert "affinity" not in pod["spec"]
+    (term,) = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert {e["key"] for e in term["matchExpressions"]} == {"kubernetes.io/os", "kubernetes.io/arch"}
     assert isinstance(step(a_pod(ANY_NODE, "Running", of=claimed), of=claimed), Wait)
 
 
@@ -130,3 +132,39 @@ def test_what_is_kept_is_kept_for_its_source_alone():
 @pytest.mark.parametrize("damaged", ["", "!", "aGVsbG8=", profiling.pack({}, {})[:-8]])
 def test_what_is_damaged_is_not_unpacked(damaged):
     assert profiling.unpack(damaged) is None
+
+
+# --- pods as real clusters make them -------------------------------------------------------------------------------------------------
+
+
+def with_sidecar(on: str, ended: dict[str, Any] | None, phase: str = "Running") -> dict[str, Any]:
+    pod = a_pod(on, phase)
+    own = kubelet.status("profile", {"terminated": ended} if ended else kubelet.RUNNING)
+    pod["status"]["containerStatuses"] = [kubelet.MESH, own]
+    return pod
+
+
+def test_a_sidecar_that_runs_on_does_not_keep_what_was_read_from_being_taken():
+    pod = with_sidecar("a", {"exitCode": 0, "reason": "Completed"})
+    assert step(pod) == Take(pod["metadata"]["name"])
+
+
+def test_our_own_container_says_why_it_failed_wherever_it_stands():
+    pods = [with_sidecar(node, {"exitCode": 1, "reason": "Error", "message": "no config.json in /models/m"}) for node in "abcd"]
+    failed = step(*pods)
+    assert isinstance(failed, Failed)
+    assert "a: no config.json in /models/m" in failed.message
+
+
+def test_what_hinders_a_reading_pod_is_said_while_it_waits():
+    pods = [a_pod(node, "Pending") for node in "abc"]
+    pods[0]["status"]["containerStatuses"] = [kubelet.REGISTRY_DOWN | {"name": "profile"}]
+    waiting = step(*pods)
+    assert isinstance(waiting, Wait)
+    assert "connection refused" in waiting.message
+
+
+def test_a_model_is_not_read_on_machines_that_the_image_does_not_run_on():
+    arm = a_node("a", **{"kubernetes.io/arch": "arm64"})
+    windows = a_node("b", **{"kubernetes.io/os": "windows", "kubernetes.io/arch": "amd64"})
+    assert step(nodes=[arm, windows, a_node("c", **{"kubernetes.io/arch": "amd64"})]) == Start(("c",))

@@ -10,8 +10,11 @@ from splitinference.controller.quantity import quantity
 from splitinference.controller.readings import Measured
 from splitinference.controller.snapshot import Reading, Sources, claims, read_snapshot
 from splitinference.core.cluster import LinkQuality
+from splitinference.core.cost.eligible import unusable
+from splitinference.core.problem import Constraints, Toleration
 from splitinference.settings import Settings
 from tests.controller.world import a_node
+from tests.core.planning import a_problem
 
 MIB = 1024 * 1024
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -84,13 +87,38 @@ def asking(cores: str, instance: str = "") -> dict[str, Any]:
 
 def test_a_node_whose_cores_are_all_requested_takes_no_segment_however_idle_it_is():
     node = a_node("a", cores=2)
-    assert read([node], [asking("1"), asking("900m")]).snapshot.nodes[0].taints == ()
-    (taint,) = read([node], [asking("1"), asking("950m")]).snapshot.nodes[0].taints
-    assert (taint.key, taint.value) == ("splitinference.dev/cores-requested", "1.95 of 2")
+    assert read([node], [asking("1"), asking("900m")]).snapshot.nodes[0].excluded == ""
+    full = read([node], [asking("1"), asking("950m")]).snapshot.nodes[0]
+    assert full.excluded == "1.95 of its 2 cores are requested, and a segment requests 100m"
 
 
 def test_a_segment_that_is_there_stays_where_all_cores_are_requested():
-    assert read([a_node("a", cores=2)], [asking("1950m"), asking("50m", "chat")]).snapshot.nodes[0].taints == ()
+    assert read([a_node("a", cores=2)], [asking("1950m"), asking("50m", "chat")]).snapshot.nodes[0].excluded == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ({"kubernetes.io/os": "windows", "kubernetes.io/arch": "amd64"}, "its operating system is windows, the images are for linux"),
+        ({"kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64"}, "its architecture is arm64, the images are for amd64"),
+        ({"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}, ""),
+        ({}, ""),
+    ],
+)
+def test_nodes_that_the_images_do_not_run_on_are_excluded_whatever_is_tolerated(labels, why):
+    node = a_node("a")
+    node["metadata"]["labels"] |= labels
+    (found,) = read([node]).snapshot.nodes
+    assert found.excluded == why
+    assert unusable(found, a_problem(found, constraints=Constraints(tolerations=(Toleration(operator="Exists"),)))) == (why or None)
+
+
+def test_images_for_several_architectures_run_on_all_of_them():
+    node = a_node("a")
+    node["metadata"]["labels"]["kubernetes.io/arch"] = "arm64"
+    settings = SETTINGS.model_copy(update={"image_architectures": "amd64, arm64"})
+    sources = Sources(now=NOW, nodes=[node], pods=[], measured=Measured(), held={}, owner=("team", "chat"))
+    assert read_snapshot(sources, settings).snapshot.nodes[0].excluded == ""
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ from tests.core.planning import Exhaustive, a_profile
 __all__ = ["MIB", "NAMESPACE", "SETTINGS", "Killed", "Operator", "World", "a_body", "a_node", "is_ready", "seen_traffic"]
 
 
+_WAITING = (("PodScheduled", "True"), ("Ready", "False"))
+
+
 @dataclass
 class World(Pretend):
     """The cluster and everything else outside. `step` makes time pass."""
@@ -98,6 +101,13 @@ class World(Pretend):
                 ]
                 return
             pod["spec"]["nodeName"] = node
+            pod["bound"] = stamp(self.now)
+        if node in self.hinders and pod["metadata"]["labels"].get("app.kubernetes.io/component") == "segment":
+            waits = [{"type": kind, "status": value, "lastTransitionTime": pod["bound"]} for kind, value in _WAITING]
+            pod["status"] |= {"phase": "Pending", "conditions": waits, **self.hinders[node]}
+            return
+        if any("waiting" in c["state"] for c in pod["status"].get("containerStatuses", [])):
+            del pod["status"]["containerStatuses"]
         pod["status"] |= {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
         pod["status"].setdefault("containerStatuses", [{"name": "segment", "restartCount": 0, "state": {"running": {}}}])
 

@@ -105,7 +105,7 @@ def test_what_is_gone_needs_no_status_and_no_deletion(cluster: KubeCluster, name
     cluster.delete("Pod", namespace, "nobody")
     assert cluster.get("ConfigMap", namespace, "nobody") is None
     assert cluster.split_inference(namespace, "nobody") is None
-    assert cluster.pod_log(namespace, "nobody") == ""
+    assert cluster.pod_log(namespace, "nobody", "profile") == ""
 
 
 def test_the_same_event_is_written_once(cluster: KubeCluster, api: client.ApiClient, resource: dict[str, Any], namespace: str):

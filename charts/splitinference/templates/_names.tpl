@@ -1,5 +1,5 @@
 {{- define "splitinference.name" -}}
-{{- if contains .Chart.Name .Release.Name -}}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{- else -}}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{- end -}}
+{{- if contains .Chart.Name .Release.Name -}}{{ .Release.Name | trunc 46 | trimSuffix "-" }}{{- else -}}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 46 | trimSuffix "-" }}{{- end -}}
 {{- end }}
 
 {{- define "splitinference.serviceAccount" -}}
@@ -16,7 +16,7 @@ app.kubernetes.io/component: operator
 {{ include "splitinference.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "splitinference.probeSelector" -}}
@@ -29,11 +29,37 @@ app.kubernetes.io/component: probe
 {{ include "splitinference.probeSelector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
+{{/* A digest names the content, so it goes before a tag. global.imageRegistry is what umbrella charts give all of their charts. */}}
 {{- define "splitinference.image" -}}
-{{ .image.repository }}:{{ .image.tag | default .appVersion }}
+{{- $global := .global | default dict -}}
+{{- with $global.imageRegistry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{- .image.repository -}}
+{{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ .image.tag | default .appVersion }}{{ end -}}
+{{- end }}
+
+{{/* Names of pull secrets, with commas: those of the chart and of global.imagePullSecrets, which may be names or {name: …}. */}}
+{{- define "splitinference.pullSecrets" -}}
+{{- $names := list -}}
+{{- range .Values.images.pullSecrets }}{{ $names = append $names . }}{{ end -}}
+{{- range ((.Values.global | default dict).imagePullSecrets | default list) }}
+{{- if kindIs "map" . }}{{ $names = append $names .name }}{{ else }}{{ $names = append $names . }}{{ end -}}
+{{- end -}}
+{{- $names | uniq | join "," -}}
+{{- end }}
+
+{{/* A number as it was written: templates have 1000000 as 1e+06, which is no whole number to whoever reads it. */}}
+{{- define "splitinference.text" -}}
+{{- if and (kindIs "float64" .) (eq (. | int64 | float64) .) -}}{{ . | int64 }}{{- else -}}{{ . }}{{- end -}}
+{{- end }}
+
+{{/* Labels, annotations and node selectors: their values are strings, also where values.yaml has a number or a boolean. */}}
+{{- define "splitinference.words" -}}
+{{- range $key, $value := . }}
+{{ $key | quote }}: {{ include "splitinference.text" $value | quote }}
+{{- end }}
 {{- end }}
 
 {{- define "splitinference.lease" -}}
@@ -77,7 +103,8 @@ alone; all else goes with its SplitInference.
   verbs: [create, patch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  # listed to say why a pod does not start: volumes and sandboxes say so in events alone
+  verbs: [create, list]
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch]
@@ -85,10 +112,15 @@ alone; all else goes with its SplitInference.
 # it does not have, and policy.admission limits these Roles to that one rule.
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
-  verbs: [get, create, patch]
+  verbs: [get, list, watch, create, patch]
 {{- if .Values.networkPolicies }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, create, patch]
+  verbs: [get, list, watch, create, patch]
+{{- end }}
+{{- if .Values.disruption.budgets }}
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 {{- end }}

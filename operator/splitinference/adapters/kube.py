@@ -122,6 +122,17 @@ class KubeCluster:
         """One object; None if there is none."""
         return self._get(api_path(kind, namespace, name))
 
+    def pod_warning(self, namespace: str, uid: str) -> str:
+        """The newest Warning event about the pod."""
+        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": "100"}
+        try:
+            found = self._call("GET", api_path("Event", namespace), query=query).get("items") or []
+        except RefusedError as error:  # older rights do not include it: then the pod's status has to do
+            log.debug("events about a pod in %s cannot be read: %s", namespace, error)
+            return ""
+        newest = max(found, key=_last_seen, default=None)
+        return f"{newest.get('reason', '')}: {newest.get('message', '')}" if newest else ""
+
     def apply(self, manifest: Manifest) -> None:
         """Create it, or apply it to the object that is there if that is ours. ValueError: the manifest names no SplitInference as owner."""
         kind, about = manifest["kind"], manifest["metadata"]
@@ -289,11 +300,13 @@ class KubeCluster:
     def _deleted(self, kind: str, namespace: str, name: str) -> None:
         """We deleted it, and it is gone."""
 
-    def pod_log(self, namespace: str, name: str) -> str:
-        """The whole log of a pod's only container; empty while there is none."""
+    def pod_log(self, namespace: str, name: str, container: str) -> str:
+        """The whole log of our own container of a pod, whatever others were added to it; empty while there is none."""
+        query = {"limitBytes": str(_LOG_LIMIT_BYTES), "container": container}
         try:
-            text = self._call("GET", api_path("Pod", namespace, name) + "/log", raw=True, query={"limitBytes": str(_LOG_LIMIT_BYTES)})
-        except (NotFoundError, RefusedError):
+            text = self._call("GET", api_path("Pod", namespace, name) + "/log", raw=True, query=query)
+        except (NotFoundError, RefusedError) as error:
+            log.warning("the log of container %s of pod %s/%s cannot be read: %s", container, namespace, name, error)
             return ""
         return text if isinstance(text, str) else ""
 
@@ -363,6 +376,13 @@ class KubeCluster:
             raise _meaning(error, method, path) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise UnavailableError(f"the API server did not answer {method} {path}: {in_words(error)}") from error
+
+
+def _last_seen(event: Manifest) -> str:
+    """When an event was last seen, as text that sorts: writers of events fill in different fields."""
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"), event["metadata"].get("creationTimestamp"))
+    return str(next((time for time in times if time), ""))
 
 
 class NotFoundError(RefusedError):

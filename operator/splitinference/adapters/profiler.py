@@ -99,7 +99,7 @@ class Profiler:
             case profiling.Wait(message):
                 return Pending(message=message)
             case profiling.Take(pod_name):
-                packed = profiling.from_log(self._cluster.pod_log(resource.namespace, pod_name))
+                packed = profiling.from_log(self._cluster.pod_log(resource.namespace, pod_name, profiling.PROFILE))
                 if packed is not None:
                     return packed
                 self._cluster.delete("Pod", resource.namespace, pod_name)

@@ -4,11 +4,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from splitinference.adapters.listen import any_address
 from splitinference.controller.passes import Key, Pass
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
 from splitinference.core.judged import Solve
@@ -75,9 +77,10 @@ class Telemetry:
 
         return counted
 
-    def serve(self, port: int) -> None:
-        """Answer scrapes on this port, in a thread of its own."""
-        start_http_server(port, registry=self.registry)
+    def serve(self, port: int) -> WSGIServer:
+        """Answer scrapes on this port, in a thread of its own, until the server is shut down."""
+        server, _ = start_http_server(port, addr=any_address(), registry=self.registry)
+        return server
 
 
 class ResourceGauges(Collector):

@@ -14,6 +14,7 @@ from splitinference.controller.objects import (
     pod_spec,
     scraped,
 )
+from splitinference.controller.pod_template import PodKind, finish
 from splitinference.controller.resource import Resource
 from splitinference.controller.source import NO_WEIGHTS, model_files
 from splitinference.settings import Settings
@@ -88,6 +89,7 @@ def gateway_objects(resource: Resource, settings: Settings, layers: int) -> Sequ
         "metadata": metadata(resource, name, GATEWAY),
         "spec": {
             "type": "ClusterIP",
+            "ipFamilyPolicy": "PreferDualStack",
             "selector": labels(resource.name, GATEWAY),
             "ports": [
                 {"name": "http", "port": 80, "targetPort": "http"},
@@ -159,8 +161,8 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
     )
     spec["automountServiceAccountToken"] = True
     spec["tolerations"] = [*spec.get("tolerations", []), *_LEAVE_LOST_NODES]
-    if affinity := on_nodes_with([resource.spec.placement.node_selector, *terms.text_labels(resource.spec, layers)]):
-        spec["affinity"] = affinity
+    asked = [resource.spec.placement.node_selector, *terms.text_labels(resource.spec, layers)]
+    spec["affinity"] = on_nodes_with(asked, settings.architectures)
     if resource.spec.gateway.replicas > 1:
         spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
         spec["topologySpreadConstraints"] = [spread | {"labelSelector": {"matchLabels": labels(resource.name, GATEWAY)}}]
@@ -173,7 +175,12 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
             "revisionHistoryLimit": 1,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "selector": {"matchLabels": labels(resource.name, GATEWAY)},
-            "template": {"metadata": {"labels": labels(resource.name, GATEWAY), "annotations": scraped(PORT)}, "spec": spec},
+            "template": finish(
+                {"metadata": {"labels": labels(resource.name, GATEWAY), "annotations": scraped(PORT)}, "spec": spec},
+                resource,
+                settings,
+                PodKind.GATEWAY,
+            ),
         },
     }
 

@@ -1,12 +1,13 @@
 """All that one pass reads, read once, and made into what the core understands."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from splitinference.controller.calibration import Calibration, read_calibration
-from splitinference.controller.gateway import GATEWAY, route_name
+from splitinference.controller.gateway import GATEWAY, gateway_name, route_name
+from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.objects import COMPONENT
 from splitinference.controller.observe import Known, SegmentPod, read_segments
 from splitinference.controller.pods import labels_of
@@ -17,6 +18,7 @@ from splitinference.controller.recall import Recall, read_recall
 from splitinference.controller.route import Stored, is_withdrawn, old_routes, read_route
 from splitinference.controller.sight import Sight
 from splitinference.controller.snapshot import Reading, Sources, read_snapshot
+from splitinference.controller.starting import USUAL, Limits, Told
 from splitinference.core.walk import Observed, Phase
 from splitinference.settings import Settings
 
@@ -38,6 +40,10 @@ class Seen:
     segments: tuple[SegmentPod, ...]
     recall: Recall
     calibration: Calibration
+    wanted: frozenset[str] = frozenset()
+    deployment: Manifest | None = None
+    limits: Limits = USUAL
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -101,6 +107,7 @@ class Looker:
     settings: Settings
     body: Manifest
     sight: Sight
+    told: Told = field(default_factory=Told)
 
     def look(self, resources: Sequence[Manifest], wanted: frozenset[str], proofs: Proofs) -> tuple[Seen, Proofs]:
         """Read everything else than `resources`; prove what is ready. `wanted`: the names of the plan's segments."""
@@ -111,7 +118,8 @@ class Looker:
         owned = cluster.owned("Pod", namespace, name)
         usable = self.sight.picture(nodes, pods, measured).standing.usable
         owner = str(self.body["metadata"].get("uid", ""))
-        known = Known(now=now, usable=usable, owner=owner, wanted=wanted, proven=proofs.proven)
+        limits, warnings = Limits.of(self.settings), self._warnings(owned, wanted, now)
+        known = Known(now=now, usable=usable, owner=owner, wanted=wanted, proven=proofs.proven, limits=limits, warnings=warnings)
         prover = Prover(port=self.ports.segments, namespace=namespace, now=now)
         failing = {segment: found.since for segment, found in report.failing.items()} if report else {}
         proofs = prover.prove(proofs, read_segments(owned, known), failing)
@@ -136,8 +144,22 @@ class Looker:
             segments=segments,
             recall=recall,
             calibration=read_calibration(self.body.get("status") or {}),
+            wanted=wanted,
+            deployment=self._deployment(namespace, name),
+            limits=limits,
+            warnings=warnings,
         )
         return seen, proofs
+
+    def _deployment(self, namespace: str, name: str) -> Manifest | None:
+        there = self.ports.cluster.owned("Deployment", namespace, name)
+        return next((found for found in there if found["metadata"]["name"] == gateway_name(name)), None)
+
+    def _warnings(self, owned: Sequence[Manifest], wanted: frozenset[str], now: datetime) -> Mapping[str, str]:
+        """What events say of the plan's segments and of the gateway's pods where their status says nothing."""
+        asked = [(pod, SEGMENT) for pod in owned if labels_of(pod).get(COMPONENT) == SEGMENT and pod["metadata"]["name"] in wanted]
+        asked += [(pod, GATEWAY) for pod in owned if labels_of(pod).get(COMPONENT) == GATEWAY]
+        return self.told.warnings(asked, now, self.ports.cluster.pod_warning)
 
     def read(
         self,

@@ -22,10 +22,12 @@ from splitinference.controller.objects import (
     pod_spec,
     scraped,
 )
+from splitinference.controller.pod_template import PodKind, content_of, finish, template_of
 from splitinference.controller.ports import SegmentObjects
 from splitinference.controller.prefetch import PREFETCH
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.source import model_files
+from splitinference.controller.template_values import PodTemplates
 from splitinference.controller.terms import link_encoding
 from splitinference.core.plan import Segment
 from splitinference.core.profile import LinkEncoding, Profile
@@ -42,11 +44,13 @@ class Manifests:
     """The Builder of the ports. `resource` is a SplitInference that `read_resource` accepts; ValueError otherwise."""
 
     def __init__(self, settings: Settings) -> None:
+        PodTemplates.model_validate(settings.pod_template)  # what makes no sense ends the operator at its start, not each pass
         self._settings = settings
 
     def segment(self, resource: Mapping[str, Any], profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment."""
         read = _accepted(resource)
+        template = content_of(template_of(read, self._settings, PodKind.SEGMENTS))
         model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
         files = model_files(read, self._settings, self._settings.segment_image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
         variables = self._variables(read, segment, model, files.path, kv_bytes) | _link_encoding(read, profile, segment)
@@ -62,6 +66,7 @@ class Manifests:
                 "memory": memory_bytes,
                 "cpu": [self._settings.segment_cpu_request, self._settings.segment_cpu_limit],
                 "settings": variables,
+                **({"template": template} if template else {}),
             },
         )
         extra = {MODEL_LABEL: profile.digest[:8], LAYERS_LABEL: f"{segment.start}-{segment.end}"}
@@ -85,6 +90,7 @@ class Manifests:
                 ],
             ),
         }
+        finish(pod, read, self._settings, PodKind.SEGMENTS)
         selector = {**labels(read.name, SEGMENT), "splitinference.dev/segment": name}
         pod_metadata["labels"]["splitinference.dev/segment"] = name
         service = {
@@ -93,6 +99,7 @@ class Manifests:
             "metadata": metadata(read, name, SEGMENT, extra),
             "spec": {
                 "type": "ClusterIP",
+                "ipFamilyPolicy": "PreferDualStack",
                 "selector": selector,
                 # Which segments serve is the route's matter: a late probe on a busy node must not cut a chain that works.
                 "publishNotReadyAddresses": True,
@@ -112,7 +119,8 @@ class Manifests:
         name = segment_name(f"{read.name}-{PREFETCH}", segment, content)
         extra = {MODEL_LABEL: profile.digest[:8], LAYERS_LABEL: f"{segment.start}-{segment.end}"}
         spec = pod_spec(read, settings, list(files.init), restartPolicy="Never", affinity=on_node(segment.node), volumes=[files.volume])
-        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(read, name, PREFETCH, extra), "spec": spec}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(read, name, PREFETCH, extra), "spec": spec}
+        return finish(pod, read, settings, PodKind.JOBS)
 
     def gateway(self, resource: Mapping[str, Any], profile: Profile) -> Sequence[Manifest]:
         """All objects of the gateway, in the order in which they are to be applied."""

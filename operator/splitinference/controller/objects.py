@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from splitinference.controller.machine import ARCH, LINUX, OS
 from splitinference.controller.resource import API_VERSION, KIND, Resource
 from splitinference.settings import Settings
 
@@ -77,8 +78,8 @@ def pod_spec(resource: Resource, settings: Settings, containers: Sequence[Manife
         "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": settings.pod_user,
-            "runAsGroup": settings.pod_user,
+            # Clusters that give each namespace a range of users, as OpenShift does, choose one where none is set.
+            **({} if settings.pod_user is None else {"runAsUser": settings.pod_user, "runAsGroup": settings.pod_user}),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": list(containers),
@@ -101,12 +102,12 @@ def on_node(node: str) -> Manifest:
     return _node_affinity([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}])
 
 
-def on_nodes_with(all_labels: Sequence[Mapping[str, str]]) -> Manifest:
-    """Affinity to nodes that carry all of these labels; empty where there are none."""
+def on_nodes_with(all_labels: Sequence[Mapping[str, str]], architectures: Sequence[str]) -> Manifest:
+    """Affinity to nodes that carry all of these labels and run Linux on one of these architectures."""
     pairs = sorted({pair for some in all_labels for pair in some.items()})
-    if not pairs:
-        return {}
-    return _node_affinity([{"matchExpressions": [{"key": key, "operator": "In", "values": [value]} for key, value in pairs]}])
+    asked: list[tuple[str, list[str]]] = [(key, [value]) for key, value in pairs]
+    asked += [(OS, [LINUX]), *([(ARCH, list(architectures))] if architectures else [])]
+    return _node_affinity([{"matchExpressions": [{"key": key, "operator": "In", "values": values} for key, values in asked]}])
 
 
 def labels_asked(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -114,6 +115,7 @@ def labels_asked(spec: Mapping[str, Any]) -> dict[str, str]:
     affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
     terms = (affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or []
     asked = [each for term in terms for each in term.get("matchExpressions") or [] if each.get("operator") == "In"]
+    asked = [each for each in asked if each["key"] not in (OS, ARCH)]  # a node does not change these
     return {str(each["key"]): str(each["values"][0]) for each in asked}
 
 

@@ -9,18 +9,8 @@ from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.objects import COMPONENT, LAYERS_LABEL, MODEL_LABEL
 from splitinference.controller.pods import is_over, labels_of, node_of, requested_bytes, requested_millicores
 from splitinference.controller.ports import Manifest
+from splitinference.controller.starting import USUAL, Hindrance, Limits, hindrance, is_ready, own_status
 from splitinference.core.walk import ObservedSegment, Phase
-
-_RESTARTS_THAT_LAST = 3
-_UNSCHEDULABLE_SECONDS = 20.0
-_HOPELESS = (
-    "ImagePullBackOff",
-    "ErrImagePull",
-    "InvalidImageName",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "CrashLoopBackOff",
-)
 
 
 @dataclass(frozen=True)
@@ -29,7 +19,7 @@ class Known:
 
     `usable`: nodes that are ready; `owner`: the resource's uid (pods of one that had its name before are leaving); `wanted`: names in the
     plan; `proven`, `broken` and `lost`: proof keys (broken: with what is wrong; lost: out of reach besides); `held_back`: names whose
-    failure is not answered yet, and why.
+    failure is not answered yet, and why; `limits`: how long a start may be hindered; `warnings`: the newest event about a pod, by uid.
     """
 
     now: datetime
@@ -40,18 +30,22 @@ class Known:
     broken: Mapping[str, str] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
     held_back: Mapping[str, str] = field(default_factory=dict)
+    limits: Limits = USUAL
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SegmentPod:
     """One segment's pod. `proof_key` changes with every start of its container, so a proof is of the process that runs; `ready` is the
-    kubelet's opinion; `lasting` says what is wrong on this node that waiting will not mend, `lost` how its node is out of reach."""
+    kubelet's opinion; `hindered` says what keeps it from starting, `lasting` what is wrong on this node that waiting will not mend, `lost`
+    how its node is out of reach."""
 
     segment: ObservedSegment
     model: str
     ip: str
     proof_key: str
     ready: bool
+    hindered: Hindrance | None = None
     lasting: str = ""
     lost: str = ""
 
@@ -74,7 +68,8 @@ def _segment(pod: Manifest, known: Known) -> SegmentPod | None:
         return None
     status, node = pod.get("status") or {}, node_of(pod)
     key = proof_key(pod)
-    phase, why = _phase(pod, node, key, known)
+    hindered = hindrance(pod, SEGMENT, known.now, known.limits, known.warnings.get(str(pod["metadata"].get("uid", "")), ""))
+    phase, why = _phase(pod, node, key, known, hindered)
     segment = ObservedSegment(
         name=name,
         start=int(start),
@@ -87,9 +82,17 @@ def _segment(pod: Manifest, known: Known) -> SegmentPod | None:
         why=why,
     )
     model = f"seg-{found.get(MODEL_LABEL, '')}-{start}-{end}"
-    lasting, lost = _lasting(pod, phase, why, known.now), known.broken.get(key, "") if key in known.lost else ""
-    address = str(status.get("podIP") or "")
-    return SegmentPod(segment=segment, model=model, ip=address, proof_key=key, ready=_is_ready(pod), lasting=lasting, lost=lost)
+    hindered = hindered if phase in (Phase.STARTING, Phase.FAILED) and not is_over(pod) else None
+    return SegmentPod(
+        segment=segment,
+        model=model,
+        ip=str(status.get("podIP") or ""),
+        proof_key=key,
+        ready=is_ready(pod, SEGMENT),
+        hindered=hindered,
+        lasting=hindered.text if hindered is not None and hindered.lasts(known.now) else "",
+        lost=known.broken.get(key, "") if key in known.lost else "",
+    )
 
 
 def family_of(pod: Manifest) -> str:
@@ -106,11 +109,10 @@ def proof_key(pod: Manifest) -> str:
 
 
 def _container(pod: Manifest) -> Mapping[str, Any]:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return next((c for c in statuses if c.get("name") == SEGMENT), {})
+    return own_status(pod, SEGMENT)
 
 
-def _phase(pod: Manifest, node: str, key: str, known: Known) -> tuple[Phase, str]:
+def _phase(pod: Manifest, node: str, key: str, known: Known, hindered: Hindrance | None) -> tuple[Phase, str]:
     name = pod["metadata"]["name"]
     owners = {str(owner.get("uid", "")) for owner in pod["metadata"].get("ownerReferences") or []}
     if pod["metadata"].get("deletionTimestamp") or (known.owner and owners and known.owner not in owners):
@@ -122,11 +124,7 @@ def _phase(pod: Manifest, node: str, key: str, known: Known) -> tuple[Phase, str
         return (Phase.STARTING if name in known.wanted else Phase.FAILED), f"{node} is not ready"
     if key in known.proven:
         return Phase.PROVEN, ""
-    return (Phase.READY, "") if _is_ready(pod) else (Phase.STARTING, _waits_for(pod))
-
-
-def _is_ready(pod: Manifest) -> bool:
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in (pod.get("status") or {}).get("conditions") or [])
+    return (Phase.READY, "") if is_ready(pod, SEGMENT) else (Phase.STARTING, hindered.text if hindered else "")
 
 
 def _ended(pod: Manifest) -> str:
@@ -136,42 +134,3 @@ def _ended(pod: Manifest) -> str:
     code = f" with exit code {ended['exitCode']}" if "exitCode" in ended else ""
     message = status.get("message") or ended.get("message") or ""
     return f"{reason}{code}" + (f": {message[:200]}" if message else "")
-
-
-def _waits_for(pod: Manifest) -> str:
-    for condition in (pod.get("status") or {}).get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return f"not scheduled: {condition.get('message', '')}"[:300]
-    statuses = (pod.get("status") or {}).get("initContainerStatuses") or []
-    for container in [*statuses, _container(pod)]:
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in _HOPELESS:
-            last = ((container.get("lastState") or {}).get("terminated")) or {}
-            text = waiting.get("message") or ""
-            code = f", last exit code {last['exitCode']}" if "exitCode" in last else ""
-            return f"{waiting['reason']}{code}" + (f": {text[:200]}" if text else "")
-    return ""
-
-
-def _lasting(pod: Manifest, phase: Phase, why: str, now: datetime) -> str:
-    """What is wrong with the segment on this node that waiting will not mend; empty if nothing."""
-    if phase not in (Phase.STARTING, Phase.FAILED):
-        return ""
-    container = _container(pod)
-    restarts = int(container.get("restartCount", 0))
-    waiting = (container.get("state") or {}).get("waiting") or {}
-    if restarts >= _RESTARTS_THAT_LAST and waiting.get("reason") == "CrashLoopBackOff":
-        return f"{restarts} restarts, {why}"
-    for condition in (pod.get("status") or {}).get("conditions") or []:
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            since = _time(condition.get("lastTransitionTime"))
-            if since is not None and (now - since).total_seconds() > _UNSCHEDULABLE_SECONDS:
-                return why
-    return ""
-
-
-def _time(text: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(str(text))
-    except ValueError:
-        return None

@@ -58,6 +58,9 @@ class Cluster(Protocol):
         (`app.kubernetes.io/managed-by=splitinference`, `app.kubernetes.io/instance=<instance>`) whose controller is a SplitInference of
         that name. Objects that merely carry the labels are not among them."""
 
+    def pod_warning(self, namespace: str, uid: str) -> str:
+        """The newest Warning event about the pod with this uid, as `reason: message`; empty where there is none, or none may be read."""
+
     def apply(self, manifest: Manifest) -> None:
         """Create the object, or make the one that is there be as this says (server-side apply with our field manager, forced). For all but
         segment pods. Raises NameTakenError where an object of another owner has the name; that one is not changed."""

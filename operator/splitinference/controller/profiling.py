@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from splitinference.controller.machine import foreign
 from splitinference.controller.objects import Manifest, container, metadata, on_node, on_nodes_with, pod_spec
+from splitinference.controller.pod_template import PodKind, finish
 from splitinference.controller.resource import Resource, TolerationSpec
 from splitinference.controller.source import NO_WEIGHTS, model_files
+from splitinference.controller.starting import Limits, ended_with, hindrance
 from splitinference.inpod import script
 from splitinference.inpod.read_model import BEGIN, END
 from splitinference.settings import Settings
@@ -25,6 +28,7 @@ PROFILE = "profile"
 SOURCE = "splitinference.dev/source"
 AT_ONCE = 3
 ANY_NODE = ""
+_SAYS_NOTHING = ("ContainerCreating", "NoScheduler")
 _KEY = "model.json.gz.b64"
 
 
@@ -99,50 +103,55 @@ def profile_pod(resource: Resource, node: str, settings: Settings) -> Manifest:
         terminationGracePeriodSeconds=1,
         volumes=[files.volume],
     )
-    affinity = on_nodes_with([resource.spec.placement.node_selector]) if node == ANY_NODE else on_node(node)
+    affinity = on_nodes_with([resource.spec.placement.node_selector], settings.architectures) if node == ANY_NODE else on_node(node)
     if affinity:
         spec["affinity"] = affinity
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": about | {"annotations": {"splitinference.dev/node": node}}, "spec": spec}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": about | {"annotations": {"splitinference.dev/node": node}}, "spec": spec}
+    return finish(pod, resource, settings, PodKind.JOBS)
 
 
-def candidates(resource: Resource, nodes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def candidates(resource: Resource, nodes: Sequence[Mapping[str, Any]], settings: Settings) -> tuple[str, ...]:
     """Nodes on which the model may be read, by name; ANY_NODE for a claim."""
     if resource.spec.model.source.persistent_volume_claim:
         return (ANY_NODE,)
-    return tuple(sorted(node["metadata"]["name"] for node in nodes if _usable(resource, node)))
+    return tuple(sorted(node["metadata"]["name"] for node in nodes if _usable(resource, node, settings)))
 
 
 def next_step(
     resource: Resource, pods: Sequence[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]], now: datetime, settings: Settings
 ) -> Step:
     """What to do now. `pods` are those with the label of this resource's source and component `profile`."""
-    possible = candidates(resource, nodes)
+    possible = candidates(resource, nodes, settings)
     by_name = {pod["metadata"]["name"]: pod for pod in pods}
     running: list[str] = []
+    hindered: list[str] = []
     failures: dict[str, str] = {}
     youngest = None
     for node in possible:
         pod = by_name.get(pod_name(resource, node, settings))
         if pod is None:
             continue
-        phase = (pod.get("status") or {}).get("phase")
+        phase = _phase(pod)
         if phase == "Succeeded":
             return Take(pod["metadata"]["name"])
         created = _created(pod, now)
         # The kubelet ends a pod that takes too long; one that was never given to a kubelet is given up here.
         overdue = (now - created).total_seconds() > settings.profile_seconds + 15
         if phase == "Failed" or overdue:
-            failures[node] = _why(pod) if phase == "Failed" else _unscheduled(pod, settings)
+            failures[node] = _why(pod, now) if phase == "Failed" else _unscheduled(pod, settings, now)
             youngest = max(youngest or created, created)
         else:
             running.append(node)
+            if (cause := hindrance(pod, PROFILE, now, Limits.of(settings))) is not None:
+                hindered.append(f"on {node or 'no node yet'}: {cause.text}")
     what = resource.spec.model.source.describe()
     if not possible:
         return Failed(f"{what} cannot be read: no node is ready and matches spec.placement", again=())
     untried = [node for node in possible if node not in failures and node not in running]
     if running or untried:
         start = tuple(untried[: max(0, AT_ONCE - len(running))])
-        return Start(start) if start else Wait(f"reading {what}" + (f" on {', '.join(running)}" if running != [ANY_NODE] else ""))
+        where = f" on {', '.join(running)}" if running != [ANY_NODE] else ""
+        return Start(start) if start else Wait("; ".join([f"reading {what}{where}", *hindered]))
     reasons = "; ".join(f"{node}: {why}" if node else why for node, why in sorted(failures.items()))
     due = youngest is not None and (now - youngest).total_seconds() > settings.profile_retry_seconds
     again = tuple(pod_name(resource, node, settings) for node in failures) if due else ()
@@ -185,11 +194,11 @@ def unpack(packed: str) -> tuple[dict[str, Any], dict[str, Sequence[Any]]] | Non
         return None
 
 
-def _usable(resource: Resource, node: Mapping[str, Any]) -> bool:
+def _usable(resource: Resource, node: Mapping[str, Any], settings: Settings) -> bool:
     labels = node["metadata"].get("labels") or {}
     spec = node.get("spec") or {}
     conditions = {c["type"]: c["status"] for c in (node.get("status") or {}).get("conditions") or ()}
-    if spec.get("unschedulable") or conditions.get("Ready") != "True":
+    if foreign(labels, settings) or spec.get("unschedulable") or conditions.get("Ready") != "True":
         return False
     if any(labels.get(key) != value for key, value in resource.spec.placement.node_selector.items()):
         return False
@@ -210,18 +219,28 @@ def _created(pod: Mapping[str, Any], now: datetime) -> datetime:
     return datetime.fromisoformat(text) if text else now
 
 
-def _why(pod: Mapping[str, Any]) -> str:
+def _phase(pod: Mapping[str, Any]) -> str:
+    """How far our own container is, in the words for pods: another that was added to the pod may run on for ever."""
+    ended = ended_with(pod, PROFILE)
+    if ended is not None and "exitCode" in ended:
+        return "Succeeded" if ended["exitCode"] == 0 else "Failed"
+    return str((pod.get("status") or {}).get("phase"))
+
+
+def _why(pod: Mapping[str, Any], now: datetime) -> str:
     status = pod.get("status") or {}
-    for state in status.get("containerStatuses") or ():
-        if message := ((state.get("state") or {}).get("terminated") or {}).get("message"):
-            return str(message).strip().splitlines()[-1]
+    if message := (ended_with(pod, PROFILE) or {}).get("message"):
+        return str(message).strip().splitlines()[-1]
+    if (cause := hindrance(pod, PROFILE, now)) is not None and cause.reason not in _SAYS_NOTHING:
+        return cause.text
     if status.get("reason") == "DeadlineExceeded":
         return "the pod could not start in time: most likely the node has no such folder"
     return str(status.get("message") or status.get("reason") or "the pod failed and left no message")
 
 
-def _unscheduled(pod: Mapping[str, Any], settings: Settings) -> str:
+def _unscheduled(pod: Mapping[str, Any], settings: Settings, now: datetime) -> str:
     for condition in (pod.get("status") or {}).get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") != "True":
             return f"no node was found for the pod: {condition.get('message', '')}".strip(": ")
-    return f"the pod did not end within {settings.profile_seconds} s"
+    cause = hindrance(pod, PROFILE, now, Limits.of(settings))
+    return f"the pod did not end within {settings.profile_seconds} s" + (f": {cause.text}" if cause else "")

@@ -23,6 +23,7 @@ from splitinference.controller.resource import Prefetch, Resource, read_resource
 from splitinference.controller.reviews import Reviews
 from splitinference.controller.route import withdrawn
 from splitinference.controller.sight import Sight
+from splitinference.controller.starting import Told
 from splitinference.controller.status import Condition, merge_patch
 from splitinference.controller.verdict import judge, promised
 from splitinference.controller.walking import Walker
@@ -66,6 +67,7 @@ class _Kept:
     built: "_Read | None" = None
     gateway: str = ""
     refusals: int = 0
+    told: Told = field(default_factory=Told)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class _Pass:
         """The pass."""
         asked = read_asked(self.body, self.ports.models)
         planned, profile, built = self._planned(asked)
-        looker = Looker(self.ports, self.settings, self.body, self.sight)
+        looker = Looker(self.ports, self.settings, self.body, self.sight, self.kept.told)
         wanted = frozenset(built.target.segments) if built else frozenset[str]()
         seen, self.kept.proofs = looker.look(self.resources, wanted, self.kept.proofs)
         decision: Adopt | Keep | None = None

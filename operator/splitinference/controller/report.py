@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from splitinference.controller.hindered import gateway_words, hindered_segments
 from splitinference.controller.look import Seen
 from splitinference.controller.planned import Built, Planned, write_plan
 from splitinference.controller.resource import Resource
@@ -170,6 +171,8 @@ def _progressing(report: Report) -> Condition:
         return Condition(kind=kind, holds=False, reason=NAME_TAKEN, message="; ".join(dict.fromkeys(report.taken)))
     if report.refused:
         return Condition(kind=kind, holds=True, reason="Refused", message="; ".join(report.refused))
+    if report.accepted.holds is True and (hindered := hindered_segments(report.seen)):
+        return Condition(kind=kind, holds=True, reason="SegmentNotStarting", message="; ".join(hindered))
     match report.steps:
         case Steps(actions=actions, waiting=waiting):
             return Condition(kind=kind, holds=True, reason="Transition", message="; ".join([*map(describe, actions), *waiting]))
@@ -199,7 +202,8 @@ def _ready(report: Report) -> Condition:
         if report.exposed or report.seen.stopped:
             why = "; ".join(report.exposed) or "a route that keeps the rules is on its way"
             return Condition(kind=kind, holds=False, reason="StoppedForPrivacy", message=f"nothing is sent to any segment: {why}")
-        return Condition(kind=kind, holds=False, reason="NotServing", message="no route serves yet")
+        causes = [*report.refused, *hindered_segments(report.seen), *gateway_words(report.seen)]
+        return Condition(kind=kind, holds=False, reason="NotServing", message="; ".join(["no route serves yet", *causes]))
     phases = {pod.name: pod.segment for pod in report.seen.segments}
     missing = [
         f"{name} is {phases[name].phase.lower()}" + (f" ({phases[name].why})" if phases[name].why else "")
@@ -210,9 +214,11 @@ def _ready(report: Report) -> Condition:
         if name not in phases or phases[name].phase is not Phase.PROVEN
     ]
     if missing:
-        return Condition(kind=kind, holds=False, reason="SegmentsNotReady", message="; ".join(missing))
+        return Condition(kind=kind, holds=False, reason="SegmentsNotReady", message="; ".join([*missing, *report.refused]))
     if not any(_is_ready(pod) for pod in report.seen.gateways):
-        return Condition(kind=kind, holds=False, reason="GatewayNotReady", message="all segments serve; no pod of the gateway is ready")
+        message = "all segments serve; no pod of the gateway is ready"
+        causes = [*(words for words in report.refused if "gateway" in words), *gateway_words(report.seen)]
+        return Condition(kind=kind, holds=False, reason="GatewayNotReady", message="; ".join([message, *causes]))
     message = f"{len(report.serving.names)} segments serve, each proven by an inference"
     return Condition(kind=kind, holds=True, reason="Serving", message=message)
 
@@ -243,7 +249,8 @@ def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[
         changed = (old.get("status"), old.get("reason")) != (condition["status"], condition["reason"])
         if condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE) and condition["status"] == "False" and changed:
             yield ("Warning", condition["reason"], condition["message"])
-        if condition["type"] == Kind.PROGRESSING and condition["reason"] in ("Blocked", "Refused", NAME_TAKEN) and changed:
+        notable = ("Blocked", "Refused", "SegmentNotStarting", NAME_TAKEN)
+        if condition["type"] == Kind.PROGRESSING and condition["reason"] in notable and changed:
             yield ("Warning", condition["reason"], condition["message"])
         if condition["type"] == Kind.READY and condition["status"] == "True" and changed:
             yield ("Normal", condition["reason"], condition["message"])

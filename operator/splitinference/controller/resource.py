@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from splitinference.controller.template_values import PodTemplates
 from splitinference.core import problem as core
 from splitinference.core.value import Value
 
@@ -341,6 +342,7 @@ class Spec(SpecValue):
     placement: Placement = Placement()
     segments: SegmentsSpec = SegmentsSpec()
     gateway: GatewaySpec = GatewaySpec()
+    pod_template: PodTemplates = PodTemplates()
     adaptation: Adaptation = Adaptation()
 
 

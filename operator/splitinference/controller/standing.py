@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from splitinference.controller.gateway import GATEWAY
+from splitinference.controller.machine import foreign, leaving
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.objects import COMPONENT, INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
@@ -65,7 +66,8 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
         name=name,
         ready=is_ready(node),
         labels=dict(labels),
-        taints=(*_taints(node), *(() if own else _full(processors, requested, settings))),
+        taints=tuple(_taints(node)),
+        excluded=foreign(labels, settings) or leaving(node, settings) or ("" if own else _full(processors, requested, settings)),
         zone=labels.get(ZONE, ""),
         memory_free_bytes=max(0, free),
         millicores_free=max(0, int(1000 * (processors - requested))) if cores > 0 else None,
@@ -179,10 +181,12 @@ def places_of(pods: Iterable[Manifest]) -> Iterable[str]:
     return (node_of(pod) for pod in pods if is_ours(pod, SEGMENT))
 
 
-def _full(cores: Decimal, requested: Decimal, settings: Settings) -> Iterable[Taint]:
-    """As a taint: so many cores are requested that the scheduler would take no segment, however idle the node is."""
-    if requested + (quantity(settings.segment_cpu_request) or Decimal(0)) > cores:
-        yield Taint(key=PREFIX + "cores-requested", value=f"{float(requested):g} of {float(cores):g}")
+def _full(cores: Decimal, requested: Decimal, settings: Settings) -> str:
+    """So many cores are requested that the scheduler would take no segment, however idle the node is."""
+    if requested + (quantity(settings.segment_cpu_request) or Decimal(0)) <= cores:
+        return ""
+    asked = settings.segment_cpu_request
+    return f"{float(requested):g} of its {float(cores):g} cores are requested, and a segment requests {asked}"
 
 
 def is_ready(node: Manifest) -> bool:

@@ -47,6 +47,7 @@ class Node(Value):
     ready: bool = True
     labels: Mapping[str, str] = Field(default_factory=dict)
     taints: tuple[Taint, ...] = ()
+    excluded: str = Field(default="", description="why no segment can run here whatever is tolerated, in words; empty: none is kept away")
     zone: str = ""
     memory_free_bytes: int = Field(ge=0, description="what our segments may take: allocatable minus what others requested")
     millicores_free: int | None = Field(

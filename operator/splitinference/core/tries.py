@@ -26,7 +26,7 @@ class Try(Value):
     @classmethod
     def of(cls, problem: Problem, facts: Facts, reason: Reason) -> "Try":
         """The try of this problem for this reason."""
-        nodes = [f"{n.name}:{n.ready}:{sorted(n.labels.items())}:{n.taints}" for n in problem.snapshot.nodes]
+        nodes = [f"{n.name}:{n.ready}:{n.excluded}:{sorted(n.labels.items())}:{n.taints}" for n in problem.snapshot.nodes]
         free = [f"{n.name}:{n.memory_free_bytes}:{n.millicores_free}" for n in problem.snapshot.nodes]
         held = [f"{name}:{held}" for name, held in sorted(facts.held_bytes.items())]
         return cls(asked=_hash(problem.profile.digest, facts.asked, reason, facts.strategy, *nodes), room=_hash(*free, *held))

@@ -17,6 +17,8 @@ def unusable(node: Node, problem: Problem) -> str | None:
     """Why no segment may run on `node`, in words; None if it may be used."""
     if not node.ready:
         return "not ready"
+    if node.excluded:
+        return node.excluded
     bounds = problem.constraints
     for key, value in sorted(bounds.node_selector.items()):
         if node.labels.get(key) != value:

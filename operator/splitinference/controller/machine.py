@@ -1,0 +1,29 @@
+"""Which machines may be used: their operating system and architecture, and whether they are about to leave the cluster."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from splitinference.settings import Settings
+
+OS, ARCH, LINUX = "kubernetes.io/os", "kubernetes.io/arch", "linux"
+CORDON = "node.kubernetes.io/unschedulable"
+
+
+def foreign(labels: Mapping[str, str], settings: Settings) -> str:
+    """Why our images do not run on a node with these labels; empty where they do, or where its kubelet has not said what it is."""
+    system = labels.get(OS, LINUX)
+    if system != LINUX:
+        return f"its operating system is {system}, the images are for {LINUX}"
+    architecture, known = labels.get(ARCH, ""), settings.architectures
+    if architecture and known and architecture not in known:
+        return f"its architecture is {architecture}, the images are for {', '.join(known)}"
+    return ""
+
+
+def leaving(node: Mapping[str, Any], settings: Settings) -> str:
+    """The notice by which this node is about to leave, in words; empty where it stays. Tolerations do not count: a pod that tolerates the
+    notice ends with its node all the same."""
+    spec = node.get("spec") or {}
+    keys = [str(taint.get("key", "")) for taint in spec.get("taints") or []]
+    keys += [CORDON] if spec.get("unschedulable") else []
+    return next((f"it is about to leave, by its taint {key}" for key in keys if key in settings.leaving_taint_keys), "")
