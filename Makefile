@@ -56,8 +56,12 @@ prepare: install ## what a cluster and the images are made of, into the cache
 
 test: check prepare unit data-plane e2e ## every check, each disturbance that is quick to play
 
+crd: install ## after a change of crds/: the chart's copy and the reference page
+	@cp crds/splitinference.yaml charts/splitinference/crds/splitinference.yaml
+	@$(PY) -m tests.crd_reference
+
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: help install prepare demo demo-down check unit e2e disturbances e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd help install prepare demo demo-down check unit e2e disturbances e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
