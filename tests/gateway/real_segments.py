@@ -14,14 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.segment.host import family
+from tests.identities import IDENTITY, Authority
+from tests.segment.host import family, free_ports
+
+AUTHORITY = Authority()
+
+
+def tls(folder: Path, role: str) -> dict[str, str]:
+    """The settings that say who a process is; its certificate is made in `folder`."""
+    made = AUTHORITY.write(folder / f"tls-{role}", role)
+    if role == "gateway":
+        (made / "prefix.key").write_bytes(os.urandom(32))
+    return {"SI_TLS_FOLDER": str(made), "SI_IDENTITY": IDENTITY}
 
 
 @contextlib.contextmanager
 def gateway(settings: Mapping[str, str], folder: Path, url: str, segments: Sequence["Segment"]) -> Iterator[subprocess.Popen[bytes]]:
     """A gateway's process that is ready at `url`; with it end the segments, and what all of them said is printed."""
     with (folder / "gateway.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "splitinference_gateway"], env={**os.environ, **settings}, stdout=log, stderr=log)
+        environment = {**os.environ, **tls(folder, "gateway"), **settings}
+        process = subprocess.Popen([sys.executable, "-m", "splitinference_gateway"], env=environment, stdout=log, stderr=log)
     try:
         wait_for(lambda: urllib.request.urlopen(f"{url}/readyz", timeout=1).status == 200)
         yield process
@@ -36,7 +48,7 @@ def gateway(settings: Mapping[str, str], folder: Path, url: str, segments: Seque
 
 @dataclass
 class Segment:
-    """One segment's server. Its name and ports stay when it is started again."""
+    """One segment's server. Its name and ports (HTTP, wire, metrics) stay when it is started again."""
 
     prefix: str
     start: int
@@ -56,7 +68,7 @@ class Segment:
         return {"segment": self.name, "model": f"seg-0123abcd-{self.start}-{self.end}"}
 
     def serve(self) -> None:
-        http, grpc, metrics = map(str, self.ports)
+        http, wire, metrics = map(str, self.ports)
         settings = {
             "SI_SEGMENT": self.name,
             "SI_MODEL_NAME": self.hop["model"],
@@ -66,8 +78,10 @@ class Segment:
             "SI_PEER_PREFIX": self.prefix,
             "SI_PEER_ADDRESSES": json.dumps(self.addresses),
             "SI_HTTP_PORT": http,
-            "SI_GRPC_PORT": grpc,
+            "SI_WIRE_PORT": wire,
+            "SI_GRPC_PORT": str(free_ports(1)[0]),
             "SI_METRICS_PORT": metrics,
+            **tls(self.log.parent, "segment"),
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(["segment-serve"], env={**os.environ, **settings}, stdout=log, stderr=log)

@@ -10,16 +10,34 @@ from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import reference, toy_segments
 
 SYSTEM = "You are a helpful assistant that answers in one sentence. " * 3  # two whole blocks and a part
+KEY = b"k" * 32
 PIPELINE = (Hop(segment="a", model="m"), Hop(segment="b", model="m"))
 
 
 def test_a_blocks_name_says_all_before_it_and_who_asks() -> None:
     tokens = list(range(3 * BLOCK))
-    names = block_names(tokens, "me")
+    names = block_names(tokens, "me", KEY)
     assert len(names) == 3
-    assert block_names(tokens[: 3 * BLOCK - 1], "me") == names[:2]
-    assert block_names([7, *tokens[1:]], "me")[2] != names[2]
-    assert not set(block_names(tokens, "you")) & set(names)
+    assert block_names(tokens[: 3 * BLOCK - 1], "me", KEY) == names[:2]
+    assert block_names([7, *tokens[1:]], "me", KEY)[2] != names[2]
+    assert not set(block_names(tokens, "you", KEY)) & set(names)
+
+
+def test_a_name_stands_for_every_token_up_to_its_end() -> None:
+    tokens = list(range(3 * BLOCK))
+    names = block_names(tokens, "me", KEY)
+    for changed in range(3 * BLOCK):
+        other = block_names([*tokens[:changed], 99_999, *tokens[changed + 1 :]], "me", KEY)
+        same = changed // BLOCK
+        assert other[:same] == names[:same]
+        assert not set(other[same:]) & set(names)
+
+
+def test_without_the_key_nobody_names_a_block() -> None:
+    tokens = list(range(BLOCK))
+    assert block_names(tokens, "me", KEY) != block_names(tokens, "me", bytes(32))
+    assert Prefixes().names(tokens, "me") != Prefixes().names(tokens, "me"), "gateways without a key of the operator do not share"
+    assert Prefixes("all", lambda: KEY).names(tokens, "me") != Prefixes("client", lambda: KEY).names(tokens, "")
 
 
 def test_the_longest_known_beginning_is_used_but_never_the_whole_prompt() -> None:

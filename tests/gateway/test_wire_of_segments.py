@@ -1,78 +1,66 @@
-"""Gateway and segments each have the wire's format in code of their own, as their images share none: here the two meet.
-
-The segments' side is taken from its file, as it is; with real segments the images' own tests do it.
-"""
+"""Gateway and segments have the wire's format in code of their own, as their images share none: here they meet, with TLS and without."""
 
 import asyncio
-import runpy
-import socket
-import struct
-import threading
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from splitinference_gateway import wire as ours
 from splitinference_gateway.wire import Wire, WireError
+from splitinference_gateway.wire_tls import Identity
+from splitinference_segment import wire as theirs
+from tests.identities import IDENTITY
+from tests.wire.peers import MODEL, Resource, Serving, serving
 
-THEIRS: dict[str, Any] = runpy.run_path(
-    str(Path(__file__).parents[2] / "images/segment/splitinference_segment/wire.py"), run_name="their_wire"
-)
-MODEL = "seg-0123abcd-0-3"
 LONG = 60.0
+pytestmark = pytest.mark.anyio
 
 
-def greeted(connected: socket.socket) -> None:
-    """As a segment's server does it."""
-    with connected.makefile("rb", buffering=0) as plain:
-        magic = THEIRS["read_all"](plain, len(THEIRS["MAGIC"]))
-        (length,) = struct.unpack("<H", THEIRS["read_all"](plain, 2))
-        fits = magic == THEIRS["MAGIC"] and THEIRS["read_all"](plain, length) == MODEL.encode()
-    connected.sendall(THEIRS["MAGIC"] + bytes([not fits]))
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": request.param}
 
 
-def echo(listener: socket.socket) -> None:
-    """Answer the frames of one connection with what they hold, until it is closed."""
-    connected, _ = listener.accept()
-    greeted(connected)
-    connection = THEIRS["Connection"](connected)
-    try:
-        while True:
-            connection.write(*connection.read())
-    except THEIRS["WireError"]:
-        connection.close()
-        connection.reader.close()
-
-
-@pytest.fixture
-def port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        segment = threading.Thread(target=echo, args=(listener,))
-        segment.start()
-        yield listener.getsockname()[1]
-        segment.join(timeout=LONG)
-    assert not segment.is_alive()
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def segment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Serving, Identity | None]]:
+    """A segment's server, and a gateway's identity."""
+    if not request.param:
+        with serving(None, None) as world:
+            yield world, None
+        return
+    (tmp_path / "tls").mkdir()
+    resource = Resource(tmp_path / "tls")
+    with serving(resource("segment"), None) as world:
+        yield world, Identity(resource("gateway")._folder, IDENTITY)
 
 
 def test_both_say_the_same_of_a_frame() -> None:
-    for name in ("MAGIC", "MAX_META", "MAX_DATA"):
-        assert getattr(ours, name) == THEIRS[name], name
-    assert ours.HEAD.format == THEIRS["HEAD"].format
+    for name in ("MAGIC", "MAX_META"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.HEAD.format == theirs.HEAD.format
 
 
-@pytest.mark.anyio
-async def test_frames_of_the_gateway_are_read_and_answered_by_a_segments_code(port: int) -> None:
-    wire = await Wire.connect("127.0.0.1", port, MODEL)
+async def test_frames_of_the_gateway_are_read_and_answered_by_a_segments_code(segment: tuple[Serving, Identity | None]) -> None:
+    world, identity = segment
+    wire = await Wire.connect("127.0.0.1", world.server.port, MODEL, identity)
     contents = [(b'{"x": %d}' % number, bytes([number]) * size) for number, size in enumerate((0, 1, 1152, 16384, 5_000_001))]
     try:
-        assert await asyncio.gather(*(wire.exchange(meta, data, LONG) for meta, data in contents)) == contents
+        assert await asyncio.gather(*(wire.exchange(meta, data, LONG, 1 << 30) for meta, data in contents)) == contents
     finally:
         wire.close()
 
 
-@pytest.mark.anyio
-async def test_another_model_is_refused_in_the_way_that_the_gateway_reads(port: int) -> None:
+async def test_a_gateway_is_known_by_its_role(segment: tuple[Serving, Identity | None]) -> None:
+    world, identity = segment
+    wire = await Wire.connect("127.0.0.1", world.server.port, MODEL, identity)
+    meta, _ = await wire.exchange(b'{"v": 1, "op": "kv_export"}', b"\0", LONG)
+    assert ("error" in json.loads(meta)) == (identity is not None)
+    wire.close()
+
+
+async def test_another_model_is_refused_in_the_way_that_the_gateway_reads(segment: tuple[Serving, Identity | None]) -> None:
+    world, identity = segment
     with pytest.raises(WireError, match="does not serve"):
-        await Wire.connect("127.0.0.1", port, "seg-0123abcd-3-7")
+        await Wire.connect("127.0.0.1", world.server.port, "seg-0123abcd-4-7", identity)

@@ -1,4 +1,4 @@
-"""Segments with a toy model behind the real protocol: gRPC servers with a wire that keep state per sequence and forward along the route.
+"""Segments with a toy model behind the real protocol: wires whose servers keep state per sequence and forward along the route.
 
 The next token is a function of all tokens so far, which each stage keeps like a KV cache: a stage that lost some, or got them
 twice, gives another text or `kv_missing`. Real Triton servers cannot be made to show these faults on demand.
@@ -7,16 +7,15 @@ twice, gives another text or `kv_missing`. Real Triton servers cannot be made to
 import array
 import asyncio
 import json
+import ssl
 import zlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
-import grpc.aio
-
-from splitinference_gateway.kserve import INFER_METHOD, ModelInferRequest, ModelInferResponse, infer_request, output
+from splitinference_gateway.connections import Connections, NoAnswerError
+from splitinference_gateway.route import Hop
 from tests.gateway.model_folder import END
 from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports
@@ -84,10 +83,7 @@ class ToySegment:
     pull_errors: deque[str] = field(default_factory=deque)
     pulled: list[int] = field(default_factory=list)
     kept: dict[str, list[int]] = field(default_factory=dict)
-    wired: bool = True
-    told: object = None  # as where its wire is, instead of the truth
-    by_grpc: int = 0
-    wire_port: int = 0
+    context: ssl.SSLContext | None = None  # of its listener
     port: int = 0
 
     async def start(self) -> "ToySegment":
@@ -95,41 +91,21 @@ class ToySegment:
         self.port = self.port or free_ports(1)[0]
         self.sequences.clear()
         self.kept.clear()
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        handler = grpc.unary_unary_rpc_method_handler(
-            self._serve, request_deserializer=ModelInferRequest.FromString, response_serializer=lambda m: m.SerializeToString()
-        )
-        service, method = INFER_METHOD.strip("/").split("/")
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        self._server.add_insecure_port(f"127.0.0.1:{self.port}")
-        await self._server.start()
-        self.wire = ToyWire(self.hop["model"], self._answer)
-        self.wire_port = await self.wire.start()
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self.wire = ToyWire(lambda: self.hop["model"], self._answer)
+        await self.wire.start(self.port, self.context)
+        self._peers = Connections(lambda name: self.peers[name])
         self.peers[self.name] = f"127.0.0.1:{self.port}"
         return self
 
     async def die(self) -> None:
         """As a killed server: connections break, state is lost."""
         await self.wire.die()
-        await self._server.stop(None)
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels = {}
+        await self._peers.close()
 
     @property
     def hop(self) -> dict[str, str]:
         model = f"seg-{self.name}" if self.layers is None else f"seg-0123abcd-{self.layers[0]}-{self.layers[1]}"
         return {"segment": self.name, "model": model}
-
-    async def _serve(self, request: Any, context: Any) -> Any:
-        self.by_grpc += 1
-        meta, data = await self._answer(*request.raw_input_contents)
-        response = ModelInferResponse(model_name=request.model_name)
-        for name, content in (("META", meta), ("DATA", data)):
-            response.outputs.add(name=name, datatype="UINT8", shape=[len(content)])
-            response.raw_output_contents.append(content)
-        return response
 
     async def _answer(self, asked: bytes, data: bytes) -> tuple[bytes, bytes]:
         meta = json.loads(asked)
@@ -142,11 +118,6 @@ class ToySegment:
             answer = early.meta
         content = answer.pop("data", b"\0")
         return json.dumps(answer).encode(), content
-
-    async def _wire(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
-        if not self.wired:
-            raise self._error("bad_request")
-        return {"v": 1, "port": self.wire_port if self.told is None else self.told}
 
     async def _step(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         self.deadlines.append(meta["deadline_ms"])
@@ -260,21 +231,13 @@ class ToySegment:
 
     async def _forward(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         hop, *rest = meta["route"]
-        name = hop["segment"]
-        if name not in self._channels:
-            options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
-            self._channels[name] = grpc.aio.insecure_channel(self.peers[name], options=options)
-        call = self._channels[name].unary_unary(
-            INFER_METHOD, request_serializer=lambda m: m.SerializeToString(), response_deserializer=ModelInferResponse.FromString
-        )
-        request = infer_request(hop["model"], json.dumps({**meta, "route": rest}).encode(), data)
+        asked = json.dumps({**meta, "route": rest}).encode()
         try:
-            response = await call(request, timeout=meta["deadline_ms"] / 1000)
-        except grpc.aio.AioRpcError as error:
-            code = "deadline_exceeded" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else "next_hop_failed"
-            raise self._error(code) from error
-        answer: dict[str, Any] = json.loads(output(response, "META"))
-        return {**answer, "data": output(response, "DATA")}
+            told, content = await self._peers.send(Hop(**hop), asked, data, meta["deadline_ms"] / 1000)
+        except NoAnswerError as error:
+            raise self._error("next_hop_failed" if error.in_time else "deadline_exceeded") from error
+        answer: dict[str, Any] = json.loads(told)
+        return {**answer, "data": content}
 
     def _error(self, code: str) -> EarlyAnswerError:
         return EarlyAnswerError({"v": 1, "error": {"code": code, "message": f"told to: {code}", "segment": self.name}})

@@ -1,6 +1,7 @@
 """The wire's listening side for toy segments, written from the protocol's description and not from either implementation."""
 
 import asyncio
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
 
@@ -10,15 +11,15 @@ Handle = Callable[[bytes, bytes], Awaitable[tuple[bytes, bytes]]]
 class ToyWire:
     """Frames in, answers out, each as soon as it is there. `frames` counts what came."""
 
-    def __init__(self, model: str, handle: Handle) -> None:
-        self._model, self._handle = model.encode(), handle
+    def __init__(self, model: Callable[[], str], handle: Handle) -> None:
+        self._model, self._handle = model, handle
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.frames = 0
 
-    async def start(self) -> int:
+    async def start(self, port: int = 0, context: ssl.SSLContext | None = None) -> int:
         """Listen; the port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=context)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
@@ -44,7 +45,7 @@ class ToyWire:
         self._writers.add(writer)
         try:
             magic, length = struct.unpack("<4sH", await reader.readexactly(6))
-            if magic != b"SIW1" or await reader.readexactly(length) != self._model:
+            if magic != b"SIW1" or await reader.readexactly(length) != self._model().encode():
                 writer.write(b"SIW1\x01")
                 return
             writer.write(b"SIW1\x00")
@@ -55,7 +56,7 @@ class ToyWire:
                 task = asyncio.create_task(self._answer(writer, number, meta, data))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-        except (asyncio.IncompleteReadError, OSError):
+        except (asyncio.IncompleteReadError, ConnectionError, OSError):
             return
         finally:
             self._writers.discard(writer)

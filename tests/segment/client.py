@@ -1,42 +1,51 @@
-"""A small client of the data plane, for tests: one gRPC connection to the first segment, and a generate loop as the gateway has it."""
+"""A small client of the data plane, for tests: one wire to the first segment, as a gateway has it, and a generate loop."""
 
 import itertools
 import json
+import queue
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
-from tritonclient.grpc import service_pb2_grpc
-
-from splitinference_segment.hops import infer_request, outputs_of
+from splitinference_segment.identity import Identity
+from splitinference_segment.wire import WireError
+from splitinference_segment.wire_client import Wire
 
 _NAMES = itertools.count()
+_MOST = 64 << 20
 
 
 @dataclass
 class Client:
-    """Speaks to the first of `route`, a list of (segment, model, port)."""
+    """Speaks to the first of `route`, a list of (segment, model, port of its wire)."""
 
     route: Sequence[tuple[str, str, int]]
+    identity: Identity | None
     timings: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{self.route[0][2]}")
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+    _wire: Wire | None = None
 
     def close(self) -> None:
-        self._channel.close()
+        if self._wire is not None:
+            self._wire.close()
 
     def hops(self) -> list[dict[str, str]]:
         return [{"segment": segment, "model": model} for segment, model, _ in self.route[1:]]
 
-    def call(self, meta: dict[str, Any] | bytes, data: bytes = b"", timeout_s: float = 60.0) -> dict[str, Any]:
+    def exchange(self, meta: dict[str, Any] | bytes, data: bytes = b"", timeout_s: float = 60.0) -> tuple[dict[str, Any], bytes]:
+        """META and DATA of the answer. WireError or TimeoutError when there is none; a lost wire is opened again."""
         raw = meta if isinstance(meta, bytes) else json.dumps(meta).encode()
-        answer, _ = outputs_of(self._stub.ModelInfer(infer_request(self.route[0][1], raw, data), timeout=timeout_s))
-        parsed: dict[str, Any] = json.loads(answer)
-        return parsed
+        if self._wire is None or not self._wire.alive:
+            self._wire = Wire("127.0.0.1", self.route[0][2], self.route[0][1], self.identity)
+        answers: queue.Queue[tuple[bytes, bytes] | WireError | TimeoutError] = queue.Queue()
+        self._wire.send(raw, data, timeout_s, answers.put, _MOST)
+        answer = answers.get(timeout=timeout_s + 5)
+        if not isinstance(answer, tuple):
+            raise answer
+        return json.loads(answer[0]), answer[1]
+
+    def call(self, meta: dict[str, Any] | bytes, data: bytes = b"", timeout_s: float = 60.0) -> dict[str, Any]:
+        return self.exchange(meta, data, timeout_s)[0]
 
     def step(self, sequence: str, position: int, tokens: Sequence[int], sample: bool = True, **changes: Any) -> dict[str, Any]:
         meta = {

@@ -28,14 +28,16 @@ class Nothing:
 
 
 class Network:
-    """Segments that reach each other by name, in this process; what crosses is bytes, as over gRPC."""
+    """Segments that reach each other by name, in this process; what crosses is bytes, as over a wire."""
 
     def __init__(self) -> None:
         self.stages: dict[str, Stage] = {}
         self.exported: list[tuple[str, int, int]] = []
         self.broken: set[str] = set()
 
-    def send(self, hop: Hop, meta: bytes, data: bytes, timeout_s: float, done: Callable[[Reply | SegmentError], None]) -> None:
+    def send(
+        self, hop: Hop, meta: bytes, data: bytes, timeout_s: float, done: Callable[[Reply | SegmentError], None], *, most: int
+    ) -> None:
         if hop.segment in self.broken:
             done(SegmentError(protocol.NEXT_HOP_FAILED, f"{hop.segment} is gone"))
             return

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from client import Client
 from host import family, free_ports
+from identities import IDENTITY, Authority
+
+from splitinference_segment.identity import GATEWAY, SEGMENT, Identity
 
 PREFIX = "chat-"
 DIGEST = "abcd1234"
@@ -32,7 +35,8 @@ class Server:
 
     @property
     def port(self) -> int:
-        return int(self.environment["SI_GRPC_PORT"])
+        """Of its wire."""
+        return int(self.environment["SI_WIRE_PORT"])
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -94,11 +98,12 @@ class Chain:
     """Segments that together are a model."""
 
     servers: list[Server]
+    identity: Identity
     clients: list[Client] = field(default_factory=list)
 
     def client(self, start: int = 0) -> Client:
         """A client whose route begins at the server `start`."""
-        client = Client([(s.name, s.model_name, s.port) for s in self.servers[start:]])
+        client = Client([(s.name, s.model_name, s.port) for s in self.servers[start:]], self.identity)
         self.clients.append(client)
         return client
 
@@ -114,6 +119,9 @@ class Chains:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
+        self.authority = Authority()
+        self._tls = self.authority.write(logs / "segment-tls", SEGMENT)
+        self.identity = Identity(self.authority.write(logs / "gateway-tls", GATEWAY), IDENTITY)
         self._chains: list[Chain] = []
 
     def start(self, folder: Path, cuts: Sequence[int], dtype: str = "float32", **settings: str) -> Chain:
@@ -128,10 +136,10 @@ class Chains:
     def describe(self, folder: Path, cuts: Sequence[int], dtype: str = "float32", **settings: str) -> Chain:
         """The same servers, with ports of their own, not started."""
         ranges = list(itertools.pairwise(cuts))
-        ports = free_ports(3 * len(ranges))
+        ports = free_ports(4 * len(ranges))
         names = [f"{PREFIX}{start}-{end}-{secrets.token_hex(4)}" for start, end in ranges]
-        addresses = {name: f"127.0.0.1:{ports[3 * i]}" for i, name in enumerate(names)}
-        chain = Chain([])
+        addresses = {name: f"127.0.0.1:{ports[4 * i]}" for i, name in enumerate(names)}
+        chain = Chain([], self.identity)
         self._chains.append(chain)
         for i, (start, end) in enumerate(ranges):
             environment = {
@@ -145,9 +153,12 @@ class Chains:
                 "SI_MAX_SEQUENCES": "8",
                 "SI_PEER_PREFIX": PREFIX,
                 "SI_PEER_ADDRESSES": json.dumps(addresses),
-                "SI_GRPC_PORT": str(ports[3 * i]),
-                "SI_HTTP_PORT": str(ports[3 * i + 1]),
-                "SI_METRICS_PORT": str(ports[3 * i + 2]),
+                "SI_WIRE_PORT": str(ports[4 * i]),
+                "SI_HTTP_PORT": str(ports[4 * i + 1]),
+                "SI_METRICS_PORT": str(ports[4 * i + 2]),
+                "SI_GRPC_PORT": str(ports[4 * i + 3]),
+                "SI_TLS_FOLDER": str(self._tls),
+                "SI_IDENTITY": IDENTITY,
                 **settings,
             }
             server = Server(names[i], environment["SI_MODEL_NAME"], environment, self._logs / f"{names[i]}.log")

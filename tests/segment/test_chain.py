@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from client import Client
 from random_models import unsplit_greedy
 from servers import PREFIX, Chain, Chains, Server
+
+from splitinference_segment.wire import WireError
 
 COUNT = 20
 
@@ -107,7 +108,7 @@ def test_a_sequence_lost_in_one_segment_is_kv_missing_and_continues_by_replay(
         answer = client.step("s", 0 if i == 0 else len(tokens) - 1, tokens if i == 0 else tokens[-1:])
         tokens.append(answer["token"])
     server = chain.servers[lost]
-    Client([(server.name, server.model_name, server.port)]).release("s")
+    Client([(server.name, server.model_name, server.port)], chain.identity).release("s")
     answer = client.step("s", len(tokens) - 1, tokens[-1:])
     assert (code_of(answer), answer["error"]["segment"]) == ("kv_missing", server.name)
     answer = client.step("s", 0, tokens)  # the gateway's replay: everything so far, from position 0
@@ -276,6 +277,6 @@ def test_errors_are_counted_by_code_and_answered_as_answers_not_as_transport_fai
 
 
 def test_a_model_name_that_is_not_served_is_a_transport_error(chain: Chain) -> None:
-    stranger = Client([(chain.servers[0].name, "seg-00000000-0-2", chain.servers[0].port)])
-    with pytest.raises(grpc.RpcError):
+    stranger = Client([(chain.servers[0].name, "seg-00000000-0-2", chain.servers[0].port)], chain.identity)
+    with pytest.raises(WireError, match="does not serve"):
         stranger.stats()

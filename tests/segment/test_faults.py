@@ -6,12 +6,13 @@ import threading
 import time
 from pathlib import Path
 
-import grpc
 import pytest
 from client import Client
 from host import free_ports
 from random_models import unsplit_greedy
 from servers import Chain, Chains
+
+from splitinference_segment.wire import WireError
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +34,13 @@ def chain(two: Chain) -> Chain:
 
 def first_token(client: Client, tokens: list[int]) -> int:
     """What follows the tokens. A peer that was away is asked again after a second at the latest: until then it is `next_hop_failed`. And
-    gRPC may still have our own connection of before a restart, which it finds closed."""
+    our own connection of before a restart may only now be found closed."""
     deadline = time.monotonic() + 30
     while True:
         try:
             answer = client.step("s", 0, tokens)
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
+        except WireError:
+            pass
         else:
             if "error" not in answer:
                 return int(answer["token"])
@@ -162,7 +162,7 @@ def test_a_peer_that_does_not_exist_is_next_hop_failed_soon(chains: Chains, mode
     (port,) = free_ports(1)
     chain = chains.start(models["llama"], [0, 4], SI_PEER_ADDRESSES=f'{{"chat-4-7-x": "127.0.0.1:{port}"}}')
     server = chain.servers[0]
-    client = Client([(server.name, server.model_name, server.port), ("chat-4-7-x", "seg-abcd1234-4-7", port)])
+    client = Client([(server.name, server.model_name, server.port), ("chat-4-7-x", "seg-abcd1234-4-7", port)], chain.identity)
     started = time.monotonic()
     assert client.step("s", 0, [1, 2])["error"]["code"] == "next_hop_failed"
     assert time.monotonic() - started < 5

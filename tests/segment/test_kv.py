@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from splitinference_segment.kv import FIRST_CAPACITY, KvEntry, KvLimits, KvShape, KvTable
-from splitinference_segment.protocol import SegmentError
+from splitinference_segment.protocol import Prefix, SegmentError
 
 SHAPE = KvShape(blocks=2, heads=1, width=4, dtype=torch.float32)
 PER_TOKEN = 2 * 2 * 1 * 4 * 4
 
 
-def a_table(sequences: int = 4, tokens: int = 10_000, context: int = 512, idle: float = 60.0) -> KvTable:
-    return KvTable(SHAPE, KvLimits(sequences, tokens * PER_TOKEN, context, idle))
+def a_table(sequences: int = 4, tokens: int = 10_000, context: int = 512, idle: float = 60.0, evict: float = 10.0) -> KvTable:
+    return KvTable(SHAPE, KvLimits(sequences, tokens * PER_TOKEN, context, idle, evict))
 
 
 def step(table: KvTable, sequence: str, position: int, tokens: int, now: float = 0.0) -> KvEntry:
@@ -126,3 +126,49 @@ def test_a_segment_without_blocks_still_counts_positions() -> None:
     with pytest.raises(SegmentError):
         table.begin("a", 4, 1, 0.0)
     assert step(table, "a", 5, 1).length == 6
+
+
+def test_sequences_that_nobody_steps_give_way_to_others_the_longest_idle_first() -> None:
+    """A peer holds all sequences with one token each: the next ones are served, and whoever was given up is told so."""
+    table = a_table(sequences=4)
+    for number in range(4):
+        step(table, f"held-{number}", 0, 1, now=float(number))
+    with pytest.raises(SegmentError) as full:
+        step(table, "new", 0, 5, now=9.0)
+    assert full.value.code == "kv_full", "none of them is idle for long"
+    step(table, "new", 0, 5, now=10.5)
+    step(table, "held-2", 1, 1, now=10.6)
+    step(table, "another", 0, 5, now=11.5)
+    with pytest.raises(SegmentError) as missing:
+        table.begin("held-0", 1, 1, 12.0)
+    assert missing.value.code == "kv_missing"
+    assert (table.use().sequences, table.use().evicted) == (4, 2)
+    assert step(table, "held-2", 2, 1, now=12.0).length == 3, "it was stepped, so it stayed"
+
+
+def test_bytes_are_taken_from_the_longest_idle_and_only_as_many_as_are_needed() -> None:
+    table = a_table(sequences=8, tokens=3 * FIRST_CAPACITY)
+    for number in range(3):
+        step(table, f"held-{number}", 0, 1, now=float(number))
+    step(table, "new", 0, 100, now=20.0)
+    assert table.use().evicted == 1
+    step(table, "held-1", 1, 1, now=20.0)
+
+
+def test_a_sequence_that_is_being_stepped_is_never_given_up() -> None:
+    table = a_table(sequences=1)
+    entry = table.begin("busy", 0, 1, 0.0)
+    with pytest.raises(SegmentError) as full:
+        table.begin("new", 0, 1, 1000.0)
+    assert full.value.code == "kv_full"
+    table.end(entry, 1, 1000.0)
+
+
+def test_what_was_kept_of_an_ended_sequence_cannot_be_read_by_the_sequences_name() -> None:
+    table = a_table()
+    step(table, "s", 0, 100)
+    table.release("s", Prefix(50, ("a", "b")))
+    assert table.use().kept_bytes > 0
+    with pytest.raises(SegmentError) as missing:
+        table.read("s", 1)
+    assert missing.value.code == "kv_missing"

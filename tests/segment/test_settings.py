@@ -16,6 +16,8 @@ GIVEN = {
     "SI_LAYERS": "0:12",
     "SI_PEER_PREFIX": "chat-",
     "SI_PEER_SUFFIX": ".ns.svc.cluster.local",
+    "SI_TLS_FOLDER": "/var/run/splitinference/tls",
+    "SI_IDENTITY": "spiffe://cluster.local/ns/ns/si/chat",
 }
 
 
@@ -40,6 +42,12 @@ def test_only_what_is_particular_must_be_given() -> None:
         ({"SI_KV_IDLE_SECONDS": "nan"}, "SI_KV_IDLE_SECONDS is nan, expected more than 0 seconds"),
         ({"SI_GATHER_MS": "-1"}, "SI_GATHER_MS is -1, expected 0 milliseconds or more"),
         ({"SI_GATHER_MS": "soon"}, "SI_GATHER_MS is 'soon', expected milliseconds"),
+        ({"SI_TLS_FOLDER": ""}, "SI_TLS_FOLDER is not set"),
+        ({"SI_IDENTITY": ""}, "SI_IDENTITY is '', expected spiffe://"),
+        ({"SI_IDENTITY": "spiffe://cluster.local/ns/ns/si/chat/segment"}, "expected spiffe://<trust domain>/ns/<namespace>/si/<name>"),
+        ({"SI_INSECURE": "true"}, "SI_INSECURE=true and SI_TLS_FOLDER exclude each other"),
+        ({"SI_INSECURE": "yes"}, "SI_INSECURE is 'yes', expected one of true, false"),
+        ({"SI_WIRE_PORT": "0"}, "SI_WIRE_PORT is 0, expected at least 1"),
         ({"SI_PEER_ADDRESSES": "["}, "SI_PEER_ADDRESSES is not JSON"),
     ],
 )
@@ -50,7 +58,7 @@ def test_a_wrong_variable_is_refused_by_name(changes: dict[str, str], said: str)
 
 def test_a_peer_is_addressed_by_name_and_suffix() -> None:
     settings = Settings.from_environment(GIVEN)
-    assert address_of("chat-12-22-1a2b3c4d", settings) == "chat-12-22-1a2b3c4d.ns.svc.cluster.local:8001"
+    assert address_of("chat-12-22-1a2b3c4d", settings) == "chat-12-22-1a2b3c4d.ns.svc.cluster.local:8003"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +77,16 @@ def test_the_repository_holds_one_model_of_the_given_name(tmp_path: Path) -> Non
 
 
 def test_the_server_loads_that_model_alone() -> None:
-    line = command(Settings.from_environment(GIVEN), Path("/r"))
-    assert "--model-control-mode=explicit" in line
-    assert "--load-model=seg-9f8e7d6c-0-12" in line
+    line = command(Settings.from_environment(GIVEN), Path("/r"), 30001, "key")
+    assert "--model-control-mode=none" in line
+    assert not any(word.startswith("--load-model") for word in line)
+
+
+def test_no_port_of_the_server_is_open_to_other_pods() -> None:
+    line = command(Settings.from_environment(GIVEN), Path("/r"), 30001, "key")
+    for kind in ("http", "grpc", "metrics"):
+        assert f"--{kind}-address=127.0.0.1" in line
+
+
+def test_certificates_are_left_out_only_where_that_is_asked_for() -> None:
+    assert Settings.from_environment({**GIVEN, "SI_TLS_FOLDER": "", "SI_INSECURE": "true"}).tls_folder is None

@@ -1,6 +1,5 @@
 """Real Triton servers: an encoder in three segments, a generic chain in two, a decoder's logits, and numbers that are not finite."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from safetensors.torch import load_file, save_file
 from servers import READY_S, Chain, Chains
 from transformers import AutoModelForCausalLM
 
-from splitinference_segment.hops import infer_request, outputs_of
-
 
 def infer(chain: Chain, values: torch.Tensor, **changes: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """META of the answer, and the tensors in its DATA by name."""
@@ -27,9 +24,8 @@ def infer(chain: Chain, values: torch.Tensor, **changes: Any) -> tuple[dict[str,
 
 
 def answered(client: Client, meta: dict[str, Any], values: torch.Tensor) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    request = infer_request(client.route[0][1], json.dumps(meta).encode(), values.contiguous().numpy().tobytes())
-    raw, data = outputs_of(client._stub.ModelInfer(request, timeout=60))
-    answer, made = json.loads(raw), {}
+    answer, data = client.exchange(meta, values.contiguous().numpy().tobytes())
+    made = {}
     for tensor in answer.get("tensors", ()):
         count = 4 * torch.Size(tensor["shape"]).numel()
         made[tensor["name"]] = torch.frombuffer(bytearray(data[:count]), dtype=torch.float32).reshape(tensor["shape"])

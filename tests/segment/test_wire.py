@@ -1,153 +1,23 @@
-"""Frames between segments: what is sent arrives, a lost peer fails what is awaited, nonsense hurts nobody else."""
+"""Real servers on the wire: the unsplit model's tokens, peers that come back, and who is let in."""
 
-import queue
-import socket
-import struct
+import datetime
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from client import Client
+from identities import IDENTITY, Authority
 from random_models import unsplit_greedy
-from servers import Chains
+from servers import Chain, Chains
 
-from splitinference_segment.wire import HEAD, MAGIC, WireError
-from splitinference_segment.wire_client import Wire
-from splitinference_segment.wire_server import WireServer
+from splitinference_segment.identity import Identity
+from splitinference_segment.wire import WireError
 
-MODEL = "seg-abcd1234-3-7"
-Send = Callable[[bytes, bytes], None]
 LONG_S = 60.0
-
-
-def echo(meta: bytes, data: torch.Tensor, send: Send) -> None:
-    send(meta, data.numpy().tobytes())
-
-
-@pytest.fixture
-def echoing() -> Iterator[WireServer]:
-    server = WireServer(0, MODEL, echo)
-    yield server
-    server.close()
-
-
-def asked(wire: Wire, meta: bytes, data: bytes, timeout_s: float = LONG_S) -> object:
-    answers: queue.Queue[object] = queue.Queue()
-    wire.send(meta, data, timeout_s, answers.put)
-    return answers.get(timeout=LONG_S)
-
-
-@pytest.mark.parametrize("size", [1, 1152, 16384, 3_000_001, 40_000_003])
-def test_a_frame_comes_back_as_it_was(size: int, echoing: WireServer) -> None:
-    wire = Wire("127.0.0.1", echoing.port, MODEL)
-    data = torch.randint(0, 255, (size,), dtype=torch.uint8).numpy().tobytes()
-    assert asked(wire, b'{"x": 1}', data) == (b'{"x": 1}', data)
-    wire.close()
-
-
-def test_no_data_is_one_zero_byte_as_through_triton(echoing: WireServer) -> None:
-    wire = Wire("127.0.0.1", echoing.port, MODEL)
-    assert asked(wire, b"{}", b"") == (b"{}", b"\0")
-    wire.close()
-
-
-def test_answers_find_their_requests_in_any_order() -> None:
-    held: list[tuple[bytes, Send]] = []
-    all_there = threading.Event()
-
-    def hold(meta: bytes, data: torch.Tensor, send: Send) -> None:
-        held.append((meta, send))
-        if len(held) == 20:
-            all_there.set()
-
-    server = WireServer(0, MODEL, hold)
-    wire = Wire("127.0.0.1", server.port, MODEL)
-    answers: queue.Queue[tuple[int, object]] = queue.Queue()
-    for i in range(20):
-        wire.send(b"%d" % i, b"x", LONG_S, lambda reply, i=i: answers.put((i, reply)))
-    assert all_there.wait(LONG_S)
-    for meta, send in reversed(held):
-        send(b"answer to " + meta, b"")
-    got = dict(answers.get(timeout=LONG_S) for _ in range(20))
-    assert got == {i: (b"answer to %d" % i, b"") for i in range(20)}
-    wire.close()
-    server.close()
-
-
-def test_another_model_is_refused(echoing: WireServer) -> None:
-    with pytest.raises(WireError, match="does not serve"):
-        Wire("127.0.0.1", echoing.port, "seg-abcd1234-4-7")
-
-
-def test_where_nobody_listens_there_is_no_wire() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with pytest.raises(WireError):
-        Wire("127.0.0.1", port, MODEL)
-
-
-def test_a_lost_connection_fails_all_that_is_awaited_and_takes_nothing_more() -> None:
-    arrived = threading.Event()
-    server = WireServer(0, MODEL, lambda meta, data, send: arrived.set())
-    wire = Wire("127.0.0.1", server.port, MODEL)
-    answers: queue.Queue[object] = queue.Queue()
-    wire.send(b"{}", b"x", LONG_S, answers.put)
-    assert arrived.wait(LONG_S)
-    server.close()
-    assert isinstance(answers.get(timeout=LONG_S), WireError)
-    assert not wire.alive
-    with pytest.raises(WireError):
-        wire.send(b"{}", b"x", LONG_S, answers.put)
-    assert answers.empty()
-
-
-def test_an_answer_that_is_late_is_told_and_then_ignored() -> None:
-    senders: queue.Queue[Send] = queue.Queue()
-    server = WireServer(0, MODEL, lambda meta, data, send: senders.put(send) if meta == b"slow" else send(b"quick", b""))
-    wire = Wire("127.0.0.1", server.port, MODEL)
-    assert isinstance(asked(wire, b"slow", b"x", timeout_s=0.05), TimeoutError)
-    senders.get(timeout=LONG_S)(b"too late", b"")
-    assert asked(wire, b"again", b"x") == (b"quick", b"")
-    wire.close()
-    server.close()
-
-
-def test_a_peer_that_does_not_read_does_not_hold_up_the_sender() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def greet() -> None:
-            connected, _ = listener.accept()
-            connected.recv(4096)
-            connected.sendall(MAGIC + b"\0")
-            kept.append(connected)
-
-        kept: list[socket.socket] = []
-        greeting = threading.Thread(target=greet)
-        greeting.start()
-        wire = Wire("127.0.0.1", listener.getsockname()[1], MODEL)
-        greeting.join()
-        answers: queue.Queue[object] = queue.Queue()
-        for _ in range(8):
-            wire.send(b"{}", bytes(8 << 20), LONG_S, answers.put)  # returns though 64 MiB fit into no socket's buffer
-        wire.close()
-        assert all(isinstance(answers.get(timeout=LONG_S), WireError) for _ in range(8))
-        kept[0].close()
-
-
-@pytest.mark.parametrize(
-    "nonsense", [b"GET / HTTP/1.1\r\n\r\n", MAGIC, b"", MAGIC + struct.pack("<H", len(MODEL)) + MODEL.encode() + HEAD.pack(1, 1 << 30, 0)]
-)
-def test_nonsense_ends_its_own_connection_alone(nonsense: bytes, echoing: WireServer) -> None:
-    wire = Wire("127.0.0.1", echoing.port, MODEL)
-    with socket.create_connection(("127.0.0.1", echoing.port), timeout=LONG_S) as other:
-        other.sendall(nonsense)
-        other.shutdown(socket.SHUT_WR)
-        while other.recv(4096):
-            pass  # the server closes
-    assert asked(wire, b"{}", b"x") == (b"{}", b"x")
-    wire.close()
+HOUR = datetime.timedelta(hours=1)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -157,31 +27,120 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_without_a_wire_steps_go_by_grpc(models: dict[str, Path], prompt: list[int], chains: Chains) -> None:
-    chain = chains.start(models["llama"], [0, 3, 7], SI_WIRE_PORT="0")
-    client = chain.client()
-    assert client.generate(prompt, 30) == unsplit_greedy(models["llama"], prompt, 30)
-    assert client.stats()["wires"] == 0
-    chain.close()
-
-
 def test_tokens_are_the_same_over_the_wire_and_a_peer_that_was_killed_is_wired_again(
     models: dict[str, Path], prompt: list[int], chains: Chains
 ) -> None:
     expected = unsplit_greedy(models["llama"], prompt, 30)
     chain = chains.start(models["llama"], [0, 3, 5, 7])
     client = chain.client()
-    assert client.generate(prompt, 30) == expected  # the first steps by gRPC
-    until(lambda: client.stats()["wires"] == 1)
     assert client.generate(prompt, 30) == expected
+    assert client.stats()["wires"] == 1
     chain.servers[1].kill()
     assert client.step("s", 0, prompt)["error"]["code"] == "next_hop_failed"
     chain.servers[1].start()
     chain.servers[1].wait_ready()
-
-    def again() -> bool:
-        return "error" not in client.step("s", 0, prompt) and client.stats()["wires"] == 1
-
-    until(again)
+    until(lambda: "error" not in client.step("s", 0, prompt))
+    assert client.stats()["wires"] == 1
     assert client.generate(prompt, 30) == expected
+    chain.close()
+
+
+def connected(chain: Chain, identity: Identity | None) -> Client:
+    server = chain.servers[0]
+    client = Client([(server.name, server.model_name, server.port)], identity)
+    chain.clients.append(client)
+    return client
+
+
+@pytest.mark.parametrize(
+    "stranger", ["no certificate", "another authority", "another resource", "a role that does not exist", "an expired one", "one of later"]
+)
+def test_strangers_are_refused(stranger: str, halves: Chain, chains: Chains, tmp_path: Path) -> None:
+    own = chains.authority
+
+    def write(authority: Authority = own, role: str = "gateway", **changes: object) -> Identity:
+        return Identity(authority.write(tmp_path, role, trusts=[own], **changes), IDENTITY)
+
+    identities: dict[str, Callable[[], Identity | None]] = {
+        "no certificate": lambda: None,
+        "another authority": lambda: write(Authority()),
+        "another resource": lambda: write(identity="spiffe://cluster.local/ns/team-a/si/other"),
+        "a role that does not exist": lambda: write(role="admin"),
+        "an expired one": lambda: write(begins=-3 * HOUR, lasts=HOUR),
+        "one of later": lambda: write(begins=HOUR),
+    }
+    with pytest.raises(WireError):
+        connected(halves, identities[stranger]()).stats()
+    assert halves.client().stats()["steps"] >= 0
+
+
+@pytest.mark.parametrize(("role", "op"), [("operator", "stats"), ("operator", "step"), ("segment", "kv_pull"), ("gateway", "kv_export")])
+def test_a_role_gets_no_operation_of_another(role: str, op: str, halves: Chain, chains: Chains, tmp_path: Path) -> None:
+    client = connected(halves, Identity(chains.authority.write(tmp_path, role), IDENTITY))
+    meta = {"v": 1, "op": op, "sequence": "s", "position": 0, "tokens": 1, "tensor": {"dtype": "int64", "shape": [1]}}
+    assert client.call(meta)["error"]["code"] == "forbidden"
+
+
+def test_the_operator_may_prove_a_segment(halves: Chain, chains: Chains, tmp_path: Path) -> None:
+    client = connected(halves, Identity(chains.authority.write(tmp_path, "operator"), IDENTITY))
+    assert client.call({"v": 1, "op": "probe", "deadline_ms": 30000}, b"\0")["ok"] is True
+
+
+def test_certificates_are_renewed_while_steps_run_and_nothing_is_lost(
+    models: dict[str, Path], prompt: list[int], chains: Chains, tmp_path: Path
+) -> None:
+    """The authority is exchanged in three steps, and a segment is restarted after each, so that its peers connect anew."""
+    old, new = Authority(), Authority()
+    folders = {role: old.write(tmp_path / role, role, trusts=[old]) for role in ("segment", "gateway")}
+    chain = chains.start(models["llama"], [0, 3, 7], SI_TLS_FOLDER=str(folders["segment"]))
+    chain.identity = Identity(folders["gateway"], IDENTITY)
+    expected = unsplit_greedy(models["llama"], prompt, 30)
+    running, stop = chain.client(), threading.Event()
+    failures: list[object] = []
+    rounds = 0
+
+    def keep_going() -> None:
+        nonlocal rounds
+        while not stop.is_set():
+            try:
+                tokens = running.generate(prompt, 30)
+            except Exception as problem:  # noqa: BLE001 - whatever it is, the test tells it
+                failures.append(problem)
+                return
+            if tokens != expected:
+                failures.append(tokens)
+            rounds += 1
+
+    thread = threading.Thread(target=keep_going)
+    thread.start()
+    for authority, trusts in ((old, [old, new]), (new, [old, new]), (new, [new])):
+        for role, folder in folders.items():
+            authority.write(folder, role, trusts=trusts)
+            fresh = chain.client()
+            assert fresh.generate(prompt, 30) == expected
+            fresh.close()
+        before = rounds
+        until(lambda before=before: rounds > before or bool(failures))
+    stop.set()
+    thread.join()
+    assert not failures
+    for server in chain.servers:  # their own connections of before end here, and new ones are made with the new certificates
+        server.kill()
+        server.start()
+    for server in chain.servers:
+        server.wait_ready()
+    until(lambda: "error" not in chain.client().step("s", 0, prompt))
+    with pytest.raises(WireError):
+        connected(chain, Identity(old.write(tmp_path / "left", "gateway", trusts=[new]), IDENTITY)).stats()
+    chain.close()
+
+
+def test_a_step_of_more_tokens_than_are_taken_at_once_is_refused_with_the_number(chains: Chains, models: dict[str, Path]) -> None:
+    chain = chains.start(models["llama"], [0, 7], SI_MAX_STEP_TOKENS="32")
+    client = chain.client()
+    assert "token" in client.step("s", 0, [1] * 32)
+    problem = client.step("s", 0, [1] * 33)["error"]
+    assert (problem["code"], "at most 32" in problem["message"]) == ("bad_request", True)
+    assert client.step("s", 0, [1] * 20_000)["error"]["code"] == "bad_request"
+    assert json.dumps(client.stats())
     chain.close()

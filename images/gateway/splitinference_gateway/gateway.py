@@ -28,6 +28,7 @@ from splitinference_gateway.steps import StepClient
 from splitinference_gateway.token_review import TokenReviews
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tracing import Tracing
+from splitinference_gateway.wire_tls import Identity, PrefixKey
 
 _TIDY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
@@ -61,14 +62,18 @@ class Gateway:
         Raises:
             ModelFilesError: the tokenizer cannot be read.
             OSError: the file of API keys cannot be read.
+            IdentityError: the certificates cannot be read.
         """
         signature = Signature.read(settings.model_path)
         tokenizer = ModelTokenizer(settings.model_path) if signature.kind is Kind.DECODER else None
         routes, observed, metrics = Routes(), Observed(), Metrics()
-        steps = StepClient(settings.address_of)
+        identity = None if settings.tls_folder is None else Identity(settings.tls_folder, settings.identity)
+        if identity is not None:
+            identity.context()
+        steps = StepClient(settings.address_of, identity)
         failing = Failing(steps, routes)
         limits = Limits(settings.step_seconds, settings.step_seconds_per_token, settings.replay_seconds, settings.prefill_chunk_tokens)
-        chain = Chain(routes, steps, failing, observed, metrics, limits, Prefixes(settings.prefix_reuse))
+        chain = Chain(routes, steps, failing, observed, metrics, limits, Prefixes(settings.prefix_reuse, PrefixKey(settings.tls_folder)))
 
         def admitted(running: int, waiting: int) -> None:
             metrics.running.set(running)

@@ -78,7 +78,7 @@ class Metrics:
         self.longest_gap = Gauge(
             f"{prefix}longest_token_gap_seconds", "Longest gap between tokens in the last minute.", registry=self.registry
         )
-        self.wires = Gauge(f"{prefix}wires", "First stages that are reached by the wire; the others by gRPC.", registry=self.registry)
+        self.wires = Gauge(f"{prefix}wires", "Segments to which there is a connection.", registry=self.registry)
         self.route_errors = Counter(f"{prefix}route_errors", "Route documents that could not be read.", registry=self.registry)
 
     def paused(self, by: str, seconds: float) -> None:

@@ -1,18 +1,20 @@
 """Prefix reuse: which beginnings of prompts the segments of a pipeline are believed to hold, so that a new sequence can start behind them.
 
-A prompt is cut into blocks of 64 tokens. Each block's name is a hash of the block, of all before it, and of who asks: a client only ever
+A prompt is cut into blocks of 64 tokens. Each block's name is an HMAC of all tokens up to its end and of who asks, by a key that only
+the gateways of this resource hold: nobody else can name a block, whatever they know of a client and its prompts. A client only ever
 meets the KV of its own earlier requests, unless sharing between all is switched on, because how quickly an answer begins tells whether
 someone asked the same before. The segments decide: one that no longer holds a beginning says `kv_missing`, and the sequence runs whole.
 """
 
 import array
-import hashlib
+import hmac
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from splitinference_gateway.route import Pipeline
+from splitinference_gateway.wire_tls import PrefixKey
 
 BLOCK = 64
 MISSED = "prefix_missing"
@@ -20,13 +22,13 @@ _MOST_KNOWN = 8192  # block names over all pipelines
 Reuse = Literal["client", "all", "off"]
 
 
-def block_names(tokens: Sequence[int], salt: str) -> tuple[str, ...]:
-    """One name, 128 bits in hexadecimal, for each whole block: of the salt, the block, and all before it."""
-    before = hashlib.blake2b(salt.encode(), digest_size=16).digest()
+def block_names(tokens: Sequence[int], salt: str, key: bytes) -> tuple[str, ...]:
+    """One name, 128 bits in hexadecimal, for each whole block: of the salt, the block, and all tokens before it."""
+    before = hmac.digest(key, b"prefix of client " + salt.encode("utf-8", "surrogatepass"), "sha256")
     names = []
     for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
-        before = hashlib.blake2b(before + array.array("q", tokens[start : start + BLOCK]).tobytes(), digest_size=16).digest()
-        names.append(before.hex())
+        before = hmac.digest(key, before + array.array("q", tokens[start : start + BLOCK]).tobytes(), "sha256")
+        names.append(before[:16].hex())
     return tuple(names)
 
 
@@ -40,11 +42,12 @@ class Prefixes:
     """What the gateway remembers of beginnings, by pipeline; least recently used ones are forgotten."""
 
     reuse: Reuse = "client"
+    key: Callable[[], bytes] = field(default_factory=PrefixKey)
     _known: OrderedDict[tuple[tuple[str, ...], str], None] = field(default_factory=OrderedDict)
 
     def names(self, tokens: Sequence[int], client: str) -> tuple[str, ...]:
         """Names of the whole blocks; none where reuse is off."""
-        return () if self.reuse == "off" else block_names(tokens, client if self.reuse == "client" else "")
+        return () if self.reuse == "off" else block_names(tokens, f"one:{client}" if self.reuse == "client" else "all", self.key())
 
     def held(self, pipeline: Pipeline, names: Sequence[str], tokens: int) -> int:
         """How many of a prompt's `tokens` the pipeline is believed to hold: whole blocks, and never all, as the last token has to run."""

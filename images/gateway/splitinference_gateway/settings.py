@@ -51,10 +51,13 @@ class Settings(BaseModel):
     token_seconds: float = Field(default=60.0, gt=0, description="how long the API server's word on a token is remembered")
     peer_suffix: str = Field(default="", description="domain appended to a segment's name")
     peer_addresses: Mapping[str, str] = Field(default_factory=dict, description="tests: JSON, name → host:port instead of DNS")
-    grpc_port: int = Field(default=8001, ge=1, le=65535, description="port of the segments")
+    wire_port: int = Field(default=8003, ge=1, le=65535, description="port of the segments' wire")
     kserve_port: int | None = Field(default=None, ge=0, le=65535, description="port of the gateway's own gRPC service, KServe v2")
     host: str = "0.0.0.0"
     port: int = Field(default=8080, ge=0, le=65535)
+    tls_folder: Path | None = Field(default=None, description="folder with tls.crt, tls.key and ca.crt; read again when they change")
+    identity: str = Field(default="", description="SPIFFE ID of the resource without a role: spiffe://<trust domain>/ns/<ns>/si/<name>")
+    insecure: bool = Field(default=False, description="loopback tests only: no TLS, and anybody may read the internal port")
 
     @field_validator("peer_addresses", mode="before")
     @classmethod
@@ -97,8 +100,8 @@ class Settings(BaseModel):
         return self.route_configmap or f"{self.name}-route"
 
     def address_of(self, segment: str) -> str:
-        """host:port of a segment's gRPC service."""
-        return self.peer_addresses.get(segment) or f"{segment}{self.peer_suffix}:{self.grpc_port}"
+        """host:port of a segment's wire."""
+        return self.peer_addresses.get(segment) or f"{segment}{self.peer_suffix}:{self.wire_port}"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":

@@ -3,6 +3,7 @@
 import array
 import asyncio
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,20 @@ from typing import Any
 from splitinference_gateway import tracing
 from splitinference_gateway.connections import Connections, NoAnswerError
 from splitinference_gateway.route import Hop
+from splitinference_gateway.wire import MOST_ANSWER
+from splitinference_gateway.wire_tls import Identity
 
 TRANSPORT = "transport"
 STALLED = "stalled"
-_BY_WIRE = frozenset({"step", "infer", "release"})
 _NOTHING = b"\0"
+_MOST_OUTPUTS = 512 << 20  # bytes of tensors in one answer
+_SAID_BY_US = {
+    "internal": "the segment failed",
+    TRANSPORT: "the segment cannot be reached",
+    "next_hop_failed": "the segment after it cannot be reached",
+}
+"""What a client may read of these: what is behind them names hosts, files and exceptions, and is for the log."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,11 +103,11 @@ class StepError(Exception):
 
 
 class StepClient:
-    """Sends steps along pipelines. `address_of`: host:port of a segment's gRPC, by its name."""
+    """Sends steps along pipelines. `address_of`: host:port of a segment's wire, by its name."""
 
-    def __init__(self, address_of: Callable[[str], str]) -> None:
-        """Nothing is connected yet."""
-        self.connections = Connections(address_of)
+    def __init__(self, address_of: Callable[[str], str], identity: Identity | None = None) -> None:
+        """Nothing is connected yet. Without an identity there is no TLS."""
+        self.connections = Connections(address_of, identity)
 
     async def step(
         self,
@@ -210,23 +220,31 @@ class StepClient:
             return answer, content
 
     async def _sent(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        # Steps and what follows them take the wire. A probe asks whether Triton serves, and KV in front of a step would hold it up.
-        send = self.connections.send if meta["op"] in _BY_WIRE else self.connections.send_by_grpc
+        most = _MOST_OUTPUTS if meta["op"] == "infer" or meta.get("logits") else MOST_ANSWER
         try:
-            told, content = await send(hop, json.dumps(meta, separators=(",", ":")).encode(), data, seconds)
-            answer = json.loads(told)
+            told, content = await self.connections.send(hop, json.dumps(meta, separators=(",", ":")).encode(), data, seconds, most)
         except NoAnswerError as failure:
-            raise StepError(TRANSPORT if failure.in_time else STALLED, failure.message, hop.segment) from failure
-        except ValueError as error:
-            raise StepError(TRANSPORT, f"not an answer of a segment: {error!r}", hop.segment) from error
-        if not isinstance(answer, dict):
-            raise StepError(TRANSPORT, "not an answer of a segment: META is no object", hop.segment)
-        if "error" in answer:
+            raise _failure(TRANSPORT if failure.in_time else STALLED, failure.message, hop.segment) from failure
+        try:
+            answer = json.loads(told)
+            if not isinstance(answer, dict):
+                raise TypeError("META is no object")
+            if "error" not in answer:
+                return answer, content
             problem = answer["error"]
-            raise StepError(
-                str(problem.get("code", "internal")), str(problem.get("message", "")), str(problem.get("segment") or hop.segment)
-            )
-        return answer, content
+            code, message, said_by = str(problem["code"]), str(problem["message"]), str(problem.get("segment") or hop.segment)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _failure(TRANSPORT, f"not an answer of a segment: {error!r}", hop.segment) from error
+        raise _failure(code, message, said_by)
+
+
+def _failure(code: str, message: str, segment: str) -> StepError:
+    """The failure as a client may read it; its own words go to the log where a client has nothing from them."""
+    said = _SAID_BY_US.get(code)
+    if said is None:
+        return StepError(code, message, segment)
+    _log.info("%s: %s: %s", segment, code, message)
+    return StepError(code, said, segment)
 
 
 def _finite(logprob: float) -> float:

@@ -1,20 +1,27 @@
-"""The wire from the gateway to a first stage: frames over one lasting TCP connection to its Python backend, past Triton's frontends.
+"""The wire from the gateway to segments: frames over one lasting TCP connection with mutual TLS, past Triton's frontends.
 
 The format is that of segments among themselves (docs/reference/data-plane.md), here for asyncio. An answer that nobody waits for any more
-is read and dropped: what a cancelled step made is freed by its release.
+is skipped as it comes: what a cancelled step made is freed by its release. An answer is never larger than the one who waits for it said.
 """
 
 import asyncio
 import itertools
 import socket
 import struct
+from dataclasses import dataclass
 from typing import cast
+
+from splitinference_gateway.wire_tls import Identity, IdentityError
 
 MAGIC = b"SIW1"
 HEAD = struct.Struct("<QII")  # number, bytes of META, bytes of DATA
 MAX_META = 1 << 20
-MAX_DATA = 1 << 31
-OPEN_SECONDS = 5.0  # to connect, and to be greeted
+MOST_ANSWER = 1 << 20  # bytes of DATA of an answer, where the caller does not say
+OPEN_SECONDS = 5.0  # to connect, for the handshake of TLS and to be greeted, together
+FRAME_SECONDS = 30.0  # an answer that has begun is complete within this time, and the time of its bytes at the slowest useful speed
+SLOWEST = 256 << 10  # bytes a second
+IDLE_SECONDS = 300.0  # a connection that was not used for so long is closed here, before the segment does it
+UNSENT = 64 << 20  # with so much unsent nothing more is taken
 _KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5_000))  # seconds; the last one ms
 
 
@@ -22,43 +29,51 @@ class WireError(Exception):
     """The connection cannot be had or is no more; the message says why."""
 
 
-def fits(meta: bytes, data: bytes) -> bool:
-    """Whether a frame can carry this; more goes by gRPC."""
-    return len(meta) <= MAX_META and len(data) <= MAX_DATA
+@dataclass(slots=True)
+class _Awaited:
+    answer: "asyncio.Future[tuple[bytes, bytes]]"
+    most: int
 
 
 class Wire(asyncio.Protocol):
     """One connection to one segment. A lost one fails all that is awaited, and stays lost."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, identity: Identity | None, *, idle_seconds: float = IDLE_SECONDS) -> None:
         """Not connected yet: see `connect`."""
         self.model = model
+        self._identity, self._idle_seconds = identity, idle_seconds
         self._loop = asyncio.get_running_loop()
         self._greeted: asyncio.Future[None] = self._loop.create_future()
         self._transport: asyncio.Transport | None = None
-        self._awaited: dict[int, asyncio.Future[tuple[bytes, bytes]]] = {}
+        self._awaited: dict[int, _Awaited] = {}
         self._numbers = itertools.count()
         self._came = bytearray()
+        self._skip = 0
+        self._frame_late: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
         self._leaving = False
 
     @classmethod
-    async def connect(cls, host: str, port: int, model: str) -> "Wire":
-        """Connect, and be sure that `model` is what answers there.
+    async def connect(cls, host: str, port: int, model: str, identity: Identity | None, *, idle_seconds: float = IDLE_SECONDS) -> "Wire":
+        """Connect, and be sure that a segment of this resource answers there, with `model`.
 
         Raises:
-            WireError: nobody listens, not in time, or it serves another model.
+            WireError: nobody listens, not in time, it is somebody else, or it serves another model.
         """
-        wire = cls(model)
+        wire = cls(model, identity, idle_seconds=idle_seconds)
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                await wire._loop.create_connection(lambda: wire, host, port)
+                context = None if identity is None else identity.context()
+                name = None if context is None else ""  # no host name is checked, and none is told
+                await wire._loop.create_connection(lambda: wire, host, port, ssl=context, server_hostname=name)
                 await wire._greeted
-        except (OSError, TimeoutError) as problem:
+        except (OSError, TimeoutError, IdentityError, WireError) as problem:
             wire.close()
             raise WireError(f"{host}:{port}: {str(problem) or 'no greeting in time'}") from problem
         except BaseException:
             wire.close()
             raise
+        wire._rest()
         return wire
 
     @property
@@ -66,8 +81,10 @@ class Wire(asyncio.Protocol):
         """Whether frames can be sent."""
         return self._transport is not None and not self._leaving and not self._transport.is_closing()
 
-    async def exchange(self, meta: bytes, data: bytes, seconds: float) -> tuple[bytes, bytes]:
+    async def exchange(self, meta: bytes, data: bytes, seconds: float, most: int = MOST_ANSWER) -> tuple[bytes, bytes]:
         """Send META and DATA; the answer's. What is sent before this first waits, so `alive` may be asked just before.
+
+        `most`: bytes that the answer's DATA may have.
 
         Raises:
             WireError: the connection is lost; whether the other side got the request is not known.
@@ -75,9 +92,12 @@ class Wire(asyncio.Protocol):
         """
         if self._transport is None or not self.alive:
             raise WireError("the connection is closed")
+        if self._transport.get_write_buffer_size() > UNSENT:
+            raise WireError("the segment does not read what is sent to it")
+        self._rest(cancel=True)
         number = next(self._numbers)
         answer: asyncio.Future[tuple[bytes, bytes]] = self._loop.create_future()
-        self._awaited[number] = answer
+        self._awaited[number] = _Awaited(answer, most)
         self._transport.write(b"".join((HEAD.pack(number, len(meta), len(data)), meta, data)))
         late = self._loop.call_later(seconds, _late, answer)
         try:
@@ -98,27 +118,34 @@ class Wire(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio: greet."""
+        """Of asyncio, after the handshake: see who it is, and greet."""
         self._transport = stream = cast(asyncio.Transport, transport)
         with socket.fromfd(stream.get_extra_info("socket").fileno(), socket.AF_INET, socket.SOCK_STREAM) as same:
             same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE:  # a node that is lost sends no word
                 same.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        try:
+            if self._identity is not None:
+                self._identity.check(stream.get_extra_info("ssl_object"))
+        except IdentityError as stranger:
+            self._lose(WireError(str(stranger)))
+            stream.abort()
+            return
         name = self.model.encode()
         stream.write(MAGIC + struct.pack("<H", len(name)) + name)
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio: complete frames wake those who wait for them."""
-        self._came += data
+        skipped = min(self._skip, len(data))
+        self._skip -= skipped
+        self._came += data[skipped:] if skipped else data
         try:
             start = self._greeting()
-            while (frame := self._frame(start)) is not None:
-                number, meta, content, start = frame
-                answer = self._awaited.get(number)
-                if answer is not None and not answer.done():
-                    answer.set_result((meta, content))
+            while (end := self._frame(start)) is not None:
+                start = end
             del self._came[:start]
+            self._watch_frame(ended=start > 0 or (skipped > 0 and not self._skip))
         except WireError as problem:
             self._lose(problem)
             self.close()
@@ -126,6 +153,9 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Of asyncio: nothing more will come."""
         self._lose(WireError(f"the connection was lost: {exc or 'the other side closed it'}"))
+        for timer in (self._frame_late, self._idle):
+            if timer is not None:
+                timer.cancel()
 
     def _greeting(self) -> int:
         """Where frames begin in what has come."""
@@ -138,30 +168,63 @@ class Wire(asyncio.Protocol):
         self._greeted.set_result(None)
         return len(MAGIC) + 1
 
-    def _frame(self, start: int) -> tuple[int, bytes, bytes, int] | None:
-        """The frame that begins at `start`, and where the next one does; None: not all of it has come."""
+    def _frame(self, start: int) -> int | None:
+        """Take the frame that begins at `start`; where the next one does. None: not all of it has come."""
         if not self._greeted.done() or len(self._came) < start + HEAD.size:
             return None
-        number, meta_bytes, data_bytes = HEAD.unpack_from(self._came, start)
-        if meta_bytes > MAX_META or data_bytes > MAX_DATA:
-            raise WireError(f"{meta_bytes} bytes of META and {data_bytes} of DATA are no frame")
+        number, meta_bytes, data_bytes = cast(tuple[int, int, int], HEAD.unpack_from(self._came, start))
         middle = start + HEAD.size + meta_bytes
         end = middle + data_bytes
+        awaited = self._awaited.get(number)
+        if awaited is None:
+            self._skip = max(0, end - len(self._came))
+            return min(end, len(self._came))
+        if meta_bytes > MAX_META or data_bytes > awaited.most:
+            raise WireError(f"an answer of {meta_bytes} bytes of META and {data_bytes} of DATA, expected {awaited.most} at most")
         if len(self._came) < end:
             return None
-        return number, bytes(self._came[start + HEAD.size : middle]), bytes(self._came[middle:end]), end
+        if not awaited.answer.done():
+            awaited.answer.set_result((bytes(self._came[start + HEAD.size : middle]), bytes(self._came[middle:end])))
+        return end
+
+    def _watch_frame(self, ended: bool) -> None:
+        """A frame that has begun has a time limit. `ended`: the one before is complete."""
+        begun = bool(self._came or self._skip)
+        if self._frame_late is not None and (ended or not begun):
+            self._frame_late.cancel()
+            self._frame_late = None
+        if begun and self._frame_late is None:
+            announced = self._skip
+            if len(self._came) >= HEAD.size:
+                _, meta_bytes, data_bytes = HEAD.unpack_from(self._came)
+                announced += meta_bytes + data_bytes
+            self._frame_late = self._loop.call_later(FRAME_SECONDS + announced / SLOWEST, self._unfinished)
+
+    def _unfinished(self) -> None:
+        self._lose(WireError("an answer was not finished in time"))
+        self.close()
+
+    def _rest(self, *, cancel: bool = False) -> None:
+        """Close when nothing is sent for a while."""
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = None if cancel else self._loop.call_later(self._idle_seconds, self.leave)
 
     def _lose(self, why: WireError) -> None:
         if not self._greeted.done():
             self._greeted.set_exception(why)
-        for answer in self._awaited.values():
-            if not answer.done():
-                answer.set_exception(why)
+            self._greeted.exception()  # maybe nobody waits for it any more
+        for awaited in self._awaited.values():
+            if not awaited.answer.done():
+                awaited.answer.set_exception(why)
         self._awaited.clear()
 
     def _close_if_done(self) -> None:
-        if self._leaving and not self._awaited and self._transport is not None:
-            self._transport.close()
+        if not self._awaited and self._transport is not None and not self._transport.is_closing():
+            if self._leaving:
+                self._transport.close()
+            else:
+                self._rest()
 
 
 def _late(answer: "asyncio.Future[tuple[bytes, bytes]]") -> None:

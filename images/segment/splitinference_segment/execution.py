@@ -1,5 +1,6 @@
 """Running steps: one worker thread takes turns from a queue, runs the layers on each batch, and hands every result to its caller."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from splitinference_segment.queueing import next_turn
 from splitinference_segment.sampling import Choice, sample
 
 MAX_WAITING = 256
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +149,11 @@ class Execution:
             return
         try:
             results = self._compute(begun, started)
-        except Exception as problem:  # noqa: BLE001 - the worker must outlive any failure of one batch
+        except Exception:  # noqa: BLE001 - the worker must outlive any failure of one batch
+            _log.exception("a batch failed")
             for step, entry in begun:
                 self._table.end(entry, 0, time.monotonic())
-                step.done(SegmentError(protocol.INTERNAL, f"{type(problem).__name__}: {problem}"))
+                step.done(SegmentError(protocol.INTERNAL, protocol.FAILED_INSIDE))
             return
         ended = time.monotonic()
         for step, entry in begun:

@@ -2,6 +2,9 @@
 
 Where the gateway names the blocks of tokens that a sequence begins with, another one that begins with the same blocks takes over their KV,
 from a sequence that runs or from one that has ended and was kept for it. What is kept is in nobody's way: it is forgotten first.
+
+When a sequence needs room and there is none, those that were not stepped for a while give way, the longest idle first. Their gateway is
+told `kv_missing` at their next step, and runs their tokens again. So nobody keeps others out by holding sequences that it does not use.
 """
 
 import threading
@@ -14,6 +17,7 @@ import torch
 from splitinference_segment.protocol import BAD_REQUEST, KV_FULL, KV_MISSING, Prefix, SegmentError
 
 MOST_KEPT = 256  # bounds the search; segments without blocks keep entries of no bytes
+EVICT_AFTER_S = 10.0  # a sequence that was stepped more lately is not given up for another: they would take turns in it
 FIRST_CAPACITY = 128  # tokens; a buffer doubles from here until the longest context
 
 
@@ -45,6 +49,7 @@ class KvLimits:
     total_bytes: int
     context_tokens: int
     idle_seconds: float
+    evict_after_seconds: float = EVICT_AFTER_S
 
 
 @dataclass(slots=True)
@@ -76,6 +81,7 @@ class KvUse:
     total_bytes: int
     kept_bytes: int = 0
     reused_tokens: int = 0  # since the beginning
+    evicted: int = 0  # sequences that gave way to others, since the beginning
 
 
 @dataclass(slots=True)
@@ -87,6 +93,7 @@ class KvTable:
     _entries: dict[str, KvEntry] = field(default_factory=dict)
     _kept: OrderedDict[str, KvEntry] = field(default_factory=OrderedDict)  # by the name of the last block, least used first
     _reused: int = 0
+    _evicted: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, sequence: str, position: int, tokens: int, now: float, prefix: Prefix | None = None) -> KvEntry:
@@ -163,7 +170,7 @@ class KvTable:
     def use(self) -> KvUse:
         """Sequences and bytes held now."""
         with self._lock:
-            return KvUse(len(self._entries), self._bytes(self._entries), self._bytes(self._kept), self._reused)
+            return KvUse(len(self._entries), self._bytes(self._entries), self._bytes(self._kept), self._reused, self._evicted)
 
     def _donor(self, prefix: Prefix, position: int) -> KvEntry | None:
         """Who gives the first `position` tokens; None for none of them. A kept one becomes the most recently used."""
@@ -204,6 +211,8 @@ class KvTable:
         if len(self._entries) >= self.limits.sequences:
             self._forget_idle(now)
         if len(self._entries) >= self.limits.sequences:
+            self._evict(now)
+        if len(self._entries) >= self.limits.sequences:
             raise SegmentError(KV_FULL, f"{len(self._entries)} sequences are held, the limit is {self.limits.sequences}")
         entry = KvEntry(sequence, self.shape.allocate(0), used_at=now)
         self._entries[sequence] = entry
@@ -221,6 +230,8 @@ class KvTable:
         if more > self._free():
             entry.used_at = now
             self._forget_idle(now)
+        while more > self._free() and self._evict(now):
+            pass
         free = self._free()
         if (wanted - entry.capacity) * per_token > free:
             wanted = entry.capacity + free // per_token  # all that is left, if that is enough
@@ -233,6 +244,15 @@ class KvTable:
         if entry.length:
             grown[:, :, :, : entry.length].copy_(entry.buffer[:, :, :, : entry.length])
         entry.buffer = grown
+
+    def _evict(self, now: float) -> bool:
+        """Forget the sequence that was not used for longest, if that is long enough. False: there is none."""
+        idle = [e for e in self._entries.values() if not e.busy and now - e.used_at > self.limits.evict_after_seconds]
+        if not idle:
+            return False
+        del self._entries[min(idle, key=lambda e: e.used_at).sequence]
+        self._evicted += 1
+        return True
 
     def _free(self) -> int:
         return self.limits.total_bytes - self._bytes(self._entries) - self._bytes(self._kept)

@@ -5,6 +5,7 @@ tokens that are complete are copied, so steps of the same sequence may go on at 
 thread that computes.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,20 @@ from splitinference_segment.hops import Reply
 from splitinference_segment.kv import KvTable
 from splitinference_segment.protocol import Hop, Request, SegmentError
 
-CHUNK_BYTES = 4 << 20  # of KV in one message: beyond a few MiB gRPC's time per byte grows
+CHUNK_BYTES = 4 << 20  # of KV in one message: steps on the same connection wait for it
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
+_log = logging.getLogger(__name__)
 
 Answer = Callable[[bytes, bytes], None]
-Send = Callable[[Hop, bytes, bytes, float, Callable[[Reply | SegmentError], None]], None]
+
+
+class Send(Protocol):
+    """How peers are reached: hops.Hops.send."""
+
+    def __call__(
+        self, hop: Hop, meta: bytes, data: bytes, timeout_s: float, done: Callable[[Reply | SegmentError], None], *, most: int
+    ) -> None:
+        """Send; `done` is called once."""
 
 
 class Counting(Protocol):
@@ -100,8 +110,9 @@ class KvTransfer:
                 answer(*work(request, received_at + request.deadline_ms / 1e3))
             except SegmentError as failure:
                 fail(failure)
-            except Exception as problem:  # noqa: BLE001 - whatever it is, the caller must hear of it
-                fail(SegmentError(protocol.INTERNAL, f"{type(problem).__name__}: {problem}"))
+            except Exception:  # noqa: BLE001 - whatever it is, the caller must hear of it
+                _log.exception("%s failed", request.op)
+                fail(SegmentError(protocol.INTERNAL, protocol.FAILED_INSIDE))
 
         try:
             pool.submit(run)
@@ -163,10 +174,8 @@ class KvTransfer:
             "kv_export", sequence=sequence, position=position, tokens=tokens, blocks=[part.start, part.end], deadline_ms=left_s * 1e3
         )
         future: Future[Reply | SegmentError] = Future()
-        try:
-            self._send(part.source, meta, b"", left_s, future.set_result)
-        except ValueError as closed:  # the channel was closed by stop()
-            raise SegmentError(protocol.NEXT_HOP_FAILED, str(closed)) from closed
+        most = 2 * CHUNK_BYTES + tokens * self._table.shape.bytes_per_token
+        self._send(part.source, meta, b"", left_s, future.set_result, most=most)
         return future
 
     def _tensor(self, part: Part, tokens: int, reply: Reply) -> torch.Tensor:
@@ -185,7 +194,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _await(future: "Future[Reply | SegmentError]", part: Part, left_s: float) -> Reply:
     try:
-        reply = future.result(timeout=left_s + 1.0)  # the channel ends the call by itself; this is for a callback that never comes
+        reply = future.result(timeout=left_s + 1.0)  # the wire ends the call by itself; this is for a callback that never comes
     except FutureTimeoutError:
         raise SegmentError(protocol.DEADLINE_EXCEEDED, f"{part.source.segment} did not send its KV in time") from None
     if isinstance(reply, SegmentError):

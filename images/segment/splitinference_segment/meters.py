@@ -25,10 +25,13 @@ COUNTERS: Mapping[str, str] = {
     "kv_received_bytes_total": "Bytes of KV taken over from other segments",
     "kv_transfer_seconds_total": "Seconds in which KV was taken over",
     "errors_total": "Requests that failed here, by code",
+    "wire_refused_total": "Connections and requests that were refused at the wire, by reason",
+    "wire_closed_total": "Connections of peers that were closed here, by reason",
 }
 GAUGES: Mapping[str, str] = {
     "kv_bytes": "Bytes of KV buffers held",
     "sequences": "Sequences held",
+    "evicted_sequences": "Sequences that gave way to others since the start: they were not used, and there was no room",
     "prefix_bytes": "Bytes of KV kept of ended sequences, for others that begin with the same tokens",
     "prefix_reused_tokens": "Tokens whose KV came from another sequence, since the start",
     "link_rtt_ms": "Round trip to the next segment's server: shortest of the last small messages",

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 VERSION = 1
-OPS = ("step", "infer", "echo", "release", "probe", "stats", "wire", "kv_pull", "kv_export")
+OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
+LOCAL = "local"  # who asks Triton itself, on the pod's own loopback
+MAY: Mapping[str, frozenset[str]] = {
+    "gateway": frozenset({"step", "infer", "release", "kv_pull", "echo", "stats", "probe"}),
+    "segment": frozenset({"step", "infer", "release", "kv_export", "echo"}),
+    "operator": frozenset({"probe"}),
+    LOCAL: frozenset({"probe", "stats", "echo"}),
+    "": frozenset(OPS),  # without certificates nobody can be told apart: tests and benchmarks on loopback
+}
+"""The operations of each role."""
 ITEM_BYTES: Mapping[str, int] = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 INT8 = "int8"
 ENCODINGS = ("none", INT8)
@@ -27,6 +36,11 @@ WRONG_SEGMENT = "wrong_segment"
 OVERLOADED = "overloaded"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 INTERNAL = "internal"
+FORBIDDEN = "forbidden"
+FAILED_INSIDE = "the segment failed; its log says why"
+"""What others are told of a failure that nobody foresaw: its own words may name paths."""
+MAX_ROUTE = 1024  # hops
+MAX_HASHES = 1 << 16
 
 
 class SegmentError(Exception):
@@ -140,8 +154,8 @@ def _name(value: Any, name: str) -> str:
 
 
 def _route(value: Any) -> tuple[Hop, ...]:
-    if not isinstance(value, list) or not all(isinstance(hop, dict) for hop in value):
-        raise _refuse("route should be a list of {segment, model}")
+    if not isinstance(value, list) or len(value) > MAX_ROUTE or not all(isinstance(hop, dict) for hop in value):
+        raise _refuse(f"route should be a list of {{segment, model}}, {MAX_ROUTE} at most")
     return tuple(Hop(_name(hop.get("segment"), "route.segment"), _name(hop.get("model"), "route.model")) for hop in value)
 
 
@@ -173,8 +187,8 @@ def _prefix(value: Any) -> Prefix | None:
     if value is None:
         return None
     hashes = value.get("hashes") if isinstance(value, dict) else None
-    if not isinstance(hashes, list) or not hashes:
-        raise _refuse("prefix should be {block, hashes}, with one hash at least")
+    if not isinstance(hashes, list) or not 1 <= len(hashes) <= MAX_HASHES:
+        raise _refuse(f"prefix should be {{block, hashes}}, with 1 to {MAX_HASHES} hashes")
     return Prefix(_integer(value.get("block"), "prefix.block", 1, 1 << 20), tuple(_name(each, "prefix.hashes") for each in hashes))
 
 
@@ -193,11 +207,17 @@ def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: fl
     )
 
 
+def check_role(op: str, role: str) -> None:
+    """SegmentError `forbidden` when a peer of this role may not ask for the operation."""
+    if op not in MAY.get(role, ()):
+        raise SegmentError(FORBIDDEN, f"{op} is not for the role {role or 'none'}")
+
+
 def parse(meta: bytes) -> Request:
     """Read a request's META. SegmentError `bad_request` names the field that is wrong."""
     try:
         fields = json.loads(meta)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _refuse("META is not JSON") from None
     if not isinstance(fields, dict):
         raise _refuse("META should be a JSON object")
@@ -207,7 +227,7 @@ def parse(meta: bytes) -> Request:
     if op not in OPS:
         raise _refuse(f"op should be one of {', '.join(OPS)}, got {op!r:.40}")
     deadline = _number(fields.get("deadline_ms", DEFAULT_DEADLINE_MS), "deadline_ms", 0.0, 86_400_000.0)
-    if op in {"probe", "stats", "wire"}:
+    if op in {"probe", "stats"}:
         return Request(op=op, deadline_ms=deadline)
     route = _route(fields.get("route", []))
     if op == "echo":

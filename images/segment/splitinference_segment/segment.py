@@ -13,6 +13,7 @@ from splitinference_segment import protocol
 from splitinference_segment.encoding import encode
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.hops import Hops, Reply, address_of
+from splitinference_segment.identity import Identity
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.layers import Layers
@@ -20,9 +21,14 @@ from splitinference_segment.links import Links
 from splitinference_segment.protocol import INT8, Hop, Request, SegmentError, TensorMeta
 from splitinference_segment.settings import Settings
 from splitinference_segment.stateless import Stateless, as_tensor
-from splitinference_segment.wire_server import WireServer
+from splitinference_segment.wire_client import MOST_ANSWER
+from splitinference_segment.wire_server import Bounds, WireServer
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
+
+LEAST_FRAME = 64 << 10
+STATELESS_FRAME = 64 << 20
+MOST_OUTPUTS = 512 << 20
 
 Send = Callable[[bytes, bytes], None]  # META and DATA of the one answer
 
@@ -43,7 +49,7 @@ class Totals:
 
 
 class Segment:
-    """Layers, KV and hops of one segment. `handle` never blocks; answers come from the worker's and gRPC's threads."""
+    """Layers, KV and hops of one segment. `handle` never blocks; answers come from the worker's and the wires' threads."""
 
     def __init__(self, settings: Settings, layers: Layers | Stateless, meters: Counting) -> None:
         """Start the worker. Layers are already loaded."""
@@ -51,18 +57,28 @@ class Segment:
         limits = KvLimits(settings.max_sequences, settings.kv_bytes, settings.max_context_tokens, settings.kv_idle_seconds)
         self.table = KvTable(layers.kv_shape, limits)
         self._execution = self._executes()
-        self._hops = Hops(settings)
+        identity = Identity(settings.tls_folder, settings.identity) if settings.tls_folder is not None else None
+        self._hops = Hops(settings, identity)
         first = layers.first_block if layers.kv_shape.blocks else 0
         self._transfer = KvTransfer(self.table, settings.model_name, first, layers.count, send=self._hops.send, meters=meters)
         self.links = Links(settings.node)
         self._totals = Totals()
-        self._wire = WireServer(settings.wire_port, settings.model_name, self.handle) if settings.wire_port else None
+        self._wire = WireServer(
+            settings.wire_port,
+            settings.model_name,
+            self._from_wire,
+            identity=identity,
+            refuse=lambda sentence: protocol.error(SegmentError(protocol.BAD_REQUEST, sentence), settings.segment),
+            bounds=bounds_of(settings, layers),
+            count=lambda name, reason: meters.add(f"wire_{name}_total", 1, reason=reason),
+        )
 
-    def handle(self, meta: bytes, data: torch.Tensor, send: Send) -> None:
-        """Answer one request by calling `send` once, now or later. `data` is uint8 and may be kept."""
+    def handle(self, meta: bytes, data: torch.Tensor, send: Send, role: str = protocol.LOCAL) -> None:
+        """Answer one request of a peer of this role by calling `send` once, now or later. `data` is uint8 and may be kept."""
         received_at = time.monotonic()
         try:
             request = protocol.parse(meta)
+            protocol.check_role(request.op, role)
             match request.op:
                 case "step":
                     self._step(request, data, received_at, send)
@@ -76,19 +92,16 @@ class Segment:
                     self._transfer.handle(request, send, lambda failure: self._fail(failure, send))
                 case "probe":
                     self._probe(request, received_at, send)
-                case "wire":
-                    send(protocol.answer({"port": self._wire_port()}), b"")
                 case _:
                     send(protocol.answer(self._stats()), b"")
         except SegmentError as failure:
             self._fail(failure, send)
 
     def stop(self) -> None:
-        """Finish what runs, refuse what waits, close the channels."""
+        """Finish what runs, refuse what waits, close the wires."""
         self._transfer.stop()
         self._execution.stop()
-        if self._wire is not None:
-            self._wire.close()
+        self._wire.close()
         self._hops.close()
 
     def forget_idle(self) -> int:
@@ -102,10 +115,8 @@ class Segment:
     def _ended(self, sequence: str) -> None:
         self._execution.forget(sequence)
 
-    def _wire_port(self) -> int:
-        if self._wire is None:
-            raise SegmentError(protocol.BAD_REQUEST, "this segment has no wire: SI_WIRE_PORT is 0")
-        return self._wire.port
+    def _from_wire(self, role: str, meta: bytes, data: bytearray, send: Send) -> None:
+        self.handle(meta, torch.frombuffer(data, dtype=torch.uint8) if data else torch.zeros(1, dtype=torch.uint8), send, role)
 
     def _stats(self) -> dict[str, Any]:
         use = self.table.use()
@@ -163,6 +174,10 @@ class Segment:
                 protocol.WRONG_SEGMENT, f"layers {layers.start}:{layers.end} take {takes}, got {tensor.dtype} {list(tensor.shape)}"
             )
         values = as_tensor(tensor, data)
+        if tensor.tokens > self._settings.max_step_tokens:
+            raise SegmentError(
+                protocol.BAD_REQUEST, f"{tensor.tokens} tokens in one step; at most {self._settings.max_step_tokens} are run at once"
+            )
         if request.position + tensor.tokens > self._settings.max_context_tokens:
             raise SegmentError(
                 protocol.BAD_REQUEST,
@@ -253,9 +268,8 @@ class Segment:
             send(json.dumps(fields | {"timings": [timing, *fields["timings"]]}).encode(), reply[1])
 
         try:
-            self._hops.step(hop, protocol.forwarded(request, tensor, left_s * 1e3), data, left_s, done)
-        except (SegmentError, ValueError) as problem:  # ValueError: the channel was closed by stop()
-            failure = problem if isinstance(problem, SegmentError) else SegmentError(protocol.NEXT_HOP_FAILED, str(problem))
+            self._hops.send(hop, protocol.forwarded(request, tensor, left_s * 1e3), data, left_s, done, most=most_answer(request))
+        except SegmentError as failure:
             self._fail(failure, send)
 
     def _measure_link(self, to: str, following: dict[str, Any], sent_bytes: int, hop_s: float) -> None:
@@ -303,6 +317,21 @@ class Segment:
 
         probe = Request(op="probe", sample=True, deadline_ms=request.deadline_ms)
         self._execution.submit(Step(probe, values, received_at, received_at + request.deadline_ms / 1e3, done))
+
+
+def bounds_of(settings: Settings, layers: Layers | Stateless) -> Bounds:
+    """What a peer may send at most: a step of the most tokens that are taken at once, and META with the names of all its blocks."""
+    tokens = min(settings.max_step_tokens, settings.max_context_tokens)
+    width = layers.hidden * getattr(torch, settings.dtype).itemsize
+    data = LEAST_FRAME + tokens * max(width, 2 * 8)  # int64: ids, and types of an encoder
+    if not layers.hidden:  # tensors of any shape
+        data = STATELESS_FRAME + layers.example().nbytes
+    return Bounds(meta=LEAST_FRAME + settings.max_context_tokens, data=data, input=max(4 * data, 64 << 20))
+
+
+def most_answer(request: Request) -> int:
+    """Bytes of DATA that the answer to a request can have: outputs of a model, or next to nothing."""
+    return MOST_OUTPUTS if request.logits or request.op == "infer" else MOST_ANSWER
 
 
 def outputs_meta(outputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:

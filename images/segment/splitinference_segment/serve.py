@@ -2,20 +2,29 @@
 
 It ends with its server, and ends the server when the Python stub is gone: Triton would stay up and answer every request with an error,
 and nobody would start it anew before a minute of failed probes.
+
+Triton listens on the pod's own loopback alone, cannot be told to load a model, and keeps what could change or watch it behind a key that
+is made at each start and given to nobody. Other pods reach the wire (see wire.py), which is in the stub, and the metrics, which are here.
 """
 
 import contextlib
 import os
+import random
+import secrets
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from splitinference_segment.identity import Identity, IdentityError
+from splitinference_segment.metrics_proxy import MetricsProxy
 from splitinference_segment.settings import Settings, SettingsError
+from splitinference_segment.wire_server import listen
 
 SHM = Path("/dev/shm")
 SHM_BYTES = 16 << 20  # shared memory at the start, for each direction; it grows by itself
@@ -24,6 +33,10 @@ STUB = "triton_python_backend_stub"
 STUB_START_SECONDS = 600  # Triton's own 30 are too few to import torch on a fraction of a busy core; the startup probe has the say
 STUB_LOOK_MS = 500  # how often the stub is looked for until it is there
 STUB_GRACE_SECONDS = 1.0  # a server that ends by itself when its stub does, for want of a model, says why before
+
+LOOPBACK = "127.0.0.1"
+RESTRICTED = "shared-memory,model-repository,statistics,trace,logging"
+"""APIs of Triton that nobody here needs; `inference` and `health` are left, for the probe, with `metadata` and `model-config`."""
 
 MODEL_CONFIG = """\
 name: "{name}"
@@ -62,29 +75,40 @@ def clean_shared_memory(prefix: str) -> int:
     return len(left)
 
 
-def command(settings: Settings, repository: Path) -> list[str]:
-    """The command line of tritonserver."""
+def command(settings: Settings, repository: Path, metrics_port: int, key: str) -> list[str]:
+    """The command line of tritonserver. `key`: what a request for a restricted API would have to carry."""
     return [
         "tritonserver",
         f"--model-repository={repository}",
         f"--backend-directory={settings.backends}",
-        "--model-control-mode=explicit",
-        f"--load-model={settings.model_name}",
+        "--model-control-mode=none",
         "--exit-on-error=true",
         f"--exit-timeout-secs={EXIT_SECONDS}",
+        f"--http-address={LOOPBACK}",
         f"--http-port={settings.http_port}",
+        f"--http-restricted-api={RESTRICTED}:si-key={key}",
+        f"--grpc-address={LOOPBACK}",
         f"--grpc-port={settings.grpc_port}",
-        f"--metrics-port={settings.metrics_port}",
+        f"--grpc-restricted-protocol={RESTRICTED}:si-key={key}",
+        f"--metrics-address={LOOPBACK}",
+        f"--metrics-port={metrics_port}",
         "--allow-gpu-metrics=false",
-        # Peers and gateway ping idle connections to see a lost node soon; without these the server would close them for it.
-        "--grpc-keepalive-permit-without-calls=true",
-        "--grpc-http2-min-recv-ping-interval-without-data=5000",
-        "--grpc-http2-max-pings-without-data=0",
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
         f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
         f"--backend-config=python,stub-timeout-seconds={STUB_START_SECONDS}",
         f"--backend-config=python,shm-region-prefix-name={region_prefix(settings)}",
         "--disable-auto-complete-config",
     ]
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody uses just now, outside of those that the kernel gives to connections."""
+    for port in random.sample(range(30_001, 32_000), 200):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind((LOOPBACK, port))
+            return port
+    raise OSError("no free port on the loopback")
 
 
 def environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -106,11 +130,19 @@ def serve(settings: Settings) -> int:
     """Run until the server ends; its exit code. SIGTERM and SIGINT are passed on, and what it leaves is cleaned up."""
     prefix = region_prefix(settings)
     clean_shared_memory(prefix)
+    try:
+        listener = listen(settings.metrics_port)
+    except OSError as problem:
+        print(f"segment-serve: port {settings.metrics_port} for metrics: {problem.strerror}", file=sys.stderr)
+        return 2
+    source_port = free_port()
+    proxy = MetricsProxy(listener, source_port)
     repository = Path(tempfile.mkdtemp(prefix="repository-"))
     try:
         write_repository(repository, settings.model_name)
         # A session of its own: the server's stub processes are in its group and can be ended with it.
-        server = subprocess.Popen(command(settings, repository), env=environment(settings, os.environ), start_new_session=True)
+        words = command(settings, repository, source_port, secrets.token_urlsafe(32))
+        server = subprocess.Popen(words, env=environment(settings, os.environ), start_new_session=True)
         ended: list[int] = []
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, lambda number, _frame: (ended.append(number), _end(server, number)))
@@ -126,6 +158,7 @@ def serve(settings: Settings) -> int:
             os.killpg(server.pid, signal.SIGKILL)  # a stub that outlived a killed server
         return code if code >= 0 else 128 - code
     finally:
+        proxy.close()
         clean_shared_memory(prefix)
         shutil.rmtree(repository, ignore_errors=True)
 
@@ -171,6 +204,14 @@ def main() -> int:
     except SettingsError as wrong:
         print(f"segment-serve: {wrong}", file=sys.stderr)
         return 2
+    if settings.tls_folder is None:
+        print("segment-serve: SI_INSECURE=true: whoever reaches this segment may use it", file=sys.stderr)
+    else:
+        try:
+            Identity(settings.tls_folder, settings.identity)
+        except IdentityError as wrong:
+            print(f"segment-serve: {wrong}", file=sys.stderr)
+            return 2
     return serve(settings)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from splitinference_segment.identity import SPIFFE_ID
 from splitinference_segment.protocol import ENCODINGS
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,10 +41,13 @@ class Settings:
     link_encoding: str = ENCODINGS[0]  # of hidden states sent on; int8 halves them, with a loss
     peer_prefix: str = ""
     peer_suffix: str = ""
-    grpc_port: int = 8001
-    http_port: int = 8000
+    grpc_port: int = 8001  # of Triton, on the pod's own loopback
+    http_port: int = 8000  # as well
     metrics_port: int = 8002
-    wire_port: int = 8003  # 0: no wire; peers then use gRPC
+    wire_port: int = 8003
+    tls_folder: Path | None = None  # None: no certificates, which has to be asked for
+    identity: str = ""  # of the resource: a SPIFFE ID without the role
+    max_step_tokens: int = 8192  # of one request: with the width of hidden states this bounds a frame
     peer_addresses: Mapping[str, str] = field(default_factory=dict)
     backends: Path = Path("/opt/triton/backends")
 
@@ -53,6 +57,7 @@ class Settings:
         read = _Reader(environment)
         start, end = read.layers("SI_LAYERS")
         defaults = cls(segment="x", model_name="x", model_path=Path(), start=0, end=1)
+        tls_folder, identity = read.identity()
         return cls(
             segment=read.label("SI_SEGMENT"),
             model_name=read.text("SI_MODEL_NAME"),
@@ -75,7 +80,10 @@ class Settings:
             grpc_port=read.integer("SI_GRPC_PORT", defaults.grpc_port, 1),
             http_port=read.integer("SI_HTTP_PORT", defaults.http_port, 1),
             metrics_port=read.integer("SI_METRICS_PORT", defaults.metrics_port, 1),
-            wire_port=read.integer("SI_WIRE_PORT", defaults.wire_port, 0),
+            wire_port=read.integer("SI_WIRE_PORT", defaults.wire_port, 1),
+            tls_folder=tls_folder,
+            identity=identity,
+            max_step_tokens=read.integer("SI_MAX_STEP_TOKENS", defaults.max_step_tokens, 1),
             peer_addresses=read.addresses("SI_PEER_ADDRESSES"),
             backends=Path(read.text("SI_TRITON_BACKENDS", str(defaults.backends))),
         )
@@ -131,6 +139,21 @@ class _Reader:
         if match is None or int(match[1]) >= int(match[2]):
             raise SettingsError(f"{name} is {value!r}, expected start:end with start < end")
         return int(match[1]), int(match[2])
+
+    def identity(self) -> tuple[Path | None, str]:
+        """Where the certificates are, and whose. No folder only where SI_INSECURE says so."""
+        folder = self.text("SI_TLS_FOLDER", "")
+        insecure = self.choice("SI_INSECURE", ("true", "false"), "false") == "true"
+        if folder and insecure:
+            raise SettingsError("SI_INSECURE=true and SI_TLS_FOLDER exclude each other")
+        if folder:
+            name = self.text("SI_IDENTITY", "")
+            if not SPIFFE_ID.fullmatch(name):
+                raise SettingsError(f"SI_IDENTITY is {name!r:.300}, expected spiffe://<trust domain>/ns/<namespace>/si/<name>")
+            return Path(folder), name
+        if not insecure:
+            raise SettingsError("SI_TLS_FOLDER is not set; on loopback alone SI_INSECURE=true does without certificates")
+        return None, ""
 
     def addresses(self, name: str) -> Mapping[str, str]:
         value = self.text(name, "{}")

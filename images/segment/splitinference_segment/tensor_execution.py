@@ -1,5 +1,6 @@
 """Running requests of models without sequences: one worker thread, first come, first served, each request by itself."""
 
+import logging
 import queue
 import threading
 import time
@@ -12,6 +13,8 @@ from splitinference_segment import protocol
 from splitinference_segment.execution import MAX_WAITING
 from splitinference_segment.protocol import SegmentError
 from splitinference_segment.stateless import Stateless
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,9 @@ class TensorExecution:
                 result: TensorResult | SegmentError = self._compute(step)
             except SegmentError as failure:
                 result = failure
-            except Exception as problem:  # noqa: BLE001 - the worker must outlive the failure of one request
-                result = SegmentError(protocol.INTERNAL, f"{type(problem).__name__}: {problem}")
+            except Exception:  # noqa: BLE001 - the worker must outlive the failure of one request
+                _log.exception("a request failed")
+                result = SegmentError(protocol.INTERNAL, protocol.FAILED_INSIDE)
             step.done(result)
 
     def _compute(self, step: TensorStep) -> TensorResult:

@@ -59,7 +59,7 @@ class TritonPythonModel:
                 sender.send(pb_utils.InferenceResponse(output_tensors=outputs), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 del outputs
 
-            self._segment.handle(meta, data, send)
+            self._segment.handle(meta, data, send)  # as somebody on this pod's loopback, who may do little
 
     def finalize(self) -> None:
         """Triton unloads the model."""
@@ -75,6 +75,7 @@ class TritonPythonModel:
         own: list[Measure] = [
             ("kv_bytes", float(use.total_bytes), {}),
             ("sequences", float(use.sequences), {}),
+            ("evicted_sequences", float(use.evicted), {}),
             ("prefix_bytes", float(use.kept_bytes), {}),
             ("prefix_reused_tokens", float(use.reused_tokens), {}),
         ]

@@ -1,7 +1,6 @@
-"""The wire: frames between the Python backends of two segments, over one lasting TCP connection, past both Triton frontends.
+"""The wire: frames between gateway and segments, and from segment to segment, over one lasting TCP connection with mutual TLS.
 
-A hop by gRPC wakes half a dozen threads in four processes, whose code is no longer in the caches after a step's layers went through
-them; a frame wakes one thread. What is in a frame is what gRPC would carry: META and DATA. Format, little-endian, version 1:
+It leads from Python to Python, past Triton's frontends. A frame wakes one thread. Format, little-endian, version 1, all inside TLS:
 
     connecting side: b"SIW1", u16 length, name of the model that it expects; answer: b"SIW1", u8 0 (yes) or 1 (another model is here)
     then, both ways: u64 number, u32 bytes of META, u32 bytes of DATA, META, DATA; an answer has its request's number
@@ -9,18 +8,24 @@ them; a frame wakes one thread. What is in a frame is what gRPC would carry: MET
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
+import time
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 MAGIC = b"SIW1"
 HEAD = struct.Struct("<QII")
 MAX_META = 1 << 20
-MAX_DATA = 1 << 31
 PIECE = 4 << 20
-OPEN_S = 5.0  # to connect, and to be greeted
+RECEIVE = 1 << 16
+OPEN_S = 5.0  # to connect, for the handshake of TLS and to be greeted, together
 SILENT_MS = 5_000  # what a peer that is gone may leave unacknowledged
+FRAME_S = 30.0  # a frame that has begun is complete within this time, and the time of its bytes at the slowest useful speed
+SLOWEST = 256 << 10  # bytes a second
+UNSENT = 64 << 20  # what a peer may leave unread before it is cut off
 
 Buffer = bytes | bytearray | memoryview
 
@@ -29,112 +34,258 @@ class WireError(Exception):
     """The connection cannot be had or is no more; the message says why."""
 
 
-class Connection:
-    """One socket. Frames are written by any thread, without waiting; they are read by the one thread that calls `frames`."""
+class Codec(Protocol):
+    """What is between frames and the socket. Called with the connection's lock held, but for `receive`, which takes it by itself."""
+
+    def receive(self, view: memoryview, lock: threading.Lock) -> int:
+        """Wait for content and put it into `view`: how many bytes; 0 at the end."""
+
+    def sealed(self, parts: list[Buffer]) -> list[Buffer]:
+        """What is to be sent for these parts of a frame."""
+
+
+class Plain:
+    """No encryption: for tests and benchmarks on loopback."""
 
     def __init__(self, connected: socket.socket) -> None:
-        """Take over a connected socket."""
+        self._socket, self._rest = connected, memoryview(b"")
+
+    def receive(self, view: memoryview, lock: threading.Lock) -> int:
+        """As it came."""
+        if not self._rest:
+            if len(view) >= RECEIVE:
+                return self._socket.recv_into(view)
+            self._rest = memoryview(self._socket.recv(RECEIVE))
+        count = min(len(view), len(self._rest))
+        view[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def sealed(self, parts: list[Buffer]) -> list[Buffer]:
+        """As it is."""
+        return parts
+
+
+class Sealed:
+    """TLS without a socket of its own: an SSLSocket must not be used by two threads at once, and its writes may wait."""
+
+    def __init__(self, connected: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+        self._socket, self._tls, self._incoming, self._outgoing = connected, tls, incoming, outgoing
+
+    def receive(self, view: memoryview, lock: threading.Lock) -> int:
+        """Decrypted. The thread waits for bytes without the lock."""
+        while True:
+            with lock:
+                try:
+                    return int(self._tls.read(len(view), view))  # type: ignore[call-overload]
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLEOFError:
+                    return 0
+                if self._outgoing.pending > RECEIVE:  # answers to a peer that keeps changing its key
+                    return 0
+            came = self._socket.recv(RECEIVE)
+            with lock:
+                if came:
+                    self._incoming.write(came)
+                else:
+                    self._incoming.write_eof()
+
+    def sealed(self, parts: list[Buffer]) -> list[Buffer]:
+        """Encrypted; small parts share a record."""
+        small, *large = [b"".join(parts[:2]), parts[2]] if len(parts[2]) > RECEIVE else [b"".join(parts)]
+        for part in (small, *large):
+            if len(part):
+                self._tls.write(part)
+        return [self._outgoing.read()]
+
+
+class Account:
+    """Bytes that wait to be sent on all connections of one server; `over` is called when they are too many."""
+
+    def __init__(self, limit: int, over: Callable[[], None]) -> None:
+        self._limit, self._over, self._bytes = limit, over, 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """So many more, or fewer."""
+        with self._lock:
+            self._bytes += count
+            over = count > 0 and self._bytes > self._limit
+        if over:
+            self._over()
+
+
+class Connection:
+    """One socket. Frames are written by any thread, without waiting; they are read by the one thread that calls `read`."""
+
+    def __init__(
+        self, connected: socket.socket, codec: Codec | None = None, *, unsent: int = UNSENT, account: Account | None = None
+    ) -> None:
+        """Take over a connected socket. `unsent`: bytes that may wait for the peer before the connection is given up."""
         connected.settimeout(None)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", SILENT_MS)):
-            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-        self._socket = connected
-        self.reader = connected.makefile("rb", buffering=1 << 16)
-        self._left: deque[bytes] = deque()  # what the kernel did not take at once
-        self._changed = threading.Condition()
-        self._writer: threading.Thread | None = None
-        self._closed = False
+        keep(connected)
+        self._socket, self._codec = connected, codec or Plain(connected)
+        self._limit, self._account = unsent, account
+        self._left: deque[Buffer] = deque()  # what the kernel did not take at once
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._writing = False
+        self._closed = ""
+        self.unsent = 0
+        self.progress_at = time.monotonic()  # when the peer last took something, while anything waits
+        self.frame_until = float("inf")  # when the frame that is being read has to be complete
+
+    @property
+    def closed(self) -> str:
+        """Why it was closed here; empty: it was not."""
+        return self._closed
 
     def write(self, number: int, meta: bytes, data: Buffer) -> None:
         """Send one frame; what does not fit into the kernel's buffer is sent by a thread of its own.
 
         Raises:
-            WireError: the connection is closed.
+            WireError: the connection is closed, or the peer has left too much unread.
         """
-        parts: list[Buffer] = [HEAD.pack(number, len(meta), len(data)), meta, data]
-        with self._changed:
+        with self._lock:
             if self._closed:
-                raise WireError("the connection is closed")
-            sent = 0
-            if not self._left:
-                try:
-                    sent = self._socket.sendmsg(parts, (), socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    sent = 0
-                except OSError as problem:
-                    raise WireError(str(problem)) from problem
-            if sent < HEAD.size + len(meta) + len(data):
-                self._left.append(b"".join(parts)[sent:])
-                if self._writer is None:
-                    self._writer = threading.Thread(target=self._write_left, name="wire-writer", daemon=True)
-                    self._writer.start()
-                self._changed.notify()
+                raise WireError(self._closed)
+            full = self.unsent > self._limit
+            if not full:
+                left = self._send([HEAD.pack(number, len(meta), len(data)), meta, data])
+        if full:
+            self.close("the peer does not read what is sent to it")
+            raise WireError(self._closed)
+        if left and self._account is not None:
+            self._account.add(left)
 
-    def read(self) -> tuple[int, bytes, bytearray]:
+    def read(self, most_meta: int, most_data: int) -> tuple[int, bytes, bytearray]:
         """The next frame.
 
         Raises:
             WireError: the other side closed, or sent what is no frame.
         """
-        try:
-            number, meta_bytes, data_bytes = HEAD.unpack(self._exactly(HEAD.size))
-            if meta_bytes > MAX_META or data_bytes > MAX_DATA:
-                raise WireError(f"{meta_bytes} bytes of META and {data_bytes} of DATA are no frame")
-            return number, bytes(self._exactly(meta_bytes)), self._exactly(data_bytes)
-        except (OSError, ValueError) as problem:  # ValueError: closed here
-            raise WireError(str(problem)) from problem
+        number, meta_bytes, data_bytes = self.read_head()
+        if meta_bytes > most_meta or data_bytes > most_data:
+            raise WireError(f"{meta_bytes} bytes of META and {data_bytes} of DATA; at most {most_meta} and {most_data} are taken")
+        return number, bytes(self.read_exactly(meta_bytes)), self.read_end(data_bytes)
 
-    def close(self) -> None:
-        """End both directions; a thread that reads is woken. May be called twice."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(OSError):
-            self._socket.close()  # the descriptor goes when the reader is closed too
+    def read_head(self) -> tuple[int, int, int]:
+        """Number, bytes of META and bytes of DATA of the next frame. Raises WireError as above."""
+        first = self.read_exactly(1)
+        self.frame_until = time.monotonic() + FRAME_S
+        number, meta_bytes, data_bytes = HEAD.unpack(first + self.read_exactly(HEAD.size - 1))
+        self.frame_until += (meta_bytes + data_bytes) / SLOWEST
+        return number, meta_bytes, data_bytes
 
-    def _exactly(self, count: int) -> bytearray:
-        """So many bytes; memory grows with what came, not with what was announced."""
-        content, filled = bytearray(min(count, PIECE)), 0
-        while filled < count:
-            if filled == len(content):
-                content += bytes(min(count - filled, filled))
-            with memoryview(content) as view:
-                got = self.reader.readinto(view[filled:])
-            if not got:
-                raise WireError("the other side closed the connection")
-            filled += got
+    def read_end(self, count: int) -> bytearray:
+        """The last part of a frame."""
+        content = self.read_exactly(count)
+        self.frame_until = float("inf")
         return content
 
+    def skip(self, count: int) -> None:
+        """Leave out the rest of a frame, without keeping it."""
+        while count:
+            count -= len(self.read_exactly(min(count, RECEIVE)))
+        self.frame_until = float("inf")
+
+    def wait_while(self, busy: Callable[[], bool]) -> None:
+        """Until it is not, or the connection is closed. What changes it calls `wake`."""
+        with self._changed:
+            while busy() and not self._closed:
+                self._changed.wait(1.0)
+
+    def wake(self) -> None:
+        """Let `wait_while` look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self, why: str = "the connection was closed here") -> None:
+        """End both directions; a thread that reads is woken. May be called twice, by any thread."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = why
+            self._left.clear()
+            left, self.unsent = self.unsent, 0
+            self._changed.notify_all()
+        if self._account is not None:
+            self._account.add(-left)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Give the descriptor back: by the thread that reads, after its last read."""
+        self.close()
+        self._socket.close()
+
+    def read_exactly(self, count: int) -> bytearray:
+        """So many bytes; memory grows with what came, not with what was announced. Raises WireError as `read` does."""
+        content, filled = bytearray(min(count, PIECE)), 0
+        try:
+            while filled < count:
+                if filled == len(content):
+                    content += bytes(min(count - filled, filled))
+                with memoryview(content) as view:
+                    got = self._codec.receive(view[filled:], self._lock)
+                if not got:
+                    raise WireError(self._closed or "the other side closed the connection")
+                filled += got
+        except (OSError, ValueError) as problem:  # ValueError: closed here
+            raise WireError(self._closed or str(problem)) from problem
+        return content
+
+    def _send(self, parts: list[Buffer]) -> int:
+        """With the lock: send what the kernel takes; how many bytes are left for the writer."""
+        try:
+            sealed = self._codec.sealed(parts)
+            sent = 0 if self._left else self._socket.sendmsg(sealed, (), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except (OSError, ValueError) as problem:
+            raise WireError(str(problem)) from problem
+        left = sum(map(len, sealed)) - sent
+        if left:
+            self.progress_at = self.progress_at if self.unsent else time.monotonic()
+            self._left.append(b"".join(sealed)[sent:] if len(sealed) > 1 else memoryview(sealed[0])[sent:])
+            self.unsent += left
+            if not self._writing:
+                self._writing = True
+                threading.Thread(target=self._write_left, name="wire-writer", daemon=True).start()
+        return left
+
     def _write_left(self) -> None:
+        """Until nothing is left."""
         while True:
             with self._changed:
-                while not self._left and not self._closed:
-                    self._changed.wait()
-                if self._closed:
+                if not self._left or self._closed:
+                    self._writing = False
+                    self._changed.notify_all()
                     return
-                content = self._left[0]
+                content = memoryview(self._left[0])
             try:
-                self._socket.sendall(content)
-            except OSError:
-                self.close()
-                return
+                sent = self._socket.send(content)
+            except OSError as problem:
+                self.close(str(problem))
+                continue
             with self._changed:
-                self._left.popleft()
+                if self._closed:
+                    continue
+                self.progress_at = time.monotonic()
+                self.unsent -= sent
+                if sent == len(content):
+                    self._left.popleft()
+                else:
+                    self._left[0] = content[sent:]
+                self._changed.notify_all()
+            if self._account is not None:
+                self._account.add(-sent)
 
 
-def read_all(plain: Any, count: int) -> bytes:
-    """Exactly `count` bytes of an unbuffered file.
-
-    Raises:
-        WireError: it ended before.
-    """
-    content = b""
-    while len(content) < count:
-        piece = plain.read(count - len(content))
-        if not piece:
-            raise WireError("the other side closed the connection")
-        content += piece
-    return content
+def keep(connected: socket.socket) -> None:
+    """Frames are sent at once, and a peer that is gone is noticed."""
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", SILENT_MS)):
+        connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -68,6 +68,7 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--cpus", metavar="LIST", help="cores that everything runs on, such as 0,1 (default: all)")
     parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="also llama.cpp: the folder that holds the package xllamacpp")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same model for llama.cpp, of any encoding: it is encoded as --dtype")
+    parser.add_argument("--insecure", action="store_true", help="without TLS between gateway and segments, to see what it costs")
     parser.add_argument("--rounds", type=int, help="how often each setup has its turn (default 5)")
     parser.add_argument("--quick", action="store_true", help="one and three segments, few tokens, one round: are the answers the same?")
     parser.add_argument("--json", action="store_true", help="print JSON (docs/reference/bench-serve.schema.json)")
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             size.clients,
             args.llama_cpp,
             args.gguf,
+            args.insecure,
         )
         with Bench(docker, options) as bench:
             report = measure(bench, options, size)

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from splitinference.cli.bench_serve_identities import FOLDER, IDENTITY, Identities
 
 PREFIX = "bench"
 LLAMA = "llama.cpp"
@@ -77,6 +80,7 @@ class Options:
     clients: int
     llama_cpp: Path | None = None  # where the package xllamacpp is
     gguf: Path | None = None  # the same model for it
+    insecure: bool = False  # without TLS between gateway and segments
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,13 @@ class Bench:
     _made: list[str] = field(default_factory=list)
     _ports: int = _FIRST_PORT
     _unsplit: "subprocess.Popen[str] | None" = None
+    _folder: "tempfile.TemporaryDirectory[str]" = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix="bench-serve-"))
 
     def __enter__(self) -> "Bench":
         """The first container holds the network namespace and is where the client runs."""
         self._made.append(self.identity)
+        Path(self._folder.name).chmod(0o755)
+        self._identities = Identities(Path(self._folder.name))
         options = ["--network", "none", "--entrypoint", "sleep", *self._pinned()]
         self.docker.run("run", "-d", "--rm", "--init", "--name", self.identity, *options, self.options.gateway_image, "86400")
         return self
@@ -113,6 +120,7 @@ class Bench:
             self._unsplit.kill()
             self._unsplit.wait()
         subprocess.run([self.docker.client, "rm", "-f", "-v", *reversed(self._made)], capture_output=True, check=False)
+        self._folder.cleanup()
 
     def client(self, **asked: Any) -> Any:
         """Run the client beside the servers."""
@@ -124,8 +132,8 @@ class Bench:
         ranges = list(itertools.pairwise(cuts))
         chain = len(ranges)
         names = [f"{PREFIX}-{chain}-{start}-{end}" for start, end in ranges]
-        ports = [self._port() for _ in range(3 * len(ranges) + 1)]
-        peers = json.dumps({name: f"127.0.0.1:{ports[3 * i]}" for i, name in enumerate(names)})
+        ports = [self._port() for _ in range(4 * len(ranges) + 1)]
+        peers = json.dumps({name: f"127.0.0.1:{ports[4 * i]}" for i, name in enumerate(names)})
         hops = tuple({"segment": name, "model": f"seg-{'0' * 8}-{start}-{end}"} for name, (start, end) in zip(names, ranges, strict=True))
         for i, (hop, (start, end)) in enumerate(zip(hops, ranges, strict=True)):
             settings = {
@@ -138,11 +146,14 @@ class Bench:
                 "SI_MAX_SEQUENCES": str(max(8, self.options.clients)),
                 "SI_MAX_BATCH": str(max(8, self.options.clients)),
                 "SI_PEER_PREFIX": f"{PREFIX}-{chain}-",
-                "SI_GRPC_PORT": str(ports[3 * i]),
-                "SI_HTTP_PORT": str(ports[3 * i + 1]),
-                "SI_METRICS_PORT": str(ports[3 * i + 2]),
+                "SI_WIRE_PORT": str(ports[4 * i]),
+                "SI_HTTP_PORT": str(ports[4 * i + 1]),
+                "SI_METRICS_PORT": str(ports[4 * i + 2]),
+                "SI_GRPC_PORT": str(ports[4 * i + 3]),
+                "SI_PEER_ADDRESSES": peers,
             }
-            self._container(hop["segment"], self.options.segment_image, settings | {"SI_PEER_ADDRESSES": peers}, "--shm-size", "256m")
+            known, mount = self._known("segment")
+            self._container(hop["segment"], self.options.segment_image, settings | known, "--shm-size", "256m", *mount)
         route = json.dumps({"v": 1, "revision": "bench", "pipelines": [hops], "drainSeconds": 30})
         settings = {
             "SI_MODEL_ID": PREFIX,
@@ -156,8 +167,10 @@ class Bench:
         }
         write_then_serve = 'printf %s "$BENCH_ROUTE" > /tmp/route.json && exec python -m splitinference_gateway'
         words = ("-c", write_then_serve)
-        self._container(f"{PREFIX}-{chain}-gateway", self.options.gateway_image, settings, "--entrypoint", "sh", words=words)
-        return Chain(f"segments-{chain}", hops, tuple(ports[1 : 3 * len(ranges) : 3]), ports[-1])
+        known, mount = self._known("gateway")
+        name = f"{PREFIX}-{chain}-gateway"
+        self._container(name, self.options.gateway_image, settings | known, *mount, "--entrypoint", "sh", words=words)
+        return Chain(f"segments-{chain}", hops, tuple(ports[1 : 4 * len(ranges) : 4]), ports[-1])
 
     def start_llama(self, packages: Path, gguf: Path) -> Chain:
         """Start llama.cpp's server in the segment image; not ready yet: it encodes its weights first."""
@@ -245,6 +258,12 @@ class Bench:
         ]
         network = ["--network", f"container:{self.identity}", *self._pinned()]
         self.docker.run("run", "-d", "--name", full, *network, *common, *environment, *options, image, *words)
+
+    def _known(self, role: str) -> tuple[dict[str, str], Sequence[str]]:
+        """Settings and a mount, by which gateway and segments know each other."""
+        if self.options.insecure:
+            return {"SI_INSECURE": "true"}, ()
+        return {"SI_TLS_FOLDER": FOLDER, "SI_IDENTITY": IDENTITY}, ("-v", f"{self._identities.folder(role)}:{FOLDER}:ro")
 
     def _pinned(self) -> list[str]:
         return ["--cpuset-cpus", self.options.cpus] if self.options.cpus else []

@@ -1,0 +1,1 @@
+"""The wire between gateway and segments, without models: runs on any machine."""
