@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import resource
@@ -20,6 +21,7 @@ from splitinference_gateway.settings import Settings, SettingsError
 from splitinference_gateway.tokenizer import ModelFilesError
 
 _MOST_FILES = 1 << 16
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 class Server(uvicorn.Server):
@@ -60,6 +62,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     _allow_many_files()
+    _give_memory_back()
     with contextlib.suppress(KeyboardInterrupt):
         Server(client_config(gateway, sockets), gateway).run(sockets=list(sockets.clients))
     return 0
@@ -86,6 +89,17 @@ def client_config(gateway: Gateway, sockets: Sockets) -> uvicorn.Config:
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=int(settings.shutdown_seconds),
     )
+
+
+def _give_memory_back() -> None:
+    """Large messages get memory of their own, which goes back to the system with them. glibc would keep it for the next, in an arena for
+    each thread, until the pod's limit is met.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 256 << 10)
+        library.mallopt(_M_TRIM_THRESHOLD, 1 << 20)
+        library.mallopt(_M_ARENA_MAX, 2)
 
 
 def _allow_many_files() -> None:

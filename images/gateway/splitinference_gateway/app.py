@@ -1,8 +1,9 @@
 """The HTTP endpoints of the clients' port: OpenAI's, KServe's, and health."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,6 +26,7 @@ from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tracing import TracedApp
 
 _LAST_CALLS_SECONDS = 5.0  # for gRPC; requests over HTTP have had their time by then, and the pod's is nearly over
+_Result = TypeVar("_Result")
 _Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 
@@ -113,7 +115,7 @@ class _Endpoints:
     async def _text(self, request: Request, kind: str) -> Reply:
         tokenizer = self._tokenizer()
         async with self._received(request) as (client, body):
-            asked = await self._gateway.prompts.text(kind, body, client)
+            asked = await _while_there(request, self._gateway.prompts.text(kind, body, client))
         prompt_tokens, number = sum(len(prompt) for prompt in asked.prompts), asked.n * len(asked.prompts)
         form: Format
         if kind == "chat":
@@ -162,18 +164,8 @@ class _Endpoints:
         self._check_kserve_model(request)
         header_length = kserve_http.header_length(request)
         async with self._received(request) as (client, body):
-            asked = await self._gateway.prompts.tensors(body, header_length, client)
-        running = asyncio.ensure_future(kserve_http.infer(self._gateway, asked, client))
-        leaving = asyncio.ensure_future(gone(request.receive))
-        try:
-            await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                raise ClientDisconnect
-            return running.result()
-        finally:
-            for task in (running, leaving):
-                task.cancel()
-            await asyncio.gather(running, leaving, return_exceptions=True)
+            asked = await _while_there(request, self._gateway.prompts.tensors(body, header_length, client))
+        return await _while_there(request, kserve_http.infer(self._gateway, asked, client))
 
     async def _kserve_model(self, request: Request) -> str:
         await self._client(request)
@@ -245,6 +237,21 @@ class _Endpoints:
     def _model(self) -> dict[str, object]:
         settings = self._gateway.settings
         return {"id": settings.served_model, "object": "model", "created": self._gateway.created, "owned_by": "splitinference"}
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result. When the client leaves before, the work ends. ClientDisconnect then."""
+    running = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(gone(request.receive))
+    try:
+        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise ClientDisconnect
+        return running.result()
+    finally:
+        for task in (running, leaving):
+            task.cancel()
+        await asyncio.gather(running, leaving, return_exceptions=True)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

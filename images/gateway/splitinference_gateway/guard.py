@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Any
+from typing import Any, NoReturn
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -18,7 +18,9 @@ from splitinference_gateway.addresses import plain_address
 
 _MOST_HEADERS = 128
 _MOST_PIPELINED = 8
+_LINGER_BYTES = 256 << 10  # and send so much
 _LINGER_SECONDS = 5.0  # a client that still sends after its answer was sent may read it for so long
+_KERNEL_BYTES = 128 << 10
 _LEAST_READ_PER_SECOND = 1024
 
 
@@ -86,6 +88,10 @@ class Connected:
         return any(address in network for network in self.limits.trusted if network.version == address.version)
 
 
+class _StoppedError(Exception):
+    """Ends the parser's work on data of a connection that was refused."""
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """One connection. States: a head is awaited; a body is; an answer is; the client still sends after its answer."""
 
@@ -102,6 +108,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unparsed = 0  # bytes since the parser last said anything
         self._in_head = True
         self._in_body = False
+        self._after_answer = 0  # bytes of a body whose answer was sent
         self._spoke = False
 
     # ---- the connection
@@ -145,6 +152,13 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._in_head and self._idle and self._deadline is None:
             self._until(self._limits.header_seconds, self._no_head)
 
+    def send_400_response(self, msg: str) -> None:
+        """For what is no HTTP; also where a callback stopped the parser after it had refused the request itself."""
+        if not self.transport.is_closing():
+            self._connected.refused("no_http")
+            super().send_400_response(msg)
+            self._watch_writes()
+
     def timeout_keep_alive_handler(self) -> None:
         """Idle for long enough."""
         if not self.transport.is_closing():
@@ -168,7 +182,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """A header, or a trailer behind a body."""
         self._count(len(name) + len(value) + 4)
         if len(self.headers) >= _MOST_HEADERS:
-            self._refuse(431, "The request has too many headers.", "header_count")
+            self._stop(431, "The request has too many headers.", "header_count")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -177,8 +191,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if len(self.pipeline) >= _MOST_PIPELINED:
-            self._refuse(400, "Too many requests are sent without waiting for answers.", "pipelined")
-            return
+            self._stop(400, "Too many requests are sent without waiting for answers.", "pipelined")
+        self._after_answer = 0
         self._in_head, self._in_body = False, True
         self._connected.works(self)
         super().on_headers_complete()
@@ -187,8 +201,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Part of the body."""
         self._spoke = True
-        if not self.transport.is_closing():
-            super().on_body(body)
+        if self.transport.is_closing():
+            return
+        if self.cycle.response_complete:
+            self._after_answer += len(body)
+            if self._after_answer > _LINGER_BYTES:
+                self.cut("body_bytes")
+                raise _StoppedError
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """All of the request is there."""
@@ -239,7 +259,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._spoke = True
         self._head_bytes += size
         if self._head_bytes > self._limits.header_bytes:
-            self._refuse(431, "The request's headers are too large.", "header_bytes")
+            self._stop(431, "The request's headers are too large.", "header_bytes")
 
     def _until(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
         if self._deadline is not None:
@@ -278,6 +298,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
         self._watch_writes()
 
+    def _stop(self, status: int, message: str, reason: str) -> NoReturn:
+        """Refuse from within the parser, which looks at nothing more of what came."""
+        self._refuse(status, message, reason)
+        raise _StoppedError
+
     def _watch_writes(self) -> None:
         """While something is unsent, see that the client takes some of it."""
         if self._writing is None and (unsent := self._unsent()):
@@ -312,10 +337,13 @@ _PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fie
 
 
 def _end_when_unacknowledged(transport: asyncio.Transport, seconds: float) -> None:
-    """The kernel ends connections whose peer takes or acknowledges nothing for so long, also where we have nothing left to write."""
+    """The kernel ends connections whose peer takes or acknowledges nothing for so long, also where we have nothing left to write. It keeps
+    little for slow ones: what it keeps counts as the pod's memory.
+    """
     peer = transport.get_extra_info("socket")
     if peer is None or peer.family not in (socket.AF_INET, socket.AF_INET6):
         return
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)

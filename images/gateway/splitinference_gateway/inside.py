@@ -83,7 +83,11 @@ async def listening(gateway: Gateway, sockets: Sockets) -> AsyncIterator[tuple[i
         renewals.add(renewal)
         renewal.add_done_callback(renewals.discard)
 
-    following = asyncio.create_task(peers.follow(settings.tls_folder, renew)) if settings.tls_folder is not None else None
+    following = (
+        asyncio.create_task(peers.follow(settings.tls_folder, renew, settings.tls_look_seconds))
+        if settings.tls_folder is not None
+        else None
+    )
     try:
         await metrics.start()
         await internal.start()

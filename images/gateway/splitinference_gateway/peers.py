@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 _FILES = ("tls.crt", "tls.key", "ca.crt")
-_LOOK_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +42,7 @@ def uri_of(transport: asyncio.BaseTransport) -> str:
     return str(uris[0]) if len(uris) == 1 else ""
 
 
-async def follow(folder: Path, changed: Callable[[ssl.SSLContext], None], seconds: float = _LOOK_SECONDS) -> None:
+async def follow(folder: Path, changed: Callable[[ssl.SSLContext], None], seconds: float) -> None:
     """Hand on a new context whenever the files have changed and make sense. Runs until cancelled."""
     before = await asyncio.to_thread(_stamp, folder)
     while True:

@@ -85,6 +85,7 @@ class Settings(BaseModel):
     internal_port: int = Field(default=8444, ge=0, le=65535, description="the operator, by mutual TLS: GET /internal/routes")
     metrics_port: int = Field(default=9090, ge=0, le=65535, description="Prometheus: GET /metrics")
     tls_folder: Path | None = Field(default=None, description="folder with tls.crt, tls.key and ca.crt; read again when they change")
+    tls_look_seconds: float = Field(default=10.0, gt=0, description="how often the certificates are looked at")
     identity: str = Field(default="", description="SPIFFE ID of the resource without a role: spiffe://<trust domain>/ns/<ns>/si/<name>")
     insecure: bool = Field(default=False, description="loopback tests only: no TLS, and anybody may read the internal port")
 
