@@ -12,8 +12,9 @@ import aiohttp
 import openai
 import uvicorn
 
-from splitinference_gateway.app import build_app
+from splitinference_gateway.__main__ import client_config
 from splitinference_gateway.gateway import Gateway
+from splitinference_gateway.listeners import Sockets
 from splitinference_gateway.settings import Settings
 from tests.gateway.toy_chain import ToySegment
 
@@ -30,6 +31,8 @@ class Serving:
     route_file: Path
     http: aiohttp.ClientSession
     kserve_port: int = 0
+    internal_url: str = ""
+    metrics_url: str = ""
 
     @property
     def client(self) -> openai.AsyncOpenAI:
@@ -41,7 +44,8 @@ class Serving:
         return answer.choices[0].text
 
     async def get(self, path: str) -> Any:
-        async with self.http.get(self.url + path) as response:
+        base = self.internal_url if path.startswith("/internal/") else self.url
+        async with self.http.get(base + path) as response:
             return await response.json()
 
     async def post(self, path: str, body: Any, **more: Any) -> tuple[int, Any, Any]:
@@ -69,7 +73,7 @@ class Serving:
 
     async def metric(self, line: str) -> float:
         """The value of one series, 0 when it is not there."""
-        async with self.http.get(f"{self.url}/metrics") as response:
+        async with self.http.get(f"{self.metrics_url}/metrics") as response:
             lines = (await response.text()).splitlines()
         return next((float(entry.rsplit(" ", 1)[1]) for entry in lines if entry.startswith(line + " ")), 0.0)
 
@@ -87,24 +91,26 @@ async def serving(
     """Serve one pipeline of all the segments; settings are the gateway's."""
     route_file = folder / "route.json"
     given = {"step_seconds": 10.0, "replay_seconds": 30.0, "prefill_chunk_tokens": 8, "max_context_tokens": 4096, **settings}
+    given = {"host": "127.0.0.1", "port": 0, "internal_port": 0, "metrics_port": 0, "insecure": True, "shutdown_seconds": 5, **given}
     peers = segments[0].peers if segments else {}
     gateway = Gateway.build(
         Settings(name=MODEL, route_file=route_file, model_path=model_path, peer_addresses=peers, lameduck_seconds=0, **given),
         environment or {},
     )
-    app = build_app(gateway)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5, timeout_keep_alive=75
-    )
+    sockets = Sockets.bound(gateway.settings)
+    config = client_config(gateway, sockets)
+    state = config.app.state
     server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
+    running = asyncio.create_task(server.serve(sockets=list(sockets.clients)))
     while not server.started:
         await asyncio.sleep(0.01)
         if running.done():
             running.result()
-    port = server.servers[0].sockets[0].getsockname()[1]
+    port, inside, metrics = (own.getsockname()[1] for own in (sockets.clients[0], sockets.internal[0], sockets.metrics[0]))
     async with aiohttp.ClientSession() as http:
-        world = Serving(f"http://127.0.0.1:{port}", gateway, segments, route_file, http, getattr(app.state, "kserve_port", 0))
+        urls = [f"http://{'[::1]' if ':' in given['host'] else '127.0.0.1'}:{number}" for number in (port, inside, metrics)]
+        kserve_port = getattr(state, "kserve_port", 0)
+        world = Serving(urls[0], gateway, segments, route_file, http, kserve_port, internal_url=urls[1], metrics_url=urls[2])
         try:
             if routed:
                 world.route(segments, revision="r1")

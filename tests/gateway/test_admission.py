@@ -39,10 +39,53 @@ async def test_clients_take_turns() -> None:
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     admission = Admission(1, 2)
-    admission.enter("x", [16] * 3)
+    admission.enter("x", [16] * 2)
+    admission.enter("z", [16])
     with pytest.raises(ApiError) as caught:
         admission.enter("y", [16])
     assert (caught.value.status, caught.value.code, caught.value.headers) == (429, "queue_full", {"Retry-After": "1"})
+
+
+async def test_ninety_requests_of_one_client_leave_room_for_another() -> None:
+    admission = Admission(4, 64)
+
+    for _ in range(4 + 32):
+        admission.enter("greedy", [16])
+    for _ in range(54):
+        with pytest.raises(ApiError) as caught:
+            admission.enter("greedy", [16])
+        assert (caught.value.status, caught.value.code) == (429, "client_queue_full")
+    for client in ("modest", "third") * 5:
+        admission.enter(client, [16])
+    assert admission.waiting == 32 + 10
+
+
+@pytest.mark.parametrize("queue", [1, 2, 3, 4, 5, 64])
+async def test_a_request_with_the_most_sequences_fits_an_idle_gateway_and_one_more_never(queue: int) -> None:
+    admission = Admission(2, queue)
+    assert len(admission.enter("x", [16] * admission.most)) == 2 + (queue + 1) // 2
+    with pytest.raises(ApiError) as caught:
+        Admission(2, queue).enter("x", [16] * (admission.most + 1))
+    assert caught.value.status == 400
+
+
+async def test_a_request_whose_kv_never_fits_is_not_told_to_come_again() -> None:
+    with pytest.raises(ApiError) as caught:
+        Admission(4, 2, budget=KvBudget(128, longest=128)).enter("x", [100] * 4)
+    assert caught.value.status == 400
+
+
+async def test_one_client_does_not_run_all_where_each_has_a_limit() -> None:
+    admission = Admission(2, 8, running_per_client=1)
+    first, second = admission.enter("greedy", [0])[0], admission.enter("greedy", [0])[0]
+    (modest,) = admission.enter("modest", [0])
+    assert granted(first, second, modest) == [True, False, True]
+    modest.close()
+    assert granted(second) == [False]
+    first.close()
+    assert granted(second) == [True]
+    second.close()
+    assert (admission.running, admission.waiting) == (0, 0)
 
 
 async def test_a_request_gets_places_for_all_its_sequences_or_none() -> None:
@@ -139,7 +182,7 @@ async def test_two_replicas_share_what_the_segments_have(tmp_path: Path, model_p
     async with serving(tmp_path, model_path, await toy_segments("a"), max_concurrent_sequences=4, max_queue=0, replicas=2) as world:
         body = {"model": MODEL, "prompt": "x", "max_tokens": 4000, "n": 3}
         status, answer, _ = await world.post("/v1/completions", body)
-        assert (status, answer["error"]["code"]) == (400, None)
+        assert (status, answer["error"]["code"]) == (400, "invalid_value")
         assert world.gateway.settings.kv_budget_tokens == 2 * 4096
 
 
@@ -149,7 +192,7 @@ async def test_more_requests_than_fit_get_429_and_all_others_their_answer(tmp_pa
     async with serving(tmp_path, model_path, segments, max_concurrent_sequences=2, max_queue=3) as world:
         body = {"model": MODEL, "prompt": "busy", "max_tokens": 10, "temperature": 0}
         answers = await asyncio.gather(*(world.post("/v1/completions", body) for _ in range(9)))
-        assert sorted(status for status, _, _ in answers) == [200] * 5 + [429] * 4
+        assert sorted(status for status, _, _ in answers) == [200] * 4 + [429] * 5
         assert all(headers["Retry-After"] == "1" for status, _, headers in answers if status == 429)
         assert len({body["choices"][0]["text"] for status, body, _ in answers if status == 200}) == 1
         assert await world.metric("splitinference_gateway_queue_depth") == 0

@@ -25,7 +25,11 @@ def environment(**settings: object) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({}, "SI_MODEL_PATH: Field required"), ({"model_path": "/nowhere", "name": "m"}, "/nowhere/tokenizer.json is missing")],
+    [
+        ({}, "SI_MODEL_PATH: Field required"),
+        ({"model_path": "/nowhere", "name": "m", "insecure": True}, "/nowhere/tokenizer.json is missing"),
+        ({"model_path": "/nowhere", "name": "m"}, "SI_TLS_FOLDER and SI_IDENTITY must be set"),
+    ],
 )
 def test_what_is_missing_is_said_in_a_line_and_nothing_starts(settings: dict[str, object], said: str) -> None:
     command = [sys.executable, "-m", "splitinference_gateway"]
@@ -48,13 +52,21 @@ def test_what_is_missing_is_said_in_a_line_and_nothing_starts(settings: dict[str
 )
 def test_a_wrong_setting_is_named(settings: dict[str, str], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        Settings.from_environment({"SI_MODEL_PATH": "/m", **settings})
+        Settings.from_environment({"SI_MODEL_PATH": "/m", "SI_INSECURE": "true", **settings})
 
 
 def test_settings_have_the_contracts_names_and_defaults() -> None:
     settings = Settings.from_environment(
-        {"SI_NAME": "chat", "SI_MODEL_PATH": "/model", "SI_PEER_SUFFIX": "ns.svc.cluster.local", "SI_PORT": ""}
+        {
+            "SI_NAME": "chat",
+            "SI_MODEL_PATH": "/model",
+            "SI_PEER_SUFFIX": "ns.svc.cluster.local",
+            "SI_PORT": "",
+            "SI_TLS_FOLDER": "/var/run/splitinference/tls",
+            "SI_IDENTITY": "spiffe://cluster.local/ns/ai/si/chat",
+        }
     )
+    assert (settings.internal_port, settings.metrics_port, settings.insecure, settings.trusted_proxies) == (8444, 9090, False, ())
     assert (settings.port, settings.served_model, settings.route_object) == (8080, "chat", "chat-route")
     assert settings.address_of("chat-0-12-aa") == "chat-0-12-aa.ns.svc.cluster.local:8001"
 
@@ -71,6 +83,9 @@ async def test_on_sigterm_it_becomes_unready_finishes_its_streams_and_ends(tmp_p
         route_file=tmp_path / "route.json",
         peer_addresses=f'{{"a": "127.0.0.1:{segment.port}"}}',
         host="127.0.0.1",
+        internal_port=free_ports(1)[0],
+        metrics_port=free_ports(1)[0],
+        insecure=True,
         port=(port := free_ports(1)[0]),
         lameduck_seconds=0.5,
     )

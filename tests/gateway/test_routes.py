@@ -230,7 +230,7 @@ async def test_before_the_first_route_the_gateway_is_alive_but_not_ready(tmp_pat
 
 @pytest.mark.anyio
 async def test_outside_a_cluster_and_without_a_file_liveness_fails(model_path: Path) -> None:
-    gateway = Gateway.build(Settings(name=MODEL, model_path=model_path))
+    gateway = Gateway.build(Settings(name=MODEL, model_path=model_path, insecure=True))
     async with gateway.running(), asyncio.timeout(20):
         while gateway.healthy:
             await asyncio.sleep(0.01)

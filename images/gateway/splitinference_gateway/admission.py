@@ -3,10 +3,13 @@
 A sequence counts with the tokens that it may grow to, so that none that runs is ever short of KV. Clients take turns; within one client it
 is first come, first served. So a client with many requests delays its own. Who does not fit yet waits in front: nobody overtakes him, or
 a long sequence would never get its turn among short ones.
+
+Nor can a client take the whole queue: it may wait with as many sequences as it leaves places free (dynamic thresholds, as switches share
+their buffers; Choudhury and Hahne, 1998). One client gets half of the queue, and a new one always finds room until many have come.
 """
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +52,7 @@ class Ticket:
 
 
 class Admission:
-    """Hands out tickets. Without a budget only the number of sequences counts."""
+    """Hands out tickets. Without a budget only the number of sequences counts; `running_per_client`: of one client, if less than all."""
 
     def __init__(
         self,
@@ -58,11 +61,14 @@ class Admission:
         changed: Callable[[int, int], None] = lambda running, waiting: None,
         *,
         budget: KvBudget | None = None,
+        running_per_client: int | None = None,
     ) -> None:
         self._running_limit = running_limit
         self._queue_limit = queue_limit
         self._budget = budget
         self._changed = changed
+        self._running_per_client = running_limit if running_per_client is None else running_per_client
+        self._running_of: Counter[str] = Counter()
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self.running = 0
         self.reserved_tokens = 0
@@ -71,6 +77,11 @@ class Admission:
     def reserved(self) -> float:
         """Share 0..1 of the KV budget that running sequences may grow to; 0 without a budget."""
         return self.reserved_tokens / self._budget.tokens if self._budget is not None else 0.0
+
+    @property
+    def most(self) -> int:
+        """Sequences that one request may have."""
+        return self._running_limit + (self._queue_limit + 1) // 2
 
     @property
     def waiting(self) -> int:
@@ -84,22 +95,30 @@ class Admission:
             ApiError: 400 when so many never fit, 429 when there is no room now.
         """
         sequences = len(growth)
-        if sequences > self._running_limit + self._queue_limit:
-            raise invalid(f"The request asks for {sequences} sequences; at most {self._running_limit + self._queue_limit} fit.", "n")
+        if sequences > self.most:
+            raise invalid(f"The request asks for {sequences} sequences; at most {self.most} fit.", "n")
         costs = [self._budget.cost(tokens) if self._budget else 0 for tokens in growth]
-        if sequences > self._runs_at_once(costs) + self._queue_limit - self.waiting:
-            raise self._full()
+        waits = sequences - self._runs_at_once(client, costs)
+        if waits > 0:
+            if not self.running and not self._waiting and waits > (self._queue_limit + 1) // 2:
+                raise invalid(f"The request asks for {sequences} sequences; their KV never fits, not even in an idle gateway.", "n")
+            free = self._queue_limit - self.waiting - waits
+            if free < 0:
+                raise self._full()
+            if (own := len(self._waiting.get(client, ())) + waits) > max(1, free + 1):
+                raise self._enough(own - waits)
         tickets = tuple(Ticket(self, client, cost) for cost in costs)
         if tickets:
             self._waiting.setdefault(client, deque()).extend(tickets)
         self._grant()
         return tickets
 
-    def _runs_at_once(self, costs: Sequence[int]) -> int:
+    def _runs_at_once(self, client: str, costs: Sequence[int]) -> int:
         """How many of these would not have to wait: none where others wait already."""
         if self._waiting:
             return 0
         room, tokens = self._running_limit - self.running, self.reserved_tokens
+        room = min(room, self._running_per_client - self._running_of[client])
         for index, cost in enumerate(costs):
             tokens += cost
             if index >= room or (self._budget is not None and tokens > self._budget.tokens):
@@ -110,6 +129,9 @@ class Admission:
         """A ticket is closed: its place goes to the next."""
         if ticket.granted.is_set():
             self.running -= 1
+            self._running_of[ticket.client] -= 1
+            if not self._running_of[ticket.client]:
+                del self._running_of[ticket.client]
             self.reserved_tokens -= ticket.tokens
         else:
             queue = self._waiting[ticket.client]
@@ -120,7 +142,10 @@ class Admission:
 
     def _grant(self) -> None:
         while self._waiting and self.running < self._running_limit:
-            client, queue = next(iter(self._waiting.items()))
+            client = next((name for name in self._waiting if self._running_of[name] < self._running_per_client), None)
+            if client is None:
+                break
+            queue = self._waiting[client]
             if self._budget is not None and self.reserved_tokens + queue[0].tokens > self._budget.tokens:
                 break
             ticket = queue.popleft()
@@ -129,9 +154,14 @@ class Admission:
             else:
                 del self._waiting[client]
             self.running += 1
+            self._running_of[client] += 1
             self.reserved_tokens += ticket.tokens
             ticket.granted.set()
         self._changed(self.running, self.waiting)
+
+    def _enough(self, own: int) -> ApiError:
+        message = f"{own} sequences of yours wait already, and the rest of the queue is kept for other clients. Try again later."
+        return overloaded(message, "client_queue_full")
 
     def _full(self) -> ApiError:
         held = f" with up to {self.reserved_tokens} of {self._budget.tokens} tokens of KV" if self._budget else ""

@@ -1,10 +1,10 @@
-"""The HTTP endpoints: OpenAI's for clients, health and metrics for the cluster, routes for the operator."""
+"""The HTTP endpoints of the clients' port: OpenAI's, KServe's, and health."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -14,29 +14,32 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from splitinference_gateway import chat, completions, kserve_http
+from splitinference_gateway.clients import client_address
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.gateway import Gateway
-from splitinference_gateway.generation import Choice
+from splitinference_gateway.generation import Choice, choices
+from splitinference_gateway.inside import listening
 from splitinference_gateway.kserve_grpc import KServeService
+from splitinference_gateway.listeners import Sockets
 from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told
-from splitinference_gateway.requests import ChatRequest, CompletionRequest, parse
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tracing import TracedApp
 
 _LAST_CALLS_SECONDS = 5.0  # for gRPC; requests over HTTP have had their time by then, and the pod's is nearly over
+_Result = TypeVar("_Result")
 _Endpoint = Callable[[Request], Awaitable[ASGIApp]]
 
 
-def build_app(gateway: Gateway) -> Starlette:
-    """The ASGI application around a gateway; it runs the gateway's background work in its lifespan."""
+def build_app(gateway: Gateway, sockets: Sockets) -> Starlette:
+    """The ASGI application around a gateway; its lifespan runs the gateway's background work and its other listeners."""
     endpoints = _Endpoints(gateway)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with gateway.running():
+        async with gateway.running(), listening(gateway, sockets) as (app.state.internal_port, app.state.metrics_port):
             service = KServeService(gateway) if gateway.settings.kserve_port is not None else None
             if service is not None:
-                await service.start(f"{gateway.settings.host}:{gateway.settings.kserve_port}")
+                await service.start()
                 app.state.kserve_port = service.port
             try:
                 yield
@@ -63,10 +66,8 @@ def build_app(gateway: Gateway) -> Starlette:
         Route("/v1/completions", endpoints.counted(endpoints.completions), methods=["POST"]),
         Route("/v1/models", endpoints.counted(endpoints.models)),
         Route("/v1/models/{model:path}", endpoints.counted(endpoints.model)),
-        Route("/internal/routes", endpoints.internal_routes),
         Route("/healthz", endpoints.healthz),
         Route("/readyz", endpoints.readyz),
-        Route("/metrics", endpoints.metrics),
     ]
     traced = [Middleware(TracedApp, tracing=gateway.tracing)] if gateway.tracing else []
     return Starlette(routes=routes, middleware=traced, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
@@ -105,26 +106,25 @@ class _Endpoints:
 
     async def chat(self, request: Request) -> Reply:
         """POST /v1/chat/completions."""
-        client, body = await self._received(request)
-        asked = parse(ChatRequest, body)
-        self._gateway.check_model(asked.model)
-        tokenizer = self._tokenizer()
-        wanted = await chat.choices(asked, tokenizer, self._gateway.settings.max_context_tokens)
-        head = Head("chatcmpl", asked.model, asked.with_usage)
-        form = chat.ChatFormat(head, tokenizer, len(wanted[0].prompt), len(wanted), bool(asked.logprobs))
-        return self._reply(wanted, client, form, bool(asked.stream), asked.with_usage)
+        return await self._text(request, "chat")
 
     async def completions(self, request: Request) -> Reply:
         """POST /v1/completions."""
-        client, body = await self._received(request)
-        asked = parse(CompletionRequest, body)
-        self._gateway.check_model(asked.model)
+        return await self._text(request, "completion")
+
+    async def _text(self, request: Request, kind: str) -> Reply:
         tokenizer = self._tokenizer()
-        wanted = await completions.choices(asked, tokenizer, self._gateway.settings.max_context_tokens)
-        prompt_tokens = sum(len(choice.prompt) for choice in wanted[:: asked.choices])
-        head = Head("cmpl", asked.model, asked.with_usage)
-        form = completions.CompletionFormat(head, tokenizer, prompt_tokens, len(wanted), asked.logprobs)
-        return self._reply(wanted, client, form, bool(asked.stream), asked.with_usage)
+        async with self._received(request) as (client, body):
+            asked = await _while_there(request, self._gateway.prompts.text(kind, body, client))
+        prompt_tokens, number = sum(len(prompt) for prompt in asked.prompts), asked.n * len(asked.prompts)
+        form: Format
+        if kind == "chat":
+            head = Head("chatcmpl", asked.model, asked.with_usage)
+            form = chat.ChatFormat(head, tokenizer, prompt_tokens, number, asked.logprobs is not None)
+        else:
+            head = Head("cmpl", asked.model, asked.with_usage)
+            form = completions.CompletionFormat(head, tokenizer, prompt_tokens, number, asked.logprobs)
+        return self._reply(choices(asked), client, form, asked.stream, asked.with_usage)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -161,20 +161,11 @@ class _Endpoints:
 
     async def infer(self, request: Request) -> Response:
         """POST /v2/models/{model}/infer. When the client leaves, so does what runs for it."""
-        client, body = await self._received(request)
         self._check_kserve_model(request)
-        asked = kserve_http.parse_infer(body, kserve_http.header_length(request))
-        running = asyncio.ensure_future(kserve_http.infer(self._gateway, asked, client))
-        leaving = asyncio.ensure_future(gone(request.receive))
-        try:
-            await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                raise ClientDisconnect
-            return running.result()
-        finally:
-            for task in (running, leaving):
-                task.cancel()
-            await asyncio.gather(running, leaving, return_exceptions=True)
+        header_length = kserve_http.header_length(request)
+        async with self._received(request) as (client, body):
+            asked = await _while_there(request, self._gateway.prompts.tensors(body, header_length, client))
+        return await _while_there(request, kserve_http.infer(self._gateway, asked, client))
 
     async def _kserve_model(self, request: Request) -> str:
         await self._client(request)
@@ -195,25 +186,8 @@ class _Endpoints:
 
     async def _client(self, request: Request) -> str:
         """The client's name. ApiError 401."""
-        peer = request.client.host if request.client else ""
+        peer = client_address(request.client.host) if request.client else ""
         return await self._gateway.clients.identify(request.headers.get("authorization", ""), peer)
-
-    async def internal_routes(self, request: Request) -> Response:
-        """GET /internal/routes: what the operator learns; see docs/reference/data-plane.md."""
-        gateway = self._gateway
-        current = gateway.routes.current
-        states = {route.revision: "serving" if route is current else "draining" for route in reversed(gateway.routes.known)}
-        flights = gateway.routes.in_flight()
-        return JSONResponse(
-            {
-                "revision": current.revision if current else None,
-                "routes": {revision: {"inFlight": flights[revision], "state": state} for revision, state in states.items()},
-                "segments": gateway.routes.in_flight_by_segment(),
-                "queued": gateway.admission.waiting,
-                "observed": {**gateway.observed.as_json(), "kvReserved": round(gateway.admission.reserved, 4)},
-                "failing": gateway.failing.as_json(),
-            }
-        )
 
     async def healthz(self, request: Request) -> Response:
         """Liveness: the event loop turns, and what runs in the background runs."""
@@ -225,29 +199,31 @@ class _Endpoints:
             return PlainTextResponse("ok")
         return PlainTextResponse("leaving" if self._gateway.leaving else "no route", 503)
 
-    async def metrics(self, request: Request) -> Response:
-        """Prometheus' text format."""
-        return Response(generate_latest(self._gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    async def _received(self, request: Request) -> tuple[str, bytes]:
-        """The client's name and the body, when the client may ask and there is a route."""
+    @asynccontextmanager
+    async def _received(self, request: Request) -> AsyncIterator[tuple[str, bytes]]:
+        """The client's name and the body, when the client may ask. The body counts until the block ends."""
         client = await self._client(request)
         settings = self._gateway.settings
         limit = settings.max_body_bytes
         too_large = ApiError(413, f"The request is too large: at most {limit} bytes are accepted.", code="request_too_large")
-        length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length) > limit:
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
             raise too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(settings.body_seconds):
-                async for piece in request.stream():
-                    body += piece
-                    if len(body) > limit:
-                        raise too_large
-        except TimeoutError:
-            raise ApiError(408, f"The request's body did not arrive within {settings.body_seconds:.0f} s.", code="timeout") from None
-        return client, bytes(body)
+        with self._gateway.bodies.room(client) as held:
+            body = bytearray()
+            try:
+                async with asyncio.timeout(settings.body_seconds):
+                    async for piece in request.stream():
+                        held.grow(len(piece))
+                        body += piece
+                        if len(body) > limit:
+                            raise too_large
+            except TimeoutError:
+                raise ApiError(408, f"The request's body did not arrive within {settings.body_seconds:.0f} s.", code="timeout") from None
+            held.grow(len(body))  # the copy that is handed on
+            whole = bytes(body)
+            del body
+            yield client, whole
 
     def _reply(self, wanted: tuple[Choice, ...], client: str, form: Format, stream: bool, with_usage: bool) -> Reply:
         if not wanted:
@@ -261,6 +237,21 @@ class _Endpoints:
     def _model(self) -> dict[str, object]:
         settings = self._gateway.settings
         return {"id": settings.served_model, "object": "model", "created": self._gateway.created, "owned_by": "splitinference"}
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result. When the client leaves before, the work ends. ClientDisconnect then."""
+    running = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(gone(request.receive))
+    try:
+        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise ClientDisconnect
+        return running.result()
+    finally:
+        for task in (running, leaving):
+            task.cancel()
+        await asyncio.gather(running, leaving, return_exceptions=True)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

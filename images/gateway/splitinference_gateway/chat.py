@@ -1,61 +1,11 @@
-"""POST /v1/chat/completions: messages to prompt, pieces to OpenAI's chat objects."""
+"""POST /v1/chat/completions: pieces to OpenAI's chat objects."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from splitinference_gateway.chat_template import TemplateError
-from splitinference_gateway.errors import context_too_long, invalid
-from splitinference_gateway.generation import Choice, Piece, Sampled
+from splitinference_gateway.generation import Piece, Sampled
 from splitinference_gateway.replies import Head, usage
-from splitinference_gateway.requests import ChatRequest
-from splitinference_gateway.steps import Sampling
 from splitinference_gateway.tokenizer import ModelTokenizer
-
-_SEED_BITS = 63
-
-
-def seed_of(seed: int | None, index: int) -> int | None:
-    """The seed of one choice: the given one for the first, derived ones for the others, which would else all be equal."""
-    if seed is None or index == 0:
-        return seed
-    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
-
-
-def room(limit: int, prompt: int, wanted: int | None, default: int | None) -> int:
-    """How many tokens may be generated: what is asked for, else the default, else what the context leaves.
-
-    Raises:
-        ApiError: context_length_exceeded.
-    """
-    left = limit - prompt
-    tokens = wanted or min(left, default or left)
-    if left < max(1, tokens):
-        raise context_too_long(limit, prompt, max(1, tokens))
-    return tokens
-
-
-async def choices(request: ChatRequest, tokenizer: ModelTokenizer, context_tokens: int) -> tuple[Choice, ...]:
-    """What to generate.
-
-    Raises:
-        ApiError: the messages do not fit the template or the context.
-    """
-    if tokenizer.chat is None:
-        raise invalid("This model has no chat template; use /v1/completions.", "model")
-    try:
-        text = tokenizer.chat.render([message.for_template for message in request.messages])
-    except TemplateError as error:
-        raise invalid(f"The model's chat template refuses these messages: {error}", "messages", "invalid_value") from error
-    prompt = tuple(await tokenizer.encode(text, special_tokens=False))
-    most = room(context_tokens, len(prompt), request.max_completion_tokens or request.max_tokens, None)
-    temperature = 1.0 if request.temperature is None else request.temperature
-    top_p = 1.0 if request.top_p is None else request.top_p
-    return tuple(
-        Choice(i, prompt, Sampling(temperature, top_p, seed_of(request.seed, i), request.top_logprobs or 0), most, request.stops)
-        for i in range(request.choices)
-    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Renders a model's chat template the way `transformers` does, so that prompts equal those of the unsplit model."""
+"""Renders a model's chat template the way `transformers` does, so that prompts equal those of the unsplit model.
+
+A template is a program that comes with the model's files. The sandbox keeps it from the process, `most_characters` bounds what it writes;
+its time and memory are bounded by the process that it runs in, which ends with it (see `prompt_worker`).
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -44,18 +48,24 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise TemplateError(f"the model's chat template cannot be compiled: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, object]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, object]], most_characters: int = 1 << 24) -> str:
         """The prompt that makes the assistant answer.
 
         Raises:
-            TemplateError: the template does not take these messages.
+            TemplateError: the template does not take these messages, or writes more than `most_characters`.
         """
+        pieces, length = [], 0
         try:
-            return self._template.render(
+            for piece in self._template.generate(
                 messages=[dict(m) for m in messages], tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            raise TemplateError(str(error)) from error
+            ):
+                pieces.append(piece)
+                length += len(piece)
+                if length > most_characters:
+                    raise TemplateError(f"it writes more than {most_characters} characters, which the context cannot hold")
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+            raise TemplateError(str(error) or type(error).__name__) from error
+        return "".join(pieces)
 
 
 def _tojson(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:

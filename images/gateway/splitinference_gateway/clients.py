@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from splitinference_gateway.addresses import plain_address
 from splitinference_gateway.errors import ApiError
 
 
@@ -22,6 +23,11 @@ class Anybody:
     async def identify(self, authorization: str, peer: str) -> str:
         """The address."""
         return peer
+
+
+def client_address(host: str) -> str:
+    """An address as a client's name: IPv4 as such also where an IPv6 socket says it; what a proxy wrote that is none, shortened."""
+    return plain_address(host) or host[:64]
 
 
 def bearer(authorization: str) -> str:

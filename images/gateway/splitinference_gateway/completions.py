@@ -1,42 +1,11 @@
-"""POST /v1/completions: prompts as text or token ids, pieces to OpenAI's text completion objects."""
+"""POST /v1/completions: pieces to OpenAI's text completion objects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from splitinference_gateway.chat import room, seed_of
-from splitinference_gateway.errors import invalid
-from splitinference_gateway.generation import Choice, Piece, Sampled
+from splitinference_gateway.generation import Piece, Sampled
 from splitinference_gateway.replies import Head, usage
-from splitinference_gateway.requests import CompletionRequest
-from splitinference_gateway.steps import Sampling
 from splitinference_gateway.tokenizer import ModelTokenizer
-
-_DEFAULT_TOKENS = 16  # OpenAI's
-
-
-async def choices(request: CompletionRequest, tokenizer: ModelTokenizer, context_tokens: int) -> tuple[Choice, ...]:
-    """What to generate: `n` choices for each prompt, prompt by prompt.
-
-    Raises:
-        ApiError: a prompt is empty, too long, or has ids that the model does not know.
-    """
-    temperature = 1.0 if request.temperature is None else request.temperature
-    top_p = 1.0 if request.top_p is None else request.top_p
-    made: list[Choice] = []
-    if not request.prompts:
-        raise invalid("Invalid value for 'prompt': at least one prompt is needed.", "prompt", "invalid_value")
-    for given in request.prompts:
-        prompt = tuple(await tokenizer.encode(given, special_tokens=True) if isinstance(given, str) else given)
-        if not prompt:
-            raise invalid("Invalid value for 'prompt': a prompt must have at least one token.", "prompt", "invalid_value")
-        if wrong := [token for token in prompt if not 0 <= token < tokenizer.size]:
-            message = f"Invalid value for 'prompt': token id {wrong[0]} is not in the model's vocabulary of {tokenizer.size}."
-            raise invalid(message, "prompt", "invalid_value")
-        most = room(context_tokens, len(prompt), request.max_tokens, _DEFAULT_TOKENS)
-        for i in range(request.choices):
-            sampling = Sampling(temperature, top_p, seed_of(request.seed, i), request.logprobs or 0)
-            made.append(Choice(len(made), prompt, sampling, most, request.stops, continues=True))
-    return tuple(made)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+_MOST_CHARACTERS = 1000
+
 
 class ApiError(Exception):
     """What a client is told. `retry_after` (seconds) becomes the header of that name."""
@@ -18,9 +20,9 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = _sayable(message)
         self.kind = kind
-        self.param = param
+        self.param = None if param is None else _sayable(param)[:100]
         self.code = code
         self.retry_after = retry_after
 
@@ -50,11 +52,17 @@ def overloaded(message: str, code: str = "overloaded") -> ApiError:
     return ApiError(429, message, kind="rate_limit_error", code=code, retry_after=1)
 
 
-def context_too_long(limit: int, prompt: int, wanted: int) -> ApiError:
+def context_too_long(limit: int, prompt: int, wanted: int, param: str = "messages") -> ApiError:
     """400: prompt and answer do not fit in the context."""
     return invalid(
         f"This model's maximum context length is {limit} tokens. However, you requested {prompt + wanted} tokens "
         f"({prompt} in the prompt, {wanted} in the completion). Please reduce the length of the prompt or the completion.",
-        param="messages",
+        param=param,
         code="context_length_exceeded",
     )
+
+
+def _sayable(text: str) -> str:
+    """Text that can be sent whatever a client put into it: no lone surrogates, and not longer than an error should be."""
+    short = text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
+    return short.encode(errors="replace").decode()

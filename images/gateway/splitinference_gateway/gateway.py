@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 
 from splitinference_gateway.admission import Admission, KvBudget
 from splitinference_gateway.api_keys import ApiKeys
+from splitinference_gateway.body_budget import Bodies
 from splitinference_gateway.chain import Chain, Limits
 from splitinference_gateway.clients import Anybody, Clients
 from splitinference_gateway.configmap_watch import ApiServer, own_namespace, watch_configmap
-from splitinference_gateway.errors import ApiError
 from splitinference_gateway.failing import Failing
 from splitinference_gateway.generation import Generator
 from splitinference_gateway.inference import Inference
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
 from splitinference_gateway.prefixes import Prefixes
+from splitinference_gateway.prompts import Prompts
+from splitinference_gateway.reading import check_model
 from splitinference_gateway.route_source import RouteReader, poll_file
 from splitinference_gateway.routes import Routes
 from splitinference_gateway.settings import Settings
@@ -50,6 +52,8 @@ class Gateway:
     inference: Inference
     chain: Chain
     clients: Clients
+    prompts: Prompts
+    bodies: Bodies
     tracing: Tracing | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     leaving: bool = False
@@ -85,10 +89,14 @@ class Gateway:
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
         metrics.wires.set_function(lambda: steps.connections.wires)
         generator = Generator(chain, tokenizer, admission, settings.request_seconds) if tokenizer else None
-        inference = Inference(signature, chain, admission, settings.max_context_tokens, settings.request_seconds)
+        inference = Inference(signature, chain, admission, settings.max_context_tokens, settings.request_seconds, settings.max_answer_bytes)
         clients = _clients(settings)
         tracing = Tracing(environment, settings.served_model, settings.namespace) if Tracing.wanted(environment) else None
-        return cls(settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients, tracing)
+        prompts, bodies = Prompts(settings, tokenizer is not None), Bodies(settings.body_budget_bytes)
+        return cls(
+            settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients, prompts,
+            bodies, tracing,
+        )  # fmt: skip
 
     @property
     def ready(self) -> bool:
@@ -97,9 +105,7 @@ class Gateway:
 
     def check_model(self, name: str) -> None:
         """Raise ApiError 404 if clients know the model by another name."""
-        if name != self.settings.served_model:
-            message = f"The model '{name}' does not exist or you do not have access to it."
-            raise ApiError(404, message, param="model", code="model_not_found")
+        check_model(name, self.settings.served_model)
 
     def ended(self, status: int) -> None:
         """A request has ended with this HTTP status: it is counted."""
@@ -110,6 +116,7 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Follow the route and watch failing stages while the body runs."""
         reader = RouteReader(self.routes.apply, self.metrics.route_errors.inc)
+        self.prompts.start()
         tasks = [asyncio.create_task(work) for work in (self._follow(reader), self.failing.watch(), self._tidy())]
         for task in tasks:
             task.add_done_callback(self._ended)
@@ -119,6 +126,7 @@ class Gateway:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.prompts.close()
             await self.chain.close()
             await self.steps.connections.close()
             if isinstance(self.clients, TokenReviews):

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from splitinference_gateway.admission import Admission, Ticket
 from splitinference_gateway.chain import Chain
 from splitinference_gateway.errors import ApiError
+from splitinference_gateway.reading import Reading, seed_of
 from splitinference_gateway.steps import Answer, Sampling
 from splitinference_gateway.text import Detokenizer, StopStrings
 from splitinference_gateway.tokenizer import ModelTokenizer
 
 STOP = "stop"
 LENGTH = "length"
+_MOST_UNREAD = 16_384  # pieces of one answer: minutes behind
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,21 @@ class Choice:
     """One answer to generate. `continues`: its text goes on from the prompt's (a leading space counts)."""
 
     index: int
-    prompt: tuple[int, ...]
+    prompt: Sequence[int]
     sampling: Sampling
     most_tokens: int
     stops: tuple[str, ...] = ()
     continues: bool = False
+
+
+def choices(asked: Reading) -> tuple[Choice, ...]:
+    """What to generate: `n` choices for each prompt, prompt by prompt."""
+    made: list[Choice] = []
+    for prompt, most in zip(asked.prompts, asked.most, strict=True):
+        for i in range(asked.n):
+            sampling = Sampling(asked.temperature, asked.top_p, seed_of(asked.seed, i), asked.alternatives)
+            made.append(Choice(len(made), prompt, sampling, most, asked.stops, asked.continues))
+    return tuple(made)
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ class Generator:
 
 
 class Generation:
-    """One request under way. Generation does not wait for a slow reader: the KV is needed for others."""
+    """One request under way. Generation does not wait for a slow reader, for others need the KV; who is far behind is given up."""
 
     def __init__(self, generator: Generator, choices: tuple[Choice, ...], tickets: tuple[Ticket, ...]) -> None:
         self._generator = generator
@@ -189,6 +201,8 @@ class Generation:
                 aclosing(self._generator.run(choice, ticket, self._arrived)) as pieces,
             ):
                 async for piece in pieces:
+                    if queue.qsize() >= _MOST_UNREAD:
+                        raise ApiError(408, "The answer is read too slowly.", code="slow_reader")
                     queue.put_nowait(piece)
             queue.put_nowait(None)
         except TimeoutError:

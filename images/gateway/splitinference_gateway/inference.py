@@ -16,9 +16,10 @@ from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.signature import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPES, Kind, Signature
 from splitinference_gateway.steps import Answer, Output, Sampling
 from splitinference_gateway.tensor_chain import TensorChain
-from splitinference_gateway.tensors import Tensor, little_endian
+from splitinference_gateway.tensors import ITEM_BYTES, Tensor, little_endian
 
 _AT_ONCE = 4  # requests of one inference that are under way together: enough to keep the stages of a pipeline busy
+_MOST_ROWS = 4096
 _CHUNK_BYTES = 1 << 20  # of a generic chain's rows in one request
 _Result = TypeVar("_Result")
 
@@ -40,6 +41,7 @@ class Inference:
     admission: Admission
     context_tokens: int
     request_seconds: float
+    most_answer_bytes: int = 64 << 20
 
     async def run(self, given: Sequence[Tensor], wanted: Sequence[str], client: str) -> tuple[Tensor, ...]:
         """The outputs of the model that are wanted by name; all, if none is named.
@@ -84,7 +86,21 @@ class Inference:
         for spec in specs.values():
             if not spec.optional and spec.name not in inputs:
                 raise invalid(f"Missing input '{spec.name}'.", spec.name, "missing_required_parameter")
+        self._check_size(inputs[self.signature.inputs[0].name].shape)
         return inputs
+
+    def _check_size(self, shape: Sequence[int]) -> None:
+        """Rows, and the answer's bytes as far as the model's files tell them, before anything runs."""
+        if shape[0] > (most := self.admission.most if self.signature.kind is Kind.DECODER else _MOST_ROWS):
+            raise invalid(f"The inputs have {shape[0]} rows; at most {most} are accepted.", self.signature.inputs[0].name, "invalid_value")
+        answer = 0
+        for spec in self.signature.outputs:
+            by_token = self.signature.kind is Kind.ENCODER and len(spec.shape) == 3
+            sizes = [shape[0], *(shape[1:2] if by_token else ()), *(size for size in spec.shape[1:] if size > 0)]
+            answer += math.prod(sizes) * ITEM_BYTES[spec.datatype]
+        if answer > self.most_answer_bytes:
+            message = f"The answer would have {answer} bytes; at most {self.most_answer_bytes} are given. Send fewer rows."
+            raise invalid(message, self.signature.inputs[0].name, "answer_too_large")
 
     def _rows(self, inputs: Mapping[str, Tensor]) -> list[_Row]:
         shape = inputs[INPUT_IDS].shape

@@ -1,17 +1,24 @@
 """KServe v2 over gRPC, for clients: the same model, inputs and errors as over HTTP."""
 
 import array
-from collections.abc import Awaitable, Callable
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from splitinference_gateway import kserve_http
-from splitinference_gateway.errors import invalid
+from splitinference_gateway.admission import Admission
+from splitinference_gateway.clients import client_address
+from splitinference_gateway.errors import ApiError, invalid
 from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.kserve import ModelInferResponse, message_class
+from splitinference_gateway.kserve_message import read, read_infer
 from splitinference_gateway.replies import told
+from splitinference_gateway.settings import Settings
 from splitinference_gateway.tensors import ITEM_BYTES, Tensor, checked_shape
 
 _SERVICE = "inference.GRPCInferenceService"
@@ -21,10 +28,17 @@ _CONTENTS = {
     "FP32": ("fp32_contents", "f"),
     "FP64": ("fp64_contents", "d"),
 }
+_CALLS = 512  # at once; more are refused by the library
+_RECEIVING = 16  # messages that come in at once
+_STREAMS = 64  # of one connection
+_LEAST_BYTES_PER_SECOND = 64 << 10
+_FOR_ALL = frozenset({"ServerLive", "ServerReady"})
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -32,22 +46,46 @@ _CODES = {
 }
 
 
+def options(settings: Settings) -> list[tuple[str, int]]:
+    """Bounds of the gRPC library: what a peer may send, hold open and ask for before and after anybody looked at who it is."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_body_bytes),
+        ("grpc.max_send_message_length", -1),  # bounded by the settings' most_answer_bytes
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_metadata_size", 16 << 10),
+        ("grpc.absolute_max_metadata_size", 32 << 10),
+        ("grpc.max_concurrent_streams", _STREAMS),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", int(settings.header_seconds * 1000)),
+        # A stream's window stays small until its message is wanted: what is sent before the client is known waits at the client.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 64 << 10),
+        ("grpc.max_connection_idle_ms", int(settings.keep_alive_seconds * 1000)),
+        ("grpc.max_connection_age_ms", 3_600_000),
+        ("grpc.max_connection_age_grace_ms", int(settings.request_seconds * 1000)),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", int(settings.stall_seconds * 1000)),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]
+
+
 class KServeService:
-    """The service on a port of its own. A call that the client cancels ends what runs for it."""
+    """The service on a port of its own. A call that the client cancels ends what runs for it.
+
+    Each method is served as a stream of raw messages, which on the wire is the same. So the client is known from the call's metadata before
+    its message is taken, and the message's bytes are counted before it is parsed.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._receiving = Admission(_RECEIVING, _CALLS, running_per_client=_RECEIVING // 4)
         self.port = 0
 
-    async def start(self, address: str) -> None:
-        """Serve on host:port; port 0 takes a free one, which `port` tells. OSError when it is taken."""
+    async def start(self) -> None:
+        """Serve on the settings' host and port; port 0 takes a free one, which `port` tells. OSError when it is taken."""
         settings = self._gateway.settings
-        options = [
-            ("grpc.max_receive_message_length", settings.max_body_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
-        ]
-        self._server = grpc.aio.server(options=options)
+        self._server = grpc.aio.server(options=options(settings), maximum_concurrent_rpcs=_CALLS)
         methods = {
             "ServerLive": ("ServerLiveRequest", self._server_live),
             "ServerReady": ("ServerReadyRequest", self._server_ready),
@@ -57,61 +95,95 @@ class KServeService:
             "ModelInfer": ("ModelInferRequest", self._infer),
         }
         handlers: dict[str, Any] = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._answered(method),
-                request_deserializer=message_class(request).FromString,
+            name: grpc.stream_stream_rpc_method_handler(
+                self._answered(name, message_class(request), method),
+                request_deserializer=None,
                 response_serializer=lambda message: message.SerializeToString(),
             )
             for name, (request, method) in methods.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
-        self.port = self._server.add_insecure_port(address)
+        host = settings.host or ("::" if _has_ipv6() else "0.0.0.0")
+        address = f"[{host}]:{settings.kserve_port}" if ":" in host else f"{host}:{settings.kserve_port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address} (SI_KSERVE_PORT): {error}") from error
         await self._server.start()
 
     async def stop(self, seconds: float) -> None:
         """Take no more calls; those under way may still take so long."""
         await self._server.stop(seconds)
 
-    def _answered(self, method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def answer(request: Any, context: Any) -> Any:
+    def _answered(
+        self, name: str, kind: Any, method: Callable[[Any, str], Awaitable[Any]]
+    ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
+        infers = name == "ModelInfer"
+
+        async def made(messages: AsyncIterator[bytes], context: Any) -> Any:
+            client = "" if name in _FOR_ALL else await self._client(context)
+            with self._gateway.bodies.room(client) as held:
+                raw = await self._message(messages, client)
+                held.grow(2 * len(raw))
+                request = read_infer(raw) if infers else read(f"{name}Request", kind, raw)
+                del raw
+                if not infers:
+                    return await method(request, client)
+                if self._gateway.tracing is None:
+                    return await method(request, client)
+                with self._gateway.tracing.request("grpc ModelInfer", _metadata(context)):
+                    return await method(request, client)
+
+        async def answer(messages: AsyncIterator[bytes], context: Any) -> None:
             status = 200
             try:
-                if self._gateway.tracing is None or method != self._infer:
-                    return await method(request, context)
-                with self._gateway.tracing.request("grpc ModelInfer", _metadata(context)):
-                    return await method(request, context)
+                told_back = await made(messages, context)
+                async with asyncio.timeout(self._gateway.settings.stall_seconds + told_back.ByteSize() / _LEAST_BYTES_PER_SECOND):
+                    await context.write(told_back)
             except Exception as error:  # noqa: BLE001 - becomes the answer
-                problem = told(error)
+                problem = ApiError(408, "The answer was not read in time.") if isinstance(error, TimeoutError) else told(error)
                 status = problem.status
                 await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), problem.message)
             finally:
-                if method == self._infer:
+                if infers:
                     self._gateway.ended(status)
 
         return answer
 
-    async def _server_live(self, request: Any, context: Any) -> Any:
+    async def _message(self, messages: AsyncIterator[bytes], client: str) -> bytes:
+        """The call's one message, in time. Few come at once: how long one is, is not known before it is there."""
+        seconds = self._gateway.settings.body_seconds
+        (place,) = self._receiving.enter(client, [0])
+        try:
+            async with asyncio.timeout(seconds):
+                await place.wait()
+                raw = await anext(aiter(messages), None)
+        except TimeoutError:
+            raise ApiError(408, f"The request's message did not arrive within {seconds:.0f} s.", code="timeout") from None
+        finally:
+            place.close()
+        if raw is None:
+            raise invalid("The call has no message.")
+        return raw
+
+    async def _server_live(self, request: Any, client: str) -> Any:
         return message_class("ServerLiveResponse")(live=self._gateway.healthy)
 
-    async def _server_ready(self, request: Any, context: Any) -> Any:
+    async def _server_ready(self, request: Any, client: str) -> Any:
         return message_class("ServerReadyResponse")(ready=self._gateway.ready)
 
-    async def _server_metadata(self, request: Any, context: Any) -> Any:
-        await self._client(context)
+    async def _server_metadata(self, request: Any, client: str) -> Any:
         return message_class("ServerMetadataResponse")(**kserve_http.server_metadata())
 
-    async def _model_ready(self, request: Any, context: Any) -> Any:
-        await self._client(context)
+    async def _model_ready(self, request: Any, client: str) -> Any:
         self._check(request.name, request.version)
         return message_class("ModelReadyResponse")(ready=self._gateway.ready)
 
-    async def _model_metadata(self, request: Any, context: Any) -> Any:
-        await self._client(context)
+    async def _model_metadata(self, request: Any, client: str) -> Any:
         self._check(request.name, request.version)
         return message_class("ModelMetadataResponse")(**kserve_http.model_metadata(request.name, self._gateway.inference.signature))
 
-    async def _infer(self, request: Any, context: Any) -> Any:
-        client = await self._client(context)
+    async def _infer(self, request: Any, client: str) -> Any:
         self._check(request.model_name, request.model_version)
         made = await self._gateway.inference.run(_inputs(request), [output.name for output in request.outputs], client)
         response = ModelInferResponse(model_name=request.model_name, model_version=kserve_http.VERSION, id=request.id)
@@ -121,12 +193,26 @@ class KServeService:
         return response
 
     async def _client(self, context: Any) -> str:
-        host = context.peer().rsplit(":", 1)[0]
-        return await self._gateway.clients.identify(_metadata(context).get("authorization", ""), host)
+        return await self._gateway.clients.identify(_metadata(context).get("authorization", ""), _address(context.peer()))
 
     def _check(self, name: str, version: str) -> None:
         self._gateway.check_model(name)
         kserve_http.check_version(version)
+
+
+def _address(peer: str) -> str:
+    """Of what gRPC says: `ipv4:1.2.3.4:5`, or `ipv6:%5B::1%5D:5`."""
+    host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    return client_address(host)
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _metadata(context: Any) -> dict[str, str]:

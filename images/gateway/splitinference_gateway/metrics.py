@@ -79,6 +79,12 @@ class Metrics:
             f"{prefix}longest_token_gap_seconds", "Longest gap between tokens in the last minute.", registry=self.registry
         )
         self.wires = Gauge(f"{prefix}wires", "Segments to which there is a connection.", registry=self.registry)
+        self.refused_connections = Counter(
+            f"{prefix}refused_connections",
+            "Connections that were refused or cut, by listener and by the bound that they met.",
+            ["listener", "reason"],
+            registry=self.registry,
+        )
         self.route_errors = Counter(f"{prefix}route_errors", "Route documents that could not be read.", registry=self.registry)
 
     def paused(self, by: str, seconds: float) -> None:

@@ -1,11 +1,11 @@
 """What clients may ask for: OpenAI's request bodies, checked, and refused in OpenAI's words where they are wrong."""
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from splitinference_gateway.bodies import read_json
 from splitinference_gateway.errors import ApiError, invalid
 
 _INT64_MAX = 2**63 - 1
@@ -34,6 +34,10 @@ _ONLY_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
 }
 
+_MOST_MESSAGES = 4096
+_MOST_PARTS = 4096  # of all messages together
+_MOST_PROMPTS = 2048
+
 Stop = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -51,7 +55,7 @@ class _Request(BaseModel):
 
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = _ONLY_NEUTRAL
 
-    model: str
+    model: Annotated[str, Field(max_length=512)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1, le=128)
@@ -119,19 +123,45 @@ class Message(BaseModel):
     content: str | list[TextPart] | None = None
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """The content's pieces."""
+        return (self.content,) if isinstance(self.content, str) else tuple(part.text for part in self.content or ())
+
+    @property
     def for_template(self) -> dict[str, object]:
         """As chat templates expect it: content is one text, and the developer's word is the system's."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
-        return {**(self.model_extra or {}), "role": "system" if self.role == "developer" else self.role, "content": content}
+        role = "system" if self.role == "developer" else self.role
+        return {**(self.model_extra or {}), "role": role, "content": "".join(self.texts)}
 
 
 class ChatRequest(_Request):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _counts(cls, value: Any) -> Any:
+        """Before each of them is looked at."""
+        if isinstance(value, list):
+            if len(value) > _MOST_MESSAGES:
+                raise invalid(
+                    f"Invalid value for 'messages': {len(value)} are too many, at most {_MOST_MESSAGES}.", "messages", "invalid_value"
+                )
+            contents = (message.get("content") for message in value if isinstance(message, dict))
+            if (parts := sum(len(content) for content in contents if isinstance(content, list))) > _MOST_PARTS:
+                raise invalid(
+                    f"Invalid value for 'messages': {parts} content parts are too many, at most {_MOST_PARTS}.", "messages", "invalid_value"
+                )
+        return value
+
+    @property
+    def characters(self) -> int:
+        """Of all that the messages say."""
+        return sum(len(part) for message in self.messages for part in message.texts)
 
     @model_validator(mode="after")
     def _asks_for_logprobs_when_it_wants_the_top(self) -> Self:
@@ -143,17 +173,44 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """POST /v1/completions. A prompt is a text or token ids, or a list of either."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[Any, Field()]
     logprobs: int | None = Field(default=None, ge=0, le=5)
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_text_or_ids(cls, value: Any) -> Any:
+        """By hand: trying each form of each entry would list an error for each."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list):
+            raise _no_prompt(f"a text, token ids, or a list of either, but got {type(value).__name__} instead")
+        kinds = {type(entry) for entry in value}
+        if kinds <= {int}:
+            return value
+        if len(value) > _MOST_PROMPTS:
+            raise invalid(
+                f"Invalid value for 'prompt': {len(value)} prompts are too many, at most {_MOST_PROMPTS}.", "prompt", "invalid_value"
+            )
+        if kinds <= {str}:
+            return value
+        if kinds <= {list}:
+            if any(type(token) is not int for entry in value for token in entry):
+                raise _no_prompt("whole numbers as token ids")
+            return value
+        raise _no_prompt("a text, token ids, or a list of either, all of one kind")
 
     @property
     def prompts(self) -> tuple[str | list[int], ...]:
         """The prompts, each a text or token ids."""
         if isinstance(self.prompt, str):
             return (self.prompt,)
-        if all(isinstance(entry, int) for entry in self.prompt):
-            return ([entry for entry in self.prompt if isinstance(entry, int)],)
-        return tuple(entry for entry in self.prompt if not isinstance(entry, int))
+        if not self.prompt:
+            return ()
+        return (self.prompt,) if isinstance(self.prompt[0], int) else tuple(self.prompt)
+
+
+def _no_prompt(expected: str) -> ApiError:
+    return invalid(f"Invalid type for 'prompt': expected {expected}.", "prompt", "invalid_type")
 
 
 _R = TypeVar("_R", bound=_Request)
@@ -165,12 +222,7 @@ def parse(kind: type[_R], body: bytes) -> _R:
     Raises:
         ApiError: 400, saying what is wrong with which parameter.
     """
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"We could not parse the JSON body of your request: {error}") from error
-    if not isinstance(content, dict):
-        raise invalid("The body of your request must be a JSON object.")
+    content = read_json(body)
     try:
         return kind.model_validate(content)
     except ValidationError as error:

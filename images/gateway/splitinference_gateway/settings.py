@@ -1,13 +1,16 @@
 """What the gateway is told by its environment, read and checked once at the start."""
 
 import json
+import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 _PREFIX = "SI_"
+_IDENTITY = re.compile(r"spiffe://[a-z0-9._-]+/ns/[a-z0-9-]+/si/[a-z0-9.-]+")
 
 
 class SettingsError(ValueError):
@@ -31,9 +34,33 @@ class Settings(BaseModel):
         default=0, ge=0, description="short sequences may be so many, within the KV of those that are planned; 0: only those"
     )
     replicas: int = Field(default=1, ge=1, description="gateways that share the segments: each admits its share of the above")
-    max_queue: int = Field(default=64, ge=0, description="sequences that may wait; more are refused with 429")
+    max_queue: int = Field(
+        default=64, ge=0, description="sequences that may wait; more are refused with 429. A client may use as much as it leaves free"
+    )
     max_body_bytes: int = Field(default=4 * 2**20, ge=1, description="4 MiB hold any prompt of half a million tokens")
+    body_budget_bytes: int = Field(
+        default=64 * 2**20, ge=1, description="bodies of all requests that are read at once; one client may use a half"
+    )
+    max_answer_bytes: int = Field(default=64 * 2**20, ge=1, description="tensors of one KServe answer; more is refused beforehand")
+    header_bytes: int = Field(default=64 * 2**10, ge=1024, description="request line and headers; more is refused with 431")
+    header_seconds: float = Field(default=10.0, gt=0, description="from the first byte (or the connection) to the end of the headers")
     body_seconds: float = Field(default=30.0, gt=0, description="a client that needs longer to send its request is refused with 408")
+    stall_seconds: float = Field(
+        default=30.0, gt=0, description="a reader that takes less than 1 KiB/s for so long is cut off, and its sequences end"
+    )
+    keep_alive_seconds: float = Field(
+        default=75.0, gt=0, description="an idle connection is closed then; longer than clients and proxies keep theirs"
+    )
+    max_connections: int = Field(default=1024, ge=1, description="when reached, the oldest connection without a request is closed")
+    max_connections_per_client: int = Field(
+        default=256, ge=1, description="connections of one address; those of trusted proxies count in total only"
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="addresses or networks, separated by commas, whose X-Forwarded-For is believed; none by default"
+    )
+    prompt_workers: int = Field(default=2, ge=1, le=64, description="processes that read requests: JSON, chat template, tokenizer")
+    prompt_seconds: float = Field(default=5.0, gt=0, description="processor time to read one request; the process ends then")
+    prompt_memory_mib: int = Field(default=128, ge=16, description="memory that reading one request may need")
     request_seconds: float = Field(default=600.0, gt=0, description="a whole request, queue included")
     replay_seconds: float = Field(default=60.0, gt=0, description="how long a broken chain is retried before the client sees an error")
     step_seconds: float = Field(default=5.0, gt=0, description="a decode step without answer for so long counts as stalled")
@@ -53,9 +80,12 @@ class Settings(BaseModel):
     peer_addresses: Mapping[str, str] = Field(default_factory=dict, description="tests: JSON, name → host:port instead of DNS")
     wire_port: int = Field(default=8003, ge=1, le=65535, description="port of the segments' wire")
     kserve_port: int | None = Field(default=None, ge=0, le=65535, description="port of the gateway's own gRPC service, KServe v2")
-    host: str = "0.0.0.0"
-    port: int = Field(default=8080, ge=0, le=65535)
+    host: str = Field(default="", description="address to listen on; empty: all of IPv4 and IPv6, whichever there is")
+    port: int = Field(default=8080, ge=0, le=65535, description="clients: OpenAI, KServe over HTTP, health")
+    internal_port: int = Field(default=8444, ge=0, le=65535, description="the operator, by mutual TLS: GET /internal/routes")
+    metrics_port: int = Field(default=9090, ge=0, le=65535, description="Prometheus: GET /metrics")
     tls_folder: Path | None = Field(default=None, description="folder with tls.crt, tls.key and ca.crt; read again when they change")
+    tls_look_seconds: float = Field(default=10.0, gt=0, description="how often the certificates are looked at")
     identity: str = Field(default="", description="SPIFFE ID of the resource without a role: spiffe://<trust domain>/ns/<ns>/si/<name>")
     insecure: bool = Field(default=False, description="loopback tests only: no TLS, and anybody may read the internal port")
 
@@ -63,6 +93,23 @@ class Settings(BaseModel):
     @classmethod
     def _json(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("host")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        return str(ip_address(value)) if value else value
+
+    @field_validator("identity")
+    @classmethod
+    def _is_a_spiffe_id(cls, value: str) -> str:
+        if value and not _IDENTITY.fullmatch(value):
+            raise ValueError(f"{value!r:.200} is not spiffe://<trust domain>/ns/<namespace>/si/<name>")
+        return value
 
     @field_validator("peer_suffix")
     @classmethod
@@ -78,6 +125,40 @@ class Settings(BaseModel):
         if not (self.model_id or self.name):
             raise ValueError("one of SI_MODEL_ID and SI_NAME must name the model")
         return self
+
+    @model_validator(mode="after")
+    def _says_how_peers_are_known(self) -> "Settings":
+        if self.insecure:
+            if self.tls_folder is not None:
+                raise ValueError("SI_INSECURE=true and SI_TLS_FOLDER exclude each other")
+        elif self.tls_folder is None or not self.identity:
+            raise ValueError(
+                "SI_TLS_FOLDER and SI_IDENTITY must be set: peers are known by certificates (loopback tests: SI_INSECURE=true)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _holds_the_largest_body(self) -> "Settings":
+        if self.body_budget_bytes < 4 * self.max_body_bytes:
+            raise ValueError(f"SI_BODY_BUDGET_BYTES must be at least four times SI_MAX_BODY_BYTES, {4 * self.max_body_bytes}")
+        return self
+
+    @model_validator(mode="after")
+    def _listens_on_ports_of_their_own(self) -> "Settings":
+        ports = {"SI_PORT": self.port, "SI_INTERNAL_PORT": self.internal_port, "SI_METRICS_PORT": self.metrics_port}
+        if self.kserve_port is not None:
+            ports["SI_KSERVE_PORT"] = self.kserve_port
+        by_port: dict[int, str] = {}
+        for name, port in ports.items():
+            if port and port in by_port:
+                raise ValueError(f"{by_port[port]} and {name} are both {port}; each needs a port of its own")
+            by_port[port] = name
+        return self
+
+    @property
+    def most_sequences(self) -> int:
+        """Of one request: more never run, nor wait."""
+        return self.running_limit + (self.max_queue + 1) // 2
 
     @property
     def served_model(self) -> str:

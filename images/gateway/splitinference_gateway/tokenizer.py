@@ -1,7 +1,5 @@
-"""The model's tokenizer, chat template and end-of-sequence tokens, read from its folder once at the start."""
+"""The model's tokenizer, its end-of-sequence tokens and the source of its chat template, read from its folder once at the start."""
 
-import asyncio
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,9 +8,6 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from splitinference_gateway.chat_template import ChatTemplate
-
-_LONG_TEXT = 4096  # characters; longer ones are encoded in a thread, so that streams of others go on
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -22,7 +17,10 @@ class ModelFilesError(ValueError):
 
 
 class ModelTokenizer:
-    """Text to ids and back. `chat` is None for a model without a chat template."""
+    """Text to ids and back. `template` is the chat template's source, None for a model without one; `special` are the tokens by role.
+
+    Encoding takes as long as the text says: only a process that may be ended does it (see `prompt_worker`).
+    """
 
     def __init__(self, folder: Path) -> None:
         file = folder / "tokenizer.json"
@@ -35,18 +33,19 @@ class ModelTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         config = _read(folder / "tokenizer_config.json")
-        special = _special_tokens(_read(folder / "special_tokens_map.json") | config)
-        source = _template_source(folder, config)
-        self.chat = ChatTemplate(source, special) if source else None
-        self.end_tokens = self._end_tokens(folder, special)
+        self.special = _special_tokens(_read(folder / "special_tokens_map.json") | config)
+        self.template = _template_source(folder, config) or None
+        self.end_tokens = self._end_tokens(folder, self.special)
         self.size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
         self._byte_level = _byte_level_alphabet() if '"ByteLevel"' in json.dumps(_decoder(file)) else {}
 
-    async def encode(self, text: str, *, special_tokens: bool) -> list[int]:
+    def longest_token(self) -> int:
+        """Characters of the longest token: no token stands for more of a text."""
+        return max((len(piece) for piece in self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+
+    def encode(self, text: str, *, special_tokens: bool) -> list[int]:
         """Ids of a text; `special_tokens` adds what the model wants around a plain text (a chat template has it already)."""
-        encode = functools.partial(self._tokenizer.encode, text, add_special_tokens=special_tokens)
-        encoding = await asyncio.to_thread(encode) if len(text) > _LONG_TEXT else encode()
-        ids: list[int] = encoding.ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -99,6 +98,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Not compiled here: that runs what the file says."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -1,0 +1,159 @@
+"""The process that reads requests for the gateway: JSON, chat template, tokenizer. Started by `prompts`, as a program.
+
+It loads the tokenizer once and then only forks: each child reads one request after the other, within limits that the kernel enforces
+(processor time, wall time, memory). A child that meets one ends, and the next is forked in milliseconds. Nothing a request or a template
+does can hold up the gateway's event loop, or take more memory than a child may have.
+"""
+
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from splitinference_gateway.chat_template import ChatTemplate, TemplateError
+from splitinference_gateway.errors import ApiError, invalid
+from splitinference_gateway.frames import HEAD, lengths, packed
+from splitinference_gateway.kserve_body import parse_infer
+from splitinference_gateway.reading import Reader
+from splitinference_gateway.tokenizer import ModelTokenizer
+
+WALL_FACTOR = 6.0  # wall time of a request over its processor time, on a machine whose cores are taken by others
+_FRESH_AFTER_BYTES = 128 << 10  # a child that read so large a body holds on to memory: the next request gets a fresh one
+_TEMPLATE_SECONDS = 5.0
+_MOST_FILES = 16
+
+
+def main(arguments: list[str]) -> int:
+    """Load, then fork a child for each socket that comes, until the gateway is gone. `arguments`: a descriptor, and settings as JSON."""
+    control = socket.socket(fileno=int(arguments[0]))
+    settings = json.loads(arguments[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to the whole group; the gateway decides when we end
+    reader = _reader(settings)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
+    gc.collect()
+    gc.freeze()
+    while True:
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not descriptors:
+            return 0
+        if os.fork() == 0:
+            control.close()
+            _serve(socket.socket(fileno=descriptors[0]), reader, settings)
+            os._exit(0)
+        os.close(descriptors[0])
+
+
+def _reader(settings: dict[str, Any]) -> Reader | None:
+    """None for a model without tokens."""
+    if settings["tokenizer"] is None:
+        return None
+    tokenizer = ModelTokenizer(Path(settings["tokenizer"]))
+    return Reader(
+        model=settings["model"],
+        context_tokens=settings["context_tokens"],
+        most_sequences=settings["most_sequences"],
+        tokenizer=tokenizer,
+        template=_template(tokenizer, settings["memory_bytes"]),
+        longest_token=max(1, tokenizer.longest_token()),
+    )
+
+
+def _template(tokenizer: ModelTokenizer, memory_bytes: int) -> ChatTemplate | None:
+    """Compiling runs what the template computes of constants: a child tries first."""
+    if tokenizer.template is None:
+        return None
+    child = os.fork()
+    if child == 0:
+        _limit(memory_bytes)
+        signal.setitimer(signal.ITIMER_PROF, _TEMPLATE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, _TEMPLATE_SECONDS * WALL_FACTOR)
+        try:
+            ChatTemplate(tokenizer.template, tokenizer.special)
+        except TemplateError as error:
+            print(f"chat requests will be refused: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        except BaseException as error:  # noqa: BLE001 - said, and the child ends
+            print(f"chat requests will be refused: the chat template: {error!r:.200}", file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return ChatTemplate(tokenizer.template, tokenizer.special) if status == 0 else None
+
+
+def _limit(memory_bytes: int) -> None:
+    """What this process may have from now on. Core files, files, and other processes: none."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        held = next((int(line.split()[1]) << 10 for line in status if line.startswith("VmData:")), 0)
+    limits = {
+        resource.RLIMIT_DATA: held + memory_bytes,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_NPROC: 0,
+        resource.RLIMIT_NOFILE: _MOST_FILES,
+    }
+    for kind, wanted in limits.items():
+        _, hard = resource.getrlimit(kind)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(kind, (most, most))
+
+
+def _serve(peer: socket.socket, reader: Reader | None, settings: dict[str, Any]) -> None:
+    for number in (signal.SIGALRM, signal.SIGPROF, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)  # the process ends, also in the middle of a library's call
+    _limit(settings["memory_bytes"])
+    seconds = float(settings["seconds"])
+    while (start := _exactly(peer, HEAD.size)) is not None:
+        head_bytes, body_bytes = lengths(start)
+        asked, body = json.loads(_exactly(peer, head_bytes) or b"{}"), _exactly(peer, body_bytes) or b""
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds * WALL_FACTOR)
+        told, fresh = _answer(asked, body, reader, lambda phase: peer.sendall(packed({"phase": phase})))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        fresh = fresh or len(body) > _FRESH_AFTER_BYTES
+        told[0]["fresh"] = fresh
+        peer.sendall(packed(*told))
+        if fresh:
+            return
+
+
+def _answer(
+    asked: dict[str, Any], body: bytes, reader: Reader | None, phase: Callable[[str], None]
+) -> tuple[tuple[dict[str, Any], bytes], bool]:
+    """The answer's frame, and whether this process has had enough."""
+    try:
+        if asked["kind"] == "infer":
+            fields, tail = parse_infer(body, asked.get("header_length")).as_frame()
+        else:
+            if reader is None:
+                raise invalid("This model does not generate text.", "model")
+            current = Reader(**{**reader.__dict__, "phase": phase})
+            fields, tail = (current.chat(body) if asked["kind"] == "chat" else current.completion(body)).as_frame()
+    except ApiError as error:
+        return ({"error": {**error.__dict__}}, b""), False
+    except MemoryError:
+        return ({"limit": "memory"}, b""), True
+    except Exception as error:  # noqa: BLE001 - a body or a template did something that nobody thought of: told to the log, not to clients
+        return ({"unexpected": f"{type(error).__name__}: {error!s:.200}"}, b""), True
+    return ({"read": fields}, tail), False
+
+
+def _exactly(peer: socket.socket, size: int) -> bytes | None:
+    """None when the gateway is gone."""
+    data = bytearray()
+    while len(data) < size:
+        piece = peer.recv(min(size - len(data), 1 << 20))
+        if not piece:
+            return None
+        data += piece
+    return bytes(data)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
