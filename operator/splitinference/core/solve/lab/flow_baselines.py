@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from splitinference.core.baselines import places
 from splitinference.core.cost.flow import Run, flow_over
 from splitinference.core.cost.site import Site
 from splitinference.core.cost.stage import memory_bytes, stage_cost
 from splitinference.core.problem import Problem
+from splitinference.core.solve.heuristics import places
 
 
 def _most_layers(site: Site, start: int, problem: Problem) -> int:
