@@ -13,11 +13,12 @@ from rich.table import Table
 from splitinference.cli import bench_instances as family
 from splitinference.cli.bench_instances import Instance
 from splitinference.core.cost import objective_value, violations
+from splitinference.core.cost.flow import flow_over
 from splitinference.core.plan import Pipeline, Plan, Segment
 from splitinference.core.problem import Goal, Objective, Problem, Slo
 from splitinference.core.solve import JointlySolved, Limits, Solved, TimedOut, solve
+from splitinference.core.solve.flow_rules import RULES as FLOWS
 from splitinference.core.solve.lab.baselines import CHAINS
-from splitinference.core.solve.lab.flow_baselines import FLOWS, flow_value
 
 Row = dict[str, Any]
 Clock = Callable[[], float]
@@ -207,7 +208,7 @@ def _row(name: str, problem: Problem, seconds: float, hint: Plan | None, clock: 
 def baselines(problem: Problem) -> dict[str, float | None]:
     """Every baseline's value; None where it has no valid plan. On very many nodes only the quick ones are asked."""
     if problem.objective.goal is Goal.THROUGHPUT:
-        return {name: flow_value(make(problem), problem) for name, make in FLOWS.items()}
+        return {name: flow_over(make(problem), problem)[0] or None for name, make in FLOWS.items()}
     few = len(problem.snapshot.nodes) <= _BASELINE_NODES
     asked = {name: make for name, make in CHAINS.items() if few or name in ("memory-proportional", "greedy", "water-filling")}
     found = {name: _value(make(problem), problem) for name, make in asked.items()}

@@ -66,7 +66,7 @@ def _answer(problem: Problem, known: Plan | None, expired: Callable[[], bool], s
     if problem.objective.goal is Goal.THROUGHPUT:
         from splitinference.core.solve.throughput import most_throughput
 
-        flow = most_throughput(problem, known, expired)
+        flow = most_throughput(problem, known, expired, seconds)
         return _Answer(None, math.inf, refuted=True) if flow is None else _Answer(*flow)
     if not needs_choice(problem):
         return _one_chain(problem, known, expired, seconds, hint)

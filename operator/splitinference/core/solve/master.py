@@ -16,7 +16,7 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from splitinference.core.cost.check import loads
+from splitinference.core.cost.check import TOLERANCE, loads
 from splitinference.core.cost.objective import GIB
 from splitinference.core.cost.site import sites
 from splitinference.core.problem import Goal, Problem
@@ -140,6 +140,10 @@ class _Model:
         problem = self.problems[r]
         ceiling, count = problem.constraints.utilization_ceiling, problem.constraints.pipelines
         if count == 1:
+            most = math.inf if ceiling is None else ceiling * (1 + TOLERANCE)
+            for x, column in self.pairs[r]:
+                if column.prediction.peak_utilization > most:
+                    self.model.add(x == 0)
             return sum(x * math.floor(weight * c.prediction.peak_utilization * unit) for x, c in self.pairs[r]) if weight else 0
         if not weight and ceiling is None:
             return 0
