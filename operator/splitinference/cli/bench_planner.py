@@ -12,12 +12,13 @@ from rich.table import Table
 
 from splitinference.cli import bench_instances as family
 from splitinference.cli.bench_instances import Instance
-from splitinference.core.baselines import CHAINS
-from splitinference.core.baselines_flow import FLOWS, flow_value
 from splitinference.core.cost import objective_value, violations
+from splitinference.core.cost.flow import flow_over
 from splitinference.core.plan import Pipeline, Plan, Segment
 from splitinference.core.problem import Goal, Objective, Problem, Slo
 from splitinference.core.solve import JointlySolved, Limits, Solved, TimedOut, solve
+from splitinference.core.solve.flow_rules import RULES as FLOWS
+from splitinference.core.solve.lab.baselines import CHAINS
 
 Row = dict[str, Any]
 Clock = Callable[[], float]
@@ -25,6 +26,10 @@ _FAMILIES = (
     family.homogeneous, family.three_classes, family.three_classes_busy, family.two_regions, family.one_fast, family.all_unequal,
 )  # fmt: skip
 _BASELINE_NODES = 128
+CIRCUIT_NODES = 16
+"""On more nodes the circuit model is asked only if `--circuit-nodes` says so: it takes all the time that it gets."""
+CIRCUIT_SECONDS = 5.0
+CIRCUIT = "circuit CP-SAT"
 MS_PER_GIB = 0.1
 """What a GiB to move weighs in the rows with moves: to move all of a model of 130 GiB counts about as much as a whole bottleneck."""
 
@@ -37,6 +42,13 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="time limit for one problem (default 10)")
     parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU time instead of the clock's, where others use the machine")
     parser.add_argument("--only", default="", help="only instances whose name contains this, or one of these with commas between")
+    parser.add_argument(
+        "--circuit-nodes", type=int, metavar="N",
+        help=f"ask the circuit model on instances of at most N nodes (default {CIRCUIT_NODES}); JSON rows then have its bound and time too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--circuit-seconds", type=float, default=CIRCUIT_SECONDS, help=f"time limit of the circuit model (default {CIRCUIT_SECONDS:g})"
+    )
     parser.set_defaults(run=run)
 
 
@@ -50,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
         solve(small.problem, Limits(args.seconds))
     for instance, goal in cases(quick=args.quick):
         if any(part in instance.name for part in wanted):
-            rows.append(measure(instance, goal, args.seconds, clock))
+            row = measure(instance, goal, args.seconds, clock)
+            if row["nodes"] <= (CIRCUIT_NODES if args.circuit_nodes is None else args.circuit_nodes):
+                detail = add_circuit(row, instance.with_goal(goal), args.circuit_seconds, clock)
+                if args.circuit_nodes is not None and detail is not None:
+                    row["circuit"] = detail
+            rows.append(row)
             sys.stderr.write(f"{rows[-1]['instance']}, {rows[-1]['objective']}: {rows[-1]['seconds']} s\n")
     for name, problems in several(quick=args.quick):
         if any(part in name for part in wanted):
@@ -191,7 +208,7 @@ def _row(name: str, problem: Problem, seconds: float, hint: Plan | None, clock: 
 def baselines(problem: Problem) -> dict[str, float | None]:
     """Every baseline's value; None where it has no valid plan. On very many nodes only the quick ones are asked."""
     if problem.objective.goal is Goal.THROUGHPUT:
-        return {name: flow_value(make(problem), problem) for name, make in FLOWS.items()}
+        return {name: flow_over(make(problem), problem)[0] or None for name, make in FLOWS.items()}
     few = len(problem.snapshot.nodes) <= _BASELINE_NODES
     asked = {name: make for name, make in CHAINS.items() if few or name in ("memory-proportional", "greedy", "water-filling")}
     found = {name: _value(make(problem), problem) for name, make in asked.items()}
@@ -201,11 +218,21 @@ def baselines(problem: Problem) -> dict[str, float | None]:
         found["stay"] = None if violations(stay, problem) else _value(stay, problem)
         apart = solve(problem.model_copy(update={"objective": Objective(goal=problem.objective.goal)}), Limits())
         found["moves not counted"] = _value(apart.plan if isinstance(apart, Solved) else None, problem)
-    if problem.objective.goal is Goal.LATENCY and len(problem.snapshot.nodes) <= 16:
-        from splitinference.core.solve.naive import naive_cp_sat
-
-        found["naive CP-SAT (5 s)"] = _value(naive_cp_sat(problem, 5.0), problem)
     return found
+
+
+def add_circuit(row: Row, problem: Problem, seconds: float, clock: Clock = time.perf_counter) -> Row | None:
+    """Adds the circuit model's value to the row's baselines, where it expresses the problem; its bound, gap and time are the answer."""
+    from splitinference.core.solve.lab.circuit import circuit, covers
+
+    if not covers(problem):
+        return None
+    began = clock()
+    found = circuit(problem, seconds)
+    value = _value(found.plan, problem) if found.plan and not violations(found.plan, problem) else None
+    gap = None if value is None else 0.0 if found.proven else (value - found.bound) / abs(value) if value else abs(found.bound)
+    row["baselines"][CIRCUIT] = value
+    return {"seconds": round(clock() - began, 3), "value": value, "bound": found.bound, "gap": gap, "optimal": found.proven}
 
 
 def _value(plan: Plan | None, problem: Problem) -> float | None:
@@ -225,13 +252,17 @@ def worse(row: Row) -> bool:
 def table(rows: list[Row]) -> Table:
     """The rows for people; the best baseline with its name."""
     result = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("INSTANCE", "OBJECTIVE", "LAYERS", "NODES", "SECONDS", "VALUE", "GAP", "BEST BASELINE"):
+    for name in ("INSTANCE", "OBJECTIVE", "LAYERS", "NODES", "SECONDS", "VALUE", "GAP", "BEST BASELINE", "CIRCUIT MODEL"):
         result.add_column(name)
     for row in rows:
         most = row["objective"] == Goal.THROUGHPUT.value
-        others = sorted((v if not most else -v, name) for name, v in row["baselines"].items() if v is not None)
+        others = sorted((v if not most else -v, name) for name, v in row["baselines"].items() if v is not None and name != CIRCUIT)
         best = f"{abs(others[0][0]):.4g} ({others[0][1]})" if others else "none has a plan"
         gap = "-" if row["gap"] is None else "proven" if row["optimal"] else f"{row['gap']:.2%}"
         value = "-" if row["value"] is None else f"{row['value']:.4g}"
-        result.add_row(row["instance"], row["objective"], str(row["layers"]), str(row["nodes"]), f"{row['seconds']:.2f}", value, gap, best)
+        alone = row["baselines"].get(CIRCUIT)
+        circuit = ("none found" if CIRCUIT in row["baselines"] else "-") if alone is None else f"{alone:.4g}"
+        result.add_row(
+            row["instance"], row["objective"], str(row["layers"]), str(row["nodes"]), f"{row['seconds']:.2f}", value, gap, best, circuit
+        )
     return result

@@ -3,7 +3,7 @@
 from splitinference.core.cluster import Node
 from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.cost.site import free_share, sites
-from splitinference.core.cost.stage import memory_bytes
+from splitinference.core.cost.stage import memory_bytes, smallest_bytes
 from splitinference.core.plan import Plan, Prediction
 from splitinference.core.problem import Goal, Problem
 
@@ -37,7 +37,7 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
         )
     used = {name for segment in plan.segments for name in segment.nodes}
     left = [node for node in problem.snapshot.nodes if node.name not in used]
-    smallest = min(memory_bytes(problem, i, i + 1) for i in range(len(problem.profile.layers)))
+    smallest = smallest_bytes(problem)
     lines.extend(f"{node.name} left: {why_left(node, problem, smallest)}" for node in left[:_MOST_NODES])
     if len(left) > _MOST_NODES:
         lines.append(f"and {len(left) - _MOST_NODES} more nodes left")
@@ -62,8 +62,8 @@ def _why_so_many(plan: Plan, problem: Problem) -> str:
 
 def _capacity(node: Node) -> str:
     known = "utilization unknown" if node.utilization is None else f"{node.utilization:.0%} used by others"
-    compute = sum(site.flops_per_s for site in sites(node)) / 1e9
-    bandwidth = sum(site.bandwidth_bytes_per_s for site in sites(node)) / 1e9
+    found = sites(node)
+    compute, bandwidth = sum(site.flops_per_s for site in found) / 1e9, sum(site.bandwidth_bytes_per_s for site in found) / 1e9
     return f"{known}, {compute:.4g} GFLOP/s and {bandwidth:.4g} GB/s free"
 
 
@@ -72,13 +72,13 @@ def why_left(node: Node, problem: Problem, smallest: int) -> str:
     reason = unusable(node, problem)
     if reason:
         return reason
-    layers = range(len(problem.profile.layers))
     free = max(site.memory_bytes for site in sites(node))
     if smallest > free:
         return f"{free // _MIB} MiB free, the smallest segment needs {-(-smallest // _MIB)} MiB"
-    if all(forbidden(node, i, problem.constraints) for i in layers):
-        return forbidden(node, 0, problem.constraints) or "no layer is allowed there"
-    ceiling = problem.constraints.utilization_ceiling
+    bounds = problem.constraints
+    if (bounds.pins or bounds.trust) and all(forbidden(node, i, bounds) for i in range(len(problem.profile.layers))):
+        return forbidden(node, 0, bounds) or "no layer is allowed there"
+    ceiling = bounds.utilization_ceiling
     if ceiling is not None and 1 - free_share(node) > ceiling:
         return f"{node.utilization:.0%} used by others, the ceiling is {ceiling:.0%}"
     return f"a plan with it is not better ({_capacity(node)}, {free // _MIB} MiB free)"

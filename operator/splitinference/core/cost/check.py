@@ -25,14 +25,20 @@ class Violation(Value):
 
 def violations(plan: Plan, problem: Problem) -> tuple[Violation, ...]:
     """All that is wrong with the plan, in a fixed order."""
+    return inspected(plan, problem)[0]
+
+
+def inspected(plan: Plan, problem: Problem, laid: Evaluation | None = None) -> tuple[tuple[Violation, ...], Evaluation | None]:
+    """All that is wrong with the plan, and the plan laid over the problem where that is possible; `laid`: where that is done already."""
     found = [*_cover(plan, problem), *_places(plan, problem)]
     if found:
-        return tuple(found)
+        return tuple(found), None
     try:
-        laid = evaluate(plan, problem)
+        laid = laid or evaluate(plan, problem)
     except UnknownPlace as error:
-        return (Violation(constraint="place", message=str(error)),)
-    return (*_nodes(plan, problem), *_counts(plan, problem), *_memory(laid), *_links(plan, problem), *_limits(laid, plan, problem))
+        return (Violation(constraint="place", message=str(error)),), None
+    wrong = (*_nodes(plan, problem), *_counts(plan, problem), *_memory(laid), *_links(plan, problem), *_limits(laid, plan, problem))
+    return wrong, laid
 
 
 def _cover(plan: Plan, problem: Problem) -> Iterator[Violation]:

@@ -89,6 +89,14 @@ def memory_bytes(problem: Problem, start: int, end: int) -> int:
     return math.ceil(net * (1.0 + problem.constraints.memory_margin))
 
 
+def smallest_bytes(problem: Problem) -> int:
+    """What the smallest segment of one layer needs, as `memory_bytes` has it."""
+    load = problem.workload
+    tokens = load.max_concurrent_sequences * load.max_context_tokens
+    net = min(layer.weight_bytes + layer.kv_bytes_per_token * tokens for layer in problem.profile.layers) + problem.profile.runtime_bytes
+    return math.ceil(net * (1.0 + problem.constraints.memory_margin))
+
+
 def utilization_after(site: Site, busy_ms_per_request: float, requests_per_s: float) -> float:
     """Utilization of a node by others and by us: we take what others leave for as long as our work runs; at most 1."""
     others = site.node.utilization or 0.0

@@ -23,7 +23,7 @@ from splitinference.core.solve.share import check_together
 
 GRACE_SECONDS = 2.0
 """How long after its own deadline the process may take to hand over what it has; then it is killed."""
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 """How long the process may take to start on a busy machine; not part of a problem's time."""
 _LENGTH = struct.Struct("<Q")
 Question: TypeAlias = tuple[str, list[str], float, str | None]

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from splitinference.core.cost import violations
+from splitinference.core.cost.check import inspected
 from splitinference.core.cost.evaluate import Evaluation, evaluate
 from splitinference.core.cost.predict import prediction_of
 from splitinference.core.cost.site import Site
@@ -43,11 +43,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Pool:
-    """Columns of one problem; `whole`: there are no other chains; `bound`: for its value, as far as making columns gave one."""
+    """Columns of one problem; `whole`: there are no other chains; `bound`: for its value, as far as making columns gave one.
+
+    `refuted`: it is proven that no chain is valid.
+    """
 
     columns: tuple[Column, ...]
     whole: bool
     bound: float = -math.inf
+    refuted: bool = False
 
 
 def alone(problem: Problem) -> Problem:
@@ -111,10 +115,23 @@ def pipelines_of(tables: Tables, chains: Chains) -> tuple[Pipeline, ...]:
 def column(pipeline: Pipeline, problem: Problem) -> Column | None:
     """A chain as a column; None if it is not valid alone."""
     plan = Plan(model_digest=problem.profile.digest, pipelines=(pipeline,))
-    if violations(plan, problem):
-        return None
+    wrong, laid = inspected(plan, problem)
+    return None if wrong or laid is None else Column(pipeline, prediction_of(laid, plan, problem), laid)
+
+
+def unchecked(pipeline: Pipeline, problem: Problem) -> Column:
+    """A chain that was priced under all rules as a column: if it breaks one, that is a defect, which the judge of answers shows."""
+    plan = Plan(model_digest=problem.profile.digest, pipelines=(pipeline,))
     laid = evaluate(plan, problem)
     return Column(pipeline, prediction_of(laid, plan, problem), laid)
+
+
+def plan_with(problem: Problem, columns: tuple[Column, ...]) -> Plan:
+    """The plan of these columns, over which requests are spread evenly."""
+    share = 1.0 / len(columns)
+    ordered = sorted((c.pipeline for c in columns), key=lambda p: [(s.node, s.start) for s in p.segments])
+    pipelines = tuple(Pipeline(segments=p.segments, share=share) for p in ordered)
+    return Plan(model_digest=problem.profile.digest, pipelines=pipelines)
 
 
 def _add(found: dict[Pipeline, Column], pipeline: Pipeline, problem: Problem) -> None:

@@ -96,8 +96,9 @@ def of_goal(tables: Tables, goal: Goal) -> Criterion | None:
 
 def stops(allowed: Sequence[Bools]) -> list[int]:
     """Per boundary: one past the last end of a segment from there that any class may hold."""
-    found = (np.flatnonzero(mask.any(axis=0)) for mask in allowed)
-    return [int(ends[-1]) + 1 if len(ends) else a + 1 for a, ends in enumerate(found)]
+    ends = np.stack([mask.any(axis=0) for mask in allowed])
+    last = ends.shape[1] - np.argmax(ends[:, ::-1], axis=1)
+    return [int(n) for n in np.where(ends.any(axis=1), last, np.arange(1, len(last) + 1))]
 
 
 class Arrays:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from splitinference.core.cost.check import Violation, double_booked
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Goal, Problem
-from splitinference.core.solve.dispatch import CLOSED, WrongAnswer, judged, solve
+from splitinference.core.solve.dispatch import CLOSED, WrongAnswerError, judged, solve
 from splitinference.core.solve.outcome import (
     DEFAULT_LIMITS,
     BindingConstraint,
@@ -123,10 +123,10 @@ def _booked_twice(placed: Sequence[_Placed]) -> tuple[Violation, ...]:
 
 
 def _judged(placed: Sequence[_Placed]) -> tuple[Plan, ...]:
-    """The plans with predictions and values, after the judge has seen them; raises WrongAnswer if they are not valid together."""
+    """The plans with predictions and values, after the judge has seen them; raises WrongAnswerError if they are not valid together."""
     booked = _booked_twice(placed)
     if booked:
-        raise WrongAnswer("; ".join(v.message for v in booked))
+        raise WrongAnswerError("; ".join(v.message for v in booked))
     done = []
     for one in placed:
         outcome = judged(one.plan, one.judged_on, float("-inf"), 0.0, late=False)

@@ -19,7 +19,10 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Solved:
-    """A valid plan. `bound`: no plan can be better; `gap`: |value - bound| / value; `optimal`: the gap is closed."""
+    """A valid plan. `bound`: no plan can be better; `gap`: |value - bound| / value; `optimal`: the gap is closed.
+
+    `columns`: candidates among which CP-SAT chose the plan.
+    """
 
     plan: Plan
     bound: float
@@ -27,6 +30,7 @@ class Solved:
     optimal: bool
     seconds: float
     explanation: tuple[str, ...]
+    columns: int = 0
 
 
 @dataclass(frozen=True)

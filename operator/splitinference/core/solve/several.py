@@ -8,9 +8,9 @@ from splitinference.core.cost.objective import objective_value, value_of
 from splitinference.core.plan import Pipeline, Plan
 from splitinference.core.problem import Goal, Problem
 from splitinference.core.solve.apart import least_apart, least_sum_apart
-from splitinference.core.solve.choose import choose
-from splitinference.core.solve.columns import Column, Pool, alone, best_of, column, pool
+from splitinference.core.solve.columns import Pool, alone, best_of, column, plan_with, pool
 from splitinference.core.solve.fluid import least_step_ms
+from splitinference.core.solve.master import choose
 from splitinference.core.solve.share import left_by
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import task_of
@@ -25,6 +25,7 @@ class Together:
     plans: tuple[Plan, ...] | None
     bound: float
     refuted: bool
+    columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def plan_together(
         pools = [_wider(i, problems, pools, [plans[i] for plans in given], expired) for i in range(len(problems))]
     choice = choose(problems, pools, min(seconds, CHOICE_SECONDS), weights)
     if choice.columns is not None:
-        given.append(tuple(_plan(p, columns) for p, columns in zip(problems, choice.columns, strict=True)))
+        given.append(tuple(plan_with(p, columns) for p, columns in zip(problems, choice.columns, strict=True)))
     bound = choice.bound
     if not whole:
         bounds = [found.bound for found in reached] or [
@@ -75,14 +76,8 @@ def plan_together(
         return sum(weight * objective_value(plan, p) for weight, plan, p in zip(weights, plans, problems, strict=True))
 
     # Of equals the last: the choice's own.
-    return Together(min(reversed(given), key=value) if len(given) > 1 else given[0], bound, refuted=False)
-
-
-def _plan(problem: Problem, columns: tuple[Column, ...]) -> Plan:
-    share = 1.0 / len(columns)
-    ordered = sorted((c.pipeline for c in columns), key=lambda p: [(s.node, s.start) for s in p.segments])
-    pipelines = tuple(Pipeline(segments=p.segments, share=share) for p in ordered)
-    return Plan(model_digest=problem.profile.digest, pipelines=pipelines)
+    best = min(reversed(given), key=value) if len(given) > 1 else given[0]
+    return Together(best, bound, refuted=False, columns=sum(len(p.columns) for p in pools))
 
 
 def _wider(index: int, problems: list[Problem], pools: list[Pool], known: list[Plan], expired: Callable[[], bool]) -> Pool:

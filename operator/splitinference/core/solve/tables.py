@@ -24,6 +24,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
+_AT_ONCE = 2_000_000
+"""Figures that are computed in one array; more would only fill memory."""
 _PER_CLASS = ("prefill", "decode", "overhead", "price", "watts", "others", "free", "bad")
 _PER_PAIR = ("links", "ingress", "open_links")
 
@@ -195,6 +197,18 @@ class Tables:
         if ceiling is not None:
             fits &= self.utilization_from(a) <= ceiling * (1 + 1e-9)
         return fits
+
+    def allowed(self) -> list[Bools]:
+        """`allowed_from` for every boundary; of few places all at once, which is quicker."""
+        bounds = self.problem.constraints
+        if bounds.utilization_ceiling is not None or self.count * (self.layers + 1) ** 2 > _AT_ONCE:
+            return [self.allowed_from(a) for a in range(self.layers + 1)]
+        fits = self.need[:, None, :] <= self.free[None, :, None]
+        if bounds.pins or bounds.trust:
+            fits &= self.bad[None, :, :] == self.bad.T[:, :, None]
+        if bounds.split_points is not None:
+            fits &= self.points[:, None, None] & self.points[None, None, :]
+        return list(fits)
 
     def busy_from(self, a: int) -> Floats:
         """Class by boundary: ms of work that a request brings to segment [a, b)."""

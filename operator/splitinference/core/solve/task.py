@@ -127,7 +127,7 @@ def task_of(tables: Tables) -> Task:
         occupancy_weight=0.0 if main else 1.0,
         utilization_weight=objective.utilization_weight,
         resources=tuple(resources),
-        allowed=[tables.allowed_from(a) for a in range(tables.layers + 1)],
+        allowed=tables.allowed(),
         hops_open=None,
         max_nodes=bounds.max_nodes,
         min_segments=bounds.min_segments,

@@ -1,254 +1,290 @@
-"""Tokens per second of all nodes together: which run of layers each holds, so that the flow through them is largest.
+"""Tokens per second of all nodes together: which run of layers each holds, so that the flow through runs and links is largest.
 
-Small problems are enumerated. Large ones are planned in stages, each held by a mix of kinds of nodes: for a rate, a dynamic
-programme over how many of each kind are used finds how far the model can be covered; the largest rate that covers it is searched.
+Small problems are one CP-SAT model over all runs, and exact. For large ones several ways propose runs: stages held by a mix of kinds
+of nodes, chains of least bottleneck on what is left, simple rules, each on all nodes and on the groups of nodes that thin links keep
+apart. The best by flow is improved by single changes, and CP-SAT chooses among the runs of all of them.
 The bound is what all places could do if work were a fluid, with weights of the layers improved by subgradient steps.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise, product
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.flow import Run, flow_over
-from splitinference.core.cost.site import Site
+from splitinference.core.cost import objective_value, violations
+from splitinference.core.cost.flow import Run, flow_over, runs_of
 from splitinference.core.plan import Pipeline, Plan, Segment
 from splitinference.core.problem import Problem
-from splitinference.core.solve.fluid import most_steps_per_ms, step_rates
-from splitinference.core.solve.tables import Floats, Ints, Tables
+from splitinference.core.solve.bottleneck import least_bottleneck
+from splitinference.core.solve.flow_master import choose_runs
+from splitinference.core.solve.flow_rules import RULES
+from splitinference.core.solve.flow_stages import staged
+from splitinference.core.solve.flows import Flows, Held
+from splitinference.core.solve.fluid import most_steps_per_ms
+from splitinference.core.solve.share import without_nodes
+from splitinference.core.solve.tables import Tables
+from splitinference.core.solve.task import task_of
 
-MOST_ENUMERATED = 3_000
-MOST_STATES = 6_000
-RATE_STEPS = 14
+ALL_RUNS = 400
+"""Up to so many runs the model over all of them is solved to the end."""
+MOST_COLUMNS, MOST_PLACES = 1_200, 64
+EXACT_EFFORT, CHOICE_EFFORT = 6.0, 3.0
+"""CP-SAT's own measure of work, about seconds: with the same effort the same problem gets the same plan."""
+NEAR = 0.05
+"""Gap at which no further proposals are looked for."""
+MOST_CHAINS = 12
+MOST_TRIED = 60_000
+"""Single changes that are tried at most, times the number of places."""
+LEVELS = 4
 
 
-def most_throughput(problem: Problem, known: Plan | None, expired: Callable[[], bool]) -> tuple[Plan | None, float] | None:
+def most_throughput(problem: Problem, known: Plan | None, expired: Callable[[], bool], seconds: float) -> tuple[Plan | None, float] | None:
     """The plan of most tokens per second and an upper bound; None if nothing can hold the whole model."""
     tables = Tables(problem)
     if not tables.count:
         return None
-    scale = 1e3 * problem.workload.batch
-    exact = _enumerated(tables, problem)
-    if exact is not None:
-        if exact.rate <= 0:
+    flows, scale = Flows(tables), 1e3 * problem.workload.batch
+    best = [] if known is None else [known]
+    few = _all_runs(flows)
+    if few is not None:
+        choice = choose_runs(flows, few, (), seconds / 2, EXACT_EFFORT)
+        if choice.exact and not choice.runs:
             return None
-        return _plan(exact.runs, problem), exact.rate
+        best += _plans(flows, [choice.runs or ()])
+        if choice.exact and len(best) > (known is not None):
+            return _most(best, problem), scale * choice.bound
     bound = scale * most_steps_per_ms(tables)
-    best = _staged(tables, problem, expired)
-    if best is None:
-        return (known, bound) if known else (None, bound)
-    plan = _plan(best.runs, problem)
-    if known is not None and objective_value(known, problem) >= best.rate * (1 - 1e-9):
-        plan = known
-    return plan, bound
+    candidates = [held for held in [staged(flows, expired)] if held]
+    reached = scale * max(map(flows.value, candidates), default=0.0)
+    if reached < (1 - NEAR) * bound:
+        chains = _chains(flows, expired)
+        if chains is None and not candidates and known is None:
+            return None
+        candidates += [chains or (), *_by_rules(flows), *_apart(flows, expired)]
+        if known is not None:
+            candidates.append(tuple((flows.number[s.node.name, s.processor], a, b) for s, a, b in runs_of(known, problem)))
+        candidates = _polished([held for held in candidates if held and _few_nodes(held, flows)], flows, expired, seconds)
+    best += _plans(flows, sorted(candidates, key=flows.value, reverse=True))
+    return (_most(best, problem) if best else None), bound
 
 
-@dataclass(frozen=True)
-class _Held:
-    """Runs of places and the tokens per second through them."""
+def _most(plans: list[Plan], problem: Problem) -> Plan:
+    """The plan of most tokens per second; of equals the first."""
+    value = {id(plan): objective_value(plan, problem) for plan in plans}
+    best = max(value.values())
+    return next(plan for plan in plans if value[id(plan)] >= best * (1 - 1e-9))
 
-    runs: tuple[Run, ...]
-    rate: float
 
-
-def _enumerated(tables: Tables, problem: Problem) -> _Held | None:
-    """The best of all assignments, where they are few enough to try; None where not."""
-    choices: list[list[Run | None]] = []
-    for c, members in enumerate(tables.members):
-        spans = [(a, int(b)) for a in range(tables.layers) for b in np.flatnonzero(tables.allowed_from(a)[c])]
-        choices.extend([[None, *((site, a, b) for a, b in spans)] for _, site in members])
-    if math.prod(len(c) for c in choices) > MOST_ENUMERATED:
+def _all_runs(flows: Flows) -> list[Held] | None:
+    """Every run of every place; None where they are many."""
+    if len(flows.places) * flows.tables.layers > 4 * ALL_RUNS:
         return None
-    best = _Held((), 0.0)
+    found: list[Held] = []
+    for a in range(flows.tables.layers):
+        rates = flows.rates_from(a)
+        found.extend((p, a, int(b)) for p, c in enumerate(flows.kind) for b in np.flatnonzero(rates[c]))
+    return found if len(found) <= ALL_RUNS else None
+
+
+def _few_nodes(held: tuple[Held, ...], flows: Flows) -> bool:
+    most = flows.tables.problem.constraints.max_nodes
+    return most is None or len({flows.places[p][1].node.name for p, _, _ in held}) <= most
+
+
+def _chains(flows: Flows, expired: Callable[[], bool]) -> tuple[Held, ...] | None:
+    """Chains of least bottleneck, one after the other on what is left; None if there is proven to be none."""
+    problem, result, used = flows.tables.problem, list[Held](), set[str]()
     most = problem.constraints.max_nodes
-    for chosen in product(*choices):
-        runs = tuple(run for run in chosen if run is not None)
-        if most is not None and len({site.node.name for site, _, _ in runs}) > most:
-            continue
-        if runs and min(r[1] for r in runs) == 0 and max(r[2] for r in runs) == tables.layers:
-            rate, _ = flow_over(runs, problem)
-            if rate > best.rate * (1 + 1e-12):
-                best = _Held(runs, rate)
-    return best
-
-
-def _kinds(tables: Tables) -> list[list[int]]:
-    """Classes grouped into so few kinds that their counts can be enumerated; alike in what they can do."""
-    power = step_rates(tables).max(axis=(1, 2))
-    order = [int(c) for c in np.lexsort((np.arange(tables.count), -tables.free, -power))]
-    kinds = [[c] for c in order]
-    while math.prod(1 + sum(int(tables.multiplicity[c]) for c in kind) for kind in kinds) > MOST_STATES and len(kinds) > 1:
-        closeness = [abs(math.log((power[k[-1]] + 1e-12) / (power[n[0]] + 1e-12))) + 1e-3 * (len(k) + len(n)) for k, n in pairwise(kinds)]
-        at = int(np.argmin(closeness))
-        kinds[at : at + 2] = [kinds[at] + kinds[at + 1]]
-    return kinds
-
-
-def _mixes(counts: list[int]) -> list[tuple[int, ...]]:
-    """Mixes of kinds that may hold a stage together: of one kind any number, of two kinds a few."""
-    result = []
-    for kind, count in enumerate(counts):
-        for number in range(1, count + 1):
-            result.append(tuple(number if k == kind else 0 for k in range(len(counts))))
-    for one in range(len(counts)):
-        for other in range(one + 1, len(counts)):
-            for a in range(1, min(counts[one], 4) + 1):
-                for b in range(1, min(counts[other], 6) + 1):
-                    result.append(tuple(a if k == one else b if k == other else 0 for k in range(len(counts))))
-    return result
-
-
-def _staged(tables: Tables, problem: Problem, expired: Callable[[], bool]) -> _Held | None:
-    kinds = _kinds(tables)
-    counts = [sum(int(tables.multiplicity[c]) for c in kind) for kind in kinds]
-    rates = step_rates(tables)
-    weakest = np.stack([rates[kind].min(axis=0) for kind in kinds])
-    mixes = _mixes(counts)
-    low, high = 0.0, float(sum(count * r.max() for count, r in zip(counts, weakest, strict=True)))
-    best: _Held | None = None
-    for _ in range(RATE_STEPS):
-        rate = (low + high) / 2.0 if low else high / 8.0 if best is None else (low + high) / 2.0
-        stages = _cover(tables, weakest, mixes, counts, rate)
-        if stages is None:
-            high = rate
-        else:
-            low = rate
-            held = _improved(_assign(tables, kinds, stages), tables, problem)
-            if best is None or held.rate > best.rate:
-                best = held
-        if expired() or high - low < 1e-3 * high:
+    for number in range(MOST_CHAINS):
+        if most is not None and number:
             break
-    return best
-
-
-def _cover(
-    tables: Tables, rates: Floats, mixes: list[tuple[int, ...]], counts: list[int], rate: float
-) -> list[tuple[int, int, tuple[int, ...]]] | None:
-    """Stages (start, end, how many of each kind) that pass `rate` steps per ms and cover the model; None if there are none."""
-    layers = tables.layers
-    reach = np.zeros((len(mixes), layers + 1), dtype=np.int64)
-    ends = np.arange(layers + 1)
-    for number, mix in enumerate(mixes):
-        used = [k for k, n in enumerate(mix) if n]
-        total = sum(mix[k] * rates[k] for k in used)
-        able = np.logical_and.reduce([rates[k] > 0 for k in used]) & (total >= rate)
-        reach[number, :layers] = np.where(able, ends[None, :], 0).max(axis=1)
-    shape = tuple(c + 1 for c in counts)
-    strides = np.array([math.prod(shape[k + 1 :]) for k in range(len(shape))])
-    mix_array = np.array(mixes)
-    offsets = mix_array @ strides
-    far, how = np.full(math.prod(shape), -1, dtype=np.int64), np.full(math.prod(shape), -1, dtype=np.int64)
-    far[0] = 0
-    most = tables.problem.constraints.max_nodes or sum(counts)
-    for state, digits in enumerate(product(*(range(n) for n in shape))):
-        if state == 0 or sum(digits) > most:
-            continue
-        fits = np.flatnonzero((mix_array <= np.array(digits)).all(axis=1))
-        before = far[state - offsets[fits]]
-        there = np.where(before >= 0, reach[fits, before], -1)
-        at = int(np.argmax(there))
-        if there[at] > 0:
-            far[state], how[state] = there[at], fits[at]
-        if far[state] == layers:
-            return _back(state, far, how, mixes, offsets)
-    return None
-
-
-def _back(state: int, far: Ints, how: Ints, mixes: list[tuple[int, ...]], offsets: Ints) -> list[tuple[int, int, tuple[int, ...]]]:
-    stages = []
-    while state:
-        mix = int(how[state])
-        before = int(state - offsets[mix])
-        stages.append((int(far[before]), int(far[state]), mixes[mix]))
-        state = before
-    return stages[::-1]
-
-
-def _assign(tables: Tables, kinds: list[list[int]], stages: list[tuple[int, int, tuple[int, ...]]]) -> list[Run]:
-    """Places for the stages; places left over stand where the stage is weakest that they can hold."""
-    left = [[(c, site) for c in kind for _, site in tables.members[c]] for kind in kinds]
-    runs: list[Run] = []
-    power = {(a, b): 0.0 for a, b, _ in stages}
-    for a, b, mix in stages:
-        for kind, number in enumerate(mix):
-            for _ in range(number):
-                c, site = left[kind].pop(0)
-                runs.append((site, a, b))
-                power[a, b] += 1.0 / float(tables.occupancy_from(a)[c, b])
-    most = tables.problem.constraints.max_nodes
-    for c, site in (place for kind in left for place in kind):
-        if most is not None and len(runs) >= most:
+        tables = Tables(without_nodes(problem, used)) if used else flows.tables
+        if not tables.count:
             break
-        able = [(a, b) for a, b in sorted(power, key=lambda s: power[s]) if tables.allowed_from(a)[c, b]]
-        if able:
-            a, b = able[0]
-            runs.append((site, a, b))
-            power[a, b] += 1.0 / float(tables.occupancy_from(a)[c, b])
-    return runs
+        found = least_bottleneck(task_of(tables), math.inf, expired if number else lambda: False)
+        if found.steps is None:
+            if not number and math.isinf(found.bound):
+                return None
+            break
+        left = {step.place: list(tables.members[step.place]) for step in found.steps}
+        for step in found.steps:
+            _, site = left[step.place].pop(0)
+            result.append((flows.number[site.node.name, site.processor], step.start, step.end))
+            used.add(site.node.name)
+        if expired():
+            break
+    return tuple(result)
 
 
-def _improved(runs: list[Run], tables: Tables, problem: Problem) -> _Held:
-    """Move single places to other runs, and shift cuts, while the weakest stage gains; then the true flow."""
-    place = {(site.node.name, site.processor): c for c, members in enumerate(tables.members) for _, site in members}
-    rates = step_rates(tables)
+def _by_rules(flows: Flows) -> Iterator[tuple[Held, ...]]:
+    """Runs by simple rules. They know memory alone: runs that may not be are left out."""
+    for rule in RULES.values():
+        held = ((flows.number[site.node.name, site.processor], a, b) for site, a, b in rule(flows.tables.problem))
+        yield tuple(run for run in held if flows.rate(run) > 0)
 
-    def rate(site: Site, a: int, b: int) -> float:
-        return float(rates[place[site.node.name, site.processor], a, b])
 
-    def weakest(now: list[Run]) -> float:
-        power: dict[tuple[int, int], float] = {}
-        for site, a, b in now:
-            power[a, b] = power.get((a, b), 0.0) + rate(site, a, b) if rate(site, a, b) else -math.inf
-        return min(power.values())
+def _apart(flows: Flows, expired: Callable[[], bool]) -> Iterator[tuple[Held, ...]]:
+    """Groups of places that links thinner than a level keep apart, each planned for itself, for a few levels."""
+    rooms = flows.links(max(1, flows.tables.layers // 2)) if flows.tables.layers > 1 else np.zeros((1, 1))
+    both = np.minimum(rooms, rooms.T)
+    levels = np.unique(both[both > 0])
+    seen = set()
+    for level in np.unique(levels[np.linspace(0, len(levels) - 1, LEVELS).astype(int)]) if len(levels) else ():
+        groups = _components(both >= level)
+        key = tuple(sorted(map(tuple, groups)))
+        if len(groups) == 1 or key in seen or len(groups) > len(flows.places) // 2 or expired():
+            continue
+        seen.add(key)
+        result: list[Held] = []
+        for group in groups:
+            result.extend(_on_part(flows, group, expired))
+        yield tuple(result)
 
-    value, again = weakest(runs), True
+
+def _components(connected: np.ndarray) -> list[list[int]]:
+    """Classes that are connected, directly or over others."""
+    left, groups = set(range(len(connected))), []
+    while left:
+        group, front = set(), [left.pop()]
+        while front:
+            here = front.pop()
+            group.add(here)
+            near = [n for n in left if connected[here, n]]
+            left.difference_update(near)
+            front.extend(near)
+        groups.append(sorted(group))
+    return groups
+
+
+def _on_part(flows: Flows, classes: list[int], expired: Callable[[], bool]) -> Iterable[Held]:
+    """The best runs on some classes of places alone; none where they cannot hold the model."""
+    names = {site.node.name for c in classes for _, site in flows.tables.members[c]}
+    others = {node.name for node in flows.tables.problem.snapshot.nodes} - names
+    tables = Tables(without_nodes(flows.tables.problem, others))
+    if not tables.count:
+        return ()
+    part = Flows(tables)
+    proposals = [held for held in (staged(part, expired), _chains(part, expired), *_by_rules(part)) if held]
+    if not proposals:
+        return ()
+    best = max(proposals, key=part.value)
+    places = [part.places[p][1] for p, _, _ in best]
+    return [(flows.number[site.node.name, site.processor], a, b) for site, (_, a, b) in zip(places, best, strict=True)]
+
+
+def _polished(candidates: list[tuple[Held, ...]], flows: Flows, expired: Callable[[], bool], seconds: float) -> list[tuple[Held, ...]]:
+    """The candidates, the best of them improved, and what CP-SAT makes of the runs of all."""
+    ordered = sorted(candidates, key=flows.value, reverse=True)
+    ordered = [*(_improved(held, flows, expired) for held in ordered[:2]), *ordered]
+    columns = {run for held in ordered for run in held}
+    if columns and len(flows.places) <= MOST_PLACES and not expired():
+        columns |= set(_crossed(columns, flows))
+        best = max(ordered, key=flows.value)
+        choice = choose_runs(flows, columns, best, seconds / 4, CHOICE_EFFORT)
+        if choice.runs:
+            ordered.append(_improved(choice.runs, flows, expired))
+    return ordered
+
+
+def _crossed(columns: Iterable[Held], flows: Flows) -> Iterator[Held]:
+    """Further runs between boundaries that occur, for every place; the runs of most use first, up to a number."""
+    spans = sorted({run[1:] for run in columns})
+    room = MOST_COLUMNS
+    for a, b in spans:
+        rates = flows.rates_from(a)
+        for place, c in enumerate(flows.kind):
+            if rates[c, b] > 0 and room > 0:
+                room -= 1
+                yield place, a, b
+
+
+def _improved(held: tuple[Held, ...], flows: Flows, expired: Callable[[], bool]) -> tuple[Held, ...]:
+    """Single changes while the flow grows: a place holds another run or none, or a cut shifts for all."""
+    now = {place: (a, b) for place, a, b in held}
+    value, tries = flows.value(held), MOST_TRIED // max(1, len(flows.places))
+    again = True
     while again:
         again = False
-        for other in _neighbours(runs):
-            found = weakest(other)
-            if found > value * (1 + 1e-9) and len({(a, b) for _, a, b in other}) == len({(a, b) for _, a, b in runs}):
-                runs, value, again = other, found, True
+        for changed in _changes(now, flows):
+            tries -= 1
+            if tries < 0 or expired():
+                return _held(now)
+            other = _held(changed)
+            found = flows.value(other)
+            if found > value * (1 + 1e-9) and _few_nodes(other, flows):
+                now, value, again = changed, found, True
                 break
-    total, _ = flow_over(runs, problem)
-    return _Held(tuple(runs), total)
+    return _held(now)
 
 
-def _neighbours(runs: list[Run]) -> Iterator[list[Run]]:
-    stages = sorted({(a, b) for _, a, b in runs})
-    for number, (site, a, b) in enumerate(runs):
-        for stage in stages:
-            if stage != (a, b):
-                yield [*runs[:number], (site, *stage), *runs[number + 1 :]]
-    for (a, b), (_, d) in pairwise(stages):
+def _held(now: dict[int, tuple[int, int]]) -> tuple[Held, ...]:
+    return tuple((place, a, b) for place, (a, b) in sorted(now.items()))
+
+
+def _changes(now: dict[int, tuple[int, int]], flows: Flows) -> Iterator[dict[int, tuple[int, int]]]:
+    spans = sorted(set(now.values()))
+    cuts = sorted({point for span in spans for point in span})
+    for cut in cuts[1:-1]:
         for shift in (-2, -1, 1, 2):
-            if a < b + shift < d:
-                yield [(s, x, b + shift) if (x, y) == (a, b) else (s, b + shift, y) if (x, y) == (b, d) else (s, x, y) for s, x, y in runs]
+            if not 0 < cut + shift < flows.tables.layers:
+                continue
+            changed = {p: (a + shift if a == cut else a, b + shift if b == cut else b) for p, (a, b) in now.items()}
+            if all(a < b and flows.rate((p, a, b)) > 0 for p, (a, b) in changed.items()):
+                yield changed
+    for place in range(len(flows.places)):
+        here = now.get(place)
+        for span in spans:
+            if span != here and flows.rate((place, *span)) > 0:
+                yield {**now, place: span}
 
 
-def _plan(runs: tuple[Run, ...], problem: Problem) -> Plan:
-    """The runs as pipelines: the flow taken apart into paths, each with its share."""
+def _plans(flows: Flows, candidates: Iterable[tuple[Held, ...]]) -> list[Plan]:
+    """The first candidate that the judge accepts as a plan."""
+    problem = flows.tables.problem
+    for held in candidates:
+        plan = _plan([(flows.places[p][1], a, b) for p, a, b in held], problem)
+        if plan is not None and not violations(plan, problem):
+            return [plan]
+    return []
+
+
+def _plan(runs: list[Run], problem: Problem) -> Plan | None:
+    """The runs as pipelines: the flow taken apart into paths, widest first, each with its share. None if nothing flows."""
     total, edges = flow_over(runs, problem)
     left = {(a, b): flow for a, b, flow in edges}
-    layers = len(problem.profile.layers)
-    pipelines: list[Pipeline] = []
+    paths: list[tuple[tuple[int, ...], float]] = []
     for _ in range(len(edges) + 1):
-        path, here = [], -1
-        while here < 0 or runs[here][2] < layers:
-            following = max((edge for edge in left if edge[0] == here), key=lambda e: (left[e], -e[1]), default=None)
-            if following is None or left[following] <= total * 1e-9:
-                break
-            path.append(following)
-            here = following[1]
-        if here < 0 or runs[here][2] < layers:
+        path, flow = _widest(runs, left, len(problem.profile.layers))
+        if not path or flow <= total * 1e-9:
             break
-        flow = min(left[edge] for edge in path)
-        for edge in path:
+        for edge in zip((-1, *path), path, strict=False):
             left[edge] -= flow
-        pipelines.append(Pipeline(segments=_segments([runs[b] for _, b in path]), share=min(1.0, flow / total)))
+        paths.append((path, flow))
+    if not paths:
+        return None
+    carried = math.fsum(flow for _, flow in paths)
+    pipelines = (Pipeline(segments=_segments([runs[n] for n in path]), share=min(1.0, flow / carried)) for path, flow in paths)
     return Plan(model_digest=problem.profile.digest, pipelines=tuple(pipelines))
+
+
+def _widest(runs: list[Run], left: dict[tuple[int, int], float], layers: int) -> tuple[tuple[int, ...], float]:
+    """The path from the gateway to the last layer over which most flow is left."""
+    width = {-1: math.inf}
+    path: dict[int, tuple[int, ...]] = {-1: ()}
+    into: dict[int, list[int]] = {}
+    for (a, b), flow in sorted(left.items()):
+        if flow > 0:
+            into.setdefault(b, []).append(a)
+    for here in sorted(into, key=lambda n: (runs[n][2], n)):
+        wide = [(min(width[a], left[a, here]), -a) for a in into[here] if width.get(a, 0.0) > 0]
+        if wide:
+            width[here], before = max(wide)
+            path[here] = (*path[-before], here)
+    done = [n for n in width if n >= 0 and runs[n][2] == layers]
+    if not done:
+        return (), 0.0
+    best = max(done, key=lambda n: (width[n], -n))
+    return path[best], width[best]
 
 
 def _segments(path: list[Run]) -> tuple[Segment, ...]:

@@ -4,18 +4,19 @@ They see the same problem and are judged by the same judge; where a method's ans
 counts as none. What each stands for is said where it is defined; papers are named in docs/reference/planner-benchmark.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from splitinference.core.cost import violations
-from splitinference.core.cost.eligible import unusable
-from splitinference.core.cost.site import Site, sites
+from splitinference.core.cost.site import Site
 from splitinference.core.cost.stage import memory_bytes, stage_cost
-from splitinference.core.plan import Pipeline, Plan, Segment
+from splitinference.core.plan import Pipeline, Plan
 from splitinference.core.problem import Problem
+from splitinference.core.solve import heuristics
 from splitinference.core.solve.columns import pipeline_of
 from splitinference.core.solve.criterion import Arrays, hop_occupancy
+from splitinference.core.solve.heuristics import Runs, by_speed, pipeline_from
 from splitinference.core.solve.relaxed import complete, path
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import task_of
@@ -24,76 +25,26 @@ SUBSET_NODES = 6
 """EdgeShard's second programme is exponential in the nodes: it gets the so many fastest."""
 
 
-def places(problem: Problem) -> list[Site]:
-    """All usable places, in the snapshot's order."""
-    return [site for node in problem.snapshot.nodes if not unusable(node, problem) for site in sites(node)]
-
-
-def plan_from(cuts: Sequence[tuple[Site, int, int]], problem: Problem) -> Plan | None:
-    """The plan of runs in order, if valid; empty runs are left out."""
-    segments = tuple(Segment(start=a, end=b, node=s.node.name, processor=s.processor) for s, a, b in cuts if b > a)
-    if not segments or segments[-1].end != len(problem.profile.layers):
+def _judged(pipeline: Pipeline | None, problem: Problem) -> Plan | None:
+    """The pipeline as a plan, if it is valid."""
+    if pipeline is None:
         return None
-    plan = Plan(model_digest=problem.profile.digest, pipelines=(Pipeline(segments=segments),))
+    plan = Plan(model_digest=problem.profile.digest, pipelines=(pipeline,))
     return None if violations(plan, problem) else plan
 
 
-def even_split(problem: Problem) -> Plan | None:
-    """The same number of layers on each of the fewest nodes that hold that, nodes with most memory first."""
-    ordered, layers = sorted(places(problem), key=lambda s: -s.memory_bytes), len(problem.profile.layers)
-    for count in range(1, min(layers, len(ordered)) + 1):
-        bounds = [round(k * layers / count) for k in range(count + 1)]
-        plan = plan_from([(ordered[k], bounds[k], bounds[k + 1]) for k in range(count)], problem)
-        if plan is not None:
-            return plan
-    return None
+def plan_from(runs: Runs, problem: Problem) -> Plan | None:
+    """The plan of runs in order, if it is valid."""
+    return _judged(pipeline_from(runs, problem), problem)
 
 
-def memory_proportional(problem: Problem) -> Plan | None:
-    """Layers in proportion to memory over all nodes, most memory first, as exo's ring has them."""
-    layers = len(problem.profile.layers)
-    ordered = sorted(places(problem), key=lambda s: -s.memory_bytes)[:layers]
-    total, so_far, cuts, start = sum(s.memory_bytes for s in ordered), 0, [], 0
-    for site in ordered:
-        so_far += site.memory_bytes
-        end = round(layers * so_far / total)
-        cuts.append((site, start, end))
-        start = end
-    return plan_from(cuts, problem)
+def _first(rule: Callable[[Problem], Iterator[Pipeline]]) -> Callable[[Problem], Plan | None]:
+    """A heuristic's first valid plan."""
 
+    def plan(problem: Problem) -> Plan | None:
+        return next((made for pipeline in rule(problem) if (made := _judged(pipeline, problem))), None)
 
-def greedy(problem: Problem) -> Plan | None:
-    """The fastest node for the whole model takes as many layers as fit, then the next fastest."""
-    layers = len(problem.profile.layers)
-    ordered = sorted(places(problem), key=lambda s: stage_cost(problem, s, 0, layers).busy_ms_per_request)
-    cuts, start = [], 0
-    for site in ordered:
-        end = start
-        while end < layers and memory_bytes(problem, start, end + 1) <= site.memory_bytes:
-            end += 1
-        if end > start:
-            cuts.append((site, start, end))
-            start = end
-    return plan_from(cuts, problem)
-
-
-def water_filling(problem: Problem) -> Plan | None:
-    """Layers in proportion to speed, up to what fits (Parallax): sum of min(cap, lambda * speed) = layers; fastest first."""
-    layers = len(problem.profile.layers)
-    found = places(problem)
-    speed = np.array([1.0 / stage_cost(problem, s, 0, layers).busy_ms_per_request for s in found])
-    each = memory_bytes(problem, 0, layers) / layers
-    cap = np.array([float(s.memory_bytes // each) for s in found])
-    if cap.sum() < layers:
-        return None
-    low, high = 0.0, float(layers / speed.min())
-    for _ in range(80):
-        middle = (low + high) / 2.0
-        low, high = (low, middle) if np.minimum(cap, middle * speed).sum() >= layers else (middle, high)
-    share = np.cumsum(np.minimum(cap, high * speed)[(order := np.argsort(-speed, kind="stable"))])
-    bounds = [0, *(int(min(layers, round(x))) for x in share)]
-    bounds[-1] = layers
-    return plan_from([(found[c], bounds[k], bounds[k + 1]) for k, c in enumerate(order)], problem)
+    return plan
 
 
 def edgeshard_latency(problem: Problem) -> Plan | None:
@@ -110,9 +61,7 @@ def edgeshard_latency(problem: Problem) -> Plan | None:
     uses = np.bincount([s.place for s in steps], minlength=tables.count)
     if (uses > tables.multiplicity).any():
         return None
-    pipeline = pipeline_of(tables, steps)
-    plan = Plan(model_digest=problem.profile.digest, pipelines=(pipeline,))
-    return None if violations(plan, problem) else plan
+    return _judged(pipeline_of(tables, steps), problem)
 
 
 def _stage_times(problem: Problem, found: list[Site]) -> Callable[[int, int, int], float]:
@@ -133,7 +82,7 @@ def _stage_times(problem: Problem, found: list[Site]) -> Callable[[int, int, int
 def edgeshard_throughput(problem: Problem) -> Plan | None:
     """EdgeShard's second programme, over (layers, set of nodes, last node), on the fastest few nodes."""
     layers = len(problem.profile.layers)
-    found = sorted(places(problem), key=lambda s: stage_cost(problem, s, 0, layers).busy_ms_per_request)[:SUBSET_NODES]
+    found = by_speed(problem)[:SUBSET_NODES]
     tables = Tables(problem)
     place = {(s.node.name, s.processor): c for c, members in enumerate(tables.members) for _, s in members}
     index = [place[s.node.name, s.processor] for s in found]
@@ -163,7 +112,7 @@ def edgeshard_throughput(problem: Problem) -> Plan | None:
 def pipedream(problem: Problem) -> Plan | None:
     """PipeDream's programme on nodes in a fixed order, fastest first: least slowest stage, each node in turn taking a run or none."""
     layers = len(problem.profile.layers)
-    found = sorted(places(problem), key=lambda s: stage_cost(problem, s, 0, layers).busy_ms_per_request)[: 2 * layers]
+    found = by_speed(problem)[: 2 * layers]
     time = _stage_times(problem, found)
     value = [0.0, *([float("inf")] * layers)]
     way: list[tuple[tuple[int, int, int], ...]] = [() for _ in range(layers + 1)]
@@ -179,10 +128,10 @@ def pipedream(problem: Problem) -> Plan | None:
 
 
 CHAINS: Mapping[str, Callable[[Problem], Plan | None]] = {
-    "even split": even_split,
-    "memory-proportional": memory_proportional,
-    "greedy": greedy,
-    "water-filling": water_filling,
+    "even split": _first(heuristics.even_split),
+    "memory-proportional": _first(heuristics.memory_proportional),
+    "greedy": _first(heuristics.greedy),
+    "water-filling": _first(heuristics.water_filling),
     "EdgeShard latency": edgeshard_latency,
     "EdgeShard throughput": edgeshard_throughput,
     "PipeDream": pipedream,
