@@ -11,9 +11,11 @@ import kopf
 from pydantic import ValidationError
 
 from splitinference import __version__
+from splitinference.adapters.certificates import CertificateAuthority, RootSecret
 from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.gateway import GatewayRoutes
 from splitinference.adapters.kube import connect
+from splitinference.adapters.mutual import Peers
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
@@ -56,13 +58,18 @@ def run(settings: Settings) -> None:
     threads = ThreadPoolExecutor(settings.pass_threads, thread_name_prefix="pass")
     telemetry.registry.register(ResourceGauges(cluster.split_inferences))
     telemetry.serve(settings.metrics_port)
+    root = RootSecret(cluster, settings.operator_namespace, settings.root_key_secret, clock)
+    authority = CertificateAuthority(root, settings.trust_domain)
+    peers = Peers(authority, clock, settings.trust_domain)
+    gateways = GatewayRoutes(peers, cluster.owned, settings.gateway_timeout_seconds)
     ports = Ports(
         cluster=cluster,
         metrics=PrometheusMetrics(settings),
-        gateways=GatewayRoutes(cluster.owned, settings.gateway_timeout_seconds),
-        segments=TritonSegments(settings.proof_timeout_seconds),
+        gateways=gateways,
+        segments=TritonSegments(peers, settings.proof_timeout_seconds),
         models=Profiler(cluster, settings, clock, background),
         builder=Manifests(settings),
+        authority=authority,
         clock=clock,
         planning=threading.Lock(),
     )
@@ -84,6 +91,7 @@ def run(settings: Settings) -> None:
             standalone=True,
             liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
         )
+        gateways.close()
         cluster.stop()
 
 

@@ -138,9 +138,9 @@ def test_a_clock_that_went_back_gets_a_certificate_that_is_valid_then():
 def test_what_is_not_needed_any_more_is_forgotten():
     made = authority()
     first = made.credentials(CHAT, Role.SEGMENT, NOW)
-    made.forget([CHAT])
+    made.forget("team", "other")
     assert made.credentials(CHAT, Role.SEGMENT, NOW) is first
-    made.forget([])
+    made.forget("team", "chat")
     assert made.credentials(CHAT, Role.SEGMENT, NOW) is not first
 
 

@@ -8,7 +8,7 @@ import base64
 import logging
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -155,12 +155,13 @@ class CertificateAuthority:
         """32 bytes for the resource's gateways."""
         return derived(self.keys.roots().keys[0], f"prefix/{owner.uid}", KEY_BYTES)
 
-    def forget(self, there: Sequence[Owner]) -> None:
-        """Keep nothing but what these resources need."""
-        kept = set(there)
+    def forget(self, namespace: str, name: str) -> None:
+        """Drop what was made for this resource."""
         with self._lock:
-            self._made = {key: value for key, value in self._made.items() if key[0] in kept}
-            self._bundles = {key: value for key, value in self._bundles.items() if key in kept}
+            for owner in [owner for owner in self._bundles if (owner.namespace, owner.name) == (namespace, name)]:
+                del self._bundles[owner]
+                for role in Role:
+                    self._made.pop((owner, role), None)
 
     def _issue(self, roots: Roots, owner: Owner, role: Role, now: datetime) -> Credentials:
         known = self._bundles.get(owner)

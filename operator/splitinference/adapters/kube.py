@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 FIELD_MANAGER = "splitinference"
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _LOG_LIMIT_BYTES = 16 * 2**20
 _PAGE = "100"
 """Objects of one answer to a list. A node may be 20 kB of JSON, and as Python has it several times that, until what counts is kept."""
@@ -113,6 +114,25 @@ class KubeCluster:
         path = api_path(manifest["kind"], about["namespace"], about["name"])
         answer = self._call("PATCH", path, body=manifest, content_type=_APPLY, query={"fieldManager": FIELD_MANAGER, "force": "true"})
         self._wrote(manifest["kind"], answer)
+
+    def apply_unread(self, manifest: Manifest) -> None:
+        """Server-side apply of a Secret that nobody else owns. Only metadata is sent back, so no content is read."""
+        about = manifest["metadata"]
+        kind, path = manifest["kind"], api_path(manifest["kind"], about["namespace"], about["name"])
+        try:
+            there = self._call("PATCH", path, body={}, content_type=_MERGE, accept=_METADATA)["metadata"]
+        except _NotFoundError:
+            self._call("POST", api_path(kind, about["namespace"]), body=manifest, query={"fieldManager": FIELD_MANAGER}, accept=_METADATA)
+            return
+        uids = {owner.get("uid") for owner in there.get("ownerReferences") or ()}
+        if not uids & {owner["uid"] for owner in about["ownerReferences"]}:
+            raise RefusedError(
+                f"NameTaken: {kind} {about['name']} exists and is not this resource's; delete it, or give the resource another name"
+            )
+        # With the UID the write is for the very object that was looked at.
+        mine = {**manifest, "metadata": {**about, "uid": there["uid"]}}
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        self._call("PATCH", path, body=mine, content_type=_APPLY, query=query, accept=_METADATA)
 
     def create(self, manifest: Manifest) -> None:
         """Create; already there is success."""
@@ -230,10 +250,11 @@ class KubeCluster:
         body: object = None,
         content_type: str = "application/json",
         raw: bool = False,
+        accept: str = "application/json",
         stream_seconds: float | None = None,
     ) -> Any:
         """The answer as JSON; as text if `raw`; an open stream that may be silent for `stream_seconds` if that is given."""
-        headers = {"Accept": "application/json, */*" if raw else "application/json"}
+        headers = {"Accept": "application/json, */*" if raw else accept}
         if body is not None:
             headers["Content-Type"] = content_type
         try:

@@ -1,34 +1,21 @@
-"""Who is who in the data plane: SPIFFE IDs per role, the Secrets that carry certificates, and when a certificate is renewed.
+"""Who is who in the data plane: a SPIFFE ID for each role of each resource, and when a certificate is renewed.
 
 A peer is known by the URI in its certificate, never by a label or an address. How certificates are made is the adapter's matter.
 """
 
-import base64
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
-from splitinference.controller.objects import Manifest, metadata
-from splitinference.controller.status import stamp
 from splitinference.core.value import Value
 
 TLS_FOLDER = "/var/run/splitinference/tls"
-NOT_AFTER = "splitinference.dev/certificate-not-after"
-"""Annotation of the Secrets: when the certificate ends. So that people can see it without reading a key."""
 
 LIFETIME = timedelta(hours=24)
 SKEW = timedelta(hours=1, minutes=5)
 """A certificate is valid from so long before it is made: a node whose clock is an hour late takes it.
 The five minutes are for the way to the node."""
-APPLY_EVERY = timedelta(minutes=10)
-"""Secrets are written again after so long, although nothing changed.
-The operator cannot read them, so it does not see one that was deleted."""
-APPLY_EVERY_WHILE_WAITING = timedelta(seconds=15)
-"""The same while a pod has not started yet: it may be waiting for a Secret that was deleted."""
 
 
 class Role(StrEnum):
@@ -66,6 +53,9 @@ class Authority(Protocol):
     def prefix_key(self, owner: Owner) -> bytes:
         """32 bytes that only the resource's gateways get: they name prefix blocks by it."""
 
+    def forget(self, namespace: str, name: str) -> None:
+        """The resource is gone."""
+
 
 def owner_of_body(body: Mapping[str, Any]) -> Owner:
     """The resource's names."""
@@ -99,48 +89,10 @@ def tls_environment(trust_domain: str, namespace: str, name: str) -> dict[str, s
     return {"SI_TLS_FOLDER": TLS_FOLDER, "SI_IDENTITY": identity(trust_domain, namespace, name)}
 
 
-def tls_volume(instance: str, role: Role) -> Manifest:
+def tls_volume(instance: str, role: Role) -> dict[str, Any]:
     """The Secret as a volume. 0444: only the containers of the pod that mount it see it.
     0440 needs an fsGroup, for which the kubelet would change the owner of every file of a model on a claim."""
     return {"name": "tls", "secret": {"secretName": secret_name(instance, role), "defaultMode": 0o444}}
 
 
-TLS_MOUNT: Manifest = {"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True}
-
-
-def secrets(owner: Owner, authority: Authority, now: datetime) -> Sequence[Manifest]:
-    """The Secrets of segments and gateway. The key with which prefixes are named goes to the gateway alone."""
-    made = []
-    for role, more in ((Role.SEGMENT, {}), (Role.GATEWAY, {"prefix.key": authority.prefix_key(owner)})):
-        found = authority.credentials(owner, role, now)
-        content = {"tls.crt": found.certificate, "tls.key": found.key, "ca.crt": found.authorities, **more}
-        about = metadata(owner, secret_name(owner.name, role), role.value)
-        about["annotations"] = {NOT_AFTER: stamp(found.not_after)}
-        data = {name: base64.b64encode(value).decode() for name, value in content.items()}
-        made.append({"apiVersion": "v1", "kind": "Secret", "metadata": about, "type": "Opaque", "data": data})
-    return made
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was last written of a resource's Secrets, and when."""
-
-    digest: str = ""
-    at: datetime | None = None
-
-    def due(self, digest: str, waiting: bool, now: datetime) -> bool:
-        """Whether to write again. `waiting`: a pod of the resource has not started yet."""
-        if self.at is None or digest != self.digest or now < self.at:
-            return True
-        return now - self.at >= (APPLY_EVERY_WHILE_WAITING if waiting else APPLY_EVERY)
-
-
-def digest_of(manifests: Sequence[Manifest]) -> str:
-    """What tells whether they changed; a key cannot be had from it."""
-    return hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
-
-
-def waits(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod is bound to a node and has not started: among else, it may lack its Secret."""
-    status = pod.get("status") or {}
-    return bool((pod.get("spec") or {}).get("nodeName")) and status.get("phase") == "Pending"
+TLS_MOUNT: dict[str, Any] = {"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True}
