@@ -20,7 +20,7 @@ MEMORY_GBPS_PER_CORE = 11.0  # packed weights read per second while decoding on 
 LINK_MBPS = 1000.0
 LINK_RTT_MS = 0.5
 
-TRUSTED = "splitinference.dev/trusted"
+TRUSTED = "node-restriction.kubernetes.io/splitinference-trusted"
 MODELS_ON_NODE = "/var/lib/splitinference/models"
 BLOBS_ON_NODE = "/var/lib/splitinference/blobs"
 
