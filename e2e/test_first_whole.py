@@ -38,7 +38,7 @@ def test_the_plan_is_whole_and_private(serving: Cluster) -> None:
     assert [s["start"] for s in segments[1:]] == [s["end"] for s in segments[:-1]]
     assert (segments[0]["start"], segments[-1]["end"]) == (0, 32)
     assert len({s["node"] for s in segments}) >= 3
-    trusted = serving.kubectl("get", "nodes", "-l", "splitinference.dev/trusted=true", "-o", "name").split()
+    trusted = serving.kubectl("get", "nodes", "-l", "node-restriction.kubernetes.io/splitinference-trusted=true", "-o", "name").split()
     assert {f"node/{segments[0]['node']}", f"node/{segments[-1]['node']}"} <= set(trusted)
     assert plan["gap"] == 0
     assert found["status"]["observedGeneration"] == found["metadata"]["generation"]
@@ -124,13 +124,13 @@ def _pod_ready(cluster: Cluster, name: str) -> bool:
 def test_a_plan_that_cannot_exist_names_what_binds_and_the_old_one_serves(serving: Cluster, base_url: str) -> None:
     before = stack.placement(stack.resource(serving, NAME))
     impossible = sample()
-    impossible["spec"]["privacy"]["rules"][0]["nodeLabels"] = {"splitinference.dev/trusted": "nobody"}
+    impossible["spec"]["privacy"]["rules"][0]["nodeLabels"] = {"node-restriction.kubernetes.io/splitinference-trusted": "nobody"}
     serving.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(impossible))
     try:
         refused = until(
             lambda: (c := stack.condition(stack.resource(serving, NAME), "Planned")).get("status") == "False" and c, 60, "Planned is False"
         )
-        assert "splitinference.dev/trusted=nobody" in refused["message"]
+        assert "node-restriction.kubernetes.io/splitinference-trusted=nobody" in refused["message"]
         with openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
             assert client.completions.create(model="smollm2-135m-instruct", prompt="One, two,", max_tokens=4).choices[0].text
         assert stack.placement(stack.resource(serving, NAME)) == before

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from e2e.cluster.settings import BLOBS_ON_NODE, MODELS_ON_NODE, Settings
+from e2e.cluster.settings import BLOBS_ON_NODE, MODELS_ON_NODE, TRUSTED, Settings
 
 POD_SUBNET = "10.244.0.0/16"
 SERVICE_SUBNET = "10.96.0.0/16"
@@ -55,7 +55,9 @@ def config(settings: Settings, machine: Machine, *, own_network: bool) -> dict[s
         arguments = {"system-reserved": machine.reserved(size.cores, size.memory_mib), **_QUICK}
         join = {"kind": "JoinConfiguration", "nodeRegistration": {"kubeletExtraArgs": arguments}}
         mounts = _mounts(settings, index, own_network=own_network)
-        nodes.append({"role": "worker", "labels": size.labels(), "kubeadmConfigPatches": [yaml.safe_dump(join)], "extraMounts": mounts})
+        # kind hands labels to the kubelet, which may not set those that Kubernetes keeps from nodes; lifecycle.py sets them.
+        own = {key: value for key, value in size.labels().items() if key != TRUSTED}
+        nodes.append({"role": "worker", "labels": own, "kubeadmConfigPatches": [yaml.safe_dump(join)], "extraMounts": mounts})
     controller_manager = {"node-monitor-grace-period": LOST_AFTER, "node-monitor-period": "2s"}
     if own_network:
         controller_manager["allocate-node-cidrs"] = "false"

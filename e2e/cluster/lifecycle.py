@@ -11,7 +11,7 @@ from e2e.cluster.command import run
 from e2e.cluster.engine import Engine
 from e2e.cluster.offline.base import node_base_tag
 from e2e.cluster.progress import Progress, together
-from e2e.cluster.settings import Settings
+from e2e.cluster.settings import TRUSTED, Settings
 
 _LABEL = "io.x-k8s.kind.cluster"
 _KIND_NETWORK = "kind"
@@ -112,6 +112,9 @@ def up(settings: Settings, progress: Progress) -> None:
             if not host.wait(lambda: healthy(settings, engine), 120):
                 state = _kubectl(settings, "get", "nodes", "--request-timeout=5s", check=False)
                 raise TimeoutError(f"not all nodes are ready after 120 s; `docker exec NODE journalctl -u kubelet` says why:\n{state}")
+            for name, size in zip(settings.worker_names(), settings.workers, strict=True):
+                if size.trusted:
+                    _kubectl(settings, "label", "node", name, "--overwrite", f"{TRUSTED}=true")
             _kubectl(settings, "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
 
     together([prometheus, limits, ready])

@@ -11,6 +11,7 @@ HELM = "v4.0.5"
 COREDNS = "v1.13.0"
 ETCD = "v3.6.5"
 KWOK = "v0.8.0"
+NETWORK_POLICIES = "v0.7.0"
 PUBLIC_NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
 PUBLIC_BASE = "docker.io/library/debian:trixie"
 OFFLINE_BASE = "localhost/debian:trixie"
@@ -20,7 +21,7 @@ MEMORY_GBPS_PER_CORE = 11.0  # packed weights read per second while decoding on 
 LINK_MBPS = 1000.0
 LINK_RTT_MS = 0.5
 
-TRUSTED = "splitinference.dev/trusted"
+TRUSTED = "node-restriction.kubernetes.io/splitinference-trusted"
 MODELS_ON_NODE = "/var/lib/splitinference/models"
 BLOBS_ON_NODE = "/var/lib/splitinference/blobs"
 

@@ -15,11 +15,13 @@ from prometheus_client import Gauge
 from pydantic import ValidationError
 
 from splitinference import __version__
+from splitinference.adapters.certificates import CertificateAuthority, RootSecret
 from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.gateway import GatewayRoutes
 from splitinference.adapters.kube import connect
 from splitinference.adapters.leases import KubeLeases, boot_seconds, healthy, holding, new_identity, wait_to_lead
 from splitinference.adapters.listen import health_address
+from splitinference.adapters.mutual import Peers
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
@@ -90,13 +92,18 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
     background = ThreadPoolExecutor(2, thread_name_prefix="hub")
     threads = ThreadPoolExecutor(settings.pass_threads, thread_name_prefix="pass")
     telemetry.registry.register(ResourceGauges(cluster.split_inferences))
+    root = RootSecret(cluster, settings.operator_namespace, settings.root_key_secret, clock)
+    authority = CertificateAuthority(root, settings.trust_domain)
+    peers = Peers(authority, clock, settings.trust_domain)
+    gateways = GatewayRoutes(peers, cluster.owned, settings.gateway_timeout_seconds)
     ports = Ports(
         cluster=cluster,
         metrics=PrometheusMetrics(settings),
-        gateways=GatewayRoutes(cluster.owned, settings.gateway_timeout_seconds),
-        segments=TritonSegments(settings.proof_timeout_seconds),
+        gateways=gateways,
+        segments=TritonSegments(peers, settings.proof_timeout_seconds),
         models=Profiler(cluster, settings, clock, background),
         builder=Manifests(settings),
+        authority=authority,
         clock=clock,
         planning=threading.Lock(),
     )
@@ -124,6 +131,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
             standalone=True,
             liveness_endpoint=f"http://{health_address(settings.pod_ip)}:{settings.health_port}/healthz",
         )
+        gateways.close()
         cluster.stop()
 
 

@@ -3,12 +3,30 @@
 What belongs to one model is in its SplitInference; here is what belongs to the cluster.
 """
 
+import json
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 QuerySet = Literal["nodeExporter", "cadvisor"]
+
+
+class LabelSelector(BaseModel):
+    """As in Kubernetes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    match_labels: dict[str, str] = Field(default_factory=dict)
+    match_expressions: list[dict[str, Any]] = Field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what is empty."""
+        return {name: value for name, value in self.model_dump(by_alias=True).items() if value}
+
+    def __str__(self) -> str:
+        return json.dumps(self.as_json())
 
 
 class Settings(BaseSettings):
@@ -137,8 +155,27 @@ class Settings(BaseSettings):
     otlp_sampling_percent: float = Field(
         default=100.0, ge=0, le=100, description="So many of the requests whose client does not say whether to trace them are traced."
     )
+
+    # --- identity and network ----------------------------------------------------------------------------------------------------
+    trust_domain: str = Field(
+        default="cluster.local",
+        pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$",
+        description="Trust domain of the SPIFFE IDs in the certificates of gateways and segments. To change it makes all segments anew.",
+    )
+    operator_namespace: str = Field(
+        default="splitinference-system",
+        min_length=1,
+        description="Where the operator runs: the Secret with the root key is there, and NetworkPolicies admit the operator from there.",
+    )
+    root_key_secret: str = Field(
+        default="splitinference-root-key", min_length=1, description="Name of the Secret with the root key. It is made if there is none."
+    )
     network_policies: bool = Field(
-        default=False, description="Make a NetworkPolicy per resource: segments take steps only from their own gateway and segments."
+        default=True, description="Make NetworkPolicies per resource: segments and gateways can only be reached by those who need to."
+    )
+    monitoring_namespace_selector: LabelSelector = Field(
+        default=LabelSelector(match_labels={"kubernetes.io/metadata.name": "monitoring"}),
+        description="Selector, as JSON, of the namespaces from which metrics may be scraped. `{}` is all namespaces.",
     )
 
     # --- models ------------------------------------------------------------------------------------------------------------------

@@ -1,75 +1,165 @@
-"""A segment is proved by what it answers, not by what Triton says of itself."""
+"""A segment is proved by what it answers over the wire, not by what Triton says of itself; and only the segment that was meant is asked."""
 
 import json
 import socket
+import ssl
+import struct
 import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from splitinference.adapters.mutual import Peers
 from splitinference.adapters.triton import TritonSegments
-from tests.adapters.serving import Request, Response, serving
+from splitinference.controller.identity import Credentials, Owner, Role
+from splitinference.controller.ports import Proof, UnavailableError
+from tests.adapters.secured import CHAT, OTHER, being, listening, peers
+
+HEAD = struct.Struct("<QII")
+MODEL = "seg-1-0-4"
 
 
-def answer(meta: object) -> Response:
-    data = list(json.dumps(meta).encode())
-    return Response(json.dumps({"outputs": [{"name": "DATA", "data": [0]}, {"name": "META", "data": data}]}).encode())
+def prove(port: int, timeout: float = 20.0, address: str = "127.0.0.1") -> Proof:
+    return TritonSegments(peers(), timeout, port).prove(CHAT, "chat-0-4-x", MODEL, address)
 
 
-def prove(port: int, timeout: float = 2.0):
-    return TritonSegments(timeout, port).prove("team", "chat-0-4-x", "seg-1-0-4", "127.0.0.1")
+def exactly(file: Any, count: int) -> bytes:
+    content = file.read(count)
+    if len(content) < count:
+        raise ConnectionResetError
+    return bytes(content)
 
 
-def test_a_segment_that_computes_is_proved():
-    asked: list[Request] = []
+def a_segment(answer: Callable[[dict[str, Any], bytes], tuple[bytes, bytes]], model: str = MODEL) -> Callable[[ssl.SSLSocket], None]:
+    """The wire of a segment with this model."""
 
-    def segment(request: Request) -> Response:
-        asked.append(request)
-        return answer({"v": 1, "ok": True, "ms": 3.2})
+    def serve(secured: ssl.SSLSocket) -> None:
+        with secured.makefile("rb") as file:
+            assert exactly(file, 4) == b"SIW1"
+            named = exactly(file, struct.unpack("<H", exactly(file, 2))[0]).decode()
+            secured.sendall(b"SIW1" + bytes([named != model]))
+            number, meta_bytes, data_bytes = HEAD.unpack(exactly(file, HEAD.size))
+            meta, data = answer(json.loads(exactly(file, meta_bytes)), exactly(file, data_bytes))
+            secured.sendall(HEAD.pack(number, len(meta), len(data)) + meta + data)
+            file.read(1)
 
-    with serving(segment) as port:
-        proof = prove(port)
-    assert proof.ok
+    return serve
+
+
+def saying(meta: object, data: bytes = b"\0") -> Callable[[ssl.SSLSocket], None]:
+    return a_segment(lambda asked, sent: (json.dumps(meta).encode(), data))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_segment_that_computes_is_proved_by_the_operator_of_its_resource(address: str):
+    asked: list[tuple[dict[str, Any], bytes]] = []
+    shaken: list[str] = []
+
+    def compute(meta: dict[str, Any], data: bytes) -> tuple[bytes, bytes]:
+        asked.append((meta, data))
+        return json.dumps({"v": 1, "ok": True, "ms": 3.2}).encode(), b"x" * 100
+
+    try:
+        with being(Role.SEGMENT, a_segment(compute), address=address, shaken=shaken) as port:
+            proof = prove(port, address=address)
+    except OSError:
+        pytest.skip(f"this machine has no {address}")
+    assert proof.ok, proof.why
     assert proof.milliseconds is not None
-    assert asked[0].path == "/v2/models/seg-1-0-4/infer"
-    inputs = {tensor["name"]: tensor for tensor in json.loads(asked[0].body)["inputs"]}
-    meta = json.loads(bytes(inputs["META"]["data"]))
-    assert (meta["v"], meta["op"]) == (1, "probe")
-    assert inputs["META"]["shape"] == [len(inputs["META"]["data"])]
-    assert inputs["DATA"]["data"] == [0]
-
-
-def test_no_proxy_is_asked_for_a_pods_address(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    with serving(lambda _: answer({"v": 1, "ok": True})) as port:
-        assert prove(port).ok
+    ((meta, data),) = asked
+    assert (meta["v"], meta["op"], data) == (1, "probe", b"\0")
+    assert meta["deadline_ms"] > 0
+    assert shaken == ["spiffe://cluster.local/ns/team/si/chat/operator"]
 
 
 @pytest.mark.parametrize(
-    ("response", "why"),
+    ("serve", "why"),
     [
-        (answer({"v": 1, "error": {"code": "internal", "message": "NaN"}}), "internal: NaN"),
-        (answer({"v": 1}), "failed its own test"),
-        (answer([1]), "something else"),
-        (Response(b"{}"), "something else"),
-        (Response(b"<html>"), "something else"),
-        (Response(json.dumps({"error": "Request for unknown model: 'seg-1-0-4'"}).encode(), status=400), "unknown model"),
-        (Response(b"down", status=503), "503: down"),
+        (saying({"v": 1, "error": {"code": "internal", "message": "NaN"}}), "internal: NaN"),
+        (saying({"v": 1}), "failed its own test"),
+        (saying([1]), "META is no object"),
+        (a_segment(lambda *_: (b"<html>", b"")), "META is no JSON"),
+        (a_segment(lambda *_: (b"[" * 500_000, b"")), "META is no JSON"),
+        (a_segment(lambda *_: (b"\xff{}", b"")), "META is no JSON"),
+        (saying({"ok": True}, b"x" * (1 << 21)), "is no answer to a probe"),
+        (a_segment(lambda *_: (b"{}", b""), model="seg-2-0-4"), "another model than seg-1-0-4"),
+        (lambda secured: secured.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), "not that of the wire"),
+        (lambda secured: secured.sendall(b"SIW1\x00" + HEAD.pack(7, 2, 0) + b"{}"), "frame 7"),
     ],
 )
-def test_whatever_else_it_answers_is_no_proof_and_says_why(response, why):
-    with serving(lambda _: response) as port:
+def test_whatever_else_it_answers_is_no_proof_and_says_why(serve: Callable[[ssl.SSLSocket], None], why: str):
+    def and_waits(secured: ssl.SSLSocket) -> None:
+        serve(secured)
+        secured.recv(1 << 16)
+
+    with being(Role.SEGMENT, and_waits) as port:
         proof = prove(port)
-    assert not proof.ok
-    assert proof.dead
+    assert (proof.ok, proof.dead, proof.unreachable) == (False, True, False)
     assert why in proof.why
     assert "team/chat-0-4-x" in proof.why
 
 
+def test_a_segment_that_is_busy_is_not_dead():
+    for code in ("overloaded", "deadline_exceeded", "kv_full"):
+        with being(Role.SEGMENT, saying({"v": 1, "error": {"code": code, "message": "queue"}})) as port:
+            proof = prove(port)
+        assert (proof.ok, proof.dead) == (False, False)
+
+
+# --- who it is -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("owner", "role", "ago", "why"),
+    [
+        (OTHER, Role.SEGMENT, timedelta(), "certificate was not accepted"),
+        (Owner(namespace="team", name="chat", uid="u-before"), Role.SEGMENT, timedelta(), "certificate was not accepted"),
+        (CHAT, Role.GATEWAY, timedelta(), "si/chat/gateway, expected"),
+        (CHAT, Role.OPERATOR, timedelta(), "si/chat/operator, expected"),
+        (CHAT, Role.SEGMENT, timedelta(hours=25), "expired"),
+        (CHAT, Role.SEGMENT, timedelta(hours=-2), "not yet valid"),
+    ],
+)
+def test_somebody_else_at_the_address_is_asked_nothing_and_is_not_taken_for_a_dead_segment(
+    owner: Owner, role: Role, ago: timedelta, why: str
+):
+    heard: list[bytes] = []
+    with being(role, lambda secured: heard.append(secured.recv(1)), owner, ago=ago) as port:
+        proof = prove(port)
+    assert (proof.ok, proof.dead, proof.unreachable) == (False, False, False)
+    assert why in proof.why
+    assert not any(heard)
+
+
+def test_a_server_without_tls_is_asked_nothing():
+    with listening(lambda plain: plain.sendall(b"SIW1\x00" * 100)) as port:
+        proof = prove(port)
+    assert (proof.ok, proof.dead) == (False, False)
+    assert "is not trusted" in proof.why
+
+
+def test_an_operator_without_a_root_key_says_so():
+    class Without:
+        def credentials(self, owner: Owner, role: Role, now: object) -> Credentials:
+            raise UnavailableError("the Secret system/root has no root.key")
+
+        prefix_key = forget = credentials
+
+    found = TritonSegments(Peers(Without(), type("", (), {"now": lambda self: None})(), "x"), 1.0, 1).prove(CHAT, "s", MODEL, "127.0.0.1")  # type: ignore[arg-type]
+    assert not found.ok
+    assert "no certificate to show: the Secret system/root has no root.key" in found.why
+
+
+# --- how long, and how much ----------------------------------------------------------------------------------------------------------
+
+
 def test_a_segment_that_is_not_there_is_no_proof():
-    with serving(lambda _: answer({})) as port:
+    with listening(lambda _: None) as port:
         pass
     proof = prove(port)
-    assert "cannot be reached" in proof.why
+    assert "Connection refused" in proof.why
     assert proof.dead
 
 
@@ -90,21 +180,36 @@ def test_a_node_that_does_not_answer_at_all_is_out_of_reach():
     assert "no connection within 0.3 s" in proof.why
 
 
-def test_a_segment_that_is_busy_is_not_dead():
-    with serving(lambda _: answer({"v": 1, "error": {"code": "overloaded", "message": "queue"}})) as port:
+def never_shakes_hands(plain: socket.socket) -> None:
+    while plain.recv(1 << 16):
+        pass
+
+
+def drips(secured: ssl.SSLSocket) -> None:
+    """Each byte comes in time; all together would take years."""
+    secured.sendall(b"SIW1\x00" + HEAD.pack(1, 1 << 19, 0))
+    while True:
+        secured.sendall(b" ")
+        time.sleep(0.01)
+
+
+def test_a_segment_that_never_shakes_hands_is_given_up_and_is_not_dead():
+    with listening(never_shakes_hands) as port:
+        proof = prove(port, timeout=0.3)
+    assert "did not answer within 0.3 s" in proof.why
+    assert (proof.dead, proof.unreachable) == (False, False)
+
+
+@pytest.mark.parametrize("serve", [drips, lambda secured: secured.recv(1 << 16) and secured.recv(1 << 16) and secured.recv(1)])
+def test_a_segment_that_hangs_or_drips_is_given_up_and_is_not_dead(serve: Callable[[ssl.SSLSocket], None]):
+    """Without a limit for all of it the drip would never end, and neither would this test."""
+    with being(Role.SEGMENT, serve) as port:
+        proof = prove(port, timeout=1.0)
+    assert "did not answer within 1 s" in proof.why
+    assert (proof.dead, proof.unreachable) == (False, False)
+
+
+def test_one_that_closes_in_the_middle_is_no_proof_and_not_dead():
+    with being(Role.SEGMENT, lambda secured: secured.sendall(b"SIW1\x00" + HEAD.pack(1, 100, 0) + b"{")) as port:
         proof = prove(port)
-    assert not proof.ok
-    assert not proof.dead
-
-
-def test_a_segment_that_hangs_is_no_proof_within_the_time_limit():
-    def hangs(_: Request) -> Response:
-        time.sleep(1)
-        return answer({"ok": True})
-
-    with serving(hangs) as port:
-        started = time.monotonic()
-        proof = prove(port, timeout=0.2)
-        assert time.monotonic() - started < 0.9
-    assert "did not answer within 0.2 s" in proof.why
-    assert not proof.dead
+    assert (proof.ok, proof.dead) == (False, False)

@@ -21,6 +21,7 @@ from tests.controller.test_manifests import a_profile, a_resource
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "splitinference"
 PREFIX = "SPLITINFERENCE_"
+PROBE = "probe.enabled=true"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -94,7 +95,9 @@ def test_values_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
         "prometheus.querySet=cadvisor",
         "watchNamespaces={a,b}",
         "images.segment.tag=x",
-        "networkPolicies=true",
+        "networkPolicies.enabled=false",
+        "networkPolicies.monitoringNamespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name=prometheus",
+        "identity.trustDomain=example.org",
     )
     for name, value in settings(*sets).items():
         monkeypatch.setenv(name, value)
@@ -103,7 +106,9 @@ def test_values_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
     assert read.query_set == "cadvisor"
     assert read.watched_namespaces == ("a", "b")
     assert read.segment_image == "splitinference/segment:x"
-    assert read.network_policies is True
+    assert read.network_policies is False
+    assert read.monitoring_namespace_selector.as_json() == {"matchLabels": {"kubernetes.io/metadata.name": "prometheus"}}
+    assert read.trust_domain == "example.org"
 
 
 def test_the_operator_is_restricted():
@@ -170,7 +175,7 @@ def test_no_right_is_a_wildcard():
 
 
 def test_the_operator_may_make_what_it_makes():
-    rights = allowed(only("ClusterRole", "networkPolicies=true")["rules"])
+    rights = allowed(only("ClusterRole")["rules"])
     builder = Manifests(Settings(network_policies=True))
     plurals = {"NetworkPolicy": "networkpolicies", "PodDisruptionBudget": "poddisruptionbudgets"}
     for obj in [*builder.gateway(a_resource(), a_profile()), builder.route(a_resource(), {})]:
@@ -189,7 +194,7 @@ def test_the_operator_has_each_right_that_it_gives_to_a_gateway():
 def test_in_some_namespaces_alone_it_writes_nowhere_else():
     sets = ("watchNamespaces={a,b}",)
     assert all(verb in ("get", "list", "watch") for _, _, verb in allowed(only("ClusterRole", *sets)["rules"]))
-    roles = [obj for obj in render(*sets) if obj["kind"] == "Role"]
+    roles = [obj for obj in render(*sets) if obj["kind"] == "Role" and not obj["metadata"]["name"].endswith("-root-key")]
     assert [role["metadata"]["namespace"] for role in roles] == ["ops", "a", "b"]
 
 
@@ -199,7 +204,63 @@ def test_no_secret_is_read_but_the_operators_own():
             for rule in obj["rules"] if obj["kind"] in ("Role", "ClusterRole") else ():
                 if "secrets" in rule["resources"] and set(rule["verbs"]) - {"create", "patch"}:
                     assert obj["metadata"]["namespace"] == "ops"
-                    assert rule["resourceNames"] == ["si-splitinference-identity"]
+                    assert rule["resourceNames"] == [Settings.model_construct().root_key_secret]
+
+
+def secret_rights(role: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Each verb with the names that it is limited to."""
+    return sorted(
+        (verb, rule.get("resourceNames", [])) for rule in role["rules"] if "secrets" in rule["resources"] for verb in rule["verbs"]
+    )
+
+
+def test_secrets_are_written_for_certificates_and_never_read():
+    assert secret_rights(only("ClusterRole")) == [("create", []), ("patch", [])]
+
+
+def test_the_root_key_is_the_one_secret_of_its_own_namespace_that_the_operator_reads():
+    (role,) = [obj for obj in render() if obj["kind"] == "Role" and obj["metadata"]["name"].endswith("-root-key")]
+    assert role["metadata"]["namespace"] == "ops"
+    assert secret_rights(role) == [("create", []), ("get", [Settings.model_construct().root_key_secret])]
+    (binding,) = [obj for obj in render() if obj["kind"] == "RoleBinding" and obj["metadata"]["name"].endswith("-root-key")]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == only("ClusterRoleBinding")["subjects"]
+    (space,) = [entry for entry in container()["env"] if entry["name"] == f"{PREFIX}OPERATOR_NAMESPACE"]
+    assert space["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+
+
+def policy(name: str, *sets: str) -> dict[str, Any]:
+    (found,) = [obj for obj in render(*sets) if obj["kind"] == "NetworkPolicy" and obj["metadata"]["name"].endswith(name)]
+    return found
+
+
+def test_only_monitoring_reaches_the_operator():
+    spec = policy("-operator")["spec"]
+    assert spec["podSelector"]["matchLabels"].items() <= only("Deployment")["spec"]["template"]["metadata"]["labels"].items()
+    assert spec["policyTypes"] == ["Ingress"]
+    (rule,) = spec["ingress"]
+    assert rule["from"] == [{"namespaceSelector": Settings.model_construct().monitoring_namespace_selector.as_json()}]
+    assert [port["port"] for port in rule["ports"]] == ["metrics"]
+
+
+def test_policies_of_resources_admit_the_operator_that_the_chart_makes():
+    objects = Manifests(Settings(operator_namespace="ops")).gateway(a_resource(), a_profile())
+    policies = [obj["spec"]["ingress"] for obj in objects if obj["kind"] == "NetworkPolicy"]
+    who = [peer for ingress in policies for rule in ingress for peer in rule.get("from", []) if len(peer) == 2]
+    assert len(who) == 2
+    labels = only("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert all(peer["podSelector"]["matchLabels"].items() <= labels.items() for peer in who)
+    assert all(peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ops"} for peer in who)
+
+
+def test_without_policies_there_are_none():
+    assert not any(obj["kind"] == "NetworkPolicy" for obj in render(PROBE, "networkPolicies.enabled=false"))
+    assert "networkpolicies" not in {plural for _, plural, _ in allowed(only("ClusterRole", "networkPolicies.enabled=false")["rules"])}
+
+
+def test_all_namespaces_may_scrape_where_that_is_said():
+    spec = policy("-operator", "networkPolicies.monitoringNamespaceSelector.matchLabels=null")["spec"]
+    assert spec["ingress"][0]["from"] == [{"namespaceSelector": {}}]
 
 
 def test_an_account_of_ones_own_is_taken():
@@ -210,8 +271,6 @@ def test_an_account_of_ones_own_is_taken():
 
 
 # --- the link probe ------------------------------------------------------------------------------------------------------------------
-
-PROBE = "probe.enabled=true"
 
 
 def test_there_is_no_probe_unless_it_is_asked_for():
@@ -269,14 +328,14 @@ def test_probes_find_each_other_by_a_headless_service_and_are_not_taken_for_the_
     assert not any(obj["spec"]["selector"].items() <= labels.items() for obj in operators)
 
 
-def test_only_probes_reach_probes_where_policies_are_asked_for():
-    assert not any(obj["kind"] == "NetworkPolicy" for obj in render(PROBE))
-    policy = only("NetworkPolicy", PROBE, "networkPolicies=true")["spec"]
+def test_only_probes_reach_probes_and_only_monitoring_their_metrics():
+    spec = policy("-probe", PROBE)["spec"]
     labels = only("DaemonSet", PROBE)["spec"]["template"]["metadata"]["labels"]
-    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
-    between, scraped = policy["ingress"]
-    assert (between["from"], between["ports"]) == ([{"podSelector": policy["podSelector"]}], [{"port": "probe"}])
-    assert scraped == {"ports": [{"port": "metrics"}]}
+    assert spec["podSelector"]["matchLabels"].items() <= labels.items()
+    between, scraped = spec["ingress"]
+    assert between == {"from": [{"podSelector": spec["podSelector"]}], "ports": [{"protocol": "TCP", "port": "probe"}]}
+    assert scraped["from"] == policy("-operator")["spec"]["ingress"][0]["from"]
+    assert [port["port"] for port in scraped["ports"]] == ["metrics"]
 
 
 def test_the_probe_goes_where_segments_may_go():

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from e2e.cluster.kind import Machine, config, conflist, pod_cidr, write
-from e2e.cluster.settings import SIZES, Settings, WorkerSize
+from e2e.cluster.settings import SIZES, TRUSTED, Settings, WorkerSize
+from splitinference.controller.node_labels import settable_by_node
 
 
 @pytest.fixture
@@ -35,8 +36,14 @@ def test_every_worker_has_its_size_and_labels(settings: Settings):
     assert join(large)["system-reserved"] == "cpu=500m,memory=23100Mi"
     assert small["labels"]["splitinference.dev/compute-gflops"] == "125"
     assert large["labels"]["splitinference.dev/compute-gflops"] == "375"
-    assert small["labels"]["splitinference.dev/trusted"] == "true"
-    assert "splitinference.dev/trusted" not in large["labels"]
+    assert settings.workers[0].labels()[TRUSTED] == "true"
+    assert TRUSTED not in settings.workers[1].labels()
+
+
+def test_no_kubelet_is_told_to_set_a_label_that_it_may_not_set(settings: Settings):
+    """A kubelet with such a label in --node-labels does not start."""
+    for node in config(settings, Machine(2, 24000), own_network=True)["nodes"]:
+        assert all(settable_by_node(key) for key in node.get("labels", {}))
 
 
 def test_a_lost_node_is_seen_within_seconds_and_a_healthy_one_renews_in_time(settings: Settings):

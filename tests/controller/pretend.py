@@ -30,7 +30,7 @@ from splitinference.controller.status import stamp
 from splitinference.core.profile import Profile
 from splitinference.settings import Settings
 from tests.controller.objects import NAMESPACE, is_ready, merged
-from tests.controller.pretend_ports import Clock, ClusterOf, Gateways, Models, Segments
+from tests.controller.pretend_ports import Authority, Clock, ClusterOf, Gateways, Models, Segments
 
 SETTINGS = Settings(core_gflops=50.0, core_memory_bandwidth_gbps=1e6, prometheus_url="http://prometheus", gateway_memory="64Mi")
 
@@ -75,7 +75,7 @@ class Pretend:
     def ports(self) -> Ports:
         return Ports(
             cluster=ClusterOf(self), metrics=self, gateways=Gateways(self), segments=Segments(self), models=Models(self),
-            builder=Manifests(self.settings), clock=Clock(self), planning=threading.Lock(),
+            builder=Manifests(self.settings), authority=Authority(self), clock=Clock(self), planning=threading.Lock(),
         )  # fmt: skip
 
     def _write(self, what: str) -> None:
@@ -129,6 +129,12 @@ class Pretend:
         self.objects[key]["metadata"]["creationTimestamp"] = created
         if kind == "ConfigMap":
             self._check_route(manifest)
+
+    def apply_unread(self, manifest: Manifest) -> None:
+        there = self.objects.get(("Secret", manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
+        if there is not None and there["metadata"].get("ownerReferences") != manifest["metadata"]["ownerReferences"]:
+            raise RefusedError(f"NameTaken: Secret {manifest['metadata']['name']} exists")
+        self.apply(manifest)
 
     def create(self, manifest: Manifest) -> None:
         kind, namespace, name = manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"]

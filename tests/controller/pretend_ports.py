@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from splitinference.controller.identity import LIFETIME, SKEW, Credentials, Owner, Role, renewal_due, spiffe_id
 from splitinference.controller.ports import (
     GatewayReport,
     Manifest,
@@ -38,7 +39,8 @@ class ClusterOf:
 class Gateways:
     world: "Pretend"
 
-    def routes(self, namespace: str, instance: str) -> GatewayReport | None:
+    def routes(self, owner: Owner) -> GatewayReport | None:
+        namespace, instance = owner.namespace, owner.name
         gateways = (p for p in self.world.owned("Pod", namespace, instance) if p["metadata"]["name"].startswith(f"{instance}-gateway-"))
         pod = next(gateways, None)
         if pod is None or not is_ready(pod):
@@ -53,7 +55,7 @@ class Gateways:
 class Segments:
     world: "Pretend"
 
-    def prove(self, namespace: str, segment: str, model: str, pod_ip: str) -> Proof:
+    def prove(self, owner: Owner, segment: str, model: str, pod_ip: str) -> Proof:
         if segment in self.world.dead:
             return Proof(ok=False, dead=True, why=f"{segment} answered 500: the stub is gone")
         if segment in self.world.gone:
@@ -68,6 +70,30 @@ class Models:
 
     def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
         return self.world.profiles[resource["metadata"]["name"]]
+
+
+@dataclass
+class Authority:
+    """Certificates with a number in place of what a key would sign."""
+
+    world: "Pretend"
+    made: dict[tuple[Owner, Role], Credentials] = field(default_factory=dict)
+    issued: int = 0
+
+    def credentials(self, owner: Owner, role: Role, now: datetime) -> Credentials:
+        found = self.made.get((owner, role))
+        if found is None or renewal_due(found, now):
+            self.issued += 1
+            text = f"{spiffe_id('cluster.local', owner, role)} {self.issued}".encode()
+            found = Credentials(certificate=text, key=text, authorities=b"ca", not_before=now - SKEW, not_after=now + LIFETIME)
+            self.made[owner, role] = found
+        return found
+
+    def prefix_key(self, owner: Owner) -> bytes:
+        return owner.uid.encode().ljust(32)[:32]
+
+    def forget(self, namespace: str, name: str) -> None:
+        self.made = {key: found for key, found in self.made.items() if (key[0].namespace, key[0].name) != (namespace, name)}
 
 
 @dataclass

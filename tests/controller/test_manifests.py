@@ -212,7 +212,7 @@ def test_objects_are_owned_so_they_go_with_the_resource():
 
 def test_prometheus_finds_segments_and_gateway():
     assert build().pod["metadata"]["annotations"]["prometheus.io/port"] == "8002"
-    assert gateway()["Deployment"]["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == "8080"
+    assert gateway()["Deployment"]["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == "9090"
 
 
 # --- the model's files ---------------------------------------------------------------------------------------------------------------
@@ -297,7 +297,13 @@ def test_service_and_endpoint_agree():
     ports = {port["port"]: port["targetPort"] for port in service["spec"]["ports"]}
     assert ports == {80: "http", 8001: "kserve"}
     (server,) = gateway()["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert {port["name"]: port["containerPort"] for port in server["ports"]} == {"http": 8080, "kserve": 8001}
+    assert {port["name"]: port["containerPort"] for port in server["ports"]} == {
+        "http": 8080,
+        "kserve": 8001,
+        "internal": 8444,
+        "metrics": 9090,
+    }
+    assert (variables(server)["SI_INTERNAL_PORT"], variables(server)["SI_METRICS_PORT"]) == ("8444", "9090")
     assert variables(server)["SI_KSERVE_PORT"] == "8001"
     assert Manifests(Settings()).endpoint(a_resource()) == "http://chat-gateway.team.svc/v1"
 
@@ -323,7 +329,7 @@ def test_replicas_share_what_the_segments_are_planned_for():
 def test_api_keys_come_from_a_secret_that_is_mounted_and_never_read_by_the_operator():
     for ref, items in (({"name": "keys"}, None), ({"name": "keys", "key": "app"}, [{"key": "app", "path": "app"}])):
         spec = gateway(a_resource(gateway={"auth": {"apiKeysSecretRef": ref}}))["Deployment"]["spec"]["template"]["spec"]
-        (volume,) = [volume for volume in spec["volumes"] if "secret" in volume]
+        (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "keys"]
         (mount,) = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == volume["name"]]
         assert (volume["secret"]["secretName"], volume["secret"].get("items")) == ("keys", items)
         assert variables(spec["containers"][0])["SI_API_KEYS_FILE"] == mount["mountPath"]
@@ -352,13 +358,135 @@ def test_the_route_is_the_object_that_the_gateway_is_told_to_watch():
     assert route["data"] == {"route.json": "{}"}
 
 
-def test_network_policies_are_made_when_asked_for():
-    assert "NetworkPolicy" not in gateway()
-    policy = gateway(settings=Settings(network_policies=True))["NetworkPolicy"]
-    assert policy["spec"]["podSelector"]["matchLabels"].items() <= build().pod["metadata"]["labels"].items()
-    pods = [rule["podSelector"]["matchLabels"] for rule in policy["spec"]["ingress"][0]["from"]]
+# --- identity ------------------------------------------------------------------------------------------------------------------------
+
+
+def mounted(spec: dict[str, Any]) -> dict[str, str]:
+    """Secrets by the folder where the main container has them."""
+    names = {volume["name"]: volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume}
+    return {mount["mountPath"]: names[mount["name"]] for mount in spec["containers"][0]["volumeMounts"] if mount["name"] in names}
+
+
+@pytest.mark.parametrize("role", ["segment", "gateway"])
+def test_pods_mount_the_certificates_of_their_role_and_are_told_who_they_are(role: str):
+    spec = build().pod["spec"] if role == "segment" else gateway()["Deployment"]["spec"]["template"]["spec"]
+    assert mounted(spec) == {"/var/run/splitinference/tls": f"chat-{role}-tls"}
+    told = variables(spec["containers"][0])
+    assert (told["SI_TLS_FOLDER"], told["SI_IDENTITY"]) == ("/var/run/splitinference/tls", "spiffe://cluster.local/ns/team/si/chat")
+    (mount,) = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "tls"]
+    assert mount["readOnly"] is True
+    assert "subPath" not in mount, "a file that is mounted alone is never renewed"
+    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "tls"]
+    assert volume["secret"]["defaultMode"] & 0o004, "the pod's user is neither the file's owner nor in its group"
+    assert not any("SI_INSECURE" in told for told in variables(spec["containers"][0]))
+
+
+def test_no_init_container_sees_a_key():
+    for spec in (build(a_resource(model=HUB)).pod["spec"], gateway(a_resource(model=HUB))["Deployment"]["spec"]["template"]["spec"]):
+        (fetch,) = spec["initContainers"]
+        assert "tls" not in [mount["name"] for mount in fetch.get("volumeMounts", [])]
+
+
+def test_a_segment_shows_other_pods_the_wire_and_its_metrics_alone():
+    objects = build()
+    (container,) = objects.pod["spec"]["containers"]
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"wire": 8003, "metrics": 8002}
+    assert {port["port"] for port in objects.service["spec"]["ports"]} == {8003, 8002}
+
+
+def test_another_trust_domain_makes_other_segments():
+    assert build(settings=Settings(trust_domain="example.org")).name != build().name
+
+
+# --- network policies ----------------------------------------------------------------------------------------------------------------
+
+
+def policies(**settings: Any) -> dict[str, dict[str, Any]]:
+    objects = Manifests(Settings(**settings)).gateway(a_resource(), a_profile())
+    return {obj["metadata"]["name"]: obj["spec"] for obj in objects if obj["kind"] == "NetworkPolicy"}
+
+
+def admitted(policy: dict[str, Any], port: int, labels: dict[str, str], namespace: str) -> bool:
+    """Whether the policy of an object in the namespace `team` lets this pod connect, by the rules of the API."""
+
+    def matches(selector: dict[str, Any], found: dict[str, str]) -> bool:
+        assert set(selector) <= {"matchLabels"}
+        return selector.get("matchLabels", {}).items() <= found.items()
+
+    def peer(who: dict[str, Any]) -> bool:
+        spaces = who.get("namespaceSelector")
+        there = namespace == "team" if spaces is None else matches(spaces, {"kubernetes.io/metadata.name": namespace})
+        return there and matches(who.get("podSelector", {}), labels)
+
+    rules = [rule for rule in policy["ingress"] if port in [p["port"] for p in rule["ports"]]]
+    return any("from" not in rule or any(peer(who) for who in rule["from"]) for rule in rules)
+
+
+def pod_labels(component: str, instance: str = "chat") -> dict[str, str]:
+    return {
+        "app.kubernetes.io/name": "splitinference",
+        "app.kubernetes.io/managed-by": "splitinference",
+        "app.kubernetes.io/instance": instance,
+        "app.kubernetes.io/component": component,
+    }
+
+
+OPERATOR = {"app.kubernetes.io/name": "splitinference", "app.kubernetes.io/component": "operator"}
+
+
+@pytest.mark.parametrize(
+    ("port", "labels", "namespace", "yes"),
+    [
+        (8003, pod_labels("gateway"), "team", True),
+        (8003, pod_labels("segment"), "team", True),
+        (8003, OPERATOR, "splitinference-system", True),
+        (8003, pod_labels("gateway", "other"), "team", False),
+        (8003, pod_labels("gateway"), "elsewhere", False),
+        (8003, OPERATOR, "elsewhere", False),
+        (8003, OPERATOR, "team", False),
+        (8003, pod_labels("prefetch"), "team", False),
+        (8003, {}, "team", False),
+        (8003, {}, "monitoring", False),
+        (8002, {}, "monitoring", True),
+        (8002, {}, "team", False),
+        (8000, pod_labels("gateway"), "team", False),
+        (8001, pod_labels("gateway"), "team", False),
+    ],
+)
+def test_who_may_reach_a_segment(port: int, labels: dict[str, str], namespace: str, yes: bool):
+    policy = policies()["chat-segments"]
+    assert policy["podSelector"]["matchLabels"].items() <= build().pod["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress"]
+    assert admitted(policy, port, labels, namespace) is yes
+
+
+@pytest.mark.parametrize(
+    ("port", "labels", "namespace", "yes"),
+    [
+        (8080, {}, "anywhere", True),
+        (8001, {}, "anywhere", True),
+        (8444, OPERATOR, "splitinference-system", True),
+        (8444, OPERATOR, "team", False),
+        (8444, pod_labels("segment"), "team", False),
+        (8444, {}, "monitoring", False),
+        (9090, {}, "monitoring", True),
+        (9090, {}, "team", False),
+        (9090, OPERATOR, "splitinference-system", False),
+    ],
+)
+def test_who_may_reach_a_gateway(port: int, labels: dict[str, str], namespace: str, yes: bool):
+    policy = policies()["chat-gateway"]
     template = gateway()["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    assert any(labels.items() <= template.items() for labels in pods)
+    assert policy["podSelector"]["matchLabels"].items() <= template.items()
+    assert admitted(policy, port, labels, namespace) is yes
+
+
+def test_namespaces_of_operator_and_monitoring_are_settings_and_policies_may_be_left_out():
+    moved = policies(operator_namespace="si", monitoring_namespace_selector={"matchLabels": {}})
+    assert admitted(moved["chat-segments"], 8003, OPERATOR, "si")
+    assert not admitted(moved["chat-segments"], 8003, OPERATOR, "splitinference-system")
+    assert admitted(moved["chat-segments"], 8002, {}, "anywhere")
+    assert policies(network_policies=False) == {}
 
 
 def test_a_resource_that_cannot_be_read_is_no_manifest():

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from splitinference.controller.identity import Owner
 from splitinference.controller.observe import Known, SegmentPod, read_segments
 from splitinference.controller.ports import GatewayReport, Proof, RouteState
 from splitinference.controller.prove import Proofs, Prover
@@ -143,7 +144,7 @@ class Asked:
         self.answers = list(answers)
         self.count = 0
 
-    def prove(self, namespace: str, segment: str, model: str, pod_ip: str) -> Proof:
+    def prove(self, owner: Owner, segment: str, model: str, pod_ip: str) -> Proof:
         self.count += 1
         return self.answers[min(self.count, len(self.answers)) - 1]
 
@@ -158,7 +159,9 @@ def proving(
     now = NOW + timedelta(seconds=seconds)
     failed_at = NOW + timedelta(seconds=seconds if since is None else since)
     segments = read_segments([pod], Known(now=now, usable=USABLE, proven=proofs.proven))
-    return Prover(port=port, namespace="team", now=now).prove(proofs, segments, dict.fromkeys(failing, failed_at))
+    return Prover(port=port, owner=Owner(namespace="team", name="chat", uid="u"), now=now).prove(
+        proofs, segments, dict.fromkeys(failing, failed_at)
+    )
 
 
 def test_a_ready_process_is_asked_once():

@@ -73,6 +73,10 @@ class World(Pretend):
 
     def _run(self, pod: dict[str, Any]) -> None:
         node = node_of(pod)
+        mounted = [volume["secret"]["secretName"] for volume in pod["spec"].get("volumes", ()) if volume["name"] == "tls"]
+        if pod["status"]["phase"] == "Pending" and not all(("Secret", NAMESPACE, name) in self.objects for name in mounted):
+            pod["spec"].setdefault("nodeName", node)
+            return  # the kubelet waits for the Secret
         if node not in self.nodes or not ready_node(self.nodes[node]):
             pod["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
             return

@@ -97,7 +97,7 @@ alone; all else goes with its SplitInference.
 - apiGroups: [""]
   resources: [serviceaccounts]
   verbs: [get, create, patch]
-# Certificates of gateways and segments. Written, never read.
+# Certificates of gateways and segments. They are written and never read: even the answer to a write has metadata alone.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create, patch]
@@ -113,7 +113,7 @@ alone; all else goes with its SplitInference.
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: [get, list, watch, create, patch]
-{{- if .Values.networkPolicies }}
+{{- if .Values.networkPolicies.enabled }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch]

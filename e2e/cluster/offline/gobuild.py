@@ -91,6 +91,7 @@ COREDNS = Module("coredns", versions.COREDNS, ("./coredns",), ("coredns",), _TOG
 PAUSE = Module("pause", "1", (".",), ("pause",), HERE / "pause")
 KIND = Module("kind", versions.KIND, ("sigs.k8s.io/kind",), ("kind",))
 KWOK = Module("kwok", versions.KWOK, ("sigs.k8s.io/kwok/cmd/kwok",), ("kwok",))
+NETWORK_POLICIES = Module("network-policies", versions.NETWORK_POLICIES, ("sigs.k8s.io/kube-network-policies/cmd",), ("cmd",))
 HELM = Module("helm", versions.HELM, ("helm.sh/helm/v4/cmd/helm",), ("helm",), _TOGETHER, _helm_flags())
 
 NODE = (PAUSE, ETCD, COREDNS, KUBERNETES)

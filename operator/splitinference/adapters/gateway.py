@@ -5,52 +5,128 @@ not to be ready, has given up its routes: the streams that it may still have go 
 """
 
 import http.client
+import io
 import json
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from splitinference.controller.gateway import GATEWAY, PORT
+from splitinference.adapters.mutual import Connection, Peers, TooMuchError, UnreachableError, UntrustedError
+from splitinference.controller.gateway import GATEWAY, INTERNAL_PORT
+from splitinference.controller.identity import Owner, Role
 from splitinference.controller.objects import COMPONENT
 from splitinference.controller.ports import GatewayReport, Manifest, RouteState
 
 Owned = Callable[[str, str, str], Sequence[Manifest]]
+_MOST_BYTES = 1 << 20
+"""Of an answer: some hundred bytes for each route and segment."""
+_PIECE_BYTES = 1 << 16
+_IDLE_SECONDS = 60.0
+_REQUEST = b"GET /internal/routes HTTP/1.1\r\nHost: gateway\r\nAccept: application/json\r\n\r\n"
+Where = tuple[Owner, str]
 
 
 class GatewayRoutes:
-    """Implements `Gateways`."""
+    """Implements `Gateways`. Connections are kept between passes: a handshake takes a millisecond of the processor on either side."""
 
-    def __init__(self, owned: Owned, timeout_seconds: float, port: int = PORT) -> None:
+    def __init__(self, peers: Peers, owned: Owned, timeout_seconds: float, port: int = INTERNAL_PORT) -> None:
         """`owned`: the objects of a kind of one resource, as `Cluster.owned` gives them."""
+        self._peers = peers
         self._owned = owned
         self._timeout = timeout_seconds
         self._port = port
+        self._lock = threading.Lock()
+        self._kept: dict[Where, tuple[float, Connection]] = {}
 
-    def routes(self, namespace: str, instance: str) -> GatewayReport | None:
+    def routes(self, owner: Owner) -> GatewayReport | None:
         """What all pods of the gateway say together; None where one that should answer does not, or there is none."""
         reports: list[GatewayReport] = []
-        for pod in self._owned("Pod", namespace, instance):
+        for pod in self._owned("Pod", owner.namespace, owner.name):
             if (pod["metadata"].get("labels") or {}).get(COMPONENT) != GATEWAY or not _lives(pod):
                 continue
-            report = self._ask(pod["status"]["podIP"])
+            report = self._ask(owner, pod["status"]["podIP"])
             if report is not None:
                 reports.append(report)
             elif _serves(pod):
                 return None
         return merged(reports)
 
-    def _ask(self, address: str) -> GatewayReport | None:
-        # Straight to the pod, past whatever proxy the environment names; and this is asked in every pass, so it has to be light.
-        connection = http.client.HTTPConnection(address, self._port, timeout=self._timeout)
+    def close(self) -> None:
+        """Close what was kept."""
+        with self._lock:
+            for _, connection in self._kept.values():
+                connection.close()
+            self._kept.clear()
+
+    def _ask(self, owner: Owner, address: str) -> GatewayReport | None:
+        deadline = time.monotonic() + self._timeout
+        where = (owner, address)
+        if (kept := self._taken(where)) is not None:
+            try:
+                return self._said(where, kept, deadline)
+            except (OSError, http.client.HTTPException):
+                kept.close()  # the gateway may have closed it meanwhile, so that says nothing yet
+            except (TooMuchError, ValueError, RecursionError):
+                kept.close()
+                return None
+        connection: Connection | None = None
         try:
-            connection.request("GET", "/internal/routes")
-            answer = connection.getresponse()
-            return GatewayReport.model_validate(json.loads(answer.read())) if answer.status == http.HTTPStatus.OK else None
-        except (OSError, http.client.HTTPException, ValidationError, ValueError):
+            connection = self._peers.connect(
+                owner, Role.GATEWAY, (address, self._port), f"{owner.name}-gateway.{owner.namespace}", deadline
+            )
+            return self._said(where, connection, deadline)
+        except (OSError, http.client.HTTPException, UnreachableError, UntrustedError, TooMuchError, ValueError, RecursionError):
+            if connection is not None:
+                connection.close()
             return None
-        finally:
+
+    def _said(self, where: Where, connection: Connection, deadline: float) -> GatewayReport | None:
+        """One question. Afterwards the connection is kept or closed, unless this raises."""
+        connection.send(_REQUEST, deadline)
+        answer = http.client.HTTPResponse(_Received(connection.received(_MOST_BYTES, deadline)), method="GET")  # type: ignore[arg-type]
+        answer.begin()
+        # In pieces: what is announced is not what is made room for.
+        content = b"".join(iter(lambda: answer.read(_PIECE_BYTES), b""))
+        if answer.will_close:
             connection.close()
+        else:
+            self._keep(where, connection)
+        if answer.status != http.HTTPStatus.OK:
+            return None
+        try:
+            return GatewayReport.model_validate(json.loads(content))
+        except (ValidationError, ValueError, RecursionError):
+            return None
+
+    def _taken(self, where: Where) -> Connection | None:
+        """The connection that was kept, for nobody else to use. Those that were not used for long are closed."""
+        now = time.monotonic()
+        with self._lock:
+            for old in [key for key, (used, _) in self._kept.items() if now - used > _IDLE_SECONDS]:
+                self._kept.pop(old)[1].close()
+            found = self._kept.pop(where, None)
+        return found[1] if found else None
+
+    def _keep(self, where: Where, connection: Connection) -> None:
+        with self._lock:
+            before = self._kept.pop(where, None)
+            self._kept[where] = time.monotonic(), connection
+        if before is not None:
+            before[1].close()
+
+
+class _Received:
+    """What an HTTP response reads from, in place of a socket."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """The file; `mode` is always "rb"."""
+        return self._file
 
 
 def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:

@@ -27,8 +27,7 @@ FIELD_MANAGER = "splitinference"
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
-_PATCH_FAILED = "the server rejected our request due to an error in our request"
-"""What the API server says where a `test` of a JSON patch does not hold; an object that is invalid is named instead."""
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _NEVER_READ = ("Secret",)
 _LOG_LIMIT_BYTES = 16 * 2**20
 _PAGE = "100"
@@ -139,7 +138,7 @@ class KubeCluster:
         if not owner_uid(manifest):
             raise ValueError(f"{kind} {about['name']} has no SplitInference as its controller")
         if kind in _NEVER_READ:
-            self._apply_unread(manifest)
+            self.apply_unread(manifest)
             return
         found = self.get(kind, about["namespace"], about["name"])
         if found is None or owner_uid(found) != owner_uid(manifest):
@@ -188,26 +187,25 @@ class KubeCluster:
             log.debug("%s %s: who wrote which field is noted by the next apply: %s", kind, about["name"], error)
             return answer
 
-    def _apply_unread(self, manifest: Manifest) -> None:
-        """For Secrets, which we may write and not read: created, or changed where the API server finds our owner on it."""
+    def apply_unread(self, manifest: Manifest) -> None:
+        """For Secrets, which we may write and not read: created, or applied where our owner is on it. Only metadata is sent back.
+
+        Raises NameTakenError where another object has the name.
+        """
         kind, about = manifest["kind"], manifest["metadata"]
+        path = api_path(kind, about["namespace"], about["name"])
         try:
-            self._call("POST", api_path(kind, about["namespace"]), body=manifest, query={"fieldManager": FIELD_MANAGER})
+            there = self._call("PATCH", path, body={}, content_type=_MERGE, accept=_METADATA)
+        except NotFoundError:
+            query = {"fieldManager": FIELD_MANAGER}
+            self._call("POST", api_path(kind, about["namespace"]), body=manifest, query=query, accept=_METADATA)
             return
-        except AlreadyThereError:
-            log.debug("%s %s is there already", kind, about["name"])
-        patch = [
-            {"op": "test", "path": "/metadata/ownerReferences/0/uid", "value": owner_uid(manifest)},
-            *({"op": "add", "path": f"/{field}", "value": manifest[field]} for field in ("data", "stringData") if field in manifest),
-        ]
-        query = {"fieldManager": FIELD_MANAGER}
-        try:
-            path = api_path(kind, about["namespace"], about["name"])
-            self._call("PATCH", path, body=patch, content_type=_JSON_PATCH, query=query)
-        except NotFoundError as error:
-            raise UnavailableError(f"{kind} {about['name']} was deleted meanwhile") from error
-        except _TestFailedError as error:
-            raise NameTakenError(why_taken(None, manifest)) from error
+        if owner_uid(there) != owner_uid(manifest):
+            raise NameTakenError(why_taken({**there, "kind": kind}, manifest))
+        # With the UID the write is for the very object that was looked at.
+        mine = {**manifest, "metadata": {**about, "uid": there["metadata"]["uid"]}}
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        self._call("PATCH", path, body=mine, content_type=_APPLY, query=query, accept=_METADATA)
 
     def create(self, manifest: Manifest) -> None:
         """Create; already there is success, unless another owner has it."""
@@ -350,12 +348,13 @@ class KubeCluster:
         body: object = None,
         content_type: str = "application/json",
         raw: bool = False,
+        accept: str = "application/json",
         stream_seconds: float | None = None,
     ) -> Any:
         """The answer as JSON; as text if `raw`; an open stream that may be silent for `stream_seconds` if that is given."""
         if method != "GET":
             self._before_write()
-        headers = {"Accept": "application/json, */*" if raw else "application/json"}
+        headers = {"Accept": "application/json, */*" if raw else accept}
         if body is not None:
             headers["Content-Type"] = content_type
         try:
@@ -397,10 +396,6 @@ class ConflictError(UnavailableError):
     """409 Conflict: the object is another, or another version, than the one that was meant."""
 
 
-class _TestFailedError(RefusedError):
-    """A JSON patch whose `test` does not hold."""
-
-
 def _is_our_update(entry: Mapping[str, Any]) -> bool:
     return entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Update" and not entry.get("subresource")
 
@@ -428,8 +423,6 @@ def _meaning(error: client.ApiException, method: str, path: str) -> Exception:
             return ConflictError(f"{path} was changed meanwhile: {message}")
         case 422 if "metadata.uid" in message and "immutable" in message:  # an apply to an object that was replaced since it was read
             return ConflictError(f"{path} was changed meanwhile: {message}")
-        case 422 if _PATCH_FAILED in message:
-            return _TestFailedError(message)
         case 400 | 403 | 404 | 405 | 413 | 415 | 422:
             return RefusedError(message)
         case _:

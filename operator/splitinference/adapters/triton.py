@@ -1,4 +1,4 @@
-"""Triton: a segment is proved by a real inference through it, as docs/reference/data-plane.md has it (`op: probe`), over KServe v2 HTTP.
+"""Segments, proved by a real inference through them (`op: probe`), over the wire as docs/reference/data-plane.md has it.
 
 Nothing less will do: Triton says "ready" even when the process that computes is dead.
 """
@@ -6,80 +6,109 @@ Nothing less will do: Triton says "ready" even when the process that computes is
 import errno
 import json
 import os
+import struct
 import time
-from typing import Any
-
-import requests
+from typing import IO
 
 from splitinference.adapters.failures import in_words
-from splitinference.controller.manifests import HTTP_PORT
+from splitinference.adapters.mutual import Connection, Peers, TooMuchError, UnreachableError, UntrustedError
+from splitinference.controller.identity import Owner, Role
+from splitinference.controller.manifests import WIRE_PORT
 from splitinference.controller.ports import Proof
 
-_NOTHING = [0]
-_NO_ROUTE = os.strerror(errno.EHOSTUNREACH)
+_MAGIC = b"SIW1"
+_YES, _ANOTHER = 0, 1
+_HEAD = struct.Struct("<QII")
+_NOTHING = b"\0"
+_MOST_BYTES = 1 << 20
+"""Of an answer: that of a probe has some hundred bytes."""
+_GONE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 _BUSY = ("overloaded", "deadline_exceeded", "kv_full")
+
+
+class NoSegmentError(Exception):
+    """It answered with something else than a segment does."""
 
 
 class TritonSegments:
     """Implements `Segments`."""
 
-    def __init__(self, timeout_seconds: float, port: int = HTTP_PORT) -> None:
+    def __init__(self, peers: Peers, timeout_seconds: float, port: int = WIRE_PORT) -> None:
+        self._peers = peers
         self._timeout = timeout_seconds
         self._port = port
 
-    def prove(self, namespace: str, segment: str, model: str, pod_ip: str) -> Proof:
+    def prove(self, owner: Owner, segment: str, model: str, pod_ip: str) -> Proof:
         """One token through this segment's own layers."""
-        meta = json.dumps({"v": 1, "op": "probe", "deadline_ms": int(self._timeout * 1000)}).encode()
-        request = {"inputs": [_tensor("META", list(meta)), _tensor("DATA", _NOTHING)]}
-        host = f"[{pod_ip}]" if ":" in pod_ip else pod_ip
+        name, where = f"{owner.namespace}/{segment}", f"{pod_ip}:{self._port}"
         started = time.perf_counter()
+        deadline = time.monotonic() + self._timeout
+        connection: Connection | None = None
         try:
-            url = f"http://{host}:{self._port}/v2/models/{model}/infer"
-            with requests.Session() as session:
-                session.trust_env = False  # a proxy for what is outside knows no pods
-                answer = session.post(url, json=request, timeout=self._timeout)
-        except requests.ConnectTimeout:
-            why = f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: no connection within {self._timeout:g} s"
-            return Proof(ok=False, why=why, unreachable=True)
-        except requests.Timeout:
-            return Proof(ok=False, why=f"{namespace}/{segment} did not answer within {self._timeout:g} s")
-        except requests.RequestException as error:
-            words = in_words(error)
-            # Refused means that the node is there and the server is not; without a route, neither is; anything else may be the network.
-            why = f"{namespace}/{segment} cannot be reached at {pod_ip}:{self._port}: {words}"
-            return Proof(ok=False, why=why, dead="refused" in words, unreachable=_NO_ROUTE in words)
-        if answer.status_code != requests.codes.ok:
-            return Proof(ok=False, why=f"{namespace}/{segment} answered {answer.status_code}: {_error(answer)}", dead=True)
-        return _judge(answer, f"{namespace}/{segment}", (time.perf_counter() - started) * 1000)
+            connection = self._peers.connect(owner, Role.SEGMENT, (pod_ip, self._port), f"{segment}.{owner.namespace}", deadline)
+            meta = self._ask(connection, model, deadline)
+        except UnreachableError as error:
+            return _unreachable(error, name, where, self._timeout)
+        except TimeoutError:
+            return Proof(ok=False, why=f"{name} did not answer within {self._timeout:g} s")
+        except UntrustedError as error:
+            # Not dead: what is wrong may be a clock, or certificates that are on their way. To start all segments anew would mend neither.
+            return Proof(ok=False, why=f"{name} at {where} is not trusted: {error}")
+        except OSError as error:
+            return Proof(ok=False, why=f"{name} cannot be reached at {where}: {in_words(error)}")
+        except (NoSegmentError, TooMuchError) as error:
+            return Proof(ok=False, why=f"{name} answered with something else than a segment does: {error}", dead=True)
+        finally:
+            if connection is not None:
+                connection.close()
+        return _judge(meta, name, (time.perf_counter() - started) * 1000)
+
+    def _ask(self, connection: Connection, model: str, deadline: float) -> dict[str, object]:
+        """META of the answer."""
+        received = connection.received(_MOST_BYTES, deadline)
+        named = model.encode()
+        connection.send(_MAGIC + struct.pack("<H", len(named)) + named, deadline)
+        greeting = _exactly(received, len(_MAGIC) + 1)
+        if greeting[:-1] != _MAGIC or greeting[-1] not in (_YES, _ANOTHER):
+            raise NoSegmentError("its greeting is not that of the wire")
+        if greeting[-1] == _ANOTHER:
+            raise NoSegmentError(f"it has another model than {model}")
+        meta = json.dumps({"v": 1, "op": "probe", "deadline_ms": int(self._timeout * 1000)}).encode()
+        connection.send(_HEAD.pack(1, len(meta), len(_NOTHING)) + meta + _NOTHING, deadline)
+        number, meta_bytes, data_bytes = _HEAD.unpack(_exactly(received, _HEAD.size))
+        if number != 1 or meta_bytes + data_bytes > _MOST_BYTES:
+            raise NoSegmentError(f"frame {number} with {meta_bytes} bytes of META and {data_bytes} of DATA is no answer to a probe")
+        content = _exactly(received, meta_bytes)
+        _exactly(received, data_bytes)
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise NoSegmentError("META is no JSON") from error
+        if not isinstance(found, dict):
+            raise NoSegmentError("META is no object")
+        return found
 
 
-def _judge(answer: requests.Response, name: str, milliseconds: float) -> Proof:
-    try:
-        meta = _meta(answer.json())
-    except (ValueError, KeyError, TypeError) as error:
-        return Proof(ok=False, why=f"{name} answered with something else than a segment does: {in_words(error)}", dead=True)
+def _exactly(received: IO[bytes], count: int) -> bytes:
+    content = received.read(count)
+    if len(content) < count:
+        raise ConnectionResetError("it closed the connection")
+    return content
+
+
+def _unreachable(error: UnreachableError, name: str, where: str, seconds: float) -> Proof:
+    if isinstance(error.__cause__, TimeoutError):
+        return Proof(ok=False, why=f"{name} cannot be reached at {where}: no connection within {seconds:g} s", unreachable=True)
+    # Refused means that the node is there and the server is not; without a route, neither is; anything else may be the network.
+    number = getattr(error.__cause__, "errno", None)
+    why = f"{name} cannot be reached at {where}: {os.strerror(number) if number else error}"
+    return Proof(ok=False, why=why, dead=number == errno.ECONNREFUSED, unreachable=number in _GONE)
+
+
+def _judge(meta: dict[str, object], name: str, milliseconds: float) -> Proof:
     if meta.get("ok") is True:
         return Proof(ok=True, milliseconds=milliseconds)
     problem = meta.get("error")
     said = problem if isinstance(problem, dict) else {}
     code = str(said.get("code", "internal"))
     return Proof(ok=False, why=f"{name} failed its own test: {code}: {said.get('message', meta)}"[:500], dead=code not in _BUSY)
-
-
-def _meta(body: dict[str, Any]) -> dict[str, Any]:
-    data = {output["name"]: output["data"] for output in body["outputs"]}["META"]
-    meta = json.loads(bytes(data))
-    if not isinstance(meta, dict):
-        raise TypeError("META is no object")
-    return meta
-
-
-def _tensor(name: str, data: list[int]) -> dict[str, Any]:
-    return {"name": name, "datatype": "UINT8", "shape": [len(data)], "data": data}
-
-
-def _error(answer: requests.Response) -> str:
-    try:
-        return str(answer.json().get("error", answer.text))[:300]
-    except (ValueError, AttributeError):
-        return answer.text[:300]

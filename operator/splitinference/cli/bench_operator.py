@@ -26,13 +26,17 @@ from kubernetes import client
 from rich.console import Console
 from rich.table import Table
 
+from splitinference.adapters.certificates import KEY_BYTES
 from splitinference.adapters.kube import KubeCluster, connect
+from splitinference.cli import bench_peers
 from splitinference.cli import bench_pretend as pretend
 from splitinference.cli.bench_control_plane import NotStartedError, control_plane, free_port, pretend_kubelets, started, until
+from splitinference.controller.identity import owner_of_body
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.objects import COMPONENT, MANAGED_BY, OURS
 from splitinference.controller.ports import Manifest
 from splitinference.controller.resource import Resource, read_resource
+from splitinference.settings import Settings
 
 Row = dict[str, Any]
 _CRD = Path(__file__).parents[3] / "crds" / "splitinference.yaml"
@@ -110,6 +114,10 @@ def measure(size: Size, programs: Path | None, kubeconfig: Path | None, logs: Pa
             cluster.apply(pretend.profile_of(read))
         answers = pretend.Answers({node["metadata"]["name"]: int(node["status"]["allocatable"]["cpu"]) for node in nodes})
         prometheus = stack.enter_context(pretend.answering(answers))
+        key, settings = bench_peers.Known(secrets.token_bytes(KEY_BYTES)), Settings()
+        cluster.create(key.secret(namespace, settings.root_key_secret))
+        owners = [owner_of_body(body) for body in cluster.split_inferences()]
+        stack.enter_context(bench_peers.peers(key, settings.trust_domain, owners))
         operator = stack.enter_context(_operator(config, namespace, prometheus, folder))
         began = time.monotonic()
         until(lambda: _all_ready(cluster, size.resources, operator), 60 + 6 * size.resources, "all resources are ready", operator.log)
@@ -179,7 +187,8 @@ class Operator:
 @contextmanager
 def _operator(kubeconfig: Path, namespace: str, prometheus: str, folder: Path) -> Iterator[Operator]:
     port, health, log = free_port(), free_port(), folder / "operator.log"
-    settings = {"NAMESPACES": namespace, "PROMETHEUS_URL": prometheus, "METRICS_PORT": str(port), "HEALTH_PORT": str(health)}
+    settings = {"NAMESPACES": namespace, "OPERATOR_NAMESPACE": namespace, "PROMETHEUS_URL": prometheus}
+    settings |= {"METRICS_PORT": str(port), "HEALTH_PORT": str(health)}
     # MALLOC_ARENA_MAX as its image has it.
     env = {"KUBECONFIG": str(kubeconfig), "MALLOC_ARENA_MAX": "2", **{f"SPLITINFERENCE_{name}": value for name, value in settings.items()}}
     with started([sys.executable, "-W", "ignore", "-m", "splitinference"], log, env) as process:

@@ -1,7 +1,6 @@
-"""What `bench operator` puts into a cluster, and what answers for it: nodes, resources with known models, and one server in place of
-Prometheus, gateways and segments.
+"""What `bench operator` puts into a cluster: nodes, resources with known models, and a server in place of Prometheus.
 
-Nothing of the operator is replaced: it asks these as it asks the real ones.
+Nothing of the operator is replaced: it asks this as it asks the real one. Gateways and segments are in bench_peers.py.
 """
 
 import json
@@ -16,8 +15,6 @@ from urllib.parse import parse_qs, urlsplit
 from splitinference.adapters.queries import AGE, KIND_LABEL, VALUE
 from splitinference.cli.bench_control_plane import FAKE, POD_ADDRESS
 from splitinference.controller import profiling
-from splitinference.controller.gateway import PORT as GATEWAY_PORT
-from splitinference.controller.manifests import HTTP_PORT
 from splitinference.controller.ports import Manifest
 from splitinference.controller.resource import API_VERSION, KIND, Resource
 
@@ -130,26 +127,13 @@ def _pair(labels: dict[str, str], value: float) -> list[dict[str, Any]]:
 
 @contextmanager
 def answering(answers: Answers) -> Iterator[str]:
-    """Serve as Prometheus, as every gateway, and as every segment, until the block ends. Gives the address of Prometheus."""
-    pages: dict[str, object] = {"/internal/routes": {"revision": None, "routes": {}}}
+    """Serve as Prometheus until the block ends. Gives its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            where = urlsplit(self.path)
-            if where.path == "/api/v1/query":
-                self._say(answers.query(parse_qs(where.query).get("query", [""])[0]))
-            else:
-                self._say(pages.get(where.path, {}))
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            proof = list(json.dumps({"ok": True}).encode())
-            self._say({"outputs": [{"name": "META", "datatype": "UINT8", "shape": [len(proof)], "data": proof}]})
-
-        def _say(self, body: object) -> None:
-            data = json.dumps(body).encode()
+            data = json.dumps(answers.query(parse_qs(urlsplit(self.path).query).get("query", [""])[0])).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -159,13 +143,11 @@ def answering(answers: Answers) -> Iterator[str]:
         def log_message(self, format: str, *arguments: object) -> None:
             """Quiet."""
 
-    servers = [ThreadingHTTPServer((POD_ADDRESS, port), Handler) for port in (0, GATEWAY_PORT, HTTP_PORT)]
-    for server in servers:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer((POD_ADDRESS, 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://{POD_ADDRESS}:{servers[0].server_address[1]}"
+        yield f"http://{POD_ADDRESS}:{server.server_address[1]}"
     finally:
-        for server in servers:
-            server.shutdown()
-            server.server_close()
+        server.shutdown()
+        server.server_close()

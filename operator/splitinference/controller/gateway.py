@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from splitinference.controller import terms
+from splitinference.controller import network_policies, terms
+from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
 from splitinference.controller.objects import (
-    COMPONENT,
     Manifest,
     container,
     environment,
@@ -19,13 +19,13 @@ from splitinference.controller.resource import Resource
 from splitinference.controller.source import NO_WEIGHTS, model_files
 from splitinference.settings import Settings
 
-GATEWAY = "gateway"
+GATEWAY = network_policies.GATEWAY
 ROUTE = "route"
-PORT = 8080
-KSERVE_PORT = 8001
+PORT = network_policies.CLIENT_PORT
+KSERVE_PORT = network_policies.KSERVE_PORT
+INTERNAL_PORT = network_policies.INTERNAL_PORT
+METRICS_PORT = network_policies.GATEWAY_METRICS_PORT
 KEYS_FOLDER = "/keys"
-SEGMENT_PORTS = (8000, 8001, 8003)
-METRICS_PORT = 8002
 
 # A gateway on a node that is lost is made anew elsewhere after seconds, not after Kubernetes' five minutes.
 _LEAVE_LOST_NODES: Sequence[Manifest] = tuple(
@@ -97,7 +97,7 @@ def gateway_objects(resource: Resource, settings: Settings, layers: int) -> Sequ
             ],
         },
     }
-    policies = [segment_policy(resource)] if settings.network_policies else []
+    policies = network_policies.policies_of(resource, settings) if settings.network_policies else []
     return [account, role, binding, *policies, service, _deployment(resource, settings, layers)]
 
 
@@ -118,14 +118,17 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         "SI_PEER_SUFFIX": peer_suffix(resource, settings),
         "SI_PORT": str(PORT),
         "SI_KSERVE_PORT": str(KSERVE_PORT),
+        "SI_INTERNAL_PORT": str(INTERNAL_PORT),
+        "SI_METRICS_PORT": str(METRICS_PORT),
+        **tls_environment(settings.trust_domain, resource.namespace, resource.name),
         "HOME": "/tmp",
     }
     if settings.otlp_endpoint:
         variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = settings.otlp_endpoint
         variables["OTEL_TRACES_SAMPLER"] = "parentbased_traceidratio"
         variables["OTEL_TRACES_SAMPLER_ARG"] = f"{settings.otlp_sampling_percent / 100:g}"
-    volumes = [files.volume, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}]
-    mounts = [files.mount, {"name": "tmp", "mountPath": "/tmp"}]
+    volumes = [files.volume, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}, tls_volume(resource.name, Role.GATEWAY)]
+    mounts = [files.mount, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT]
     auth = resource.spec.gateway.auth
     if auth.token_review:
         variables["SI_TOKEN_AUDIENCE"] = auth.token_review.audience
@@ -139,7 +142,12 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
         settings.gateway_image,
         settings,
         env=environment(variables),
-        ports=[{"name": "http", "containerPort": PORT}, {"name": "kserve", "containerPort": KSERVE_PORT}],
+        ports=[
+            {"name": "http", "containerPort": PORT},
+            {"name": "kserve", "containerPort": KSERVE_PORT},
+            {"name": "internal", "containerPort": INTERNAL_PORT},
+            {"name": "metrics", "containerPort": METRICS_PORT},
+        ],
         resources={
             "requests": {"cpu": settings.gateway_cpu_request, "memory": settings.gateway_memory},
             "limits": {"memory": settings.gateway_memory},
@@ -176,33 +184,11 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "selector": {"matchLabels": labels(resource.name, GATEWAY)},
             "template": finish(
-                {"metadata": {"labels": labels(resource.name, GATEWAY), "annotations": scraped(PORT)}, "spec": spec},
+                {"metadata": {"labels": labels(resource.name, GATEWAY), "annotations": scraped(METRICS_PORT)}, "spec": spec},
                 resource,
                 settings,
                 PodKind.GATEWAY,
             ),
-        },
-    }
-
-
-def segment_policy(resource: Resource) -> Manifest:
-    """Steps come only from this resource's own gateway and segments, and from the operator, which proves segments. Metrics are open."""
-    own = {key: value for key, value in labels(resource.name, GATEWAY).items() if key != COMPONENT}
-    operator = {"app.kubernetes.io/name": "splitinference", COMPONENT: "operator"}
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": metadata(resource, f"{resource.name}-segments", "segment"),
-        "spec": {
-            "podSelector": {"matchLabels": labels(resource.name, "segment")},
-            "policyTypes": ["Ingress"],
-            "ingress": [
-                {
-                    "from": [{"podSelector": {"matchLabels": own}}, {"namespaceSelector": {}, "podSelector": {"matchLabels": operator}}],
-                    "ports": [{"protocol": "TCP", "port": port} for port in SEGMENT_PORTS],
-                },
-                {"ports": [{"protocol": "TCP", "port": METRICS_PORT}]},
-            ],
         },
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from splitinference.controller.calibration import Calibration, read_calibration
 from splitinference.controller.gateway import GATEWAY, gateway_name, route_name
+from splitinference.controller.identity import owner_of_body
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.objects import COMPONENT
 from splitinference.controller.observe import Known, SegmentPod, read_segments
@@ -114,13 +115,14 @@ class Looker:
         cluster, (namespace, name) = self.ports.cluster, owner_of(self.body)
         now, nodes, pods = self.ports.clock.now(), cluster.nodes(), cluster.pods()
         measured = self.sight.measured((namespace, name), (nodes, pods), self.ports.metrics, self.ports.clock)
-        report = self.ports.gateways.routes(namespace, name)
+        identified = owner_of_body(self.body)
+        report = self.ports.gateways.routes(identified)
         owned = cluster.owned("Pod", namespace, name)
         usable = self.sight.picture(nodes, pods, measured).standing.usable
         owner = str(self.body["metadata"].get("uid", ""))
         limits, warnings = Limits.of(self.settings), self._warnings(owned, wanted, now)
         known = Known(now=now, usable=usable, owner=owner, wanted=wanted, proven=proofs.proven, limits=limits, warnings=warnings)
-        prover = Prover(port=self.ports.segments, namespace=namespace, now=now)
+        prover = Prover(port=self.ports.segments, owner=identified, now=now)
         failing = {segment: found.since for segment, found in report.failing.items()} if report else {}
         proofs = prover.prove(proofs, read_segments(owned, known), failing)
         known = replace(known, proven=proofs.proven, broken=proofs.broken(now), lost=proofs.lost(now))

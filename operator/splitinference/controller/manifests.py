@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from splitinference.controller import gateway
+from splitinference.controller import gateway, network_policies
+from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
 from splitinference.controller.objects import (
     LAYERS_LABEL,
     MODEL_LABEL,
@@ -33,11 +34,9 @@ from splitinference.core.plan import Segment
 from splitinference.core.profile import LinkEncoding, Profile
 from splitinference.settings import Settings
 
-SEGMENT = "segment"
-HTTP_PORT = 8000
-GRPC_PORT = 8001
-METRICS_PORT = 8002
-WIRE_PORT = 8003
+SEGMENT = network_policies.SEGMENT
+METRICS_PORT = network_policies.SEGMENT_METRICS_PORT
+WIRE_PORT = network_policies.WIRE_PORT
 
 
 class Manifests:
@@ -87,6 +86,7 @@ class Manifests:
                     files.volume,
                     {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{self._settings.segment_shm_mib}Mi"}},
                     {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+                    tls_volume(read.name, Role.SEGMENT),
                 ],
             ),
         }
@@ -103,7 +103,7 @@ class Manifests:
                 "selector": selector,
                 # Which segments serve is the route's matter: a late probe on a busy node must not cut a chain that works.
                 "publishNotReadyAddresses": True,
-                "ports": [_port("http", HTTP_PORT), _port("grpc", GRPC_PORT), _port("metrics", METRICS_PORT), _port("wire", WIRE_PORT)],
+                "ports": [_port("wire", WIRE_PORT), _port("metrics", METRICS_PORT)],
             },
         }
         return SegmentObjects(name=name, model=model, memory_bytes=memory_bytes, pod=pod, service=service)
@@ -146,6 +146,7 @@ class Manifests:
             "SI_KV_BYTES": str(kv_bytes),
             "SI_PEER_PREFIX": f"{resource.name}-",
             "SI_PEER_SUFFIX": gateway.peer_suffix(resource, self._settings),
+            **tls_environment(self._settings.trust_domain, resource.namespace, resource.name),
             "HOME": "/tmp",
             "USER": "splitinference",
             **({"SI_THREADS": str(spec.segments.threads)} if spec.segments.threads else {}),
@@ -161,10 +162,8 @@ class Manifests:
             settings,
             env=[*environment(variables), *([] if "SI_THREADS" in variables else [_ALL_CORES])],
             ports=[
-                {"name": "http", "containerPort": HTTP_PORT},
-                {"name": "grpc", "containerPort": GRPC_PORT},
-                {"name": "metrics", "containerPort": METRICS_PORT},
                 {"name": "wire", "containerPort": WIRE_PORT},
+                {"name": "metrics", "containerPort": METRICS_PORT},
             ],
             resources={"requests": {"cpu": settings.segment_cpu_request, "memory": str(memory_bytes)}, "limits": limits},
             # Every probe runs a token through the segment: Triton says "ready" even when what computes is dead. On half a core that is
@@ -173,7 +172,7 @@ class Manifests:
             readinessProbe=_probe(period=3, timeout=10, failures=2),
             livenessProbe=_probe(period=10, timeout=20, failures=6),
             lifecycle={"preStop": {"exec": {"command": ["segment-drain", str(settings.segment_drain_seconds)]}}},
-            volumeMounts=[model_mount, {"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}],
+            volumeMounts=[model_mount, {"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT],
         )
 
 

@@ -1,7 +1,7 @@
 """What all objects made for a SplitInference have in common: names, labels, owner, and pods that Pod Security "restricted" admits."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from splitinference.controller.machine import ARCH, LINUX, OS
 from splitinference.controller.resource import API_VERSION, KIND, Resource
@@ -24,7 +24,18 @@ def labels(instance: str, component: str) -> dict[str, str]:
     return {"app.kubernetes.io/name": OURS, MANAGED_BY: OURS, INSTANCE: instance, COMPONENT: component}
 
 
-def metadata(resource: Resource, name: str, component: str, extra: Mapping[str, str] | None = None) -> Manifest:
+class Named(Protocol):
+    """A SplitInference, as far as its objects name it as their owner."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def uid(self) -> str: ...
+
+
+def metadata(resource: Named, name: str, component: str, extra: Mapping[str, str] | None = None) -> Manifest:
     """Metadata with labels and the owner: with the resource go all its objects, without a finalizer."""
     owner = {
         "apiVersion": API_VERSION,

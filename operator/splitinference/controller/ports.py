@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
+from splitinference.controller.identity import Authority, Owner
 from splitinference.core.plan import Segment
 from splitinference.core.profile import Profile
 from splitinference.core.value import Value
@@ -64,6 +65,9 @@ class Cluster(Protocol):
     def apply(self, manifest: Manifest) -> None:
         """Create the object, or make the one that is there be as this says (server-side apply with our field manager, forced). For all but
         segment pods. Raises NameTakenError where an object of another owner has the name; that one is not changed."""
+
+    def apply_unread(self, manifest: Manifest) -> None:
+        """The same for a Secret, whose content the operator neither reads nor gets back. RefusedError if it exists with another owner."""
 
     def create(self, manifest: Manifest) -> None:
         """Create the object (segment pods: their names come from their content). Already there is success if it has the same owner, or an
@@ -229,8 +233,9 @@ class GatewayReport(Reported):
 class Gateways(Protocol):
     """The gateways' own account of their routes."""
 
-    def routes(self, namespace: str, instance: str) -> GatewayReport | None:
-        """Ask the gateway of this resource. None when it cannot be reached, answers with an error, or with something else."""
+    def routes(self, owner: Owner) -> GatewayReport | None:
+        """Ask the gateway of this resource. None when it cannot be reached, cannot prove who it is, or answers with an error or with
+        something else."""
 
 
 class Proof(Value):
@@ -246,9 +251,9 @@ class Proof(Value):
 
 
 class Segments(Protocol):
-    """Segments, spoken to directly (gRPC on their pod's address)."""
+    """Segments, spoken to directly (the wire on their pod's address)."""
 
-    def prove(self, namespace: str, segment: str, model: str, pod_ip: str) -> Proof:
+    def prove(self, owner: Owner, segment: str, model: str, pod_ip: str) -> Proof:
         """Run one token through this segment's own layers. Not ok on any error or after the adapter's time limit (about 2 s)."""
 
 
@@ -328,5 +333,6 @@ class Ports:
     segments: Segments
     models: Models
     builder: Builder
+    authority: Authority
     clock: Clock
     planning: AbstractContextManager[Any]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from splitinference.controller.identity import Owner
 from splitinference.controller.observe import SegmentPod
 from splitinference.controller.ports import Segments
 from splitinference.core.walk import Phase
@@ -53,10 +54,10 @@ class Proofs:
 
 @dataclass(frozen=True)
 class Prover:
-    """Asks segments of one namespace, now."""
+    """Asks segments of one resource, now."""
 
     port: Segments
-    namespace: str
+    owner: Owner
     now: datetime
 
     def prove(self, proofs: Proofs, segments: Sequence[SegmentPod], failing: Mapping[str, datetime]) -> Proofs:
@@ -76,7 +77,7 @@ class Prover:
 
     def _ask(self, proofs: Proofs, pod: SegmentPod, failing_since: datetime | None) -> Proofs:
         key = pod.proof_key
-        proof = self.port.prove(self.namespace, pod.name, pod.model, pod.ip)
+        proof = self.port.prove(self.owner, pod.name, pod.model, pod.ip)
         others = {k: doubt for k, doubt in proofs.doubts.items() if k != key}
         if proof.ok:
             return Proofs(proven=proofs.proven | {key}, doubts=others)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from splitinference.controller.asked import Asked, profile_for, read_asked
+from splitinference.controller.credentials import Written, ensure_secrets
 from splitinference.controller.facts import calibrated, facts_of, rehearsed
 from splitinference.controller.front import ensure_gateway, is_coming
 from splitinference.controller.look import Looker, Seen, owner_of
@@ -66,6 +67,7 @@ class _Kept:
     proofs: Proofs
     built: "_Read | None" = None
     gateway: str = ""
+    secrets: Written = field(default_factory=Written)
     refusals: int = 0
     told: Told = field(default_factory=Told)
 
@@ -99,6 +101,7 @@ class Reconciler:
         body = next((found for found in resources if owner_of(found) == (namespace, name)), None)
         if body is None or body["metadata"].get("deletionTimestamp"):
             self._kept.pop((namespace, name), None)
+            self.ports.authority.forget(namespace, name)
             return Looked(gone=body is None)
         kept = self._kept.setdefault(
             (namespace, name), _Kept(proofs=Proofs(proven=frozenset(read_recall(body.get("status") or {}).proofs)))
@@ -141,6 +144,7 @@ class _Pass:
 
     def run(self) -> Looked:
         """The pass."""
+        self._ensure_secrets()
         asked = read_asked(self.body, self.ports.models)
         planned, profile, built = self._planned(asked)
         looker = Looker(self.ports, self.settings, self.body, self.sight, self.kept.told)
@@ -262,6 +266,12 @@ class _Pass:
             )
         log.info("%s/%s: %s: %s", *seen.owner, decision.reason, decision.message)
         return replace(seen, body=self.body), planned, built
+
+    def _ensure_secrets(self) -> None:
+        try:
+            self.kept.secrets = ensure_secrets(self.ports, self.body, self.kept.secrets)
+        except RefusedError as error:
+            self.refused.append(f"the certificates were refused: {error}")
 
     def _ensure_gateway(self, body: Manifest, profile: Profile, seen: Seen) -> None:
         try:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from splitinference.controller.hindered import gateway_words, hindered_segments
 from splitinference.controller.look import Seen
+from splitinference.controller.node_labels import trusted_labels
 from splitinference.controller.planned import Built, Planned, write_plan
 from splitinference.controller.resource import Resource
 from splitinference.controller.status import (
@@ -127,6 +128,8 @@ def all_conditions(report: Report) -> Iterator[Condition]:
     yield _metrics(report)
     yield progressing
     yield ready
+    if report.resource is not None and (trusted := trusted_labels(report.resource.spec.privacy.rules)) is not None:
+        yield trusted
     stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
         [progressing] if progressing.reason in ("Blocked", NAME_TAKEN) else []
     )
@@ -247,7 +250,11 @@ def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[
     for condition in after:
         old = known.get(condition["type"], {})
         changed = (old.get("status"), old.get("reason")) != (condition["status"], condition["reason"])
-        if condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE) and condition["status"] == "False" and changed:
+        if (
+            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED)
+            and condition["status"] == "False"
+            and changed
+        ):
             yield ("Warning", condition["reason"], condition["message"])
         notable = ("Blocked", "Refused", "SegmentNotStarting", NAME_TAKEN)
         if condition["type"] == Kind.PROGRESSING and condition["reason"] in notable and changed:

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     METRICS_AVAILABLE = "MetricsAvailable"
     PROGRESSING = "Progressing"
     READY = "Ready"
+    PRIVACY_LABELS_TRUSTED = "PrivacyLabelsTrusted"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 
