@@ -30,7 +30,8 @@ _JSON_PATCH = "application/json-patch+json"
 _PATCH_FAILED = "the server rejected our request due to an error in our request"
 """What the API server says where a `test` of a JSON patch does not hold; an object that is invalid is named instead."""
 _NEVER_READ = ("Secret",)
-_LOG_LIMIT_BYTES = 16 * 2**20
+_LOG_LIMIT_BYTES = 2 * 2**20
+"""Twice what a reading pod prints at most, as a ConfigMap holds no more."""
 _PAGE = "100"
 """Objects of one answer to a list. A node may be 20 kB of JSON, and as Python has it several times that, until what counts is kept."""
 
@@ -296,12 +297,6 @@ class KubeCluster:
         except (NotFoundError, RefusedError):
             return ""
         return text if isinstance(text, str) else ""
-
-    def secret_value(self, namespace: str, name: str, key: str) -> bytes | None:
-        """One key of a Secret, still in base64; None if it is not there."""
-        secret = self._get(api_path("Secret", namespace, name))
-        value = ((secret or {}).get("data") or {}).get(key)
-        return None if value is None else str(value).encode()
 
     def _list(self, path: str, kind: str, **query: str) -> list[Manifest]:
         return [item for page, _ in self._pages(path, kind, **query) for item in page]
