@@ -19,6 +19,7 @@ import yaml
 
 from e2e.cluster import Cluster, tools
 from e2e.cluster.current import CurrentCluster
+from e2e.cluster.settings import MODELS_ON_NODE
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts/splitinference"
@@ -92,6 +93,7 @@ def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: 
         "images": {name: _image(images[name]) for name in IMAGES},
         "resyncSeconds": 2,
         "gateway": {"memory": "192Mi"},
+        "policy": {"allowedHostPaths": _model_folders(cluster)},
     }
     if isinstance(cluster, Cluster):  # beside the control plane, so that the small workers are the model's alone
         toleration = {"key": CONTROL_PLANE, "operator": "Exists", "effect": "NoSchedule"}
@@ -101,6 +103,12 @@ def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: 
         yaml.safe_dump(values, file)
         file.flush()
         cluster.helm(*words, "-f", file.name, *settings)
+
+
+def _model_folders(cluster: AnyCluster) -> list[str]:
+    """Where models are on the nodes: resources may mount nothing else."""
+    theirs = cluster.model_path if isinstance(cluster, CurrentCluster) else ""
+    return sorted({MODELS_ON_NODE, *([theirs] if theirs else [])})
 
 
 def stand_up(cluster: AnyCluster) -> None:

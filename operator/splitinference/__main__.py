@@ -89,7 +89,6 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
     cluster = WatchedCluster(
         api, settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided, telemetry.called, before_write=may_write
     )
-    background = ThreadPoolExecutor(2, thread_name_prefix="hub")
     threads = ThreadPoolExecutor(settings.pass_threads, thread_name_prefix="pass")
     telemetry.registry.register(ResourceGauges(cluster.split_inferences))
     root = RootSecret(cluster, settings.operator_namespace, settings.root_key_secret, clock)
@@ -101,7 +100,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
         metrics=PrometheusMetrics(settings),
         gateways=gateways,
         segments=TritonSegments(peers, settings.proof_timeout_seconds),
-        models=Profiler(cluster, settings, clock, background),
+        models=Profiler(cluster, settings, clock),
         builder=Manifests(settings),
         authority=authority,
         clock=clock,
@@ -113,7 +112,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
         body = cluster.split_inference(*key)
         return body is None or claims.serves(body)
 
-    with SolverProcess(niceness=_SOLVER_NICENESS) as solver, threads, background:
+    with SolverProcess(niceness=_SOLVER_NICENESS) as solver, threads:
         reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve))
         passes = Passes(
             one_pass=lambda key: one_pass(reconciler, serves, key),

@@ -29,6 +29,29 @@ class LabelSelector(BaseModel):
         return json.dumps(self.as_json())
 
 
+class AllowedToleration(BaseModel):
+    """A toleration as in a pod. No key stands for every taint, no effect for every effect."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+    @model_validator(mode="after")
+    def _is_as_in_a_pod(self) -> Self:
+        if not self.key and self.operator == "Equal":
+            raise ValueError("without a key the operator must be Exists")
+        if self.value and self.operator == "Exists":
+            raise ValueError("with the operator Exists there must be no value")
+        return self
+
+    def __str__(self) -> str:
+        value = f"={self.value}" if self.operator == "Equal" else ""
+        return f"{self.key or 'every taint'}{value}" + (f":{self.effect}" if self.effect else "")
+
+
 class Settings(BaseSettings):
     """Each field: meaning, unit, and why this default."""
 
@@ -254,6 +277,21 @@ class Settings(BaseSettings):
     link_mbps: float = Field(default=1000.0, gt=0, description="Mbit/s between nodes that say nothing: plain Ethernet.")
     link_rtt_ms: float = Field(default=0.5, ge=0, description="Round trip in ms between nodes that say nothing: one switch.")
 
+    # --- what resources may ask for --------------------------------------------------------------------------------------------------
+    allowed_host_paths: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "Folders of nodes that resources may mount (`spec.model.source.hostPath`), and all in them; a JSON list. "
+            "Empty, the default: none. Links on the node are followed, so only administrators should be able to write there."
+        ),
+    )
+    allowed_tolerations: tuple[AllowedToleration, ...] = Field(
+        default=(),
+        description=(
+            "Tolerations that resources may ask for (`spec.placement.tolerations`), as in a pod; a JSON list. Empty, the default: none."
+        ),
+    )
+
     # --- who acts ----------------------------------------------------------------------------------------------------------------
     operator_class: str = Field(
         default="default",
@@ -320,6 +358,14 @@ class Settings(BaseSettings):
         if taken := sorted({name for part in given.values() for name in part or {} if name in ("cpu", "memory")}):
             raise ValueError(f"{', '.join(taken)}: the plan sets a segment's memory, the segment_cpu_* settings its CPU")
         return given
+
+    @field_validator("allowed_host_paths")
+    @classmethod
+    def _are_whole_paths(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        for folder in folders:
+            if not folder.startswith("/") or {".", ".."} & set(folder.split("/")):
+                raise ValueError(f"{folder!r} must be absolute and hold neither '.' nor '..'")
+        return folders
 
     @field_validator("segment_cpu_limit", "segment_cpu_request", "gateway_cpu_request", "gateway_memory")
     @classmethod

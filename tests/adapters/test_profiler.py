@@ -1,20 +1,20 @@
 """Profiles, step by step: nothing waits, what was read is kept, and a failure stands for a while."""
 
 import json
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from splitinference.adapters.profiler import Profiler
 from splitinference.controller import profiling
-from splitinference.controller.ports import Pending, RefusedError, Unreadable
+from splitinference.controller.ports import NameTakenError, Pending, RefusedError, Unreadable
 from splitinference.core.profile import Profile
+from splitinference.inpod import script
 from splitinference.settings import Settings
 from tests.controller.test_manifests import HUB, a_resource
 from tests.controller.test_profiling import a_node
@@ -43,7 +43,6 @@ class FakeCluster:
 
     objects: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
-    secrets: dict[tuple[str, str], bytes] = field(default_factory=dict)
     refuses: bool = False
 
     def get(self, kind: str, namespace: str, name: str) -> Any:
@@ -70,9 +69,6 @@ class FakeCluster:
     def pod_log(self, namespace: str, name: str) -> str:
         return self.logs.get(name, "")
 
-    def secret_value(self, namespace: str, name: str, key: str) -> bytes | None:
-        return self.secrets.get((name, key))
-
     def pods(self) -> list[str]:
         return [name for kind, name in self.objects if kind == "Pod"]
 
@@ -87,14 +83,8 @@ class FakeClock:
         return self.time
 
 
-@pytest.fixture
-def background() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
-
-
 def printed(config: Any = None, tensors: Any = None) -> str:
-    from splitinference.inpod.read_model import BEGIN, END
+    from splitinference.inpod.packed import BEGIN, END
 
     return f"{BEGIN}\n{profiling.pack(config or CONFIG, tensors or TENSORS)}\n{END}\n"
 
@@ -105,13 +95,13 @@ def finish(cluster: FakeCluster, log: str) -> None:
     cluster.logs[name] = log
 
 
-def profiler(cluster: FakeCluster, background: ThreadPoolExecutor, clock: FakeClock | None = None, **settings: Any) -> Profiler:
-    return Profiler(cluster, Settings(**settings), clock or FakeClock(), background)  # type: ignore[arg-type]
+def profiler(cluster: FakeCluster, clock: FakeClock | None = None, **settings: Any) -> Profiler:
+    return Profiler(cluster, Settings(**settings), clock or FakeClock())  # type: ignore[arg-type]
 
 
-def test_a_folder_on_nodes_is_read_by_a_pod_then_kept_then_the_pod_goes(background):
+def test_a_folder_on_nodes_is_read_by_a_pod_then_kept_then_the_pod_goes():
     cluster = FakeCluster()
-    models = profiler(cluster, background)
+    models = profiler(cluster)
     assert isinstance(models.profile(a_resource()), Pending)
     assert isinstance(models.profile(a_resource()), Pending)
     assert len(cluster.pods()) == 1
@@ -121,14 +111,14 @@ def test_a_folder_on_nodes_is_read_by_a_pod_then_kept_then_the_pod_goes(backgrou
     assert (len(profile.layers), profile.dtype, profile.runtime_bytes) == (4, "bfloat16", 380 * 2**20)
     assert models.profile(a_resource()) == profile
     assert not cluster.pods()
-    restarted = profiler(cluster, background)
+    restarted = profiler(cluster)
     assert restarted.profile(a_resource()) == profile, "a restart of the operator reads what is kept"
 
 
-def test_another_dtype_of_the_same_files_needs_no_reading(background):
+def test_another_dtype_of_the_same_files_needs_no_reading():
     cluster = FakeCluster()
     cluster.apply(a_kept())
-    models = profiler(cluster, background)
+    models = profiler(cluster)
     wide = a_resource(model={"id": "m", "source": {"hostPath": {"path": "/models/m"}}, "dtype": "float32"})
     first, second = models.profile(a_resource()), models.profile(wide)
     assert isinstance(first, Profile)
@@ -142,10 +132,10 @@ def a_kept() -> dict[str, Any]:
     return profiling.cache_object(read_resource(a_resource()), profiling.pack(CONFIG, TENSORS))  # type: ignore[arg-type]
 
 
-def test_another_source_is_read_while_the_old_one_is_still_known(background):
+def test_another_source_is_read_while_the_old_one_is_still_known():
     cluster = FakeCluster()
     cluster.apply(a_kept())
-    models = profiler(cluster, background)
+    models = profiler(cluster)
     moved = a_resource(model={"id": "m", "source": {"hostPath": {"path": "/models/n"}}})
     assert isinstance(models.profile(moved), Pending)
     assert isinstance(models.profile(a_resource()), Profile)
@@ -155,18 +145,18 @@ def test_another_source_is_read_while_the_old_one_is_still_known(background):
     assert not cluster.pods()
 
 
-def test_a_log_that_is_not_whole_is_not_believed(background):
+def test_a_log_that_is_not_whole_is_not_believed():
     cluster = FakeCluster()
-    models = profiler(cluster, background)
+    models = profiler(cluster)
     models.profile(a_resource())
     finish(cluster, printed()[:60])
     assert isinstance(models.profile(a_resource()), Pending)
     assert not cluster.pods(), "it reads again"
 
 
-def test_a_model_of_a_family_that_is_not_known_is_unreadable(background):
+def test_a_model_of_a_family_that_is_not_known_is_unreadable():
     cluster = FakeCluster()
-    models = profiler(cluster, background)
+    models = profiler(cluster)
     models.profile(a_resource())
     finish(cluster, printed(config={**CONFIG, "model_type": "mamba"}))
     found = models.profile(a_resource())
@@ -175,26 +165,20 @@ def test_a_model_of_a_family_that_is_not_known_is_unreadable(background):
     assert "/models/m" in found.message
 
 
-def test_a_damaged_cache_says_what_to_do(background):
+def test_a_damaged_cache_says_what_to_do():
     cluster = FakeCluster()
     kept = a_kept()
     kept["data"] = dict.fromkeys(kept["data"], "damaged")
     cluster.apply(kept)
-    found = profiler(cluster, background).profile(a_resource())
+    found = profiler(cluster).profile(a_resource())
     assert isinstance(found, Unreadable)
     assert "delete it" in found.message
 
 
-def test_a_refused_pod_is_unreadable_with_the_api_servers_words(background):
-    found = profiler(FakeCluster(refuses=True), background).profile(a_resource())
+def test_a_refused_pod_is_unreadable_with_the_api_servers_words():
+    found = profiler(FakeCluster(refuses=True)).profile(a_resource())
     assert isinstance(found, Unreadable)
     assert "violates PodSecurity" in found.message
-
-
-def eventually(models: Profiler, resource: dict[str, Any], background: ThreadPoolExecutor) -> Any:
-    models.profile(resource)
-    background.submit(lambda: None).result()
-    return models.profile(resource)
 
 
 def of_the_hub(token: bool) -> dict[str, Any]:
@@ -212,45 +196,97 @@ def as_files() -> dict[str, bytes]:
     return {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": len(header).to_bytes(8, "little") + header + bytes(position)}
 
 
-def test_a_pass_does_not_wait_for_the_hub(background):
-    gate = threading.Event()
-    background.submit(gate.wait)
-    try:
-        assert isinstance(profiler(FakeCluster(), background).profile(of_the_hub(token=False)), Pending)
-    finally:
-        gate.set()
+def played(cluster: FakeCluster, secret: str = "") -> subprocess.CompletedProcess[str]:
+    """What the kubelet does with the only pod: its command, with the Secret's value where the pod asks for it."""
+    (name,) = cluster.pods()
+    (container,) = cluster.objects["Pod", name]["spec"]["containers"]
+    env = {e["name"]: e.get("value", secret) for e in container["env"]}
+    command = [sys.executable, *container["command"][1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **env})
+    phase = "Failed" if done.returncode else "Succeeded"
+    states = [{"state": {"terminated": {"message": done.stderr}}}]
+    cluster.objects["Pod", name]["status"] = {"phase": phase, "containerStatuses": states}
+    cluster.logs[name] = done.stdout
+    return done
 
 
-def test_a_model_of_the_hub_is_read_in_the_background_and_kept(background):
-    cluster = FakeCluster(secrets={("hub", "token"): b"aGZfc2VjcmV0"})
-    with a_hub(as_files(), token="hf_secret") as hub:
-        models = profiler(cluster, background, hugging_face_endpoint=hub.url)
-        profile = eventually(models, of_the_hub(token=True), background)
+@pytest.mark.parametrize("token", [True, False])
+def test_a_model_of_the_hub_is_read_by_a_pod_with_the_secret_which_the_operator_does_not_see(token):
+    cluster = FakeCluster()
+    with a_hub(as_files(), token="hf_secret" if token else "") as hub:
+        models = profiler(cluster, hugging_face_endpoint=hub.url)
+        assert isinstance(models.profile(of_the_hub(token)), Pending)
+        assert isinstance(models.profile(of_the_hub(token)), Pending)
+        (name,) = cluster.pods()
+        pod = cluster.objects["Pod", name]
+        wanted = [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}] if token else []
+        assert [e for e in pod["spec"]["containers"][0]["env"] if "valueFrom" in e] == wanted
+        assert "affinity" not in pod["spec"]
+        played(cluster, "hf_secret\n")
+        profile = models.profile(of_the_hub(token))
     assert isinstance(profile, Profile), profile
     assert any(kind == "ConfigMap" and name.startswith("chat-profile-") for kind, name in cluster.objects)
+    assert not cluster.pods()
 
 
-def test_a_secret_that_is_not_there_is_named(background):
-    found = profiler(FakeCluster(), background).profile(of_the_hub(token=True))
-    assert isinstance(found, Unreadable)
-    assert "no Secret hub with a key token" in found.message
-
-
-def test_a_failure_of_the_hub_stands_until_it_is_tried_again(background):
-    clock = FakeClock()
-    with a_hub({"config.json": b"{}"}) as hub:
-        models = profiler(FakeCluster(), background, clock, hugging_face_endpoint=hub.url, profile_retry_seconds=120)
-        resource = of_the_hub(token=False)
-        assert isinstance(eventually(models, resource, background), Unreadable)
-        asked = len(hub.asked)
-        assert isinstance(models.profile(resource), Unreadable)
-        assert len(hub.asked) == asked
+def test_a_refusal_of_the_hub_stands_until_it_is_tried_again():
+    clock, cluster = FakeClock(), FakeCluster()
+    with a_hub(as_files(), token="hf_secret") as hub:
+        models = profiler(cluster, clock, hugging_face_endpoint=hub.url, profile_retry_seconds=120)
+        models.profile(of_the_hub(token=True))
+        (name,) = cluster.pods()
+        cluster.objects["Pod", name]["metadata"]["creationTimestamp"] = clock.time.isoformat()
+        done = played(cluster, "hf_wrong")
+        found = models.profile(of_the_hub(token=True))
+        assert isinstance(found, Unreadable)
+        assert "the hub says 401" in found.message
+        assert "hf_wrong" not in found.message + done.stdout + done.stderr
+        assert cluster.pods(), "it is not tried again at once"
         clock.time += timedelta(seconds=121)
-        assert isinstance(eventually(models, resource, background), Unreadable), "what is said does not change while it is tried again"
-        assert len(hub.asked) > asked
+        models.profile(of_the_hub(token=True))
+        assert not cluster.pods()
+        assert isinstance(models.profile(of_the_hub(token=True)), Pending)
+
+
+def test_a_secret_that_is_not_there_is_named():
+    clock, cluster = FakeClock(), FakeCluster()
+    models = profiler(cluster, clock)
+    models.profile(of_the_hub(token=True))
+    (name,) = cluster.pods()
+    waiting = {"reason": "CreateContainerConfigError", "message": 'secret "hub" not found'}
+    cluster.objects["Pod", name]["status"] = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": waiting}}]}
+    cluster.objects["Pod", name]["metadata"]["creationTimestamp"] = clock.time.isoformat()
+    clock.time += timedelta(minutes=10)
+    found = models.profile(of_the_hub(token=True))
+    assert isinstance(found, Unreadable)
+    assert 'CreateContainerConfigError: secret "hub" not found' in found.message
+
+
+def test_a_config_map_of_somebody_else_is_no_profile():
+    cluster = FakeCluster()
+    kept = a_kept()
+    kept["metadata"] = {**kept["metadata"], "ownerReferences": []}
+    cluster.apply(kept)
+    assert isinstance(profiler(cluster).profile(a_resource()), Pending)
+
+
+def test_a_name_that_is_taken_is_said():
+    class Taken(FakeCluster):
+        def apply(self, manifest: Any) -> None:
+            raise NameTakenError("ConfigMap chat-profile-1 exists")
+
+    cluster = Taken()
+    models = profiler(cluster)
+    models.profile(a_resource())
+    finish(cluster, printed())
+    found = models.profile(a_resource())
+    assert isinstance(found, Unreadable)
+    assert (found.reason, found.message) == ("NameTaken", "ConfigMap chat-profile-1 exists")
 
 
 def test_the_scripts_of_pods_are_in_the_package():
-    from splitinference.inpod import script
-
-    assert Path(__file__).parents[2].joinpath("operator/splitinference/inpod/read_model.py").read_text() == script("read_model")
+    for name in ("fetch_model", "read_hub", "read_model"):
+        text = script(name)
+        assert "from splitinference" not in text, "a pod has the text alone"
+        assert len(text.encode()) < 128 * 1024, "the longest argument that Linux takes"
+        compile(text, name, "exec")

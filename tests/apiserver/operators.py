@@ -49,6 +49,7 @@ def an_operator(kubeconfig: str, **settings: str) -> Iterator[Operator]:
     """The process, until the block ends."""
     ports = free_port(), free_port()
     given = {"METRICS_PORT": str(ports[0]), "HEALTH_PORT": str(ports[1]), "RETRY_SECONDS": "0.5", "RESYNC_SECONDS": "1", **settings}
+    given.setdefault("ALLOWED_HOST_PATHS", '["/models"]')
     environment = {**os.environ, "KUBECONFIG": kubeconfig} | {f"SPLITINFERENCE_{name}": value for name, value in given.items()}
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "splitinference"], env=environment)
     try:

@@ -28,11 +28,18 @@ from splitinference.controller.ports import (
 )
 from splitinference.controller.status import stamp
 from splitinference.core.profile import Profile
-from splitinference.settings import Settings
+from splitinference.settings import AllowedToleration, Settings
 from tests.controller.objects import NAMESPACE, is_ready, merged
 from tests.controller.pretend_ports import Authority, Clock, ClusterOf, Gateways, Models, Segments
 
-SETTINGS = Settings(core_gflops=50.0, core_memory_bandwidth_gbps=1e6, prometheus_url="http://prometheus", gateway_memory="64Mi")
+SETTINGS = Settings(
+    core_gflops=50.0,
+    core_memory_bandwidth_gbps=1e6,
+    prometheus_url="http://prometheus",
+    gateway_memory="64Mi",
+    allowed_host_paths=("/m", "/models", "/n"),
+    allowed_tolerations=(AllowedToleration(operator="Exists"),),
+)
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ import pytest
 
 from splitinference.inpod import script
 from splitinference.inpod.fetch_model import layers_of, wanted_weights
-from tests.inpod.hub import FakeHub, a_hub
+from tests.inpod.hub import FakeHub, a_hub, endless
 from tests.inpod.test_read_model import safetensors
 
 FIRST = safetensors({"model.embed_tokens.weight": ("BF16", [8, 2], 32), "model.layers.0.w": ("BF16", [4, 2], 16)})
@@ -35,7 +35,8 @@ FILES = {
 
 
 def fetch(hub: FakeHub, folder: Path, layers: str, token: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", script("fetch_model"), hub.url, "owner/model", "main", str(folder), layers]
+    text = script("fetch_model").replace("time.sleep(min(2**attempt, 20))", "time.sleep(0)")  # a test need not wait
+    command = [sys.executable, "-c", text, hub.url, "owner/model", "main", str(folder), layers]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "HF_TOKEN": token})
 
 
@@ -72,7 +73,95 @@ def test_what_is_there_is_not_fetched_again(tmp_path):
         fetch(hub, tmp_path / "m", "0:4/4")
         before = len(hub.stored)
         assert fetch(hub, tmp_path / "m", "0:4/4").returncode == 0
-        assert len(hub.stored) == before
+        assert [request.headers["range"] for request in hub.stored[before:]] == ["bytes=0-0"], "one byte, to see that it may be had"
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "config.json", "tokenizer.json", "model.safetensors.index.json"])
+def test_a_file_that_was_changed_and_kept_its_size_is_fetched_anew(tmp_path, name):
+    with a_hub(FILES) as hub:
+        fetch(hub, tmp_path / "m", "0:4/4")
+        there = tmp_path / "m" / name
+        there.write_bytes(bytes(len(FILES[name])))
+        done = fetch(hub, tmp_path / "m", "0:4/4")
+    assert done.returncode == 0, done.stderr
+    assert there.read_bytes() == FILES[name]
+
+
+def test_a_link_to_elsewhere_is_replaced_by_the_file(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(FIRST)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a.safetensors").symlink_to(elsewhere)
+    with a_hub(FILES) as hub:
+        assert fetch(hub, tmp_path / "m", "0:1/4").returncode == 0
+    assert not (tmp_path / "m" / "a.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize("token", ["", "hf_wrong"])
+def test_weights_that_are_on_the_node_are_not_for_those_who_may_not_have_them(tmp_path, token):
+    with a_hub(FILES, token="hf_secret", gated=True) as hub:
+        assert fetch(hub, tmp_path / "m", "0:4/4", token="hf_secret").returncode == 0
+        done = fetch(hub, tmp_path / "m", "0:4/4", token=token)
+    assert done.returncode == 1
+    assert "the hub says 401" in done.stderr
+    assert "is the token right" in done.stderr
+
+
+@pytest.mark.parametrize("around", ["{}\n", " {} ", "\t{}\r\n\n"])
+def test_space_around_a_token_is_not_part_of_it(tmp_path, around):
+    with a_hub(FILES, token="hf_secret") as hub:
+        assert fetch(hub, tmp_path / "m", "none", token=around.format("hf_secret")).returncode == 0
+
+
+@pytest.mark.parametrize("token", ["hf_zq\nzqzq", "hf_zq\r\nX-Other: zqzq", "hf_zq zqzq", "hf_zqzqé", "hf_" + "x" * 2000])
+def test_what_cannot_be_a_token_is_said_without_it(tmp_path, token):
+    with a_hub(FILES, token="hf_secret") as hub:
+        done = fetch(hub, tmp_path / "m", "none", token=token)
+        assert not hub.asked
+    assert done.returncode == 1
+    assert "zq" not in done.stdout + done.stderr
+    assert "xxx" not in done.stdout + done.stderr
+    assert "one line of printable ASCII" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_password_and_no_signature_of_an_address_is_printed(tmp_path):
+    with a_hub(FILES) as hub:
+        hub.store_path = "/gone?X-Amz-Signature=s3cret"
+        done = fetch(hub, tmp_path / "m", "0:1/4")
+    assert done.returncode == 1
+    assert "/gone: the hub says 404" in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+def test_more_bytes_than_stated_are_not_written(tmp_path):
+    with a_hub(FILES) as hub:
+        hub.longer_by = 50_000_000
+        done = fetch(hub, tmp_path / "m", "0:1/4")
+        assert not [path for path in (tmp_path / "m").iterdir() if path.stat().st_size > 1_000_000]
+    assert done.returncode == 1
+    assert "too many" in done.stderr
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer", [HEAD, HEAD + b'{"sha": "', HEAD + b"[" * 100_000, b"HTTP/1.1 200 OK\r\nX: "], ids=["body", "string", "nested", "header"]
+)
+@pytest.mark.parametrize("name", ["fetch_model", "read_hub"])
+def test_an_endless_answer_is_given_up_in_little_memory(tmp_path, monkeypatch, answer, name):
+    """As in its pod: with so much memory that an answer which is kept would not fit."""
+    text = script(name).replace("TRIES = 5", "TRIES = 1")
+    limited = f"import resource\nresource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))\n{text}"
+    with endless(answer) as url:
+        arguments = [url, "owner/model", "main", *([str(tmp_path / "m"), "none"] if name == "fetch_model" else [])]
+        command = [sys.executable, "-c", limited, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "MemoryError" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr) < 600
 
 
 def test_a_download_that_breaks_is_continued(tmp_path):

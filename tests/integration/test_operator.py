@@ -59,6 +59,7 @@ def operator(kubeconfig: str, api: client.ApiClient, namespace: str) -> Iterator
         "RESYNC_SECONDS": str(RESYNC_SECONDS),
         "METRICS_PORT": str(metrics_port),
         "HEALTH_PORT": str(health_port),
+        "ALLOWED_HOST_PATHS": '["/models"]',
     }
     environment = {**os.environ, "KUBECONFIG": kubeconfig} | {f"SPLITINFERENCE_{name}": value for name, value in settings.items()}
     command = [sys.executable, "-W", "ignore", "-m", "splitinference"]

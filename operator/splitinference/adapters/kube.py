@@ -29,7 +29,8 @@ _MERGE = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _NEVER_READ = ("Secret",)
-_LOG_LIMIT_BYTES = 16 * 2**20
+_LOG_LIMIT_BYTES = 2 * 2**20
+"""Twice what a reading pod prints at most, as a ConfigMap holds no more."""
 _PAGE = "100"
 """Objects of one answer to a list. A node may be 20 kB of JSON, and as Python has it several times that, until what counts is kept."""
 
@@ -307,12 +308,6 @@ class KubeCluster:
             log.warning("the log of container %s of pod %s/%s cannot be read: %s", container, namespace, name, error)
             return ""
         return text if isinstance(text, str) else ""
-
-    def secret_value(self, namespace: str, name: str, key: str) -> bytes | None:
-        """One key of a Secret, still in base64; None if it is not there."""
-        secret = self._get(api_path("Secret", namespace, name))
-        value = ((secret or {}).get("data") or {}).get(key)
-        return None if value is None else str(value).encode()
 
     def _list(self, path: str, kind: str, **query: str) -> list[Manifest]:
         return [item for page, _ in self._pages(path, kind, **query) for item in page]

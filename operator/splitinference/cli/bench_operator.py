@@ -188,7 +188,7 @@ class Operator:
 def _operator(kubeconfig: Path, namespace: str, prometheus: str, folder: Path) -> Iterator[Operator]:
     port, health, log = free_port(), free_port(), folder / "operator.log"
     settings = {"NAMESPACES": namespace, "OPERATOR_NAMESPACE": namespace, "PROMETHEUS_URL": prometheus}
-    settings |= {"METRICS_PORT": str(port), "HEALTH_PORT": str(health)}
+    settings |= {"METRICS_PORT": str(port), "HEALTH_PORT": str(health), "ALLOWED_HOST_PATHS": '["/models"]'}
     # MALLOC_ARENA_MAX as its image has it.
     env = {"KUBECONFIG": str(kubeconfig), "MALLOC_ARENA_MAX": "2", **{f"SPLITINFERENCE_{name}": value for name, value in settings.items()}}
     with started([sys.executable, "-W", "ignore", "-m", "splitinference"], log, env) as process:

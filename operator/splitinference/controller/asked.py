@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from splitinference.controller import terms
+from splitinference.controller.allowed import violations
 from splitinference.controller.planned import Planned, asked_for
 from splitinference.controller.ports import Manifest, Models, Pending, Unreadable
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.status import Condition, Kind
 from splitinference.core.problem import Constraints
 from splitinference.core.profile import Profile
+from splitinference.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,15 @@ class Asked:
         return Condition(kind=Kind.ACCEPTED, holds=True, reason="Accepted", message=f"{self.profile.model}: {layers} layers")
 
 
-def read_asked(body: Manifest, models: Models) -> Asked | Condition:
+def read_asked(body: Manifest, models: Models, settings: Settings) -> Asked | Condition:
     """What is asked for; or the condition that says why it cannot be worked with (not known: while the model is being read)."""
     resource = read_resource(body)
     if isinstance(resource, Rejected):
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(resource))
+    # Before anything is made for it: the pod that reads a model mounts the folder, too.
+    if broken := violations(resource.spec, settings):
+        message = "; ".join(map(str, broken)) + ". Ask whoever installed the operator to allow it; the plan in force goes on serving"
+        return Condition(kind=Kind.ACCEPTED, holds=False, reason="PolicyViolation", message=message)
     profile = models.profile(body)
     match profile:
         case Unreadable(reason=reason, message=message):

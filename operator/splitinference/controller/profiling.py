@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from splitinference.controller.bounded import gunzip, parse_json
 from splitinference.controller.machine import foreign
-from splitinference.controller.objects import Manifest, container, metadata, on_node, on_nodes_with, pod_spec
+from splitinference.controller.objects import Manifest, container, environment, metadata, on_node, on_nodes_with, pod_spec
 from splitinference.controller.pod_template import PodKind, finish
 from splitinference.controller.resource import Resource, TolerationSpec
 from splitinference.controller.source import NO_WEIGHTS, model_files
 from splitinference.controller.starting import Limits, ended_with, hindrance
 from splitinference.inpod import script
-from splitinference.inpod.read_model import BEGIN, END
+from splitinference.inpod.packed import BEGIN, END
 from splitinference.settings import Settings
 
 PROFILE = "profile"
@@ -30,6 +31,11 @@ AT_ONCE = 3
 ANY_NODE = ""
 _SAYS_NOTHING = ("ContainerCreating", "NoScheduler")
 _KEY = "model.json.gz.b64"
+_HUB_SECONDS = 120
+"""A hub takes longer than a folder: two requests for each file."""
+_MOST_BYTES = 32 * 2**20
+_MOST_VALUES = 1_500_000
+"""Of one model, unpacked: the largest known has 91 thousand tensors with six values each, in 9 MB."""
 
 
 @dataclass(frozen=True)
@@ -81,27 +87,18 @@ def pod_name(resource: Resource, node: str, settings: Settings) -> str:
 
 
 def profile_pod(resource: Resource, node: str, settings: Settings) -> Manifest:
-    """The pod: it runs in the segment image, as that is what these nodes have or will need."""
-    files = model_files(resource, settings, settings.segment_image, NO_WEIGHTS)
-    source = resource.spec.model.source
-    called = source.host_path.path if source.host_path else source.describe()
-    reader = container(
-        PROFILE,
-        settings.segment_image,
-        settings,
-        command=["python3", "-I", "-c", script("read_model"), files.path, called],
-        resources={"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
-        volumeMounts=[files.mount],
-    )
+    """The pod: it runs in the segment image, as that is what these nodes have or will need, and in the resource's namespace, so that the
+    operator itself needs neither the model's files nor the hub's token."""
+    reader, volumes = _hub_reader(resource, settings) or _folder_reader(resource, settings)
     about = metadata(resource, pod_name(resource, node, settings), PROFILE, {SOURCE: source_digest(resource)})
     spec = pod_spec(
         resource,
         settings,
         [reader],
         restartPolicy="Never",
-        activeDeadlineSeconds=settings.profile_seconds,
+        activeDeadlineSeconds=deadline_seconds(resource, settings),
         terminationGracePeriodSeconds=1,
-        volumes=[files.volume],
+        volumes=volumes,
     )
     affinity = on_nodes_with([resource.spec.placement.node_selector], settings.architectures) if node == ANY_NODE else on_node(node)
     if affinity:
@@ -110,9 +107,37 @@ def profile_pod(resource: Resource, node: str, settings: Settings) -> Manifest:
     return finish(pod, resource, settings, PodKind.JOBS)
 
 
+def _folder_reader(resource: Resource, settings: Settings) -> tuple[Manifest, list[Manifest]]:
+    files = model_files(resource, settings, settings.segment_image, NO_WEIGHTS)
+    source = resource.spec.model.source
+    called = source.host_path.path if source.host_path else source.describe()
+    command = ["python3", "-I", "-c", script("read_model"), files.path, called]
+    return _reader(settings, command, volumeMounts=[files.mount]), [files.volume]
+
+
+def _hub_reader(resource: Resource, settings: Settings) -> tuple[Manifest, list[Manifest]] | None:
+    if (hub := resource.spec.model.source.hugging_face) is None:
+        return None
+    command = ["python3", "-c", script("read_hub"), settings.hugging_face_endpoint.rstrip("/"), hub.repository, hub.revision]
+    variables = environment({"HOME": "/tmp"})
+    if secret := hub.token_secret_ref:
+        variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}})
+    return _reader(settings, command, env=variables), []
+
+
+def _reader(settings: Settings, command: list[str], **fields: Any) -> Manifest:
+    resources = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
+    return container(PROFILE, settings.segment_image, settings, command=command, resources=resources, **fields)
+
+
+def deadline_seconds(resource: Resource, settings: Settings) -> int:
+    """A reading pod may take so long, image pull included."""
+    return settings.profile_seconds + (_HUB_SECONDS if resource.spec.model.source.hugging_face else 0)
+
+
 def candidates(resource: Resource, nodes: Sequence[Mapping[str, Any]], settings: Settings) -> tuple[str, ...]:
-    """Nodes on which the model may be read, by name; ANY_NODE for a claim."""
-    if resource.spec.model.source.persistent_volume_claim:
+    """Nodes on which the model may be read, by name; ANY_NODE for a claim and for a hub."""
+    if resource.spec.model.source.host_path is None:
         return (ANY_NODE,)
     return tuple(sorted(node["metadata"]["name"] for node in nodes if _usable(resource, node, settings)))
 
@@ -136,9 +161,9 @@ def next_step(
             return Take(pod["metadata"]["name"])
         created = _created(pod, now)
         # The kubelet ends a pod that takes too long; one that was never given to a kubelet is given up here.
-        overdue = (now - created).total_seconds() > settings.profile_seconds + 15
+        overdue = (now - created).total_seconds() > deadline_seconds(resource, settings) + 15
         if phase == "Failed" or overdue:
-            failures[node] = _why(pod, now) if phase == "Failed" else _unscheduled(pod, settings, now)
+            failures[node] = _why(pod, resource, now) if phase == "Failed" else _unscheduled(pod, resource, settings, now)
             youngest = max(youngest or created, created)
         else:
             running.append(node)
@@ -186,11 +211,11 @@ def pack(config: Mapping[str, Any], tensors: Mapping[str, Sequence[Any]]) -> str
 
 
 def unpack(packed: str) -> tuple[dict[str, Any], dict[str, Sequence[Any]]] | None:
-    """Configuration and tensors (name → dtype, shape, bytes); None where it is damaged."""
+    """Configuration and tensors (name → dtype, shape, bytes); None where it is damaged, or larger than a model's can be."""
     try:
-        whole = json.loads(gzip.decompress(base64.b64decode(packed, validate=True)))
+        whole = parse_json(gunzip(base64.b64decode(packed, validate=True), _MOST_BYTES), _MOST_VALUES)
         return dict(whole["config"]), dict(whole["tensors"])
-    except (binascii.Error, OSError, EOFError, ValueError, KeyError, TypeError):
+    except (binascii.Error, ValueError, KeyError, TypeError):
         return None
 
 
@@ -227,20 +252,21 @@ def _phase(pod: Mapping[str, Any]) -> str:
     return str((pod.get("status") or {}).get("phase"))
 
 
-def _why(pod: Mapping[str, Any], now: datetime) -> str:
+def _why(pod: Mapping[str, Any], resource: Resource, now: datetime) -> str:
     status = pod.get("status") or {}
     if message := (ended_with(pod, PROFILE) or {}).get("message"):
         return str(message).strip().splitlines()[-1]
     if (cause := hindrance(pod, PROFILE, now)) is not None and cause.reason not in _SAYS_NOTHING:
         return cause.text
     if status.get("reason") == "DeadlineExceeded":
-        return "the pod could not start in time: most likely the node has no such folder"
+        folder = resource.spec.model.source.host_path is not None
+        return "the pod could not start in time" + (": most likely the node has no such folder" if folder else "")
     return str(status.get("message") or status.get("reason") or "the pod failed and left no message")
 
 
-def _unscheduled(pod: Mapping[str, Any], settings: Settings, now: datetime) -> str:
+def _unscheduled(pod: Mapping[str, Any], resource: Resource, settings: Settings, now: datetime) -> str:
     for condition in (pod.get("status") or {}).get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") != "True":
             return f"no node was found for the pod: {condition.get('message', '')}".strip(": ")
     cause = hindrance(pod, PROFILE, now, Limits.of(settings))
-    return f"the pod did not end within {settings.profile_seconds} s" + (f": {cause.text}" if cause else "")
+    return f"the pod did not end within {deadline_seconds(resource, settings)} s" + (f": {cause.text}" if cause else "")

@@ -145,7 +145,7 @@ class _Pass:
     def run(self) -> Looked:
         """The pass."""
         self._ensure_secrets()
-        asked = read_asked(self.body, self.ports.models)
+        asked = read_asked(self.body, self.ports.models, self.settings)
         planned, profile, built = self._planned(asked)
         looker = Looker(self.ports, self.settings, self.body, self.sight, self.kept.told)
         wanted = frozenset(built.target.segments) if built else frozenset[str]()

@@ -1,21 +1,19 @@
 """Print what a model's folder says about itself: config.json and the tensor tables of its *.safetensors files.
 
-Runs in a pod on a node that has the folder; the operator reads the pod's log. The output is JSON, gzipped and in base64, between two
-marks, so that a long table fits in a log: `{"config": {...}, "tensors": {name: [dtype, shape, bytes]}}`. What is wrong goes to stderr in
-one line, exit 1.
+Runs in a pod on a node that has the folder; the operator reads the pod's log. The output is packed (packed.py):
+`{"config": {...}, "tensors": {name: [dtype, shape, bytes]}}`. What is wrong goes to stderr in one line, exit 1.
 """
-# ruff: noqa: T201
 
-import base64
-import gzip
 import json
 import os
 import sys
 from typing import Any
 
-BEGIN = "-----BEGIN SPLITINFERENCE MODEL-----"
-END = "-----END SPLITINFERENCE MODEL-----"
-HEADER_LIMIT = 100 * 2**20
+from splitinference.inpod.packed import complain, hand_over
+
+HEADER_LIMIT = 32 * 2**20
+HEADERS_LIMIT = 96 * 2**20
+CONFIG_LIMIT = 4 * 2**20
 
 
 def read_table(path: str) -> dict[str, list[Any]]:
@@ -38,7 +36,10 @@ def read_table(path: str) -> dict[str, list[Any]]:
 def read_model(folder: str) -> dict[str, Any]:
     """Configuration and tensors of the model in `folder`. OSError, ValueError: what is missing or wrong."""
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        config = json.load(file)
+        text = file.read(CONFIG_LIMIT + 1)
+    if len(text) > CONFIG_LIMIT:
+        raise ValueError(f"{folder}/config.json is longer than {CONFIG_LIMIT} characters")
+    config = json.loads(text)
     names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
     if not names:
         raise ValueError(f"{folder} has no *.safetensors file")
@@ -51,15 +52,14 @@ def read_model(folder: str) -> dict[str, Any]:
 def main(folder: str, called: str) -> int:
     """Print the model in `folder`, which users know as `called`; return the exit status."""
     try:
-        text = json.dumps(read_model(folder), separators=(",", ":"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(str(error).replace(folder, called), file=sys.stderr)
+        found = read_model(folder)
+        hand_over(found["config"], found["tensors"])
+    except RecursionError:
+        complain(f"{called}: config.json or a tensor table is nested too deeply")
         return 1
-    packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
-    print(BEGIN)
-    for start in range(0, len(packed), 1000):
-        print(packed[start : start + 1000])
-    print(END, flush=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        complain(str(error).replace(folder, called))
+        return 1
     return 0
 
 

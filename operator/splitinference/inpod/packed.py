@@ -1,0 +1,32 @@
+"""How a reading pod hands over what it read: gzipped JSON in base64 between two marks in its log."""
+# ruff: noqa: T201
+
+import base64
+import gzip
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+BEGIN = "-----BEGIN SPLITINFERENCE MODEL-----"
+END = "-----END SPLITINFERENCE MODEL-----"
+MOST_PRINTED = 900_000
+"""The operator keeps it in a ConfigMap, which may have 1 MiB."""
+
+
+def hand_over(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Print it. ValueError: it is too large to be kept."""
+    text = json.dumps({"config": config, "tensors": tensors}, separators=(",", ":"))
+    packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    if len(packed) > MOST_PRINTED:
+        raise ValueError(f"the model's configuration and tensor tables take {len(packed)} bytes packed; at most {MOST_PRINTED} can be kept")
+    print(BEGIN)
+    for start in range(0, len(packed), 1000):
+        print(packed[start : start + 1000])
+    print(END, flush=True)
+
+
+def complain(text: object) -> None:
+    """Say what is wrong: one line of bounded length, without control characters."""
+    words = " ".join(str(text).split())
+    print("".join(c if c.isprintable() else "?" for c in words)[:500], file=sys.stderr)

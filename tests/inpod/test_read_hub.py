@@ -1,0 +1,118 @@
+"""The script that reads a model's shape from a hub, run as a pod runs it, and read back as the operator does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from splitinference.controller import profiling
+from splitinference.inpod import script
+from splitinference.inpod.read_hub import FIRST_BYTES
+from tests.inpod.hub import FakeHub, a_hub
+from tests.inpod.test_read_model import safetensors
+
+FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "a.safetensors": safetensors({"model.embed_tokens.weight": ("BF16", [8, 2], 32)}) + bytes(4 * FIRST_BYTES),
+    "b.safetensors": safetensors({f"model.layers.{i}.w": ("F32", [2], 8) for i in range(4000)}),
+    "onnx/c.safetensors": b"elsewhere",
+}
+
+
+def read(hub: FakeHub, token: str = "", revision: str = "main") -> subprocess.CompletedProcess[str]:
+    text = script("read_hub").replace("time.sleep(min(2**attempt, 20))", "time.sleep(0)")  # a test need not wait
+    command = [sys.executable, "-c", text, hub.url, "owner/model", revision]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "HF_TOKEN": token})
+
+
+def unpacked(done: subprocess.CompletedProcess[str]) -> tuple[dict[str, object], dict[str, object]]:
+    assert done.returncode == 0, done.stderr
+    packed = profiling.from_log(done.stdout)
+    assert packed is not None
+    found = profiling.unpack(packed)
+    assert found is not None
+    return found[0], dict(found[1])
+
+
+def test_configuration_and_tables_are_read_without_the_weights():
+    with a_hub(FILES) as hub:
+        config, tensors = unpacked(read(hub))
+        assert sum(int(r.headers["range"].split("-")[1]) + 1 for r in hub.stored) < 4 * FIRST_BYTES
+    assert config == {"model_type": "llama"}
+    assert tensors["model.embed_tokens.weight"] == ["BF16", [8, 2], 32]
+    assert len(tensors) == 4001, "a table longer than the first request is read to its end"
+
+
+def test_the_token_is_for_the_hub_alone_and_never_printed():
+    with a_hub(FILES, token="hf_secret") as hub:
+        done = read(hub, "hf_secret\n")
+        assert all(request.headers["authorization"] == "Bearer hf_secret" for request in hub.asked)
+        assert hub.stored
+        assert not any("authorization" in request.headers for request in hub.stored)
+    unpacked(done)
+    assert "hf_secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("token", ["", "hf_wrong"])
+def test_a_gated_model_needs_its_token(token):
+    with a_hub(FILES, token="hf_secret", gated=True) as hub:
+        done = read(hub, token)
+    assert done.returncode == 1
+    assert "the hub says 401" in done.stderr
+    assert "is the token right" in done.stderr
+    assert "hf_wrong" not in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["config.json", "a.safetensors"])
+def test_a_repository_without_a_model_is_said(missing):
+    with a_hub({missing: b"{}"}) as hub:
+        done = read(hub)
+    assert done.returncode == 1
+    assert "owner/model at main: it has no config.json or no *.safetensors file in its root" in done.stderr
+
+
+def test_a_revision_that_is_not_there_is_said():
+    with a_hub(FILES) as hub:
+        done = read(hub, revision="v2")
+    assert done.returncode == 1
+    assert "the hub says 404" in done.stderr
+
+
+CUT = safetensors({"w": ("F32", [1000], 4000)})[:-10]
+BAD = {
+    "no table": b"GGUF",
+    "an endless table": (1 << 40).to_bytes(8, "little") + b"{}",
+    "no json": (4).to_bytes(8, "little") + b"{{{{",
+    "a list": (2).to_bytes(8, "little") + b"[]",
+    "strange entries": (16).to_bytes(8, "little") + b'{"w": {"a": 1} }',
+    "nested": (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    "cut short": CUT,
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_damaged_file_is_named(what):
+    with a_hub({"config.json": b"{}", "w.safetensors": BAD[what]}) as hub:
+        done = read(hub)
+    assert done.returncode == 1
+    assert "w.safetensors" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("config", [b"[]", b"nonsense", b'{"a": "' + b"x" * (5 << 20) + b'"}', b"[" * 1_000_000])
+def test_a_configuration_that_is_none_is_said(config):
+    with a_hub({"config.json": config, "w.safetensors": FILES["b.safetensors"]}) as hub:
+        done = read(hub)
+    assert done.returncode == 1
+    assert "owner/model at main: " in done.stderr
+    assert len(done.stderr) < 600
+
+
+def test_tables_that_cannot_be_kept_are_said():
+    random = {f"{os.urandom(40).hex()}.w": ("F32", [2], 8) for _ in range(20_000)}
+    with a_hub({"config.json": json.dumps({"a": 1}).encode(), "w.safetensors": safetensors(random)}) as hub:
+        done = read(hub)
+    assert done.returncode == 1
+    assert "bytes packed" in done.stderr
