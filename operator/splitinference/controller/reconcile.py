@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from splitinference.controller.asked import Asked, profile_for, read_asked
+from splitinference.controller.budget import BUDGET, budget_name, segments_budget
 from splitinference.controller.facts import calibrated, facts_of, rehearsed
-from splitinference.controller.front import ensure_gateway, is_coming
+from splitinference.controller.front import Front, ensure_gateway, is_coming, restore_gateway
 from splitinference.controller.look import Looker, Seen, owner_of
+from splitinference.controller.owned import Keeper
 from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
 from splitinference.controller.ports import Manifest, Ports, RefusedError
@@ -21,7 +23,7 @@ from splitinference.controller.recall import read_recall
 from splitinference.controller.report import Report, events, status_of
 from splitinference.controller.resource import Prefetch, Resource, read_resource
 from splitinference.controller.reviews import Reviews
-from splitinference.controller.route import withdrawn
+from splitinference.controller.route import Stored, withdrawn
 from splitinference.controller.sight import Sight
 from splitinference.controller.starting import Told
 from splitinference.controller.status import Condition, merge_patch
@@ -65,7 +67,8 @@ class _Kept:
 
     proofs: Proofs
     built: "_Read | None" = None
-    gateway: str = ""
+    front: Front = field(default_factory=Front)
+    keeper: Keeper = field(default_factory=Keeper)
     refusals: int = 0
     told: Told = field(default_factory=Told)
 
@@ -131,6 +134,7 @@ class _Pass:
     sight: Sight
     reviews: Reviews
     refused: list[str] = field(default_factory=list)
+    restored: tuple[str, ...] = ()
     problem: Problem | None = None
 
     @property
@@ -179,11 +183,15 @@ class _Pass:
         steps, kept_from = allowed(steps, seen, built, resource, promised_rules(planned, self.body, profile))
         walker = Walker(self.ports, body, resource, built, seen)
         walker.ensure_services()
+        self.restored += tuple(walker.restored)
         stored = walker.take(steps.actions) if isinstance(steps, Steps) else seen.stored
         self.refused += walker.refused
         # The gateway changes when its route does not: another model's tokenizer must not meet the segments of this one.
         if isinstance(steps, Done) or seen.stored is None or not seen.gateways:
             self._ensure_gateway(body, profile, seen)
+        else:
+            self._restore_gateway(body, profile)
+        self._keep_budget(resource, stored)
         if isinstance(steps, Done) and self.problem is not None:
             likely = resource.spec.adaptation.prefetch is Prefetch.LIKELY_TARGETS
             self.refused += Prefetcher(self.ports, body, profile).keep(planned.plan if likely else None, self.problem, seen.owned)
@@ -263,9 +271,28 @@ class _Pass:
 
     def _ensure_gateway(self, body: Manifest, profile: Profile, seen: Seen) -> None:
         try:
-            self.kept.gateway = ensure_gateway(self.ports, body, profile, self.kept.gateway, seen)
+            self.restored += ensure_gateway(self.ports, body, profile, self.kept.front, seen)
         except RefusedError as error:
             self.refused.append(f"the gateway was refused: {error}")
+
+    def _restore_gateway(self, body: Manifest, profile: Profile) -> None:
+        try:
+            self.restored += restore_gateway(self.ports, body, profile, self.kept.front)
+        except RefusedError as error:
+            self.refused.append(f"the gateway was refused: {error}")
+
+    def _keep_budget(self, resource: Resource, stored: Stored | None) -> None:
+        """What serves may not be evicted; what does not may."""
+        if not self.settings.disruption_budgets:
+            return
+        cluster = self.ports.cluster
+        try:
+            if stored is not None:
+                self.kept.keeper.keep(cluster, [segments_budget(resource, stored.route.names)])
+            elif cluster.owned(BUDGET, resource.namespace, resource.name):
+                cluster.delete(BUDGET, resource.namespace, budget_name(resource.name))
+        except RefusedError as error:
+            self.refused.append(f"the PodDisruptionBudget of the segments was refused: {error}")
 
     # --- the end ---------------------------------------------------------------------------------------------------------------------
 
@@ -275,13 +302,15 @@ class _Pass:
         self.kept.refusals = self.kept.refusals + 1 if self.refused else 0
         if doubted or _overtaken(report.decision):
             return Looked(again_seconds=_WALKING_SECONDS)
+        if self.restored and not self.refused:
+            return Looked(again_seconds=_WALKING_SECONDS)
         if self.refused:  # a quota, say: it may take hours, and what is changed here wakes a pass anyway
             return Looked(again_seconds=_WALKING_SECONDS * 2 ** min(self.kept.refusals - 1, _MOST_DOUBLINGS))
         return Looked(again_seconds=again_seconds)
 
     def _write(self, report: Report) -> None:
         """Write what changed of the status, and its events."""
-        report = replace(report, proofs=self.kept.proofs.proven, refused=tuple(self.refused))
+        report = replace(report, proofs=self.kept.proofs.proven, refused=tuple(self.refused), restored=self.restored)
         before, after = report.seen.status, status_of(report)
         patch = merge_patch(before, after)
         if not patch:

@@ -34,7 +34,8 @@ Event = tuple[Literal["Normal", "Warning"], str, str]
 
 @dataclass(frozen=True)
 class Report:
-    """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take."""
+    """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not
+    take; `restored`: what others deleted or changed."""
 
     seen: Seen
     accepted: Condition
@@ -46,6 +47,7 @@ class Report:
     serving: Route | None = None
     proofs: frozenset[str] = frozenset()
     refused: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
     endpoint: str = ""
     exposed: tuple[str, ...] = ()
     verdict: Verdict | None = None
@@ -197,6 +199,8 @@ def _ready(report: Report) -> Condition:
         message = "all segments serve; no pod of the gateway is ready"
         causes = [*(words for words in report.refused if "gateway" in words), *gateway_words(report.seen)]
         return Condition(kind=kind, holds=False, reason="GatewayNotReady", message="; ".join([message, *causes]))
+    if report.restored:
+        return Condition(kind=kind, holds=False, reason="ObjectsMissing", message="; ".join(report.restored))
     message = f"{len(report.serving.names)} segments serve, each proven by an inference"
     return Condition(kind=kind, holds=True, reason="Serving", message=message)
 
