@@ -22,9 +22,10 @@ def test_the_operator_folder_is_no_package():
     assert not (ROOT / "operator" / "__init__.py").exists()
 
 
-def test_the_crd_is_kept_once():
+def test_the_crd_is_kept_once_and_the_charts_copy_equals_it():
     crds = [p for p in tracked("*.yaml", "*.yml") if not p.is_symlink() and "kind: CustomResourceDefinition" in p.read_text()]
-    assert [p.relative_to(ROOT).parts[0] for p in crds] == ["crds"]
+    assert sorted(str(p.relative_to(ROOT).parent) for p in crds) == ["charts/splitinference/crds", "crds"]
+    assert len({p.read_bytes() for p in crds}) == 1
 
 
 def test_chart_version_is_the_package_version():

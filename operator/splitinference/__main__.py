@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from splitinference import __version__
 from splitinference.adapters.clock import SystemClock
+from splitinference.adapters.crd import CrdNotes
 from splitinference.adapters.gateway import GatewayRoutes
 from splitinference.adapters.kube import connect
 from splitinference.adapters.listen import health_address
@@ -68,7 +69,7 @@ def run(settings: Settings) -> None:
         planning=threading.Lock(),
     )
     with SolverProcess(niceness=_SOLVER_NICENESS) as solver, threads, background:
-        reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve))
+        reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve), CrdNotes(cluster))
         passes = Passes(
             one_pass=lambda key: one_pass(reconciler, key),
             executor=threads,

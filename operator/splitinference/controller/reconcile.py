@@ -4,7 +4,7 @@ A pass never waits, and takes nothing for granted that an earlier pass did: it m
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from splitinference.controller.asked import Asked, profile_for, read_asked
@@ -90,6 +90,7 @@ class Reconciler:
     ports: Ports
     settings: Settings
     solve: Solve
+    crd_note: Callable[[], str] = lambda: ""
     _kept: dict[Key, _Kept] = field(default_factory=dict)
     _reviews: Reviews = field(default_factory=Reviews)
 
@@ -107,7 +108,7 @@ class Reconciler:
             (namespace, name), _Kept(proofs=Proofs(proven=frozenset(read_recall(body.get("status") or {}).proofs)))
         )
         asked = _Asked(self.solve)
-        looked = _Pass(self.ports, self.settings, asked, body, resources, kept, self._sight, self._reviews).run()
+        looked = _Pass(self.ports, self.settings, asked, body, resources, kept, self._sight, self._reviews, self.crd_note()).run()
         return replace(looked, solved=asked.times > 0)
 
 
@@ -133,6 +134,7 @@ class _Pass:
     kept: _Kept
     sight: Sight
     reviews: Reviews
+    crd_note: str = ""
     refused: list[str] = field(default_factory=list)
     restored: tuple[str, ...] = ()
     problem: Problem | None = None
@@ -310,6 +312,9 @@ class _Pass:
 
     def _write(self, report: Report) -> None:
         """Write what changed of the status, and its events."""
+        if self.crd_note:
+            message = "; ".join(filter(None, [report.accepted.message, self.crd_note]))
+            report = replace(report, accepted=report.accepted.model_copy(update={"message": message}))
         report = replace(report, proofs=self.kept.proofs.proven, refused=tuple(self.refused), restored=self.restored)
         before, after = report.seen.status, status_of(report)
         patch = merge_patch(before, after)

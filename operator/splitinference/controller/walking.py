@@ -47,7 +47,11 @@ class Walker:
             if pod.name in self.built.objects:
                 service, found = self.built.objects[pod.name].service, there.get(pod.name)
                 if found is None or difference(service, found):
-                    self.ports.cluster.apply(service)
+                    try:
+                        self.ports.cluster.apply(service)
+                    except RefusedError as error:
+                        self.refused.append(f"Service {pod.name}: refused: {error}")
+                        continue
                     why = "was missing" if found is None else "was changed"
                     self.restored.append(f"Service {pod.name} {why} and is made again")
 
