@@ -8,7 +8,7 @@ import pytest
 from tests.controller.stories import images, reasons, serving, small
 from tests.controller.world import Killed, Operator, World, a_body
 
-WRITES = 32
+WRITES = 35
 
 
 def story(world: World, operator_of: Any) -> None:
@@ -58,7 +58,7 @@ def test_killed_before_any_write_the_story_ends_the_same(writes):
     assert "UtilizationShifted" in reasons(world)
 
 
-UPGRADE_WRITES = 29
+UPGRADE_WRITES = 31
 
 
 def upgrade(world: World, killed_after: int | None) -> None:

@@ -287,12 +287,12 @@ class _Pass:
         """What serves may not be evicted; what does not may."""
         if not self.settings.disruption_budgets:
             return
-        cluster = self.ports.cluster
+        cluster, name = self.ports.cluster, budget_name(resource.name)
         try:
             if stored is not None:
                 self.kept.keeper.keep(cluster, [segments_budget(resource, stored.route.names)])
-            elif cluster.owned(BUDGET, resource.namespace, resource.name):
-                cluster.delete(BUDGET, resource.namespace, budget_name(resource.name))
+            elif any(found["metadata"]["name"] == name for found in cluster.owned(BUDGET, resource.namespace, resource.name)):
+                cluster.delete(BUDGET, resource.namespace, name)
         except RefusedError as error:
             self.refused.append(f"the PodDisruptionBudget of the segments was refused: {error}")
 
