@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from splitinference import __version__
 from splitinference.adapters.certificates import CertificateAuthority, RootSecret
 from splitinference.adapters.clock import SystemClock
+from splitinference.adapters.crd import CrdNotes
 from splitinference.adapters.gateway import GatewayRoutes
 from splitinference.adapters.kube import connect
 from splitinference.adapters.leases import KubeLeases, boot_seconds, healthy, holding, new_identity, wait_to_lead
@@ -113,7 +114,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
         return body is None or claims.serves(body)
 
     with SolverProcess(niceness=_SOLVER_NICENESS) as solver, threads:
-        reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve))
+        reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve), CrdNotes(cluster))
         passes = Passes(
             one_pass=lambda key: one_pass(reconciler, serves, key),
             executor=threads,

@@ -88,7 +88,7 @@ POD: dict[str, Any] = {
 
 def test_of_others_pods_where_they_are_and_what_they_request_is_kept():
     kept = pod_kept(POD)
-    assert (requested_bytes(kept), requested_millicores(kept)) == (requested_bytes(POD), requested_millicores(POD)) == (309 * 2**20, 100)
+    assert (requested_bytes(kept), requested_millicores(kept)) == (requested_bytes(POD), requested_millicores(POD)) == (308 * 2**20, 100)
     assert node_of(kept) == "a"
     assert (kept["metadata"], kept["status"]) == ({"namespace": "team", "name": "web-0"}, {"phase": "Running"})
     assert pod_kept(changed(POD, "status", "podIP", value="10.0.0.2")) == kept

@@ -66,7 +66,8 @@ class FakeCluster:
     def delete(self, kind: str, namespace: str, name: str) -> None:
         self.objects.pop((kind, name), None)
 
-    def pod_log(self, namespace: str, name: str) -> str:
+    def pod_log(self, namespace: str, name: str, container: str) -> str:
+        assert container == "profile"
         return self.logs.get(name, "")
 
     def pods(self) -> list[str]:

@@ -467,7 +467,7 @@ def test_numbers_stand_where_kubernetes_wants_strings(tmp_path):
 segments: {cpuRequest: 1, cpuLimit: 2.5, user: 1000660000, resources: {limits: {ephemeral-storage: 1000000000}}}
 operator: {podAnnotations: {a: 8080, b: true, c: 1.5}, nodeSelector: {gpu: true, pool: 3}}
 extraSettings: {PROFILE_SECONDS: 1000000, LINK_MBPS: 0.5}
-podTemplate: {segments: {annotations: {port: 8080, on: true}, env: [{name: THREADS, value: 8}]}}
+podTemplate: {segments: {annotations: {port: 8080, enabled: true}, env: [{name: THREADS, value: 8}]}}
 disruption: {safeToEvict: true}
 """,
     )
@@ -486,7 +486,7 @@ disruption: {safeToEvict: true}
 def test_the_operator_takes_what_such_values_become(tmp_path, monkeypatch):
     text = """
 segments: {user: "", resources: {limits: {ephemeral-storage: 1000000000}}}
-podTemplate: {segments: {annotations: {port: 8080, on: true}, env: [{name: THREADS, value: 8}]}, gateway: {priorityClassName: high}}
+podTemplate: {segments: {annotations: {port: 8080, enabled: true}, env: [{name: THREADS, value: 8}]}, gateway: {priorityClassName: high}}
 serviceMesh: {optOut: []}
 """
     for name, value in environment(values(tmp_path, text)).items():
@@ -495,7 +495,7 @@ serviceMesh: {optOut: []}
     assert read.pod_user is None
     assert read.mesh_opt_outs == ()
     pod = Manifests(read).segment(a_resource(), a_profile(), Segment(start=0, end=4, node="a"), 1, 1).pod
-    assert {"port": "8080", "on": "true"}.items() <= pod["metadata"]["annotations"].items()
+    assert {"port": "8080", "enabled": "true"}.items() <= pod["metadata"]["annotations"].items()
     assert {"name": "THREADS", "value": "8"} in pod["spec"]["containers"][0]["env"]
     assert pod["spec"]["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "1000000000"
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from splitinference.adapters.kept import pod_kept
 from splitinference.controller.ports import Sample, Samples
 from splitinference.controller.quantity import quantity
 from splitinference.controller.readings import Measured
@@ -111,6 +112,62 @@ def test_nodes_that_the_images_do_not_run_on_are_excluded_whatever_is_tolerated(
     (found,) = read([node]).snapshot.nodes
     assert found.excluded == why
     assert unusable(found, a_problem(found, constraints=Constraints(tolerations=(Toleration(operator="Exists"),)))) == (why or None)
+
+
+# --- the scheduler's own sums --------------------------------------------------------------------------------------------------------
+
+
+def holding(memory: str | None = "100Mi", **spec: Any) -> dict[str, Any]:
+    pod = a_pod("x", "a")
+    pod["spec"]["containers"][0]["resources"]["requests"] = {"memory": memory} if memory else {}
+    pod["spec"] |= spec
+    return pod
+
+
+def an_init(memory: str, sidecar: bool = False) -> dict[str, Any]:
+    container = {"name": f"i-{memory}-{sidecar}", "resources": {"requests": {"memory": memory}}}
+    return container | ({"restartPolicy": "Always"} if sidecar else {})
+
+
+def resized(asked: str, given: str, allocated: str | None = None, infeasible: bool = False) -> dict[str, Any]:
+    pod = holding(asked)
+    status: dict[str, Any] = {"name": "segment", "resources": {"requests": {"memory": given}}}
+    if allocated:
+        status["allocatedResources"] = {"memory": allocated}
+    pod["status"]["containerStatuses"] = [{"name": "other", "resources": {"requests": {"memory": "9Gi"}}}, status]
+    if infeasible:
+        pod["status"]["conditions"] = [{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]
+    return pod
+
+
+@pytest.mark.parametrize(
+    ("pod", "mib"),
+    [
+        (holding(resources={"requests": {"memory": "300Mi"}}), 300),  # for the whole pod, whatever its containers say
+        (holding(resources={"requests": {"cpu": "1"}}), 100),  # of another resource
+        (holding(resources={"requests": {"memory": "300Mi"}}, overhead={"memory": "50Mi"}), 350),  # such as Kata's
+        (holding(initContainers=[an_init("60Mi", sidecar=True), an_init("70Mi")]), 160),  # sidecar beside the container
+        (holding(initContainers=[an_init("250Mi"), an_init("90Mi", sidecar=True)]), 250),  # this sidecar starts after it
+        (holding(initContainers=[an_init("90Mi", sidecar=True), an_init("250Mi")]), 340),  # and this one before it
+        (resized("100Mi", "200Mi"), 200),  # smaller, not done yet
+        (resized("200Mi", "100Mi"), 200),  # larger, not done yet
+        (resized("100Mi", "100Mi", "150Mi"), 150),  # given to the pod, not yet to the container
+        (resized("800Mi", "100Mi", "100Mi", infeasible=True), 100),  # never to be done
+    ],
+)
+def test_memory_is_counted_as_the_scheduler_counts(pod, mib):
+    for seen in (pod, pod_kept(pod)):
+        assert read([a_node("a", mib=1000)], [seen]).snapshot.nodes[0].memory_free_bytes == (1000 - mib) * MIB
+
+
+def test_a_node_that_takes_no_more_pods_takes_no_segment():
+    node = a_node("a", mib=1000)
+    node["status"]["allocatable"]["pods"] = "2"
+    one, two = a_pod("x", "a", "1Mi"), a_pod("y", "a", "1Mi")
+    assert read([node], [one]).snapshot.nodes[0].excluded == ""
+    assert read([node], [one, two]).snapshot.nodes[0].excluded == "it has 2 pods and takes no more than 2"
+    assert read([node], [one, two | {"status": {"phase": "Succeeded"}}]).snapshot.nodes[0].excluded == "", "what ended does not count"
+    assert read([node], [one, a_pod("s", "a", "1Mi", "chat")]).snapshot.nodes[0].excluded == "", "our own segment is there already"
 
 
 def test_images_for_several_architectures_run_on_all_of_them():

@@ -133,3 +133,35 @@ def test_a_refused_segment_is_quoted_while_nothing_serves():
     operator = Operator(world)
     operator.run(4)
     assert "exceeded quota" in world.condition("Ready")["message"]
+
+
+# --- other troubles of real clusters -------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_is_set_back_does_not_stop_the_operator():
+    """An hour back: cooldowns and pauses that were begun an hour ahead would last for as long."""
+    world, operator = serving(small("a", "b", "c"))
+    world.busy[world.status()["plan"]["segments"][1]["node"]] = 0.93
+    operator.run(12)
+    moves = len(reasons(world))
+    assert moves > 1
+    world.busy.clear()
+    world.now = world.now.replace(year=world.now.year - 1)
+    world.busy[world.status()["plan"]["segments"][1]["node"]] = 0.93
+    operator.run(30)
+    assert len(reasons(world)) > moves
+    assert world.condition("Ready")["status"] == "True"
+
+
+def test_a_namespace_that_is_deleted_while_serving_is_left_alone():
+    """The API server makes nothing new there; what is left goes, and the last pass finds nothing and ends."""
+    world, operator = serving()
+    world.refuse.add("Pod")
+    for name in world.segments():
+        del world.objects["Pod", NAMESPACE, name]
+    assert operator.look().again_seconds is not None
+    assert world.condition("Ready")["status"] == "False"
+    del world.objects["SplitInference", NAMESPACE, "chat"]
+    writes = len(world.writes)
+    assert operator.look().gone
+    assert len(world.writes) == writes

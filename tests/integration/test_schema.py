@@ -35,6 +35,10 @@ def tolerate(**toleration: str) -> dict[str, Any]:
     return {"placement": {"tolerations": [toleration]}}
 
 
+def template(who: str, **given: Any) -> dict[str, Any]:
+    return {"podTemplate": {who: given}}
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"workload": {"promptTokens": 2000, "outputTokens": 49}}, "promptTokens + outputTokens must be at most spec.model.maxContextTokens"),
     ({"partition": {"minSegments": 3}, "placement": {"maxNodes": 2}}, "spec.partition.minSegments must be at most spec.placement.maxNodes"),
@@ -108,6 +112,32 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"adaptation": {"window": "1e9h"}}, "spec.adaptation.window must be a duration such as 30s or 5m"),
     ({"slo": {"timePerOutputToken": "-40ms"}}, "spec.slo.timePerOutputToken must be a duration such as 40ms"),
     ({"adaptation": {"confirmations": 0}}, "spec.adaptation.confirmations in body should be greater than or equal to 1"),
+    (
+        template("segments", labels={"app.kubernetes.io/name": "x"}),
+        "spec.podTemplate.segments.labels must leave keys of splitinference.dev/",
+    ),
+    (
+        template("segments", annotations={"splitinference.dev/left": "x"}),
+        "spec.podTemplate.segments.annotations must leave keys of splitinference.dev/",
+    ),
+    (template("segments", env=[{"name": "SI_SEGMENT"}]), "spec.podTemplate.segments.env[].name must not be SI_*, HOME, USER or HF_TOKEN"),
+    (
+        template("segments", env=[{"name": "A", "value": "b", "valueFrom": {}}]),
+        "spec.podTemplate.segments.env[] must have at most one of value and valueFrom",
+    ),
+    (template("gateway", labels={"app.kubernetes.io/name": "x"}), "spec.podTemplate.gateway.labels must leave keys of splitinference.dev/"),
+    (
+        template("gateway", annotations={"splitinference.dev/left": "x"}),
+        "spec.podTemplate.gateway.annotations must leave keys of splitinference.dev/",
+    ),
+    (template("gateway", env=[{"name": "SI_SEGMENT"}]), "spec.podTemplate.gateway.env[].name must not be SI_*, HOME, USER or HF_TOKEN"),
+    (
+        template("gateway", env=[{"name": "A", "value": "b", "valueFrom": {}}]),
+        "spec.podTemplate.gateway.env[] must have at most one of value and valueFrom",
+    ),
+    (template("segments", env=[{"name": "A"}, {"name": "A"}]), "spec.podTemplate.segments.env[1]: Duplicate value"),
+    (template("segments", securityContext={"runAsUser": 0}), "spec.podTemplate.segments.securityContext.runAsUser"),
+    (template("segments", dnsPolicy="Any"), 'spec.podTemplate.segments.dnsPolicy: Unsupported value: "Any"'),
     ({"adaptation": {"minGainPercent": 101}}, "spec.adaptation.minGainPercent in body should be less than or equal to 100"),
 ]
 
@@ -174,6 +204,8 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
         {"adaptation": {"window": "3s"}},
         {"adaptation": {"stabilization": "0s"}},
         {"adaptation": {"stabilization": "24h"}},
+        template("segments", labels={"a": "b"}, env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]),
+        template("gateway", dnsConfig={"nameservers": ["10.0.0.1"]}, securityContext={"runAsUser": 1000660000}),
         {"partition": {"pins": [{"layers": "first", "node": "a"}, {"layers": "last", "node": "b"}, {"layers": "first", "node": "a"}]}},
     ],
 )
@@ -261,7 +293,8 @@ def test_the_schema_explains_every_field():
     spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     silent = [path for path, schema in fields("spec", spec) if not schema.get("description")]
     # What is the same in every pod is explained by Kubernetes.
-    assert [path for path in silent if ".tolerations." not in path and not path.endswith(".node")] == []
+    of_pods = (".tolerations.", ".dnsConfig.", ".env.", ".securityContext.")
+    assert [path for path in silent if not any(part in path for part in of_pods) and not path.endswith(".node")] == []
 
 
 def fields(path: str, schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -96,7 +96,7 @@ alone; all else goes with its SplitInference.
   verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [serviceaccounts]
-  verbs: [get, create, patch]
+  verbs: [get, list, watch, create, patch]
 # Certificates of gateways and segments. They are written and never read: even the answer to a write has metadata alone.
 - apiGroups: [""]
   resources: [secrets]

@@ -11,6 +11,7 @@ from sys import intern
 from typing import Any
 
 from splitinference.controller.objects import MANAGED_BY, OURS
+from splitinference.controller.pods import actual_requests
 from splitinference.controller.ports import Manifest
 from splitinference.controller.readings import PREFIX
 
@@ -54,7 +55,9 @@ def pod_kept(pod: Manifest) -> dict[str, Any]:
         kept["overhead"] = _same(_pairs(spec["overhead"]))
     for containers in ("containers", "initContainers"):
         if spec.get(containers):
-            kept[containers] = _containers(tuple(_container(container) for container in spec[containers]))
+            kept[containers] = _containers(tuple(_container(pod, container) for container in spec[containers]))
+    if requests := (spec.get("resources") or {}).get("requests"):
+        kept["resources"] = {"requests": _same(_pairs(requests))}
     return {"metadata": about, "spec": kept, "status": _same(_pairs(status, ("phase",)))}
 
 
@@ -76,9 +79,9 @@ def _alike(several: tuple[Pairs, ...]) -> list[dict[str, str]]:
     return [_same(pairs) for pairs in several]
 
 
-def _container(container: Mapping[str, Any]) -> tuple[Pairs, str]:
-    """What it requests, and whether it runs as long as the pod."""
-    return _pairs((container.get("resources") or {}).get("requests") or {}), str(container.get("restartPolicy") or "")
+def _container(pod: Manifest, container: Mapping[str, Any]) -> tuple[Pairs, str]:
+    """What it requests, or holds, where that is more, and whether it runs as long as the pod."""
+    return _pairs(actual_requests(pod, container)), str(container.get("restartPolicy") or "")
 
 
 @lru_cache(maxsize=4096)

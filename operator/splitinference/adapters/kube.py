@@ -46,6 +46,8 @@ _PATHS = {
     "Role": ("/apis/rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
+    "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
+    "CustomResourceDefinition": ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     KIND: (f"/apis/{API_VERSION}", PLURAL),
 }
@@ -419,6 +421,9 @@ def _meaning(error: client.ApiException, method: str, path: str) -> Exception:
         case 422 if "metadata.uid" in message and "immutable" in message:  # an apply to an object that was replaced since it was read
             return ConflictError(f"{path} was changed meanwhile: {message}")
         case 400 | 403 | 404 | 405 | 413 | 415 | 422:
+            return RefusedError(message)
+        case 500 if "webhook" in message and method != "GET":
+            # A webhook that is down refuses until somebody mends it; as a passing trouble nobody would ever read of it.
             return RefusedError(message)
         case _:
             return UnavailableError(f"the API server answered {method} {path} with {error.status}: {message}")

@@ -19,7 +19,9 @@ from splitinference.controller.resource import KIND
 
 _SILENCE_SECONDS = 75.0
 """The server sends a bookmark every minute, so a stream that says nothing for longer is dead."""
-_OURS = ("Service", "ConfigMap", "Deployment")
+_OURS = (
+    "Service", "ConfigMap", "Deployment", "ServiceAccount", "Role", "RoleBinding", "NetworkPolicy", "PodDisruptionBudget",
+)  # fmt: skip
 
 
 class WatchedCluster(CountedCluster):

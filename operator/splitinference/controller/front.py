@@ -3,14 +3,16 @@
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
 from splitinference.controller.gateway import gateway_name
 from splitinference.controller.look import Seen, owner_of
 from splitinference.controller.objects import labels_asked
+from splitinference.controller.owned import Keeper, tried_all
 from splitinference.controller.pods import labels_of
-from splitinference.controller.ports import Manifest, NameTakenError, Ports, RefusedError
+from splitinference.controller.ports import Manifest, Ports
 from splitinference.core.profile import Profile
 
 _FIRST = timedelta(seconds=10)
@@ -21,11 +23,19 @@ LEFT = "splitinference.dev/left"
 pod stay where its affinity holds no longer; a Deployment whose template changed puts a new pod elsewhere before the old one goes."""
 
 
-def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, applied: str, seen: Seen) -> str:
-    """Apply the gateway's objects if they are others than those `applied` names, or if the Deployment is gone. Returns what names them.
+@dataclass
+class Front:
+    """What is remembered of one resource's gateway between passes: what names its objects as they were applied, and their keeper."""
 
-    A pod on a node that lost a label which its affinity asks for makes the objects others. Raises RefusedError, or NameTakenError, after
-    all objects were tried.
+    applied: str = ""
+    keeper: Keeper = field(default_factory=Keeper)
+
+
+def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, front: Front, seen: Seen) -> tuple[str, ...]:
+    """Apply the gateway's objects if they are others than those that were applied; put right what others deleted or changed, and say so.
+
+    A pod on a node that lost a label which its affinity asks for, or that is about to leave, makes the objects others. Raises RefusedError,
+    or NameTakenError, after all objects were tried.
     """
     namespace, name = owner_of(body)
     there = {str(found["metadata"]["name"]): found for found in ports.cluster.owned("Deployment", namespace, name)}
@@ -33,36 +43,40 @@ def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, applied: str,
     left = _to_leave(seen) or (_annotations(before).get(LEFT, "") if before is not None else "")
     manifests = [_having(manifest, left) for manifest in ports.builder.gateway(body, profile)]
     digest = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
-    if digest != applied or before is None:
-        refused: list[RefusedError] = []
-        for manifest in manifests:
-            try:
-                ports.cluster.apply(manifest)
-            except RefusedError as error:  # the others are made: what they are for should not suffer from this one
-                refused.append(error)
-        if refused:
-            raise _all_of(refused)
-    return digest
+    if front.applied == digest:
+        return front.keeper.keep(ports.cluster, manifests)
+    done = front.keeper.keep(ports.cluster, manifests, only_missing=True) if before is not None else ()
+    tried_all([partial(ports.cluster.apply, manifest) for manifest in manifests])
+    front.applied = digest
+    return done
 
 
-def _all_of(refused: Sequence[RefusedError]) -> RefusedError:
-    """One error for several; a name that is taken is what the user has to mend, whatever else was refused."""
-    taken = any(isinstance(error, NameTakenError) for error in refused)
-    return (NameTakenError if taken else RefusedError)("; ".join(str(error) for error in refused))
+def restore_gateway(ports: Ports, body: Manifest, profile: Profile, front: Front) -> tuple[str, ...]:
+    """Make again what others deleted, while a transition is under way and nothing else of the gateway may change. Raises RefusedError."""
+    manifests = [manifest for manifest in ports.builder.gateway(body, profile) if manifest["kind"] != "Deployment"]
+    return front.keeper.keep(ports.cluster, manifests, only_missing=True)
 
 
 def _to_leave(seen: Seen) -> str:
     """The gateway's pods that their node must not have any more."""
     theirs = {(pod.get("spec") or {}).get("nodeName") for pod in seen.gateways}
-    labels = {name: labels_of(node) for node in seen.nodes if (name := node["metadata"]["name"]) in theirs}
+    nodes = {name: node for node in seen.nodes if (name := node["metadata"]["name"]) in theirs}
     leaving = [
         str(pod["metadata"].get("uid", ""))
         for pod in seen.gateways
         if not pod["metadata"].get("deletionTimestamp")
-        and (node := (pod.get("spec") or {}).get("nodeName")) in labels
-        and not labels_asked(pod["spec"]).items() <= labels[node].items()
+        and (node := nodes.get((pod.get("spec") or {}).get("nodeName"))) is not None
+        and (
+            not labels_asked(pod["spec"]).items() <= labels_of(node).items()
+            or (node["metadata"]["name"] in seen.leaving and not _tolerates_all(pod["spec"]))
+        )
     ]
     return ",".join(sorted(leaving))
+
+
+def _tolerates_all(spec: Manifest) -> bool:
+    """Such a pod may be put on the very node that leaves, again and again."""
+    return any(t.get("operator") == "Exists" and not t.get("key") for t in spec.get("tolerations") or [])
 
 
 def _annotations(deployment: Manifest) -> Manifest:

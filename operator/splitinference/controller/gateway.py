@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from splitinference.controller import network_policies, terms
+from splitinference.controller.budget import gateway_budget
 from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
 from splitinference.controller.objects import (
     Manifest,
@@ -98,7 +99,8 @@ def gateway_objects(resource: Resource, settings: Settings, layers: int) -> Sequ
         },
     }
     policies = network_policies.policies_of(resource, settings) if settings.network_policies else []
-    return [account, role, binding, *policies, service, _deployment(resource, settings, layers)]
+    budgets = [gateway_budget(resource, name, labels(resource.name, GATEWAY))] if settings.disruption_budgets else []
+    return [account, role, binding, *policies, *budgets, service, _deployment(resource, settings, layers)]
 
 
 def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest:

@@ -8,6 +8,7 @@ from typing import Any
 from splitinference.controller.calibration import Calibration, read_calibration
 from splitinference.controller.gateway import GATEWAY, gateway_name, route_name
 from splitinference.controller.identity import owner_of_body
+from splitinference.controller.machine import leaving
 from splitinference.controller.manifests import SEGMENT
 from splitinference.controller.objects import COMPONENT
 from splitinference.controller.observe import Known, SegmentPod, read_segments
@@ -26,7 +27,8 @@ from splitinference.settings import Settings
 
 @dataclass(frozen=True)
 class Seen:
-    """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy."""
+    """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy; `wanted`: the
+    plan's segments; `leaving`: nodes with pods of ours that are about to leave; `warnings`: the newest event about a pod, by uid."""
 
     now: datetime
     body: Manifest
@@ -43,6 +45,7 @@ class Seen:
     calibration: Calibration
     wanted: frozenset[str] = frozenset()
     deployment: Manifest | None = None
+    leaving: frozenset[str] = frozenset()
     limits: Limits = USUAL
     warnings: Mapping[str, str] = field(default_factory=dict)
 
@@ -127,7 +130,7 @@ class Looker:
         proofs = prover.prove(proofs, read_segments(owned, known), failing)
         known = replace(known, proven=proofs.proven, broken=proofs.broken(now), lost=proofs.lost(now))
         segments = read_segments(owned, known)
-        recall = read_recall(self.body.get("status") or {}).failed(segments, wanted, now)
+        recall = read_recall(self.body.get("status") or {}).sane(now).failed(segments, wanted, now)
         if held_back := recall.held_back(segments, now):
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)
@@ -148,10 +151,16 @@ class Looker:
             calibration=read_calibration(self.body.get("status") or {}),
             wanted=wanted,
             deployment=self._deployment(namespace, name),
+            leaving=self._leaving(nodes, owned),
             limits=limits,
             warnings=warnings,
         )
         return seen, proofs
+
+    def _leaving(self, nodes: Sequence[Manifest], owned: Sequence[Manifest]) -> frozenset[str]:
+        """Nodes with pods of ours that are about to leave the cluster."""
+        ours = {(pod.get("spec") or {}).get("nodeName") for pod in owned}
+        return frozenset(name for node in nodes if (name := node["metadata"]["name"]) in ours and leaving(node, self.settings))
 
     def _deployment(self, namespace: str, name: str) -> Manifest | None:
         there = self.ports.cluster.owned("Deployment", namespace, name)

@@ -1,6 +1,6 @@
 """What pods say about themselves: whose they are, where they run, what they request."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
@@ -43,7 +43,7 @@ def node_of(pod: Manifest) -> str:
 
 
 def requested_bytes(pod: Manifest) -> int:
-    """Memory that the scheduler reserves for the pod: containers, or an init container if that asks for more; rounded up."""
+    """Memory that the scheduler reserves for the pod, rounded up."""
     return int(_requested(pod, "memory").to_integral_value(ROUND_CEILING))
 
 
@@ -58,18 +58,50 @@ def requested_millicores(pod: Manifest) -> int:
 
 
 def _requested(pod: Manifest, what: str) -> Decimal:
+    """As the scheduler counts: what the pod asks for as a whole, else the most that its containers ask for at any time; and its overhead.
+
+    Init containers run one after another, each beside the sidecars that were started before it.
+    """
     spec = pod.get("spec") or {}
-    inits = spec.get("initContainers") or []
-    sidecars = [c for c in inits if c.get("restartPolicy") == "Always"]
-    running = _sum([*(spec.get("containers") or []), *sidecars], what)
-    starting = max((_asked(c, what) + _sum(sidecars, what) for c in inits if c.get("restartPolicy") != "Always"), default=Decimal(0))
-    return max(running, starting) + (quantity((spec.get("overhead") or {}).get(what, 0)) or Decimal(0))
+    overhead = quantity((spec.get("overhead") or {}).get(what, 0)) or Decimal(0)
+    whole = ((spec.get("resources") or {}).get("requests") or {}).get(what)
+    if whole is not None and (asked := quantity(whole)) is not None:
+        return asked + overhead
+    sidecars = starting = Decimal(0)
+    for container in spec.get("initContainers") or []:
+        asked = _asked(pod, container, what)
+        if container.get("restartPolicy") == "Always":
+            sidecars += asked
+            starting = max(starting, sidecars)
+        else:
+            starting = max(starting, sidecars + asked)
+    running = sum((_asked(pod, container, what) for container in spec.get("containers") or []), sidecars)
+    return max(running, starting) + overhead
 
 
-def _sum(containers: Iterable[Mapping[str, Any]], what: str) -> Decimal:
-    return sum((_asked(container, what) for container in containers), Decimal(0))
+def _asked(pod: Manifest, container: Mapping[str, Any], what: str) -> Decimal:
+    return quantity(actual_requests(pod, container).get(what, 0)) or Decimal(0)
 
 
-def _asked(container: Mapping[str, Any], what: str) -> Decimal:
-    requests = (container.get("resources") or {}).get("requests") or {}
-    return quantity(requests.get(what, 0)) or Decimal(0)
+def actual_requests(pod: Manifest, container: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a container holds: what it asks for, or what it was given, if that is more. The two differ while a container is resized in
+    place: until the kubelet has done it the scheduler counts the larger, and for good where the node has no room for it."""
+    wanted: Mapping[str, Any] = (container.get("resources") or {}).get("requests") or {}
+    status = pod.get("status") or {}
+    statuses = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
+    own = next((found for found in statuses if found.get("name") == container.get("name") and "name" in found), None)
+    given = [] if own is None else [(own.get("resources") or {}).get("requests") or {}, own.get("allocatedResources") or {}]
+    if not any(given):
+        return wanted
+    counted = given if _cannot_be_resized(pod) else [wanted, *given]
+    found: dict[str, Any] = {}
+    for requests in counted:
+        for what, asked in requests.items():
+            if what not in found or (quantity(asked) or 0) > (quantity(found[what]) or 0):
+                found[what] = asked
+    return found
+
+
+def _cannot_be_resized(pod: Manifest) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(c.get("type") == "PodResizePending" and c.get("status") == "True" and c.get("reason") == "Infeasible" for c in conditions)

@@ -55,7 +55,7 @@ class Cluster(Protocol):
         """All pods of all namespaces that are not Succeeded; Failed ones included."""
 
     def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
-        """Objects of `kind` (`Pod`, `Service`, `ConfigMap`, `Deployment`) with our labels for this instance
+        """Objects of `kind` (`Pod`, `Service`, `Role` …) with our labels for this instance
         (`app.kubernetes.io/managed-by=splitinference`, `app.kubernetes.io/instance=<instance>`) whose controller is a SplitInference of
         that name. Objects that merely carry the labels are not among them."""
 

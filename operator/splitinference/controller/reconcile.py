@@ -4,14 +4,16 @@ A pass never waits, and takes nothing for granted that an earlier pass did: it m
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from splitinference.controller.asked import Asked, profile_for, read_asked
+from splitinference.controller.budget import BUDGET, budget_name, segments_budget
 from splitinference.controller.credentials import Written, ensure_secrets
 from splitinference.controller.facts import calibrated, facts_of, rehearsed
-from splitinference.controller.front import ensure_gateway, is_coming
+from splitinference.controller.front import Front, ensure_gateway, is_coming, restore_gateway
 from splitinference.controller.look import Looker, Seen, owner_of
+from splitinference.controller.owned import Keeper
 from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
 from splitinference.controller.ports import Manifest, NameTakenError, Ports, RefusedError
@@ -22,7 +24,7 @@ from splitinference.controller.recall import read_recall
 from splitinference.controller.report import Report, events, status_of
 from splitinference.controller.resource import Prefetch, Resource, read_resource
 from splitinference.controller.reviews import Reviews
-from splitinference.controller.route import withdrawn
+from splitinference.controller.route import Stored, withdrawn
 from splitinference.controller.sight import Sight
 from splitinference.controller.starting import Told
 from splitinference.controller.status import Condition, merge_patch
@@ -66,8 +68,9 @@ class _Kept:
 
     proofs: Proofs
     built: "_Read | None" = None
-    gateway: str = ""
     secrets: Written = field(default_factory=Written)
+    front: Front = field(default_factory=Front)
+    keeper: Keeper = field(default_factory=Keeper)
     refusals: int = 0
     told: Told = field(default_factory=Told)
 
@@ -89,6 +92,7 @@ class Reconciler:
     ports: Ports
     settings: Settings
     solve: Solve
+    crd_note: Callable[[], str] = lambda: ""
     _kept: dict[Key, _Kept] = field(default_factory=dict)
     _reviews: Reviews = field(default_factory=Reviews)
 
@@ -107,7 +111,7 @@ class Reconciler:
             (namespace, name), _Kept(proofs=Proofs(proven=frozenset(read_recall(body.get("status") or {}).proofs)))
         )
         asked = _Asked(self.solve)
-        looked = _Pass(self.ports, self.settings, asked, body, resources, kept, self._sight, self._reviews).run()
+        looked = _Pass(self.ports, self.settings, asked, body, resources, kept, self._sight, self._reviews, self.crd_note()).run()
         return replace(looked, solved=asked.times > 0)
 
 
@@ -133,8 +137,10 @@ class _Pass:
     kept: _Kept
     sight: Sight
     reviews: Reviews
+    crd_note: str = ""
     refused: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
+    restored: tuple[str, ...] = ()
     problem: Problem | None = None
 
     @property
@@ -184,12 +190,16 @@ class _Pass:
         steps, kept_from = allowed(steps, seen, built, resource, promised_rules(planned, self.body, profile))
         walker = Walker(self.ports, body, resource, built, seen)
         walker.ensure_services()
+        self.restored += tuple(walker.restored)
         stored = walker.take(steps.actions) if isinstance(steps, Steps) else seen.stored
         self.refused += walker.refused
         self.taken += walker.taken
         # The gateway changes when its route does not: another model's tokenizer must not meet the segments of this one.
         if isinstance(steps, Done) or seen.stored is None or not seen.gateways:
             self._ensure_gateway(body, profile, seen)
+        else:
+            self._restore_gateway(body, profile)
+        self._keep_budget(resource, stored)
         if isinstance(steps, Done) and self.problem is not None:
             likely = resource.spec.adaptation.prefetch is Prefetch.LIKELY_TARGETS
             self.refused += Prefetcher(self.ports, body, profile).keep(planned.plan if likely else None, self.problem, seen.owned)
@@ -271,15 +281,39 @@ class _Pass:
         try:
             self.kept.secrets = ensure_secrets(self.ports, self.body, self.kept.secrets)
         except RefusedError as error:
-            self.refused.append(f"the certificates were refused: {error}")
+            self._was_refused("the Secret with certificates", error)
 
     def _ensure_gateway(self, body: Manifest, profile: Profile, seen: Seen) -> None:
         try:
-            self.kept.gateway = ensure_gateway(self.ports, body, profile, self.kept.gateway, seen)
-        except NameTakenError as error:
-            self.taken.append(str(error))
+            self.restored += ensure_gateway(self.ports, body, profile, self.kept.front, seen)
         except RefusedError as error:
-            self.refused.append(f"the gateway was refused: {error}")
+            self._was_refused("the gateway", error)
+
+    def _restore_gateway(self, body: Manifest, profile: Profile) -> None:
+        try:
+            self.restored += restore_gateway(self.ports, body, profile, self.kept.front)
+        except RefusedError as error:
+            self._was_refused("the gateway", error)
+
+    def _keep_budget(self, resource: Resource, stored: Stored | None) -> None:
+        """What serves may not be evicted; what does not may."""
+        if not self.settings.disruption_budgets:
+            return
+        cluster, name = self.ports.cluster, budget_name(resource.name)
+        try:
+            if stored is not None:
+                self.kept.keeper.keep(cluster, [segments_budget(resource, stored.route.names)])
+            elif any(found["metadata"]["name"] == name for found in cluster.owned(BUDGET, resource.namespace, resource.name)):
+                cluster.delete(BUDGET, resource.namespace, name)
+        except RefusedError as error:
+            self._was_refused("the PodDisruptionBudget of the segments", error)
+
+    def _was_refused(self, what: str, error: RefusedError) -> None:
+        """What another owner holds is told apart from what the API server does not take."""
+        if isinstance(error, NameTakenError):
+            self.taken.append(str(error))
+        else:
+            self.refused.append(f"{what} was refused: {error}")
 
     # --- the end ---------------------------------------------------------------------------------------------------------------------
 
@@ -289,13 +323,19 @@ class _Pass:
         self.kept.refusals = self.kept.refusals + 1 if self.refused or self.taken else 0
         if doubted or _overtaken(report.decision):
             return Looked(again_seconds=_WALKING_SECONDS)
+        if self.restored and not self.refused and not self.taken:
+            return Looked(again_seconds=_WALKING_SECONDS)
         if self.refused or self.taken:  # a quota, say: it may take hours, and what is changed here wakes a pass anyway
             return Looked(again_seconds=_WALKING_SECONDS * 2 ** min(self.kept.refusals - 1, _MOST_DOUBLINGS))
         return Looked(again_seconds=again_seconds)
 
     def _write(self, report: Report) -> None:
         """Write what changed of the status, and its events."""
-        report = replace(report, proofs=self.kept.proofs.proven, refused=tuple(self.refused), taken=tuple(self.taken))
+        if self.crd_note:
+            message = "; ".join(filter(None, [report.accepted.message, self.crd_note]))
+            report = replace(report, accepted=report.accepted.model_copy(update={"message": message}))
+        refused, taken = tuple(self.refused), tuple(self.taken)
+        report = replace(report, proofs=self.kept.proofs.proven, refused=refused, taken=taken, restored=self.restored)
         before, after = report.seen.status, status_of(report)
         patch = merge_patch(before, after)
         if not patch:

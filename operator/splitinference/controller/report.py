@@ -39,7 +39,7 @@ Event = tuple[Literal["Normal", "Warning"], str, str]
 @dataclass(frozen=True)
 class Report:
     """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take;
-    `taken`: objects of others that have a name of ours."""
+    `taken`: objects of others that have a name of ours; `restored`: what others deleted or changed."""
 
     seen: Seen
     accepted: Condition
@@ -52,6 +52,7 @@ class Report:
     proofs: frozenset[str] = frozenset()
     refused: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
     endpoint: str = ""
     exposed: tuple[str, ...] = ()
     verdict: Verdict | None = None
@@ -222,6 +223,8 @@ def _ready(report: Report) -> Condition:
         message = "all segments serve; no pod of the gateway is ready"
         causes = [*(words for words in report.refused if "gateway" in words), *gateway_words(report.seen)]
         return Condition(kind=kind, holds=False, reason="GatewayNotReady", message="; ".join([message, *causes]))
+    if report.restored:
+        return Condition(kind=kind, holds=False, reason="ObjectsMissing", message="; ".join(report.restored))
     message = f"{len(report.serving.names)} segments serve, each proven by an inference"
     return Condition(kind=kind, holds=True, reason="Serving", message=message)
 

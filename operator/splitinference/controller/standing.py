@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 from splitinference.controller.gateway import GATEWAY
 from splitinference.controller.machine import foreign, leaving
@@ -67,7 +68,9 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
         ready=is_ready(node),
         labels=dict(labels),
         taints=tuple(_taints(node)),
-        excluded=foreign(labels, settings) or leaving(node, settings) or ("" if own else _full(processors, requested, settings)),
+        excluded=foreign(labels, settings)
+        or leaving(node, settings)
+        or ("" if own else _full(processors, requested, settings) or _crowded(allocatable, pods)),
         zone=labels.get(ZONE, ""),
         memory_free_bytes=max(0, free),
         millicores_free=max(0, int(1000 * (processors - requested))) if cores > 0 else None,
@@ -187,6 +190,12 @@ def _full(cores: Decimal, requested: Decimal, settings: Settings) -> str:
         return ""
     asked = settings.segment_cpu_request
     return f"{float(requested):g} of its {float(cores):g} cores are requested, and a segment requests {asked}"
+
+
+def _crowded(allocatable: Mapping[str, Any], pods: Sequence[Manifest]) -> str:
+    """A kubelet runs so many pods and no more, whatever they request."""
+    most = quantity(allocatable.get("pods", ""))
+    return f"it has {len(pods)} pods and takes no more than {most:f}" if most is not None and len(pods) >= most else ""
 
 
 def is_ready(node: Manifest) -> bool:

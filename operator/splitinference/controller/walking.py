@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from splitinference.controller.look import Seen
+from splitinference.controller.owned import difference
 from splitinference.controller.planned import Built
 from splitinference.controller.ports import Manifest, NameTakenError, Ports, RefusedError
 from splitinference.controller.report import describe
@@ -27,6 +28,7 @@ class Walker:
     seen: Seen
     refused: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
 
     def take(self, actions: Iterable[Action]) -> Stored | None:
         """Do them. Returns the route as it is stored afterwards."""
@@ -44,15 +46,21 @@ class Walker:
     def ensure_services(self) -> None:
         """Every segment of the plan that is there has its Service: without it the segment before cannot find it."""
         namespace, name = self.seen.owner
-        there = {found["metadata"]["name"] for found in self.ports.cluster.owned("Service", namespace, name)}
+        there = {found["metadata"]["name"]: found for found in self.ports.cluster.owned("Service", namespace, name)}
         for pod in self.seen.segments:
-            if pod.name in self.built.objects and pod.name not in there:
-                try:
-                    self.ports.cluster.apply(self.built.objects[pod.name].service)
-                except NameTakenError as error:
-                    self.taken.append(str(error))
-                except RefusedError as error:
-                    self.refused.append(f"Service of {pod.name}: refused: {error}")
+            if pod.name in self.built.objects:
+                service, found = self.built.objects[pod.name].service, there.get(pod.name)
+                if found is None or difference(service, found):
+                    try:
+                        self.ports.cluster.apply(service)
+                    except NameTakenError as error:
+                        self.taken.append(str(error))
+                        continue
+                    except RefusedError as error:
+                        self.refused.append(f"Service {pod.name}: refused: {error}")
+                        continue
+                    why = "was missing" if found is None else "was changed"
+                    self.restored.append(f"Service {pod.name} {why} and is made again")
 
     def _do(self, action: Action, stored: Stored | None) -> Stored | None:
         cluster, namespace = self.ports.cluster, self.seen.owner[0]
