@@ -109,6 +109,27 @@ class Settings(BaseSettings):
     prometheus_timeout_seconds: float = Field(
         default=3.0, gt=0, description="For one query. Longer than a busy server needs, shorter than a pass's interval."
     )
+    prometheus_max_bytes: int = Field(
+        default=16 * 2**20,
+        ge=2**16,
+        description="One answer may have so many bytes. 16 MiB: the links of 150 nodes, both ways; as Python has them ten times that.",
+    )
+    prometheus_token_file: str = Field(
+        default="", description="File with the bearer token for Prometheus, read for each question. The chart mounts it (prometheus.auth)."
+    )
+    prometheus_basic_auth_folder: str = Field(
+        default="", description="Folder with the files `username` and `password` for Prometheus. The chart mounts it."
+    )
+    prometheus_headers_folder: str = Field(
+        default="",
+        description="Folder with headers for Prometheus: each file is named like its header, such as X-Scope-OrgID. The chart mounts it.",
+    )
+    prometheus_ca_file: str = Field(
+        default="", description="File with the CA certificates by which Prometheus is known. Empty: those of the system."
+    )
+    prometheus_client_folder: str = Field(
+        default="", description="Folder with the operator's certificate for Prometheus: `tls.crt` and `tls.key`. Empty: none."
+    )
     query_set: QuerySet = Field(
         default="nodeExporter",
         description="Which queries: nodeExporter where each node is a machine; cadvisor where nodes are containers, as in kind.",

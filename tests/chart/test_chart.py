@@ -89,6 +89,51 @@ def test_values_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
     assert read.network_policies is True
 
 
+def test_credentials_for_prometheus_are_files_and_no_right_on_secrets_is_asked_for():
+    sets = (
+        "prometheus.auth.tokenSecret.name=token",
+        "prometheus.auth.headersSecret=tenant",
+        "prometheus.auth.caSecret.name=ca",
+        "prometheus.auth.caSecret.key=bundle.pem",
+        "prometheus.auth.clientSecret=client",
+        "huggingFace.tokenSecrets=false",
+    )
+    pod = only("Deployment", *sets)["spec"]["template"]["spec"]
+    read = {name.removeprefix(PREFIX): value for name, value in settings(*sets).items()}
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert read["PROMETHEUS_TOKEN_FILE"] == f"{mounts['prometheus-token']}/token"
+    assert read["PROMETHEUS_HEADERS_FOLDER"] == mounts["prometheus-headers"]
+    assert read["PROMETHEUS_CA_FILE"] == f"{mounts['prometheus-ca']}/ca.crt"
+    assert read["PROMETHEUS_CLIENT_FOLDER"] == mounts["prometheus-client"]
+    assert set(mounts) == set(volumes)
+    assert volumes["prometheus-ca"]["secret"] == {"secretName": "ca", "items": [{"key": "bundle.pem", "path": "ca.crt"}]}
+    rules = [rule for role in render(*sets) if role["kind"] in ("ClusterRole", "Role") for rule in role["rules"]]
+    assert not [rule for rule in rules if "secrets" in rule["resources"]]
+
+
+def test_a_token_of_the_operators_own_account_is_projected_for_prometheus():
+    sets = ("prometheus.auth.serviceAccountToken.enabled=true", "prometheus.auth.serviceAccountToken.audience=thanos")
+    volumes = {volume["name"]: volume for volume in only("Deployment", *sets)["spec"]["template"]["spec"]["volumes"]}
+    (source,) = volumes["prometheus-token"]["projected"]["sources"]
+    assert source["serviceAccountToken"] == {"path": "token", "expirationSeconds": 3600, "audience": "thanos"}
+    assert settings(*sets)[f"{PREFIX}PROMETHEUS_TOKEN_FILE"].endswith("/token")
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("prometheus.auth.tokenSecret.name=a", "prometheus.auth.basicAuthSecret=b"),
+        ("prometheus.auth.tokenSecret.name=a", "prometheus.auth.serviceAccountToken.enabled=true"),
+        ("prometheus.auth.insecureSkipVerify=true",),
+        ("prometheus.auth.caSecret.name=Not A Name",),
+    ],
+)
+def test_credentials_that_contradict_each_other_are_refused(sets: tuple[str, ...]):
+    words = [word for value in sets for word in ("--set", value)]
+    assert run("template", "si", str(CHART), *words).returncode != 0
+
+
 def test_the_operator_is_restricted():
     pod = only("Deployment")["spec"]["template"]["spec"]
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}

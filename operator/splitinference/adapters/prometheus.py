@@ -6,10 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import requests
-from prometheus_api_client import PrometheusApiClientException, PrometheusConnect
+from prometheus_api_client import PrometheusConnect
 from urllib3.util.retry import Retry
 
 from splitinference.adapters.failures import in_words
+from splitinference.adapters.prometheus_access import (
+    BoundedSession,
+    Credentials,
+    CredentialsError,
+    RefusedError,
+    TooLargeError,
+    in_address,
+    masked,
+    read_credentials,
+    shown,
+)
 from splitinference.adapters.queries import AGE, KIND_LABEL, SETS, VALUE, Queries, Query, own
 from splitinference.controller.ports import Sample, Samples
 from splitinference.settings import Settings
@@ -19,7 +30,10 @@ class PrometheusMetrics:
     """Implements `Metrics`. Nothing is tried twice: the next pass is soon."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.prometheus_url.rstrip("/")
+        self._settings = settings
+        self._address = settings.prometheus_url.rstrip("/")
+        self._url = shown(self._address)
+        self._most_bytes = settings.prometheus_max_bytes
         self._seconds = (settings.metrics_window_seconds, settings.metrics_max_age_seconds, settings.link_max_age_seconds)
         self._timeout = settings.prometheus_timeout_seconds
         self._queries = chosen(settings)
@@ -59,22 +73,62 @@ class PrometheusMetrics:
     def _ask(self, query: Query) -> Samples:
         if not query.value:
             return Samples()
-        if not self._url:
+        if not self._address:
             return Samples(problem="no Prometheus is set: SPLITINFERENCE_PROMETHEUS_URL is empty")
-        # A session of its own for each question: requests' sessions are not made for several threads at once.
-        with requests.Session() as session:
-            try:
-                server = PrometheusConnect(url=self._url, retry=Retry(0, read=False), timeout=self._timeout, session=session)
-                answer = server.custom_query(query.text(*self._seconds), params={"timeout": f"{round(self._timeout * 1000)}ms"})
-            except PrometheusApiClientException as error:
-                return Samples(problem=f"Prometheus at {self._url} refused a query: {error}"[:500])
-            except requests.Timeout:
-                return Samples(problem=f"Prometheus at {self._url} did not answer within {self._timeout:g} s")
-            except requests.RequestException as error:
-                return Samples(problem=f"Prometheus at {self._url} cannot be reached: {in_words(error)}")
-            except (ValueError, KeyError, TypeError):
-                return Samples(problem=f"what answers at {self._url} is not Prometheus")
+        secrets = in_address(self._address)
+        try:
+            credentials = read_credentials(self._settings)
+            secrets += credentials.secrets
+            answer = self._answer(query.text(*self._seconds), credentials)
+        except CredentialsError as error:
+            return Samples(problem=f"{error}: Prometheus is not asked", reason="CredentialsMissing")
+        except Exception as error:
+            found = _failed(error, self._url, self._timeout, self._most_bytes)
+            if found is None:
+                raise
+            return found.model_copy(update={"problem": masked(found.problem, secrets)[:500]})
         return samples(answer, query.by)
+
+    def _answer(self, query: str, credentials: Credentials) -> object:
+        # A session of its own for each question: requests' sessions are not made for several threads at once.
+        with BoundedSession(self._most_bytes, self._timeout) as session:
+            session.verify, session.cert = credentials.verify, credentials.client
+            server = PrometheusConnect(
+                url=self._address,
+                headers=credentials.headers,
+                auth=credentials.auth,
+                retry=Retry(0, read=False),
+                timeout=self._timeout,
+                session=session,
+            )
+            return server.custom_query(query, params={"timeout": f"{round(self._timeout * 1000)}ms"})
+
+
+def _failed(error: Exception, url: str, timeout: float, most_bytes: int) -> Samples | None:
+    """Why there is no answer, in words that are the same each time; None for an error that is one of ours. Secrets are not masked yet."""
+    match error:
+        case RefusedError(status=401 | 403 as status):
+            text = f"Prometheus at {url} refused the operator's credentials ({status}): check prometheus.auth"
+            return Samples(problem=f"{text}; it said: {error.said}", reason="CredentialsRefused")
+        case RefusedError(status=status) if 300 <= status < 400:
+            text = f"Prometheus at {url} redirects to {shown(error.location)} ({status}), which is not followed"
+            return Samples(problem=f"{text}: is it a page to log in, or another address to be set?")
+        case RefusedError(status=status):
+            return Samples(problem=f"Prometheus at {url} refused a query ({status}): {error.said}")
+        case TooLargeError():
+            return Samples(problem=f"Prometheus at {url} answered a query with more than {most_bytes >> 20} MiB: does the query aggregate?")
+        case requests.exceptions.SSLError():
+            text = f"the certificate of Prometheus at {url} is not trusted, or the connection is not TLS: {in_words(error)}"
+            return Samples(problem=f"{text}; prometheus.auth.caSecret names a Secret with its CA", reason="CertificateNotTrusted")
+        case requests.Timeout():
+            return Samples(problem=f"Prometheus at {url} did not answer within {timeout:g} s")
+        case requests.exceptions.InvalidURL() | requests.exceptions.MissingSchema() | requests.exceptions.InvalidSchema():
+            return Samples(problem=f"prometheus.url is no address of the form http://host:port: {url}")
+        case requests.RequestException():
+            return Samples(problem=f"Prometheus at {url} cannot be reached: {in_words(error)}")
+        case ValueError() | KeyError() | TypeError():
+            return Samples(problem=f"what answers at {url} is not Prometheus")
+    return None
 
 
 def chosen(settings: Settings) -> Queries:

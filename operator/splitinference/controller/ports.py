@@ -83,11 +83,12 @@ class Sample:
 
 
 class Samples(Value):
-    """One query's answer by name. `problem` says why there is no answer at all; `notes` what was odd in it (several series for one name:
-    the name is then left out)."""
+    """One query's answer by name. `problem` says why there is no answer at all, and `reason` so in one word, for a condition; `notes` what
+    was odd in it (several series for one name: the name is then left out)."""
 
     by_name: Mapping[str, Sample] = Field(default_factory=dict)
     problem: str = ""
+    reason: str = ""
     notes: tuple[str, ...] = ()
 
 
