@@ -17,6 +17,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SPLITINFERENCE_", frozen=True, extra="ignore")
 
     # --- passes ------------------------------------------------------------------------------------------------------------------
+    operator_namespace: str = Field(
+        default="splitinference-system",
+        description="Namespace of the operator: link probes are believed from there alone, and nodes are measured there.",
+    )
     namespaces: str = Field(
         default="", description="Namespaces whose SplitInferences are served, with commas. Empty, the default: all of them."
     )
@@ -158,6 +162,23 @@ class Settings(BaseSettings):
     )
     query_node_watts: str = Field(
         default="", description="PromQL instead of RAPL's and dcgm-exporter's: watts of a node's processors, by label `node`."
+    )
+    query_node_cpu_waiting: str = Field(
+        default="",
+        description="PromQL instead of the set's: share 0..1 of time in which some task waited for a processor (PSI), by label `node`.",
+    )
+    query_node_cpu_limited: str = Field(
+        default="", description="The same of time in which its own CPU limit held some container of the node back, by label `node`."
+    )
+    query_segment_cpu_waiting: str = Field(
+        default="", description="PromQL instead of the set's: the same as `node_cpu_waiting` of segments, by labels `namespace` and `pod`."
+    )
+    query_segment_cpu_throttled: str = Field(
+        default="", description="Share 0..1 of periods in which a CPU limit held a segment back, by labels `namespace` and `pod`."
+    )
+    use_pressure: bool = Field(
+        default=True,
+        description="Count what nodes and segments lose to waiting for a processor (PSI, CPU limits) as not there, beside what others use.",
     )
     metrics_max_age_seconds: float = Field(
         default=60.0, gt=0, description="Values older than this count as unknown. A minute: two scrapes of 30 s may fail."

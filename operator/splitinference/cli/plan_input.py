@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from splitinference.controller import profiling, terms
+from splitinference.controller.directory import Directory
 from splitinference.controller.readings import Measured, read_metrics
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.snapshot import Sources, claims, read_snapshot
@@ -161,7 +162,7 @@ def _read(nodes: Any, pods: Any, held: Mapping[str, int], resource: Resource, se
     if settings.prometheus_url:
         from splitinference.adapters.prometheus import PrometheusMetrics
 
-        measured = read_metrics(PrometheusMetrics(settings), nodes)
+        measured = read_metrics(PrometheusMetrics(settings), Directory(nodes, pods, settings.operator_namespace), settings)
         notes = [f"utilization is not known: {measured.problem}"] if measured.problem else []
     owner = (resource.namespace, resource.name)
     sources = Sources(now=datetime.now(tz=UTC), nodes=nodes, pods=pods, measured=measured, held=held, owner=owner)

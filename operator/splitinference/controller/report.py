@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from splitinference.controller.believed import names
 from splitinference.controller.look import Seen
 from splitinference.controller.planned import Built, Planned, write_plan
 from splitinference.controller.resource import Resource
@@ -148,11 +149,24 @@ def _is_planned(plan: Plan) -> Condition:
 
 def _metrics(report: Report) -> Condition:
     measured, kind = report.seen.measured, Kind.METRICS_AVAILABLE
+    stays = "the plan serves on, and nothing is moved that need not be"
     if measured.problem:
-        message = f"{measured.problem}; the plan serves on, and nothing is moved that need not be"
-        return Condition(kind=kind, holds=False, reason="MetricsUnavailable", message=message)
-    notes = report.seen.reading.notes
-    return Condition(kind=kind, holds=True, reason="Doubtful" if notes else "Available", message="; ".join(notes))
+        reason = measured.reason or "MetricsUnavailable"
+        return Condition(kind=kind, holds=False, reason=reason, message=f"{measured.problem}; {stays}")
+    found, notes = measured.coverage, report.seen.reading.notes
+    if found.nodes and not found.known:
+        if found.unmatched:
+            message = (
+                f"Prometheus has CPU figures of {names(found.unmatched)}, and none of them is a node here ({names(found.without)}); {stays}"
+            )
+            return Condition(kind=kind, holds=False, reason="NodesNotMatched", message=message)
+        message = f"Prometheus has no CPU figure of any of the {found.nodes} nodes ({names(found.without)}): {_NO_FIGURES}; {stays}"
+        return Condition(kind=kind, holds=None, reason="NoFigures", message=message)
+    message = "; ".join(filter(None, (found.words, *notes)))
+    return Condition(kind=kind, holds=True, reason="Doubtful" if notes else "Available", message=message)
+
+
+_NO_FIGURES = "does it scrape node-exporter or, with the query set cadvisor, the kubelets' cAdvisor, and since at least two scrapes?"
 
 
 def _progressing(report: Report) -> Condition:

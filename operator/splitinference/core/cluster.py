@@ -41,7 +41,7 @@ class Taint(Value):
 
 
 class Node(Value):
-    """One node. Capacities are nominal; `utilization` is what *others* use of its time, 0..1, None when unknown."""
+    """One node. Capacities are nominal; `utilization` is the share of its time, 0..1, that is not there for us, None when unknown."""
 
     name: str
     ready: bool = True
@@ -57,7 +57,10 @@ class Node(Value):
     )
     flops_per_s: float = Field(gt=0, description="nominal compute of the whole node, when idle")
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
-    utilization: float | None = Field(default=None, ge=0, le=1)
+    utilization: float | None = Field(
+        default=None, ge=0, le=1, description="what others use, or what is lost to waiting for a processor, if that is more"
+    )
+    waiting: float | None = Field(default=None, ge=0, le=1, description="share that is lost to waiting for a processor; null: not known")
     calibration: float = Field(default=1.0, gt=0, description="measured over predicted stage time; 1.0 until measured")
     stage_overhead_ms: float = Field(default=1.0, ge=0, description="server overhead of one step of one stage")
     processors: tuple[Processor, ...] = ()
@@ -65,6 +68,15 @@ class Node(Value):
     idle_watts: float = Field(default=0.0, ge=0)
     busy_watts: float = Field(default=0.0, ge=0)
     cost_per_hour: float = Field(default=0.0, ge=0)
+
+
+def load_in_words(node: Node) -> str:
+    """Its utilization in words."""
+    if node.utilization is None:
+        return "utilization unknown"
+    if node.waiting and node.waiting >= node.utilization:
+        return f"{node.utilization:.0%} lost to waiting for a processor"
+    return f"{node.utilization:.0%} used by others"
 
 
 class LinkQuality(Value):
