@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from splitinference import __version__
 from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.gateway import GatewayRoutes
-from splitinference.adapters.kube import connect
+from splitinference.adapters.kube import KubeCluster, connect
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
@@ -21,6 +21,7 @@ from splitinference.adapters.triton import TritonSegments
 from splitinference.adapters.watched import WatchedCluster
 from splitinference.controller import handlers
 from splitinference.controller.manifests import Manifests
+from splitinference.controller.measuring import Measuring
 from splitinference.controller.passes import Ended, Key, Pass, Passes
 from splitinference.controller.ports import Ports, RefusedError, UnavailableError
 from splitinference.controller.reconcile import Reconciler
@@ -51,11 +52,15 @@ def run(settings: Settings) -> None:
     """Run until told to stop."""
     telemetry = Telemetry()
     clock = SystemClock()
-    cluster = WatchedCluster(connect(), settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided, telemetry.called)
+    api = connect()
+    cluster = WatchedCluster(api, settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided, telemetry.called)
     background = ThreadPoolExecutor(2, thread_name_prefix="hub")
     threads = ThreadPoolExecutor(settings.pass_threads, thread_name_prefix="pass")
     telemetry.registry.register(ResourceGauges(cluster.split_inferences))
     telemetry.serve(settings.metrics_port)
+    # Not from the watches: these may be of other namespaces than the operator's own.
+    own = KubeCluster(api, settings.kube_timeout_seconds)
+    measuring, stop = (Measuring(cluster, own, clock, settings) if settings.measure_nodes else None), threading.Event()
     ports = Ports(
         cluster=cluster,
         metrics=PrometheusMetrics(settings),
@@ -65,6 +70,7 @@ def run(settings: Settings) -> None:
         builder=Manifests(settings),
         clock=clock,
         planning=threading.Lock(),
+        benchmarks=measuring,
     )
     with SolverProcess(niceness=_SOLVER_NICENESS) as solver, threads, background:
         reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve))
@@ -77,6 +83,8 @@ def run(settings: Settings) -> None:
         )
         registry = kopf.OperatorRegistry()
         handlers.register(registry, passes, cluster.noticed, cluster.on_nodes)
+        if measuring is not None:
+            threading.Thread(target=measuring.run, args=(stop,), name="measuring", daemon=True).start()
         kopf.run(
             registry=registry,
             clusterwide=not settings.watched_namespaces,
@@ -84,6 +92,7 @@ def run(settings: Settings) -> None:
             standalone=True,
             liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
         )
+        stop.set()
         cluster.stop()
 
 

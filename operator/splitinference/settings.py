@@ -3,6 +3,7 @@
 What belongs to one model is in its SplitInference; here is what belongs to the cluster.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -203,6 +204,28 @@ class Settings(BaseSettings):
     )
     link_mbps: float = Field(default=1000.0, gt=0, description="Mbit/s between nodes that say nothing: plain Ethernet.")
     link_rtt_ms: float = Field(default=0.5, ge=0, description="Round trip in ms between nodes that say nothing: one switch.")
+
+    measure_nodes: bool = Field(
+        default=True,
+        description="Measure what nodes compute, by a pod of some seconds on each; where a label says it, that counts.",
+    )
+    measure_wait_seconds: float = Field(
+        default=120.0,
+        ge=0,
+        description="A first plan waits so long for nodes without labels to be measured; then what is assumed of the others counts.",
+    )
+    measurements_per_hour: int = Field(
+        default=60, ge=1, description="So many nodes are measured in an hour, one at a time. 60: a minute each, image pull included."
+    )
+    measure_again_days: float = Field(
+        default=30.0, gt=0, description="A node is measured again after so many days, or when its kernel, machine or cores are others."
+    )
+    measuring_priority_class: str = Field(
+        default="", description="PriorityClass of the pods that measure. The chart makes one: the lowest."
+    )
+    measuring_tolerations: tuple[Mapping[str, str], ...] = Field(
+        default=(), description="Tolerations of the pods that measure, as JSON; nodes with other taints are not measured."
+    )
 
     # --- the operator itself -----------------------------------------------------------------------------------------------------
     kube_timeout_seconds: float = Field(

@@ -69,7 +69,8 @@ def test_the_defaults_of_the_chart_are_the_operators(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     chart, own = Settings().model_dump(), Settings.model_construct().model_dump()
     assert chart.pop("operator_namespace") == "ops", "the release's"
-    del own["operator_namespace"]
+    assert chart.pop("measuring_priority_class") == only("PriorityClass")["metadata"]["name"]
+    del own["operator_namespace"], own["measuring_priority_class"]
     assert chart == own
 
 
@@ -112,6 +113,30 @@ def test_credentials_for_prometheus_are_files_and_no_right_on_secrets_is_asked_f
     assert volumes["prometheus-ca"]["secret"] == {"secretName": "ca", "items": [{"key": "bundle.pem", "path": "ca.crt"}]}
     rules = [rule for role in render(*sets) if role["kind"] in ("ClusterRole", "Role") for rule in role["rules"]]
     assert not [rule for rule in rules if "secrets" in rule["resources"]]
+
+
+def test_measuring_nodes_takes_rights_in_the_operators_namespace_alone_and_gives_way():
+    name = "si-splitinference-measure"
+    (role,) = [obj for obj in render("watchNamespaces={a}") if obj["kind"] == "Role" and obj["metadata"]["name"] == name]
+    assert role["metadata"]["namespace"] == "ops"
+    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {"pods", "configmaps"}
+    assert not [
+        rule
+        for obj in render()
+        if obj["kind"] == "ClusterRole"
+        for rule in obj["rules"]
+        if "nodes" in rule["resources"] and "patch" in rule["verbs"]
+    ]
+    assert (only("PriorityClass")["value"], only("PriorityClass")["preemptionPolicy"]) == (-1000000, "Never")
+    off = render("measureNodes.enabled=false")
+    assert not [obj for obj in off if obj["metadata"]["name"] == name or obj["kind"] == "PriorityClass"]
+    assert settings("measureNodes.enabled=false")[f"{PREFIX}MEASURE_NODES"] == "false"
+
+
+def test_tolerations_of_the_pods_that_measure_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
+    for key, value in settings("measureNodes.tolerations[0].key=gpu", "measureNodes.tolerations[0].operator=Exists").items():
+        monkeypatch.setenv(key, value)
+    assert Settings().measuring_tolerations == ({"key": "gpu", "operator": "Exists"},)
 
 
 def test_a_token_of_the_operators_own_account_is_projected_for_prometheus():
@@ -197,8 +222,10 @@ def test_the_operator_has_each_right_that_it_gives_to_a_gateway():
 def test_in_some_namespaces_alone_it_writes_nowhere_else():
     sets = ("watchNamespaces={a,b}",)
     assert all(verb in ("get", "list", "watch") for _, _, verb in allowed(only("ClusterRole", *sets)["rules"]))
-    roles = [obj for obj in render(*sets) if obj["kind"] == "Role"]
+    roles = [obj for obj in render(*sets, "measureNodes.enabled=false") if obj["kind"] == "Role"]
     assert [role["metadata"]["namespace"] for role in roles] == ["a", "b"]
+    (measuring,) = [obj for obj in render(*sets) if obj["kind"] == "Role" and obj["metadata"]["namespace"] not in ("a", "b")]
+    assert measuring["metadata"]["namespace"] == "ops"
 
 
 def test_secrets_are_read_only_where_tokens_are_used():

@@ -323,6 +323,16 @@ class Clock(Protocol):
         """Now."""
 
 
+class Benchmarks(Protocol):
+    """What was measured of nodes."""
+
+    def shown(self, nodes: Sequence[Manifest]) -> Sequence[Manifest]:
+        """The nodes with what was measured of them; the same objects while nothing changed."""
+
+    def pending(self, nodes: Sequence[Manifest]) -> tuple[str, ...]:
+        """Names of nodes that are about to be measured and of which nothing else is known."""
+
+
 @dataclass(frozen=True)
 class Ports:
     """All of them together: what `reconcile` is given.
@@ -339,3 +349,4 @@ class Ports:
     builder: Builder
     clock: Clock
     planning: AbstractContextManager[Any]
+    benchmarks: Benchmarks | None = None

@@ -11,6 +11,7 @@ from splitinference.controller.asked import Asked, profile_for, read_asked
 from splitinference.controller.facts import calibrated, facts_of, rehearsed
 from splitinference.controller.front import ensure_gateway, is_coming
 from splitinference.controller.look import Looker, Seen, owner_of
+from splitinference.controller.measuring import nodes_to_wait_for
 from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
 from splitinference.controller.ports import Manifest, Ports, RefusedError
@@ -147,6 +148,9 @@ class _Pass:
         if isinstance(asked, Asked):
             if planned is None:
                 self._ensure_gateway(self.body, asked.profile, seen)
+                if waits_for := nodes_to_wait_for(self.ports.benchmarks, asked.resource, seen, self.settings):
+                    report = Report(seen=seen, accepted=asked.condition, resource=asked.resource, measuring=waits_for)
+                    return self._finish(report, _WALKING_SECONDS)
                 if is_coming(self.ports, self.body, seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
             if planned is not None and profile is not None:

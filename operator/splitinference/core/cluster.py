@@ -57,6 +57,8 @@ class Node(Value):
     )
     flops_per_s: float = Field(gt=0, description="nominal compute of the whole node, when idle")
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
+    figures: str = Field(default="", description="where the two come from: measured, labelled or assumed; empty: not said")
+    flops_by_dtype: Mapping[str, float] = Field(default_factory=dict, description="measured compute for each data type that differs")
     utilization: float | None = Field(
         default=None, ge=0, le=1, description="what others use, or what is lost to waiting for a processor, if that is more"
     )
@@ -110,6 +112,16 @@ class Snapshot(Value):
     nodes: tuple[Node, ...]
     network: Network = Network()
     observed_at: datetime | None = None
+
+    def for_dtype(self, dtype: str) -> "Snapshot":
+        """With the compute of each node for this data type, where it was measured."""
+        if not any(dtype in node.flops_by_dtype for node in self.nodes):
+            return self
+        nodes = (
+            node.model_copy(update={"flops_per_s": node.flops_by_dtype[dtype]}) if dtype in node.flops_by_dtype else node
+            for node in self.nodes
+        )
+        return self.model_copy(update={"nodes": tuple(nodes)})
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

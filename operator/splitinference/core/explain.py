@@ -63,7 +63,8 @@ def _why_so_many(plan: Plan, problem: Problem) -> str:
 def _capacity(node: Node) -> str:
     compute = sum(site.flops_per_s for site in sites(node)) / 1e9
     bandwidth = sum(site.bandwidth_bytes_per_s for site in sites(node)) / 1e9
-    return f"{load_in_words(node)}, {compute:.4g} GFLOP/s and {bandwidth:.4g} GB/s free"
+    basis = f" ({node.figures})" if node.figures else ""
+    return f"{load_in_words(node)}, {compute:.4g} GFLOP/s and {bandwidth:.4g} GB/s free{basis}"
 
 
 def why_left(node: Node, problem: Problem, smallest: int) -> str:
