@@ -14,6 +14,7 @@ from splitinference.controller.node_benchmark import (
     MEASURE,
     POD_SECONDS,
     STORE,
+    UNPLACED_SECONDS,
     Record,
     There,
     next_step,
@@ -24,7 +25,7 @@ from splitinference.controller.node_benchmark import (
     system_of,
     with_figures,
 )
-from splitinference.controller.ports import Manifest, UnavailableError
+from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
 from splitinference.controller.standing import NOBODY, ground_of
 from splitinference.settings import Settings
 from tests.controller import world
@@ -236,7 +237,7 @@ def test_it_is_repeated_after_a_while_and_records_of_nodes_that_are_gone_go():
     [
         ("Traceback\nImportError: torch", "Failed", "ImportError: torch"),
         ("", "Failed", "said nothing"),
-        (json.dumps({**SAID, "share": 0.1}), "Succeeded", "others took the node: the measurement got 10 % of it"),
+        (json.dumps({**SAID, "share": 0.02}), "Succeeded", "others took the node: the measurement got 2 % of it"),
         (json.dumps({**SAID, "bfloat16": {"gflops": -1, "gbps": 2}}), "Succeeded", "no figures"),
         (json.dumps({**SAID, "float32": {"gflops": float("inf"), "gbps": 2}}), "Succeeded", "no figures"),
         (json.dumps({"share": 1.0}), "Succeeded", "no data type"),
@@ -269,11 +270,30 @@ def test_a_pod_that_gets_no_place_is_given_up():
         "phase": "Pending",
         "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: Insufficient memory"}],
     }
-    cluster.seconds += POD_SECONDS + 20
+    cluster.seconds += UNPLACED_SECONDS + 1
     measurer.look()
     (record,) = read_store(cluster.store).values()
     assert "Insufficient memory" in record.why
     assert not cluster.measuring
+
+
+def test_a_pod_that_does_not_end_is_given_up_and_one_that_pulls_its_image_is_not():
+    cluster = a_cluster(a_node("a"))
+    measurer = measuring(cluster)
+    measurer.look()
+    (pod,) = cluster.measuring.values()
+    pod["spec"]["nodeName"] = "a"
+    pod["status"] = {
+        "phase": "Pending",
+        "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such host"}}}],
+    }
+    cluster.seconds += POD_SECONDS
+    measurer.look()
+    assert cluster.store is None
+    cluster.seconds += 16
+    measurer.look()
+    (record,) = read_store(cluster.store).values()
+    assert record.why == "ImagePullBackOff: no such host"
 
 
 def test_a_failure_leaves_the_figures_that_are_known():
@@ -341,7 +361,7 @@ def test_the_pod_is_restricted_small_and_uses_what_a_segment_would():
     assert pod["spec"]["priorityClassName"] == "lowest"
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    assert container["resources"] == {"requests": {"cpu": "100m", "memory": "700Mi"}, "limits": {"memory": "700Mi", "cpu": "1500m"}}
+    assert container["resources"] == {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "512Mi", "cpu": "1500m"}}
     asked = {entry["name"]: entry["valueFrom"]["resourceFieldRef"]["divisor"] for entry in container["env"]}
     assert asked == {"SI_THREADS": "1", "SI_MILLICORES": "1m"}
 
@@ -351,6 +371,22 @@ def test_an_api_server_that_is_away_is_tried_again():
     measurer = measuring(cluster)
     assert measurer.look() == IDLE_SECONDS
     cluster.down = ""
+    looks(cluster, measurer)
+    assert cluster.made == ["a"]
+
+
+def test_nobody_waits_where_the_api_server_refuses():
+    cluster = a_cluster(a_node("a"))
+    measurer = measuring(cluster)
+
+    def refuse(manifest: Manifest) -> None:
+        raise RefusedError("pods is forbidden: exceeded quota")
+
+    cluster.create, create = refuse, cluster.create  # type: ignore[method-assign]
+    assert measurer.pending(cluster.nodes()) == ("a",)
+    assert measurer.look() == IDLE_SECONDS
+    assert measurer.pending(cluster.nodes()) == ()
+    cluster.create = create  # type: ignore[method-assign]
     looks(cluster, measurer)
     assert cluster.made == ["a"]
 

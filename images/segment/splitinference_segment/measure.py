@@ -21,7 +21,7 @@ RUNS = 4
 TOKENS, WIDTH = 256, 1024
 """A prompt and a layer of this size: its product stays in any processor's caches."""
 ROWS, COLUMNS = 4096, 4096
-STREAMED_BYTES = 192 << 20
+STREAMED_BYTES = 128 << 20
 """Weights that a matrix-vector product walks through before it comes back to the first: more than a core keeps in its caches."""
 NICENESS = 10
 _TERMINATION_LOG = Path("/dev/termination-log")
@@ -81,6 +81,7 @@ def measured(threads: int, cores: float) -> dict[str, Any]:
                 for key, make in (("gflops", product), ("gbps", streamed)):
                     work, amount = make(torch, dtype)
                     rate, share = best(work, cores)
+                    del work  # with its weights, before the next ones are made
                     found[key] = float(f"{rate * amount:.4g}")
                     shares.append(share)
             except RuntimeError as error:  # a data type for which torch has no kernel here

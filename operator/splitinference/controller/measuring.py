@@ -83,6 +83,7 @@ class Measuring:
         self._shown: tuple[object, object, tuple[Manifest, ...]] | None = None
         self._nodes: dict[str, tuple[Manifest, Manifest]] = {}
         self._said = ""
+        self._refused = False
 
     def look(self) -> float:
         """One step; seconds until the next. Raises nothing that is expected: what fails is tried again."""
@@ -92,7 +93,7 @@ class Measuring:
             # Once for the same words: a right that is missing stays missing.
             if str(error) != self._said:
                 log.warning("nodes cannot be measured: %s", error)
-            self._said = str(error)
+            self._said, self._refused = str(error), isinstance(error, RefusedError)
             return IDLE_SECONDS
 
     def _look(self) -> float:
@@ -117,7 +118,7 @@ class Measuring:
             self._store.delete("Pod", namespace, name)
         if step.create is not None:
             self._store.create(step.create)
-        self._said = ""
+        self._said, self._refused = "", False
         return BUSY_SECONDS if step.create is not None or there.measuring or self.pending(nodes) else IDLE_SECONDS
 
     def _keep(self, records: Records) -> None:
@@ -139,7 +140,9 @@ class Measuring:
             return self._shown[2]
 
     def pending(self, nodes: Sequence[Manifest]) -> tuple[str, ...]:
-        """Names of nodes that are about to be measured and of which nothing else is known."""
+        """Names of nodes that are about to be measured and of which nothing else is known; none where the API server refuses to let us."""
+        if self._refused:
+            return ()
         with self._lock:
             records = self._records or {}
         return pending(nodes, records, self._settings)

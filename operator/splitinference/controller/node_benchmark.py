@@ -27,13 +27,15 @@ MEASURE = "node-measure"
 MEASURED = "measured"
 """Key of a node as it is shown to the planner: what was measured of it."""
 STORE = "splitinference-measured-nodes"
-LEAST_SHARE = 0.2
+LEAST_SHARE = 0.04
 """A measurement that got less of the node than this says little."""
 POD_SECONDS = 300
-"""A pod may take so long, image pull and imports included; one that was given to no kubelet is given up then, too."""
+"""A pod may take so long, image pull and imports included."""
+UNPLACED_SECONDS = 30
+"""And so long until the scheduler has found room for it: others wait meanwhile."""
 FIRST_RETRY, LAST_RETRY = timedelta(minutes=10), timedelta(days=1)
 _KEPT_FAILURES = 8
-_MEMORY = "700Mi"
+_MEMORY = "512Mi"
 _COMPUTE, _BANDWIDTH = f"{PREFIX}compute-gflops", f"{PREFIX}memory-bandwidth-gbps"
 _SYSTEM = "splitinference.dev/system"
 _NODE = "splitinference.dev/node"
@@ -155,7 +157,8 @@ def next_step(there: There, records: Records, now: datetime, settings: Settings)
     for pod in mine:
         annotations = pod["metadata"].get("annotations") or {}
         node = by_uid.get(str(annotations.get(_NODE, "")))
-        late = (now - _created(pod, now)).total_seconds() > POD_SECONDS + 15
+        placed = bool((pod.get("spec") or {}).get("nodeName"))
+        late = (now - _created(pod, now)).total_seconds() > (POD_SECONDS + 15 if placed else UNPLACED_SECONDS)
         if node is None or is_over(pod) or late:
             done.append(str(pod["metadata"]["name"]))
             if node is not None and not pod["metadata"].get("deletionTimestamp"):
