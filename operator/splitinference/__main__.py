@@ -23,6 +23,7 @@ from splitinference.adapters.kube import connect
 from splitinference.adapters.leases import KubeLeases, boot_seconds, healthy, holding, new_identity, wait_to_lead
 from splitinference.adapters.listen import health_address
 from splitinference.adapters.mutual import Peers
+from splitinference.adapters.own_namespace import OwnNamespace
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
@@ -31,6 +32,7 @@ from splitinference.adapters.watched import WatchedCluster
 from splitinference.controller import handlers
 from splitinference.controller.leading import Claims, Leadership, Watched
 from splitinference.controller.manifests import Manifests
+from splitinference.controller.measuring import Measuring
 from splitinference.controller.passes import Ended, Key, Pass, Passes
 from splitinference.controller.ports import Ports, RefusedError, UnavailableError
 from splitinference.controller.reconcile import Reconciler
@@ -96,6 +98,9 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
     authority = CertificateAuthority(root, settings.trust_domain)
     peers = Peers(authority, clock, settings.trust_domain)
     gateways = GatewayRoutes(peers, cluster.owned, settings.gateway_timeout_seconds)
+    # Not from the watches: these may be of other namespaces than the operator's own.
+    own = OwnNamespace(api, settings.kube_timeout_seconds, before_write=may_write)
+    measuring, stop = (Measuring(cluster, own, clock, settings) if settings.measure_nodes else None), threading.Event()
     ports = Ports(
         cluster=cluster,
         metrics=PrometheusMetrics(settings),
@@ -106,6 +111,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
         authority=authority,
         clock=clock,
         planning=threading.Lock(),
+        benchmarks=measuring,
     )
     claims = Claims(settings.lease, settings.operator_class, cluster, leases, Watched(boot_seconds))
 
@@ -124,6 +130,8 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
         )
         registry = kopf.OperatorRegistry()
         handlers.register(registry, passes, cluster.noticed, cluster.on_nodes)
+        if measuring is not None:
+            threading.Thread(target=measuring.run, args=(stop,), name="measuring", daemon=True).start()
         kopf.run(
             registry=registry,
             clusterwide=not settings.watched_namespaces,
@@ -131,6 +139,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
             standalone=True,
             liveness_endpoint=f"http://{health_address(settings.pod_ip)}:{settings.health_port}/healthz",
         )
+        stop.set()
         gateways.close()
         cluster.stop()
 

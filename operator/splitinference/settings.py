@@ -4,6 +4,7 @@ What belongs to one model is in its SplitInference; here is what belongs to the 
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -58,6 +59,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SPLITINFERENCE_", frozen=True, extra="ignore")
 
     # --- passes ------------------------------------------------------------------------------------------------------------------
+    operator_namespace: str = Field(
+        default="splitinference-system",
+        min_length=1,
+        description=(
+            "Where the operator runs: the Secret with the root key is there, nodes are measured there, NetworkPolicies admit the operator "
+            "from there, and link probes are believed from there alone."
+        ),
+    )
     namespaces: str = Field(
         default="", description="Namespaces whose SplitInferences are served, with commas. Empty, the default: all of them."
     )
@@ -185,11 +194,6 @@ class Settings(BaseSettings):
         pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$",
         description="Trust domain of the SPIFFE IDs in the certificates of gateways and segments. To change it makes all segments anew.",
     )
-    operator_namespace: str = Field(
-        default="splitinference-system",
-        min_length=1,
-        description="Where the operator runs: the Secret with the root key is there, and NetworkPolicies admit the operator from there.",
-    )
     root_key_secret: str = Field(
         default="splitinference-root-key", min_length=1, description="Name of the Secret with the root key. It is made if there is none."
     )
@@ -224,6 +228,27 @@ class Settings(BaseSettings):
     prometheus_timeout_seconds: float = Field(
         default=3.0, gt=0, description="For one query. Longer than a busy server needs, shorter than a pass's interval."
     )
+    prometheus_max_bytes: int = Field(
+        default=16 * 2**20,
+        ge=2**16,
+        description="One answer may have so many bytes. 16 MiB: the links of 150 nodes, both ways; as Python has them ten times that.",
+    )
+    prometheus_token_file: str = Field(
+        default="", description="File with the bearer token for Prometheus, read for each question. The chart mounts it (prometheus.auth)."
+    )
+    prometheus_basic_auth_folder: str = Field(
+        default="", description="Folder with the files `username` and `password` for Prometheus. The chart mounts it."
+    )
+    prometheus_headers_folder: str = Field(
+        default="",
+        description="Folder with headers for Prometheus: each file is named like its header, such as X-Scope-OrgID. The chart mounts it.",
+    )
+    prometheus_ca_file: str = Field(
+        default="", description="File with the CA certificates by which Prometheus is known. Empty: those of the system."
+    )
+    prometheus_client_folder: str = Field(
+        default="", description="Folder with the operator's certificate for Prometheus: `tls.crt` and `tls.key`. Empty: none."
+    )
     query_set: QuerySet = Field(
         default="nodeExporter",
         description="Which queries: nodeExporter where each node is a machine; cadvisor where nodes are containers, as in kind.",
@@ -252,6 +277,23 @@ class Settings(BaseSettings):
     )
     query_node_watts: str = Field(
         default="", description="PromQL instead of RAPL's and dcgm-exporter's: watts of a node's processors, by label `node`."
+    )
+    query_node_cpu_waiting: str = Field(
+        default="",
+        description="PromQL instead of the set's: share 0..1 of time in which some task waited for a processor (PSI), by label `node`.",
+    )
+    query_node_cpu_limited: str = Field(
+        default="", description="The same of time in which its own CPU limit held some container of the node back, by label `node`."
+    )
+    query_segment_cpu_waiting: str = Field(
+        default="", description="PromQL instead of the set's: the same as `node_cpu_waiting` of segments, by labels `namespace` and `pod`."
+    )
+    query_segment_cpu_throttled: str = Field(
+        default="", description="Share 0..1 of periods in which a CPU limit held a segment back, by labels `namespace` and `pod`."
+    )
+    use_pressure: bool = Field(
+        default=True,
+        description="Count what nodes and segments lose to waiting for a processor (PSI, CPU limits) as not there, beside what others use.",
     )
     metrics_max_age_seconds: float = Field(
         default=60.0, gt=0, description="Values older than this count as unknown. A minute: two scrapes of 30 s may fail."
@@ -315,6 +357,29 @@ class Settings(BaseSettings):
             "A Lease that was not renewed for so long may be taken over. Ten seconds: with the pause between two looks and the start, "
             "a takeover takes less than 15."
         ),
+    )
+
+    # --- figures of nodes --------------------------------------------------------------------------------------------------------
+    measure_nodes: bool = Field(
+        default=True,
+        description="Measure what nodes compute, by a pod of some seconds on each; where a label says it, that counts.",
+    )
+    measure_wait_seconds: float = Field(
+        default=120.0,
+        ge=0,
+        description="A first plan waits so long for nodes without labels to be measured; then what is assumed of the others counts.",
+    )
+    measurements_per_hour: int = Field(
+        default=60, ge=1, description="So many nodes are measured in an hour, one at a time. 60: a minute each, image pull included."
+    )
+    measure_again_days: float = Field(
+        default=30.0, gt=0, description="A node is measured again after so many days, or when its kernel, machine or cores are others."
+    )
+    measuring_priority_class: str = Field(
+        default="", description="PriorityClass of the pods that measure. The chart makes one: the lowest."
+    )
+    measuring_tolerations: tuple[Mapping[str, str], ...] = Field(
+        default=(), description="Tolerations of the pods that measure, as JSON; nodes with other taints are not measured."
     )
 
     # --- the operator itself -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from splitinference.adapters.prometheus import PrometheusMetrics
+from splitinference.controller.directory import Directory
 from splitinference.controller.ports import Manifest
 from splitinference.controller.readings import Judge, Measured, read_metrics
 from splitinference.settings import QuerySet, Settings
@@ -15,10 +16,14 @@ from tests.adapters.test_node_queries import SHOWN, counter, uses
 why = programs()
 pytestmark = pytest.mark.skipif(isinstance(why, str), reason=str(why))
 
-NODES: list[Manifest] = [
-    {"metadata": {"name": "any", "labels": {"splitinference.dev/processor": "gpu"}, "annotations": {"splitinference.dev/idle-watts": "50"}}}
-]
-PLAIN: list[Manifest] = [{"metadata": {"name": "any"}}]
+NAMES = ("two", "ours", "part", "scraped", "relabelled", "shared", "late", "a")
+GPU = {"labels": {"splitinference.dev/processor": "gpu"}, "annotations": {"splitinference.dev/idle-watts": "50"}}
+NODES: list[Manifest] = [{"metadata": {"name": name, **GPU}} for name in NAMES]
+PLAIN: list[Manifest] = [{"metadata": {"name": "two"}}]
+
+
+def read(given: Settings, nodes: list[Manifest]) -> Measured:
+    return read_metrics(PrometheusMetrics(given), Directory(nodes), given)
 
 
 def gpu(
@@ -71,7 +76,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def measured(server: Settings) -> Measured:
-    return read_metrics(PrometheusMetrics(server), NODES)
+    return read(server, NODES)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +112,7 @@ def test_power_is_that_of_all_processors_that_say_it(server: Settings, measured:
 
 
 def test_nothing_is_asked_that_no_node_needs(server: Settings) -> None:
-    found = read_metrics(PrometheusMetrics(server), PLAIN)
+    found = read(server, PLAIN)
     assert (found.node_gpu_used.by_name, found.node_gpu_used_by_others.by_name, found.node_watts.by_name) == ({}, {}, {})
     assert found.node_cpu_cores.by_name
 
@@ -116,6 +121,6 @@ def test_a_query_of_the_users_own_counts_instead(tmp_path: Path) -> None:
     lines = [*counter('mine{node="a"}', lambda _: 0.25), *counter('node_cpu_seconds_total{instance="a:9100",mode="user"}', uses(1))]
     with serving_samples(iter(lines), tmp_path) as url:
         given = Settings(prometheus_url=url, query_node_gpu_used_by_others="mine", query_node_watts="mine * 400")
-        found = read_metrics(PrometheusMetrics(given), NODES)
+        found = read(given, NODES)
     assert found.node_gpu_used_by_others.by_name["a"].value == 0.25
     assert found.node_watts.by_name["a"].value == 100.0

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from splitinference.adapters.kept import node_kept, pod_kept
+from splitinference.controller.directory import speakers_of
 from splitinference.controller.objects import MANAGED_BY, OURS
 from splitinference.controller.pods import node_of, requested_bytes, requested_millicores
 from splitinference.controller.standing import NOBODY, ground_of
@@ -56,6 +57,9 @@ def test_a_heartbeat_changes_nothing():
         (("spec", "taints"), [{"key": "k", "effect": "NoExecute"}]),
         (("status", "allocatable"), {"cpu": "1", "memory": "2Gi"}),
         (("status", "conditions"), [{"type": "Ready", "status": "Unknown"}]),
+        (("status", "addresses"), [{"type": "InternalIP", "address": "10.0.0.1"}]),
+        (("status", "nodeInfo"), {"machineID": "m", "kernelVersion": "6.1", "architecture": "amd64"}),
+        (("metadata", "uid"), "2"),
     ],
 )
 def test_what_the_planner_goes_by_is_a_change(path: tuple[str, ...], value: Any):
@@ -103,3 +107,12 @@ def test_what_many_pods_have_alike_is_kept_once():
 def test_our_own_pods_are_kept_whole_but_for_who_wrote_what():
     ours = changed(POD, "metadata", "labels", value={MANAGED_BY: OURS})
     assert pod_kept(changed(ours, "metadata", "managedFields", value=[{"manager": "kubelet"}])) == ours
+
+
+def test_of_link_probes_is_kept_who_they_are_and_of_others_that_look_alike_not():
+    labels = {"app.kubernetes.io/name": "splitinference", "app.kubernetes.io/component": "probe", "pod-template-generation": "1"}
+    probe = changed(changed(POD, "metadata", "labels", value=labels), "status", "podIP", value="10.0.0.7")
+    (speaker,) = speakers_of([pod_kept(probe)], "team")
+    assert (speaker.name, speaker.node, speaker.addresses, speaker.segment) == ("web-0", "a", {"10.0.0.7"}, False)
+    assert "pod-template-generation" not in pod_kept(probe)["metadata"]["labels"]
+    assert "labels" not in pod_kept(POD)["metadata"]

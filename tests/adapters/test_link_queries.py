@@ -1,33 +1,78 @@
 """The links' queries, evaluated by a real Prometheus: what segments and probes export → one value with its age for each link."""
 
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.controller.ports import Sample, Samples
+from splitinference.adapters.queries import SETS, Queries
+from splitinference.controller.directory import Directory
+from splitinference.controller.ports import Manifest, Sample, Samples
+from splitinference.controller.readings import Measured, read_metrics
 from splitinference.settings import Settings
 from tests.adapters.real_prometheus import serving_samples, serving_series
 
 NAN = "NaN"
 
 
-def probe(source: str, target: str, figure: str, value: object, age: float) -> list[str]:
+OPERATORS = "splitinference-system"
+
+
+def address(name: str) -> str:
+    """An address that no other pod of the test has."""
+    return f"10.{zlib.crc32(name.encode()) % 250}.{zlib.adler32(name.encode()) % 250}.{len(name)}"
+
+
+def probe(source: str, target: str, figure: str, value: object, *, age: float) -> list[str]:
     """What a probe exports, with labels as a scrape by pods gives them."""
-    labels = f'{{instance="10.0.0.9:8082",namespace="ops",node="{source}",pod="probe-x",source="{source}",target="{target}"}}'
+    pod = f"probe-{source}"
+    scraped = f'instance="{address(pod)}:8082",namespace="{OPERATORS}",node="{source}",pod="{pod}"'
+    labels = f'{{{scraped},source="{source}",target="{target}"}}'
     name = f"splitinference_link_{figure}"
     return [f"{name}{labels} {value}", f"{name.removesuffix('_ms')}_age_seconds{labels} {age}"]
 
 
-def segment(source: str, target: str, figure: str, value: object, *, age: float, to: str = "s2") -> list[str]:
+def segment(source: str, target: str, figure: str, value: object, *, age: float, to: str = "s2", pod: str = "") -> list[str]:
     """What a segment exports of its hops to segment `to`."""
-    labels = f'{{instance="10.0.0.5:8002",namespace="team",pod="s1",segment="s1",source="{source}",target="{target}",to="{to}"}}'
+    pod = pod or f"segment-{source}"
+    scraped = f'instance="{address(pod)}:8002",namespace="team",pod="{pod}"'
+    labels = f'{{{scraped},segment="{pod}",source="{source}",target="{target}",to="{to}"}}'
     name = f"splitinference_segment_link_{figure}"
     return [f"{name}{labels} {value}", f"{name.removesuffix('_ms')}_age_seconds{labels} {age}"]
 
 
+def probe_pod(node: str) -> Manifest:
+    labels = {"app.kubernetes.io/name": "splitinference", "app.kubernetes.io/component": "probe"}
+    name = f"probe-{node}"
+    metadata = {"namespace": OPERATORS, "name": name, "labels": labels}
+    return {"metadata": metadata, "spec": {"nodeName": node}, "status": {"phase": "Running", "podIP": address(name)}}
+
+
+def segment_pod(node: str) -> Manifest:
+    labels = {
+        "app.kubernetes.io/managed-by": "splitinference",
+        "app.kubernetes.io/component": "segment",
+        "app.kubernetes.io/instance": "chat",
+    }
+    name = f"segment-{node}"
+    owner = {"kind": "SplitInference", "name": "chat", "uid": "u"}
+    metadata = {"namespace": "team", "name": name, "labels": labels, "ownerReferences": [owner]}
+    return {"metadata": metadata, "spec": {"nodeName": node}, "status": {"phase": "Running", "podIP": address(name)}}
+
+
+def read(url: str, sources: Iterable[str], **settings: Any) -> Measured:
+    """What the operator reads, with a probe and a segment on each of these nodes."""
+    given, names = Settings(prometheus_url=url, **settings), list(sources)
+    nodes: list[Manifest] = [{"metadata": {"name": name}} for name in names]
+    pods = [make(name) for name in names for make in (probe_pod, segment_pod)]
+    return read_metrics(PrometheusMetrics(given), Directory(nodes, pods, OPERATORS), given)
+
+
+SOURCES = ("only-probe", "only-segment", "both", "slowed", "left", "quick", "quick-alone", "shared", "old", "zero")
 SERIES = [
     *probe("only-probe", "x", "mbps", 940, age=20),
     *probe("only-probe", "x", "rtt_ms", 0.25, age=5),
@@ -58,9 +103,9 @@ SERIES = [
 
 
 @pytest.fixture(scope="module", params=["nodeExporter", "cadvisor"])
-def metrics(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusMetrics]:
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     with serving_series(SERIES, tmp_path_factory.mktemp("prometheus")) as url:
-        yield PrometheusMetrics(Settings(prometheus_url=url, query_set=request.param, metrics_max_age_seconds=60, link_max_age_seconds=300))
+        yield read(url, SOURCES, query_set=request.param, metrics_max_age_seconds=60, link_max_age_seconds=300)
 
 
 def said(samples: Samples, source: str) -> Sample | None:
@@ -81,20 +126,20 @@ def said(samples: Samples, source: str) -> Sample | None:
         ("shared", 80, 1),
     ],
 )
-def test_the_best_fresh_bandwidth_counts_and_else_the_newest(metrics: PrometheusMetrics, source: str, mbps: float, age: float):
-    found = said(metrics.links_mbps(), source)
+def test_the_best_fresh_bandwidth_counts_and_else_the_newest(measured: Measured, source: str, mbps: float, age: float):
+    found = said(measured.links_mbps, source)
     assert found is not None
     assert found.value == mbps
     assert age + 2 <= found.age_seconds < age + 30, "the time since the scrape counts too"
 
 
 @pytest.mark.parametrize("source", ["quick-alone", "old", "zero", "nobody"])
-def test_what_is_not_known_is_missing(metrics: PrometheusMetrics, source: str):
-    assert said(metrics.links_mbps(), source) is None
+def test_what_is_not_known_is_missing(measured: Measured, source: str):
+    assert said(measured.links_mbps, source) is None
 
 
-def test_the_shortest_fresh_round_trip_counts_and_none_is_too_short(metrics: PrometheusMetrics):
-    found = metrics.links_rtt_ms()
+def test_the_shortest_fresh_round_trip_counts_and_none_is_too_short(measured: Measured):
+    found = measured.links_rtt_ms
     assert {name: sample.value for name, sample in found.by_name.items()} == {
         "only-probe/x": 0.25,
         "only-segment/x": 1.5,
@@ -112,13 +157,16 @@ def test_what_a_segment_measured_outlives_it(tmp_path: Path):
     lines += [f"{line} {now - 2:.3f}" for line in segment("thin-and-new", "x", "mbps", 90, age=1, to="s3")]
     lines += [f"{line} {now - 2000:.3f}" for line in segment("long-ago", "x", "mbps", 1.5, age=3)]
     with serving_samples(sorted(lines), tmp_path) as url:
-        found = PrometheusMetrics(Settings(prometheus_url=url)).links_mbps()
+        found = read(url, ["thin", "thin-and-new", "long-ago"]).links_mbps
     assert found.problem == ""
     assert {name: sample.value for name, sample in found.by_name.items()} == {"thin/x": 1.5, "thin-and-new/x": 90}
     assert 400 <= found.by_name["thin/x"].age_seconds <= 450
     assert found.by_name["thin-and-new/x"].age_seconds < 30
 
 
-def test_every_other_query_of_the_set_is_one_that_prometheus_understands(metrics: PrometheusMetrics):
-    for answer in (metrics.node_cpu_cores(), metrics.segment_cpu_cores(), metrics.node_memory_available_bytes()):
-        assert not answer.problem
+def test_every_query_of_a_set_is_one_that_prometheus_understands(tmp_path: Path):
+    with serving_series(SERIES[:1], tmp_path) as url:
+        for query_set in SETS:
+            metrics = PrometheusMetrics(Settings(prometheus_url=url, query_set=query_set))
+            for name in Queries.__dataclass_fields__:
+                assert not getattr(metrics, name)().problem, name

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +13,7 @@ from splitinference.controller.ports import Metrics
 from splitinference.controller.reconcile import Reconciler
 from splitinference.settings import Settings
 from tests.adapters.real_prometheus import serving_series
-from tests.adapters.test_link_queries import probe, segment
+from tests.adapters.test_link_queries import OPERATORS, address, probe, probe_pod, segment
 from tests.controller.world import SETTINGS, World, a_body, a_node
 from tests.core.planning import Exhaustive
 
@@ -45,14 +45,20 @@ class Story:
     world: World
     folder: Path
 
+    def __post_init__(self) -> None:
+        for node in NODES:
+            pod = probe_pod(node)
+            self.world.objects["Pod", OPERATORS, pod["metadata"]["name"]] = dict(pod)
+        self.links = LinksOf(self.world, PrometheusMetrics(SETTINGS))
+        self.reconciler = Reconciler(replace(self.world.ports(), metrics=cast(Metrics, self.links)), SETTINGS, Exhaustive())
+
     def passes(self, series: Series, count: int = 12) -> None:
-        """So many passes, five seconds apart, by an operator that is started anew."""
+        """So many passes, five seconds apart."""
         self.folder.mkdir()
         with serving_series(series, self.folder) as url:
-            metrics: Metrics = LinksOf(self.world, PrometheusMetrics(Settings(prometheus_url=url)))
-            reconciler = Reconciler(replace(self.world.ports(), metrics=metrics), SETTINGS, Exhaustive())
+            self.links.links = PrometheusMetrics(Settings(prometheus_url=url))
             for _ in range(count):
-                reconciler.reconcile("team", "chat")
+                self.reconciler.reconcile("team", "chat")
                 self.world.step(5.0)
         self.folder = self.folder.with_name(self.folder.name + "-then")
 
@@ -62,6 +68,14 @@ class Story:
 
     def reasons(self) -> list[str]:
         return [decision["reason"] for decision in self.world.status()["decisions"]]
+
+
+def seen_by_segment(story: Story, link: tuple[str, str], figure: str, value: float, age: float) -> Series:
+    """What the segment on the link's first node exports of it."""
+    pods = [pod for (kind, ns, _), pod in story.world.objects.items() if (kind, ns) == ("Pod", "team")]
+    (pod,) = [pod for pod in pods if pod["spec"].get("nodeName") == link[0] and pod["metadata"]["name"].startswith("chat-0")]
+    name = pod["metadata"]["name"]
+    return [line.replace(address(name), pod["status"]["podIP"]) for line in segment(*link, figure, value, age=age, pod=name)]
 
 
 def probed(slow: tuple[str, str] | None = None, mbps: float = 1.0, age: float = 5) -> Series:
@@ -115,7 +129,7 @@ def test_a_serving_link_that_probes_find_slow_is_left_once_and_not_taken_again(s
 
 def test_a_serving_link_that_only_its_own_traffic_finds_slow_is_left(story: Story):
     slow = serving_link(story)
-    story.passes(segment(*slow, "mbps", 1.0, age=2) + segment(*slow, "rtt_ms", 0.8, age=1))
+    story.passes(seen_by_segment(story, slow, "mbps", 1.0, 2) + seen_by_segment(story, slow, "rtt_ms", 0.8, 1))
     assert story.reasons()[0] == "LinkDegraded"
     assert serving_link(story) != slow
 
@@ -123,10 +137,12 @@ def test_a_serving_link_that_only_its_own_traffic_finds_slow_is_left(story: Stor
 def test_the_moment_that_traffic_left_a_slow_link_it_is_not_forgotten(story: Story):
     """Nobody measures it any more; until a probe comes round it counts as it was."""
     slow = serving_link(story)
-    story.passes(segment(*slow, "mbps", 1.0, age=2))
+    seen = seen_by_segment(story, slow, "mbps", 1.0, 2)
+    story.passes(seen)
     after = story.nodes()
+    assert after != list(slow)
     story.world.now += timedelta(seconds=120)
-    story.passes(probed(age=250) + segment(*slow, "mbps", 1.0, age=90), 40)
+    story.passes(probed(age=250) + [line.removesuffix(" 2") + " 90" if "_age_" in line else line for line in seen], 40)
     assert story.nodes() == after
 
 

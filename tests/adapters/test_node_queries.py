@@ -1,12 +1,15 @@
 """The nodes' queries, evaluated by a real Prometheus: counters of exporters → use by others, and what becomes of odd ones."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from splitinference.adapters.prometheus import PrometheusMetrics
+from splitinference.controller.directory import Directory
+from splitinference.controller.ports import Manifest
 from splitinference.controller.readings import Judge, Measured, read_metrics
 from splitinference.settings import QuerySet, Settings
 from tests.adapters.real_prometheus import programs, serving_samples
@@ -73,6 +76,13 @@ NODES: dict[str, tuple[Counter, float]] = {
 }
 
 
+def read(url: str, names: Iterable[str] = (), **settings: Any) -> Measured:
+    """What the operator reads of nodes with these names."""
+    given = Settings(prometheus_url=url, **settings)
+    nodes: list[Manifest] = [{"metadata": {"name": name}} for name in names]
+    return read_metrics(PrometheusMetrics(given), Directory(nodes), given)
+
+
 def samples(query_set: QuerySet) -> Iterator[str]:
     shown = [SHOWN[query_set](node, *how) for node, how in NODES.items()]
     for part in ("cpu", "uname"):
@@ -83,7 +93,7 @@ def samples(query_set: QuerySet) -> Iterator[str]:
 @pytest.fixture(scope="module", params=sorted(SHOWN))
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     with serving_samples(samples(request.param), tmp_path_factory.mktemp("prometheus")) as url:
-        yield read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_set=request.param)), [])
+        yield read(url, NODES, query_set=request.param)
 
 
 def used(measured: Measured, node: str) -> tuple[float | None, list[str]]:
@@ -108,7 +118,7 @@ def test_what_the_hypervisor_takes_from_a_machine_is_not_there_for_us(tmp_path: 
     stolen = counter('node_cpu_seconds_total{instance="guest:9100",cpu="0",mode="steal"}', uses(2.0))
     waiting = counter('node_cpu_seconds_total{instance="guest:9100",cpu="0",mode="iowait"}', uses(0.5))
     with serving_samples([*node["cpu"], *stolen, *waiting, *node["uname"]], tmp_path) as url:
-        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_set="nodeExporter")), [])
+        found = read(url, ["guest"])
     assert used(found, "guest") == (pytest.approx(0.75, abs=0.01), [])
 
 
@@ -135,7 +145,7 @@ def test_a_query_that_fails_is_a_problem_in_words(query: str, said: str, tmp_pat
     twice = [f'up{{node="{n}",job="j"}} 1 {time.time() - 5:.3f}' for n in "ab"]
     lines = [*twice, *(line.replace("up{", "up_twice{") for line in twice)]
     with serving_samples(lines, tmp_path) as url:
-        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_node_cpu_cores=query)), [])
+        found = read(url, ["a"], query_node_cpu_cores=query)
     assert said in found.problem
     assert url in found.problem
     assert used(found, "a")[0] is None
@@ -145,7 +155,7 @@ def test_a_query_with_several_series_for_a_node_takes_none_of_them(tmp_path: Pat
     now = time.time() - 5
     lines = [f'cores{{node="a",disk="{disk}"}} 1 {now:.3f}' for disk in "xy"] + [f'cores{{node="b"}} 1 {now:.3f}']
     with serving_samples(lines, tmp_path) as url:
-        found = read_metrics(PrometheusMetrics(Settings(prometheus_url=url, query_node_cpu_cores="cores")), [])
+        found = read(url, ["a", "b"], query_node_cpu_cores="cores")
     assert used(found, "a")[0] is None
     assert used(found, "b")[0] == 0.25
     assert found.notes == ("a: 2 series where one was expected, so none is taken",)

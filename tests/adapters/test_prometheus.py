@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from splitinference.adapters.prometheus import PrometheusMetrics, chosen, samples
+from splitinference.adapters.prometheus import MOST_SERIES, PrometheusMetrics, chosen, samples
 from splitinference.adapters.queries import SETS
 from splitinference.settings import Settings
 from tests.adapters.serving import Request, Response, serving
@@ -63,6 +63,27 @@ def test_a_series_of_no_form_is_left_out_and_the_rest_is_read(odd):
     assert "was left out" in found.notes[0]
 
 
+def test_labels_that_tell_whom_a_series_is_about_come_along_with_the_machines_own_name():
+    at = {"instance": "10.0.0.1:9100", "job": "node"}
+    uname = series(1, kind="name", nodename="m1", **at), series(1, kind="name", nodename="m2", instance="10.0.0.2:9100", job="node")
+    read = samples([series(2, **at), series(5, kind="age", **at), *uname], (), ("instance", "job"))
+    (sample,) = read.by_name.values()
+    assert sample.labels == {**at, "nodename": "m1"}
+    twice = samples(
+        [series(2, **at), series(5, kind="age", **at), uname[0], series(1, kind="name", nodename="m3", **at)], (), ("instance", "job")
+    )
+    assert [found.labels for found in twice.by_name.values()] == [at], "a machine that was renamed has no name until one of them is gone"
+
+
+def test_too_many_series_are_a_problem():
+    assert "more than" in samples([{}] * (2 * MOST_SERIES + 1), ("node",)).problem
+
+
+def test_a_label_without_end_is_cut():
+    read = samples([series(1, node="n" * 10_000), series(1, kind="age", node="n" * 10_000)], ("node",))
+    assert [len(name) for name in read.by_name] == [512]
+
+
 def test_names_of_several_labels():
     read = samples(
         [series(1, namespace="n", pod="p"), series(1, kind="age", namespace="n", pod="p"), series(4, pod="lost")], ("namespace", "pod")
@@ -93,7 +114,8 @@ def test_a_server_is_asked_for_value_and_age_at_once():
 
     with serving(answer) as port:
         read = metrics(port, query_set="cadvisor", metrics_window_seconds=30).node_cpu_cores()
-    assert read.by_name["kind-worker"].value == 0.4
+    (sample,) = read.by_name.values()
+    assert (sample.value, sample.age_seconds, sample.labels) == (0.4, 2, {"node": "kind-worker"})
     query = parse_qs(urlsplit(asked[0].path).query)["query"][0]
     assert "[30s]" in query
     assert "{window}" not in query

@@ -86,6 +86,9 @@ def test_the_defaults_of_the_chart_are_the_operators(monkeypatch: pytest.MonkeyP
     chart, own = Settings().model_dump(), Settings.model_construct().model_dump()
     assert chart.pop("lease") == "ops/si-splitinference-operator"
     assert own.pop("lease") == "", "outside of a cluster there is no election"
+    assert chart.pop("operator_namespace") == "ops", "the release's"
+    assert chart.pop("measuring_priority_class") == only("PriorityClass")["metadata"]["name"]
+    del own["operator_namespace"], own["measuring_priority_class"]
     assert chart == own
 
 
@@ -109,6 +112,75 @@ def test_values_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
     assert read.network_policies is False
     assert read.monitoring_namespace_selector.as_json() == {"matchLabels": {"kubernetes.io/metadata.name": "prometheus"}}
     assert read.trust_domain == "example.org"
+
+
+def test_credentials_for_prometheus_are_files_and_no_right_on_secrets_is_asked_for():
+    sets = (
+        "prometheus.auth.tokenSecret.name=token",
+        "prometheus.auth.headersSecret=tenant",
+        "prometheus.auth.caSecret.name=ca",
+        "prometheus.auth.caSecret.key=bundle.pem",
+        "prometheus.auth.clientSecret=client",
+        "huggingFace.tokenSecrets=false",
+    )
+    pod = only("Deployment", *sets)["spec"]["template"]["spec"]
+    read = {name.removeprefix(PREFIX): value for name, value in settings(*sets).items()}
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert read["PROMETHEUS_TOKEN_FILE"] == f"{mounts['prometheus-token']}/token"
+    assert read["PROMETHEUS_HEADERS_FOLDER"] == mounts["prometheus-headers"]
+    assert read["PROMETHEUS_CA_FILE"] == f"{mounts['prometheus-ca']}/ca.crt"
+    assert read["PROMETHEUS_CLIENT_FOLDER"] == mounts["prometheus-client"]
+    assert set(mounts) == set(volumes)
+    assert volumes["prometheus-ca"]["secret"] == {"secretName": "ca", "items": [{"key": "bundle.pem", "path": "ca.crt"}]}
+    rules = [rule for role in render(*sets) if role["kind"] in ("ClusterRole", "Role") for rule in role["rules"]]
+    assert not [rule for rule in rules if "secrets" in rule["resources"]]
+
+
+def test_measuring_nodes_takes_rights_in_the_operators_namespace_alone_and_gives_way():
+    name = "si-splitinference-measure"
+    (role,) = [obj for obj in render("watchNamespaces={a}") if obj["kind"] == "Role" and obj["metadata"]["name"] == name]
+    assert role["metadata"]["namespace"] == "ops"
+    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {"pods", "configmaps"}
+    assert not [
+        rule
+        for obj in render()
+        if obj["kind"] == "ClusterRole"
+        for rule in obj["rules"]
+        if "nodes" in rule["resources"] and "patch" in rule["verbs"]
+    ]
+    assert (only("PriorityClass")["value"], only("PriorityClass")["preemptionPolicy"]) == (-1000000, "Never")
+    off = render("measureNodes.enabled=false")
+    assert not [obj for obj in off if obj["metadata"]["name"] == name or obj["kind"] == "PriorityClass"]
+    assert settings("measureNodes.enabled=false")[f"{PREFIX}MEASURE_NODES"] == "false"
+
+
+def test_tolerations_of_the_pods_that_measure_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
+    for key, value in settings("measureNodes.tolerations[0].key=gpu", "measureNodes.tolerations[0].operator=Exists").items():
+        monkeypatch.setenv(key, value)
+    assert Settings().measuring_tolerations == ({"key": "gpu", "operator": "Exists"},)
+
+
+def test_a_token_of_the_operators_own_account_is_projected_for_prometheus():
+    sets = ("prometheus.auth.serviceAccountToken.enabled=true", "prometheus.auth.serviceAccountToken.audience=thanos")
+    volumes = {volume["name"]: volume for volume in only("Deployment", *sets)["spec"]["template"]["spec"]["volumes"]}
+    (source,) = volumes["prometheus-token"]["projected"]["sources"]
+    assert source["serviceAccountToken"] == {"path": "token", "expirationSeconds": 3600, "audience": "thanos"}
+    assert settings(*sets)[f"{PREFIX}PROMETHEUS_TOKEN_FILE"].endswith("/token")
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("prometheus.auth.tokenSecret.name=a", "prometheus.auth.basicAuthSecret=b"),
+        ("prometheus.auth.tokenSecret.name=a", "prometheus.auth.serviceAccountToken.enabled=true"),
+        ("prometheus.auth.insecureSkipVerify=true",),
+        ("prometheus.auth.caSecret.name=Not A Name",),
+    ],
+)
+def test_credentials_that_contradict_each_other_are_refused(sets: tuple[str, ...]):
+    words = [word for value in sets for word in ("--set", value)]
+    assert run("template", "si", str(CHART), *words).returncode != 0
 
 
 def test_the_operator_is_restricted():
@@ -194,8 +266,8 @@ def test_the_operator_has_each_right_that_it_gives_to_a_gateway():
 def test_in_some_namespaces_alone_it_writes_nowhere_else():
     sets = ("watchNamespaces={a,b}",)
     assert all(verb in ("get", "list", "watch") for _, _, verb in allowed(only("ClusterRole", *sets)["rules"]))
-    roles = [obj for obj in render(*sets) if obj["kind"] == "Role" and not obj["metadata"]["name"].endswith("-root-key")]
-    assert [role["metadata"]["namespace"] for role in roles] == ["ops", "a", "b"]
+    roles = [obj for obj in render(*sets) if obj["kind"] == "Role"]
+    assert [role["metadata"]["namespace"] for role in roles if role["metadata"]["namespace"] != "ops"] == ["a", "b"]
 
 
 def test_no_secret_is_read_but_the_operators_own():

@@ -206,6 +206,18 @@ class Pretend:
     def node_watts(self) -> Samples:
         return Samples()
 
+    def node_cpu_waiting(self) -> Samples:
+        return Samples()
+
+    def node_cpu_limited(self) -> Samples:
+        return Samples()
+
+    def segment_cpu_waiting(self) -> Samples:
+        return Samples()
+
+    def segment_cpu_throttled(self) -> Samples:
+        return Samples()
+
     # --- what must always hold -------------------------------------------------------------------------------------------------------
 
     def _check_route(self, config_map: Manifest) -> None:

@@ -128,7 +128,7 @@ def test_a_reading_that_breaks_is_followed_by_another():
     sight = Sight(SETTINGS)
     with pytest.raises(RuntimeError):
         sight.measured(CHAT, ((), ()), Broken(), At())
-    assert sight.measured(CHAT, ((), ()), Counted(), At()).node_cpu_cores.by_name["a"].value == 1
+    assert sight.measured(CHAT, ((a_node("a"),), ()), Counted(), At()).node_cpu_cores.by_name["a"].value == 1
 
 
 def test_the_picture_is_drawn_anew_when_nodes_pods_or_metrics_are_others():

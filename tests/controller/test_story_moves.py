@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from splitinference.controller.ports import Sample, Samples
 from splitinference.core.solve import solve
 from tests.controller.stories import busy_node, reasons, serving, small
 from tests.controller.world import Operator, World, a_body, a_node, seen_traffic
@@ -92,6 +93,39 @@ def test_without_prometheus_it_serves_on_says_so_and_moves_nothing():
     assert (condition["status"], condition["reason"]) == ("False", "MetricsUnavailable")
     assert condition["message"].startswith(world.prometheus)
     assert [e for e in world.events if e[1] == "MetricsUnavailable"] == [("Warning", "MetricsUnavailable", condition["message"])]
+
+
+def test_where_prometheus_knows_other_nodes_both_sets_are_named_and_nothing_moves():
+    world, operator = serving()
+    before, mine = world.placement(), sorted(world.nodes)
+    theirs = {f"x{n}": Sample(value=1.9, age_seconds=5, labels={"nodename": f"x{n}", "instance": f"10.0.0.{n}:9100"}) for n in range(3)}
+    world.node_cpu_cores = lambda: Samples(by_name=theirs)  # type: ignore[method-assign]
+    operator.run(30)
+    assert world.placement() == before
+    condition = world.condition("MetricsAvailable")
+    assert (condition["status"], condition["reason"]) == ("False", "NodesNotMatched")
+    assert "x0, x1, x2" in condition["message"]
+    assert ", ".join(mine) in condition["message"]
+    assert [e[1] for e in world.events if e[0] == "Warning"] == ["NodesNotMatched"]
+
+
+def test_where_prometheus_knows_no_node_it_is_said_and_is_not_known():
+    world, operator = serving()
+    world.node_cpu_cores = Samples  # type: ignore[method-assign]
+    operator.run(3)
+    condition = world.condition("MetricsAvailable")
+    assert (condition["status"], condition["reason"]) == ("Unknown", "NoFigures")
+    assert f"any of the {len(world.nodes)} nodes" in condition["message"]
+
+
+def test_nodes_without_figures_are_counted_and_named():
+    world, operator = serving()
+    known, *others = sorted(world.nodes)
+    world.node_cpu_cores = lambda: Samples(by_name={known: Sample(value=0.1, age_seconds=5)})  # type: ignore[method-assign]
+    operator.run(3)
+    condition = world.condition("MetricsAvailable")
+    assert condition["status"] == "True"
+    assert f"CPU use is known of 1 of {len(others) + 1} nodes, not of {', '.join(others)}" in condition["message"]
 
 
 def test_advisory_says_what_it_would_do_and_does_nothing():

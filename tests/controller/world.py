@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -112,7 +113,12 @@ class World(Pretend):
             return
         if any("waiting" in c["state"] for c in pod["status"].get("containerStatuses", [])):
             del pod["status"]["containerStatuses"]
-        pod["status"] |= {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
+        own = zlib.crc32(pod["metadata"]["name"].encode())
+        pod["status"] |= {
+            "phase": "Running",
+            "podIP": pod["status"].get("podIP", f"10.{own % 250}.{own // 250 % 250}.1"),
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
         pod["status"].setdefault("containerStatuses", [{"name": "segment", "restartCount": 0, "state": {"running": {}}}])
 
     # --- for stories -----------------------------------------------------------------------------------------------------------------

@@ -107,6 +107,13 @@ def test_utilization_by_others_must_hold_for_the_window_and_be_confirmed():
     )
 
 
+def test_what_is_lost_to_waiting_is_said_so():
+    waiting = a_problem(a_node("a"), a_node("b", utilization=0.93, waiting=0.93))
+    (*_, last) = over_time([waiting] * 5)
+    assert last is not None
+    assert last.message == "stage 1 on b at 93 % lost to waiting for a processor for 20 s (limit 70 %)"
+
+
 def test_one_quiet_moment_starts_the_window_anew():
     assert over_time([busy(0.93), busy(0.93), busy(0.93), busy(0.2), busy(0.93), busy(0.93)]) == [None] * 6
 

@@ -10,7 +10,8 @@ from functools import lru_cache
 from sys import intern
 from typing import Any
 
-from splitinference.controller.objects import MANAGED_BY, OURS
+from splitinference.controller.directory import NAME, PROBE
+from splitinference.controller.objects import COMPONENT, MANAGED_BY, OURS
 from splitinference.controller.pods import actual_requests
 from splitinference.controller.ports import Manifest
 from splitinference.controller.readings import PREFIX
@@ -25,9 +26,12 @@ def whole(thing: Manifest) -> dict[str, Any]:
 
 
 def node_kept(node: Manifest) -> dict[str, Any]:
-    """Of a node what planning goes by: labels, our annotations, taints, what it has, and its conditions without their heartbeats."""
+    """Of a node what planning goes by: labels, our annotations, taints, what it has and is, its addresses, and its conditions without their
+    heartbeats."""
     metadata, spec, status = node["metadata"], node.get("spec") or {}, node.get("status") or {}
     about: dict[str, Any] = {"name": intern(str(metadata["name"])), "labels": _words(metadata.get("labels"))}
+    if "uid" in metadata:
+        about["uid"] = str(metadata["uid"])
     if annotations := {key: value for key, value in (metadata.get("annotations") or {}).items() if key.startswith(PREFIX)}:
         about["annotations"] = annotations
     if "deletionTimestamp" in metadata:
@@ -37,19 +41,23 @@ def node_kept(node: Manifest) -> dict[str, Any]:
         kept["taints"] = _alike(tuple(_pairs(taint, ("key", "value", "effect")) for taint in spec["taints"]))
     if spec.get("unschedulable"):
         kept["unschedulable"] = True
-    has = {
+    has: dict[str, Any] = {
         "allocatable": _same(_pairs(status.get("allocatable") or {})),
         "conditions": _alike(tuple(_pairs(condition, ("type", "status")) for condition in status.get("conditions") or ())),
     }
+    if addresses := status.get("addresses"):
+        has["addresses"] = [_words(dict(_pairs(address, ("type", "address")))) for address in addresses]
+    if info := status.get("nodeInfo"):
+        has["nodeInfo"] = _words(dict(_pairs(info, ("machineID", "systemUUID", "kernelVersion", "architecture"))))
     return {"metadata": about, "spec": kept, "status": has}
 
 
 def pod_kept(pod: Manifest) -> dict[str, Any]:
-    """Our pods whole; of others where they are and what they request."""
+    """Our pods whole; of others where they are and what they request, and of link probes also their addresses."""
     metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
     if (metadata.get("labels") or {}).get(MANAGED_BY) == OURS:
         return whole(pod)
-    about = {name: intern(str(metadata[name])) for name in ("namespace", "name") if name in metadata}
+    about: dict[str, Any] = {name: intern(str(metadata[name])) for name in ("namespace", "name") if name in metadata}
     kept: dict[str, Any] = {"nodeName": intern(str(spec["nodeName"]))} if spec.get("nodeName") else {}
     if spec.get("overhead"):
         kept["overhead"] = _same(_pairs(spec["overhead"]))
@@ -58,7 +66,12 @@ def pod_kept(pod: Manifest) -> dict[str, Any]:
             kept[containers] = _containers(tuple(_container(pod, container) for container in spec[containers]))
     if requests := (spec.get("resources") or {}).get("requests"):
         kept["resources"] = {"requests": _same(_pairs(requests))}
-    return {"metadata": about, "spec": kept, "status": _same(_pairs(status, ("phase",)))}
+    has: Mapping[str, Any] = _same(_pairs(status, ("phase",)))
+    labels = metadata.get("labels") or {}
+    if labels.get(COMPONENT) == PROBE and labels.get(NAME) == OURS:  # link probes, which the chart makes
+        about["labels"] = _words({NAME: OURS, COMPONENT: PROBE})
+        has = {**has, **{name: status[name] for name in ("podIP", "podIPs") if status.get(name)}}
+    return {"metadata": about, "spec": kept, "status": has}
 
 
 def _words(words: Mapping[str, Any] | None) -> dict[str, str]:

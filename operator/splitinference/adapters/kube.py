@@ -24,7 +24,7 @@ from splitinference.controller.resource import API_VERSION, GROUP, KIND, PLURAL
 log = logging.getLogger(__name__)
 
 FIELD_MANAGER = "splitinference"
-_APPLY = "application/apply-patch+yaml"
+APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -151,7 +151,7 @@ class KubeCluster:
         body = {**manifest, "metadata": {**about, "uid": found["metadata"]["uid"]}}
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         try:
-            answer = self._call("PATCH", api_path(kind, about["namespace"], about["name"]), body=body, content_type=_APPLY, query=query)
+            answer = self._call("PATCH", api_path(kind, about["namespace"], about["name"]), body=body, content_type=APPLY, query=query)
         except NotFoundError as error:
             self._deleted(kind, about["namespace"], about["name"])
             raise UnavailableError(f"{kind} {about['name']} was deleted meanwhile") from error
@@ -208,7 +208,7 @@ class KubeCluster:
         # With the UID the write is for the very object that was looked at.
         mine = {**manifest, "metadata": {**about, "uid": there["metadata"]["uid"]}}
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        self._call("PATCH", path, body=mine, content_type=_APPLY, query=query, accept=_METADATA)
+        self._call("PATCH", path, body=mine, content_type=APPLY, query=query, accept=_METADATA)
 
     def create(self, manifest: Manifest) -> None:
         """Create; already there is success, unless another owner has it."""

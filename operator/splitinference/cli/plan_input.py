@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
 
 from splitinference.controller import profiling, terms
+from splitinference.controller.directory import Directory
+from splitinference.controller.node_benchmark import STORE, Records, read_store, with_figures
+from splitinference.controller.ports import RefusedError
 from splitinference.controller.readings import Measured, read_metrics
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.snapshot import Sources, claims, read_snapshot
@@ -21,6 +24,9 @@ from splitinference.core.problem import Problem
 from splitinference.core.profile import Profile
 from splitinference.core.profile_read import profile_from_model
 from splitinference.settings import Settings
+
+if TYPE_CHECKING:
+    from splitinference.adapters.kube import KubeCluster
 
 TIMEOUT_SECONDS = 10.0
 NO_PROMETHEUS = "utilization is not known: no Prometheus is named (--prometheus URL, or SPLITINFERENCE_PROMETHEUS_URL)"
@@ -74,7 +80,7 @@ def problem_from_resource(args: argparse.Namespace) -> Asked:
     snapshot, notes = _snapshot(resource, args, settings)
     problem = Problem(
         profile=profile,
-        snapshot=snapshot,
+        snapshot=snapshot.for_dtype(profile.dtype),
         workload=terms.workload(spec),
         objective=terms.objective(spec),
         constraints=bounds,
@@ -135,7 +141,17 @@ def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) 
 
     cluster = KubeCluster(connect(args.kubeconfig), TIMEOUT_SECONDS)
     pods = cluster.pods()
-    return _read(cluster.nodes(), pods, claims(cluster.split_inferences(), pods, resource.namespace, resource.name), resource, settings)
+    records = _measured(cluster, settings)
+    nodes = [with_figures(node, records) for node in cluster.nodes()]
+    return _read(nodes, pods, claims(cluster.split_inferences(), pods, resource.namespace, resource.name), resource, settings)
+
+
+def _measured(cluster: "KubeCluster", settings: Settings) -> Records:
+    """What the operator has measured of nodes; nothing where one may not read it."""
+    try:
+        return read_store(cluster.get("ConfigMap", settings.operator_namespace, STORE))
+    except RefusedError:
+        return {}
 
 
 def snapshot_from_file(path: Path, resource: Resource, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
@@ -161,7 +177,7 @@ def _read(nodes: Any, pods: Any, held: Mapping[str, int], resource: Resource, se
     if settings.prometheus_url:
         from splitinference.adapters.prometheus import PrometheusMetrics
 
-        measured = read_metrics(PrometheusMetrics(settings), nodes)
+        measured = read_metrics(PrometheusMetrics(settings), Directory(nodes, pods, settings.operator_namespace), settings)
         notes = [f"utilization is not known: {measured.problem}"] if measured.problem else []
     owner = (resource.namespace, resource.name)
     sources = Sources(now=datetime.now(tz=UTC), nodes=nodes, pods=pods, measured=measured, held=held, owner=owner)

@@ -3,7 +3,7 @@
 from html import escape
 from textwrap import wrap
 
-from splitinference.core.cluster import Node
+from splitinference.core.cluster import Node, load_in_words
 from splitinference.core.cost.eligible import unusable
 from splitinference.core.cost.site import sites
 from splitinference.core.explain import UNITS
@@ -56,7 +56,7 @@ def _node(name: str, at: tuple[int, int], plan: Plan, problem: Problem) -> str:
     free = sum(site.memory_bytes for site in sites(node))
     taken = sum(stage.memory_bytes for _, stage in here if stage)
     share = min(1.0, taken / free) if free else 0.0
-    load = "utilization unknown" if node.utilization is None else f"{node.utilization:.0%} used by others"
+    load = load_in_words(node)
     lines = [f"layers [{s.start}, {s.end}){' on ' + s.processor if s.processor else ''}"
              + (f", {stage.decode_ms:.3g} ms a token" if stage else "") for s, stage in here] or _left(node, problem)  # fmt: skip
     text = "".join(f'<text x="{x + 10}" y="{y + 38 + 15 * i}">{escape(line)}</text>' for i, line in enumerate(lines[:3]))

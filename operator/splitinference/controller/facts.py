@@ -69,7 +69,7 @@ def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Probl
     spec = asked.resource.spec
     return Problem(
         profile=asked.profile,
-        snapshot=snapshot,
+        snapshot=snapshot.for_dtype(asked.profile.dtype),
         workload=terms.workload(spec),
         objective=terms.objective(spec),
         constraints=asked.constraints,

@@ -117,6 +117,8 @@ class Looker:
         """Read everything else than `resources`; prove what is ready. `wanted`: the names of the plan's segments."""
         cluster, (namespace, name) = self.ports.cluster, owner_of(self.body)
         now, nodes, pods = self.ports.clock.now(), cluster.nodes(), cluster.pods()
+        if self.ports.benchmarks is not None:
+            nodes = self.ports.benchmarks.shown(nodes)
         measured = self.sight.measured((namespace, name), (nodes, pods), self.ports.metrics, self.ports.clock)
         identified = owner_of_body(self.body)
         report = self.ports.gateways.routes(identified)

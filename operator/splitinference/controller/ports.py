@@ -12,7 +12,7 @@ Objects of the cluster are plain Kubernetes JSON (`Manifest`, camelCase, as the 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol
 
@@ -92,23 +92,30 @@ class Cluster(Protocol):
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One value and its age. The age is taken on the metrics server's own clock (time of evaluation minus time of the sample), so a
-    clock that differs from the operator's does no harm. A NaN is handed over as value None."""
+    clock that differs from the operator's does no harm. A NaN is handed over as value None. `labels`: those of its series that tell whom it
+    is about and who says so; none where the sample's name is already that of the node, pod or link."""
 
     value: float | None
     age_seconds: float
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Samples(Value):
-    """One query's answer by name. `problem` says why there is no answer at all; `notes` what was odd in it (several series for one name:
-    the name is then left out)."""
+    """One query's answer by name. `problem` says why there is no answer at all, and `reason` so in one word, for a condition; `notes` what
+    was odd in it (several series for one name: the name is then left out)."""
 
     by_name: Mapping[str, Sample] = Field(default_factory=dict)
     problem: str = ""
+    reason: str = ""
     notes: tuple[str, ...] = ()
 
 
 class Metrics(Protocol):
-    """Queries to Prometheus. Never raises: what cannot be read is `Samples(problem=…)`, in words, with the server's address."""
+    """Queries to Prometheus. Never raises: what cannot be read is `Samples(problem=…)`, in words, with the server's address.
+
+    Names of samples are those of nodes, pods and links where samples have no labels; else `controller.believed` finds out whom they are
+    about.
+    """
 
     def node_cpu_cores(self) -> Samples:
         """Cores in use on each node, by everybody, by node name."""
@@ -120,10 +127,10 @@ class Metrics(Protocol):
         """Memory still available on each node, by node name. A setting may leave this query empty: then no name and no problem."""
 
     def links_mbps(self) -> Samples:
-        """Measured bandwidth in Mbit/s by `source/target` node names; empty while nothing is measured."""
+        """Measured bandwidth in Mbit/s by `source/target` node names, one sample for each who measured; empty while nothing is measured."""
 
     def links_rtt_ms(self) -> Samples:
-        """Measured round trip in ms by `source/target` node names; empty while nothing is measured."""
+        """Measured round trip in ms, the same way."""
 
     def node_gpu_used(self) -> Samples:
         """Share 0..1 of the GPU time that is used on each node that has GPUs, by everybody, by node name."""
@@ -133,6 +140,20 @@ class Metrics(Protocol):
 
     def node_watts(self) -> Samples:
         """Watts that the processors of each node take now, by node name; empty where nothing exports it."""
+
+    def node_cpu_waiting(self) -> Samples:
+        """Share 0..1 of the time in which some task of the node waited for a processor (pressure stall information), by node name; empty
+        where kernels or exporters do not have it."""
+
+    def node_cpu_limited(self) -> Samples:
+        """Share 0..1 of the time in which some container of the node was held back by its own CPU limit, by node name; no name for a node
+        whose containers have none."""
+
+    def segment_cpu_waiting(self) -> Samples:
+        """The same of each of our segment pods, by `namespace/pod`."""
+
+    def segment_cpu_throttled(self) -> Samples:
+        """Share 0..1 of the scheduler's periods in which a segment pod was held back by a CPU limit, by `namespace/pod`."""
 
 
 # --- the data plane ------------------------------------------------------------------------------------------------------------------
@@ -319,6 +340,16 @@ class Clock(Protocol):
         """Now."""
 
 
+class Benchmarks(Protocol):
+    """What was measured of nodes."""
+
+    def shown(self, nodes: Sequence[Manifest]) -> Sequence[Manifest]:
+        """The nodes with what was measured of them; the same objects while nothing changed."""
+
+    def pending(self, nodes: Sequence[Manifest]) -> tuple[str, ...]:
+        """Names of nodes that are about to be measured and of which nothing else is known."""
+
+
 @dataclass(frozen=True)
 class Ports:
     """All of them together: what `reconcile` is given.
@@ -336,3 +367,4 @@ class Ports:
     authority: Authority
     clock: Clock
     planning: AbstractContextManager[Any]
+    benchmarks: Benchmarks | None = None

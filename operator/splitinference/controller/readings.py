@@ -3,12 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from splitinference.controller.believed import Choice, Coverage, coverage, of_links, of_nodes, of_pods
+from splitinference.controller.directory import Directory
 from splitinference.controller.ports import Manifest, Metrics, Sample, Samples
 from splitinference.core.value import Value
+from splitinference.settings import Settings
 
 PREFIX = "splitinference.dev/"
 PROCESSOR, CPU, GPU = PREFIX + "processor", "cpu", "gpu"
 IDLE_WATTS = PREFIX + "idle-watts"
+_LEAST_MBPS = 1e-3
+"""A link that carries less has not been measured."""
 _ABSURD = 1.5
 """A node that is said to use more than this many times its cores is not believed."""
 _TELLING_USE = 0.3
@@ -26,6 +31,11 @@ class Measured(Value):
     node_gpu_used: Samples = Samples()
     node_gpu_used_by_others: Samples = Samples()
     node_watts: Samples = Samples()
+    node_cpu_waiting: Samples = Samples()
+    node_cpu_limited: Samples = Samples()
+    segment_cpu_waiting: Samples = Samples()
+    segment_cpu_throttled: Samples = Samples()
+    coverage: Coverage = Coverage()
 
     @property
     def problem(self) -> str:
@@ -33,10 +43,17 @@ class Measured(Value):
         return self.node_cpu_cores.problem or self.segment_cpu_cores.problem
 
     @property
+    def reason(self) -> str:
+        """The same in one word."""
+        return next((answer.reason for answer in (self.node_cpu_cores, self.segment_cpu_cores) if answer.problem), "")
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was odd in the answers, each once, and what is doubtful because a question had no answer at all."""
         links = (self.links_mbps, self.links_rtt_ms)
-        beside = (self.node_memory_available_bytes, *links, self.node_gpu_used, self.node_gpu_used_by_others, self.node_watts)
+        waiting = (self.node_cpu_waiting, self.node_cpu_limited, self.segment_cpu_waiting, self.segment_cpu_throttled)
+        gpus = (self.node_gpu_used, self.node_gpu_used_by_others)
+        beside = (self.node_memory_available_bytes, *links, *gpus, self.node_watts, *waiting)
         odd = [note for answer in (self.node_cpu_cores, self.segment_cpu_cores, *beside) for note in answer.notes]
         return tuple(dict.fromkeys([*odd, *(answer.problem for answer in beside if answer.problem)]))
 
@@ -57,23 +74,38 @@ def processor_of(node: Manifest) -> str:
     return CPU if said is None else said.lower()
 
 
-def read_metrics(metrics: Metrics, nodes: Sequence[Manifest]) -> Measured:
+def read_metrics(metrics: Metrics, directory: Directory, settings: Settings) -> Measured:
     """Ask all that these nodes need. Where the first question has no answer, the others are not asked: each may cost a time limit."""
     cores = metrics.node_cpu_cores()
     if cores.problem:
         return Measured(node_cpu_cores=cores)
-    gpus = any(processor_of(node) == GPU for node in nodes)
-    watts = any(_said(node, IDLE_WATTS) is not None for node in nodes)
+    gpus = any(processor_of(node) == GPU for node in directory.nodes or ())
+    watts = any(_said(node, IDLE_WATTS) is not None for node in directory.nodes or ())
+    by_node = of_nodes(cores, directory)
+    fresh, keep = settings.metrics_max_age_seconds, settings.link_max_age_seconds
     return Measured(
-        node_cpu_cores=cores,
-        segment_cpu_cores=metrics.segment_cpu_cores(),
-        node_memory_available_bytes=metrics.node_memory_available_bytes(),
-        links_mbps=metrics.links_mbps(),
-        links_rtt_ms=metrics.links_rtt_ms(),
-        node_gpu_used=metrics.node_gpu_used() if gpus else Samples(),
-        node_gpu_used_by_others=metrics.node_gpu_used_by_others() if gpus else Samples(),
-        node_watts=metrics.node_watts() if watts else Samples(),
+        node_cpu_cores=by_node,
+        coverage=coverage(cores, by_node, directory),
+        segment_cpu_cores=of_pods(metrics.segment_cpu_cores(), directory),
+        node_memory_available_bytes=of_nodes(metrics.node_memory_available_bytes(), directory),
+        links_mbps=of_links(metrics.links_mbps(), directory, Choice(max, _LEAST_MBPS, fresh, keep)),
+        links_rtt_ms=of_links(metrics.links_rtt_ms(), directory, Choice(min, 0.0, fresh, keep)),
+        node_gpu_used=of_nodes(metrics.node_gpu_used(), directory) if gpus else Samples(),
+        node_gpu_used_by_others=of_nodes(metrics.node_gpu_used_by_others(), directory) if gpus else Samples(),
+        node_watts=of_nodes(metrics.node_watts(), directory) if watts else Samples(),
+        **(_waiting(metrics, directory) if settings.use_pressure else {}),
     )
+
+
+def _waiting(metrics: Metrics, directory: Directory) -> dict[str, Samples]:
+    """How long tasks wait for a processor. Where no kernel or exporter says it, nothing more is asked than that."""
+    nodes = of_nodes(metrics.node_cpu_waiting(), directory)
+    return {
+        "node_cpu_waiting": nodes,
+        "node_cpu_limited": of_nodes(metrics.node_cpu_limited(), directory) if nodes.by_name else Samples(),
+        "segment_cpu_waiting": of_pods(metrics.segment_cpu_waiting(), directory),
+        "segment_cpu_throttled": of_pods(metrics.segment_cpu_throttled(), directory),
+    }
 
 
 @dataclass

@@ -13,6 +13,7 @@ from splitinference.controller.credentials import Written, ensure_secrets
 from splitinference.controller.facts import calibrated, facts_of, rehearsed
 from splitinference.controller.front import Front, ensure_gateway, is_coming, restore_gateway
 from splitinference.controller.look import Looker, Seen, owner_of
+from splitinference.controller.measuring import nodes_to_wait_for
 from splitinference.controller.owned import Keeper
 from splitinference.controller.planned import Built, Planned, build, read_plan
 from splitinference.controller.policy import policy, strategy
@@ -160,6 +161,9 @@ class _Pass:
         if isinstance(asked, Asked):
             if planned is None:
                 self._ensure_gateway(self.body, asked.profile, seen)
+                if waits_for := nodes_to_wait_for(self.ports.benchmarks, asked.resource, seen, self.settings):
+                    report = Report(seen=seen, accepted=asked.condition, resource=asked.resource, measuring=waits_for)
+                    return self._finish(report, _WALKING_SECONDS)
                 if is_coming(self.ports, self.body, seen):
                     return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
             if planned is not None and profile is not None:

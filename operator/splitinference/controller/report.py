@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from splitinference.controller.believed import names
 from splitinference.controller.hindered import gateway_words, hindered_segments
 from splitinference.controller.look import Seen
 from splitinference.controller.node_labels import trusted_labels
@@ -39,7 +40,8 @@ Event = tuple[Literal["Normal", "Warning"], str, str]
 @dataclass(frozen=True)
 class Report:
     """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take;
-    `taken`: objects of others that have a name of ours; `restored`: what others deleted or changed."""
+    `taken`: objects of others that have a name of ours; `restored`: what others deleted or changed; `measuring`: nodes that a first plan
+    waits for."""
 
     seen: Seen
     accepted: Condition
@@ -56,6 +58,7 @@ class Report:
     endpoint: str = ""
     exposed: tuple[str, ...] = ()
     verdict: Verdict | None = None
+    measuring: tuple[str, ...] = ()
 
     @property
     def new_decision(self) -> Decision | None:
@@ -145,28 +148,59 @@ def _planned(report: Report) -> Condition:
     if isinstance(report.decision, Keep) and (trigger := report.decision.trigger) is not None and trigger.mandatory:
         if trigger.reason is Reason.WALK_BLOCKED and report.planned is not None:
             # There is a plan, and it is right; Progressing says what is in its way, and the decision that there is no way around.
-            return _is_planned(report.planned.plan)
+            return _is_planned(report, report.planned.plan)
         return Condition(kind=kind, holds=False, reason=report.decision.reason, message=report.decision.message)
     if report.planned is None:
+        if report.measuring:
+            message = f"nodes are measured before the first plan is made: {names(report.measuring)}"
+            return Condition(kind=kind, holds=None, reason="MeasuringNodes", message=message)
         return Condition(kind=kind, holds=None, reason="NoPlan", message="there is no plan yet")
     if report.accepted.holds is not True:
         return Condition(kind=kind, holds=True, reason="EarlierPlan", message="the plan is for an earlier specification")
-    return _is_planned(report.planned.plan)
+    return _is_planned(report, report.planned.plan)
 
 
-def _is_planned(plan: Plan) -> Condition:
+def _is_planned(report: Report, plan: Plan) -> Condition:
     where = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in plan.segments)
     proof = "proven best" if plan.optimal else "" if plan.gap is None else f"within {plan.gap:.1%} of the best"
-    return Condition(kind=Kind.PLANNED, holds=True, reason="Planned", message=f"{where}" + (f", {proof}" if proof else ""))
+    message = ", ".join(filter(None, (where, proof, _basis(plan, report))))
+    return Condition(kind=Kind.PLANNED, holds=True, reason="Planned", message=message)
+
+
+def _basis(plan: Plan, report: Report) -> str:
+    """Of which of the plan's nodes the figures are measured, labelled or assumed."""
+    found: dict[str, list[str]] = {}
+    used = {name for segment in plan.segments for name in segment.nodes}
+    for node in report.seen.reading.snapshot.nodes:
+        if node.name in used and node.figures:
+            found.setdefault(node.figures, []).append(node.name)
+    if not found:
+        return ""
+    if len(found) == 1:
+        return f"figures of its nodes are {next(iter(found))}"
+    return "figures of its nodes are " + ", ".join(f"{basis} ({names(those)})" for basis, those in sorted(found.items()))
 
 
 def _metrics(report: Report) -> Condition:
     measured, kind = report.seen.measured, Kind.METRICS_AVAILABLE
+    stays = "the plan serves on, and nothing is moved that need not be"
     if measured.problem:
-        message = f"{measured.problem}; the plan serves on, and nothing is moved that need not be"
-        return Condition(kind=kind, holds=False, reason="MetricsUnavailable", message=message)
-    notes = report.seen.reading.notes
-    return Condition(kind=kind, holds=True, reason="Doubtful" if notes else "Available", message="; ".join(notes))
+        reason = measured.reason or "MetricsUnavailable"
+        return Condition(kind=kind, holds=False, reason=reason, message=f"{measured.problem}; {stays}")
+    found, notes = measured.coverage, report.seen.reading.notes
+    if found.nodes and not found.known:
+        if found.unmatched:
+            message = (
+                f"Prometheus has CPU figures of {names(found.unmatched)}, and none of them is a node here ({names(found.without)}); {stays}"
+            )
+            return Condition(kind=kind, holds=False, reason="NodesNotMatched", message=message)
+        message = f"Prometheus has no CPU figure of any of the {found.nodes} nodes ({names(found.without)}): {_NO_FIGURES}; {stays}"
+        return Condition(kind=kind, holds=None, reason="NoFigures", message=message)
+    message = "; ".join(filter(None, (found.words, *notes)))
+    return Condition(kind=kind, holds=True, reason="Doubtful" if notes else "Available", message=message)
+
+
+_NO_FIGURES = "does it scrape node-exporter or, with the query set cadvisor, the kubelets' cAdvisor, and since at least two scrapes?"
 
 
 def _progressing(report: Report) -> Condition:

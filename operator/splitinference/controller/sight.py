@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
+from splitinference.controller.directory import Directory, Speaker, speakers_of
 from splitinference.controller.ports import Clock, Manifest, Metrics
 from splitinference.controller.readings import Measured, read_metrics
 from splitinference.controller.snapshot import Held, Picture, held_by, picture_of
@@ -18,6 +19,8 @@ FRESH = timedelta(seconds=2)
 """So long one resource's reading of metrics will do for the others: Prometheus has nothing newer sooner than every 5 s."""
 STALE = timedelta(seconds=5)
 """And so long while the next one is made: as long as the usual pause between two passes."""
+_MOST_GONE = 2000
+"""Segments that are gone and still remembered."""
 Key = tuple[str, str]
 There = tuple[Sequence[Manifest], Sequence[Manifest]]
 """Nodes and pods."""
@@ -32,6 +35,7 @@ class Sight:
         self._state = threading.Lock()
         self._measured: tuple[datetime, Measured] | None = None
         self._used: set[Key] = set()
+        self._speakers: dict[tuple[str, str], tuple[Speaker, datetime]] = {}
         self._drawing = threading.Lock()
         self._pictures: tuple[Picture, ...] = ()
         self._held: tuple[Sequence[Manifest], Standing, Held] | None = None
@@ -50,13 +54,13 @@ class Sight:
         if (kept := self._kept(key, clock.now(), FRESH)) is not None:
             self._reading.release()
             return kept  # somebody has read it meanwhile
-        return self._read(key, there[0], metrics, clock)
+        return self._read(key, there, metrics, clock)
 
     def _read_ahead(self, there: There, metrics: Metrics, clock: Clock) -> None:
         """Read and draw, and only then show it: passes go on with the reading and the picture of before. Gives back `_reading`."""
         try:
             nodes, pods = there
-            found = read_metrics(metrics, nodes)
+            found = read_metrics(metrics, self._directory(there, clock.now()), self._settings)
             with self._drawing:
                 standing = self._standing(nodes, pods)
             drawn = picture_of(standing, found, self._settings)
@@ -66,14 +70,25 @@ class Sight:
         finally:
             self._reading.release()
 
-    def _read(self, by: Key, nodes: Sequence[Manifest], metrics: Metrics, clock: Clock) -> Measured:
+    def _read(self, by: Key, there: There, metrics: Metrics, clock: Clock) -> Measured:
         """Read for this resource, and give back `_reading`, which the caller holds."""
         try:
-            found = read_metrics(metrics, nodes)
+            found = read_metrics(metrics, self._directory(there, clock.now()), self._settings)
             self._show(found, (by,), clock)
             return found
         finally:
             self._reading.release()
+
+    def _directory(self, there: There, now: datetime) -> Directory:
+        """Whose figures are whose; by whom holds `_reading`. Segments that are gone are remembered while what they measured of
+        links is of use."""
+        nodes, pods = there
+        speakers = {(found.namespace, found.name): (found, now) for found in speakers_of(pods, self._settings.operator_namespace)}
+        keep = timedelta(seconds=self._settings.link_max_age_seconds)
+        before = {key: (found, seen) for key, (found, seen) in self._speakers.items() if now - seen < keep and key not in speakers}
+        self._speakers = {**dict(list(before.items())[-_MOST_GONE:]), **speakers}
+        past = {key: found for key, (found, _) in before.items()}
+        return Directory(nodes, pods, self._settings.operator_namespace, past)
 
     def _show(self, found: Measured, used: Iterable[Key], clock: Clock) -> None:
         with self._state:

@@ -13,6 +13,7 @@ from splitinference.controller.gateway import GATEWAY
 from splitinference.controller.network import read_network
 from splitinference.controller.pods import is_ours, node_of
 from splitinference.controller.ports import Manifest
+from splitinference.controller.pressure import lost
 from splitinference.controller.readings import Judge, Measured
 from splitinference.controller.standing import Ground, Standing, holds, name_of, places_of, standing_of
 from splitinference.core.cluster import Node, Snapshot
@@ -117,6 +118,14 @@ def picture_of(standing: Standing, measured: Measured, settings: Settings) -> Pi
     return Picture(standing, measured, Snapshot(nodes=seen, network=network), tuple(dict.fromkeys(judge.notes)))
 
 
+def _not_there(used: float | None, waiting: float | None) -> float | None:
+    """The share that is not there for us: what others use, or what is lost to waiting, if that is more. Each may be known alone; but that
+    nothing is lost does not say that nobody uses the node."""
+    if used is None:
+        return waiting or None
+    return max(used, waiting or 0.0)
+
+
 def _seen(ground: Ground, held_bytes: int, measured: Measured, judge: Judge) -> Node:
     """The node with what metrics say of it, and with what others' plans hold there."""
     free = ground.free_bytes - held_bytes
@@ -128,8 +137,9 @@ def _seen(ground: Ground, held_bytes: int, measured: Measured, judge: Judge) -> 
         utilization = judge.share(measured.node_gpu_used_by_others, name, "GPU use by others")
     else:
         utilization = judge.used_by_others(measured, name, ground.cores, ground.own)
+    waiting = None if ground.gpu else lost(measured, name, ground.cores, ground.own, judge)
     # A copy, since all of it was validated: none can be outside of its range.
-    update = {"memory_free_bytes": max(0, free), "utilization": utilization}
+    update = {"memory_free_bytes": max(0, free), "utilization": _not_there(utilization, waiting), "waiting": waiting}
     if ground.node.idle_watts and measured.node_watts.by_name:
         used = judge.share(measured.node_gpu_used, name, "GPU use") if ground.gpu else judge.used(measured, name, ground.cores)
         busy = judge.busy_watts(measured, name, ground.node.idle_watts, used)

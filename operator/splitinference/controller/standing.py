@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from splitinference.controller.capacity import capacity_of
 from splitinference.controller.gateway import GATEWAY
 from splitinference.controller.machine import foreign, leaving
 from splitinference.controller.manifests import SEGMENT
@@ -61,8 +62,8 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
     processor = processor_of(node)
     if processor not in (CPU, GPU):
         notes.append(f"{PROCESSOR} of node {name} is {processor!r}, neither {CPU} nor {GPU}: {CPU} is taken")
-    gflops = number("compute-gflops") or max(cores, 0.001) * settings.core_gflops
-    bandwidth = number("memory-bandwidth-gbps") or max(cores, 0.001) * settings.core_memory_bandwidth_gbps
+    capacity = capacity_of(node, number("compute-gflops"), number("memory-bandwidth-gbps"), cores, settings)
+    notes.extend(capacity.notes)
     found = Node(
         name=name,
         ready=is_ready(node),
@@ -75,8 +76,10 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
         memory_free_bytes=max(0, free),
         millicores_free=max(0, int(1000 * (processors - requested))) if cores > 0 else None,
         cores=cores if cores > 0 else None,
-        flops_per_s=gflops * 1e9,
-        memory_bandwidth_bytes_per_s=bandwidth * 1e9,
+        flops_per_s=capacity.gflops * 1e9,
+        memory_bandwidth_bytes_per_s=capacity.gbps * 1e9,
+        figures=capacity.basis,
+        flops_by_dtype=capacity.by_dtype,
         idle_watts=number("idle-watts") or 0.0,
         busy_watts=number("busy-watts") or 0.0,
         cost_per_hour=number("cost-per-hour") or 0.0,

@@ -41,7 +41,7 @@ class Taint(Value):
 
 
 class Node(Value):
-    """One node. Capacities are nominal; `utilization` is what *others* use of its time, 0..1, None when unknown."""
+    """One node. Capacities are nominal; `utilization` is the share of its time, 0..1, that is not there for us, None when unknown."""
 
     name: str
     ready: bool = True
@@ -58,7 +58,12 @@ class Node(Value):
     )
     flops_per_s: float = Field(gt=0, description="nominal compute of the whole node, when idle")
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
-    utilization: float | None = Field(default=None, ge=0, le=1)
+    figures: str = Field(default="", description="where the two come from: measured, labelled or assumed; empty: not said")
+    flops_by_dtype: Mapping[str, float] = Field(default_factory=dict, description="measured compute for each data type that differs")
+    utilization: float | None = Field(
+        default=None, ge=0, le=1, description="what others use, or what is lost to waiting for a processor, if that is more"
+    )
+    waiting: float | None = Field(default=None, ge=0, le=1, description="share that is lost to waiting for a processor; null: not known")
     calibration: float = Field(default=1.0, gt=0, description="measured over predicted stage time; 1.0 until measured")
     stage_overhead_ms: float = Field(default=1.0, ge=0, description="server overhead of one step of one stage")
     processors: tuple[Processor, ...] = ()
@@ -66,6 +71,15 @@ class Node(Value):
     idle_watts: float = Field(default=0.0, ge=0)
     busy_watts: float = Field(default=0.0, ge=0)
     cost_per_hour: float = Field(default=0.0, ge=0)
+
+
+def load_in_words(node: Node) -> str:
+    """Its utilization in words."""
+    if node.utilization is None:
+        return "utilization unknown"
+    if node.waiting and node.waiting >= node.utilization:
+        return f"{node.utilization:.0%} lost to waiting for a processor"
+    return f"{node.utilization:.0%} used by others"
 
 
 class LinkQuality(Value):
@@ -99,6 +113,16 @@ class Snapshot(Value):
     nodes: tuple[Node, ...]
     network: Network = Network()
     observed_at: datetime | None = None
+
+    def for_dtype(self, dtype: str) -> "Snapshot":
+        """With the compute of each node for this data type, where it was measured."""
+        if not any(dtype in node.flops_by_dtype for node in self.nodes):
+            return self
+        nodes = (
+            node.model_copy(update={"flops_per_s": node.flops_by_dtype[dtype]}) if dtype in node.flops_by_dtype else node
+            for node in self.nodes
+        )
+        return self.model_copy(update={"nodes": tuple(nodes)})
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

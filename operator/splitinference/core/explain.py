@@ -1,6 +1,6 @@
 """Why a plan is as it is, in words with numbers: what it promises, why these nodes were taken, why others were left."""
 
-from splitinference.core.cluster import Node
+from splitinference.core.cluster import Node, load_in_words
 from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.cost.site import free_share, sites
 from splitinference.core.cost.stage import memory_bytes, smallest_bytes
@@ -61,10 +61,10 @@ def _why_so_many(plan: Plan, problem: Problem) -> str:
 
 
 def _capacity(node: Node) -> str:
-    known = "utilization unknown" if node.utilization is None else f"{node.utilization:.0%} used by others"
     found = sites(node)
     compute, bandwidth = sum(site.flops_per_s for site in found) / 1e9, sum(site.bandwidth_bytes_per_s for site in found) / 1e9
-    return f"{known}, {compute:.4g} GFLOP/s and {bandwidth:.4g} GB/s free"
+    basis = f" ({node.figures})" if node.figures else ""
+    return f"{load_in_words(node)}, {compute:.4g} GFLOP/s and {bandwidth:.4g} GB/s free{basis}"
 
 
 def why_left(node: Node, problem: Problem, smallest: int) -> str:
@@ -80,5 +80,5 @@ def why_left(node: Node, problem: Problem, smallest: int) -> str:
         return forbidden(node, 0, bounds) or "no layer is allowed there"
     ceiling = bounds.utilization_ceiling
     if ceiling is not None and 1 - free_share(node) > ceiling:
-        return f"{node.utilization:.0%} used by others, the ceiling is {ceiling:.0%}"
+        return f"{load_in_words(node)}, the ceiling is {ceiling:.0%}"
     return f"a plan with it is not better ({_capacity(node)}, {free // _MIB} MiB free)"

@@ -207,7 +207,9 @@ def _utilization_shifted(facts: Facts, plan: Plan, policy: Policy) -> Iterator[S
         for name in segment.nodes:
             used = nodes[name].utilization
             holds = None if used is None else used > policy.utilization_limit
-            message = f"{where} on {name} at {(used or 0) * 100:.0f} % by others {{held}} (limit {policy.utilization_limit * 100:.0f} %)"
+            waits = used is not None and (nodes[name].waiting or 0.0) >= used > 0
+            why = "lost to waiting for a processor" if waits else "by others"
+            message = f"{where} on {name} at {(used or 0) * 100:.0f} % {why} {{held}} (limit {policy.utilization_limit * 100:.0f} %)"
             yield f"{Reason.UTILIZATION_SHIFTED}/{name}", holds, message
 
 
