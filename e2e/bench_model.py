@@ -61,7 +61,7 @@ def measure(cluster: Cluster, first: int, second: int, worker: int) -> Row:
     cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")  # small nodes cannot hold two plans' segments
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
     stack.until(lambda: serves(cluster, first, second, node), 240, f"[{first}, {second}) serves on {node}")
-    with stack.endpoint(cluster, NAME) as base_url, openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
+    with stack.endpoint(cluster, NAME) as base_url, openai.OpenAI(base_url=base_url, api_key="none", timeout=600) as client:
         answers = [ask(client, stack.MODEL, PROMPT, spec["workload"]["outputTokens"]) for _ in range(REQUESTS + 1)][1:]
     return row(stack.resource(cluster, NAME), answers)
 
