@@ -199,7 +199,7 @@ def workers_of(cluster: Cluster, mib: int) -> Iterator[None]:
         resize(dict.fromkeys(sizes, mib))
         yield
     finally:
-        cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
+        cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")
         stack.until(lambda: not cluster.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 120, "all pods are gone")
         resize(sizes)
 
