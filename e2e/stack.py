@@ -118,7 +118,7 @@ def in_segment_image(cluster: Cluster, mount: tuple[Path, str], *words: str) -> 
 def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: str) -> None:
     """`helm upgrade --install` of the chart with these images and this cluster's Prometheus; returns when the operator is ready."""
     values: dict[str, Any] = {
-        "prometheus": {"url": cluster.prometheus_url, "querySet": cluster.query_set, "windowSeconds": 15, "maxAgeSeconds": 30},
+        "prometheus": {"url": cluster.prometheus_url, "querySet": cluster.query_set, "windowSeconds": 20, "maxAgeSeconds": 60},
         "images": {name: _image(images[name]) for name in IMAGES},
         "resyncSeconds": 2,
         "gateway": {"memory": "192Mi"},
