@@ -36,6 +36,9 @@ e2e: install ## tests on a kind cluster, which they start and remove
 disturbances: install ## two busy nodes, killed processes, no Prometheus, under load on a kind cluster: what CI runs besides what `make test` plays
 	@.venv/bin/pytest -m "cluster" $(foreach test,killed_processes_come_back without_prometheus_it_serves_and_nothing_moves two_busy_nodes_lead_to_new_cuts,"e2e/test_adaptation.py::test_$(test)[steady]")
 
+cluster-cases: install ## what real clusters do to the control plane, played on kind, as a table; QUICK=1 for what CI plays, ROWS="3 7" for some
+	@$(PY) -m e2e.cluster_cases $(if $(QUICK),--quick) $(if $(JSON),--json) $(ROWS)
+
 e2e-long: install ## every disturbance under steady and bursty load, links, a soak; figures to docs/reference/adaptation-results.md
 	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_links.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind
 
@@ -64,4 +67,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd help install prepare demo demo-down check unit e2e disturbances e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd help install prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

@@ -166,7 +166,7 @@ def play(cluster: Cluster, mode: str, limit_ms: float | None) -> Run:
     manifest["spec"]["adaptation"]["mode"] = mode
     if limit_ms is not None:
         manifest["spec"]["slo"] = {"timePerOutputToken": f"{limit_ms:.0f}ms"}
-    cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
+    cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")
     forget(cluster)
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
     stack.wait_ready(cluster, NAME)

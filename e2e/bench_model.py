@@ -58,10 +58,10 @@ def measure(cluster: Cluster, first: int, second: int, worker: int) -> Row:
     spec["adaptation"]["mode"] = "Frozen"
     spec["gateway"] = {"prefixReuse": "Off"}  # the prompt is the same each time, and is to be computed each time
     spec["partition"] |= {"allowedSplitPoints": [first, second], "pins": [{"layers": f"{first}:{second}", "node": node}]}
-    cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")  # small nodes cannot hold two plans' segments
+    cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")  # small nodes cannot hold two plans' segments
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
     stack.until(lambda: serves(cluster, first, second, node), 240, f"[{first}, {second}) serves on {node}")
-    with stack.endpoint(cluster, NAME) as base_url, openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
+    with stack.endpoint(cluster, NAME) as base_url, openai.OpenAI(base_url=base_url, api_key="none", timeout=600) as client:
         answers = [ask(client, stack.MODEL, PROMPT, spec["workload"]["outputTokens"]) for _ in range(REQUESTS + 1)][1:]
     return row(stack.resource(cluster, NAME), answers)
 

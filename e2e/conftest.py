@@ -45,4 +45,4 @@ def serving(operated: Cluster) -> Iterator[Cluster]:
         stack.wait_ready(operated, NAME)
     yield operated
     if not KEEP:
-        operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
+        operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")

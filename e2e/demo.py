@@ -19,7 +19,8 @@ from e2e.stack import AnyCluster, until
 from e2e.traffic import Report, Traffic
 
 NAME = "chat"
-QUESTION = "What is the capital of France?"
+QUESTION = "What is photosynthesis?"  # one that this small model answers well
+MOST_TOKENS = 48
 MOVE_SECONDS = 180
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
@@ -42,7 +43,8 @@ def main() -> int:
         console.print(plan_table(stack.resource(cluster, NAME), "The plan"))
         console.print(*_why(stack.resource(cluster, NAME)), sep="\n")
         with stack.endpoint(cluster, NAME) as base_url:
-            _ask(base_url)
+            answer = _ask(base_url)
+            _compare(cluster, answer)
             ok = _move(cluster, base_url, begun)
     except (RuntimeError, KeyboardInterrupt) as error:
         console.print(f"\n{error or 'interrupted'}\n`make demo-down` removes all that was made.", style="red", markup=False)
@@ -88,50 +90,95 @@ def _serve(cluster: AnyCluster) -> None:
 
 
 def plan_table(found: dict[str, Any], title: str) -> Table:
-    """The serving plan, a row each segment, and its totals below."""
-    plan = found["status"]["plan"]
+    """The serving plan, a row each segment, and its totals below. Observed: medians of the gateway's last window, if there is one."""
+    plan, seen = found["status"]["plan"], observed(found)
     table = Table(
-        title=f"{title} (revision {plan['revision']})", caption=totals(plan), caption_style="", title_justify="left", caption_justify="left"
+        title=f"{title} (revision {plan['revision']})",
+        caption=totals(found),
+        caption_style="",
+        title_justify="left",
+        caption_justify="left",
     )
     for name in ("stage", "layers", "node"):
         table.add_column(name, no_wrap=True)
-    for name in ("weights MiB", "KV MiB", "decode ms", "link ms"):
+    for name in ("weights MiB", "KV MiB", "decode ms: predicted", "observed", "link ms: predicted", "observed"):
         table.add_column(name, justify="right")
     for stage, segment in enumerate(plan["segments"]):
         layers = f"\\[{segment['start']}, {segment['end']})"
-        figures = (segment["weightMiB"], segment["kvMiB"], segment["predictedMs"], segment["linkMs"])
-        table.add_row(str(stage), layers, segment["node"], *(f"{figure:.1f}" for figure in figures))
+        met = seen.get("stages", {}).get(segment["name"], {})
+        times = (segment["predictedMs"], met.get("computeMs"), segment["linkMs"], met.get("linkMs"))
+        table.add_row(str(stage), layers, segment["node"], *map(figure, (segment["weightMiB"], segment["kvMiB"], *times)))
     return table
 
 
-def totals(plan: dict[str, Any]) -> str:
-    """One line with the plan's figures, predicted and proved."""
+def observed(found: dict[str, Any]) -> dict[str, Any]:
+    """What the gateway measured of this plan's route; empty while that is nothing."""
+    seen: dict[str, Any] = found["status"].get("observed", {})
+    return seen if seen.get("revision") == found["status"]["plan"]["revision"] else {}
+
+
+def figure(value: float | None) -> str:
+    """One decimal; a dash for what is not known."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def totals(found: dict[str, Any]) -> str:
+    """The plan's figures: predicted for a request alone, and the medians of those that were observed."""
+    plan, seen = found["status"]["plan"], observed(found)
     p = plan["predicted"]
-    return (
+    lines = [
         f"predicted: first token {p['timeToFirstTokenMs']:.0f} ms, then {p['timePerOutputTokenMs']:.1f} ms per token, "
         f"whole request {p['latencyMs']:.0f} ms; bound {plan['bound']:.0f} ms, gap {plan['gap']:.1%}"
-    )
+    ]
+    if seen:
+        first, each = (seen.get(name, {}).get("p50") for name in ("timeToFirstTokenMs", "timePerOutputTokenMs"))
+        lines.append(
+            f"observed: first token {figure(first)} ms, then {figure(each)} ms per token, in the median of {seen['requests']} requests"
+        )
+    return "\n".join(lines)
 
 
 def _why(found: dict[str, Any]) -> list[str]:
     return [f"  {line}" for line in found["status"]["plan"].get("explanation", [])]
 
 
-def _ask(base_url: str) -> None:
+def _ask(base_url: str) -> str:
     console.print(f"\n[bold]{QUESTION}[/bold]  (openai client, {base_url})")
-    started, first, count = time.monotonic(), 0.0, 0
-    with openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
+    started, first, answer = time.monotonic(), 0.0, list[str]()
+    with openai.OpenAI(base_url=base_url, api_key="none", timeout=600) as client:
         stream = client.chat.completions.create(
-            model=stack.MODEL, messages=[{"role": "user", "content": QUESTION}], max_tokens=48, temperature=0, stream=True
+            model=stack.MODEL, messages=[{"role": "user", "content": QUESTION}], max_tokens=MOST_TOKENS, temperature=0, stream=True
         )
         for chunk in stream:
             if chunk.choices and (text := chunk.choices[0].delta.content):
                 first = first or time.monotonic() - started
-                count += 1
+                answer.append(text)
                 console.print(text, end="", markup=False)
                 console.file.flush()
     took = time.monotonic() - started
-    console.print(f"\n  first token after {first * 1000:.0f} ms, {count / took:.1f} tokens/s")
+    console.print(f"\n  first token after {first * 1000:.0f} ms, {len(answer) / took:.1f} tokens/s")
+    return "".join(answer)
+
+
+def _compare(cluster: AnyCluster, answer: str) -> None:
+    """The unsplit model's answer to the same question. Packed weights sum in another order, so a close call may go the other way."""
+    if not isinstance(cluster, Cluster):
+        return  # no engine of ours to run it on
+    with cluster.progress.step("ask the unsplit model, transformers' own, on one core"):
+        unsplit = stack.unsplit(cluster, QUESTION, MOST_TOKENS)
+    table = Table(title="The same question", title_justify="left", show_lines=True)
+    for name in ("in segments", "unsplit"):
+        table.add_column(name, ratio=1)
+    table.add_row(answer.strip(), unsplit.strip())
+    console.print(table)
+    console.print(f"  {agreement(answer, unsplit)}")
+
+
+def agreement(answer: str, unsplit: str) -> str:
+    """In words: whether both are the same, and if not how long they are."""
+    ours, theirs = answer.split(), unsplit.split()
+    same = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    return "word for word the same" if ours == theirs else f"the first {same} words are the same"
 
 
 def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:

@@ -151,7 +151,7 @@ def disturbed(cluster: Cluster, base_url: str, load: Load) -> Iterator[Scene]:
     """Clients ask, nothing is under way, and now the caller disturbs. Some answers more are awaited afterwards."""
     with Traffic(base_url, stack.MODEL, load) as traffic:
         stack.until(lambda: len(traffic.report().requests) >= 4, 120, "four answers before anything changes")
-        stack.until(lambda: at_rest(cluster), 240, "what an earlier change began has ended")
+        stack.until(lambda: at_rest(cluster), 900, "what an earlier change began has ended")
         scene = Scene(cluster, traffic)
         yield scene
         scene.answers()
@@ -199,7 +199,7 @@ def workers_of(cluster: Cluster, mib: int) -> Iterator[None]:
         resize(dict.fromkeys(sizes, mib))
         yield
     finally:
-        cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=120s")
+        cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")
         stack.until(lambda: not cluster.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 120, "all pods are gone")
         resize(sizes)
 

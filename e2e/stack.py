@@ -26,6 +26,10 @@ CHART = ROOT / "charts/splitinference"
 SAMPLE = ROOT / "config/samples/splitinference.yaml"
 SYSTEM = "splitinference-system"
 FORWARD_SECONDS = 45.0
+CONNECT_SECONDS = 30.0
+PATIENCE = float(os.environ.get("E2E_PATIENCE", "4"))  # a machine may be so many times as slow as the one that the times were taken on
+MOST_SECONDS = 3600.0
+STUCK_SECONDS = 120.0  # times PATIENCE: if nothing at all changes for so long, nothing will
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 IMAGES = ("operator", "segment", "gateway")
 MODEL = "smollm2-135m-instruct"
@@ -37,14 +41,21 @@ class NotInTime(RuntimeError):
     """What was waited for did not come; the message says what."""
 
 
-def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of `holds`, asked every half second. Raises NotInTime after `seconds`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def until(holds: Callable[[], Any], seconds: float, what: str, *, progress: Callable[[], Any] | None = None) -> Any:
+    """The first true value of `holds`, asked every half second. Raises NotInTime when it did not come and nothing went on either.
+
+    `seconds` is what it takes on a quick machine that is idle; PATIENCE times as long is waited. What `progress` gives is looked at
+    meanwhile: each change begins the wait anew, up to MOST_SECONDS in all. So a slow machine is waited for, and a stuck one is not.
+    """
+    patience, begun = seconds * PATIENCE, time.monotonic()
+    seen, changed = progress() if progress else None, begun
+    while (now := time.monotonic()) - changed < patience and now - begun < max(MOST_SECONDS, patience):
         if value := holds():
             return value
         time.sleep(0.5)
-    raise NotInTime(f"not within {seconds:g} s: {what}")
+        if progress and (found := progress()) != seen:
+            seen, changed = found, time.monotonic()
+    raise NotInTime(f"{what}: not after {time.monotonic() - begun:.0f} s, and nothing has changed for {time.monotonic() - changed:.0f} s")
 
 
 def put_model(cluster: Cluster) -> Path:
@@ -78,6 +89,25 @@ def behind(cluster: Cluster, prompt: str, given: str) -> list[float]:
     return found
 
 
+def unsplit(cluster: Cluster, question: str, tokens: int) -> str:
+    """What the unsplit model, transformers' own, answers to a user's message, greedily."""
+    folder = cluster.settings.models / MODEL
+    words = (
+        "segment-reference",
+        "--model",
+        "/model",
+        "--dtype",
+        "bfloat16",
+        "--chat",
+        "--prompt",
+        question,
+        "--max-new-tokens",
+        f"{tokens}",
+    )
+    found: str = json.loads(in_segment_image(cluster, (folder, "/model"), *words))["text"]
+    return found
+
+
 def in_segment_image(cluster: Cluster, mount: tuple[Path, str], *words: str) -> str:
     """Run a command of the segment image beside the cluster; its stdout. `mount`: a folder here and where it is in the container."""
     (image,) = cluster.build_images(("segment",)).values()
@@ -89,7 +119,7 @@ def in_segment_image(cluster: Cluster, mount: tuple[Path, str], *words: str) -> 
 def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: str) -> None:
     """`helm upgrade --install` of the chart with these images and this cluster's Prometheus; returns when the operator is ready."""
     values: dict[str, Any] = {
-        "prometheus": {"url": cluster.prometheus_url, "querySet": cluster.query_set, "windowSeconds": 15, "maxAgeSeconds": 30},
+        "prometheus": {"url": cluster.prometheus_url, "querySet": cluster.query_set, "windowSeconds": 20, "maxAgeSeconds": 60},
         "images": {name: _image(images[name]) for name in IMAGES},
         "resyncSeconds": 2,
         "gateway": {"memory": "192Mi"},
@@ -98,11 +128,40 @@ def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: 
     if isinstance(cluster, Cluster):  # beside the control plane, so that the small workers are the model's alone
         toleration = {"key": CONTROL_PLANE, "operator": "Exists", "effect": "NoSchedule"}
         values["operator"] = {"nodeSelector": {CONTROL_PLANE: ""}, "tolerations": [toleration]}
-    words = ["upgrade", "--install", "splitinference", str(CHART), "-n", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s"]
+        values["segments"] = {"cpuRequest": f"{_request_millicores(cluster)}m"}
+    words = ["upgrade", "--install", "splitinference", str(CHART), "-n", SYSTEM, "--create-namespace"]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
         file.flush()
         cluster.helm(*words, "-f", file.name, *settings)
+    until(lambda: _available(cluster), STUCK_SECONDS, "the operator is ready", progress=lambda: pods_of(cluster, SYSTEM))
+
+
+def _available(cluster: AnyCluster) -> bool:
+    """Whether all of the operator's Deployments are as they were asked to be."""
+    found = json.loads(cluster.kubectl("-n", SYSTEM, "get", "deployments", "-o", "json"))["items"]
+    return bool(found) and all(_rolled_out(each) for each in found)
+
+
+def _rolled_out(deployment: dict[str, Any]) -> bool:
+    status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
+    seen = status.get("observedGeneration") == deployment["metadata"]["generation"]
+    return bool(seen and status.get("updatedReplicas") == status.get("availableReplicas") == status.get("replicas") == wanted)
+
+
+def pods_of(cluster: AnyCluster, namespace: str) -> list[Any]:
+    """What can be seen of a namespace's pods going on: phases, and the states of containers."""
+    found = json.loads(cluster.kubectl("-n", namespace, "get", "pods", "-o", "json"))["items"]
+    return [
+        (pod["metadata"]["name"], status.get("phase"), [status.get(kind) for kind in ("initContainerStatuses", "containerStatuses")])
+        for pod in found
+        for status in [pod.get("status", {})]
+    ]
+
+
+def _request_millicores(cluster: Cluster) -> int:
+    """Of a segment: a tenth of the smallest worker, so that on small workers another tenant can still take most of a node."""
+    return max(10, min(100, int(100 * min(size.cores for size in cluster.settings.workers))))
 
 
 def _model_folders(cluster: AnyCluster) -> list[str]:
@@ -151,16 +210,28 @@ def confirming(found: dict[str, Any]) -> bool:
     return bool(found["status"].get("adaptation", {}).get("memory", {}).get("watches"))
 
 
-def wait_ready(cluster: AnyCluster, name: str, namespace: str = "default", seconds: int = 300) -> dict[str, Any]:
-    """`kubectl wait --for=condition=Ready`, as a user would; on failure with what the conditions say."""
+def wait_ready(cluster: AnyCluster, name: str, namespace: str = "default") -> dict[str, Any]:
+    """Wait until the resource is Ready, as long as something goes on; on failure with what the conditions say."""
+
+    def ready() -> dict[str, Any] | None:
+        found = resource(cluster, name, namespace)
+        return found if condition(found, "Ready").get("status") == "True" else None
+
+    def goes_on() -> Any:
+        said = [
+            (c["type"], c["status"], c["reason"], c["message"])
+            for c in resource(cluster, name, namespace).get("status", {}).get("conditions", [])
+        ]
+        return said, pods_of(cluster, namespace)
+
     try:
-        cluster.kubectl("-n", namespace, "wait", "--for=condition=Ready", f"si/{name}", f"--timeout={seconds}s")
-    except RuntimeError as error:
-        found = resource(cluster, name, namespace).get("status", {}).get("conditions", [])
-        said = [f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in found] or ["it has no status yet"]
+        found: dict[str, Any] = until(ready, STUCK_SECONDS, f"si/{name} is Ready", progress=goes_on)
+    except NotInTime as error:
+        conditions = resource(cluster, name, namespace).get("status", {}).get("conditions", [])
+        told = [f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in conditions] or ["it has no status yet"]
         log = cluster.kubectl("-n", SYSTEM, "logs", "deployment/splitinference-operator", "--tail=20", check=False)
-        raise RuntimeError("\n".join([str(error), *said, "The operator's log ends with:", log])) from error
-    return resource(cluster, name, namespace)
+        raise NotInTime("\n".join([str(error), *told, "The operator's log ends with:", log])) from error
+    return found
 
 
 def placement(found: dict[str, Any]) -> tuple[tuple[int, int, str], ...]:
@@ -177,10 +248,17 @@ def endpoint(cluster: AnyCluster, name: str, namespace: str = "default") -> Iter
 
 @contextmanager
 def forwarded(cluster: AnyCluster, name: str, port: int, namespace: str = "default") -> Iterator[str]:
-    """A way from here to a port of the gateway's Service, by `kubectl port-forward`; gives host:port.
+    """A way from here to a port of the gateway's Service; gives host:port.
 
-    A kubelet that was just started does not know its pods yet, and refuses: it is asked again for a while.
+    On our cluster it is a NodePort of the control plane, which no fault of the tests stops: a port-forward ends when the API server or a
+    kubelet is started anew, and clients would see errors that are not the gateway's. Elsewhere, and where the engine's network cannot be
+    reached from here, `kubectl port-forward`. A kubelet that was just started refuses it for a while, so it is asked again.
     """
+    if isinstance(cluster, Cluster):
+        with _node_port(cluster, name, port, namespace) as address:
+            if _connects(address):
+                yield address
+                return
     words = [cluster.tool(tools.KUBECTL), "-n", namespace, "port-forward", f"service/{name}-gateway", f":{port}"]
     with ExitStack() as opened:
 
@@ -192,8 +270,27 @@ def forwarded(cluster: AnyCluster, name: str, port: int, namespace: str = "defau
             return match.group(1) if match else None
 
         local = until(begun, FORWARD_SECONDS, f"kubectl port-forward to {name}-gateway; why not is in its own words above")
-        _answers(int(local))
+        if not _connects(f"127.0.0.1:{local}"):
+            raise RuntimeError(f"nothing answers at the forwarded port {local}")
         yield f"127.0.0.1:{local}"
+
+
+@contextmanager
+def _node_port(cluster: Cluster, name: str, port: int, namespace: str) -> Iterator[str]:
+    """A Service of our own to the gateway's pods; host:port on the control plane."""
+    wanted = json.loads(cluster.kubectl("-n", namespace, "get", "service", f"{name}-gateway", "-o", "json"))["spec"]
+    (target,) = (each["targetPort"] for each in wanted["ports"] if each["port"] == port)
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"{name}-outside-{port}", "namespace": namespace},
+        "spec": {"type": "NodePort", "selector": wanted["selector"], "ports": [{"port": port, "targetPort": target}]},
+    }
+    made = json.loads(cluster.kubectl("apply", "-o", "json", "-f", "-", stdin=json.dumps(service)))
+    try:
+        yield f"{cluster.address(cluster.settings.control_plane)}:{made['spec']['ports'][0]['nodePort']}"
+    finally:
+        cluster.kubectl("-n", namespace, "delete", "service", service["metadata"]["name"], "--ignore-not-found", check=False)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
@@ -201,13 +298,17 @@ def _end(process: "subprocess.Popen[str]") -> None:
     process.communicate()
 
 
-def _answers(port: int) -> None:
-    for _ in range(50):
+def _connects(address: str) -> bool:
+    """Whether something listens there, now or within some seconds."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + CONNECT_SECONDS
+    while time.monotonic() < end:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise RuntimeError(f"nothing answers at the forwarded port {port}")
+            probe.settimeout(1.0)
+            if probe.connect_ex((host, int(port))) == 0:
+                return True
+        time.sleep(0.2)
+    return False
 
 
 def apply_sample(cluster: AnyCluster) -> None:

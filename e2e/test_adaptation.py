@@ -76,7 +76,7 @@ def test_killed_processes_come_back(serving: Cluster, play: Play, load: Load) ->
         before = scene.found()
         for stage, program in ((1, "tritonserver"), (2, "triton_python_backend_stub")):
             serving.kill(before["status"]["plan"]["segments"][stage]["name"], program)
-        stack.until(lambda: not stack.settled(scene.found()), 30, "the dead processes are noticed")
+        stack.until(lambda: not stack.settled(scene.found()), 60, "the dead processes are noticed")
         scene.settles(lambda placed: placed == stack.placement(before), 120, "the segments serve again")
         scene.stays(QUIET_SECONDS)
 

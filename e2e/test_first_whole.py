@@ -53,7 +53,7 @@ def test_printer_columns_say_what_serves(serving: Cluster) -> None:
 def test_greedy_tokens_are_the_unsplit_models(serving: Cluster, base_url: str) -> None:
     """But for near-ties: packed weights, the default, change last bits of bfloat16. (Of stored ones the image's tests ask for equality.)"""
     prompt = "The capital of France is"
-    with openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
+    with openai.OpenAI(base_url=base_url, api_key="none", timeout=600) as client:
         answer = client.completions.create(model="smollm2-135m-instruct", prompt=prompt, max_tokens=24, temperature=0)
     assert "Paris" in answer.choices[0].text
     behind = stack.behind(serving, prompt, answer.choices[0].text)
@@ -131,7 +131,7 @@ def test_a_plan_that_cannot_exist_names_what_binds_and_the_old_one_serves(servin
             lambda: (c := stack.condition(stack.resource(serving, NAME), "Planned")).get("status") == "False" and c, 60, "Planned is False"
         )
         assert "node-restriction.kubernetes.io/splitinference-trusted=nobody" in refused["message"]
-        with openai.OpenAI(base_url=base_url, api_key="none", timeout=120) as client:
+        with openai.OpenAI(base_url=base_url, api_key="none", timeout=600) as client:
             assert client.completions.create(model="smollm2-135m-instruct", prompt="One, two,", max_tokens=4).choices[0].text
         assert stack.placement(stack.resource(serving, NAME)) == before
     finally:
@@ -146,14 +146,14 @@ def test_the_operator_may_be_killed(serving: Cluster, base_url: str) -> None:
     before = stack.placement(stack.resource(serving, NAME))
     pods = serving.kubectl("get", "pods", "-l", OURS, "-o", "jsonpath={.items[*].metadata.uid}").split()
     serving.kubectl("-n", stack.SYSTEM, "delete", "pod", "--all", "--grace-period=0", "--force")
-    serving.kubectl("-n", stack.SYSTEM, "rollout", "status", "deployment", "--timeout=120s")
+    serving.kubectl("-n", stack.SYSTEM, "rollout", "status", "deployment", "--timeout=600s")
     time.sleep(10)  # two passes of the new operator
     assert stack.placement(stack.resource(serving, NAME)) == before
     assert set(serving.kubectl("get", "pods", "-l", OURS, "-o", "jsonpath={.items[*].metadata.uid}").split()) == set(pods)
 
 
 def test_delete_leaves_nothing(serving: Cluster) -> None:
-    serving.kubectl("delete", "si", NAME, "--timeout=120s")
+    serving.kubectl("delete", "si", NAME, "--timeout=600s")
     kinds = (
         "pods,services,configmaps,deployments,serviceaccounts,roles.rbac.authorization.k8s.io,rolebindings.rbac.authorization.k8s.io,jobs"
     )

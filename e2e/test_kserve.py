@@ -26,7 +26,7 @@ pytestmark = pytest.mark.cluster
 
 NAME = "encoder"
 PODS = f"app.kubernetes.io/managed-by=splitinference,app.kubernetes.io/instance={NAME}"
-WAIT_SECONDS = 90.0
+WAIT_SECONDS = 300.0
 RESOURCE = {
     "apiVersion": "splitinference.dev/v1alpha1",
     "kind": "SplitInference",
@@ -68,7 +68,7 @@ def encoder(operated: Cluster) -> Iterator[Serving]:
         with stack.forwarded(operated, NAME, 80) as http, stack.forwarded(operated, NAME, 8001) as grpc:
             yield Serving(operated, http, grpc, expected)
     finally:
-        operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=60s")
+        operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")
         stack.until(
             lambda: not operated.kubectl("get", "pods", "-l", PODS, "-o", "name").strip(), WAIT_SECONDS, "the encoder's pods are gone"
         )

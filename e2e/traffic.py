@@ -14,6 +14,10 @@ QUESTIONS = (
 )
 
 
+CLIENT_SECONDS = 600.0
+"""A client waits so long for what comes next. How long it did wait is a figure; that a slow machine was slow is no lost request."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One streamed completion. Times are seconds of a monotonic clock; `tokens_at` has one entry for each chunk with text."""
@@ -123,7 +127,7 @@ class Traffic:
         """Lets every client finish its answer, and reports."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=180)
+            thread.join(timeout=CLIENT_SECONDS)
         return self.report()
 
     def report(self) -> Report:
@@ -131,7 +135,7 @@ class Traffic:
         return Report(tuple(self._done))
 
     def _ask_on(self, number: int) -> None:
-        with openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, timeout=120) as client:
+        with openai.OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0, timeout=CLIENT_SECONDS) as client:
             turn = number
             while not self._stop.wait(self.load.silence(time.monotonic() - self._begun)):
                 self._done.append(ask(client, self.model, QUESTIONS[turn % len(QUESTIONS)], self.max_tokens))

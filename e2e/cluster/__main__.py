@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "--verify", action="store_true", help="say what is left; 1 if anything is"
     )
     verb("status", "what runs").add_argument("--json", action="store_true")
+    verb("usage", "how many cores the cluster's own programs take").add_argument("--seconds", type=float, default=60.0)
     verb("kubeconfig", "print the kubeconfig's path")
     verb("check", "what is missing to start; 1 if anything is")
     for name, text in (("build-images", "build the images whose sources changed"), ("load-images", "the same, and give them to the nodes")):
@@ -98,6 +99,8 @@ def _do(cluster: Cluster, words: argparse.Namespace) -> int:
             return 1 if said else 0
         case "status":
             return _status(cluster, as_json=words.json)
+        case "usage":
+            print(cluster.usage(words.seconds))
         case "kubeconfig":
             cluster.engine()
             print(cluster.settings.kubeconfig)

@@ -2,20 +2,21 @@
 
 import fcntl
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from e2e.cluster import engine as engines
-from e2e.cluster import faults, images, lifecycle, monitoring, preflight, supply, tools
-from e2e.cluster.command import run
+from e2e.cluster import faults, images, lifecycle, monitoring, preflight, speed, supply, tools, usage
+from e2e.cluster.command import CommandFailed, persistent, run, transient
 from e2e.cluster.current import CurrentCluster
 from e2e.cluster.engine import Engine
 from e2e.cluster.kind import Machine
 from e2e.cluster.leftovers import leftovers
 from e2e.cluster.progress import Progress, together
 from e2e.cluster.settings import Settings, WorkerSize
+from e2e.cluster.speed import Speed
 
 OURS = ("operator", "segment", "gateway")
 ON_WORKERS = ("segment", "gateway")
@@ -110,6 +111,11 @@ class Cluster:
         cores, memory = limits["NanoCpus"] / 1e9, limits["Memory"] / 2**20
         return {"name": name, "state": found["State"]["Status"], "address": address, "cores": cores or None, "memoryMib": memory or None}
 
+    def usage(self, seconds: float) -> str:
+        """What the cluster takes of the machine, by program, over so many seconds."""
+        engine = self.engine()
+        return usage.told(usage.measure(engine, lifecycle.running(self.settings, engine), seconds))
+
     # ---- use
 
     def env(self) -> dict[str, str]:
@@ -117,12 +123,26 @@ class Cluster:
         return {"KUBECONFIG": str(self.settings.kubeconfig)}
 
     def kubectl(self, *words: str, stdin: str | None = None, check: bool = True, timeout: float | None = None) -> str:
-        """`kubectl WORDS…` on this cluster, its stdout."""
-        return run([self.tool(tools.KUBECTL), *words], env=self.env(), stdin=stdin, check=check, timeout=timeout)
+        """`kubectl WORDS…` on this cluster, its stdout. While the API server is away it is asked again; but not with `exec`: the work may
+        have been done before the connection was lost."""
+
+        def once() -> str:
+            return run([self.tool(tools.KUBECTL), *words], env=self.env(), stdin=stdin, check=check, timeout=timeout)
+
+        return once() if "exec" in words else persistent(once)
 
     def helm(self, *words: str) -> str:
-        """`helm WORDS…` on this cluster, its stdout."""
-        return run([self.tool(tools.HELM), *words], env=self.env())
+        """`helm WORDS…` on this cluster, its stdout. Helm that lost its connection leaves a release `pending` for ever: that mark is
+        removed before the next try."""
+
+        def again(error: CommandFailed) -> bool:
+            pending = "another operation" in error.output
+            if pending or transient(error):
+                states = "pending-install,pending-upgrade,pending-rollback"
+                self.kubectl("delete", "secret", "-A", "-l", f"owner=helm,status in ({states})")
+            return pending or transient(error)
+
+        return persistent(lambda: run([self.tool(tools.HELM), *words], env=self.env()), again=again)
 
     def apply(self, manifest: str) -> str:
         return self.kubectl("apply", "-f", "-", stdin=manifest)
@@ -178,6 +198,8 @@ class Cluster:
             images.load(self.settings, self.engine(), [*built.values(), *(images.sources()[name].dev for name in names)], targets)
         workers = [node for node in targets if node in self.settings.worker_names()]
         if ahead := [built[name] for name in names if name in ON_WORKERS]:
+            if "segment" in names:
+                self._tell_speeds(workers)
             with self.progress.step(f"unpack {', '.join(name for name in names if name in ON_WORKERS)} on the workers"):
                 images.unpack(self.settings, self.engine(), ahead, workers)
         return built
@@ -220,7 +242,28 @@ class Cluster:
 
     def _announce(self, node: str, size: WorkerSize) -> None:
         faults.announce(self.engine(), node, Machine.here(), size)
-        self.kubectl("label", "node", node, "--overwrite", *(f"{key}={value}" for key, value in size.labels().items()))
+        self._label(node, size.labels() | self.speed().labels(size))
+
+    def speed(self) -> Speed:
+        """How fast one core is here; measured in the segment image the first time."""
+        (image,) = self.build_images(("segment",)).values()
+
+        def measured() -> str:
+            with self.progress.step("measure how fast one core of this machine is"):
+                options = ("--rm", "-i", "--network", "none", "--entrypoint", "/opt/segment/bin/python")
+                return self.images_engine().docker("run", *options, image, "-", stdin=speed.PROGRAM.read_text())
+
+        return speed.of_this_machine(self.settings.cache, image.rpartition(":")[2], measured)
+
+    def _tell_speeds(self, workers: Sequence[str]) -> None:
+        """Label these workers with what their cores can do; what they were given to by `cpu` stays."""
+        fast = self.speed()
+        for node in workers:
+            if speed.COMPUTE not in json.loads(self.kubectl("get", "node", node, "-o", "json"))["metadata"]["labels"]:
+                self._label(node, fast.labels(self.size(node)))
+
+    def _label(self, node: str, labels: Mapping[str, str]) -> None:
+        self.kubectl("label", "node", node, "--overwrite", *(f"{key}={value}" for key, value in labels.items()))
 
     def link(self, node: str, mbit: float | None = None, latency_ms: float = 0.0) -> None:
         """Limit what leaves the node; without arguments the limit is lifted."""
@@ -228,6 +271,11 @@ class Cluster:
             faults.clear_link(self.engine(), node)
         else:
             faults.limit_link(self.engine(), node, faults.Link(mbit, latency_ms))
+
+    def address(self, node: str) -> str:
+        """The node's IP address, as this machine reaches it."""
+        words = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        return self.engine().docker("inspect", "-f", words, node).strip()
 
     def stop(self, node: str) -> None:
         """Switch the node off, without warning."""
@@ -238,7 +286,7 @@ class Cluster:
         engine = self.engine()
         faults.start(engine, node)
         lifecycle.reconnect(self.settings, engine)
-        self.kubectl("wait", "--for=condition=Ready", f"node/{node}", "--timeout=90s")
+        self.kubectl("wait", "--for=condition=Ready", f"node/{node}", "--timeout=600s")
 
     def kill(self, pod: str, program: str) -> None:
         """Kill a program inside a pod, as if it had crashed."""

@@ -1,9 +1,11 @@
 """Running other programs: what they print goes to a log, and a failure says what was run and how it ended."""
 
 import os
+import re
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -15,6 +17,40 @@ class CommandFailed(RuntimeError):
         super().__init__(f"`{' '.join(command)[:300]}` ended with {code}:\n{tail}")
         self.code = code
         self.output = output
+
+
+TRANSIENT = re.compile(
+    r"connection (refused|reset)|i/o timeout|TLS handshake timeout|unexpected EOF|: EOF|http2: client connection lost|broken pipe"
+    r"|server is currently unable to handle|etcdserver: (request timed out|leader changed)|apiserver not ready|ServiceUnavailable"
+    r"|too many requests|lost connection to pod|net/http: request canceled|connect: no route to host|Timeout: request did not complete",
+    re.IGNORECASE,
+)
+"""What a program says when the API server was restarted or too busy: it may be asked again, and will then answer."""
+PATIENCE_SECONDS = 300.0
+
+
+def transient(error: CommandFailed) -> bool:
+    """Whether the same command may end well in a moment."""
+    return TRANSIENT.search(error.output) is not None
+
+
+def persistent(
+    once: Callable[[], str],
+    *,
+    again: Callable[[CommandFailed], bool] = transient,
+    seconds: float = PATIENCE_SECONDS,
+    pause: Callable[[float], object] = time.sleep,
+) -> str:
+    """Do this until it is done, or fails for a reason that will stay. Raises its last CommandFailed after so many seconds of failures."""
+    end, wait = time.monotonic() + seconds, 1.0
+    while True:
+        try:
+            return once()
+        except CommandFailed as error:
+            if time.monotonic() > end or not again(error):
+                raise
+        pause(wait)
+        wait = min(2 * wait, 10.0)
 
 
 _serial = threading.Lock()

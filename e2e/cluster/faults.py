@@ -12,6 +12,7 @@ from e2e.cluster.settings import NODE_OVERHEAD_MIB, WorkerSize
 
 TENANT = "other-tenant"
 LEFT_CORES = 0.25  # what the tenant does not request of what is free, so that new pods are still admitted beside it
+LEFT_SHARE = 0.3  # and of a small node this share of it
 _FLAGS = "/var/lib/kubelet/kubeadm-flags.env"
 
 
@@ -160,12 +161,13 @@ def burn(kubectl: Kubectl, node: str, cores: float, image: str, *, limited: bool
     """Start the burner on `node` and wait until it runs."""
     extinguish(kubectl, node)
     pods = json.loads(kubectl("get", "pods", "-A", "-o", "json"))["items"]
-    free = free_cores(json.loads(kubectl("get", "node", node, "-o", "json")), pods) - LEFT_CORES
+    found = json.loads(kubectl("get", "node", node, "-o", "json"))
+    free = free_cores(found, pods) - min(LEFT_CORES, LEFT_SHARE * cores_of(found["status"]["allocatable"]["cpu"]))
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TENANT}}
     pod = burner(node, cores, free, image, limited=limited, pulse_seconds=pulse_seconds, threads=threads)
     items = {"apiVersion": "v1", "kind": "List", "items": [namespace, pod]}
     kubectl("apply", "-f", "-", stdin=json.dumps(items))
-    kubectl("-n", TENANT, "wait", "--for=condition=Ready", f"pod/burner-{node}", "--timeout=60s")
+    kubectl("-n", TENANT, "wait", "--for=condition=Ready", f"pod/burner-{node}", "--timeout=600s")
 
 
 def free_cores(node: dict[str, Any], pods: list[dict[str, Any]]) -> float:

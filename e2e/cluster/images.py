@@ -14,6 +14,7 @@ from pathlib import Path
 
 from e2e.cluster.command import CommandFailed, pipe
 from e2e.cluster.engine import Engine
+from e2e.cluster.faults import limit_cpu
 from e2e.cluster.oci import Blobs, Descriptor, Image
 from e2e.cluster.progress import together
 from e2e.cluster.settings import BLOBS_ON_NODE, REPOSITORY, Settings
@@ -207,11 +208,29 @@ def load(settings: Settings, engine: Engine, names: Sequence[str], nodes: Sequen
 
 
 def unpack(settings: Settings, engine: Engine, names: Sequence[str], nodes: Sequence[str]) -> None:
-    """Let `nodes` unpack images that they know, ahead of the first pod: the work of a node that unpacks looks like another tenant's."""
+    """Let `nodes` unpack images that they know, ahead of the first pod: the work of a node that unpacks looks like another tenant's.
+
+    One node after the other, and each with all of the machine meanwhile: together they would only wait for the disk and for each other.
+    """
     images = {_full(name): export(settings, engine, name) for name in names}
     archive = Blobs(settings.blobs).archive(images, layers=False)
     words = ("ctr", "-n", "k8s.io", "images", "import", "--digests", "--snapshotter=overlayfs", "-")
-    together([lambda node=node: engine.docker("exec", "-i", node, *words, stdin=archive) for node in nodes])  # type: ignore[misc]
+    for node in nodes:
+        with unlimited(engine, node):
+            engine.docker("exec", "-i", node, *words, stdin=archive)
+
+
+@contextmanager
+def unlimited(engine: Engine, node: str) -> Iterator[None]:
+    """The node may use all cores; afterwards as many as before."""
+    nano = int(engine.docker("inspect", "-f", "{{.HostConfig.NanoCpus}}", node).strip() or 0)
+    if nano:
+        engine.docker("update", "--cpus", str(os.cpu_count() or 1), node)
+    try:
+        yield
+    finally:
+        if nano:
+            limit_cpu(engine, node, nano / 1e9)
 
 
 def adoption(layers: Sequence[Descriptor]) -> str:

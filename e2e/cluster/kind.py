@@ -1,4 +1,10 @@
-"""kind's configuration of our cluster: unequal workers, quick notice of a lost node, and, offline, a pod network without kindnet."""
+"""kind's configuration of our cluster: unequal workers, a control plane that takes little and has patience, and, offline, a pod network
+without kindnet.
+
+The machine may be small and busy. A control plane that is restarted because a probe timed out resets all connections, so probes wait long.
+There is one of each program, so nobody elects a leader, and no lease can be lost. What is asked or measured periodically, is so often only
+as the tests need.
+"""
 
 import json
 import os
@@ -12,8 +18,12 @@ from e2e.cluster.settings import BLOBS_ON_NODE, MODELS_ON_NODE, TRUSTED, Setting
 
 POD_SUBNET = "10.244.0.0/16"
 SERVICE_SUBNET = "10.96.0.0/16"
-LOST_AFTER = "8s"
-_QUICK = {"housekeeping-interval": "2s"}  # how often cAdvisor measures; 10 s otherwise, and Prometheus would see old values
+LOST_AFTER_SECONDS = 20
+_LEASE_SECONDS = 20  # renewed every quarter of it, so a node must be late four times to look lost
+_MEASURE = {"housekeeping-interval": "5s"}  # of cAdvisor, as often as Prometheus asks; 10 s otherwise
+_PATCHES = "/kind/splitinference-patches"
+_PROBED = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd")
+_START_MINUTES = 20  # for a control plane to begin to answer
 _CONFLIST = "/etc/cni/net.d/10-pods.conflist"
 
 
@@ -48,23 +58,30 @@ def conflist(cidr: str) -> dict[str, Any]:
 
 def config(settings: Settings, machine: Machine, *, own_network: bool) -> dict[str, Any]:
     """kind's Cluster object."""
-    init = {"kind": "InitConfiguration", "nodeRegistration": {"kubeletExtraArgs": _QUICK}}
+    init = {"kind": "InitConfiguration", "patches": {"directory": _PATCHES}}
     mounts = _mounts(settings, 0, own_network=own_network)
     nodes: list[dict[str, Any]] = [{"role": "control-plane", "kubeadmConfigPatches": [yaml.safe_dump(init)], "extraMounts": mounts}]
     for index, size in enumerate(settings.workers, start=1):
-        arguments = {"system-reserved": machine.reserved(size.cores, size.memory_mib), **_QUICK}
+        arguments = {"system-reserved": machine.reserved(size.cores, size.memory_mib), **_MEASURE}
         join = {"kind": "JoinConfiguration", "nodeRegistration": {"kubeletExtraArgs": arguments}}
         mounts = _mounts(settings, index, own_network=own_network)
         # kind hands labels to the kubelet, which may not set those that Kubernetes keeps from nodes; lifecycle.py sets them.
         own = {key: value for key, value in size.labels().items() if key != TRUSTED}
         nodes.append({"role": "worker", "labels": own, "kubeadmConfigPatches": [yaml.safe_dump(join)], "extraMounts": mounts})
-    controller_manager = {"node-monitor-grace-period": LOST_AFTER, "node-monitor-period": "2s"}
+    alone = {"leader-elect": "false"}
+    controller_manager = {"node-monitor-grace-period": f"{LOST_AFTER_SECONDS}s", **alone}
     if own_network:
         controller_manager["allocate-node-cidrs"] = "false"
     patches = [
-        {"kind": "ClusterConfiguration", "controllerManager": {"extraArgs": controller_manager}},
-        # a lease of 8 s is renewed every 2 s: otherwise healthy nodes would look lost
-        {"kind": "KubeletConfiguration", "nodeLeaseDurationSeconds": 8, "nodeStatusUpdateFrequency": "2s", "maxPods": 60},
+        {
+            "kind": "ClusterConfiguration",
+            "apiServer": {"timeoutForControlPlane": f"{_START_MINUTES}m"},
+            "controllerManager": {"extraArgs": controller_manager},
+            "scheduler": {"extraArgs": alone},
+            # the cluster is thrown away, so nothing waits for the disk; and one member has nobody to hear from
+            "etcd": {"local": {"extraArgs": {"unsafe-no-fsync": "true", "heartbeat-interval": "500", "election-timeout": "5000"}}},
+        },
+        {"kind": "KubeletConfiguration", "nodeLeaseDurationSeconds": _LEASE_SECONDS, "nodeStatusUpdateFrequency": "10s", "maxPods": 60},
     ]
     networking = {"podSubnet": POD_SUBNET, "serviceSubnet": SERVICE_SUBNET, "ipFamily": "ipv4", "kubeProxyMode": "iptables"}
     return {
@@ -77,9 +94,23 @@ def config(settings: Settings, machine: Machine, *, own_network: bool) -> dict[s
     }
 
 
+def patient(program: str) -> dict[str, Any]:
+    """kubeadm's patch for a static pod: its probes wait for a busy machine, and ask less often than every second."""
+    answer = {"timeoutSeconds": 60}
+    probes = {
+        "startupProbe": {**answer, "periodSeconds": 10, "failureThreshold": 6 * _START_MINUTES},
+        "livenessProbe": {**answer, "periodSeconds": 30, "failureThreshold": 20},
+    }
+    if program != "kube-controller-manager":  # kubeadm gives it none, and a probe without a question is not valid
+        probes["readinessProbe"] = {**answer, "periodSeconds": 10, "failureThreshold": 6}
+    return {"spec": {"containers": [{"name": program, **probes}]}}
+
+
 def _mounts(settings: Settings, index: int, *, own_network: bool) -> list[dict[str, Any]]:
     mounts: list[dict[str, Any]] = [{"hostPath": str(settings.blobs), "containerPath": BLOBS_ON_NODE, "readOnly": True}]
-    if index > 0:
+    if index == 0:
+        mounts.append({"hostPath": str(settings.state / "patches"), "containerPath": _PATCHES, "readOnly": True})
+    else:
         mounts.append({"hostPath": str(settings.models), "containerPath": MODELS_ON_NODE})
     if own_network:
         mounts.append({"hostPath": str(_conflist_of(settings, index)), "containerPath": _CONFLIST, "readOnly": True})
@@ -92,8 +123,11 @@ def _conflist_of(settings: Settings, index: int) -> Path:
 
 def write(settings: Settings, machine: Machine, *, own_network: bool) -> Path:
     """Write kind's configuration and what it mounts; returns its path."""
-    for folder in (settings.state / "pods", settings.blobs, settings.models):
+    patches = settings.state / "patches"
+    for folder in (settings.state / "pods", patches, settings.blobs, settings.models):
         folder.mkdir(parents=True, exist_ok=True)
+    for program in _PROBED:
+        (patches / f"{program}+strategic.yaml").write_text(yaml.safe_dump(patient(program)))
     if own_network:
         for index in range(len(settings.workers) + 1):
             _conflist_of(settings, index).write_text(json.dumps(conflist(pod_cidr(index))))

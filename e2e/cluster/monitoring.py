@@ -19,7 +19,7 @@ def deploy(kubectl: Callable[..., str], image: str) -> None:
 
 def wait(kubectl: Callable[..., str]) -> None:
     """Until it is ready to be asked."""
-    kubectl("-n", NAMESPACE, "rollout", "status", "deployment/prometheus", "--timeout=120s")
+    kubectl("-n", NAMESPACE, "rollout", "status", "deployment/prometheus", "--timeout=600s")
 
 
 def scale(kubectl: Callable[..., str], replicas: int) -> None:
@@ -28,4 +28,4 @@ def scale(kubectl: Callable[..., str], replicas: int) -> None:
     if replicas:
         wait(kubectl)
     else:
-        kubectl("-n", NAMESPACE, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=prometheus", "--timeout=60s")
+        kubectl("-n", NAMESPACE, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=prometheus", "--timeout=300s")

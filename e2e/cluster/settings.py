@@ -1,7 +1,9 @@
 """What the harness is told once: sizes of the nodes, versions, and the folders that it may write to."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import floor
 from pathlib import Path
 
 KUBERNETES = "v1.34.4"  # 1.35 refuses cgroup v1 unless told otherwise
@@ -16,8 +18,6 @@ PUBLIC_NODE_IMAGE = "kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac1
 PUBLIC_BASE = "docker.io/library/debian:trixie"
 OFFLINE_BASE = "localhost/debian:trixie"
 
-GFLOPS_PER_CORE = 250.0  # bf16 matrix products of a prompt of 64 tokens with packed weights on one core, of the times of `make bench-model`
-MEMORY_GBPS_PER_CORE = 11.0  # packed weights read per second while decoding on one core, of the same
 LINK_MBPS = 1000.0
 LINK_RTT_MS = 0.5
 
@@ -39,14 +39,13 @@ class WorkerSize:
     trusted: bool = False
 
     def labels(self) -> dict[str, str]:
-        """The node labels by which the planner knows this node's speed (docs/reference/kubernetes-names.md)."""
-        labels = {
-            "splitinference.dev/compute-gflops": f"{self.cores * GFLOPS_PER_CORE:g}",
-            "splitinference.dev/memory-bandwidth-gbps": f"{self.cores * MEMORY_GBPS_PER_CORE:g}",
-            "splitinference.dev/link-mbps": f"{LINK_MBPS:g}",
-            "splitinference.dev/link-rtt-ms": f"{LINK_RTT_MS:g}",
-        }
+        """The node labels that hold whatever the machine (docs/reference/kubernetes-names.md)."""
+        labels = {"splitinference.dev/link-mbps": f"{LINK_MBPS:g}", "splitinference.dev/link-rtt-ms": f"{LINK_RTT_MS:g}"}
         return labels | ({TRUSTED: "true"} if self.trusted else {})
+
+    def within(self, share: float) -> "WorkerSize":
+        """The same with this share of its cores, rounded down to hundredths."""
+        return replace(self, cores=floor(self.cores * share * 100) / 100)
 
 
 SIZES = (
@@ -57,6 +56,32 @@ SIZES = (
 )
 """Unequal on purpose, and so small that SmolLM2-135M needs three of the four, wherever its gateway (192 MiB) runs; the segment between
 those on trusted nodes then holds ten layers or more, and the fourth node, of the same memory, has room for it."""
+
+CONTROL_PLANE_SHARE = 0.25
+"""Of the machine's cores, for the control plane, Prometheus, the operator, and those who ask."""
+
+
+def cores_here(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Cores that this process may use: those that it may run on, within the quota of its cgroup."""
+    cores = float(len(os.sched_getaffinity(0)))
+    quotas = [_quota(cgroup / "cpu.max"), _quota(cgroup / "cpu/cpu.cfs_quota_us", cgroup / "cpu/cpu.cfs_period_us")]
+    return min(cores, *(quota for quota in quotas if quota > 0), cores)
+
+
+def _quota(*files: Path) -> float:
+    """Cores of a quota; 0: there is none."""
+    try:
+        words = " ".join(file.read_text() for file in files).split()
+        return max(0.0, int(words[0]) / int(words[1]))
+    except (OSError, ValueError, IndexError, ZeroDivisionError):
+        return 0.0
+
+
+def fitting(sizes: Sequence[WorkerSize], cores: float) -> tuple[WorkerSize, ...]:
+    """The sizes as they fit on a machine of so many cores: all workers together take what the control plane leaves, and no more. Otherwise
+    they would take it from each other, which no figure of theirs shows, and what is predicted could not be met."""
+    wanted = sum(size.cores for size in sizes)
+    return tuple(size.within(min(1.0, (1.0 - CONTROL_PLANE_SHARE) * cores / wanted)) for size in sizes)
 
 
 def default_cache() -> Path:
@@ -72,7 +97,7 @@ class Settings:
     """One cluster's settings."""
 
     name: str = "splitinference"
-    workers: tuple[WorkerSize, ...] = SIZES
+    workers: tuple[WorkerSize, ...] = field(default_factory=lambda: fitting(SIZES, cores_here()))
     cache: Path = field(default_factory=default_cache)
     engine: str = field(default_factory=lambda: os.environ.get("SPLITINFERENCE_ENGINE", "auto"))
     images: str = field(default_factory=lambda: os.environ.get("SPLITINFERENCE_IMAGES", "auto"))
@@ -118,4 +143,4 @@ class Settings:
 
     def with_workers(self, count: int) -> "Settings":
         """The same with so many workers; beyond four the sizes repeat."""
-        return replace(self, workers=tuple(SIZES[i % len(SIZES)] for i in range(count)))
+        return replace(self, workers=fitting([SIZES[i % len(SIZES)] for i in range(count)], cores_here()))

@@ -1,13 +1,15 @@
 """kind's configuration: unequal workers that the scheduler knows as such."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from e2e.cluster.kind import Machine, config, conflist, pod_cidr, write
-from e2e.cluster.settings import SIZES, TRUSTED, Settings, WorkerSize
+from e2e.cluster.settings import SIZES, TRUSTED, Settings, WorkerSize, cores_here, fitting
 from splitinference.controller.node_labels import settable_by_node
 
 
@@ -34,8 +36,7 @@ def test_every_worker_has_its_size_and_labels(settings: Settings):
     _, small, large = config(settings, Machine(2, 24000), own_network=True)["nodes"]
     assert join(small)["system-reserved"] == "cpu=1500m,memory=23300Mi"
     assert join(large)["system-reserved"] == "cpu=500m,memory=23100Mi"
-    assert small["labels"]["splitinference.dev/compute-gflops"] == "125"
-    assert large["labels"]["splitinference.dev/compute-gflops"] == "375"
+    assert "splitinference.dev/compute-gflops" not in small["labels"], "measured when the segment image is there"
     assert settings.workers[0].labels()[TRUSTED] == "true"
     assert TRUSTED not in settings.workers[1].labels()
 
@@ -53,10 +54,61 @@ def test_a_lost_node_is_seen_within_seconds_and_a_healthy_one_renews_in_time(set
     assert int(grace.removesuffix("s")) >= 4 * lease / 4  # a lease is renewed after a quarter of its length
 
 
+def test_nobody_elects_a_leader_so_that_no_lease_is_lost_on_a_busy_machine(settings: Settings):
+    (patch,) = (p for p in patches_of(settings) if p["kind"] == "ClusterConfiguration")
+    assert patch["controllerManager"]["extraArgs"]["leader-elect"] == patch["scheduler"]["extraArgs"]["leader-elect"] == "false"
+
+
+def patches_of(settings: Settings) -> list[dict[str, Any]]:
+    return [yaml.safe_load(text) for text in config(settings, Machine(2, 24000), own_network=True)["kubeadmConfigPatches"]]
+
+
+@pytest.mark.parametrize("program", ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd"])
+def test_probes_of_the_control_plane_wait_for_minutes_before_they_restart_it(settings: Settings, program: str):
+    write(settings, Machine(2, 24000), own_network=True)
+    (container,) = yaml.safe_load((settings.state / "patches" / f"{program}+strategic.yaml").read_text())["spec"]["containers"]
+    assert container["name"] == program
+    for kind in ("startupProbe", "livenessProbe"):
+        assert container[kind]["timeoutSeconds"] >= 60
+        assert container[kind]["failureThreshold"] * container[kind]["periodSeconds"] >= 600
+    assert container.get("readinessProbe", {"periodSeconds": 10})["periodSeconds"] >= 10
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 4, 64])
+def test_workers_together_never_have_more_cores_than_the_control_plane_leaves(cores: int):
+    sizes = fitting(SIZES, cores)
+    assert sum(size.cores for size in sizes) <= 0.75 * cores
+    assert [s.cores for s in sizes] == sorted((s.cores for s in sizes), reverse=True), "they stay unequal, in the same order"
+    assert len({s.cores for s in sizes}) == 4
+    assert [s.memory_mib for s in sizes] == [s.memory_mib for s in SIZES]
+
+
+def test_on_a_machine_that_is_large_enough_workers_are_as_large_as_they_are_meant():
+    assert fitting(SIZES, 4) == SIZES
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({}, 1e9),
+        ({"cpu.max": "max 100000"}, 1e9),
+        ({"cpu.max": "50000 100000"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 1e9),
+        ({"cpu/cpu.cfs_quota_us": "75000", "cpu/cpu.cfs_period_us": "100000"}, 0.75),
+        ({"cpu.max": "nonsense"}, 1e9),
+    ],
+)
+def test_the_quota_of_a_container_counts_as_the_machine(tmp_path: Path, files: dict[str, str], most: float):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cores_here(tmp_path) == min(len(os.sched_getaffinity(0)), most)
+
+
 def test_models_are_mounted_on_workers_and_layers_everywhere(settings: Settings):
     control_plane, *workers = config(settings, Machine(2, 24000), own_network=False)["nodes"]
     paths = [[mount["containerPath"] for mount in node["extraMounts"]] for node in (control_plane, *workers)]
-    assert paths[0] == ["/var/lib/splitinference/blobs"]
+    assert paths[0] == ["/var/lib/splitinference/blobs", "/kind/splitinference-patches"]
     assert paths[1] == paths[2] == ["/var/lib/splitinference/blobs", "/var/lib/splitinference/models"]
 
 
@@ -80,7 +132,7 @@ def test_workers_are_named_as_kind_names_them():
 
 
 def test_beyond_four_the_sizes_repeat():
-    assert Settings().with_workers(6).workers == (*SIZES, *SIZES[:2])
+    assert [size.memory_mib for size in Settings().with_workers(6).workers] == [size.memory_mib for size in (*SIZES, *SIZES[:2])]
 
 
 def test_the_default_workers_are_unequal_and_two_are_trusted():

@@ -177,11 +177,11 @@ def test_a_watch_sees_what_others_do_and_asks_for_nothing_at_rest(api: client.Ap
 
 
 def until(holds: Callable[[], bool]) -> None:
-    for _ in range(250):
+    for _ in range(3000):
         if holds():
             return
         time.sleep(0.02)
-    raise AssertionError("not within five seconds")
+    raise AssertionError("not within a minute")
 
 
 def test_a_server_that_is_not_there_is_unavailable():

