@@ -1,4 +1,4 @@
-"""The part of KServe v2's gRPC messages that steps and clients need, declared here so that the image carries no client library.
+"""The part of KServe v2's gRPC messages that clients need, declared here so that the image carries no client library.
 
 Only what is sent and read is declared: protobuf keeps or skips the rest. Field numbers are those of the public protocol.
 """
@@ -6,8 +6,6 @@ Only what is sent and read is declared: protobuf keeps or skips the rest. Field 
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-INFER_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 _Field: Any = descriptor_pb2.FieldDescriptorProto
 _STRING, _BYTES, _INT64, _MESSAGE = _Field.TYPE_STRING, _Field.TYPE_BYTES, _Field.TYPE_INT64, _Field.TYPE_MESSAGE
@@ -94,27 +92,4 @@ def message_class(name: str) -> Any:
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"inference.{name}"))
 
 
-ModelInferRequest: Any = message_class("ModelInferRequest")
 ModelInferResponse: Any = message_class("ModelInferResponse")
-
-
-def infer_request(model: str, meta: bytes, data: bytes) -> Any:
-    """A request with the two one-dimensional UINT8 inputs META and DATA."""
-    request = ModelInferRequest(model_name=model)
-    for name, content in (("META", meta), ("DATA", data)):
-        request.inputs.add(name=name, datatype="UINT8", shape=[len(content)])
-        request.raw_input_contents.append(content)
-    return request
-
-
-def output(response: Any, name: str) -> bytes:
-    """Raw content of one output.
-
-    Raises:
-        KeyError: the response has no such output.
-    """
-    for index, tensor in enumerate(response.outputs):
-        if tensor.name == name and index < len(response.raw_output_contents):
-            content: bytes = response.raw_output_contents[index]
-            return content
-    raise KeyError(name)

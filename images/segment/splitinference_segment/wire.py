@@ -21,6 +21,7 @@ HEAD = struct.Struct("<QII")
 MAX_META = 1 << 20
 PIECE = 4 << 20
 RECEIVE = 1 << 16
+RECORD = 1 << 14  # most that TLS puts into one
 OPEN_S = 5.0  # to connect, for the handshake of TLS and to be greeted, together
 SILENT_MS = 5_000  # what a peer that is gone may leave unacknowledged
 FRAME_S = 30.0  # a frame that has begun is complete within this time, and the time of its bytes at the slowest useful speed
@@ -71,13 +72,19 @@ class Sealed:
 
     def __init__(self, connected: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
         self._socket, self._tls, self._incoming, self._outgoing = connected, tls, incoming, outgoing
+        self._rest = memoryview(b"")  # of the last record
 
     def receive(self, view: memoryview, lock: threading.Lock) -> int:
-        """Decrypted. The thread waits for bytes without the lock."""
-        while True:
+        """Decrypted. The thread waits for bytes without the lock. A small frame is one record, and read at once."""
+        while not self._rest:
             with lock:
                 try:
-                    return int(self._tls.read(len(view), view))  # type: ignore[call-overload]
+                    if len(view) >= RECORD:
+                        return int(self._tls.read(len(view), view))  # type: ignore[call-overload]
+                    self._rest = memoryview(self._tls.read(RECORD))
+                    if not self._rest:
+                        return 0
+                    break
                 except ssl.SSLWantReadError:
                     pass
                 except ssl.SSLEOFError:
@@ -90,6 +97,10 @@ class Sealed:
                     self._incoming.write(came)
                 else:
                     self._incoming.write_eof()
+        count = min(len(view), len(self._rest))
+        view[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
 
     def sealed(self, parts: list[Buffer]) -> list[Buffer]:
         """Encrypted; small parts share a record."""
