@@ -54,8 +54,6 @@ TENSOR = st.fixed_dictionaries(
 INFERS = st.fixed_dictionaries(
     {"inputs": st.lists(TENSOR, max_size=3) | VALUES}, optional={"outputs": VALUES, "id": VALUES, "parameters": VALUES}
 )
-    {"inputs": st.lists(TENSOR, max_size=3) | VALUES}, optional={"outputs": VALUES, "id": VALUES, "parameters": VALUES}
-)
 BODIES = st.one_of(CHATS, COMPLETIONS, INFERS, VALUES)
 OFTEN = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 
