@@ -27,6 +27,9 @@ check: install ## format, lint, types, import contracts
 unit: install ## tests that need no cluster and no Docker engine
 	@.venv/bin/pytest tests -m "not cluster" -n 3 --dist loadfile
 
+hostile: install ## attacks on the gateway's process: what each costs, and whether others still get answers; NAMES="a b" for some
+	@PYTHONPATH=images/gateway $(PY) -m e2e.hostile $(NAMES)
+
 data-plane: install ## tests of gateway and segments inside their images; an engine, but no cluster
 	@.venv/bin/pytest e2e/test_data_plane.py -m "not long"
 
@@ -67,4 +70,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd help install prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd help install hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

@@ -1,5 +1,6 @@
 """Who may ask: keys in files, tokens of the cluster with a short memory, and how both look from outside."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,8 @@ from splitinference_gateway.api_keys import ApiKeys
 from splitinference_gateway.configmap_watch import ApiServer
 from splitinference_gateway.errors import ApiError
 from splitinference_gateway.token_review import TokenReviews
+from tests.gateway.serving import serving
+from tests.gateway.toy_chain import toy_segments
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +80,82 @@ async def test_refusals_are_remembered_too() -> None:
         for _ in range(3):
             assert (await refused(clients, "Bearer bad")).code == "invalid_api_key"
         assert len(reviewer.asked) == 1
+
+
+async def test_one_token_is_asked_for_once_however_many_bring_it_at_once() -> None:
+    reviewer = Reviewer({"good": "anna"})
+    async with reviews(reviewer, [0.0]) as clients:
+        assert await asyncio.gather(*(clients.identify("Bearer good", f"10.0.0.{i}") for i in range(30))) == ["anna"] * 30
+        assert len(reviewer.asked) == 1
+
+
+async def test_made_up_tokens_of_one_address_are_few_and_others_are_still_asked_for() -> None:
+    now, reviewer = [0.0], Reviewer({"good": "anna", "other": "otto"})
+    async with reviews(reviewer, now) as clients:
+        assert await clients.identify("Bearer good", "10.0.0.1") == "anna"
+        statuses = [(await refused(clients, f"Bearer bad-{i}")).status for i in range(100)]
+        assert statuses == [401] * 19 + [429] * 81
+        assert len(reviewer.asked) == 20
+        assert await clients.identify("Bearer good", "10.0.0.1") == "anna"  # known: nobody is asked
+        assert await clients.identify("Bearer other", "10.0.0.2") == "otto"
+        now[0] += 1
+        assert [(await refused(clients, f"Bearer late-{i}")).status for i in range(3)] == [401, 401, 429]
+
+
+async def test_made_up_tokens_push_no_user_out_and_their_questions_are_bounded_over_all_addresses() -> None:
+    reviewer = Reviewer({"good": "anna"})
+    async with reviews(reviewer, [0.0]) as clients:
+        assert await clients.identify("Bearer good", "10.0.0.1") == "anna"
+        statuses = []
+        for i in range(400):
+            with pytest.raises(ApiError) as caught:
+                await clients.identify(f"Bearer bad-{i}", f"10.1.{i // 200}.{i % 200}")
+            statuses.append(caught.value.status)
+        assert statuses == [401] * 199 + [429] * 201
+        assert await clients.identify("Bearer good", "10.0.0.1") == "anna"
+        assert len(reviewer.asked) == 200
+
+
+async def test_a_client_that_leaves_does_not_take_the_answer_from_others() -> None:
+    reviewer = Reviewer({"good": "anna"})
+    async with reviews(reviewer, [0.0]) as clients:
+        first, second = (asyncio.create_task(clients.identify("Bearer good", "")) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == "anna"
+        assert len(reviewer.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("trusted", "header", "client"),
+    [
+        ("", "1.2.3.4", "127.0.0.1"),
+        ("10.0.0.0/8", "1.2.3.4", "127.0.0.1"),
+        ("127.0.0.1", "1.2.3.4", "1.2.3.4"),
+        ("127.0.0.0/8, 10.0.0.0/8", "6.6.6.6, 1.2.3.4, 10.1.1.1", "1.2.3.4"),
+        ("127.0.0.1", "::ffff:1.2.3.4", "1.2.3.4"),
+        ("127.0.0.1", "x" * 300, "x" * 64),
+        ("127.0.0.1", "", "127.0.0.1"),
+    ],
+)
+async def test_a_client_is_its_address_whatever_it_says_unless_a_trusted_proxy_says_it(
+    tmp_path: Path, model_path: Path, trusted: str, header: str, client: str
+) -> None:
+    async with serving(tmp_path, model_path, await toy_segments("a"), trusted_proxies=trusted) as world:
+        named: list[str] = []
+        enter = world.gateway.admission.enter
+
+        class Told(type(world.gateway.admission)):  # type: ignore[misc]
+            def enter(self, name: str, growth: Any) -> Any:
+                named.append(name)
+                return enter(name, growth)
+
+        world.gateway.admission.__class__ = Told
+        body = {"model": "toy", "prompt": "x", "max_tokens": 1}
+        status, _, _ = await world.post(
+            "/v1/completions", body, headers={"X-Forwarded-For": header, "X-Real-IP": "9.9.9.9", "Forwarded": "for=9.9.9.9"}
+        )
+        assert (status, named) == (200, [client])
 
 
 async def test_a_token_for_another_audience_is_refused() -> None:

@@ -61,7 +61,7 @@ async def bounded(folder: Path, model_path: Path, **settings: Any) -> AsyncItera
 async def test_a_header_that_does_not_end_is_refused_by_its_bytes(tmp_path: Path, model_path: Path) -> None:
     async with bounded(tmp_path, model_path, header_bytes=4096) as world:
         async with connection(world) as streams:
-            assert await answered(streams, HEAD + b"X-Long: ", *[b"a" * 1000] * 6) in (431, "cut")
+            assert await answered(streams, HEAD + b"X-Long: ", *[b"a" * 10_000] * 60) in (431, "cut")
         async with connection(world) as streams:
             assert await answered(streams, b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n\r\n") == 431
         async with connection(world) as streams:
@@ -172,7 +172,7 @@ async def test_who_comes_new_takes_the_place_of_who_waits_longest_without_a_requ
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_reader_that_does_not_read_is_cut_off_and_its_sequences_end(tmp_path: Path, model_path: Path, stream: bool) -> None:
     async with bounded(tmp_path, model_path, stall_seconds=0.3, max_concurrent_sequences=32, max_queue=0) as world:
-        body = {"model": MODEL, "prompt": "x", "max_tokens": 1000, "n": 4, "logprobs": 4, "stream": stream, "temperature": 1}
+        body = {"model": MODEL, "prompt": "x", "max_tokens": 400, "n": 4, "logprobs": 4, "stream": stream, "temperature": 1}
         raw = json.dumps(body).encode()
         async with connection(world) as (_, writer):
             writer.transport.pause_reading()  # type: ignore[attr-defined]

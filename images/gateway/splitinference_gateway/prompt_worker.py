@@ -83,15 +83,20 @@ def _template(tokenizer: ModelTokenizer, memory_bytes: int) -> ChatTemplate | No
             os._exit(1)
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    return ChatTemplate(tokenizer.template, tokenizer.special) if status == 0 else None
+    if status != 0:
+        return None
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_held_bytes() + memory_bytes, before[1]))  # as the child had it
+    try:
+        return ChatTemplate(tokenizer.template, tokenizer.special)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _limit(memory_bytes: int) -> None:
     """What this process may have from now on. Core files, files, and other processes: none."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        held = next((int(line.split()[1]) << 10 for line in status if line.startswith("VmData:")), 0)
     limits = {
-        resource.RLIMIT_DATA: held + memory_bytes,
+        resource.RLIMIT_DATA: _held_bytes() + memory_bytes,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NPROC: 0,
@@ -101,6 +106,11 @@ def _limit(memory_bytes: int) -> None:
         _, hard = resource.getrlimit(kind)
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(kind, (most, most))
+
+
+def _held_bytes() -> int:
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next((int(line.split()[1]) << 10 for line in status if line.startswith("VmData:")), 0)
 
 
 def _serve(peer: socket.socket, reader: Reader | None, settings: dict[str, Any]) -> None:
