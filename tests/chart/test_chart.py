@@ -521,6 +521,7 @@ splitinference: {enabled: true, segments: {user: null}}
     given = environment(objects)
     assert given["SPLITINFERENCE_SEGMENT_IMAGE"].startswith("registry.corp.example/mirror/splitinference/segment:")
     assert given["SPLITINFERENCE_IMAGE_PULL_SECRETS"] == "one,two"
+    assert given["SPLITINFERENCE_POD_USER"] == ""
 
 
 def test_a_condition_that_is_false_leaves_it_out(tmp_path):

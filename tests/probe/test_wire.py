@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from splitinference.probe.wire import MOST_CONNECTIONS, ProtocolError, Station, calling
+from tests.adapters.test_listen import has_ipv6
 
 MIB = 1 << 20
 
 
 @asynccontextmanager
-async def station(most_bytes: int = 2 * MIB) -> AsyncIterator[tuple[Station, int]]:
+async def station(most_bytes: int = 2 * MIB, host: str = "127.0.0.1") -> AsyncIterator[tuple[Station, int]]:
     made = Station("node-b", most_bytes)
-    async with await made.serve("127.0.0.1", 0) as server:
+    async with await made.serve(host, 0) as server:
         yield made, server.sockets[0].getsockname()[1]
 
 
@@ -46,6 +47,17 @@ def test_a_station_says_who_it_is_echoes_and_takes_a_burst():
             done = await call.burst(MIB, 0.0)
             assert done is not None
             assert (done.size, (done.mbps or 0) > 0) == (MIB, True)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_pods_with_ipv6_alone_measure_too():
+    @run
+    async def _() -> None:
+        async with station(host="::1") as (_, port), calling("::1", port, "node-a") as call:
+            assert call.node == "node-b"
+            done = await call.burst(MIB, 0.0)
+            assert done is not None
+            assert done.size == MIB
 
 
 def test_only_one_burst_at_a_time():

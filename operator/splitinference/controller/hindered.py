@@ -8,6 +8,7 @@ from splitinference.controller.observe import SegmentPod
 from splitinference.controller.ports import Manifest
 from splitinference.controller.starting import hindrance
 
+NO_START = " does not start on "
 _MOST = 5
 _QUOTED = 400
 
@@ -24,7 +25,7 @@ def _words(pod: SegmentPod) -> str:
     cause, node = pod.hindered, pod.segment.node
     since = f" since {cause.since:%H:%M:%S}" if cause.since else ""
     until = f" (another plan is made without {node} if it lasts until {cause.until:%H:%M:%S})" if cause.until and not pod.lasting else ""
-    return f"{pod.name} does not start on {node}{since}: {cause.text}{until}"
+    return f"{pod.name}{NO_START}{node}{since}: {cause.text}{until}"
 
 
 def gateway_words(seen: Seen) -> list[str]:

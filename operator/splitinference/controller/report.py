@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from splitinference.controller.believed import names
-from splitinference.controller.hindered import gateway_words, hindered_segments
+from splitinference.controller.hindered import NO_START, gateway_words, hindered_segments
 from splitinference.controller.look import Seen
 from splitinference.controller.node_labels import trusted_labels
 from splitinference.controller.planned import Built, Planned, write_plan
@@ -33,6 +33,7 @@ from splitinference.core.triggers import Reason
 from splitinference.core.walk import Phase, Route
 
 NAME_TAKEN = "NameTaken"
+NOT_STARTING = "SegmentNotStarting"
 _SILENT = (Kept.STEADY, Kept.CONFIRMING, Kept.SETTLING)
 Event = tuple[Literal["Normal", "Warning"], str, str]
 
@@ -210,7 +211,7 @@ def _progressing(report: Report) -> Condition:
     if report.refused:
         return Condition(kind=kind, holds=True, reason="Refused", message="; ".join(report.refused))
     if report.accepted.holds is True and (hindered := hindered_segments(report.seen)):
-        return Condition(kind=kind, holds=True, reason="SegmentNotStarting", message="; ".join(hindered))
+        return Condition(kind=kind, holds=True, reason=NOT_STARTING, message="; ".join(hindered))
     match report.steps:
         case Steps(actions=actions, waiting=waiting):
             return Condition(kind=kind, holds=True, reason="Transition", message="; ".join([*map(describe, actions), *waiting]))
@@ -293,8 +294,18 @@ def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[
             and changed
         ):
             yield ("Warning", condition["reason"], condition["message"])
-        notable = ("Blocked", "Refused", "SegmentNotStarting", NAME_TAKEN)
-        if condition["type"] == Kind.PROGRESSING and condition["reason"] in notable and changed:
+        if condition["reason"] == NOT_STARTING:
+            changed = bool(_causes(condition) - _causes(old))
+        if condition["type"] == Kind.PROGRESSING and condition["reason"] in ("Blocked", "Refused", NAME_TAKEN, NOT_STARTING) and changed:
             yield ("Warning", condition["reason"], condition["message"])
         if condition["type"] == Kind.READY and condition["status"] == "True" and changed:
             yield ("Normal", condition["reason"], condition["message"])
+
+
+def _causes(condition: Mapping[str, Any]) -> frozenset[str]:
+    """Which segments do not start on which nodes: another one is worth another event, another word for the same is not."""
+    if condition.get("reason") != NOT_STARTING:
+        return frozenset()
+    return frozenset(
+        part.partition(" since ")[0].partition(": ")[0] for part in str(condition.get("message", "")).split("; ") if NO_START in part
+    )

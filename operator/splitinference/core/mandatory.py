@@ -42,7 +42,8 @@ def mandatory(facts: Facts, policy: Policy, memory: Memory, solver: Solver, trig
         found, further = case.walkable(found, problem)
         notes += further
     if isinstance(found, Keep):
-        message = f"{trigger.message}; {found.message}"
+        unsaid = [f"{node} is avoided: {why}" for node, why in facts.quarantined.items() if why not in trigger.message]
+        message = "; ".join([trigger.message, found.message, *unsaid])
         return Keep(reason=found.reason, message=message, trigger=trigger), this.failed(memory, found.reason, message, facts.now)
     parts = [trigger.message, *notes, figures(found, problem), moving(found, problem, policy) if facts.plan else ""]
     message = "; ".join(filter(None, parts))
