@@ -114,7 +114,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
             report=telemetry.passed,
         )
         registry = kopf.OperatorRegistry()
-        handlers.register(registry, passes, cluster.noticed, cluster.on_nodes)
+        handlers.register(registry, passes, cluster.noticed, cluster.on_nodes, everywhere=not settings.watched_namespaces)
         kopf.run(
             registry=registry,
             clusterwide=not settings.watched_namespaces,
