@@ -32,8 +32,10 @@ _PATCH_FAILED = "the server rejected our request due to an error in our request"
 _NEVER_READ = ("Secret",)
 _LOG_LIMIT_BYTES = 2 * 2**20
 """Twice what a reading pod prints at most, as a ConfigMap holds no more."""
-_PAGE = "100"
+_PAGE = 100
 """Objects of one answer to a list. A node may be 20 kB of JSON, and as Python has it several times that, until what counts is kept."""
+_ANSWER_LIMIT_BYTES = 24 * 2**20
+"""Of one answer: objects of other tenants may have 1.5 MB each. A list that is longer is asked for in shorter pages."""
 
 _PATHS = {
     "Node": ("/api/v1", "nodes"),
@@ -306,11 +308,17 @@ class KubeCluster:
         # Lists leave out what all of their items are; a caller should not need to know where an object came from.
         stamp = {"apiVersion": api_version(kind), "kind": kind}
         page: dict[str, str] = {}
+        limit = _PAGE
         while True:
             try:
-                answer = self._call("GET", path, query={**query, "limit": _PAGE, **page})
+                answer = self._call("GET", path, query={**query, "limit": str(limit), **page})
             except NotFoundError as error:
                 raise UnavailableError(f"{path} is not known to the API server") from error
+            except _TooLongError:
+                if limit == 1:
+                    raise
+                limit = max(1, limit // 4)
+                continue
             about = answer.get("metadata") or {}
             yield [stamp | item for item in answer.get("items") or ()], str(about.get("resourceVersion", ""))
             if not about.get("continue"):
@@ -347,15 +355,20 @@ class KubeCluster:
                 query_params=list((query or {}).items()),
                 header_params=headers,
                 body=body,
-                response_type="str" if raw else "object",
+                response_type="object",
                 auth_settings=["BearerToken"],
                 _return_http_data_only=True,
-                _preload_content=not raw and stream_seconds is None,
+                _preload_content=False,
                 _request_timeout=(self._timeout, stream_seconds or self._timeout),
             )
-            return answer.data.decode("utf-8", "replace") if raw else answer
+            if stream_seconds is not None:
+                return answer
+            data = _whole(answer, path)
+            return data.decode("utf-8", "replace") if raw else json.loads(data)
         except client.ApiException as error:
             raise _meaning(error, method, path) from error
+        except ValueError as error:
+            raise UnavailableError(f"the API server answered {method} {path} with something that is not JSON") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise UnavailableError(f"the API server did not answer {method} {path}: {in_words(error)}") from error
 
@@ -372,12 +385,30 @@ class ConflictError(UnavailableError):
     """409 Conflict: the object is another, or another version, than the one that was meant."""
 
 
+class _TooLongError(UnavailableError):
+    """An answer that is longer than may be kept in memory."""
+
+
 class _TestFailedError(RefusedError):
     """A JSON patch whose `test` does not hold."""
 
 
 def _is_our_update(entry: Mapping[str, Any]) -> bool:
     return entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Update" and not entry.get("subresource")
+
+
+def _whole(answer: urllib3.HTTPResponse, path: str) -> bytes:
+    """The body of an answer, which is given back to the pool. Raises _TooLongError before it is all in memory."""
+    data = bytearray()
+    try:
+        for block in answer.stream(1 << 18):
+            data += block
+            if len(data) > _ANSWER_LIMIT_BYTES:
+                answer.close()
+                raise _TooLongError(f"the API server's answer to {path} is longer than {_ANSWER_LIMIT_BYTES} bytes")
+    finally:
+        answer.release_conn()
+    return bytes(data)
 
 
 def api_version(kind: str) -> str:
