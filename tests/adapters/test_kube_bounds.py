@@ -1,4 +1,4 @@
-"""What the API server answers is read within bounds: other tenants' objects are in its lists, and a pod's log is whatever the pod printed."""
+"""What the API server answers is read within bounds: its lists hold other tenants' objects, and a log is whatever a pod printed."""
 
 import json
 import tracemalloc
