@@ -46,19 +46,36 @@ class Operator:
 
 @contextmanager
 def an_operator(kubeconfig: str, **settings: str) -> Iterator[Operator]:
-    """The process, until the block ends."""
+    """The process, healthy, until the block ends."""
+    found = next((made for _ in range(3) if (made := _started(kubeconfig, settings)) is not None), None)
+    assert found is not None, "it ended at once, three times"
+    try:
+        yield found
+    finally:
+        _end(found)
+
+
+def _started(kubeconfig: str, settings: dict[str, str]) -> Operator | None:
+    """None where it ended at once: somebody may have taken one of its ports meanwhile."""
     ports = free_port(), free_port()
     given = {"METRICS_PORT": str(ports[0]), "HEALTH_PORT": str(ports[1]), "RETRY_SECONDS": "0.5", "RESYNC_SECONDS": "1", **settings}
     given.setdefault("ALLOWED_HOST_PATHS", '["/models"]')
     environment = {**os.environ, "KUBECONFIG": kubeconfig} | {f"SPLITINFERENCE_{name}": value for name, value in given.items()}
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "splitinference"], env=environment)
+    found = Operator(process, *ports)
     try:
-        yield Operator(process, *ports)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-        process.wait()
+        until(lambda: process.poll() is not None or found.healthy, "it is healthy")
+    except BaseException:
+        _end(found)
+        raise
+    return found if process.poll() is None else None
+
+
+def _end(operator: Operator) -> None:
+    if operator.process.poll() is None:
+        operator.process.send_signal(signal.SIGCONT)
+        operator.process.kill()
+    operator.process.wait()
 
 
 def until(holds: Callable[[], bool], what: str) -> None:

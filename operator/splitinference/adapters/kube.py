@@ -6,20 +6,28 @@ Every call has a time limit; what may pass is UnavailableError, what the API ser
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
-from urllib.parse import quote
 
-import urllib3
-from kubernetes import client, config
+from kubernetes import client
 
-from splitinference.adapters.failures import in_words
+from splitinference.adapters.api import (
+    AlreadyThereError,
+    Api,
+    ConflictError,
+    NotFoundError,
+    api_path,
+    api_version,
+    connect,
+    current_namespace,
+)
 from splitinference.controller.objects import INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.ownership import belongs_to, controller_of, is_left_over, owner_uid, why_taken
 from splitinference.controller.ports import Manifest, NameTakenError, RefusedError, UnavailableError
 from splitinference.controller.resource import API_VERSION, GROUP, KIND, PLURAL
+
+__all__ = ["FIELD_MANAGER", "KubeCluster", "api_path", "api_version", "connect", "current_namespace"]
 
 log = logging.getLogger(__name__)
 
@@ -31,56 +39,9 @@ _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _NEVER_READ = ("Secret",)
 _LOG_LIMIT_BYTES = 2 * 2**20
 """Twice what a reading pod prints at most, as a ConfigMap holds no more."""
-_PAGE = "100"
-"""Objects of one answer to a list. A node may be 20 kB of JSON, and as Python has it several times that, until what counts is kept."""
-
-_PATHS = {
-    "Node": ("/api/v1", "nodes"),
-    "Pod": ("/api/v1", "pods"),
-    "Service": ("/api/v1", "services"),
-    "ConfigMap": ("/api/v1", "configmaps"),
-    "Secret": ("/api/v1", "secrets"),
-    "ServiceAccount": ("/api/v1", "serviceaccounts"),
-    "Event": ("/api/v1", "events"),
-    "Deployment": ("/apis/apps/v1", "deployments"),
-    "Role": ("/apis/rbac.authorization.k8s.io/v1", "roles"),
-    "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
-    "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
-    "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
-    "CustomResourceDefinition": ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions"),
-    "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
-    KIND: (f"/apis/{API_VERSION}", PLURAL),
-}
-_API_VERSIONS = {kind: path.removeprefix("/apis/").removeprefix("/api/") for kind, (path, _) in _PATHS.items()}
 
 
-def connect(kubeconfig: str | None = None) -> client.ApiClient:
-    """A client for the cluster that this process runs in, or else for the kubeconfig's current context; for that of `kubeconfig` if given.
-
-    Raises UnavailableError where there is neither. Nothing is tried twice: the next pass is soon.
-    """
-    configuration = client.Configuration()
-    try:
-        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(configuration)
-        else:
-            config.load_kube_config(kubeconfig, client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
-        raise UnavailableError(f"neither in a cluster, nor a usable kubeconfig: {error}") from error
-    configuration.retries = False
-    return client.ApiClient(configuration)
-
-
-def current_namespace(kubeconfig: str | None = None) -> str:
-    """The namespace of the kubeconfig's current context; `default` where it has none."""
-    try:
-        _, context = config.list_kube_config_contexts(kubeconfig)
-    except (config.ConfigException, OSError):
-        return "default"
-    return str(context.get("context", {}).get("namespace") or "default")
-
-
-class KubeCluster:
+class KubeCluster(Api):
     """Implements `Cluster`. One instance may be used from many threads."""
 
     def __init__(
@@ -92,9 +53,7 @@ class KubeCluster:
     ) -> None:
         """`namespaces`: those whose SplitInferences count; none means all. `before_write` raises UnavailableError where nothing may be
         changed now."""
-        self._api = api
-        self._before_write = before_write
-        self._timeout = timeout_seconds
+        super().__init__(api, timeout_seconds, before_write)
         self._namespaces = tuple(namespaces)
 
     def split_inferences(self) -> Sequence[Manifest]:
@@ -311,68 +270,6 @@ class KubeCluster:
             return ""
         return text if isinstance(text, str) else ""
 
-    def _list(self, path: str, kind: str, **query: str) -> list[Manifest]:
-        return [item for page, _ in self._pages(path, kind, **query) for item in page]
-
-    def _pages(self, path: str, kind: str, **query: str) -> Iterator[tuple[list[Manifest], str]]:
-        """All objects, page by page, each with the version of the list."""
-        # Lists leave out what all of their items are; a caller should not need to know where an object came from.
-        stamp = {"apiVersion": api_version(kind), "kind": kind}
-        page: dict[str, str] = {}
-        while True:
-            try:
-                answer = self._call("GET", path, query={**query, "limit": _PAGE, **page})
-            except NotFoundError as error:
-                raise UnavailableError(f"{path} is not known to the API server") from error
-            about = answer.get("metadata") or {}
-            yield [stamp | item for item in answer.get("items") or ()], str(about.get("resourceVersion", ""))
-            if not about.get("continue"):
-                return
-            page = {"continue": str(about["continue"])}
-
-    def _get(self, path: str) -> Manifest | None:
-        try:
-            return dict(self._call("GET", path))
-        except NotFoundError:
-            return None
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: object = None,
-        content_type: str = "application/json",
-        raw: bool = False,
-        accept: str = "application/json",
-        stream_seconds: float | None = None,
-    ) -> Any:
-        """The answer as JSON; as text if `raw`; an open stream that may be silent for `stream_seconds` if that is given."""
-        if method != "GET":
-            self._before_write()
-        headers = {"Accept": "application/json, */*" if raw else accept}
-        if body is not None:
-            headers["Content-Type"] = content_type
-        try:
-            answer = self._api.call_api(
-                path,
-                method,
-                query_params=list((query or {}).items()),
-                header_params=headers,
-                body=body,
-                response_type="str" if raw else "object",
-                auth_settings=["BearerToken"],
-                _return_http_data_only=True,
-                _preload_content=not raw and stream_seconds is None,
-                _request_timeout=(self._timeout, stream_seconds or self._timeout),
-            )
-            return answer.data.decode("utf-8", "replace") if raw else answer
-        except client.ApiException as error:
-            raise _meaning(error, method, path) from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise UnavailableError(f"the API server did not answer {method} {path}: {in_words(error)}") from error
-
 
 def _last_seen(event: Manifest) -> str:
     """When an event was last seen, as text that sorts: writers of events fill in different fields."""
@@ -381,57 +278,5 @@ def _last_seen(event: Manifest) -> str:
     return str(next((time for time in times if time), ""))
 
 
-class NotFoundError(RefusedError):
-    """404."""
-
-
-class AlreadyThereError(RefusedError):
-    """409 AlreadyExists."""
-
-
-class ConflictError(UnavailableError):
-    """409 Conflict: the object is another, or another version, than the one that was meant."""
-
-
 def _is_our_update(entry: Mapping[str, Any]) -> bool:
     return entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Update" and not entry.get("subresource")
-
-
-def api_version(kind: str) -> str:
-    """Group and version of a kind."""
-    return _API_VERSIONS[kind]
-
-
-def api_path(kind: str, namespace: str, name: str = "") -> str:
-    """Where objects of a kind are; without a namespace those of all namespaces."""
-    prefix, plural = _PATHS[kind]
-    path = f"{prefix}/namespaces/{quote(namespace, safe='')}/{plural}" if namespace else f"{prefix}/{plural}"
-    return f"{path}/{quote(name, safe='')}" if name else path
-
-
-def _meaning(error: client.ApiException, method: str, path: str) -> Exception:
-    reason, message = _said(error)
-    match error.status:
-        case 404 if method in ("GET", "DELETE", "PATCH"):
-            return NotFoundError(message)
-        case 409 if reason == "AlreadyExists":
-            return AlreadyThereError(message)
-        case 409:
-            return ConflictError(f"{path} was changed meanwhile: {message}")
-        case 422 if "metadata.uid" in message and "immutable" in message:  # an apply to an object that was replaced since it was read
-            return ConflictError(f"{path} was changed meanwhile: {message}")
-        case 400 | 403 | 404 | 405 | 413 | 415 | 422:
-            return RefusedError(message)
-        case 500 if "webhook" in message and method != "GET":
-            # A webhook that is down refuses until somebody mends it; as a passing trouble nobody would ever read of it.
-            return RefusedError(message)
-        case _:
-            return UnavailableError(f"the API server answered {method} {path} with {error.status}: {message}")
-
-
-def _said(error: client.ApiException) -> tuple[str, str]:
-    try:
-        status = json.loads(error.body)
-        return str(status.get("reason", "")), str(status.get("message", "")) or str(error.reason)
-    except (TypeError, ValueError, AttributeError):
-        return "", str(error.body or error.reason)

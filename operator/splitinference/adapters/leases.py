@@ -19,7 +19,8 @@ from typing import Any
 
 from kubernetes import client
 
-from splitinference.adapters.kube import AlreadyThereError, ConflictError, KubeCluster, NotFoundError, api_path
+from splitinference.adapters.api import AlreadyThereError, ConflictError, NotFoundError, api_path
+from splitinference.adapters.kube import KubeCluster
 from splitinference.controller.leading import Leadership, Lease
 from splitinference.controller.ports import RefusedError, UnavailableError
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from splitinference.adapters.kube import APPLY, FIELD_MANAGER, KubeCluster, NotFoundError, api_path
+from splitinference.adapters.api import NotFoundError, api_path
+from splitinference.adapters.kube import APPLY, FIELD_MANAGER, KubeCluster
 from splitinference.controller.objects import INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.ports import Manifest
 

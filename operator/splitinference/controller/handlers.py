@@ -23,8 +23,9 @@ Notify = Callable[[Callable[[], None]], None]
 """Takes what is to be called, from whatever thread, after each change."""
 
 
-def register(registry: kopf.OperatorRegistry, passes: Passes, noticed: Noticed, on_nodes: Notify) -> None:
-    """Put the handlers into the registry. `noticed` is told each event before the passes that it wakes; `on_nodes` tells of nodes."""
+def register(registry: kopf.OperatorRegistry, passes: Passes, noticed: Noticed, on_nodes: Notify, *, everywhere: bool = True) -> None:
+    """Put the handlers into the registry. `noticed` is told each event before the passes that it wakes; `on_nodes` tells of nodes. Not
+    `everywhere`: in some namespaces only, which are taken to be there, since listing namespaces is a right that the operator lacks."""
     seen: dict[str, str] = {}
 
     @kopf.on.login(registry=registry)
@@ -36,6 +37,7 @@ def register(registry: kopf.OperatorRegistry, passes: Passes, noticed: Noticed, 
         settings.posting.enabled = False  # events are written by the passes, once for each decision
         settings.watching.label_selectors["v1", "pods"] = f"{MANAGED_BY}={OURS}"
         settings.watching.server_timeout = 600
+        settings.scanning.disabled = not everywhere
         loop = asyncio.get_running_loop()
 
         def nodes_changed() -> None:

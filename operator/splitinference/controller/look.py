@@ -21,6 +21,7 @@ from splitinference.controller.route import Stored, is_withdrawn, old_routes, re
 from splitinference.controller.sight import Sight
 from splitinference.controller.snapshot import Reading, Sources, read_snapshot
 from splitinference.controller.starting import USUAL, Limits, Told
+from splitinference.controller.times import not_after
 from splitinference.core.walk import Observed, Phase
 from splitinference.settings import Settings
 
@@ -132,7 +133,7 @@ class Looker:
         proofs = prover.prove(proofs, read_segments(owned, known), failing)
         known = replace(known, proven=proofs.proven, broken=proofs.broken(now), lost=proofs.lost(now))
         segments = read_segments(owned, known)
-        recall = read_recall(self.body.get("status") or {}).sane(now).failed(segments, wanted, now)
+        recall = not_after(read_recall(self.body.get("status") or {}).sane(now), now).failed(segments, wanted, now)
         if held_back := recall.held_back(segments, now):
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)
@@ -150,7 +151,7 @@ class Looker:
             stopped=is_withdrawn(route),
             segments=segments,
             recall=recall,
-            calibration=read_calibration(self.body.get("status") or {}),
+            calibration=not_after(read_calibration(self.body.get("status") or {}), now),
             wanted=wanted,
             deployment=self._deployment(namespace, name),
             leaving=self._leaving(nodes, owned),

@@ -107,7 +107,7 @@ def _repeats(before: Sequence[Mapping[str, Any]], new: Decision) -> bool:
 def observed(before: Mapping[str, Any], traffic: ObservedTraffic | None, revision: str, at: datetime) -> dict[str, Any]:
     """status.observed: renewed every 15 seconds while there are requests; figures of another revision are not kept."""
     kept = dict(before) if before.get("revision") == revision else {}
-    if traffic is None or not traffic.requests or _age(kept, at) < _OBSERVED_EVERY_SECONDS:
+    if traffic is None or not traffic.requests or 0 <= _age(kept, at) < _OBSERVED_EVERY_SECONDS:
         return kept
     return {
         "revision": revision,
@@ -126,7 +126,7 @@ def observed(before: Mapping[str, Any], traffic: ObservedTraffic | None, revisio
 def _age(written: Mapping[str, Any], at: datetime) -> float:
     try:
         return (at - datetime.fromisoformat(str(written["time"]))).total_seconds()
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return float("inf")
 
 
