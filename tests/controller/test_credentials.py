@@ -61,6 +61,15 @@ def test_they_are_renewed_after_a_third_of_a_day_and_no_pod_changes():
     assert {key for key in world.objects if key[0] == "Pod"} == pods
 
 
+def test_a_new_operator_cannot_read_what_was_issued_so_it_issues_anew_from_the_same_ca():
+    world, _ = serving()
+    before, serves = secret(world, "segment")["data"], world.serving()
+    Operator(world).look()
+    assert secret(world, "segment")["data"]["tls.crt"] != before["tls.crt"]
+    assert secret(world, "segment")["data"]["ca.crt"] == before["ca.crt"]
+    assert world.serving() == serves
+
+
 def test_one_that_was_deleted_while_serving_is_made_again_within_ten_minutes_and_nothing_is_lost():
     world, operator = serving()
     content = secret(world, "segment")["data"]
