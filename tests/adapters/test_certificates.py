@@ -17,7 +17,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from splitinference.adapters.certificates import CertificateAuthority, Roots, RootSecret, ca_certificate, ca_key, derived
 from splitinference.controller.identity import Credentials, Owner, Role
-from splitinference.controller.ports import UnavailableError
+from splitinference.controller.ports import RefusedError, UnavailableError
 
 CHAT = Owner(namespace="team", name="chat", uid="0b1c2d3e-0000-4000-8000-000000000001")
 NOW = datetime(2026, 5, 4, 3, 2, 1, 999, tzinfo=UTC)
@@ -224,7 +224,7 @@ def test_while_the_api_server_is_away_the_last_root_key_is_used():
 def test_a_root_secret_that_cannot_be_used_is_said_to_be(data: dict[str, str], why: str):
     cluster = Cluster()
     cluster.there["root"] = {"data": data}
-    with pytest.raises(UnavailableError, match=why):
+    with pytest.raises(RefusedError, match=why):
         RootSecret(cluster, "system", "root", Clock()).roots()
 
 

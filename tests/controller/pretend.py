@@ -73,6 +73,7 @@ class Pretend:
     proved: list[str] = field(default_factory=list)
     break_first: bool = False
     uids: int = 0
+    issued: int = 0
     routes_seen: list[str] = field(default_factory=list)
     shown: dict[str, dict[Any, dict[str, Any]]] = field(default_factory=dict)
     listed: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)

@@ -78,13 +78,12 @@ class Authority:
 
     world: "Pretend"
     made: dict[tuple[Owner, Role], Credentials] = field(default_factory=dict)
-    issued: int = 0
 
     def credentials(self, owner: Owner, role: Role, now: datetime) -> Credentials:
         found = self.made.get((owner, role))
         if found is None or renewal_due(found, now):
-            self.issued += 1
-            text = f"{spiffe_id('cluster.local', owner, role)} {self.issued}".encode()
+            self.world.issued += 1
+            text = f"{spiffe_id('cluster.local', owner, role)} {self.world.issued}".encode()
             found = Credentials(certificate=text, key=text, authorities=b"ca", not_before=now - SKEW, not_after=now + LIFETIME)
             self.made[owner, role] = found
         return found

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from splitinference.controller.ports import RefusedError
 from tests.controller.stories import small
 from tests.controller.world import NAMESPACE, Operator, World, a_body
 
@@ -59,6 +60,15 @@ def test_they_are_renewed_after_a_third_of_a_day_and_no_pod_changes():
     assert secret(world, "segment")["data"]["tls.crt"] != before["tls.crt"]
     assert secret(world, "segment")["data"]["ca.crt"] == before["ca.crt"]
     assert {key for key in world.objects if key[0] == "Pod"} == pods
+
+
+def test_a_new_operator_cannot_read_what_was_issued_so_it_issues_anew_from_the_same_ca():
+    world, _ = serving()
+    before, serves = secret(world, "segment")["data"], world.serving()
+    Operator(world).look()
+    assert secret(world, "segment")["data"]["tls.crt"] != before["tls.crt"]
+    assert secret(world, "segment")["data"]["ca.crt"] == before["ca.crt"]
+    assert world.serving() == serves
 
 
 def test_one_that_was_deleted_while_serving_is_made_again_within_ten_minutes_and_nothing_is_lost():
@@ -124,3 +134,16 @@ def test_a_resource_of_the_same_name_has_certificates_of_its_own(again: bool):
     else:
         operator.look()
         assert secret(world, "segment")["data"] == before
+
+
+def test_a_root_key_that_cannot_be_used_is_told_in_the_status_and_what_serves_goes_on():
+    world, operator = serving()
+    serves = world.serving()
+
+    def refuse(*_: object) -> None:
+        raise RefusedError("root.key of the Secret system/root has 5 bytes, a root key has 32")
+
+    operator.reconciler.ports.authority.credentials = refuse  # type: ignore[method-assign, assignment]
+    operator.look()
+    assert "root.key of the Secret system/root has 5 bytes" in world.condition("Progressing")["message"]
+    assert world.serving() == serves

@@ -58,6 +58,7 @@ def operator(kubeconfig: str, api: client.ApiClient, namespace: str) -> Iterator
     metrics_port, health_port = free_port(), free_port()
     settings = {
         "NAMESPACES": namespace,
+        "OPERATOR_NAMESPACE": namespace,
         "RESYNC_SECONDS": str(RESYNC_SECONDS),
         "METRICS_PORT": str(metrics_port),
         "HEALTH_PORT": str(health_port),
@@ -186,3 +187,29 @@ def test_no_cluster_is_said_in_one_sentence(tmp_path):
     assert done.returncode == 1
     assert "neither in a cluster, nor a usable kubeconfig" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_resource_gets_its_certificates_and_one_that_was_deleted_comes_back(
+    cluster: KubeCluster, api: client.ApiClient, namespace: str, operator: Operator
+):
+    cluster.create(a_resource(namespace))
+    names = ("chat-segment-tls", "chat-gateway-tls")
+    until(lambda: all(cluster.get("Secret", namespace, name) for name in names), 30, "the Secrets are there")
+    made = cluster.get("Secret", namespace, "chat-segment-tls")
+    assert made is not None
+    assert cluster.get("Secret", namespace, "splitinference-root-key") is not None
+    core = client.CoreV1Api(api)
+    core.delete_namespaced_secret("chat-segment-tls", namespace)
+    # A pod of the resource that waits to start: nothing else tells the operator, which cannot read Secrets.
+    container = {"name": "segment", "image": "none"}
+    about = {"name": "waits", "labels": labels("chat", "segment")}
+    core.create_namespaced_pod(namespace, {"metadata": about, "spec": {"nodeName": "nowhere", "containers": [container]}})
+
+    def back() -> bool:
+        core.patch_namespaced_pod("waits", namespace, {"metadata": {"annotations": {"time": str(time.monotonic())}}})  # wakes a pass
+        return cluster.get("Secret", namespace, "chat-segment-tls") is not None
+
+    until(back, 60, "the Secret is there again")
+    again = cluster.get("Secret", namespace, "chat-segment-tls")
+    assert again is not None
+    assert again["data"] == made["data"]

@@ -96,11 +96,11 @@ class RootSecret:
                 try:
                     found[name] = base64.b64decode(text, validate=True)
                 except ValueError as error:
-                    raise UnavailableError(f"{name} of {self._where} is not base64") from error
+                    raise RefusedError(f"{name} of {self._where} is not base64") from error
                 if len(found[name]) != KEY_BYTES:
-                    raise UnavailableError(f"{name} of {self._where} has {len(found[name])} bytes, a root key has {KEY_BYTES}")
+                    raise RefusedError(f"{name} of {self._where} has {len(found[name])} bytes, a root key has {KEY_BYTES}")
         if ROOT_KEY not in found:
-            raise UnavailableError(f"{self._where} has no {ROOT_KEY}")
+            raise RefusedError(f"{self._where} has no {ROOT_KEY}")
         others = dict.fromkeys(key for name, key in found.items() if name != ROOT_KEY and key != found[ROOT_KEY])
         return Roots(keys=(found[ROOT_KEY], *others))
 

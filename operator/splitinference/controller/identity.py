@@ -45,7 +45,7 @@ class Credentials(Value):
 
 
 class Authority(Protocol):
-    """Makes certificates. Raises UnavailableError while the root key cannot be had."""
+    """Makes certificates. Raises UnavailableError while the root key cannot be had, RefusedError where it cannot be used."""
 
     def credentials(self, owner: Owner, role: Role, now: datetime) -> Credentials:
         """Those of this role: the same ones until a third of their life is over, or the authorities changed."""
