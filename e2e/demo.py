@@ -197,7 +197,12 @@ def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
                 decision = until(lambda: _decided(cluster, before), MOVE_SECONDS, f"a decision to leave {busy}")
                 step.note = decision["reason"]
             with progress.step("the segment moves: create, load, prove, cut over, drain, delete"):
-                after = until(lambda: _settled(cluster, busy), MOVE_SECONDS, f"a whole route without {busy}")
+                after = until(
+                    lambda: _settled(cluster, busy),
+                    MOVE_SECONDS,
+                    f"a whole route without {busy}",
+                    progress=lambda: stack.pods_of(cluster, "default"),
+                )
             moved = time.monotonic()
             with progress.step("requests run on"):
                 done = len(traffic.report().requests)

@@ -75,7 +75,7 @@ class Scene:
             placed = stack.placement(found)
             return placed if stack.settled(found) and wanted(placed) else None
 
-        placed: Placement = stack.until(arrived, seconds, what)
+        placed: Placement = stack.until(arrived, seconds, what, progress=lambda: stack.pods_of(self.cluster, "default"))
         self.settled_at = time.monotonic()
         return placed
 
