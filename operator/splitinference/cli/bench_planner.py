@@ -12,6 +12,7 @@ from rich.table import Table
 
 from splitinference.cli import bench_instances as family
 from splitinference.cli.bench_instances import Instance
+from splitinference.cli.plan_arguments import seconds
 from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.flow import flow_over
 from splitinference.core.plan import Pipeline, Plan, Segment
@@ -39,7 +40,7 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser = subparsers.add_parser("planner", help="the planner beside other methods", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small instances, for a check of correctness")
     parser.add_argument("--json", action="store_true", help="one JSON object with `rows`")
-    parser.add_argument("--seconds", type=float, default=10.0, help="time limit for one problem (default 10)")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="time limit for one problem (default 10)")
     parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU time instead of the clock's, where others use the machine")
     parser.add_argument("--only", default="", help="only instances whose name contains this, or one of these with commas between")
     parser.add_argument(
@@ -47,7 +48,7 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
         help=f"ask the circuit model on instances of at most N nodes (default {CIRCUIT_NODES}); JSON rows then have its bound and time too",
     )  # fmt: skip
     parser.add_argument(
-        "--circuit-seconds", type=float, default=CIRCUIT_SECONDS, help=f"time limit of the circuit model (default {CIRCUIT_SECONDS:g})"
+        "--circuit-seconds", type=seconds, default=CIRCUIT_SECONDS, help=f"time limit of the circuit model (default {CIRCUIT_SECONDS:g})"
     )
     parser.set_defaults(run=run)
 

@@ -8,22 +8,38 @@ from importlib import import_module
 
 from splitinference import __version__
 
-VERBS = ("plan", "explain", "status", "history", "simulate", "bench", "calibrate")
+VERBS = {
+    "plan": "what the planner would do, and why (changes nothing)",
+    "explain": "why this plan and no other",
+    "status": "the plan that serves, stage by stage",
+    "history": "the last ten decisions and why",
+    "simulate": "",
+    "bench": "measure the planner, the data plane, or the operator's own cost",
+    "calibrate": "the cost model's error on observed stage times, and factors",
+}
+"""Every verb with its help. A verb's module is loaded only if it is asked for: all together take a second."""
+MODULES = {"plan": "plan_arguments"}
+"""Where a verb's arguments are, if not in the module of its name."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line with all verbs."""
+def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The command line: the verb that `argv` asks for with its arguments, the others by name and help."""
     result = argparse.ArgumentParser(prog=_name(), description="Serve a large model in segments over unequal, changing nodes.")
     result.add_argument("--version", action="version", version=__version__)
     verbs = result.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in VERBS:
-        import_module(f"splitinference.cli.{verb}").register(verbs)
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for verb, words in VERBS.items():
+        if verb == asked:
+            import_module(f"splitinference.cli.{MODULES.get(verb, verb)}").register(verbs)
+        else:
+            verbs.add_parser(verb, help=words)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; the answer is the exit status."""
-    args = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser(argv).parse_args(argv)
     try:
         return int(args.run(args))
     except BrokenPipeError:  # the reader, such as head, has seen enough

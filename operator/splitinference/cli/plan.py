@@ -3,13 +3,12 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.plan_input import Asked, Unusable, problem_from_file, problem_from_resource
+from splitinference.cli.plan_input import Asked, Unusable, problem_from_file, problem_from_resource, read_as
 from splitinference.cli.plan_picture import picture
 from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.core.cost import objective_value
@@ -21,33 +20,6 @@ from splitinference.core.solve import Infeasible, Limits, Outcome, Solved, Solve
 INFEASIBLE, TIMED_OUT, UNUSABLE = 3, 4, 2
 
 
-def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
-    """Add the command."""
-    parser = subparsers.add_parser("plan", help="what the planner would do, and why (changes nothing)", description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--problem", type=Path, nargs="+", metavar="FILE", help="problems as JSON (docs/reference/problem.schema.json)")
-    source.add_argument("-f", "--filename", type=Path, metavar="FILE", help="a SplitInference as YAML or JSON")
-    parser.add_argument(
-        "--cluster", type=Path, metavar="FILE", help="with -f: a snapshot as JSON, or `kubectl get nodes,pods -A -o json`; else live"
-    )
-    parser.add_argument(
-        "--model", type=Path, metavar="FOLDER", help="with -f: config.json and safetensors; else what the operator has read"
-    )
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="with -f: the model's profile as JSON")
-    parser.add_argument(
-        "--prometheus", metavar="URL", help="with -f: where utilization is read; SPLITINFERENCE_PROMETHEUS_URL where none is given"
-    )
-    parser.add_argument("--kubeconfig", help="kubeconfig file; KUBECONFIG or ~/.kube/config where none is given")
-    parser.add_argument("-n", "--namespace", help="of the resource, where its file names none")
-    parser.add_argument("--hint", type=Path, metavar="FILE", help="a plan as JSON to start from, and to keep if none is better")
-    parser.add_argument("--jointly", action="store_true", help="several problems: all at once, instead of one after the other")
-    parser.add_argument("--seconds", type=float, default=10.0, help="time limit (default 10)")
-    parser.add_argument("--memory-mib", type=int, default=500, help="memory of the solver's process (default 500)")
-    parser.add_argument("--json", action="store_true", help="print JSON (docs/reference/outcome.schema.json, several.schema.json)")
-    parser.add_argument("--svg", type=Path, metavar="OUT", help="write a picture of the plan over the nodes")
-    parser.set_defaults(run=run)
-
-
 def run(args: argparse.Namespace) -> int:
     """Plan and print. 0: a plan; 2: bad input; 3: no plan exists; 4: none found in time."""
     try:
@@ -57,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
             from splitinference.cli.plan_several import run_several
 
             return run_several(problems, args)
-        hint = Plan.model_validate_json(args.hint.read_text()) if args.hint else None
+        hint = read_as(Plan, args.hint, "a plan") if args.hint else None
         outcome = solve_in_child(problems[0], Limits(args.seconds, args.memory_mib), hint)
     except (Unusable, SolverFailed, UnavailableError, RefusedError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

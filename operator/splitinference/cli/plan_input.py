@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from splitinference.controller import profiling, terms
 from splitinference.controller.directory import Directory
@@ -36,21 +36,99 @@ class Unusable(Exception):
     """The input cannot be used; the message says where and what was expected."""
 
 
+MOST_SHOWN = 60
+"""Characters of a wrong value that a message repeats."""
+MOST_FAULTS = 20
+Read = TypeVar("Read", bound=BaseModel)
+
+
 def problem_from_file(path: Path) -> Problem:
-    """A problem from a JSON file."""
+    """A problem from a JSON file. Raises Unusable, and OSError where the file cannot be read."""
+    problem = read_as(Problem, path, "a problem")
+    unknown = unknown_names(problem)
+    if unknown:
+        raise Unusable(f"{path} is not a problem:\n" + "\n".join(f"  {line}" for line in unknown[:MOST_FAULTS]))
+    return problem
+
+
+def read_as(kind: type[Read], path: Path, what: str) -> Read:
+    """A value of ours from a JSON file. Raises Unusable with the file, the path inside it and what was expected."""
+    data = path.read_bytes()
+    content = json_from(data, path)
     try:
-        return Problem.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(data) if isinstance(content, dict) else kind.model_validate(content)
     except ValidationError as error:
-        raise Unusable(f"{path} is not a problem:\n{what_is_wrong(error)}") from error
+        raise Unusable(f"{path} is not {what}:\n{what_is_wrong(error)}") from error
+
+
+def json_from(data: bytes, path: Path) -> Any:
+    """What the JSON says. Raises Unusable where it is not JSON, or where a key occurs twice in one object."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in found:
+            if key in result:
+                raise Unusable(f"{path}: the key {_shown(key)} occurs twice in one object; expected once")
+            result[key] = value
+        return result
+
+    try:
+        return json.loads(data.decode(), object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise Unusable(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise Unusable(f"{path} is not JSON: byte {error.start} is not UTF-8") from None
+    except RecursionError:
+        raise Unusable(f"{path} is not JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise Unusable(f"{path}: {error}") from None
+
+
+def unknown_names(problem: Problem) -> list[str]:
+    """One line for each name in links, in what serves and in measured layer times that the problem does not have."""
+    snapshot, layers = problem.snapshot, len(problem.profile.layers)
+    names = {node.name for node in snapshot.nodes}
+    places = names | {snapshot.network.ingress, ""}
+    lines = []
+    for number, link in enumerate(snapshot.network.links):
+        for side, given in (("source", link.source), ("target", link.target)):
+            if given not in places:
+                expected = "a node of the snapshot, or the network's ingress"
+                lines.append(f"snapshot.network.links.{number}.{side}: {_shown(given)} is unknown; expected {expected}")
+    for number, (start, end, name) in enumerate(problem.serving):
+        if name not in names:
+            lines.append(f"serving.{number}: node {_shown(name)} is unknown; expected a node of the snapshot")
+        if not 0 <= start < end <= layers:
+            lines.append(f"serving.{number}: layers [{start}, {end}) are unknown; expected 0 <= start < end <= {layers}")
+    for number, node in enumerate(snapshot.nodes):
+        processors = {processor.name for processor in node.processors} or {""}
+        for at, measured in enumerate(node.layer_times):
+            where = f"snapshot.nodes.{number}.layer_times.{at}"
+            if measured.layer >= layers:
+                lines.append(f"{where}.layer: {measured.layer} is unknown; expected at most {layers - 1}")
+            if measured.processor not in processors:
+                lines.append(f"{where}.processor: {_shown(measured.processor)} is unknown; expected one of {sorted(processors)}")
+    for number, pin in enumerate(problem.constraints.pins):
+        if pin.node not in names:
+            lines.append(f"constraints.pins.{number}.node: {_shown(pin.node)} is unknown; expected a node of the snapshot")
+    return lines
+
+
+def _shown(value: object) -> str:
+    """A value in a message, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def what_is_wrong(error: ValidationError) -> str:
     """One line for each fault: its path, what is wrong, what was given."""
     lines = []
-    for fault in error.errors(include_url=False, include_context=False):
-        where = ".".join(str(part) for part in fault["loc"]) or "(the whole)"
-        given = "" if isinstance(fault["input"], dict | list) else f" (given: {fault['input']!r})"
-        lines.append(f"  {where}: {fault['msg']}{given}")
+    for fault in error.errors(include_url=False, include_context=False)[:MOST_FAULTS]:
+        where = ".".join(_shown(part) if len(str(part)) > MOST_SHOWN else str(part) for part in fault["loc"]) or "(the whole)"
+        given = "" if isinstance(fault["input"], dict | list | tuple) else f" (given: {_shown(fault['input'])})"
+        lines.append(f"  {where}: {fault['msg']}{given}" if not isinstance(fault["input"], BaseModel) else f"  {where}: {fault['msg']}")
+    if error.error_count() > MOST_FAULTS:
+        lines.append(f"  and {error.error_count() - MOST_FAULTS} more")
     return "\n".join(lines)
 
 
@@ -64,7 +142,10 @@ class Asked:
 
 def problem_from_resource(args: argparse.Namespace) -> Asked:
     """The problem of a SplitInference in a file. Raises Unusable, and what reading files raises."""
-    body = yaml.safe_load(args.filename.read_text())
+    try:
+        body = yaml.safe_load(args.filename.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise Unusable(f"{args.filename} is not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(body, dict) or body.get("kind") != "SplitInference":
         raise Unusable(f"{args.filename}: kind should be SplitInference")
     metadata = {"namespace": args.namespace or "default", "uid": "", "generation": 1, **(body.get("metadata") or {})}
@@ -94,13 +175,11 @@ def _profile(resource: Resource, args: argparse.Namespace, settings: Settings) -
     runtime, dtype, name = settings.segment_runtime_mib * 2**20, resource.spec.model.dtype, resource.spec.model.id
     try:
         if args.profile is not None:
-            return Profile.model_validate_json(args.profile.read_bytes())
+            return read_as(Profile, args.profile, "a profile")
         if args.model is not None:
             config, tensors = read_folder(args.model)
             return profile_from_model(config, tensors, dtype, runtime_bytes=runtime, model=name)
         return _kept_profile(resource, args, runtime)
-    except ValidationError as error:
-        raise Unusable(f"{args.profile} is not a profile:\n{what_is_wrong(error)}") from error
     except UnreadableModel as error:
         raise Unusable(f"the model cannot be read: {error}") from error
 
@@ -156,10 +235,7 @@ def _measured(cluster: "KubeCluster", settings: Settings) -> Records:
 
 def snapshot_from_file(path: Path, resource: Resource, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
     """A snapshot as this project writes it, or a list of nodes and pods as kubectl prints it; and notes on it."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise Unusable(f"{path} is not JSON: {error}") from error
+    content = json_from(path.read_bytes(), path)
     if isinstance(content, dict) and content.get("kind", "").endswith("List"):
         items = content.get("items") or []
         nodes = [i for i in items if i.get("kind") == "Node"]

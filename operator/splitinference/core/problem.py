@@ -10,6 +10,8 @@ from splitinference.core.cluster import Snapshot
 from splitinference.core.profile import LinkEncoding, Profile
 from splitinference.core.value import Value
 
+MOST_BYTES = 2**60
+"""Most bytes of a model or of a place: a million tebibytes, far from where 64 bits end."""
 FIRST = "first"
 LAST = "last"
 
@@ -145,6 +147,19 @@ class Problem(Value):
     slo: Slo = Slo()
     link_encoding: LinkEncoding = Field(default=LinkEncoding.PLAIN, description="how hidden states travel between segments")
     serving: tuple[tuple[int, int, str], ...] = ()
+
+    @model_validator(mode="after")
+    def _can_be_counted(self) -> Self:
+        """Sums of bytes stay within the 64 bits that the planner counts them in."""
+        tokens = self.workload.max_concurrent_sequences * self.workload.max_context_tokens
+        whole = sum(layer.weight_bytes + layer.kv_bytes_per_token * tokens for layer in self.profile.layers) + self.profile.runtime_bytes
+        if whole > MOST_BYTES:
+            raise ValueError(f"the model with its KV cache would need {whole} bytes, expected at most {MOST_BYTES}")
+        for node in self.snapshot.nodes:
+            free = max(node.memory_free_bytes, *(processor.memory_free_bytes for processor in node.processors), 0)
+            if free > MOST_BYTES:
+                raise ValueError(f"{node.name}: memory_free_bytes is {free}, expected at most {MOST_BYTES}")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

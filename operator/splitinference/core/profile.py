@@ -79,6 +79,14 @@ class Profile(Value):
                 raise ValueError(f"layers[{expected}].index is {layer.index}, expected {expected}")
             if layer.tied_to is not None and layer.tied_to >= len(self.layers):
                 raise ValueError(f"layers[{expected}].tied_to is {layer.tied_to}, there are {len(self.layers)} layers")
+            if layer.tied_to is None:
+                continue
+            most = min(layer.weight_bytes, self.layers[layer.tied_to].weight_bytes)
+            if layer.tied_bytes > most:
+                raise ValueError(
+                    f"layers[{expected}].tied_bytes is {layer.tied_bytes}, expected at most {most}: "
+                    f"the smaller weight_bytes of layers {layer.tied_to} and {expected}"
+                )
         return self
 
     def weight_bytes(self, start: int, end: int) -> int:

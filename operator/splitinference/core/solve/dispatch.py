@@ -44,7 +44,7 @@ def solve(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None =
     known = _valid(problem, hint)
     answer = _answer(problem, known, expired, deadline - began, hint)
     if answer.refuted:
-        return Infeasible(reasons(problem, _exists))
+        return Infeasible(reasons(problem, _Finder(deadline), expired))
     if answer.plan is None:
         return TimedOut(None, answer.bound)
     outcome = judged(answer.plan, problem, answer.bound, time.monotonic() - began, late=expired(), column=answer.column)
@@ -93,17 +93,26 @@ def _one_chain(problem: Problem, known: Plan | None, expired: Callable[[], bool]
     return _Answer(plan_with(problem, (column,)), pool.bound, columns=len(pool.columns), column=column)
 
 
-def _exists(problem: Problem) -> bool:
-    """Whether a problem has a plan, as far as a few seconds tell."""
-    deadline = time.monotonic() + PROBE_SECONDS
+class _Finder:
+    """Some plan of a problem, found in what is left until the deadline: for the question whether a relaxed problem has one."""
 
-    def expired() -> bool:
-        return time.monotonic() > deadline
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
 
-    if problem.objective.goal is Goal.THROUGHPUT:
-        problem = problem.model_copy(update={"objective": Objective()})
-    plain = problem.model_copy(update={"constraints": problem.constraints.model_copy(update={"partial_runs": False})})
-    return _answer(plain, None, expired, PROBE_SECONDS, None).plan is not None
+    def __call__(self, problem: Problem) -> Plan | None:
+        """A plan, or None where there is none or the time is over."""
+        left = min(PROBE_SECONDS, self._deadline - time.monotonic())
+        if left <= 0:
+            return None
+        deadline = time.monotonic() + left
+
+        def expired() -> bool:
+            return time.monotonic() > deadline
+
+        if problem.objective.goal is Goal.THROUGHPUT:
+            problem = problem.model_copy(update={"objective": Objective()})
+        plain = problem.model_copy(update={"constraints": problem.constraints.model_copy(update={"partial_runs": False})})
+        return _answer(plain, None, expired, left, None).plan
 
 
 def judged(plan: Plan, problem: Problem, bound: float, seconds: float, *, late: bool, column: Column | None = None) -> Outcome:

@@ -4,19 +4,25 @@ Every constraint is relaxed alone, wholly at first; where that helps, the smalle
 alone, constraints are relaxed one after the other until a plan exists, and the answer names them together.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from splitinference.core.cluster import Node
 from splitinference.core.cost.eligible import label_words, unusable
+from splitinference.core.cost.predict import predict
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
+from splitinference.core.plan import Plan
 from splitinference.core.problem import Constraints, Goal, Objective, Problem
 from splitinference.core.solve.outcome import BindingConstraint
 
-Exists = Callable[[Problem], bool]
+Exists = Callable[[Problem], Plan | None]
+"""A plan for a problem, as far as the time that is left tells; None where none is found."""
 _MIB = 2**20
 _HUGE = 2**60
+_MOST_ADMITTED = 50
+"""Nodes that are tried one by one; of more the answer is that several would have to be admitted."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class _Relaxation:
     smallest: Callable[[Problem, Exists], str]
 
 
-def reasons(problem: Problem, exists: Exists) -> tuple[BindingConstraint, ...]:
-    """The constraints that stand in the way of any plan; `exists` tells whether a problem has one."""
+def reasons(problem: Problem, exists: Exists, late: Callable[[], bool] = lambda: False) -> tuple[BindingConstraint, ...]:
+    """The constraints that stand in the way of any plan; `exists` finds a plan of a problem, until it is `late`."""
     plain = problem.model_copy(update={"objective": Objective(goal=_plain_goal(problem))})
     if not problem.snapshot.nodes:
         return (BindingConstraint("nodes", "the snapshot has no node", "offer at least one node"),)
@@ -39,9 +45,9 @@ def reasons(problem: Problem, exists: Exists) -> tuple[BindingConstraint, ...]:
         return (contradiction,)
     candidates = list(_candidates(plain))
     alone = [
-        BindingConstraint(c.name, c.message, c.smallest(plain, exists)) for c in candidates if exists(c.without(plain))
+        BindingConstraint(c.name, c.message, c.smallest(plain, exists)) for c in candidates if exists(c.without(plain)) is not None
     ]  # fmt: skip
-    return tuple(alone) if alone else _together(plain, candidates, exists)
+    return tuple(alone) if alone else _together(plain, candidates, exists, late)
 
 
 def _plain_goal(problem: Problem) -> Goal:
@@ -52,21 +58,24 @@ def _plain_goal(problem: Problem) -> Goal:
     return Goal.ENERGY if Goal.ENERGY in goals else Goal.LATENCY
 
 
-def _together(problem: Problem, candidates: list[_Relaxation], exists: Exists) -> tuple[BindingConstraint, ...]:
+def _together(problem: Problem, candidates: list[_Relaxation], exists: Exists, late: Callable[[], bool]) -> tuple[BindingConstraint, ...]:
     relaxed, taken = problem, []
     for candidate in candidates:
         relaxed = candidate.without(relaxed)
         taken.append(candidate)
-        if exists(relaxed):
+        if exists(relaxed) is not None:
             break
     else:
         words = "; ".join(c.message for c in candidates) or "no node can reach another as the plan needs"
+        if late():
+            message = f"no plan exists; the time was over before it was known which of these stands in the way: {words}"
+            return (BindingConstraint("all", message, "allow more seconds to find the smallest change"),)
         return (BindingConstraint("all", f"no plan exists even without any of its constraints: {words}", "offer other nodes"),)
     for candidate in list(taken):
         without_it = problem
         for other in taken:
             without_it = without_it if other is candidate else other.without(without_it)
-        if len(taken) > 1 and exists(without_it):
+        if len(taken) > 1 and exists(without_it) is not None:
             taken.remove(candidate)
     names = " and ".join(c.name for c in taken)
     return tuple(BindingConstraint(c.name, c.message, f"only together: relax {names}") for c in taken)
@@ -150,53 +159,77 @@ def _limit(name: str, field: str, limit: float) -> _Relaxation:
         return problem.model_copy(update={"slo": problem.slo.model_copy(update={field: value})})
 
     def smallest(problem: Problem, exists: Exists) -> str:
-        high = limit
-        while not exists(without(problem, high)):
-            high *= 2.0
-        low = max(limit, high / 2.0)
+        plan = exists(without(problem))
+        if plan is None:
+            return "no limit"
+        high, low = max(limit, getattr(predict(plan, problem), field)), limit
         while high - low > 1e-3 * high:
-            middle = (low + high) / 2.0
-            low, high = (low, middle) if exists(without(problem, middle)) else (middle, high)
-        return f"{high:.4g} ms instead of {limit:.4g} ms"
+            middle = math.sqrt(low * high) if high > 4 * low > 0 else (low + high) / 2.0
+            plan = exists(without(problem, middle))
+            if plan is None:
+                low = middle
+            else:
+                high = min(middle, getattr(predict(plan, problem), field))
+        return f"{_up(high)} ms instead of {limit:.4g} ms"
 
     return _Relaxation(name, f"the limit is {limit:.4g} ms", without, smallest)
 
 
+def _up(value: float) -> str:
+    """A figure in few digits, never less than it is: advice that is rounded down would not do."""
+    if value <= 0:
+        return "0"
+    unit = 10.0 ** (math.floor(math.log10(value)) - 4)
+    return f"{math.ceil(value / unit * (1 - 1e-12)) * unit:.10g}"
+
+
 def _counted(name: str, low: int, high: int, direction: int) -> Callable[[Problem, Exists], str]:
-    """The value nearest to what is asked for (`low` upwards or `high` downwards) with which a plan exists."""
+    """The value nearest to what is asked for (`low` upwards or `high` downwards) with which a plan exists, by bisection."""
 
     def smallest(problem: Problem, exists: Exists) -> str:
-        now = low if direction > 0 else high
-        order = range(low + 1, high + 1) if direction > 0 else range(high - 1, low - 1, -1)
-        found = next((n for n in order if exists(_dropping(name, n)(problem))), None)
-        return f"{name} {found} instead of {now}" if found is not None else f"no limit on {name}"
+        now, far = (low, high) if direction > 0 else (high, low)
+        if exists(_dropping(name, far)(problem)) is None:
+            return f"no limit on {name}"
+        near = now
+        while abs(far - near) > 1:
+            middle = (near + far) // 2
+            near, far = (near, middle) if exists(_dropping(name, middle)(problem)) is not None else (middle, far)
+        return f"{name} {far} instead of {now}"
 
     return smallest
 
 
 def _least_ceiling(problem: Problem, exists: Exists) -> str:
-    for percent in range(1, 101):
-        share = percent / 100
-        if share > (problem.constraints.utilization_ceiling or 0) and exists(_dropping("utilization_ceiling", share)(problem)):
-            return f"a ceiling of {percent} %"
-    return "no ceiling"
+    low, high = math.floor(100 * (problem.constraints.utilization_ceiling or 0)), 100
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if exists(_dropping("utilization_ceiling", middle / 100)(problem)) is not None else (middle, high)
+    return f"a ceiling of {high} %"
 
 
 def _most_bandwidth(problem: Problem, exists: Exists) -> str:
-    network = problem.snapshot.network
+    """The widest of the links' bandwidths that does as a minimum, rounded down: a minimum above it would not do."""
+    network, now = problem.snapshot.network, problem.constraints.min_bandwidth_bytes_per_s or 0.0
     links = [network.default, network.local, *(link.quality for link in (*network.zones, *network.links))]
-    for found in sorted({q.bandwidth_bytes_per_s for q in links}, reverse=True):
-        now = problem.constraints.min_bandwidth_bytes_per_s or 0.0
-        if found < now and exists(_dropping("min_bandwidth_bytes_per_s", found)(problem)):
-            return f"{found:.0f} B/s instead of {now:.0f} B/s"
-    return "no minimum"
+    found = [b for b in sorted({q.bandwidth_bytes_per_s for q in links}) if b < now]
+    low, high = -1, len(found)
+    while high - low > 1:
+        middle = (low + high) // 2
+        does = exists(_dropping("min_bandwidth_bytes_per_s", found[middle])(problem)) is not None
+        low, high = (middle, high) if does else (low, middle)
+    return f"{_down(found[low])} B/s instead of {now:.0f} B/s" if low >= 0 else "no minimum"
+
+
+def _down(value: float) -> str:
+    """A figure in few digits, never more than it is."""
+    return f"{math.floor(value)}" if value >= 1 else f"{value:.17g}"
 
 
 def _one_less(name: str) -> Callable[[Problem, Exists], str]:
     def smallest(problem: Problem, exists: Exists) -> str:
         rules = tuple(getattr(problem.constraints, name))
         for number, rule in enumerate(rules):
-            if exists(_dropping(name, (*rules[:number], *rules[number + 1 :]))(problem)):
+            if exists(_dropping(name, (*rules[:number], *rules[number + 1 :]))(problem)) is not None:
                 return f"without the one for layers [{rule.start}, {rule.end})"
         return f"without {name}"
 
@@ -221,10 +254,10 @@ def _admitting(problem: Problem) -> Problem:
 
 
 def _admit_one(problem: Problem, exists: Exists) -> str:
-    for number, node in enumerate(problem.snapshot.nodes):
+    for number, node in list(enumerate(problem.snapshot.nodes))[:_MOST_ADMITTED]:
         reason = unusable(node, problem)
         nodes = problem.snapshot.nodes
-        if reason and exists(_with_nodes(problem, (*nodes[:number], _admitted(node, problem), *nodes[number + 1 :]))):
+        if reason and exists(_with_nodes(problem, (*nodes[:number], _admitted(node, problem), *nodes[number + 1 :]))) is not None:
             return f"admit {node.name} ({reason})"
     return "admit several of them"
 
@@ -256,10 +289,12 @@ def _memory_words(problem: Problem) -> str:
 
 
 def _least_memory(problem: Problem, exists: Exists) -> str:
-    low, high = 0, _MIB
-    while not exists(_with_memory(problem, high)):
-        low, high = high, high * 4
+    # Enough for the whole model on each place is enough; less is searched.
+    low, high = 0, -(-memory_bytes(problem, 0, len(problem.profile.layers)) // _MIB) * _MIB
+    if exists(_with_memory(problem, high)) is None:
+        return "more memory on each place"
     while high - low > _MIB:
         middle = (low + high) // 2
-        low, high = (low, middle) if exists(_with_memory(problem, middle)) else (middle, high)
+        middle -= middle % _MIB
+        low, high = (low, middle) if exists(_with_memory(problem, middle)) is not None else (middle, high)
     return f"{-(-high // _MIB)} MiB more on each place"
