@@ -14,6 +14,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 QuerySet = Literal["nodeExporter", "cadvisor"]
 
 
+_MATCHER = r'\s*[a-zA-Z_]\w*\s*(=~|!~|!=|=)\s*"[^"\\{}]*"\s*'
+
+
 class LabelSelector(BaseModel):
     """As in Kubernetes."""
 
@@ -227,6 +230,11 @@ class Settings(BaseSettings):
     prometheus_url: str = Field(default="", description="Address of Prometheus, such as http://prometheus.monitoring:9090. Empty: none.")
     prometheus_timeout_seconds: float = Field(
         default=3.0, gt=0, description="For one query. Longer than a busy server needs, shorter than a pass's interval."
+    )
+    prometheus_selector: str = Field(
+        default="",
+        pattern=f"^({_MATCHER}(,{_MATCHER})*)?$",
+        description='Label matchers for all series of the query sets, where one Prometheus has several clusters: such as cluster="prod".',
     )
     prometheus_max_bytes: int = Field(
         default=16 * 2**20,

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from splitinference.adapters.prometheus import PrometheusMetrics
+from splitinference.adapters.queries import SETS, Queries
 from splitinference.controller.directory import Directory
 from splitinference.controller.ports import Manifest
 from splitinference.controller.readings import Measured, read_metrics
@@ -145,6 +147,31 @@ def test_an_exporter_that_two_jobs_scrape_counts_once(tmp_path: Path):
     again = counter('node_cpu_seconds_total{job="annotations",instance="10.0.1.5:9100",cpu="0",mode="user"}', uses(1.0))
     found = read(SETUPS["kube-prometheus-stack on EKS"], tmp_path, tuple(again))
     assert found.node_cpu_cores.by_name[EKS[0]["metadata"]["name"]].value == pytest.approx(1.0, abs=0.01)
+
+
+def test_of_a_server_with_several_clusters_only_the_selected_one_counts(tmp_path: Path):
+    """Addresses are alike in many clusters."""
+    lines = []
+    for cluster, cores in (("prod", 1.0), ("test", 3.0)):
+        at = f'cluster="{cluster}",job="node",instance="10.0.10.5:9100"'
+        lines += counter(f'node_cpu_seconds_total{{{at},cpu="0",mode="user"}}', uses(cores))
+        lines += counter(f'node_uname_info{{{at},nodename="oke-{cluster}"}}', lambda _: 1.0)
+    with serving_samples(sorted(lines, key=lambda line: line.partition("{")[0]), tmp_path) as url:
+        for cluster, cores in (("prod", 1.0), ("test", 3.0)):
+            given = Settings(prometheus_url=url, prometheus_selector=f'cluster="{cluster}"')
+            found = read_metrics(PrometheusMetrics(given), Directory(OKE), given)
+            assert not found.notes
+            assert found.node_cpu_cores.by_name["10.0.10.5"].value == pytest.approx(cores, abs=0.01)
+        for query_set in SETS:
+            metrics = PrometheusMetrics(Settings(prometheus_url=url, query_set=query_set, prometheus_selector='cluster="prod", a!~"b|c"'))
+            for name in Queries.__dataclass_fields__:
+                assert not getattr(metrics, name)().problem, name
+
+
+@pytest.mark.parametrize("selector", ["cluster", 'cluster="a"}', '{cluster="a"}', 'cluster="a" or up', "cluster='a'"])
+def test_a_selector_that_is_none_is_refused(selector: str):
+    with pytest.raises(ValidationError):
+        Settings(prometheus_selector=selector)
 
 
 def test_a_pod_that_says_it_is_a_node_is_not_believed_beside_the_nodes_own_exporter(tmp_path: Path):

@@ -98,7 +98,7 @@ class PrometheusMetrics:
         try:
             credentials = read_credentials(self._settings)
             secrets += credentials.secrets
-            answer = self._answer(query.text(*self._seconds), credentials)
+            answer = self._answer(query.text(*self._seconds, self._settings.prometheus_selector), credentials)
         except CredentialsError as error:
             return Samples(problem=f"{error}: Prometheus is not asked", reason="CredentialsMissing")
         except Exception as error:

@@ -22,12 +22,15 @@ says so. Which of several values counts, `controller.believed` decides, as each 
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from splitinference.controller.believed import BY_SEGMENT, MEASURED_BY, PART
 from splitinference.settings import QuerySet
 
+_METRIC = re.compile(r"\b((?:node|container|splitinference|DCGM_FI_DEV)_\w+)(\{(?!\w+\})|)")
+"""A metric of these sets, and the brace where its own matchers begin; `{window}` and `{kept}` are no matchers."""
 KIND_LABEL = "si_kind"
 VALUE = "value"
 AGE = "age"
@@ -48,10 +51,13 @@ class Query:
     told: tuple[str, ...] = ()
     names: str = ""
 
-    def text(self, window_seconds: int, keep_seconds: float = 300) -> str:
-        """All in one query, told apart by a label."""
+    def text(self, window_seconds: int, keep_seconds: float = 300, selector: str = "") -> str:
+        """All in one query, told apart by a label. `selector`: matchers that each series must have, where one server has several
+        clusters; they are not for queries of the user's own."""
         parts = [(VALUE, self.value), (AGE, self.age), *([(NAME, self.names)] if self.names else [])]
         whole = " or ".join(f'label_replace({text}, "{KIND_LABEL}", "{kind}", "", "")' for kind, text in parts)
+        if selector and self.told:
+            whole = _METRIC.sub(lambda found: f"{found[1]}{{{selector}{',' if found[2] == '{' else '}'}", whole)
         return whole.replace("{window}", f"{window_seconds}s").replace("{kept}", f"{math.ceil(keep_seconds)}s")
 
 
