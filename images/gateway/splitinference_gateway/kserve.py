@@ -92,4 +92,5 @@ def message_class(name: str) -> Any:
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"inference.{name}"))
 
 
+ModelInferRequest: Any = message_class("ModelInferRequest")
 ModelInferResponse: Any = message_class("ModelInferResponse")
