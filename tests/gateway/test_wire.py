@@ -356,3 +356,23 @@ async def test_the_prefix_key_is_the_files_or_random(tmp_path: Path) -> None:
     now = 40.0
     assert key() == b"k" * 32
     assert "kkk" not in repr(key)
+
+
+async def test_a_segments_own_words_on_its_failures_do_not_reach_clients(tmp_path: Path, model_path: Path) -> None:
+    (a,) = await toy_segments("a")
+    async with serving(tmp_path, model_path, [a]) as world:
+        a.errors.extend(["internal"] * 4)
+        status, said, _ = await world.post("/v1/completions", {"model": "toy", "prompt": "hello", "max_tokens": 2})
+        assert status == 503
+        assert "told to" not in str(said), "which are a segment's words"
+        assert "the segment failed" in str(said)
+
+
+async def test_where_a_segment_is_does_not_reach_clients(tmp_path: Path, model_path: Path) -> None:
+    (a,) = await toy_segments("a")
+    async with serving(tmp_path, model_path, [a], replay_seconds=0.2) as world:
+        await a.die()
+        status, said, _ = await world.post("/v1/completions", {"model": "toy", "prompt": "hello", "max_tokens": 2})
+        assert status == 503
+        assert "127.0.0.1" not in str(said)
+        assert str(a.port) not in str(said)
