@@ -40,6 +40,8 @@ class World:
 
     folder: Path
     url: str
+    internal_url: str
+    metrics_url: str
     gateway: subprocess.Popen[bytes]
     pipelines: dict[str, list[Segment]]
     revisions: int = 0
@@ -77,12 +79,12 @@ class World:
 
     def metrics(self) -> str:
         """All metrics of the gateway."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=30) as answer:
             return str(answer.read().decode())
 
     def told(self) -> Any:
         """The gateway's internal routes document."""
-        with urllib.request.urlopen(f"{self.url}/internal/routes", timeout=30) as answer:
+        with urllib.request.urlopen(f"{self.internal_url}/internal/routes", timeout=30) as answer:
             return json.load(answer)
 
     def keep(self) -> None:
@@ -109,7 +111,7 @@ def world(folder: Path, model: Path) -> Iterator[World]:
     """All of it, ready; ended at the end, and its logs shown when something raised."""
     short = shortened(model, folder / "model")
     ranges = [cut for cuts in PIPELINES.values() for cut in cuts]
-    ports = free_ports(3 * len(ranges) + 1)
+    ports = free_ports(3 * len(ranges) + 3)
     names = {f"{MODEL}-{start}-{end}": f"127.0.0.1:{ports[3 * i + 1]}" for i, (start, end) in enumerate(ranges)}
     made = {
         cut: Segment(MODEL, *cut, ports[3 * i : 3 * i + 3], names, folder / f"segment-{cut[0]}-{cut[1]}.log", str(short))
@@ -121,6 +123,9 @@ def world(folder: Path, model: Path) -> Iterator[World]:
         "SI_ROUTE_FILE": str(folder / "route.json"),
         "SI_PEER_ADDRESSES": json.dumps(names),
         "SI_PORT": str(ports[-1]),
+        "SI_INTERNAL_PORT": str(ports[-2]),
+        "SI_METRICS_PORT": str(ports[-3]),
+        "SI_INSECURE": "true",
         "SI_MAX_CONCURRENT_SEQUENCES": "4",
         "SI_REPLAY_SECONDS": "300",
         "SI_LOG_LEVEL": "WARNING",
@@ -130,7 +135,7 @@ def world(folder: Path, model: Path) -> Iterator[World]:
     with (folder / "gateway.log").open("wb") as log:
         gateway = subprocess.Popen([sys.executable, "-m", "splitinference_gateway"], env={**os.environ, **settings}, stdout=log, stderr=log)
     pipelines = {name: [made[cut] for cut in cuts] for name, cuts in PIPELINES.items()}
-    here = World(folder, f"http://127.0.0.1:{ports[-1]}", gateway, pipelines)
+    here = World(folder, *(f"http://127.0.0.1:{port}" for port in ports[:-4:-1]), gateway, pipelines)
     here.route("left", 1.0)
     try:
         wait_for(here.started, START_SECONDS)
