@@ -184,7 +184,7 @@ async def test_a_reader_that_does_not_read_is_cut_off_and_its_sequences_end(tmp_
 
 
 async def test_a_reader_that_is_slow_but_reads_gets_all(tmp_path: Path, model_path: Path) -> None:
-    async with bounded(tmp_path, model_path, stall_seconds=0.3, max_concurrent_sequences=8) as world:
+    async with bounded(tmp_path, model_path, stall_seconds=5, max_concurrent_sequences=8) as world:
         body = {"model": MODEL, "prompt": "x", "max_tokens": 300, "n": 4, "logprobs": 4, "stream": True, "temperature": 1}
         raw = json.dumps(body).encode()
         async with connection(world) as (reader, writer):

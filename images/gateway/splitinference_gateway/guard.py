@@ -131,7 +131,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._until(self._limits.header_seconds, self._no_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Forget it. The kernel may have seen first that its peer takes nothing any more."""
+        if isinstance(exc, TimeoutError):
+            self._connected.refused("stall")
         self._forget()
         if self._writing is not None:
             self._writing.cancel()

@@ -135,18 +135,19 @@ class KServeService:
                     return await method(request, client)
 
         async def answer(messages: AsyncIterator[bytes], context: Any) -> None:
-            status = 200
+            status, refusal = 200, ""
             try:
                 told_back = await made(messages, context)
                 async with asyncio.timeout(self._gateway.settings.stall_seconds + told_back.ByteSize() / _LEAST_BYTES_PER_SECOND):
                     await context.write(told_back)
             except Exception as error:  # noqa: BLE001 - becomes the answer
                 problem = ApiError(408, "The answer was not read in time.") if isinstance(error, TimeoutError) else told(error)
-                status = problem.status
-                await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), problem.message)
+                status, refusal = problem.status, problem.message
             finally:
                 if infers:
                     self._gateway.ended(status)
+            if status != 200:
+                await context.abort(_CODES.get(status, grpc.StatusCode.INTERNAL), refusal)
 
         return answer
 

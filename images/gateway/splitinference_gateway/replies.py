@@ -186,6 +186,8 @@ class _Events:
 def told(error: Exception) -> ApiError:
     """The error as the client is told; what we did not foresee goes to the log, and to the client as 500."""
     if isinstance(error, ApiError):
+        # Its frames hold the request's body, and who handles it holds the error: a circle, which would stay until the next collection.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         return error
     _log.error("a request failed unexpectedly", exc_info=error)
     return ApiError(500, "The gateway had an unexpected error.", kind="server_error", code="internal")
