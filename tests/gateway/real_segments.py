@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -26,6 +27,38 @@ def tls(folder: Path, role: str) -> dict[str, str]:
     if role == "gateway":
         (made / "prefix.key").write_bytes(os.urandom(32))
     return {"SI_TLS_FOLDER": str(made), "SI_IDENTITY": IDENTITY}
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What a gateway says on the ports that clients do not have: to the operator by mutual TLS, and to Prometheus."""
+
+    internal: int
+    metrics: int
+    folder: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> "Inside":
+        """Two free ports; the operator's certificate is made in `folder`."""
+        return cls(*free_ports(2), AUTHORITY.write(folder / "tls-operator", "operator"))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the gateway is to be told."""
+        return {"SI_INTERNAL_PORT": str(self.internal), "SI_METRICS_PORT": str(self.metrics)}
+
+    def routes(self) -> Any:
+        """The document with routes and what was observed."""
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
+        context.check_hostname = False
+        context.load_cert_chain(self.folder / "tls.crt", self.folder / "tls.key")
+        with urllib.request.urlopen(f"https://127.0.0.1:{self.internal}/internal/routes", timeout=30, context=context) as answer:
+            return json.load(answer)
+
+    def exposition(self) -> str:
+        """All metrics, in Prometheus' text format."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=30) as answer:
+            return str(answer.read().decode())
 
 
 @contextlib.contextmanager

@@ -10,8 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.gateway.real_segments import Segment, gateway, wait_for
+from tests.gateway.real_segments import Inside, Segment, gateway, wait_for
 from tests.segment.host import free_ports
 
 pytestmark = pytest.mark.skipif(
@@ -44,14 +42,15 @@ class Stack:
     others: list[Segment]  # the same model cut elsewhere; started by the test that wants them
     route_file: Path
     gateway: subprocess.Popen[bytes]
+    inside: Inside
 
     @property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=600)
 
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
-            return json.load(answer)
+    def routes(self) -> Any:
+        """What the gateway tells the operator."""
+        return self.inside.routes()
 
     def replays(self) -> float:
         """How often a sequence was replayed since the gateway was started."""
@@ -59,8 +58,7 @@ class Stack:
 
     def counted(self, name: str) -> float:
         """The sum of a metric of the gateway over its labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
+        lines = self.inside.exposition().splitlines()
         pattern = re.compile(rf"splitinference_gateway_{re.escape(name)}(\{{.*\}})? ")
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if pattern.match(line))
 
@@ -69,7 +67,7 @@ class Stack:
         document = {"v": 1, "revision": revision, "pipelines": [[s.hop for s in segments]], "drainSeconds": drain_seconds}
         self.route_file.with_suffix(".new").write_text(json.dumps(document))
         self.route_file.with_suffix(".new").rename(self.route_file)
-        wait_for(lambda: self.get("/internal/routes")["revision"] == revision)
+        wait_for(lambda: self.routes()["revision"] == revision)
 
     def stream(self, question: str = QUESTION) -> Iterator[str]:
         with self.client as client:
@@ -100,10 +98,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "SI_PORT": str(ports[-1]),
         "SI_MAX_CONCURRENT_SEQUENCES": "4",
         "SI_REPLAY_SECONDS": "300",  # a server that loads torch on a busy machine takes its time
+        **(inside := Inside.of(folder)).settings,
     }
     url = f"http://127.0.0.1:{ports[-1]}"
     with gateway(settings, folder, url, made) as process:
-        stack = Stack(url, segments, others, route_file, process)
+        stack = Stack(url, segments, others, route_file, process, inside)
         # The first request waits for the servers to load: replay covers a chain that is not there yet.
         assert "".join(stack.stream("Say hello."))
         yield stack
@@ -179,7 +178,7 @@ def test_a_segment_killed_in_the_middle_of_a_stream_is_not_seen(stack: Stack, un
     sys.stdout.write(f"stage {stage}: longest gap between pieces {longest:.1f} s\n")
     assert text == unsplit_chat(QUESTION)["text"]
     assert stack.replays() > before
-    assert stack.get("/internal/routes")["observed"]["failed"] == 0
+    assert stack.routes()["observed"]["failed"] == 0
 
 
 def test_a_segment_that_stops_answering_is_named_and_the_text_goes_on(stack: Stack, unsplit_chat: Reference) -> None:
@@ -190,7 +189,7 @@ def test_a_segment_that_stops_answering_is_named_and_the_text_goes_on(stack: Sta
     def stop_and_continue() -> None:
         segment.signal(signal.SIGSTOP)
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: failing.update(stack.get("/internal/routes")["failing"]) or failing, 60)
+            wait_for(lambda: failing.update(stack.routes()["failing"]) or failing, 60)
         segment.signal(signal.SIGCONT)
 
     stopping = threading.Thread(target=stop_and_continue)
@@ -253,7 +252,7 @@ def test_a_cutover_to_other_split_points_in_mid_stream_hands_the_kv_over(stack: 
 
 def test_the_segments_hold_nothing_when_all_is_done(stack: Stack) -> None:
     wait_for(lambda: sum(segment.measured("sequences") for segment in stack.segments) == 0, 10)
-    assert stack.get("/internal/routes")["routes"] == {"r1": {"inFlight": 0, "state": "serving"}}
+    assert stack.routes()["routes"] == {"r1": {"inFlight": 0, "state": "serving"}}
 
 
 def test_sigterm_lets_a_stream_finish(stack: Stack, unsplit_chat: Reference) -> None:

@@ -18,7 +18,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from tests.gateway import an_encoder
-from tests.gateway.real_segments import Segment, gateway
+from tests.gateway.real_segments import Inside, Segment, gateway
 from tests.segment.host import free_ports
 
 pytestmark = pytest.mark.skipif(shutil.which("segment-serve") is None, reason="needs segment-serve: images/gateway/Dockerfile.test has it")
@@ -35,6 +35,7 @@ class Stack:
     grpc: int
     segments: list[Segment]
     expected: dict[str, Any]
+    inside: Inside
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=10) as answer:
@@ -64,9 +65,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "SI_KSERVE_PORT": str(ports[-1]),
         "SI_MAX_CONTEXT_TOKENS": "64",
         "SI_REPLAY_SECONDS": "300",
+        **(inside := Inside.of(folder)).settings,
     }
     with gateway(settings, folder, f"http://127.0.0.1:{ports[-2]}", segments):
-        yield Stack(ports[-2], ports[-1], segments, an_encoder.answer(done.stdout))
+        yield Stack(ports[-2], ports[-1], segments, an_encoder.answer(done.stdout), inside)
 
 
 def test_over_http_and_grpc_the_chain_is_one_model(stack: Stack) -> None:
@@ -91,4 +93,4 @@ def test_a_killed_stage_is_a_pause(stack: Stack) -> None:
         an_encoder.same(stack.expected, client.infer(MODEL, an_encoder.inputs(triton_http)))
     assert time.monotonic() - began > 1
     starting.join()
-    assert stack.get("/internal/routes")["observed"]["failed"] == 0
+    assert stack.inside.routes()["observed"]["failed"] == 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.gateway.real_segments import Segment, wait_for
+from tests.gateway.real_segments import Inside, Segment, tls, wait_for
 from tests.segment.host import family, free_ports
 
 MODEL = "soak"
@@ -40,6 +40,7 @@ class World:
 
     folder: Path
     url: str
+    inside: Inside
     gateway: subprocess.Popen[bytes]
     pipelines: dict[str, list[Segment]]
     revisions: int = 0
@@ -77,13 +78,11 @@ class World:
 
     def metrics(self) -> str:
         """All metrics of the gateway."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
-            return str(answer.read().decode())
+        return self.inside.exposition()
 
     def told(self) -> Any:
         """The gateway's internal routes document."""
-        with urllib.request.urlopen(f"{self.url}/internal/routes", timeout=30) as answer:
-            return json.load(answer)
+        return self.inside.routes()
 
     def keep(self) -> None:
         """Start again what has ended, as a kubelet does."""
@@ -124,13 +123,15 @@ def world(folder: Path, model: Path) -> Iterator[World]:
         "SI_MAX_CONCURRENT_SEQUENCES": "4",
         "SI_REPLAY_SECONDS": "300",
         "SI_LOG_LEVEL": "WARNING",
+        **(inside := Inside.of(folder)).settings,
+        **tls(folder, "gateway"),
     }
     for segment in made.values():
         segment.serve()
     with (folder / "gateway.log").open("wb") as log:
         gateway = subprocess.Popen([sys.executable, "-m", "splitinference_gateway"], env={**os.environ, **settings}, stdout=log, stderr=log)
     pipelines = {name: [made[cut] for cut in cuts] for name, cuts in PIPELINES.items()}
-    here = World(folder, f"http://127.0.0.1:{ports[-1]}", gateway, pipelines)
+    here = World(folder, f"http://127.0.0.1:{ports[-1]}", inside, gateway, pipelines)
     here.route("left", 1.0)
     try:
         wait_for(here.started, START_SECONDS)
