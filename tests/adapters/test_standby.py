@@ -1,7 +1,7 @@
 """What the kubelet asks of a replica that stands by."""
 
+import http.client
 import socket
-import urllib.request
 
 import pytest
 
@@ -18,12 +18,15 @@ def has_ipv6() -> bool:
         return False
 
 
-HOSTS = ["127.0.0.1", *(["[::1]"] if has_ipv6() else [])]
+HOSTS = ["127.0.0.1", *(["::1"] if has_ipv6() else [])]
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_it_is_healthy_by_either_family_and_leaves_the_port_to_the_leader(host: str):
     port = free_port()
     for _ in range(2):
-        with healthy(port), urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=30) as answer:
-            assert answer.status == 200
+        with healthy(port):
+            connection = http.client.HTTPConnection(host, port, timeout=30)
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().status == 200
+            connection.close()
