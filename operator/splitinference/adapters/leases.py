@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import socketserver
 import threading
 import time
 import uuid
@@ -110,7 +111,17 @@ def healthy(port: int) -> Iterator[None]:
         def log_message(self, format: str, *arguments: object) -> None:
             """Quiet."""
 
-    server = http.server.ThreadingHTTPServer(("0.0.0.0", port), Handler)
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+        def server_bind(self) -> None:
+            if self.address_family == socket.AF_INET6:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            # Not as http.server does it: that asks DNS for the name of this address, which may take a minute.
+            socketserver.TCPServer.server_bind(self)
+            self.server_name, self.server_port = "standby", port
+
+    server = Server(("", port), Handler)  # the kubelet asks by the pod's address, of either family
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="standby", daemon=True)
     thread.start()
     try:
