@@ -57,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stack.stand_up(cluster)
             results = []
             for each in cases:
-                with progress.step(f"row {each.row}: {each.title}"):
+                with progress.step(f"row {each.row}: {each.title}") as step:
                     results.append(played(each, cluster))
+                    step.note = f"{'ok' if results[-1].ok else 'NOT ok'}: {results[-1].happened.splitlines()[0][:200]}"
         finally:
             if os.environ.get("E2E_KEEP") != "1":
                 cluster.down()
