@@ -13,7 +13,7 @@ VERBS = {
     "explain": "why this plan and no other",
     "status": "the plan that serves, stage by stage",
     "history": "the last ten decisions and why",
-    "simulate": "",
+    "simulate": "simulate policies on a trace",
     "bench": "measure the planner, the data plane, or the operator's own cost",
     "calibrate": "the cost model's error on observed stage times, and factors",
 }
