@@ -33,14 +33,12 @@ MODES = {"everywhere": (), "in one namespace": ("watchNamespaces={team}",)}
 
 WITHOUT_A_REQUEST = {
     ("splitinference.dev", "splitinferences/finalizers", "update"): "asked by admission where objects get owner references, not requested",
-    ("", "secrets", "get"): "the operator's own key, once certificates are made",
-    ("", "secrets", "patch"): "the same; those of resources are patched below",
 }
 
 
 @pytest.fixture(params=MODES)
 def chart(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return (*MODES[request.param], "networkPolicies=true", "policy.allowedHostPaths={/models}")
+    return (*MODES[request.param], "policy.allowedHostPaths={/models}")
 
 
 @pytest.fixture
@@ -123,8 +121,6 @@ def the_rest(server: ApiServer) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata(read, "chat-gateway-tls", "gateway"), "data": {"tls.key": "YQ=="}}
     for _ in range(2):
         cluster.apply(secret)
-    own = client.CoreV1Api(server.api(USER))
-    own.create_namespaced_secret("ops", {"metadata": {"name": "si-splitinference-identity"}, "data": {"key": "YQ=="}})
 
 
 def test_rights_are_those_that_are_used(audited: ApiServer, chart: tuple[str, ...]):

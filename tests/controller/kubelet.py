@@ -1,4 +1,4 @@
-"""Statuses of pods as kubelets and schedulers write them, recorded from real clusters and made anonymous."""
+"""Statuses of pods in the form in which kubelets and schedulers write them."""
 
 from typing import Any
 

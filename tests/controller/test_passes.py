@@ -23,15 +23,15 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 class Recorder:
-    """A pass that notes when it ran, and how many ran at once."""
+    """A pass that notes when it ran, and how many ran at once. With a gate, a pass of CHAT ends only when the gate is open."""
 
-    def __init__(self, seconds: float = 0.0, ends: Callable[[Key, int], Pass] = lambda key, count: Pass(Ended.DONE)) -> None:
+    def __init__(self, gate: threading.Event | None = None, ends: Callable[[Key, int], Pass] = lambda key, count: Pass(Ended.DONE)) -> None:
         self.ran: list[Key] = []
         self.times: list[float] = []
         self.reported: list[Ended] = []
         self.most_at_once = 0
         self._running: dict[Key, int] = {}
-        self._seconds = seconds
+        self._gate = gate
         self._ends = ends
         self._lock = threading.Lock()
 
@@ -41,7 +41,8 @@ class Recorder:
             self.most_at_once = max(self.most_at_once, self._running[key])
             self.ran.append(key)
             self.times.append(time.monotonic())
-        time.sleep(self._seconds)
+        if self._gate is not None and key == CHAT:
+            assert self._gate.wait(60)
         with self._lock:
             self._running[key] -= 1
         return self._ends(key, self.ran.count(key))
@@ -59,7 +60,7 @@ async def running(recorder: Recorder, threads: ThreadPoolExecutor, resync: float
         await passes.stop()
 
 
-async def until(holds: Callable[[], bool], seconds: float = 2.0) -> None:
+async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not holds():
             await asyncio.sleep(0.01)
@@ -70,23 +71,25 @@ def test_a_new_resource_is_looked_at_at_once(threads):
         recorder = Recorder()
         async with running(recorder, threads) as passes:
             passes.wake(CHAT)
-            await until(lambda: recorder.ran == [CHAT], 0.5)
+            await until(lambda: recorder.ran == [CHAT])
 
     asyncio.run(scenario())
 
 
 def test_many_changes_during_a_pass_are_one_more_pass(threads):
     async def scenario() -> None:
-        recorder = Recorder(seconds=0.2)
+        recorder = Recorder(gate := threading.Event())
         async with running(recorder, threads) as passes:
             passes.wake(CHAT)
             await until(lambda: len(recorder.ran) == 1)
             for _ in range(20):
                 passes.wake(CHAT)
-                await asyncio.sleep(0.005)
-            await until(lambda: len(recorder.ran) == 2)
-            await asyncio.sleep(0.7)
-        assert len(recorder.ran) == 2
+                await asyncio.sleep(0)
+            gate.set()
+            await until(lambda: len(recorder.reported) == 2)
+            passes.wake(OTHER)
+            await until(lambda: OTHER in recorder.ran)
+        assert recorder.ran == [CHAT, CHAT, OTHER], "a third pass would have come before the other resource's"
         assert recorder.most_at_once == 1
 
     asyncio.run(scenario())
@@ -94,12 +97,14 @@ def test_many_changes_during_a_pass_are_one_more_pass(threads):
 
 def test_a_slow_resource_does_not_hold_up_another(threads):
     async def scenario() -> None:
-        recorder = Recorder(seconds=0.5)
+        recorder = Recorder(gate := threading.Event())
         async with running(recorder, threads) as passes:
             passes.wake(CHAT)
             await until(lambda: recorder.ran == [CHAT])
             passes.wake(OTHER)
-            await until(lambda: OTHER in recorder.ran, 0.3)
+            await until(lambda: recorder.reported == [Ended.DONE])
+            assert recorder.ran == [CHAT, OTHER]
+            gate.set()
 
     asyncio.run(scenario())
 
@@ -121,10 +126,9 @@ def test_what_concerns_all_wakes_all(threads):
         async with running(recorder, threads) as passes:
             passes.wake(CHAT)
             passes.wake(OTHER)
-            await until(lambda: len(recorder.ran) == 2)
-            await asyncio.sleep(0.3)
+            await until(lambda: len(recorder.reported) == 2)
             passes.wake_all()
-            await until(lambda: len(recorder.ran) == 4, 0.5)
+            await until(lambda: len(recorder.ran) == 4)
 
     asyncio.run(scenario())
 
@@ -137,7 +141,7 @@ def test_a_pass_that_breaks_is_tried_again_later_each_time(threads, caplog):
         recorder = Recorder(ends=breaks)
         async with running(recorder, threads, retry=0.2) as passes:
             passes.wake(CHAT)
-            await until(lambda: len(recorder.ran) == 4, 4)
+            await until(lambda: len(recorder.ran) == 4)
         gaps = [later - earlier for earlier, later in zip(recorder.times, recorder.times[1:], strict=False)]
         assert gaps[0] < gaps[1] < gaps[2]
         assert set(recorder.reported) == {Ended.FAILED}
@@ -153,21 +157,23 @@ def test_a_resource_that_is_gone_has_no_loop_and_may_come_back(threads):
             passes.wake(CHAT)
             await until(lambda: not passes.keys)
             passes.wake_known(CHAT)
-            await asyncio.sleep(0.3)
-            assert len(recorder.ran) == 1, "what is left of a resource that is gone wakes nothing"
+            passes.wake(OTHER)
+            await until(lambda: OTHER in recorder.ran)
+            assert recorder.ran.count(CHAT) == 1, "what is left of a resource that is gone wakes nothing"
             passes.wake(CHAT)
-            await until(lambda: len(recorder.ran) == 2)
+            await until(lambda: recorder.ran.count(CHAT) == 2)
 
     asyncio.run(scenario())
 
 
 def test_a_resource_that_comes_back_during_its_last_pass_is_not_forgotten(threads):
     async def scenario() -> None:
-        recorder = Recorder(seconds=0.2, ends=lambda key, count: Pass(Ended.GONE if count == 1 else Ended.DONE))
+        recorder = Recorder(gate := threading.Event(), lambda key, count: Pass(Ended.GONE if count == 1 else Ended.DONE))
         async with running(recorder, threads) as passes:
             passes.wake(CHAT)
             await until(lambda: len(recorder.ran) == 1)
             passes.wake(CHAT)
+            gate.set()
             await until(lambda: len(recorder.ran) == 2)
             assert passes.keys == {CHAT}
 
@@ -176,11 +182,12 @@ def test_a_resource_that_comes_back_during_its_last_pass_is_not_forgotten(thread
 
 def test_nothing_follows_the_end(threads):
     async def scenario() -> Any:
-        recorder = Recorder(seconds=0.1)
-        async with running(recorder, threads, resync=0.2) as passes:
+        recorder = Recorder()
+        async with running(recorder, threads, resync=0.01) as passes:
             passes.wake(CHAT)
-            await until(lambda: len(recorder.ran) == 1)
-        await asyncio.sleep(0.5)
-        assert len(recorder.ran) == 1
+            await until(lambda: len(recorder.ran) >= 1)
+        ran = len(recorder.ran)
+        await asyncio.sleep(0.2)
+        assert len(recorder.ran) == ran
 
     asyncio.run(scenario())
