@@ -17,7 +17,7 @@ def test_what_was_packed_is_unpacked():
 
 
 def test_a_bomb_is_given_up_when_too_much_comes_out():
-    bomb = gzip.compress(bytes(200 << 20, mtime=0))
+    bomb = gzip.compress(bytes(200 << 20))
     assert len(bomb) < 300_000
     tracemalloc.start()
     with pytest.raises(TooLargeError):
