@@ -89,6 +89,10 @@ def flow_over(runs: Iterable[Run], problem: Problem) -> tuple[float, list[tuple[
     def tokens(occupancy_ms: float) -> float:
         return 1e3 * batch / occupancy_ms
 
+    starting: dict[int, list[int]] = {}
+    for number, (_, start, _) in enumerate(held):
+        starting.setdefault(start, []).append(number)
+
     for number, (site, start, end) in enumerate(held):
         graph.add(2 * number, 2 * number + 1, tokens(stage_cost(problem, site, start, end).occupancy_ms))
         if start == 0:
@@ -97,7 +101,8 @@ def flow_over(runs: Iterable[Run], problem: Problem) -> tuple[float, list[tuple[
         if end == layers:
             graph.add(2 * number + 1, sink, float("inf"))
             continue
-        for other, run in enumerate(held):
+        for other in range(len(held)) if partial else starting.get(end, ()):
+            run = held[other]
             if other == number or not follows(end, run, partial):
                 continue
             there, back = links.quality(site.node.name, run[0].node.name), links.quality(run[0].node.name, site.node.name)

@@ -18,13 +18,25 @@ from typing import IO, TypeAlias
 
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem
-from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, JointlySolved, JointOutcome, Limits, Outcome, Solved, TimedOut
+from splitinference.core.solve.outcome import (
+    DEFAULT_LIMITS,
+    Incumbent,
+    Infeasible,
+    JointlySolved,
+    JointOutcome,
+    Limits,
+    Outcome,
+    Solved,
+    TimedOut,
+)
 from splitinference.core.solve.share import check_together
 
 GRACE_SECONDS = 2.0
 """How long after its own deadline the process may take to hand over what it has; then it is killed."""
 START_SECONDS = 60.0
 """How long the process may take to start on a busy machine; not part of a problem's time."""
+MANY_NODES = 256
+"""From so many nodes on a plan by quick rules is reported first: the search may not come to an end within time and memory."""
 _LENGTH = struct.Struct("<Q")
 Question: TypeAlias = tuple[str, list[str], float, str | None]
 """One problem, or several jointly or in turn; the problems as JSON; seconds; a hint as JSON."""
@@ -44,12 +56,24 @@ class SolverProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def solve(self, problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None = None) -> Outcome:
-        """As `solve`, in the process. TimedOut if it has to be killed; raises SolverFailed if it breaks (also: out of memory)."""
-        answer = self._ask(("one", [problem.model_dump_json()], limits.seconds, hint.model_dump_json() if hint else None), limits)
-        if answer is None:
-            return TimedOut(hint, -math.inf)
+        """As `solve`, in the process. Where that is killed or breaks (also: out of memory), TimedOut with the best plan that it reported.
+
+        Raises SolverFailed if it breaks before it has reported a plan.
+        """
+        reported: list[Incumbent] = []
+        question = ("one", [problem.model_dump_json()], limits.seconds, hint.model_dump_json() if hint else None)
+        try:
+            answer = self._ask(question, limits, reported)
+        except SolverFailed:
+            if not reported:
+                raise
+            answer = None
         if isinstance(answer, Solved | Infeasible | TimedOut):
             return answer
+        if reported:
+            return TimedOut(reported[-1].plan, reported[-1].bound)
+        if answer is None:
+            return TimedOut(hint, -math.inf)
         raise SolverFailed(str(answer))
 
     def solve_several(self, problems: Sequence[Problem], limits: Limits = DEFAULT_LIMITS, *, jointly: bool) -> JointOutcome:
@@ -63,20 +87,23 @@ class SolverProcess:
             return answer
         raise SolverFailed(str(answer))
 
-    def _ask(self, question: "Question", limits: Limits) -> object | None:
-        """The process's answer; None if it had to be killed."""
+    def _ask(self, question: "Question", limits: Limits, reported: list[Incumbent] | None = None) -> object | None:
+        """The process's answer; None if it had to be killed. Plans that it reports on the way are added to `reported`."""
         with self._lock:
             process = self._running()
             try:
                 _send(process.stdin, pickle.dumps(question))
-                data = _receive(process, time.monotonic() + limits.seconds + GRACE_SECONDS)
+                deadline = time.monotonic() + limits.seconds + GRACE_SECONDS
+                while (data := _receive(process, deadline)) is not None:
+                    found: object = pickle.loads(data)
+                    if not isinstance(found, Incumbent):
+                        return found
+                    if reported is not None:
+                        reported.append(found)
             except (BrokenPipeError, EOFError) as error:
                 raise SolverFailed(self._last_words()) from error
-            if data is None:
-                self._stop()
-                return None
-        found: object = pickle.loads(data)
-        return found
+            self._stop()
+            return None
 
     def close(self) -> None:
         """End the process; a later solve starts a new one."""
@@ -153,7 +180,8 @@ def _receive(process: "subprocess.Popen[bytes]", deadline: float) -> bytes | Non
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([descriptor], [], [], left)[0]:
             return None
-        piece = os.read(descriptor, 1 << 20)
+        # Never beyond this message: the next one may be there already.
+        piece = os.read(descriptor, min(1 << 20, wanted - len(data)))
         if not piece:
             raise EOFError
         data += piece
@@ -178,12 +206,30 @@ def serve(memory_mib: int, niceness: int) -> None:
     while len(head := inward.read(_LENGTH.size)) == _LENGTH.size:
         answer: object
         try:
-            answer = _answer(pickle.loads(inward.read(_LENGTH.unpack(head)[0])), memory_mib)
+            question = pickle.loads(inward.read(_LENGTH.unpack(head)[0]))
+            first = _first_plan(question)
+            if first is not None:
+                _send(out, pickle.dumps(first))
+            answer = _answer(question, memory_mib)
         except MemoryError:
             answer = f"out of memory: the cap is {memory_mib} MiB"
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
             answer = f"{type(error).__name__}: {error}"
         _send(out, pickle.dumps(answer))
+
+
+def _first_plan(question: Question) -> Incumbent | None:
+    """A plan by quick rules for a large problem, before the search for the best begins: what is left if that does not come to an end."""
+    how, texts, _, hint = question
+    if how != "one":
+        return None
+    problem = Problem.model_validate_json(texts[0])
+    if len(problem.snapshot.nodes) < MANY_NODES:
+        return None
+    from splitinference.core.solve.dispatch import quick_plan
+
+    plan = quick_plan(problem, Plan.model_validate_json(hint) if hint else None)
+    return Incumbent(plan) if plan else None
 
 
 def _answer(question: Question, memory_mib: int) -> Outcome | JointOutcome:

@@ -12,7 +12,8 @@ from splitinference.core.cost.predict import prediction_of
 from splitinference.core.explain import explain
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Goal, Objective, Problem
-from splitinference.core.solve.columns import Column, plan_with
+from splitinference.core.solve.columns import Column, column, plan_with
+from splitinference.core.solve.heuristics import greedy, memory_proportional
 from splitinference.core.solve.infeasible import reasons
 from splitinference.core.solve.master import choose
 from splitinference.core.solve.outcome import DEFAULT_LIMITS, Infeasible, Limits, Outcome, Solved, TimedOut
@@ -89,8 +90,8 @@ def _one_chain(problem: Problem, known: Plan | None, expired: Callable[[], bool]
     choice = choose([problem], [pool], seconds)
     if choice.columns is None:
         raise WrongAnswerError("the master refuses every chain that was priced")
-    column = choice.columns[0][0]
-    return _Answer(plan_with(problem, (column,)), pool.bound, columns=len(pool.columns), column=column)
+    taken = choice.columns[0][0]
+    return _Answer(plan_with(problem, (taken,)), pool.bound, columns=len(pool.columns), column=taken)
 
 
 class _Finder:
@@ -138,6 +139,20 @@ def judged(plan: Plan, problem: Problem, bound: float, seconds: float, *, late: 
     if late and gap > GOOD_ENOUGH:
         return TimedOut(done, bound)
     return Solved(done, bound, gap, optimal, seconds, words)
+
+
+def quick_plan(problem: Problem, hint: Plan | None) -> Plan | None:
+    """A valid plan by the quickest rules, or the hint where that is better; None where they find none. For one chain alone."""
+    if needs_choice(problem) or problem.objective.goal is Goal.THROUGHPUT:
+        return _valid(problem, hint)
+    found = [made for rule in (greedy, memory_proportional) for pipeline in rule(problem) if (made := column(pipeline, problem))]
+    plans = [plan_with(problem, (one,)) for one in found]
+    plans += [known for known in [_valid(problem, hint)] if known]
+    if not plans:
+        return None
+    best = min(plans, key=lambda plan: objective_value(plan, problem))
+    outcome = judged(best, problem, -math.inf, 0.0, late=False)
+    return outcome.plan if isinstance(outcome, Solved) else None
 
 
 def needs_choice(problem: Problem) -> bool:

@@ -32,12 +32,12 @@ def staged(flows: Flows, expired: Callable[[], bool]) -> tuple[Held, ...] | None
     value = 0.0
     for _ in range(RATE_STEPS):
         rate = (low + high) / 2.0 if low else high / 8.0 if best is None else (low + high) / 2.0
-        stages = _cover(tables, weakest, mixes, counts, rate)
+        stages = _cover(tables, weakest, mixes, counts, rate, expired=expired)
         if stages is None:
             high = rate
         else:
             low = rate
-            held = _levelled(_assign(flows, kinds, stages), flows)
+            held = _levelled(_assign(flows, kinds, stages), flows, expired)
             found = flows.value(held)
             if best is None or found > value:
                 best, value = held, found
@@ -77,7 +77,7 @@ def _mixes(counts: list[int]) -> list[tuple[int, ...]]:
 
 
 def _cover(
-    tables: Tables, rates: Floats, mixes: list[tuple[int, ...]], counts: list[int], rate: float
+    tables: Tables, rates: Floats, mixes: list[tuple[int, ...]], counts: list[int], rate: float, *, expired: Callable[[], bool]
 ) -> list[tuple[int, int, tuple[int, ...]]] | None:
     """Stages (start, end, how many of each kind) that pass `rate` steps per ms and cover the model; None if there are none."""
     layers = tables.layers
@@ -98,6 +98,8 @@ def _cover(
     for state, digits in enumerate(product(*(range(n) for n in shape))):
         if state == 0 or sum(digits) > most:
             continue
+        if state % 256 == 0 and expired():
+            return None
         fits = np.flatnonzero((mix_array <= np.array(digits)).all(axis=1))
         before = far[state - offsets[fits]]
         there = np.where(before >= 0, reach[fits, before], -1)
@@ -143,7 +145,7 @@ def _assign(flows: Flows, kinds: list[list[int]], stages: list[Stage]) -> list[H
     return runs
 
 
-def _levelled(runs: list[Held], flows: Flows) -> tuple[Held, ...]:
+def _levelled(runs: list[Held], flows: Flows, expired: Callable[[], bool]) -> tuple[Held, ...]:
     """Move single places to other runs, and shift cuts, while the weakest stage gains."""
 
     def weakest(now: list[Held]) -> float:
@@ -157,7 +159,9 @@ def _levelled(runs: list[Held], flows: Flows) -> tuple[Held, ...]:
     stages = len({run[1:] for run in runs})
     while again:
         again = False
-        for other in _neighbours(runs):
+        for number, other in enumerate(_neighbours(runs)):
+            if number % 256 == 0 and expired():
+                return tuple(runs)
             found = weakest(other)
             if found > value * (1 + 1e-9) and len({run[1:] for run in other}) == stages:
                 runs, value, again = other, found, True

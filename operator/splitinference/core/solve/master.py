@@ -98,7 +98,7 @@ class _Model:
                 if count == 1:
                     return sum(x * (a + b) for (x, a), (_, b) in zip(first, each, strict=True))
                 # The judge counts the slowest first token and the slowest further token, which may be of two pipelines.
-                return self._at_least([[one] for one in first]) + self._at_least([[one] for one in each])
+                return self._at_least(self._exclusive(r, first)) + self._at_least(self._exclusive(r, each))
             case Goal.BOTTLENECK:
                 if count == 1:
                     return sum(x * whole(c.prediction.bottleneck_ms) for x, c in pairs)
@@ -126,6 +126,16 @@ class _Model:
         if objective.move_weight:
             total = total + self.goal(r, Goal.MOVE, weight * objective.move_weight, unit)
         return total + self._utilization(r, weight * objective.utilization_weight, unit)
+
+    def _exclusive(self, r: int, terms: list[tuple[Any, int]]) -> list[list[tuple[Any, int]]]:
+        """Terms of columns in groups of which at most one is taken: of pipelines apart, those that use the same node."""
+        if not self.problems[r].constraints.disjoint_pipelines:
+            return [[term] for term in terms]
+        groups: dict[str, list[tuple[Any, int]]] = defaultdict(list)
+        for term, column in zip(terms, self.pools[r].columns, strict=True):
+            for name in sorted(column.nodes):
+                groups[name].append(term)
+        return list(groups.values())
 
     def _at_least(self, taken: list[list[tuple[Any, int]]]) -> Any:
         """A variable that is no less than any of these sums."""

@@ -1,5 +1,6 @@
 """What solving can come to: one type per meaning."""
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -55,6 +56,14 @@ class TimedOut:
 
     best: Plan | None
     bound: float
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """The best plan so far of a solve that goes on, and a bound that holds already."""
+
+    plan: Plan
+    bound: float = -math.inf
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from splitinference.core.solve.criterion import of_goal, sum_of
 from splitinference.core.solve.heuristics import heuristic_chains
 from splitinference.core.solve.moves import least_with_moves
 from splitinference.core.solve.peak import least_with_peak
+from splitinference.core.solve.presolve import needed_nodes
 from splitinference.core.solve.relaxed import Step
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import Task, task_of
@@ -25,7 +26,7 @@ def chain_pool(problem: Problem, known: Plan | None, expired: Callable[[], bool]
 
     Where the best is not proven, chains by heuristics are columns too: the choice is never worse than the best of them.
     """
-    tables = Tables(problem)
+    tables = Tables(needed_nodes(problem))
     task = task_of(tables)
     columns = [unchecked(known.pipelines[0], problem)] if known else []
     value = value_of(columns[0].prediction, problem) if columns else math.inf

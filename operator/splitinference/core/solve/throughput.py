@@ -21,6 +21,7 @@ from splitinference.core.solve.flow_rules import RULES
 from splitinference.core.solve.flow_stages import staged
 from splitinference.core.solve.flows import Flows, Held
 from splitinference.core.solve.fluid import most_steps_per_ms
+from splitinference.core.solve.presolve import needed_nodes
 from splitinference.core.solve.share import without_nodes
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import task_of
@@ -44,6 +45,10 @@ def most_throughput(problem: Problem, known: Plan | None, expired: Callable[[], 
     if not tables.count:
         return None
     flows, scale = Flows(tables), 1e3 * problem.workload.batch
+    # On many places chains come first: they are quick, and then there is an answer whenever the time is over.
+    first = _chains(flows, expired) if len(flows.places) > MOST_PLACES else ()
+    if first is None and known is None:
+        return None
     best = [] if known is None else [known]
     few = _all_runs(flows)
     if few is not None:
@@ -54,10 +59,10 @@ def most_throughput(problem: Problem, known: Plan | None, expired: Callable[[], 
         if choice.exact and len(best) > (known is not None):
             return _most(best, problem), scale * choice.bound
     bound = scale * most_steps_per_ms(tables)
-    candidates = [held for held in [staged(flows, expired)] if held]
+    candidates = [held for held in [first or (), *([] if expired() else [staged(flows, expired) or ()])] if held]
     reached = scale * max(map(flows.value, candidates), default=0.0)
-    if reached < (1 - NEAR) * bound:
-        chains = _chains(flows, expired)
+    if reached < (1 - NEAR) * bound and not (candidates and expired()):
+        chains = first or _chains(flows, expired)
         if chains is None and not candidates and known is None:
             return None
         candidates += [chains or (), *_by_rules(flows), *_apart(flows, expired)]
@@ -98,7 +103,7 @@ def _chains(flows: Flows, expired: Callable[[], bool]) -> tuple[Held, ...] | Non
     for number in range(MOST_CHAINS):
         if most is not None and number:
             break
-        tables = Tables(without_nodes(problem, used)) if used else flows.tables
+        tables = Tables(needed_nodes(without_nodes(problem, used))) if used or len(flows.places) > MOST_PLACES else flows.tables
         if not tables.count:
             break
         found = least_bottleneck(task_of(tables), math.inf, expired if number else lambda: False)
