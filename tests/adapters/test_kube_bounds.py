@@ -54,7 +54,7 @@ def test_an_answer_without_end_is_given_up(body: bytes):
 
 def test_a_log_without_end_is_given_up():
     with endless(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n") as url, pytest.raises(UnavailableError, match="longer than"):
-        cluster(url).pod_log("team", "chat-profile-1")
+        cluster(url).pod_log("team", "chat-profile-1", "profile")
 
 
 def test_what_is_not_json_is_unavailable():

@@ -205,7 +205,7 @@ def played(cluster: FakeCluster, secret: str = "") -> subprocess.CompletedProces
     command = [sys.executable, *container["command"][1:]]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **env})
     phase = "Failed" if done.returncode else "Succeeded"
-    states = [{"state": {"terminated": {"message": done.stderr}}}]
+    states = [{"name": "profile", "state": {"terminated": {"exitCode": done.returncode, "message": done.stderr}}}]
     cluster.objects["Pod", name]["status"] = {"phase": phase, "containerStatuses": states}
     cluster.logs[name] = done.stdout
     return done
@@ -222,7 +222,8 @@ def test_a_model_of_the_hub_is_read_by_a_pod_with_the_secret_which_the_operator_
         pod = cluster.objects["Pod", name]
         wanted = [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}] if token else []
         assert [e for e in pod["spec"]["containers"][0]["env"] if "valueFrom" in e] == wanted
-        assert "affinity" not in pod["spec"]
+        (term,) = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        assert {asked["key"] for asked in term["matchExpressions"]} == {"kubernetes.io/os", "kubernetes.io/arch"}
         played(cluster, "hf_secret\n")
         profile = models.profile(of_the_hub(token))
     assert isinstance(profile, Profile), profile
@@ -255,7 +256,8 @@ def test_a_secret_that_is_not_there_is_named():
     models.profile(of_the_hub(token=True))
     (name,) = cluster.pods()
     waiting = {"reason": "CreateContainerConfigError", "message": 'secret "hub" not found'}
-    cluster.objects["Pod", name]["status"] = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": waiting}}]}
+    cluster.objects["Pod", name]["status"] = {"phase": "Pending", "containerStatuses": [{"name": "profile", "state": {"waiting": waiting}}]}
+    cluster.objects["Pod", name]["spec"]["nodeName"] = "a"
     cluster.objects["Pod", name]["metadata"]["creationTimestamp"] = clock.time.isoformat()
     clock.time += timedelta(minutes=10)
     found = models.profile(of_the_hub(token=True))

@@ -38,7 +38,7 @@ WITHOUT_A_REQUEST = {
 
 @pytest.fixture(params=MODES)
 def chart(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    return (*MODES[request.param], "policy.allowedHostPaths={/models}")
+    return (*MODES[request.param], "measureNodes.enabled=false", "policy.allowedHostPaths={/models}")
 
 
 @pytest.fixture
@@ -85,7 +85,16 @@ def the_process(server: ApiServer, chart: tuple[str, ...]) -> None:
     for name in ("a", "b"):
         a_node(api, name)
     given = {name.removeprefix("SPLITINFERENCE_"): value for name, value in settings(*chart).items()}
-    wanted = ("NAMESPACES", "LEASE", "NETWORK_POLICIES", "ALLOWED_HOST_PATHS", "ALLOWED_TOLERATIONS")
+    wanted = (
+        "NAMESPACES",
+        "OPERATOR_NAMESPACE",
+        "MEASURE_NODES",
+        "DISRUPTION_BUDGETS",
+        "LEASE",
+        "NETWORK_POLICIES",
+        "ALLOWED_HOST_PATHS",
+        "ALLOWED_TOLERATIONS",
+    )
     cluster = KubeCluster(api, 5)
     with an_operator(server.kubeconfig(USER), **{name: given[name] for name in wanted}) as operator:
         cluster.create(a_resource("team"))

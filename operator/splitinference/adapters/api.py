@@ -21,6 +21,9 @@ _PAGE = 100
 _ANSWER_LIMIT_BYTES = 24 * 2**20
 """Of one answer: objects of other tenants may have 1.5 MB each. A list that is longer is asked for in shorter pages."""
 
+_CONNECTIONS = 64
+"""Kept open: one for each watch, and one for each pass that runs."""
+
 _PATHS = {
     "Node": ("/api/v1", "nodes"),
     "Pod": ("/api/v1", "pods"),
@@ -55,6 +58,7 @@ def connect(kubeconfig: str | None = None) -> client.ApiClient:
     except (config.ConfigException, OSError) as error:
         raise UnavailableError(f"neither in a cluster, nor a usable kubeconfig: {error}") from error
     configuration.retries = False
+    configuration.connection_pool_maxsize = _CONNECTIONS
     return client.ApiClient(configuration)
 
 

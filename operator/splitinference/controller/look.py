@@ -133,7 +133,7 @@ class Looker:
         proofs = prover.prove(proofs, read_segments(owned, known), failing)
         known = replace(known, proven=proofs.proven, broken=proofs.broken(now), lost=proofs.lost(now))
         segments = read_segments(owned, known)
-        recall = not_after(read_recall(self.body.get("status") or {}).sane(now), now).failed(segments, wanted, now)
+        recall = not_after(read_recall(self.body.get("status") or {}), now).failed(segments, wanted, now)
         if held_back := recall.held_back(segments, now):
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)

@@ -12,7 +12,6 @@ from splitinference.core.value import Value
 from splitinference.core.walk import Phase
 
 _ENOUGH = 3
-_CLOCKS_DIFFER = timedelta(minutes=1)
 _FORGOTTEN = timedelta(minutes=10)
 _MOST_DOUBLINGS = 4
 """A node that fails again after it was avoided is avoided twice as long, up to so many times: 160 minutes."""
@@ -62,19 +61,6 @@ class Recall(Value):
     paid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they came quicker")
     unpaid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they did not come quicker")
     proofs: tuple[str, ...] = Field(default=(), description="proof keys of the processes that were proven")
-
-    def sane(self, now: datetime) -> "Recall":
-        """Without what is said to have happened in the future: the clock was set back, and cooldowns would last until it catches up."""
-        latest = now + _CLOCKS_DIFFER
-        memory, moves = self.memory, tuple(moved for moved in self.moves if moved <= latest)
-        stamps = [memory.reviewed, memory.detoured, memory.tried_at]
-        stamps += [watch.last for watch in memory.watches.values()] + [slowed.last for slowed in memory.slowed.values()]
-        stamps += [obstacle.at for obstacle in memory.obstacles.values()] + [level.since for level in memory.levels.values()]
-        if any(stamp is not None and stamp > latest for stamp in stamps):
-            memory = Memory()
-        if memory is self.memory and len(moves) == len(self.moves):
-            return self
-        return self.model_copy(update={"memory": memory, "moves": moves})
 
     def moved(self, now: datetime) -> "Recall":
         """With one more move."""

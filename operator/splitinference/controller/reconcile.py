@@ -151,13 +151,14 @@ class _Pass:
 
     def run(self) -> Looked:
         """The pass."""
-        self._ensure_secrets()
         asked = read_asked(self.body, self.ports.models, self.settings)
         planned, profile, built = self._planned(asked)
         looker = Looker(self.ports, self.settings, self.body, self.sight, self.kept.told)
         wanted = frozenset(built.target.segments) if built else frozenset[str]()
         seen, self.kept.proofs = looker.look(self.resources, wanted, self.kept.proofs)
         decision: Adopt | Keep | None = None
+        if isinstance(asked, Asked) or planned is not None:
+            self._ensure_secrets()
         if isinstance(asked, Asked):
             if planned is None:
                 self._ensure_gateway(self.body, asked.profile, seen)
