@@ -12,6 +12,7 @@ from kubernetes import client
 from splitinference.adapters.kube import KubeCluster
 from splitinference.cli.bench_control_plane import NotStartedError
 from splitinference.cli.bench_pretend import profile_of
+from splitinference.controller.budget import BUDGET, budget_name, segments_budget
 from splitinference.controller.manifests import Manifests
 from splitinference.controller.objects import metadata
 from splitinference.controller.resource import Resource, read_resource
@@ -130,6 +131,9 @@ def the_rest(server: ApiServer) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata(read, "chat-gateway-tls", "gateway"), "data": {"tls.key": "YQ=="}}
     for _ in range(2):
         cluster.apply(secret)
+    cluster.apply(segments_budget(read, (made.name,)))
+    cluster.delete(BUDGET, "team", budget_name("chat"))
+    assert cluster.pod_warning("team", "a-pod-that-does-not-start") == ""
 
 
 def test_rights_are_those_that_are_used(audited: ApiServer, chart: tuple[str, ...]):
