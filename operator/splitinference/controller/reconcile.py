@@ -157,7 +157,7 @@ class _Pass:
         wanted = frozenset(built.target.segments) if built else frozenset[str]()
         seen, self.kept.proofs = looker.look(self.resources, wanted, self.kept.proofs)
         decision: Adopt | Keep | None = None
-        if isinstance(asked, Asked) or planned is not None:
+        if isinstance(asked, Asked) or asked.holds is not False or planned is not None:
             self._ensure_secrets()
         if isinstance(asked, Asked):
             if planned is None:
