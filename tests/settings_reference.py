@@ -8,8 +8,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
 
 _HEAD = """# Settings of the operator
 
-Environment variables of the operator; the chart's `values.yaml` has the usual ones, `extraSettings` takes any.
-Written by `python -m tests.settings_reference`.
+The operator reads these environment variables once, when it starts.
+The chart's `values.yaml` covers the usual ones. Its value `extraSettings` sets any of them.
+`python -m tests.settings_reference` writes this page.
 
 | variable | default | meaning |
 |---|---|---|
