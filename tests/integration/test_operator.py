@@ -123,7 +123,8 @@ def test_changes_wake_a_pass_long_before_it_would_look_by_itself(
     core = client.CoreV1Api(api)
 
     def change_the_resource() -> None:
-        cluster.apply({**unreadable(namespace), "spec": {**unreadable(namespace)["spec"], "workload": {"promptTokens": 7}}})
+        where = ("splitinference.dev", "v1alpha1", namespace, "splitinferences", "chat")
+        client.CustomObjectsApi(api).patch_namespaced_custom_object(*where, {"spec": {"workload": {"promptTokens": 7}}})
 
     def make_a_pod() -> None:
         container = {"name": "c", "image": "none"}

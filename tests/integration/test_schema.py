@@ -42,6 +42,7 @@ def template(who: str, **given: Any) -> dict[str, Any]:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"workload": {"promptTokens": 2000, "outputTokens": 49}}, "promptTokens + outputTokens must be at most spec.model.maxContextTokens"),
     ({"partition": {"minSegments": 3}, "placement": {"maxNodes": 2}}, "spec.partition.minSegments must be at most spec.placement.maxNodes"),
+    ({"operatorClass": "Edge!"}, "spec.operatorClass must be lower-case letters, digits and '-'"),
     (model(id="-m"), "spec.model.id must start with a letter or digit"),
     (model(id=""), "spec.model.id"),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),

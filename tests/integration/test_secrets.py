@@ -12,7 +12,7 @@ from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.kube import KubeCluster, connect
 from splitinference.controller.credentials import secrets
 from splitinference.controller.identity import owner_of_body
-from splitinference.controller.ports import RefusedError
+from splitinference.controller.ports import NameTakenError, RefusedError
 from tests.integration.conftest import a_resource
 
 
@@ -107,7 +107,7 @@ def test_a_secret_of_somebody_else_is_neither_changed_nor_adopted(
     client.CoreV1Api(cluster._api).create_namespaced_secret(namespace, {"metadata": metadata, "data": content})
     before = version(cluster, namespace, "chat-gateway-tls")
     _, gateway = secrets(owner_of_body(resource), authority(cluster, namespace), datetime.now(UTC))
-    with pytest.raises(RefusedError, match="NameTaken: Secret chat-gateway-tls"):
+    with pytest.raises(NameTakenError, match="Secret chat-gateway-tls in namespace"):
         writer.apply_unread(gateway)
     assert version(cluster, namespace, "chat-gateway-tls") == before
     assert not any("data" in answer for answer in writer.answers)
