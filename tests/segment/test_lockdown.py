@@ -100,10 +100,20 @@ def test_the_port_for_metrics_gives_metrics_alone(halves: Chain) -> None:
                 assert b"nv_inference_count" in answer.read()
 
 
+def has_ipv6_loopback() -> bool:
+    """Containers without a network often have none, though the kernel knows IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("address", ["::1", "127.0.0.1"])
 def test_the_wire_listens_for_both_families(address: str, halves: Chain) -> None:
-    if ":" in address and not socket.has_dualstack_ipv6():
-        pytest.skip("this machine has no IPv6")
+    if ":" in address and not has_ipv6_loopback():
+        pytest.skip("this container's loopback has no IPv6 address")
     socket.create_connection((address, halves.servers[0].port), timeout=30).close()
 
 

@@ -20,6 +20,18 @@ LLAMA = "llama.cpp"
 _READY_SECONDS = 300.0
 _CONTEXT = 2048
 _FIRST_PORT = 20000
+_ASK_INSIDE = """\
+import ssl, sys, urllib.request
+port, folder = sys.argv[1:]
+context = None
+if folder:
+    context = ssl.create_default_context(cafile=folder + "/ca.crt")
+    context.check_hostname = False
+    context.load_cert_chain(folder + "/tls.crt", folder + "/tls.key")
+url = f"{'https' if folder else 'http'}://127.0.0.1:{port}/internal/routes"
+print(urllib.request.urlopen(url, context=context, timeout=30).read().decode())
+"""
+"""What a gateway observed of its stages, asked as the operator asks: with a certificate of its role."""
 
 
 class CannotMeasure(Exception):
@@ -91,6 +103,7 @@ class Chain:
     hops: tuple[Mapping[str, str], ...]
     http_ports: tuple[int, ...]
     port: int
+    internal_port: int = 0
 
 
 @dataclass
@@ -110,7 +123,8 @@ class Bench:
         self._made.append(self.identity)
         Path(self._folder.name).chmod(0o755)
         self._identities = Identities(Path(self._folder.name))
-        options = ["--network", "none", "--entrypoint", "sleep", *self._pinned()]
+        _, mount = self._known("operator")  # to ask gateways what they observed
+        options = ["--network", "none", "--entrypoint", "sleep", *mount, *self._pinned()]
         self.docker.run("run", "-d", "--rm", "--init", "--name", self.identity, *options, self.options.gateway_image, "86400")
         return self
 
@@ -132,7 +146,7 @@ class Bench:
         ranges = list(itertools.pairwise(cuts))
         chain = len(ranges)
         names = [f"{PREFIX}-{chain}-{start}-{end}" for start, end in ranges]
-        ports = [self._port() for _ in range(4 * len(ranges) + 1)]
+        ports = [self._port() for _ in range(4 * len(ranges) + 3)]
         peers = json.dumps({name: f"127.0.0.1:{ports[4 * i]}" for i, name in enumerate(names)})
         hops = tuple({"segment": name, "model": f"seg-{'0' * 8}-{start}-{end}"} for name, (start, end) in zip(names, ranges, strict=True))
         for i, (hop, (start, end)) in enumerate(zip(hops, ranges, strict=True)):
@@ -160,6 +174,8 @@ class Bench:
             "SI_ROUTE_FILE": "/tmp/route.json",
             "SI_PEER_ADDRESSES": peers,
             "SI_PORT": str(ports[-1]),
+            "SI_INTERNAL_PORT": str(ports[-2]),
+            "SI_METRICS_PORT": str(ports[-3]),
             "SI_MAX_CONCURRENT_SEQUENCES": str(max(8, self.options.clients)),
             "SI_PREFILL_CHUNK_TOKENS": str(self.options.chunk_tokens),
             "SI_PREFIX_REUSE": "off",  # the same prompts come every round
@@ -170,7 +186,7 @@ class Bench:
         known, mount = self._known("gateway")
         name = f"{PREFIX}-{chain}-gateway"
         self._container(name, self.options.gateway_image, settings | known, *mount, "--entrypoint", "sh", words=words)
-        return Chain(f"segments-{chain}", hops, tuple(ports[1 : 4 * len(ranges) : 4]), ports[-1])
+        return Chain(f"segments-{chain}", hops, tuple(ports[1 : 4 * len(ranges) : 4]), ports[-1], ports[-2])
 
     def start_llama(self, packages: Path, gguf: Path) -> Chain:
         """Start llama.cpp's server in the segment image; not ready yet: it encodes its weights first."""
@@ -241,8 +257,9 @@ class Bench:
 
     def observed(self, chain: Chain) -> dict[str, Any]:
         """What the chain's gateway says of its stages."""
-        script = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{chain.port}/internal/routes').read().decode())"
-        return dict(json.loads(self.docker.run("exec", self.identity, "python", "-c", script))["observed"])
+        folder = "" if self.options.insecure else FOLDER
+        words = ("exec", "-i", self.identity, "python", "-", str(chain.internal_port), folder)
+        return dict(json.loads(self.docker.run(*words, stdin=_ASK_INSIDE))["observed"])
 
     def _container(self, name: str, image: str, settings: Mapping[str, str], *options: str, words: Sequence[str] = ()) -> None:
         full = self._name(name)
