@@ -14,7 +14,7 @@ from in_process import Chain, Network, Parts
 from random_models import CONFIGS
 from transformers import AutoModelForCausalLM
 
-from splitinference_segment.protocol import Sampling
+from splitinference_segment.sampling_meta import Sampling
 from splitinference_segment.sampling import Choice, sample
 
 COUNT = 16
