@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from splitinference_segment.sampling_meta import Sampling
 from splitinference_segment.sampling import adjusted, sample, scored, uniform
+from splitinference_segment.sampling_meta import Sampling
 
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]))
 
@@ -125,7 +125,9 @@ def test_the_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_
 
 def test_presence_counts_once_and_frequency_each_time_and_the_prompt_not_at_all() -> None:
     logits = torch.zeros(4)
-    settings = Sampling(presence_penalty=0.5, frequency_penalty=0.25, prompt=packed(0), generated=packed(1, 1, 2, 4))  # 1 once, 3 four times
+    settings = Sampling(
+        presence_penalty=0.5, frequency_penalty=0.25, prompt=packed(0), generated=packed(1, 1, 2, 4)
+    )  # 1 once, 3 four times
     assert adjusted(logits, settings).tolist() == [0.0, -0.75, 0.0, -1.5]
     assert adjusted(logits, Sampling(frequency_penalty=-1.0, generated=packed(3, 2))).tolist() == [0.0, 0.0, 0.0, 2.0]
 

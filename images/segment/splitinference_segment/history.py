@@ -1,6 +1,7 @@
 """The tokens of a sequence as META carries them: sorted ids as gaps, base64 of variable-length integers. See docs/reference/data-plane.md.
 
-The last segment keeps none of them: what a penalty needs comes with the step. So a replay, a hand-over and another split give the same token.
+The last segment keeps none of them: what a penalty needs comes with the step.
+So a replay, a hand-over and another split give the same token.
 """
 
 import base64

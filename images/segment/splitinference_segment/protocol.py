@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_segment.sampling_meta import Sampling, parse_sampling
+from splitinference_segment.sampling_meta import GREEDY, Sampling, parse_sampling
 
 VERSION = 1
 OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
@@ -112,7 +112,7 @@ class Request:
     route: tuple[Hop, ...] = ()
     sample: bool = False
     logits: bool = False
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     targets: str = ""  # the tokens that follow the step's, whose log-probabilities are asked for, packed (history.py)
     deadline_ms: float = DEFAULT_DEADLINE_MS
     traceparent: str = ""  # W3C trace context of the step, handed on as it came; empty: not traced

@@ -57,6 +57,7 @@ class Sampling:
         return {name: value for name, value in every.items() if name in _ALWAYS or value != _DEFAULTS[name]}
 
 
+GREEDY = Sampling()
 _ALWAYS = ("temperature", "top_p", "seed", "logprobs")
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(Sampling)}
 
