@@ -58,12 +58,13 @@ class Prompts:
 
     settings: Settings
     with_tokenizer: bool
-    context_tokens: int
+    context_tokens: int = 0  # of the longest text; 0: as is set
     _process: "subprocess.Popen[bytes] | None" = None
     _control: socket.socket | None = None
     _idle: list[_Worker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.context_tokens = self.context_tokens or self.settings.max_context_tokens
         workers = self.settings.prompt_workers
         self._places = Admission(workers, _MOST_WAITING, running_per_client=max(1, workers - 1))
         self._large = Admission(1, _MOST_WAITING)
