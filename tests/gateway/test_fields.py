@@ -137,7 +137,7 @@ async def test_more_context_than_the_model_has_positions_is_a_400_and_never_reac
         assert (await world.get("/v1/models"))["data"][0]["max_model_len"] == 64
 
 
-@pytest.mark.parametrize("setting", ["model", "none"])
+@pytest.mark.parametrize("setting", ["model", "neutral"])
 async def test_the_models_generation_config_gives_what_a_request_does_not_say(tmp_path: Path, setting: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

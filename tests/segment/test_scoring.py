@@ -1,6 +1,7 @@
 """Log-probabilities of tokens that are given: each row of a step against the token that follows it, whatever else is in the batch."""
 
 import base64
+import itertools
 import time
 from queue import SimpleQueue
 from typing import Any
@@ -57,7 +58,7 @@ def test_each_token_is_scored_after_the_one_before_a_few_rows_at_a_time() -> Non
     tokens = [number * 7 % VOCABULARY for number in range(40)]
     result = run(layers, tokens, tokens[1:], sampling=Sampling(logprobs=2))
     assert [choice.token for choice in result.scored] == tokens[1:]
-    expected = [layers.logprob(before, token) for before, token in zip(tokens, tokens[1:], strict=False)]
+    expected = [layers.logprob(before, token) for before, token in itertools.pairwise(tokens)]
     assert [choice.logprob for choice in result.scored] == pytest.approx(expected, abs=1e-5)
     assert all(len(choice.top_logprobs) == 2 for choice in result.scored)
     assert result.choice is None

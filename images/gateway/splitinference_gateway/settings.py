@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 _PREFIX = "SI_"
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]{1,5})?")
+_ORIGIN = re.compile(r"https?://[a-z0-9._-]+(:[0-9]{1,5})?")
 _IDENTITY = re.compile(r"spiffe://[a-z0-9._-]+/ns/[a-z0-9-]+/si/[a-z0-9.-]+")
 
 
@@ -76,7 +76,7 @@ class Settings(BaseModel):
     unknown_fields: Literal["warn", "refuse"] = Field(
         default="warn", description="fields of requests that are not known: left out and named in a Warning header, or a 400"
     )
-    generation_config: Literal["model", "none"] = Field(
+    generation_config: Literal["model", "neutral"] = Field(
         default="model", description="whether generation_config.json gives sampling parameters that a request does not name"
     )
     cors_origins: tuple[str, ...] = Field(
