@@ -68,7 +68,7 @@ def test_settings_have_the_contracts_names_and_defaults() -> None:
     )
     assert (settings.internal_port, settings.metrics_port, settings.insecure, settings.trusted_proxies) == (8444, 9090, False, ())
     assert (settings.port, settings.served_model, settings.route_object) == (8080, "chat", "chat-route")
-    assert settings.address_of("chat-0-12-aa") == "chat-0-12-aa.ns.svc.cluster.local:8001"
+    assert settings.address_of("chat-0-12-aa") == "chat-0-12-aa.ns.svc.cluster.local:8003"
 
 
 @pytest.mark.anyio

@@ -24,7 +24,7 @@ _MOST_UNREAD = 16_384  # pieces of one answer: minutes behind
 class Choice:
     """One answer to generate. `continues`: its text goes on from the prompt's (a leading space counts).
 
-    `ends` are tokens that end it; `echo` is a text to begin with, and `score` asks how likely the prompt's tokens are.
+    `ends` are tokens that end it; `echo` is a text to begin with. `score` asks how likely the prompt's tokens are; they begin at `offsets`.
     """
 
     index: int
@@ -35,6 +35,7 @@ class Choice:
     ends: frozenset[int] = frozenset()
     continues: bool = False
     echo: str = ""
+    offsets: tuple[int, ...] = ()
     score: bool = False
 
 
@@ -42,10 +43,15 @@ def choices(asked: Reading) -> tuple[Choice, ...]:
     """What to generate: `n` choices for each prompt, prompt by prompt."""
     made: list[Choice] = []
     score = bool(asked.echo) and asked.logprobs is not None
-    for prompt, most, echo in zip(asked.prompts, asked.most, asked.echo or [""] * len(asked.prompts), strict=True):
+    number = len(asked.prompts)
+    for prompt, most, echo, offsets in zip(
+        asked.prompts, asked.most, asked.echo or [""] * number, asked.offsets or [()] * number, strict=True
+    ):
         for i in range(asked.n):
             sampling = Sampling(**asked.sampling, seed=seed_of(asked.seed, i))
-            made.append(Choice(len(made), prompt, sampling, most, asked.stops, frozenset(asked.ends), asked.continues, echo, score))
+            made.append(
+                Choice(len(made), prompt, sampling, most, asked.stops, frozenset(asked.ends), asked.continues, echo, offsets, score)
+            )
     return tuple(made)
 
 
@@ -75,7 +81,6 @@ class _Assembly:
 
     def __init__(self, choice: Choice, tokenizer: ModelTokenizer) -> None:
         self._choice = choice
-        self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer.decode, choice.prompt if choice.continues else ())
         self._stops = StopStrings(choice.stops)
         self._pending: list[Sampled] = []
@@ -85,10 +90,11 @@ class _Assembly:
 
     def echo(self, scores: Sequence[Scored | None]) -> Piece:
         """What comes before the first token; the last piece where nothing is to be generated. With scores the prompt's tokens are told."""
-        choice, detokenizer, at, told = self._choice, Detokenizer(self._tokenizer.decode), 0, []
-        for token, score in zip(choice.prompt, scores, strict=False):
-            told.append(Sampled(token, score.logprob if score else None, score.top_logprobs if score else (), min(at, len(choice.echo))))
-            at += len(detokenizer.add(token))
+        choice = self._choice
+        told = [
+            Sampled(token, score.logprob if score else None, score.top_logprobs if score else (), offset)
+            for token, score, offset in zip(choice.prompt, scores, choice.offsets, strict=False)
+        ]
         return Piece(choice.index, choice.echo, tuple(told), 0, None if choice.most_tokens else LENGTH)
 
     def add(self, answer: Answer) -> Piece:

@@ -20,6 +20,7 @@ from splitinference_gateway.requests import (
     parse,
     parse_plain,
 )
+from splitinference_gateway.text import Detokenizer
 from splitinference_gateway.tokenizer import ModelTokenizer
 
 _SEED_BITS = 63
@@ -55,6 +56,7 @@ class Reading:
     most: tuple[int, ...]
     continues: bool
     echo: tuple[str, ...] = ()  # the prompts' texts, where answers begin with them
+    offsets: tuple[tuple[int, ...], ...] = ()  # where each token's text begins in `echo`, where prompts are scored
     ignored: tuple[str, ...] = ()  # fields that nobody here knows
 
     def as_frame(self) -> tuple[dict[str, Any], bytes]:
@@ -70,6 +72,7 @@ class Reading:
             prompts.append(every[start : start + length])
             start += length
         lists = {name: tuple(fields[name]) for name in ("stops", "ends", "most", "echo", "ignored")}
+        lists["offsets"] = tuple(tuple(offsets) for offsets in fields["offsets"])
         sampling = {**fields["sampling"], "banned": tuple(fields["sampling"]["banned"])}
         sampling["bias"] = tuple((token, bias) for token, bias in fields["sampling"]["bias"])
         return cls(**{**fields, **lists, "sampling": sampling, "prompts": tuple(prompts)})
@@ -175,8 +178,16 @@ class Reader:
             if request.max_tokens == 0:
                 raise invalid("Invalid value for 'max_tokens': 0 is only allowed with 'echo'.", "max_tokens", "invalid_value")
             return read
-        texts = (prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in given)
-        return replace(read, echo=tuple(texts))
+        texts = tuple(prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in given)
+        scored = zip(prompts, texts, strict=True) if request.logprobs is not None else ()
+        return replace(read, echo=texts, offsets=tuple(self._offsets(tokens, len(text)) for tokens, text in scored))
+
+    def _offsets(self, tokens: Sequence[int], characters: int) -> tuple[int, ...]:
+        detokenizer, at, made = Detokenizer(self.tokenizer.decode), 0, []
+        for token in tokens:
+            made.append(min(at, characters))
+            at += len(detokenizer.add(token))
+        return tuple(made)
 
     def tokenize(self, body: bytes) -> dict[str, Any]:
         """POST /tokenize: the answer.
