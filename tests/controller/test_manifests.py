@@ -314,6 +314,23 @@ def test_the_gateway_is_told_whose_prompts_may_be_used_again(given: dict[str, st
     assert variables(server)["SI_PREFIX_REUSE"] == told
 
 
+def test_the_gateway_is_told_how_requests_are_taken():
+    names = ("SI_UNKNOWN_FIELDS", "SI_LONG_ANSWERS", "SI_GENERATION_CONFIG", "SI_CORS_ORIGINS")
+
+    def told(given: dict[str, object]) -> list[str]:
+        (server,) = gateway(a_resource(gateway=given))["Deployment"]["spec"]["template"]["spec"]["containers"]
+        return [variables(server)[name] for name in names]
+
+    assert told({}) == ["warn", "cut", "model", ""]
+    given = {
+        "unknownFields": "Refuse",
+        "longAnswers": "Refuse",
+        "generationConfig": "Neutral",
+        "corsOrigins": ["https://a.example", "http://b:3000"],
+    }
+    assert told(given) == ["refuse", "refuse", "neutral", "https://a.example,http://b:3000"]
+
+
 def test_replicas_share_what_the_segments_are_planned_for():
     assert "topologySpreadConstraints" not in gateway()["Deployment"]["spec"]["template"]["spec"]
     deployment = gateway(a_resource(gateway={"replicas": 2}))["Deployment"]

@@ -17,7 +17,7 @@ USER = {"role": "user", "content": "hi"}
 
 def refused(kind: type[ChatRequest] | type[CompletionRequest], body: Any) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        parse(kind, json.dumps(body).encode())
+        parse(kind, json.dumps(body).encode(), refuse_unknown=True)
     return caught.value
 
 
@@ -33,13 +33,14 @@ def refused(kind: type[ChatRequest] | type[CompletionRequest], body: Any) -> Api
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None, "invalid_value"),
         ({"model": 3}, "model", "invalid_type"),
         ({"temperature": "warm"}, "temperature", "invalid_type"),
-        ({"temperature": 2.1}, "temperature", "invalid_value"),
+        ({"temperature": 100.1}, "temperature", "invalid_value"),
         ({"top_p": 0}, "top_p", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": True}, "n", "invalid_type"),
         ({"max_tokens": -1}, "max_tokens", "invalid_value"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens", None),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", None),
+        ({"stop": ["a"] * 65}, "stop", None),
+        ({"stop": [str(i) * 512 for i in range(9)]}, "stop", "invalid_value"),
         ({"stop": [1]}, "stop", "invalid_type"),
         ({"seed": "x"}, "seed", "invalid_type"),
         ({"seed": 2**63}, "seed", "invalid_value"),
@@ -50,7 +51,32 @@ def refused(kind: type[ChatRequest] | type[CompletionRequest], body: Any) -> Api
         ({"colour": "blue"}, "colour", "unknown_parameter"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-        ({"presence_penalty": 1}, "presence_penalty", "unsupported_parameter"),
+        ({"presence_penalty": 2.1}, "presence_penalty", "invalid_value"),
+        ({"frequency_penalty": "high"}, "frequency_penalty", "invalid_type"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"top_k": -2}, "top_k", "invalid_value"),
+        ({"top_k": 1.5}, "top_k", None),
+        ({"min_p": 1.1}, "min_p", "invalid_value"),
+        ({"logit_bias": [1]}, "logit_bias", "invalid_type"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"5": True}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "invalid_value"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids", "invalid_value"),
+        ({"stop_token_ids": [1] * 129}, "stop_token_ids", None),
+        ({"stop_token_ids": 7}, "stop_token_ids", "invalid_type"),
+        ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
+        ({"min_tokens": -1}, "min_tokens", "invalid_value"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "invalid_value"),
+        ({"chat_template_kwargs": "thinking"}, "chat_template_kwargs", "invalid_type"),
+        ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
+        ({"tools": [], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "unsupported_parameter"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "unsupported_parameter"),
+        ({"guided_regex": "a+"}, "guided_regex", "unsupported_parameter"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs", "unsupported_parameter"),
+        ({"chat_template": "{{ messages }}"}, "chat_template", "unsupported_parameter"),
+        ({"best_of": 3, "n": 2}, "best_of", "unsupported_parameter"),
     ],
 )
 def test_a_wrong_chat_parameter_is_named(change: dict[str, Any], param: str | None, code: str | None) -> None:
@@ -76,6 +102,12 @@ def test_a_prompt_of_a_wrong_type_is_refused(prompt: object) -> None:
         {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}},
         {"tools": None, "functions": None, "stop": None, "temperature": None, "n": None, "stream": None},
         {"temperature": 1, "top_p": 1},
+        {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "logit_bias": None, "stop_token_ids": [], "ignore_eos": False, "min_tokens": 0},
+        {"top_k": 0, "chat_template_kwargs": {}, "tools": [], "tool_choice": "none", "top_logprobs": 0, "stop": []},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+        {"stream_options": {}, "best_of": 1, "suffix": "", "functions": [], "function_call": "auto", "guided_json": None},
+        {"response_format": {"type": "text", "extra": 1}, "skip_special_tokens": True, "length_penalty": 1.0, "use_beam_search": False},
+        {"max_tokens": 5.0, "n": 1.0, "seed": 7.0, "top_k": 40.0, "top_logprobs": 2.0, "logprobs": True},
     ],
 )
 def test_parameters_that_ask_for_nothing_are_accepted(extra: dict[str, Any]) -> None:
@@ -102,7 +134,10 @@ def test_content_parts_are_one_text_and_the_developer_speaks_as_system() -> None
         (b'{"model": "toy", "prompt": [99999]}', 400, "token id 99999 is not in the model's vocabulary"),
         (b'{"model": "toy", "prompt": [-1]}', 400, "token id -1"),
         (b'{"model": "toy", "prompt": "' + b"x" * 4097 + b'"}', 400, "maximum context length is 4096 tokens"),
-        (b'{"model": "toy", "prompt": "abc", "max_tokens": 4094}', 400, "requested 4097 tokens (3 in the prompt, 4094 in the completion)"),
+        (b'{"model": "toy", "prompt": "abc", "max_tokens": 0}', 400, "only allowed with 'echo'"),
+        (b'{"model": "toy", "prompt": "abc", "logit_bias": {"258": 1}}', 400, "token id 258 is not in the model's vocabulary of 258"),
+        (b'{"model": "toy", "prompt": "abc", "stop_token_ids": [258]}', 400, "token id 258 is not in"),
+        (b'{"model": "toy", "prompt": "abc", "min_tokens": 9, "max_tokens": 8}', 400, "more than 'max_tokens', 8"),
     ],
 )
 async def test_a_bad_body_is_answered_in_openais_shape(tmp_path: Path, model_path: Path, body: bytes, status: int, said: str) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from splitinference_gateway.chat_template import ChatTemplate
 from splitinference_gateway.errors import ApiError
+from splitinference_gateway.fields import ONLY_NEUTRAL
 from splitinference_gateway.kserve_body import parse_infer
 from splitinference_gateway.reading import Reader
 from splitinference_gateway.requests import ChatRequest, CompletionRequest
@@ -29,18 +30,48 @@ VALUES = st.recursive(
 
 def of(kind: type[ChatRequest] | type[CompletionRequest], likely: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Objects with the fields of a request, right ones and any others."""
-    names = [*sorted(kind.model_fields), "logit_bias", "tools", "response_format", "best_of", "user", "metadata", "suffix", "nothing"]
+    names = [*sorted(kind.model_fields), *sorted(ONLY_NEUTRAL), "tools", "tool_choice", "best_of", "user", "metadata", "nothing"]
     right = {name: st.just(value) | VALUES for name, value in likely.items()}
     return st.fixed_dictionaries(right, optional={name: VALUES for name in names if name not in likely})
 
 
 PART = st.fixed_dictionaries({"type": st.just("text") | VALUES, "text": TEXT | VALUES})
+CALL = st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": VALUES, "arguments": TEXT | VALUES}) | VALUES})
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "system", "tool"]) | VALUES, "content": TEXT | st.lists(PART, max_size=3) | VALUES},
-    optional={"name": VALUES, "tool_calls": VALUES},
+    optional={"name": VALUES, "tool_calls": VALUES | st.lists(CALL, max_size=2)},
 )
 CHATS = of(ChatRequest, {"model": MODEL}).flatmap(lambda body: st.lists(MESSAGE, max_size=3).map(lambda m: {"messages": m, **body}))
+SAMPLING = st.fixed_dictionaries(
+    {},
+    optional={
+        "logit_bias": st.dictionaries(st.sampled_from(["0", "257", "258", "-1", "1e3", "9" * 30, "\u0663"]) | TEXT, NUMBERS, max_size=3),
+        "stop_token_ids": st.lists(NUMBERS, max_size=3),
+        "stop": st.lists(TEXT, max_size=5),
+        "min_tokens": NUMBERS,
+        "top_k": NUMBERS,
+        "echo": st.booleans(),
+        "logprobs": st.booleans() | st.integers(0, 21),
+        "max_tokens": st.sampled_from([0, 1, 2.0, 3]),
+        "chat_template_kwargs": st.dictionaries(
+            st.sampled_from(["add_generation_prompt", "bos_token", "self", "x"]) | TEXT, VALUES, max_size=3
+        ),
+    },
+)
 COMPLETIONS = of(CompletionRequest, {"model": MODEL, "prompt": "hello", "max_tokens": 3})
+NEARLY = st.one_of(
+    SAMPLING.map(lambda more: {"model": MODEL, "prompt": "hello", "max_tokens": 3, **more}),
+    SAMPLING.map(lambda more: {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, **more}),
+)
+TOKENS = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": TEXT | VALUES,
+        "messages": st.lists(MESSAGE, max_size=2) | VALUES,
+        "tokens": st.lists(NUMBERS, max_size=4) | VALUES,
+        "model": VALUES,
+    },
+)
 TENSOR = st.fixed_dictionaries(
     {},
     optional={
@@ -54,7 +85,7 @@ TENSOR = st.fixed_dictionaries(
 INFERS = st.fixed_dictionaries(
     {"inputs": st.lists(TENSOR, max_size=3) | VALUES}, optional={"outputs": VALUES, "id": VALUES, "parameters": VALUES}
 )
-BODIES = st.one_of(CHATS, COMPLETIONS, INFERS, VALUES)
+BODIES = st.one_of(CHATS, COMPLETIONS, INFERS, NEARLY, NEARLY, TOKENS, VALUES)
 OFTEN = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -84,15 +115,22 @@ def answers(body: dict[str, Any] | Any, read: Any) -> None:
 
 
 @OFTEN
-@given(CHATS | VALUES)
+@given(CHATS | NEARLY | VALUES)
 def test_any_chat_is_read_or_refused(reader: Reader, body: Any) -> None:
     answers(body, reader.chat)
 
 
 @OFTEN
-@given(COMPLETIONS | VALUES)
+@given(COMPLETIONS | NEARLY | VALUES)
 def test_any_completion_is_read_or_refused(reader: Reader, body: Any) -> None:
     answers(body, reader.completion)
+
+
+@OFTEN
+@given(TOKENS | VALUES)
+def test_any_question_to_the_tokenizer_is_read_or_refused(reader: Reader, body: Any) -> None:
+    answers(body, reader.tokenize)
+    answers(body, reader.detokenize)
 
 
 @OFTEN
@@ -104,7 +142,7 @@ def test_any_inference_is_read_or_refused(body: Any, header_length: str | None) 
 @OFTEN
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(reader: Reader, raw: bytes) -> None:
-    for read in (reader.chat, reader.completion, lambda body: parse_infer(body, None)):
+    for read in (reader.chat, reader.completion, reader.tokenize, reader.detokenize, lambda body: parse_infer(body, None)):
         error = refusal(raw, read)
         assert error is None or 400 <= error.status < 500
 
@@ -125,13 +163,15 @@ async def test_broken_requests_get_no_500_from_the_server_and_others_their_answe
         "/v1/chat/completions",
         "/v1/completions",
         f"/v2/models/{MODEL}/infer",
+        "/tokenize",
+        "/detokenize",
         "/v1/models/\u00e9%00",
         f"/v2/models/{MODEL}/versions/%ff/infer",
     )
     async with serving(tmp_path, model_path, await toy_segments("a"), max_context_tokens=256) as world:
         for number, body in enumerate(bodies):
             raw = json.dumps(body).encode()
-            for path in (paths[number % 3], paths[number % len(paths)]):
+            for path in (paths[number % 2], paths[number % len(paths)]):
                 async with world.http.post(world.url + path, data=raw, headers={"X-Forwarded-For": "\u00e9" * 40}) as response:
                     text = await response.text()
                     assert response.status < 500, (path, body, text)

@@ -48,7 +48,7 @@ async def test_prompts_and_choices_come_back_as_they_were_asked_for(model_path: 
         body = {"model": "toy", "prompt": ["ab", "c"], "n": 2, "max_tokens": 3, "seed": 7, "stop": "x", "logprobs": 1, "stream": True}
         read = await prompts.text("completion", json.dumps(body).encode(), "client")
         assert [list(prompt) for prompt in read.prompts] == [[97, 98], [99]]
-        assert (read.n, read.most, read.seed, read.stops, read.alternatives, read.stream) == (2, (3, 3), 7, ("x",), 1, True)
+        assert (read.n, read.most, read.seed, read.stops, read.sampling["logprobs"], read.stream) == (2, (3, 3), 7, ("x",), 1, True)
         chat = await prompts.text("chat", CHAT, "client")
         assert bytes(token for token in chat.prompts[0] if token < 256) == b"user: hi\nassistant:"
 

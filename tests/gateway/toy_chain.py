@@ -16,6 +16,7 @@ from typing import Any
 
 from splitinference_gateway.connections import Connections, NoAnswerError
 from splitinference_gateway.route import Hop
+from splitinference_segment.history import numbers
 from tests.gateway.model_folder import END
 from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports
@@ -32,7 +33,7 @@ class EarlyAnswerError(Exception):
 
 def next_token(tokens: Sequence[int], sampling: dict[str, Any], end_after: int | None = None) -> int:
     """A byte of pseudo text; characters of several bytes come whole. With temperature and seed, another text per seed."""
-    if end_after is not None and len(tokens) >= end_after:
+    if end_after is not None and len(tokens) >= end_after and END not in sampling.get("banned", ()):
         return END
     begun = next((tail for n in (3, 2, 1) if _begins_a_character(tail := bytes(t & 0xFF for t in tokens[-n:]))), b"")
     options = sorted({c[len(begun)] for c in CHARACTERS if c.startswith(begun) and len(c) > len(begun)})
@@ -51,6 +52,11 @@ def reference(prompt: Sequence[int], count: int, sampling: dict[str, Any] | None
 def toy_logits(tokens: Sequence[int]) -> list[float]:
     """Three numbers that depend on all tokens."""
     return [float(len(tokens)), float(sum(tokens)), float(zlib.crc32(array.array("q", tokens).tobytes()) % 1000)]
+
+
+def toy_score(token: int) -> float:
+    """The log-probability of any given token."""
+    return -0.5 - token % 7
 
 
 def tensors(**made: tuple[Sequence[int], Sequence[float]]) -> dict[str, Any]:
@@ -76,6 +82,7 @@ class ToySegment:
     chunks: list[int] = field(default_factory=list)
     shapes: list[list[int]] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
+    samplings: list[dict[str, Any]] = field(default_factory=list)  # of steps that sampled here
     logprob: float = -0.5
     die_at_step: int | None = None
     layers: tuple[int, int] | None = None
@@ -148,7 +155,12 @@ class ToySegment:
             timing["hop_ms"] = 2.0 + sum(t["queue_ms"] + t["compute_ms"] for t in answer["timings"])
             return {**answer, "timings": [timing, *answer["timings"]]}
         answer = {"v": 1, "timings": [timing]}
+        if "targets" in meta:
+            targets, wanted = numbers(meta["targets"]), meta["sampling"]["logprobs"]
+            assert len(targets) <= len(tokens)
+            answer["scored"] = [[toy_score(token), [[token, toy_score(token)], [0, -9.0]][:wanted]] for token in targets]
         if meta["sample"]:
+            self.samplings.append(meta["sampling"])
             held, sampling = self.sequences[name], meta["sampling"]
             if meta.get("logits"):
                 return {**answer, **tensors(logits=([3], toy_logits(held)))}

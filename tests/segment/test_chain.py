@@ -1,5 +1,6 @@
 """Three real Triton servers that together are a model: same tokens as the whole, refusals by name, recovery by replay."""
 
+import base64
 import json
 import math
 import struct
@@ -97,6 +98,40 @@ def test_logprobs_come_from_the_last_segment(client: Client, prompt: list[int]) 
     answer = client.step("s", 0, prompt, sampling={"temperature": 0.0, "logprobs": 3})
     assert len(answer["top_logprobs"]) == 3
     assert answer["top_logprobs"][0] == [answer["token"], pytest.approx(answer["logprob"])]
+
+
+def test_the_prompt_is_scored_alike_in_one_chunk_and_in_several_and_as_it_was_sampled(
+    client: Client, prompt: list[int], expected: list[int]
+) -> None:
+    tokens = prompt + expected
+
+    def scores(chunk: int) -> list[float]:
+        made: list[float] = []
+        for start in range(0, len(tokens), chunk):
+            piece, targets = tokens[start : start + chunk], tokens[start + 1 : start + chunk + 1]
+            packed = base64.b64encode(b"".join(bytes([t & 0x7F | 0x80, t >> 7]) for t in targets)).decode()
+            answer = client.step("scores", start, piece, sample=False, **({"targets": packed} if targets else {}))
+            made += [logprob for logprob, _ in answer.get("scored", [])]
+        client.release("scores")
+        return made
+
+    whole = scores(len(tokens))
+    assert len(whole) == len(tokens) - 1
+    assert scores(7) == pytest.approx(whole, abs=1e-3)
+    sampled = client.step("s", 0, prompt)
+    client.release("s")
+    assert whole[len(prompt) - 1] == pytest.approx(sampled["logprob"], abs=1e-3)
+
+
+def test_penalties_and_bias_work_through_the_chain(client: Client, prompt: list[int], expected: list[int]) -> None:
+    first = expected[0]
+    for sampling in ({"banned": [first]}, {"bias": [[first, -100.0]]}):
+        answer = client.step("s", 0, prompt, sampling={"temperature": 0.0, **sampling})
+        client.release("s")
+        assert answer["token"] != first
+    answer = client.step("s", 0, prompt, sampling={"temperature": 0.0, "banned": [1_000_000]})
+    assert answer["error"]["code"] == "bad_request"
+    assert "vocabulary" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])

@@ -1,13 +1,15 @@
 """The HTTP endpoints of the clients' port: OpenAI's, KServe's, and health."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -21,7 +23,7 @@ from splitinference_gateway.generation import Choice, choices
 from splitinference_gateway.inside import listening
 from splitinference_gateway.kserve_grpc import KServeService
 from splitinference_gateway.listeners import Sockets
-from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told
+from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told, warning
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tracing import TracedApp
 
@@ -47,30 +49,47 @@ def build_app(gateway: Gateway, sockets: Sockets) -> Starlette:
                 if service is not None:
                     await service.stop(min(_LAST_CALLS_SECONDS, gateway.settings.shutdown_seconds))
 
-    model = "/v2/models/{model}"
+    model = "/v2/models/{model:path}"  # names may have slashes: what follows a name is looked for first
     routes = [
         Route("/v2", endpoints.kserve(endpoints.server_metadata)),
         Route("/v2/health/live", endpoints.healthz),
         Route("/v2/health/ready", endpoints.readyz),
         *(
             Route(path + what, endpoints.kserve(endpoint), methods=[method])
-            for path in (model, model + "/versions/{version}")
             for what, endpoint, method in (
-                ("", endpoints.model_metadata, "GET"),
                 ("/ready", endpoints.model_ready, "GET"),
                 ("/config", endpoints.model_config, "GET"),
                 ("/infer", endpoints.infer, "POST"),
+                ("", endpoints.model_metadata, "GET"),
             )
+            for path in (model + "/versions/{version}", model)
         ),
         Route("/v1/chat/completions", endpoints.counted(endpoints.chat), methods=["POST"]),
         Route("/v1/completions", endpoints.counted(endpoints.completions), methods=["POST"]),
+        Route("/tokenize", endpoints.counted(endpoints.tokenize), methods=["POST"]),
+        Route("/detokenize", endpoints.counted(endpoints.detokenize), methods=["POST"]),
         Route("/v1/models", endpoints.counted(endpoints.models)),
+        Route("/v1/models/", endpoints.counted(endpoints.models)),
         Route("/v1/models/{model:path}", endpoints.counted(endpoints.model)),
         Route("/healthz", endpoints.healthz),
         Route("/readyz", endpoints.readyz),
     ]
     traced = [Middleware(TracedApp, tracing=gateway.tracing)] if gateway.tracing else []
-    return Starlette(routes=routes, middleware=traced, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    return Starlette(
+        routes=routes,
+        middleware=[*traced, *_cors(gateway.settings.cors_origins)],
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _http_error},
+    )
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """Pages of these origins may ask, with any header; cookies mean nothing here."""
+    if not origins:
+        return []
+    exposed = ["Retry-After", "Warning"]
+    methods = ["GET", "POST"]
+    return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=exposed)]
 
 
 class _Endpoints:
@@ -124,7 +143,23 @@ class _Endpoints:
         else:
             head = Head("cmpl", asked.model, asked.with_usage)
             form = completions.CompletionFormat(head, tokenizer, prompt_tokens, number, asked.logprobs)
-        return self._reply(choices(asked), client, form, asked.stream, asked.with_usage)
+        reply = self._reply(choices(asked), client, form, asked.stream, asked.with_usage)
+        return replace(reply, headers=warning(asked.ignored))
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize."""
+        return await self._asked(request, "tokenize")
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize."""
+        return await self._asked(request, "detokenize")
+
+    async def _asked(self, request: Request, kind: str) -> Response:
+        """What the tokenizer says, without the chain."""
+        self._tokenizer()
+        async with self._received(request) as (client, body):
+            told = await _while_there(request, self._gateway.prompts.answer(kind, body, client))
+        return JSONResponse(told)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -235,8 +270,9 @@ class _Endpoints:
         return Reply(generator.start(wanted, client), form, stream, with_usage, self._gateway.ended)
 
     def _model(self) -> dict[str, object]:
-        settings = self._gateway.settings
-        return {"id": settings.served_model, "object": "model", "created": self._gateway.created, "owned_by": "splitinference"}
+        gateway = self._gateway
+        told = {"id": gateway.settings.served_model, "object": "model", "created": gateway.created, "owned_by": "splitinference"}
+        return {**told, "max_model_len": gateway.prompts.context_tokens}
 
 
 async def _while_there(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:

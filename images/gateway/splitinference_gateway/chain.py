@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from splitinference_gateway.errors import ApiError, invalid, overloaded
 from splitinference_gateway.failing import Failing
 from splitinference_gateway.handover import HandOvers
+from splitinference_gateway.history import History
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
 from splitinference_gateway.prefixes import MISSED, Prefixes, as_json
 from splitinference_gateway.route import Hop
 from splitinference_gateway.routes import Lease, Routes
-from splitinference_gateway.steps import Answer, Sampling, StepClient, StepError
+from splitinference_gateway.sampling import Sampling
+from splitinference_gateway.steps import Answer, Scored, StepClient, StepError
 
 SUPERSEDED = "superseded"
 NO_ROUTE = "no_route"
@@ -34,6 +36,7 @@ _SHORTEST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0
 _MOST_INTERNAL_ERRORS = 4  # a fault in the numbers comes back at every replay: do not spend the whole replay time on it
 _SLOW_FACTOR = 8.0  # a step counts as stalled only when it takes so many times what slow steps took of late
+_MOST_SCORED = 256  # tokens of a step whose log-probabilities come back: an answer's META is bounded
 _LATE = 0.4  # after this share of a step's time its stages are asked, so that a silent one is known when the time is over
 _log = logging.getLogger(__name__)
 
@@ -109,10 +112,13 @@ class Chain:
     def __post_init__(self) -> None:
         self.handovers = HandOvers(self.routes, self.steps, self.metrics, lambda: self.failing.segments, self._release)
 
-    async def tokens(self, prompt: Sequence[int], sampling: Sampling, client: str | None = None) -> AsyncGenerator[Answer, None]:
+    async def tokens(
+        self, prompt: Sequence[int], sampling: Sampling, client: str | None = None, *, score: bool = False, sample: bool = True
+    ) -> AsyncGenerator[Answer, None]:
         """Sample tokens after `prompt`, one by one, until the reader closes the iterator.
 
         The KV of a beginning that `client` asked with before may be used again; without a client nothing is shared.
+        `score`: the first answer says how likely each of the prompt's tokens is (None for the first). Without `sample` it is the only one.
 
         Raises:
             ApiError: the chain refused the request, or stayed broken for longer than the replay limit.
@@ -124,7 +130,9 @@ class Chain:
         reason = ""  # why the pipeline in `lease` has to be chosen anew
         mending = Mending(self.limits.replay)
         handover = self.handovers.of(name)
-        names = () if client is None else self.prefixes.names(prompt, client)
+        names = () if client is None or score else self.prefixes.names(prompt, client)  # what is scored has to be run
+        history = History(sampling, prompt)
+        scores: list[Scored | None] = [None] * len(prompt) if score else []
         reused = 0
         resumed = ""  # since the last token
         try:
@@ -141,8 +149,9 @@ class Chain:
                         held = reused = self.prefixes.held(lease.pipeline, names, len(tokens)) if first else 0
                         reason = ""
                         handover.abandon(lease.pipeline)
-                    chunk = tokens[held : held + self.limits.chunk]
+                    chunk = tokens[held : held + (min(self.limits.chunk, _MOST_SCORED) if score else self.limits.chunk)]
                     last = held + len(chunk) == len(tokens)
+                    targets = tokens[held + 1 : min(len(prompt), held + len(chunk) + 1)] if score else ()
                     begins = as_json(names) if held == reused else None
                     seconds = self.step_seconds(len(chunk), mending.stalls)
                     late = asyncio.get_running_loop().call_later(_LATE * seconds, self.failing.suspect, lease.pipeline, _LATE * seconds)
@@ -152,9 +161,11 @@ class Chain:
                             name,
                             position=held,
                             tokens=chunk,
-                            sampling=sampling if last else None,
+                            sampling=history.sampling if last and sample else None,
                             seconds=seconds,
                             prefix=begins,
+                            targets=targets,
+                            alternatives=sampling.logprobs,
                         )
                     finally:
                         late.cancel()
@@ -173,11 +184,15 @@ class Chain:
                     continue
                 if held == reused:
                     self.metrics.reused_tokens.inc(reused)
+                scores[held + 1 : held + 1 + len(targets)] = answer.scored
                 held += len(chunk)
                 if len(chunk) > 1:
                     self.prefixes.learned(lease.pipeline, names, held)
                 if answer.outputs:
                     yield answer
+                    return
+                if answer.token is None and last and not sample:
+                    yield replace(answer, scored=tuple(scores), revision=lease.route.revision)
                     return
                 if answer.token is None:
                     continue
@@ -187,8 +202,10 @@ class Chain:
                     self.handovers.speeds.ran(len(chunk), answer.seconds)
                 self.failing.worked(lease.pipeline)
                 mending.progress()
+                told = tuple(scores) if len(tokens) == len(prompt) else ()
                 tokens.append(answer.token)
-                yield replace(answer, revision=lease.route.revision, resumed=resumed)
+                history.add(answer.token)
+                yield replace(answer, revision=lease.route.revision, resumed=resumed, scored=told)
                 resumed = ""
         finally:
             handover.abandon()

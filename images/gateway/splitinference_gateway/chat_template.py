@@ -48,17 +48,20 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise TemplateError(f"the model's chat template cannot be compiled: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, object]], most_characters: int = 1 << 24) -> str:
-        """The prompt that makes the assistant answer.
+    def render(
+        self, messages: Sequence[Mapping[str, object]], most_characters: int = 1 << 24, options: Mapping[str, object] | None = None
+    ) -> str:
+        """The prompt that makes the assistant answer. `options` are further variables of the template; they replace none of ours but
+        `add_generation_prompt`.
 
         Raises:
             TemplateError: the template does not take these messages, or writes more than `most_characters`.
         """
         pieces, length = [], 0
         try:
-            for piece in self._template.generate(
-                messages=[dict(m) for m in messages], tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
-            ):
+            given = {"add_generation_prompt": True, **(options or {})}
+            given |= {"messages": [dict(m) for m in messages], "tools": None, "documents": None, **self._special_tokens}
+            for piece in self._template.generate(given):
                 pieces.append(piece)
                 length += len(piece)
                 if length > most_characters:

@@ -60,9 +60,12 @@ class CompletionFormat:
         return {
             "tokens": [self._text(t.token) for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [{self._text(i): p for i, p in t.top} for t in tokens] if self.logprobs else None,
+            "top_logprobs": [None if t.logprob is None else self._top(t) for t in tokens] if self.logprobs else None,
             "text_offset": [t.offset for t in tokens],
         }
+
+    def _top(self, token: Sampled) -> Mapping[str, float]:
+        return {self._text(i): p for i, p in token.top}
 
     def _text(self, token: int) -> str:
         raw = self.tokenizer.token_bytes(token)

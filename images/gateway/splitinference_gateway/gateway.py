@@ -19,6 +19,7 @@ from splitinference_gateway.generation import Generator
 from splitinference_gateway.inference import Inference
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
+from splitinference_gateway.positions import positions
 from splitinference_gateway.prefixes import Prefixes
 from splitinference_gateway.prompts import Prompts
 from splitinference_gateway.reading import check_model
@@ -70,6 +71,7 @@ class Gateway:
         """
         signature = Signature.read(settings.model_path)
         tokenizer = ModelTokenizer(settings.model_path) if signature.kind is Kind.DECODER else None
+        context_tokens = _context_tokens(settings)
         routes, observed, metrics = Routes(), Observed(), Metrics()
         identity = None if settings.tls_folder is None else Identity(settings.tls_folder, settings.identity)
         if identity is not None:
@@ -89,10 +91,10 @@ class Gateway:
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
         metrics.wires.set_function(lambda: steps.connections.wires)
         generator = Generator(chain, tokenizer, admission, settings.request_seconds) if tokenizer else None
-        inference = Inference(signature, chain, admission, settings.max_context_tokens, settings.request_seconds, settings.max_answer_bytes)
+        inference = Inference(signature, chain, admission, context_tokens, settings.request_seconds, settings.max_answer_bytes)
         clients = _clients(settings)
         tracing = Tracing(environment, settings.served_model, settings.namespace) if Tracing.wanted(environment) else None
-        prompts, bodies = Prompts(settings, tokenizer is not None), Bodies(settings.body_budget_bytes)
+        prompts, bodies = Prompts(settings, tokenizer is not None, context_tokens), Bodies(settings.body_budget_bytes)
         return cls(
             settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients, prompts,
             bodies, tracing,
@@ -156,6 +158,15 @@ class Gateway:
             self.metrics.keep_revisions({route.revision for route in self.routes.known})
             self.observed.forget(known)
             self.chain.handovers.speeds.forget(known)
+
+
+def _context_tokens(settings: Settings) -> int:
+    """The longest text: what is set, and never more than the model has positions for, which would break its segments."""
+    own = positions(settings.model_path)
+    if own is None or own >= settings.max_context_tokens:
+        return settings.max_context_tokens
+    _log.warning("the model has %d positions, so longer prompts than that are refused, below the %d set", own, settings.max_context_tokens)
+    return own
 
 
 def _clients(settings: Settings) -> Clients:

@@ -10,7 +10,8 @@ from splitinference_gateway.admission import Admission, Ticket
 from splitinference_gateway.chain import Chain
 from splitinference_gateway.errors import ApiError
 from splitinference_gateway.reading import Reading, seed_of
-from splitinference_gateway.steps import Answer, Sampling
+from splitinference_gateway.sampling import Sampling
+from splitinference_gateway.steps import Answer, Scored
 from splitinference_gateway.text import Detokenizer, StopStrings
 from splitinference_gateway.tokenizer import ModelTokenizer
 
@@ -21,23 +22,36 @@ _MOST_UNREAD = 16_384  # pieces of one answer: minutes behind
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer to generate. `continues`: its text goes on from the prompt's (a leading space counts)."""
+    """One answer to generate. `continues`: its text goes on from the prompt's (a leading space counts).
+
+    `ends` are tokens that end it; `echo` is a text to begin with. `score` asks how likely the prompt's tokens are; they begin at `offsets`.
+    """
 
     index: int
     prompt: Sequence[int]
     sampling: Sampling
     most_tokens: int
     stops: tuple[str, ...] = ()
+    ends: frozenset[int] = frozenset()
     continues: bool = False
+    echo: str = ""
+    offsets: tuple[int, ...] = ()
+    score: bool = False
 
 
 def choices(asked: Reading) -> tuple[Choice, ...]:
     """What to generate: `n` choices for each prompt, prompt by prompt."""
     made: list[Choice] = []
-    for prompt, most in zip(asked.prompts, asked.most, strict=True):
+    score = bool(asked.echo) and asked.logprobs is not None
+    number = len(asked.prompts)
+    for prompt, most, echo, offsets in zip(
+        asked.prompts, asked.most, asked.echo or [""] * number, asked.offsets or [()] * number, strict=True
+    ):
         for i in range(asked.n):
-            sampling = Sampling(asked.temperature, asked.top_p, seed_of(asked.seed, i), asked.alternatives)
-            made.append(Choice(len(made), prompt, sampling, most, asked.stops, asked.continues))
+            sampling = Sampling(**asked.sampling, seed=seed_of(asked.seed, i))
+            made.append(
+                Choice(len(made), prompt, sampling, most, asked.stops, frozenset(asked.ends), asked.continues, echo, offsets, score)
+            )
     return tuple(made)
 
 
@@ -67,13 +81,21 @@ class _Assembly:
 
     def __init__(self, choice: Choice, tokenizer: ModelTokenizer) -> None:
         self._choice = choice
-        self._end_tokens = tokenizer.end_tokens
         self._detokenizer = Detokenizer(tokenizer.decode, choice.prompt if choice.continues else ())
         self._stops = StopStrings(choice.stops)
         self._pending: list[Sampled] = []
-        self._decoded = 0  # characters decoded, also those that are held back
-        self._given = 0  # characters given out
+        self._decoded = len(choice.echo)  # characters decoded, also those that are held back
+        self._given = len(choice.echo)  # characters given out
         self._generated = 0
+
+    def echo(self, scores: Sequence[Scored | None]) -> Piece:
+        """What comes before the first token; the last piece where nothing is to be generated. With scores the prompt's tokens are told."""
+        choice = self._choice
+        told = [
+            Sampled(token, score.logprob if score else None, score.top_logprobs if score else (), offset)
+            for token, score, offset in zip(choice.prompt, scores, choice.offsets, strict=False)
+        ]
+        return Piece(choice.index, choice.echo, tuple(told), 0, None if choice.most_tokens else LENGTH)
 
     def add(self, answer: Answer) -> Piece:
         """The piece after this token; empty pieces occur."""
@@ -81,7 +103,7 @@ class _Assembly:
         if token is None:
             raise ValueError("a sampled answer has a token")
         self._generated += 1
-        if token in self._end_tokens:
+        if token in self._choice.ends:
             return self._end(STOP)
         self._pending.append(Sampled(token, answer.logprob, answer.top_logprobs, self._decoded))
         text, stopped = self._pass(self._detokenizer.add(token))
@@ -99,6 +121,8 @@ class _Assembly:
 
     def _pass(self, decoded: str) -> tuple[str, bool]:
         self._decoded += len(decoded)
+        if self._generated <= self._choice.sampling.min_tokens:
+            return decoded, False
         return self._stops.add(decoded)
 
     def _piece(self, text: str, finish: str | None, *, cut: bool) -> Piece:
@@ -134,9 +158,18 @@ class Generator:
         completion = metrics.tokens.labels("completion")
         assembly = _Assembly(choice, self.tokenizer)
         before: float | None = None
-        async with aclosing(self.chain.tokens(choice.prompt, choice.sampling, ticket.client)) as answers:
+        if choice.echo and not choice.score:
+            yield assembly.echo(())
+        if not choice.most_tokens and not choice.score:
+            return
+        tokens = self.chain.tokens(choice.prompt, choice.sampling, ticket.client, score=choice.score, sample=choice.most_tokens > 0)
+        async with aclosing(tokens) as answers:
             async for answer in answers:
                 now = time.monotonic()
+                if answer.scored:
+                    yield assembly.echo(answer.scored)
+                if answer.token is None:
+                    return
                 if before is None:
                     metrics.first_token.labels(answer.revision).observe(now - arrived)
                     observed.first_token(now - arrived)

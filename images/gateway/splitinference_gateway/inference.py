@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from splitinference_gateway.admission import Admission
 from splitinference_gateway.chain import Chain
 from splitinference_gateway.errors import ApiError, invalid, no_route
+from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.signature import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPES, Kind, Signature
-from splitinference_gateway.steps import Answer, Output, Sampling
+from splitinference_gateway.steps import Answer, Output
 from splitinference_gateway.tensor_chain import TensorChain
 from splitinference_gateway.tensors import ITEM_BYTES, Tensor, little_endian
 

@@ -20,6 +20,7 @@ from splitinference_gateway.chat_template import ChatTemplate, TemplateError
 from splitinference_gateway.errors import ApiError, invalid
 from splitinference_gateway.frames import HEAD, lengths, packed
 from splitinference_gateway.kserve_body import parse_infer
+from splitinference_gateway.positions import vocabulary
 from splitinference_gateway.reading import Reader
 from splitinference_gateway.tokenizer import ModelTokenizer
 
@@ -61,6 +62,10 @@ def _reader(settings: dict[str, Any]) -> Reader | None:
         tokenizer=tokenizer,
         template=_template(tokenizer, settings["memory_bytes"]),
         longest_token=max(1, tokenizer.longest_token()),
+        vocabulary=vocabulary(Path(settings["tokenizer"])),
+        defaults=tokenizer.defaults if settings["defaults"] else {},
+        cut=settings["cut"],
+        refuse_unknown=settings["refuse_unknown"],
     )
 
 
@@ -144,7 +149,15 @@ def _answer(
             if reader is None:
                 raise invalid("This model does not generate text.", "model")
             current = Reader(**{**reader.__dict__, "phase": phase})
-            fields, tail = (current.chat(body) if asked["kind"] == "chat" else current.completion(body)).as_frame()
+            match asked["kind"]:
+                case "tokenize":
+                    fields, tail = current.tokenize(body), b""
+                case "detokenize":
+                    fields, tail = current.detokenize(body), b""
+                case "chat":
+                    fields, tail = current.chat(body).as_frame()
+                case _:
+                    fields, tail = current.completion(body).as_frame()
     except ApiError as error:
         return ({"error": {**error.__dict__}}, b""), False
     except MemoryError:

@@ -58,11 +58,13 @@ class Prompts:
 
     settings: Settings
     with_tokenizer: bool
+    context_tokens: int = 0  # of the longest text; 0: as is set
     _process: "subprocess.Popen[bytes] | None" = None
     _control: socket.socket | None = None
     _idle: list[_Worker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.context_tokens = self.context_tokens or self.settings.max_context_tokens
         workers = self.settings.prompt_workers
         self._places = Admission(workers, _MOST_WAITING, running_per_client=max(1, workers - 1))
         self._large = Admission(1, _MOST_WAITING)
@@ -76,6 +78,11 @@ class Prompts:
         fields, tokens = await self._read({"kind": kind}, body, client)
         return Reading.of_frame(fields, tokens)
 
+    async def answer(self, kind: str, body: bytes, client: str) -> dict[str, Any]:
+        """What the tokenizer answers; `kind` is tokenize or detokenize. ApiError as above."""
+        fields, _ = await self._read({"kind": kind}, body, client)
+        return fields
+
     async def tensors(self, body: bytes, header_length: str | None, client: str) -> Asked:
         """Read a body of KServe's infer. ApiError as above."""
         fields, content = await self._read({"kind": "infer", "header_length": header_length}, body, client)
@@ -87,7 +94,10 @@ class Prompts:
         told = {
             "tokenizer": str(settings.model_path) if self.with_tokenizer else None,
             "model": settings.served_model,
-            "context_tokens": settings.max_context_tokens,
+            "context_tokens": self.context_tokens,
+            "cut": settings.long_answers == "cut",
+            "refuse_unknown": settings.unknown_fields == "refuse",
+            "defaults": settings.generation_config == "model",
             "most_sequences": settings.most_sequences,
             "seconds": settings.prompt_seconds,
             "memory_bytes": settings.prompt_memory_mib << 20,

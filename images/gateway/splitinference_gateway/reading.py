@@ -5,18 +5,37 @@ The order matters: what a request may not have is refused while it is still smal
 
 import array
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from splitinference_gateway.bodies import read_json
 from splitinference_gateway.chat_template import ChatTemplate, TemplateError
 from splitinference_gateway.errors import ApiError, context_too_long, invalid
-from splitinference_gateway.requests import ChatRequest, CompletionRequest, parse
+from splitinference_gateway.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    parse,
+    parse_plain,
+)
+from splitinference_gateway.text import Detokenizer
 from splitinference_gateway.tokenizer import ModelTokenizer
 
 _SEED_BITS = 63
 _DEFAULT_TOKENS = 16  # OpenAI's, of text completions
 _MOST_ALTERNATIVES = 1 << 19  # log-probabilities of one answer, which is kept in memory until it is sent
+_MOST_BANNED = 256
+_NEUTRAL: Mapping[str, float] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
 _TEMPLATE_CHARACTERS = 1 << 16  # of a prompt that a template writes around the messages
 
 
@@ -28,15 +47,17 @@ class Reading:
     stream: bool
     with_usage: bool
     n: int
-    temperature: float
-    top_p: float
+    sampling: Mapping[str, Any]  # of steps.Sampling, but for the seed
     seed: int | None
-    alternatives: int  # log-probabilities of so many other tokens
     logprobs: int | None  # as the client said it; None: not wanted
     stops: tuple[str, ...]
+    ends: tuple[int, ...]  # tokens that end an answer
     prompts: tuple[Sequence[int], ...]
     most: tuple[int, ...]
     continues: bool
+    echo: tuple[str, ...] = ()  # the prompts' texts, where answers begin with them
+    offsets: tuple[tuple[int, ...], ...] = ()  # where each token's text begins in `echo`, where prompts are scored
+    ignored: tuple[str, ...] = ()  # fields that nobody here knows
 
     def as_frame(self) -> tuple[dict[str, Any], bytes]:
         """For another process: values, and the tokens of all prompts."""
@@ -50,7 +71,11 @@ class Reading:
         for length in fields["prompts"]:
             prompts.append(every[start : start + length])
             start += length
-        return cls(**{**fields, "prompts": tuple(prompts), "stops": tuple(fields["stops"]), "most": tuple(fields["most"])})
+        lists = {name: tuple(fields[name]) for name in ("stops", "ends", "most", "echo", "ignored")}
+        lists["offsets"] = tuple(tuple(offsets) for offsets in fields["offsets"])
+        sampling = {**fields["sampling"], "banned": tuple(fields["sampling"]["banned"])}
+        sampling["bias"] = tuple((token, bias) for token, bias in fields["sampling"]["bias"])
+        return cls(**{**fields, **lists, "sampling": sampling, "prompts": tuple(prompts)})
 
 
 def seed_of(seed: int | None, index: int) -> int | None:
@@ -61,17 +86,18 @@ def seed_of(seed: int | None, index: int) -> int | None:
     return int.from_bytes(digest[:8], "big") >> (64 - _SEED_BITS)
 
 
-def room(limit: int, prompt: int, wanted: int | None, default: int | None) -> int:
-    """How many tokens may be generated: what is asked for, else the default, else what the context leaves.
+def room(limit: int, prompt: int, wanted: int | None, default: int | None, *, cut: bool = True) -> int:
+    """How many tokens may be generated: what is asked for, else the default, at most what the context leaves.
 
     Raises:
-        ApiError: context_length_exceeded.
+        ApiError: context_length_exceeded, when the prompt leaves none, or (without `cut`) less than is asked for.
     """
     left = limit - prompt
-    tokens = wanted or min(left, default or left)
-    if left < max(1, tokens):
-        raise context_too_long(limit, prompt, max(1, tokens))
-    return tokens
+    tokens = min(left, default or left) if wanted is None else wanted
+    needed = min(1, tokens) if cut and wanted is not None else tokens
+    if left < max(needed, 0 if wanted == 0 else 1):
+        raise context_too_long(limit, prompt, max(0 if wanted == 0 else 1, tokens))
+    return min(tokens, left)
 
 
 @dataclass(frozen=True)
@@ -84,6 +110,10 @@ class Reader:
     tokenizer: ModelTokenizer
     template: ChatTemplate | None
     longest_token: int
+    vocabulary: int = 0  # of the model, where it is larger than the tokenizer's
+    defaults: Mapping[str, float] = field(default_factory=dict)  # of sampling, where a request says nothing
+    cut: bool = True  # max_tokens beyond the context, rather than refuse it
+    refuse_unknown: bool = False
     phase: Callable[[str], None] = lambda phase: None
 
     def chat(self, body: bytes) -> Reading:
@@ -92,26 +122,31 @@ class Reader:
         Raises:
             ApiError: the request is wrong, or does not fit.
         """
-        request = parse(ChatRequest, body)
+        request = parse(ChatRequest, body, refuse_unknown=self.refuse_unknown)
         check_model(request.model, self.model)
         self._check_sequences(request.choices, 1)
+        prompt = self._rendered(request)
+        left = room(self.context_tokens, len(prompt), request.max_completion_tokens or request.max_tokens, None, cut=self.cut)
+        alternatives = request.top_logprobs or 0
+        return self._reading(request, (prompt,), (left,), alternatives, alternatives if request.logprobs else None)
+
+    def _rendered(self, request: ChatRequest) -> list[int]:
         if self.tokenizer.template is None:
             raise invalid("This model has no chat template; use /v1/completions.", "model")
         if self.template is None:
             raise invalid("This model's chat template cannot be used; use /v1/completions.", "model", "chat_template_broken")
         self._check_characters(request.characters, "messages")
+        messages = [message.for_template for message in request.messages]
+        options = {"add_generation_prompt": request.add_generation_prompt is not False, **(request.chat_template_kwargs or {})}
         self.phase("template")
         most = self.context_tokens * self.longest_token + _TEMPLATE_CHARACTERS
         try:
-            text = self.template.render([message.for_template for message in request.messages], most)
+            text = self.template.render(messages, most, options)
         except TemplateError as error:
             raise invalid(f"The model's chat template refuses these messages: {error}", "messages", "invalid_value") from error
         self._check_characters(len(text), "messages")
         self.phase("tokenizer")
-        prompt = self._encoded(text, special_tokens=False)
-        left = room(self.context_tokens, len(prompt), request.max_completion_tokens or request.max_tokens, None)
-        alternatives = request.top_logprobs or 0
-        return self._reading(request, (prompt,), (left,), alternatives, alternatives if request.logprobs else None, continues=False)
+        return self._encoded(text, special_tokens=False)
 
     def completion(self, body: bytes) -> Reading:
         """POST /v1/completions.
@@ -119,7 +154,7 @@ class Reader:
         Raises:
             ApiError: the request is wrong, or does not fit.
         """
-        request = parse(CompletionRequest, body)
+        request = parse(CompletionRequest, body, refuse_unknown=self.refuse_unknown)
         check_model(request.model, self.model)
         given = request.prompts
         if not given:
@@ -136,9 +171,58 @@ class Reader:
             if (wrong := next((token for token in tokens if not 0 <= token < self.tokenizer.size), None)) is not None:
                 message = f"Invalid value for 'prompt': token id {wrong} is not in the model's vocabulary of {self.tokenizer.size}."
                 raise invalid(message, "prompt", "invalid_value")
-            most.append(room(self.context_tokens, len(tokens), request.max_tokens, _DEFAULT_TOKENS))
+            most.append(room(self.context_tokens, len(tokens), request.max_tokens, _DEFAULT_TOKENS, cut=self.cut))
             prompts.append(tokens)
-        return self._reading(request, tuple(prompts), tuple(most), request.logprobs or 0, request.logprobs, continues=True)
+        read = self._reading(request, tuple(prompts), tuple(most), request.logprobs or 0, request.logprobs)
+        if not request.echo:
+            if request.max_tokens == 0:
+                raise invalid("Invalid value for 'max_tokens': 0 is only allowed with 'echo'.", "max_tokens", "invalid_value")
+            return read
+        texts = tuple(prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in given)
+        scored = zip(prompts, texts, strict=True) if request.logprobs is not None else ()
+        return replace(read, echo=texts, offsets=tuple(self._offsets(tokens, len(text)) for tokens, text in scored))
+
+    def _offsets(self, tokens: Sequence[int], characters: int) -> tuple[int, ...]:
+        detokenizer, at, made = Detokenizer(self.tokenizer.decode), 0, []
+        for token in tokens:
+            made.append(min(at, characters))
+            at += len(detokenizer.add(token))
+        return tuple(made)
+
+    def tokenize(self, body: bytes) -> dict[str, Any]:
+        """POST /tokenize: the answer.
+
+        Raises:
+            ApiError: the request is wrong, or the text has more characters than the context can hold.
+        """
+        content = read_json(body)
+        asked = parse_plain(TokenizeRequest, content)
+        check_model(asked.model or self.model, self.model)
+        if (asked.prompt is None) == (asked.messages is None):
+            raise invalid("Exactly one of 'prompt' and 'messages' is needed.", "prompt", "missing_required_parameter")
+        if asked.prompt is None:
+            as_chat = {name: value for name, value in content.items() if name in ChatRequest.model_fields}
+            tokens = self._rendered(parse_plain(ChatRequest, {**as_chat, "model": self.model}))
+        else:
+            self._check_characters(len(asked.prompt), "prompt")
+            self.phase("tokenizer")
+            tokens = self._encoded(asked.prompt, special_tokens=asked.add_special_tokens is not False)
+        told: dict[str, Any] = {"count": len(tokens), "max_model_len": self.context_tokens, "tokens": tokens}
+        if asked.return_token_strs:
+            told["token_strs"] = [self.tokenizer.token_bytes(token).decode(errors="replace") for token in tokens]
+        return told
+
+    def detokenize(self, body: bytes) -> dict[str, Any]:
+        """POST /detokenize: the answer, special tokens included.
+
+        Raises:
+            ApiError: the request is wrong, or names a token that is not there.
+        """
+        asked = parse_plain(DetokenizeRequest, read_json(body))
+        check_model(asked.model or self.model, self.model)
+        self._check_known(asked.tokens, "tokens")
+        self.phase("tokenizer")
+        return {"prompt": self.tokenizer.decode(asked.tokens, special_tokens=True)}
 
     def _reading(
         self,
@@ -147,29 +231,62 @@ class Reader:
         most: tuple[int, ...],
         alternatives: int,
         logprobs: int | None,
-        *,
-        continues: bool,
     ) -> Reading:
-        if (told := sum(most) * request.choices * alternatives) > _MOST_ALTERNATIVES:
+        continues = isinstance(request, CompletionRequest)
+        scored = sum(map(len, prompts)) if isinstance(request, CompletionRequest) and request.echo else 0
+        if (told := (sum(most) + scored) * request.choices * alternatives) > _MOST_ALTERNATIVES:
             message = (
                 f"The request asks for up to {told} log-probabilities; at most {_MOST_ALTERNATIVES}. Ask for fewer tokens or alternatives."
             )
             raise invalid(message, "logprobs", "invalid_value")
+        asked, ends = self._sampling(request, alternatives), self._ends(request)
+        if asked["min_tokens"]:
+            asked["banned"] = sorted(token for token in ends if token < self._known_tokens)[:_MOST_BANNED]
         return Reading(
             model=request.model,
             stream=bool(request.stream),
             with_usage=request.with_usage,
             n=request.choices,
-            temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
+            sampling=asked,
             seed=request.seed,
-            alternatives=alternatives,
             logprobs=logprobs,
             stops=request.stops,
+            ends=tuple(ends),
             prompts=prompts,
             most=most,
             continues=continues,
+            ignored=request.ignored,
         )
+
+    @property
+    def _known_tokens(self) -> int:
+        return max(self.vocabulary, self.tokenizer.size)
+
+    def _sampling(self, request: ChatRequest | CompletionRequest, alternatives: int) -> dict[str, Any]:
+        """What the request says, else what the model's files say, else nothing."""
+        most = request.max_tokens
+        if isinstance(request, ChatRequest):
+            most = request.max_completion_tokens or most
+        if most is not None and (request.min_tokens or 0) > most:
+            raise invalid(f"Invalid value for 'min_tokens': it is more than 'max_tokens', {most}.", "min_tokens", "invalid_value")
+        made: dict[str, Any] = {name: _neutral(name, getattr(request, name), self.defaults) for name in _NEUTRAL}
+        made["top_k"] = max(0, int(made["top_k"]))
+        bias = request.logit_bias or {}
+        self._check_known(bias, "logit_bias")
+        return {**made, "logprobs": alternatives, "min_tokens": request.min_tokens or 0, "bias": sorted(bias.items()), "banned": []}
+
+    def _ends(self, request: ChatRequest | CompletionRequest) -> list[int]:
+        """The model's own, those that the request names, and special tokens that it names as stop strings: no text shows them."""
+        given = request.stop_token_ids or []
+        self._check_known(given, "stop_token_ids")
+        specials = [self.tokenizer.specials[stop] for stop in request.stops if stop in self.tokenizer.specials]
+        own = () if request.ignore_eos else self.tokenizer.end_tokens
+        return sorted({*own, *given, *specials})
+
+    def _check_known(self, tokens: Iterable[int], param: str) -> None:
+        if (wrong := next((token for token in tokens if token >= self._known_tokens), None)) is not None:
+            message = f"Invalid value for '{param}': token id {wrong} is not in the model's vocabulary of {self._known_tokens}."
+            raise invalid(message, param, "invalid_value")
 
     def _check_sequences(self, choices: int, prompts: int) -> None:
         if (sequences := choices * prompts) > self.most_sequences:
@@ -183,6 +300,10 @@ class Reader:
 
     def _encoded(self, text: str, *, special_tokens: bool) -> list[int]:
         return self.tokenizer.encode(text, special_tokens=special_tokens)
+
+
+def _neutral(name: str, asked: float | None, defaults: Mapping[str, float]) -> float:
+    return _NEUTRAL[name] if (value := defaults.get(name) if asked is None else asked) is None else value
 
 
 def check_model(asked: str, served: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from starlette.types import Message, Receive, Scope, Send
 from splitinference_gateway.errors import ApiError
 from splitinference_gateway.generation import Generation, Piece
 
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MOST_NAMED = 16
 CLIENT_GONE = 499  # not an HTTP status that is ever sent: how access logs name it
 _KEEP_ALIVE_SECONDS = 15.0
 _STREAM_HEADERS = [
@@ -71,6 +74,7 @@ class Reply:
     stream: bool
     with_usage: bool
     ended: Callable[[int], None]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run until the answer is out, or the client is gone."""
@@ -100,12 +104,12 @@ class Reply:
             problem = told(error)
             await error_response(problem)(scope, receive, send)
             return problem.status
-        await JSONResponse(self.format.whole(pieces, _generated(pieces)))(scope, receive, send)
+        await JSONResponse(self.format.whole(pieces, _generated(pieces)), headers=dict(self.headers))(scope, receive, send)
         return 200
 
     async def _stream(self, send: Send) -> int:
         """The answer's head waits for the first piece: until then an error still has a status of its own."""
-        events = _Events(send)
+        events = _Events(send, self.headers)
         generated: dict[int, int] = {}
         try:
             async with aclosing(self.generation.pieces()) as source:
@@ -130,8 +134,9 @@ class Reply:
 class _Events:
     """A stream of server-sent events. While nothing is said, comments keep the connection from looking dead."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send = send
+        self._headers = [*_STREAM_HEADERS, *((name.lower().encode(), value.encode("latin-1")) for name, value in headers.items())]
         self._lock = asyncio.Lock()
         self._last = 0.0
         self._keeping: asyncio.Task[None] | None = None
@@ -140,7 +145,7 @@ class _Events:
     async def start(self) -> None:
         """Send the head: from here on the status is 200."""
         self.started = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         self._keeping = asyncio.create_task(self._keep_alive())
 
     async def send(self, *events: Mapping[str, object]) -> None:
@@ -196,6 +201,16 @@ def told(error: Exception) -> ApiError:
 def error_response(error: ApiError) -> JSONResponse:
     """The error as an HTTP response."""
     return JSONResponse(error.body, error.status, dict(error.headers))
+
+
+def warning(ignored: Sequence[str]) -> dict[str, str]:
+    """The header that names fields which were left out. What is no plain name is not repeated."""
+    if not ignored:
+        return {}
+    named = [name for name in ignored if _PLAIN.fullmatch(name)][:_MOST_NAMED]
+    others = len(ignored) - len(named)
+    said = ", ".join([*named, *([f"{others} more"] if others else [])])
+    return {"Warning": f'299 splitinference "ignored fields: {said}"'}
 
 
 async def gone(receive: Callable[[], Awaitable[Message]]) -> None:

@@ -1,44 +1,30 @@
 """What clients may ask for: OpenAI's request bodies, checked, and refused in OpenAI's words where they are wrong."""
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from splitinference_gateway.bodies import read_json
 from splitinference_gateway.errors import ApiError, invalid
+from splitinference_gateway.fields import (
+    MOST_STOP_TOKENS,
+    ONLY_NEUTRAL,
+    WITHOUT_EFFECT,
+    Biases,
+    Logprobs,
+    Stops,
+    TemplateKwargs,
+    TokenId,
+    Whole,
+)
 
 _INT64_MAX = 2**63 - 1
-# Known to OpenAI, without effect on the text here; accepted so that clients which send them always work.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "user", "store", "metadata", "service_tier", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention",
-        "safety_identifier", "prediction", "reasoning_effort", "verbosity", "extra_body",
-    }
-)  # fmt: skip
-# Known to OpenAI, not done here: only the value that asks for nothing is accepted.
-_ONLY_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
-    "suffix": ("",),
-    "echo": (False,),
-    "best_of": (1,),
-}
-
 _MOST_MESSAGES = 4096
 _MOST_PARTS = 4096  # of all messages together
 _MOST_PROMPTS = 2048
-
-Stop = Annotated[str, Field(min_length=1, max_length=512)]
+_MOST_TOKENS = 1 << 20
 
 
 class StreamOptions(BaseModel):
@@ -53,17 +39,24 @@ class StreamOptions(BaseModel):
 class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = _ONLY_NEUTRAL
-
     model: Annotated[str, Field(max_length=512)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1, le=128)
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    n: Whole | None = Field(default=None, ge=1, le=128)
+    stop: Stops = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_STOP_TOKENS)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Whole | None = Field(default=None, ge=0, le=_INT64_MAX)
+    temperature: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=-_INT64_MAX - 1, le=_INT64_MAX)
+    top_k: Whole | None = Field(default=None, ge=-1, le=2**31 - 1)
+    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100, allow_inf_nan=False)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    logit_bias: Biases = None
+    seed: Whole | None = Field(default=None, ge=-_INT64_MAX - 1, le=_INT64_MAX)
+    _ignored: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="before")
     @classmethod
@@ -72,18 +65,21 @@ class _Request(BaseModel):
             return value
         kept = {}
         for name, given in value.items():
-            if name in _WITHOUT_EFFECT:
+            if name in WITHOUT_EFFECT or (given is None and name in ONLY_NEUTRAL):
                 continue
-            if name in cls.neutral and name not in cls.model_fields:
-                if given is not None and given not in cls.neutral[name]:
-                    raise invalid(f"Unsupported parameter: '{name}' is not supported with this model.", name, "unsupported_parameter")
+            if name in ONLY_NEUTRAL and name not in cls.model_fields:
+                if given not in ONLY_NEUTRAL[name] and not _asks_for_nothing(name, given, value):
+                    raise unsupported(name)
                 continue
             kept[name] = given
+        _check_tools(kept)
+        if kept.pop("best_of", None) not in (None, 1, kept.get("n", 1)):
+            raise unsupported("best_of")
         return kept
 
     @model_validator(mode="after")
     def _streams_when_it_has_stream_options(self) -> Self:
-        if self.stream_options is not None and not self.stream:
+        if self.with_usage and not self.stream:
             raise invalid("The 'stream_options' parameter is only allowed when 'stream' is enabled.", "stream_options")
         return self
 
@@ -97,12 +93,44 @@ class _Request(BaseModel):
         """`stop` as a tuple."""
         if self.stop is None:
             return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(dict.fromkeys(self.stop))
 
     @property
     def with_usage(self) -> bool:
         """A stream is to end with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of fields that nobody here knows."""
+        return self._ignored
+
+
+def unsupported(name: str) -> ApiError:
+    """400 for a field that is known, with a value that asks for what is not done."""
+    return invalid(f"Unsupported parameter: '{name}' is not supported with this model.", name, "unsupported_parameter")
+
+
+def _asks_for_nothing(name: str, given: Any, body: Mapping[str, Any]) -> bool:
+    """Values that are neutral besides those of the list."""
+    match name:
+        case "response_format":
+            return isinstance(given, dict) and given.get("type") == "text"
+        case "add_special_tokens":
+            return given is ("messages" not in body)
+        case "functions":
+            return body.get("function_call") == "none"
+        case _:
+            return False
+
+
+def _check_tools(body: dict[str, Any]) -> None:
+    """Tools may be named when none is to be called. ApiError 400 otherwise."""
+    tools, choice = body.pop("tools", None), body.pop("tool_choice", None)
+    if choice not in (None, "none", "auto"):
+        raise unsupported("tool_choice")
+    if tools not in (None, []) and choice != "none":
+        raise unsupported("tools")
 
 
 class TextPart(BaseModel):
@@ -129,18 +157,45 @@ class Message(BaseModel):
 
     @property
     def for_template(self) -> dict[str, object]:
-        """As chat templates expect it: content is one text, and the developer's word is the system's."""
+        """As chat templates expect it: content is one text, and the developer's word is the system's.
+
+        What is null or empty is left out, for templates ask whether a name is there. ApiError 400 for calls whose arguments are no JSON.
+        """
         role = "system" if self.role == "developer" else self.role
-        return {**(self.model_extra or {}), "role": role, "content": "".join(self.texts)}
+        more = {name: value for name, value in (self.model_extra or {}).items() if value not in (None, [])}
+        if "tool_calls" in more:
+            more["tool_calls"] = _calls(more["tool_calls"])
+        return {**more, "role": role, "content": "".join(self.texts)}
+
+
+def _calls(calls: Any) -> Any:
+    """Arguments come as a text that holds JSON; templates write them as JSON themselves."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise invalid("Invalid type for 'messages.tool_calls': expected a list of objects.", "messages", "invalid_type")
+    made = []
+    for call in calls:
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            try:
+                arguments = json.loads(function["arguments"] or "{}")
+            except (ValueError, RecursionError) as error:
+                raise invalid("Invalid value for 'messages.tool_calls': arguments are not JSON.", "messages", "invalid_value") from error
+            made.append({**call, "function": {**function, "arguments": arguments}})
+        else:
+            made.append(call)
+    return made
 
 
 class ChatRequest(_Request):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: Whole | None = Field(default=None, ge=1)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: TemplateKwargs = None
 
     @field_validator("messages", mode="before")
     @classmethod
@@ -165,7 +220,7 @@ class ChatRequest(_Request):
 
     @model_validator(mode="after")
     def _asks_for_logprobs_when_it_wants_the_top(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise invalid("The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.", "top_logprobs")
         return self
 
@@ -174,7 +229,9 @@ class CompletionRequest(_Request):
     """POST /v1/completions. A prompt is a text or token ids, or a list of either."""
 
     prompt: Annotated[Any, Field()]
-    logprobs: int | None = Field(default=None, ge=0, le=5)
+    max_tokens: Whole | None = Field(default=None, ge=0)
+    logprobs: Logprobs = None
+    echo: bool | None = None
 
     @field_validator("prompt")
     @classmethod
@@ -213,20 +270,59 @@ def _no_prompt(expected: str) -> ApiError:
     return invalid(f"Invalid type for 'prompt': expected {expected}.", "prompt", "invalid_type")
 
 
+class TokenizeRequest(BaseModel):
+    """POST /tokenize: a text, or messages as for a chat."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    prompt: str | None = None
+    messages: list[Any] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(BaseModel):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    tokens: Annotated[list[TokenId], Field(max_length=_MOST_TOKENS)]
+
+
 _R = TypeVar("_R", bound=_Request)
+_Plain = TypeVar("_Plain", bound=BaseModel)
 
 
-def parse(kind: type[_R], body: bytes) -> _R:
-    """Read a request body.
+def parse_plain(kind: type[_Plain], content: Mapping[str, Any]) -> _Plain:
+    """Of a body that is read already. ApiError 400 as for `parse`."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _refusal(error) from error
+
+
+def parse(kind: type[_R], body: bytes, *, refuse_unknown: bool = False) -> _R:
+    """Read a request body. Fields that nobody knows are refused, or left out and named in `ignored`.
 
     Raises:
         ApiError: 400, saying what is wrong with which parameter.
     """
     content = read_json(body)
+    unknown: tuple[str, ...] = ()
+    if not refuse_unknown:
+        unknown = tuple(name for name in content if name not in kind.model_fields and name not in _KNOWN)
+        content = {name: value for name, value in content.items() if name not in unknown} if unknown else content
     try:
-        return kind.model_validate(content)
+        request = kind.model_validate(content)
     except ValidationError as error:
         raise _refusal(error) from error
+    request._ignored = unknown
+    return request
+
+
+_KNOWN = WITHOUT_EFFECT | ONLY_NEUTRAL.keys() | {"tools", "tool_choice", "best_of"}
 
 
 def _refusal(error: ValidationError) -> ApiError:

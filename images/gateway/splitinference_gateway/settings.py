@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 _PREFIX = "SI_"
+_ORIGIN = re.compile(r"https?://[a-z0-9._-]+(:[0-9]{1,5})?")
 _IDENTITY = re.compile(r"spiffe://[a-z0-9._-]+/ns/[a-z0-9-]+/si/[a-z0-9.-]+")
 
 
@@ -69,6 +70,18 @@ class Settings(BaseModel):
     prefix_reuse: Literal["client", "all", "off"] = Field(
         default="client", description="whose earlier prompts a prompt may begin with: KV of the same beginning is used again"
     )
+    long_answers: Literal["cut", "refuse"] = Field(
+        default="cut", description="max_tokens beyond the context: as many as fit, or a 400; a prompt that does not fit is always a 400"
+    )
+    unknown_fields: Literal["warn", "refuse"] = Field(
+        default="warn", description="fields of requests that are not known: left out and named in a Warning header, or a 400"
+    )
+    generation_config: Literal["model", "neutral"] = Field(
+        default="model", description="whether generation_config.json gives sampling parameters that a request does not name"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(), description="web pages that may ask from a browser: origins, separated by commas, or *; none by default"
+    )
     shutdown_seconds: float = Field(default=60.0, ge=0, description="after SIGTERM, how long requests under way may still take")
     lameduck_seconds: float = Field(default=2.0, ge=0, description="after SIGTERM, how long to accept while endpoints are updated")
     api_keys_file: Path | None = Field(
@@ -98,6 +111,18 @@ class Settings(BaseModel):
     @classmethod
     def _networks(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := next((origin for origin in value if origin != "*" and not _ORIGIN.fullmatch(origin)), None):
+            raise ValueError(f"{wrong!r:.200} is not an origin such as https://chat.example.com (scheme, host and port, no path) nor *")
+        return value
 
     @field_validator("host")
     @classmethod

@@ -7,12 +7,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from splitinference_gateway import tracing
 from splitinference_gateway.connections import Connections, NoAnswerError
+from splitinference_gateway.history import packed
 from splitinference_gateway.route import Hop
+from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.wire import MOST_ANSWER
 from splitinference_gateway.wire_tls import Identity
 
@@ -51,6 +53,14 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """What the model says of one token that was given."""
+
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Answer:
     """A step's result. `token` is None where no sampling was asked for; `outputs` are there where tensors were asked for."""
 
@@ -61,22 +71,8 @@ class Answer:
     seconds: float
     outputs: tuple[Output, ...] = ()
     revision: str = ""  # of the plan whose route was taken
+    scored: tuple["Scored | None", ...] = ()  # of given tokens, where they were asked for
     resumed: str = ""  # how the sequence was brought onto that route since the token before: one of chain.RESUMED; empty: it was there
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the last segment chooses a token; `logprobs` is how many alternatives to report. `logits`: give those instead of a token."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    logprobs: int = 0
-    logits: bool = False
-
-    def as_json(self) -> dict[str, object]:
-        """The protocol's form."""
-        return {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed, "logprobs": self.logprobs}
 
 
 @dataclass(frozen=True)
@@ -119,8 +115,12 @@ class StepClient:
         sampling: Sampling | None,
         seconds: float,
         prefix: Mapping[str, object] | None = None,
+        targets: Sequence[int] = (),
+        alternatives: int = 0,
     ) -> Answer:
         """Run `tokens` at `position` through the pipeline; sample only when `sampling` is given.
+
+        `targets` follow on the tokens one by one: the answer says how likely each is, beside so many `alternatives`.
 
         `prefix` names the blocks that the sequence begins with: it starts anew, with others' KV of its first `position` tokens.
 
@@ -135,17 +135,20 @@ class StepClient:
             "tensor": {"dtype": "int64", "shape": [len(tokens)]},
             "route": [hop.as_json for hop in pipeline[1:]],
             "sample": sampling is not None,
-            "sampling": (sampling or Sampling()).as_json(),
+            "sampling": (sampling or Sampling(logprobs=alternatives)).as_json(),
             "deadline_ms": int(seconds * 1000),
         }
         if prefix is not None:
             meta["prefix"] = prefix
+        if targets:
+            meta["targets"] = packed(targets)
         if logits := sampling is not None and sampling.logits:
             meta["logits"] = True
         started = time.perf_counter()
         answer, content = await self._exchange(pipeline[0], meta, array.array("q", tokens).tobytes(), seconds)
         outputs = _outputs(answer, content, pipeline[0].segment) if logits else ()
-        return _answer(answer, sampling is not None and not logits, pipeline[0].segment, time.perf_counter() - started, outputs)
+        made = _answer(answer, sampling is not None and not logits, pipeline[0].segment, time.perf_counter() - started, outputs)
+        return replace(made, scored=_scored(answer, len(targets), pipeline[-1].segment)) if targets else made
 
     async def infer(self, pipeline: Sequence[Hop], *, dtype: str, shape: Sequence[int], data: bytes, seconds: float) -> Answer:
         """Run a tensor through a pipeline that keeps no sequences; the answer has the last segment's outputs.
@@ -271,6 +274,20 @@ def _outputs(meta: Mapping[str, Any], content: bytes, first: str) -> tuple[Outpu
     return tuple(made)
 
 
+def _top(said: Any) -> tuple[tuple[int, float], ...]:
+    return tuple((int(token), _finite(float(logprob))) for token, logprob in said or ())
+
+
+def _scored(meta: Mapping[str, Any], number: int, last: str) -> tuple[Scored, ...]:
+    try:
+        made = tuple(Scored(_finite(float(logprob)), _top(top)) for logprob, top in meta["scored"])
+        if len(made) != number:
+            raise ValueError(f"{len(made)} log-probabilities for {number} tokens")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StepError("internal", f"the log-probabilities make no sense: {error!r}", last) from error
+    return made
+
+
 def _timing(said: Mapping[str, Any]) -> Timing:
     queue_ms, compute_ms, hop_ms = (float(said.get(name) or 0) for name in ("queue_ms", "compute_ms", "hop_ms"))
     share = said.get("share")
@@ -284,7 +301,7 @@ def _answer(meta: Mapping[str, Any], sampled: bool, first: str, seconds: float, 
             raise ValueError(f"token id {token}")
         timings = tuple(_timing(t) for t in meta.get("timings") or ())
         logprob = meta.get("logprob")
-        top = tuple((int(i), _finite(float(p))) for i, p in meta.get("top_logprobs") or ())
+        top = _top(meta.get("top_logprobs"))
         return Answer(token, None if logprob is None else _finite(float(logprob)), top, timings, seconds, outputs)
     except (KeyError, TypeError, ValueError) as error:
         raise StepError("internal", f"the answer makes no sense: {error!r}", first) from error

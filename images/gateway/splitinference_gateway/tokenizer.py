@@ -1,6 +1,7 @@
 """The model's tokenizer, its end-of-sequence tokens and the source of its chat template, read from its folder once at the start."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_DEFAULTS: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, 100), "top_p": (1e-6, 1), "top_k": (-1, 2**31 - 1), "min_p": (0, 1), "repetition_penalty": (0.01, 100),
+}  # fmt: skip
+_log = logging.getLogger(__name__)
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -37,6 +42,8 @@ class ModelTokenizer:
         self.template = _template_source(folder, config) or None
         self.end_tokens = self._end_tokens(folder, self.special)
         self.size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        self.specials = self._special_ids()
+        self.defaults = sampling_defaults(_read(folder / "generation_config.json"))
         self._byte_level = _byte_level_alphabet() if '"ByteLevel"' in json.dumps(_decoder(file)) else {}
 
     def longest_token(self) -> int:
@@ -48,9 +55,9 @@ class ModelTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, without special tokens."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """Text of ids, without special tokens unless they are asked for."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=not special_tokens)
         return text
 
     def token_bytes(self, token: int) -> bytes:
@@ -64,6 +71,11 @@ class ModelTokenizer:
             return bytes(self._byte_level[character] for character in piece)
         return piece.replace("\u2581", " ").encode()
 
+    def _special_ids(self) -> dict[str, int]:
+        """Tokens that no decoded text shows, by what stands for them."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: int(number) for number, token in added.items() if token.special}
+
     def _end_tokens(self, folder: Path, special: Mapping[str, str]) -> frozenset[int]:
         generation, model = _read(folder / "generation_config.json"), _read(folder / "config.json")
         given = generation.get("eos_token_id", model.get("eos_token_id"))
@@ -72,6 +84,20 @@ class ModelTokenizer:
             own = self._tokenizer.token_to_id(special["eos_token"])
             ends |= set() if own is None else {own}
         return frozenset(ends)
+
+
+def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
+    """What `generation_config.json` says of sampling, as vLLM reads it: whatever `do_sample` says. Values out of range are left out."""
+    made: dict[str, float] = {}
+    for name, (least, most) in _DEFAULTS.items():
+        value = generation.get(name)
+        if value is None:
+            continue
+        if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
+            made[name] = int(value) if name == "top_k" else float(value)
+        else:
+            _log.warning("generation_config.json: %s of %.80r is not from %g to %g and has no effect", name, value, least, most)
+    return made
 
 
 def _read(file: Path) -> dict[str, Any]:

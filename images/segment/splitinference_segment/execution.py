@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 import torch
 
-from splitinference_segment import protocol
+from splitinference_segment import history, protocol
 from splitinference_segment.attention import Span
 from splitinference_segment.gathering import Gathering
 from splitinference_segment.kv import KvEntry, KvTable
 from splitinference_segment.layers import Layers
 from splitinference_segment.protocol import Request, SegmentError
 from splitinference_segment.queueing import next_turn
-from splitinference_segment.sampling import Choice, sample
+from splitinference_segment.sampling import Choice, sample, scored
 
 MAX_WAITING = 256
+_SCORED_TOGETHER = 16  # rows of logits, each as wide as the vocabulary
 _log = logging.getLogger(__name__)
 
 
@@ -31,6 +32,7 @@ class Result:
     compute_s: float
     share: float  # of a batch, this step's share by tokens
     logits: torch.Tensor | None = None  # of the last position, float32, where they were asked for instead of a token
+    scored: Sequence[Choice] = ()  # of the tokens that follow the step's, where these were given
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,11 @@ class Execution:
             hidden = self._layers.run(values, spans)
             choices: list[Choice | None] = [None] * len(begun)
             asked: list[torch.Tensor | None] = [None] * len(begun)
+            scores: list[Sequence[Choice]] = [()] * len(begun)
             if self._layers.is_last:
+                for i, (step, _) in enumerate(begun):
+                    if step.request.targets:
+                        scores[i] = self._scored(hidden[spans[i].start : spans[i].start + spans[i].tokens], step.request)
                 sampled = [i for i, (step, _) in enumerate(begun) if step.request.sample]
                 if sampled:
                     ends = [spans[i].start + spans[i].tokens - 1 for i in sampled]
@@ -196,6 +202,14 @@ class Execution:
                 hidden_parts = [hidden[s.start : s.start + s.tokens] for s in spans]
         compute_s = time.monotonic() - started
         return [
-            Result(part, choice, started - step.received_at, compute_s, step.tokens / row, logits)
-            for (step, _), part, choice, logits in zip(begun, hidden_parts, choices, asked, strict=True)
+            Result(part, choice, started - step.received_at, compute_s, step.tokens / row, logits, told)
+            for (step, _), part, choice, logits, told in zip(begun, hidden_parts, choices, asked, scores, strict=True)
         ]
+
+    def _scored(self, hidden: torch.Tensor, request: Request) -> list[Choice]:
+        """A few rows of logits at a time."""
+        targets, made = history.numbers(request.targets), list[Choice]()
+        for start in range(0, len(targets), _SCORED_TOGETHER):
+            some = targets[start : start + _SCORED_TOGETHER]
+            made += scored(self._layers.logits(hidden[start : start + len(some)]), some, request.sampling.logprobs)
+        return made

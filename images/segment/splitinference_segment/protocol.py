@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from splitinference_segment.sampling_meta import GREEDY, Sampling, parse_sampling
+
 VERSION = 1
 OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
 LOCAL = "local"  # who asks Triton itself, on the pod's own loopback
@@ -24,7 +26,7 @@ ENCODINGS = ("none", INT8)
 INT8_BLOCK = 64  # values that share a scale: few, because single channels of hidden states are a hundred times larger than others
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
-MAX_LOGPROBS = 20
+MAX_TARGETS = 1 << 17  # characters
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 DEFAULT_DEADLINE_MS = 60_000.0
 
@@ -97,16 +99,6 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the last segment chooses a token. Temperature 0 is greedy; `logprobs` is how many alternatives to report."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    logprobs: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """One request's META. `tensor` is set for `step` and `infer`; `deadline_ms` is what is left when the request arrives.
 
@@ -120,7 +112,8 @@ class Request:
     route: tuple[Hop, ...] = ()
     sample: bool = False
     logits: bool = False
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
+    targets: str = ""  # the tokens that follow the step's, whose log-probabilities are asked for, packed (history.py)
     deadline_ms: float = DEFAULT_DEADLINE_MS
     traceparent: str = ""  # W3C trace context of the step, handed on as it came; empty: not traced
     # Of `kv_pull` and `kv_export` alone: how many tokens from `position` on, who has them, and which of the model's blocks.
@@ -172,15 +165,16 @@ def _tensor(value: Any) -> TensorMeta:
 
 
 def _sampling(value: Any) -> Sampling:
-    if not isinstance(value, dict):
-        raise _refuse("sampling should be an object")
-    seed = value.get("seed")
-    return Sampling(
-        temperature=_number(value.get("temperature", 0.0), "sampling.temperature", 0.0, 100.0),
-        top_p=_number(value.get("top_p", 1.0), "sampling.top_p", 0.0, 1.0),
-        seed=None if seed is None else _integer(seed, "sampling.seed", -(2**63)),
-        logprobs=_integer(value.get("logprobs", 0), "sampling.logprobs", 0, MAX_LOGPROBS),
-    )
+    try:
+        return parse_sampling(value)
+    except ValueError as wrong:
+        raise _refuse(str(wrong)) from None
+
+
+def _targets(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TARGETS:
+        raise _refuse(f"targets should be a text of {MAX_TARGETS} characters at most")
+    return value
 
 
 def _prefix(value: Any) -> Prefix | None:
@@ -252,6 +246,7 @@ def parse(meta: bytes) -> Request:
         sample=sample,
         logits=logits,
         sampling=_sampling(fields.get("sampling", {})),
+        targets=_targets(fields.get("targets", "")),
         prefix=_prefix(fields.get("prefix")),
         deadline_ms=deadline,
         traceparent=_traceparent(fields),
@@ -281,18 +276,14 @@ def forwarded(request: Request, tensor: TensorMeta | None, deadline_ms: float) -
         encoding = {} if tensor.encoding == "none" else {"encoding": tensor.encoding}
         fields["tensor"] = {"dtype": tensor.dtype, "shape": list(tensor.shape), **encoding}
     if tensor is not None and request.op != "infer":
-        sampling = request.sampling
         fields |= {
             "position": request.position,
             "sample": request.sample,
             "logits": request.logits,
-            "sampling": {
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "seed": sampling.seed,
-                "logprobs": sampling.logprobs,
-            },
+            "sampling": request.sampling.as_json(),
         }
+        if request.targets:
+            fields["targets"] = request.targets
     return json.dumps(fields).encode()
 
 

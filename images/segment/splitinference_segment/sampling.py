@@ -1,4 +1,7 @@
-"""Choosing a token. With a seed the choice depends on seed, position and logits alone: the same for every split and after a replay."""
+"""Choosing a token. With a seed the choice depends on the request, seed, position, tokens so far and logits alone.
+
+So it is the same for every split, after a replay and after a hand-over: nothing is kept here from one token to the next.
+"""
 
 import hashlib
 import random
@@ -7,14 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
-from splitinference_segment.protocol import Sampling
+from splitinference_segment import history
+from splitinference_segment.sampling_meta import Sampling
 
 _SYSTEM = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The token, its log-probability under the model (before temperature and top-p), and the likeliest alternatives."""
+    """The token, its log-probability under the model (before penalties, temperature and the like), and the likeliest alternatives."""
 
     token: int
     logprob: float
@@ -30,23 +34,63 @@ def uniform(seed: int | None, position: int) -> float:
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, position: int) -> Choice:
-    """Choose the token that stands at `position`. Logits: float32, [vocabulary].
+    """Choose the token that stands at `position`. Logits: float32, [vocabulary]. The sampling is checked (`Sampling.check`).
 
-    Greedy at temperature 0; otherwise by inverting the cumulative distribution of the smallest set of likeliest tokens whose
-    probability reaches top_p.
+    Greedy at temperature 0; otherwise by inverting the cumulative distribution of the likeliest tokens: those that min_p and top_k leave,
+    and of these the smallest set whose share of their probability reaches top_p.
     """
+    scores = adjusted(logits, sampling)
     if sampling.temperature == 0.0 or sampling.top_p == 0.0:
-        token = int(logits.argmax())
+        token = int(scores.argmax())
     else:
-        ordered, ids = torch.sort(torch.softmax(logits.double() / sampling.temperature, dim=-1), descending=True, stable=True)
+        ordered, ids = torch.sort(torch.softmax(scores.double() / sampling.temperature, dim=-1), descending=True, stable=True)
+        whole = 1.0
+        if sampling.top_k or sampling.min_p:
+            left = int((ordered >= sampling.min_p * ordered[0]).sum())
+            ordered = ordered[: min(left, sampling.top_k or left)]
+            whole = float(ordered.sum())
         cumulative = ordered.cumsum(-1)
         # Keep every token before which less than top_p is covered: at least one.
-        kept = int((cumulative - ordered < sampling.top_p).sum())
+        kept = int((cumulative - ordered < sampling.top_p * whole).sum())
         target = uniform(sampling.seed, position) * float(cumulative[kept - 1])
         token = int(ids[min(int(torch.searchsorted(cumulative[:kept], target, right=True)), kept - 1)])
+    return _chosen(logits, token, sampling.logprobs)
+
+
+def adjusted(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Logits after bias, banned tokens and penalties, in this order (as in vLLM); the given ones where there are none."""
+    if not sampling.adjusts:
+        return logits
+    scores = logits.clone()
+
+    def at(ids: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(ids, dtype=torch.int64, device=scores.device)
+
+    for token, bias in sampling.bias:
+        scores[token] += bias
+    if sampling.banned:
+        without = scores.index_fill(0, at(sampling.banned), -torch.inf)
+        scores = without if bool((without > -torch.inf).any()) else scores  # a token must be left
+    generated, counts = history.counts(sampling.generated)
+    if sampling.repetition_penalty != 1.0 and (seen := sorted({*history.ids(sampling.prompt), *generated})):
+        places = at(seen)
+        picked = scores[places]
+        scores[places] = torch.where(picked > 0, picked / sampling.repetition_penalty, picked * sampling.repetition_penalty)
+    if generated and (sampling.frequency_penalty or sampling.presence_penalty):
+        often = torch.tensor(counts, dtype=scores.dtype, device=scores.device)
+        scores[at(generated)] -= sampling.frequency_penalty * often + sampling.presence_penalty
+    return scores
+
+
+def scored(logits: torch.Tensor, tokens: Sequence[int], logprobs: int) -> list[Choice]:
+    """What the model says of tokens that are given. Logits: float32, [tokens, vocabulary], before each of them."""
+    return [_chosen(line, token, logprobs) for line, token in zip(logits, tokens, strict=True)]
+
+
+def _chosen(logits: torch.Tensor, token: int, logprobs: int) -> Choice:
     total = torch.logsumexp(logits, dim=-1)
     top: list[tuple[int, float]] = []
-    if sampling.logprobs:
-        best, ids = torch.topk(logits, min(sampling.logprobs, logits.shape[-1]))
+    if logprobs:
+        best, ids = torch.topk(logits, min(logprobs, logits.shape[-1]))
         top = list(zip(ids.tolist(), (best - total).tolist(), strict=True))
     return Choice(token, float(logits[token] - total), top)

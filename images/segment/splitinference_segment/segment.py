@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from splitinference_segment import protocol
+from splitinference_segment import history, protocol
 from splitinference_segment.encoding import encode
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.hops import Hops, Reply, address_of
@@ -27,6 +27,7 @@ from splitinference_segment.wire_server import Bounds, WireServer
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
 
 LEAST_FRAME = 64 << 10
+META_PER_TOKEN = 6  # of the longest context: names of blocks, and ids and counts of tokens so far
 STATELESS_FRAME = 64 << 20
 MOST_OUTPUTS = 512 << 20
 
@@ -130,6 +131,8 @@ class Segment:
     def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
         self._check_route(request.route)
         values = self._values(request, data)
+        if self._layers.is_last:
+            check_sampling(request, self._layers.vocabulary)
 
         def done(result: Result | SegmentError) -> None:
             if isinstance(result, SegmentError):
@@ -211,7 +214,10 @@ class Segment:
                     "logprob": choice.logprob,
                     "top_logprobs": [[token, logprob] for token, logprob in choice.top_logprobs],
                 }
-                if choice.logprob != choice.logprob:
+            if result.scored:
+                fields["scored"] = [[each.logprob, [list(pair) for pair in each.top_logprobs]] for each in result.scored]
+            for each in (*([result.choice] if result.choice else ()), *result.scored):
+                if each.logprob != each.logprob:
                     self._fail(SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite"), send)
                     return
             timing["held_ms"] = _ms(time.monotonic() - received_at)
@@ -326,7 +332,22 @@ def bounds_of(settings: Settings, layers: Layers | Stateless) -> Bounds:
     data = LEAST_FRAME + tokens * max(width, 2 * 8)  # int64: ids, and types of an encoder
     if not layers.hidden:  # tensors of any shape
         data = STATELESS_FRAME + layers.example().nbytes
-    return Bounds(meta=LEAST_FRAME + settings.max_context_tokens, data=data, input=max(4 * data, 64 << 20))
+    return Bounds(meta=LEAST_FRAME + META_PER_TOKEN * settings.max_context_tokens, data=data, input=max(4 * data, 64 << 20))
+
+
+def check_sampling(request: Request, vocabulary: int) -> None:
+    """Raise SegmentError `bad_request` for token ids that the model does not have: before the step waits with others."""
+    try:
+        if request.sample:
+            request.sampling.check(vocabulary)
+        if request.targets:
+            targets, tokens = history.numbers(request.targets), request.tensor.tokens if request.tensor else 0
+            if len(targets) > tokens:
+                raise ValueError(f"targets: {len(targets)} tokens follow on {tokens}")
+            if (wrong := next((token for token in targets if token >= vocabulary), None)) is not None:
+                raise ValueError(f"targets: token id {wrong} is not in the model's vocabulary of {vocabulary}")
+    except ValueError as error:
+        raise SegmentError(protocol.BAD_REQUEST, str(error)) from None
 
 
 def most_answer(request: Request) -> int:

@@ -269,11 +269,39 @@ class PrefixReuse(StrEnum):
     OFF = "Off"
 
 
+class UnknownFields(StrEnum):
+    """What becomes of a request's fields that nobody knows."""
+
+    WARN = "Warn"
+    REFUSE = "Refuse"
+
+
+class LongAnswers(StrEnum):
+    """What becomes of a request for more tokens than fit."""
+
+    CUT = "Cut"
+    REFUSE = "Refuse"
+
+
+class GenerationConfig(StrEnum):
+    """Where sampling parameters come from that a request does not name."""
+
+    MODEL = "Model"
+    NEUTRAL = "Neutral"
+
+
+Origin = Annotated[str, Field(max_length=256, pattern=r"^(\*|https?://[a-z0-9._-]+(:[0-9]{1,5})?)$")]
+
+
 class GatewaySpec(SpecValue):
     """The server in front."""
 
     replicas: int = Field(default=1, ge=1, le=16)
     prefix_reuse: PrefixReuse = PrefixReuse.CLIENT
+    unknown_fields: UnknownFields = UnknownFields.WARN
+    long_answers: LongAnswers = LongAnswers.CUT
+    generation_config: GenerationConfig = GenerationConfig.MODEL
+    cors_origins: tuple[Origin, ...] = Field(default=(), max_length=32)
     auth: AuthSpec = AuthSpec()
 
 
