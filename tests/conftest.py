@@ -6,10 +6,12 @@ from hypothesis import HealthCheck, settings
 from tests.examples import ASKED, examples
 
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example)
+_FIXTURES = (HealthCheck.function_scoped_fixture,)  # those of these tests (capsys, for example) keep nothing from one example to the next
+_OFF = (*_SLOW, *_FIXTURES)
 _LONG_SECONDS = 3600
 
 # No deadline, as a core may be busy. The same examples each time, so that a change is judged by what it changes: others only on demand.
-settings.register_profile("suite", parent=examples(100), deadline=None, derandomize=ASKED is None, suppress_health_check=_SLOW)
+settings.register_profile("suite", parent=examples(100), deadline=None, derandomize=ASKED is None, suppress_health_check=_OFF)
 settings.load_profile("suite")
 
 
