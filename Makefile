@@ -27,6 +27,13 @@ check: install ## format, lint, types, import contracts
 unit: install ## tests that need no cluster and no Docker engine
 	@.venv/bin/pytest tests -m "not cluster" -n 3 --dist loadfile
 
+coverage: install ## which lines and branches of operator and gateway the unit tests run, as a table and as build/coverage; no gate
+	@.venv/bin/pytest tests -m "not cluster" -n 3 --dist loadfile --cov --cov-report=term --cov-report=html:build/coverage
+
+mutants: install ## small faults in the modules that decide and walk: which do tests not notice? hours; MODULE="settling busier" for some
+	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet -r requirements-mutants.txt
+	@$(PY) -m tests.mutants $(MODULE) $(if $(JOBS),--jobs $(JOBS))
+
 hostile: install ## attacks on the gateway's process: what each costs, and whether others still get answers; NAMES="a b" for some
 	@PYTHONPATH=images/gateway $(PY) -m e2e.hostile $(NAMES)
 
@@ -70,4 +77,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd help install hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd help install coverage mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

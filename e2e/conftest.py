@@ -9,6 +9,15 @@ from e2e.cluster import Cluster
 from e2e.scene import NAME
 from e2e.session import KEEP, session_cluster
 
+_LONG_SECONDS = 3600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with clusters and engines may take longer than pyproject.toml says of the others."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("cluster", "engine", "long")) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_LONG_SECONDS))
+
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Cluster]:

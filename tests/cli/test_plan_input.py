@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from splitinference.cli.main import VERBS, main, parser
@@ -14,8 +14,9 @@ from splitinference.core.cluster import Link, LinkQuality, Network, Snapshot
 from splitinference.core.plan import Plan
 from splitinference.core.problem import Problem, Workload
 from tests.core.planner_problems import a_node, a_profile
+from tests.examples import examples
 
-SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = examples(300)
 
 
 def a_problem() -> Problem:
@@ -162,7 +163,7 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(SETTINGS, max_examples=100)
+@examples(100)
 @given(st.lists(WORDS | st.text(max_size=6).filter(lambda word: "\0" not in word), max_size=5))
 def test_any_command_line_of_plan_ends_with_a_status(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

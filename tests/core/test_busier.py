@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 
 from splitinference.core.adaptation import Memory, Policy
-from splitinference.core.busier import goes_to_busier
+from splitinference.core.busier import goes_to_busier, no_more_on_busy
+from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.decide import decide
 from splitinference.core.decision import Adopt, Keep, Kept
 from splitinference.core.plan import Plan
@@ -85,3 +86,35 @@ def test_which_moves_these_are(plan: str, busier: bool):
         a_node("a", utilization=0.8), a_node("b", utilization=0.7), a_node("c", utilization=0.3), a_node("d", utilization=0.5)
     )
     assert goes_to_busier(a_plan("a[0:2] c[2:4]"), a_plan(plan), problem, 0.6) is busier
+
+
+@pytest.mark.parametrize(("share", "busier"), [(0.59, False), (0.6, False), (0.61, True)])
+def test_a_node_is_too_busy_above_the_limit(share: float, busier: bool):
+    problem = a_problem(a_node("a"), a_node("b", utilization=share))
+    assert goes_to_busier(a_plan("a[0:4]"), a_plan("b[0:4]"), problem, 0.6) is busier
+
+
+def test_a_node_of_which_nothing_is_known_and_a_layer_that_was_nowhere_count_as_calm():
+    problem = a_problem(a_node("a"), a_node("b", utilization=0.8))
+    assert not goes_to_busier(a_plan("a[0:4]"), a_plan("gone[0:4]"), problem, 0.6)
+    assert goes_to_busier(a_plan("gone[0:4]"), a_plan("b[0:4]"), problem, 0.6)
+    assert goes_to_busier(a_plan("a[0:2]"), a_plan("a[0:2] b[2:4]"), problem, 0.6)
+    assert not goes_to_busier(a_plan("a[0:2]"), a_plan("a[0:4]"), problem, 0.6)
+
+
+def test_of_several_pipelines_those_are_compared_that_both_plans_have():
+    problem = a_problem(a_node("a"), a_node("b", utilization=0.8))
+    one = a_plan("a[0:4]")
+    two = one.model_copy(update={"pipelines": (*one.pipelines, *a_plan("b[0:4]").pipelines)})
+    assert not goes_to_busier(one, two, problem, 0.6)
+    assert not goes_to_busier(two, one, problem, 0.6)
+
+
+@pytest.mark.parametrize(("share", "bounded"), [(0.59, False), (0.6, False), (0.61, True)])
+def test_a_node_above_the_limit_holds_no_more_than_it_does(share: float, bounded: bool):
+    """b holds two segments, and d, as busy, none."""
+    problem = a_problem(a_node("a"), a_node("b", utilization=share), a_node("d", utilization=share))
+    free = {n.name: n.memory_free_bytes for n in problem.snapshot.nodes}
+    after = {n.name: n.memory_free_bytes for n in no_more_on_busy(a_plan("a[0:1] b[1:2] a[2:3] b[3:4]"), problem, 0.6).snapshot.nodes}
+    held = 2 * memory_bytes(problem, 0, 1)
+    assert after == ({"a": free["a"], "b": held, "d": 0} if bounded else free)

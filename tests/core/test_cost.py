@@ -4,6 +4,7 @@ import pytest
 
 from splitinference.core.cluster import LayerTime, Link, LinkQuality, Network, Processor, Snapshot, Taint
 from splitinference.core.cost import objective_value, predict, violations
+from splitinference.core.cost.evaluate import evaluate
 from splitinference.core.cost.link import MESSAGE_BYTES
 from splitinference.core.cost.site import site_of
 from splitinference.core.plan import Plan
@@ -31,6 +32,23 @@ def test_a_memory_bound_decode_step_takes_the_weights_over_the_bandwidth_and_the
     stage = predict(a_plan("a[0:3]"), a_problem()).stages[0]
     context = 10 + 5 / 2
     assert stage.decode_ms == pytest.approx(1e3 * (300 * MIB + 256 * context) / 10e9 + 2.0)
+
+
+def test_a_decode_step_reads_the_weights_once_and_the_context_of_each_sequence_of_the_batch() -> None:
+    stage = predict(a_plan("a[0:3]"), a_problem(workload=LOAD.model_copy(update={"batch": 3}))).stages[0]
+    context = 10 + 5 / 2
+    assert stage.decode_ms == pytest.approx(1e3 * (300 * MIB + 3 * 256 * context) / 10e9 + 2.0, rel=1e-9)
+
+
+def test_the_links_from_several_sources_to_a_stage_share_its_load() -> None:
+    """Half of the steps come over each of the two links to c, so neither is taken for all of them."""
+    nodes = tuple(a_node(name) for name in "abc")
+    problem = a_problem(snapshot=Snapshot(nodes=nodes), constraints=Constraints(max_stage_nodes=2))
+    alone = evaluate(a_plan("a[0:1] c[1:3]"), problem).load.link_ms
+    shared = evaluate(a_plan("a+b[0:1] c[1:3]"), problem).load.link_ms
+    assert alone["a", "c"] > 0
+    assert shared["a", "c"] == shared["b", "c"] == pytest.approx(alone["a", "c"] / 2)
+    assert shared["gateway", "a"] == pytest.approx(alone["gateway", "a"] / 2)
 
 
 def test_a_compute_bound_prefill_takes_the_flops_over_what_others_leave() -> None:

@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 
 from splitinference.core.adaptation import Memory, Mode, Policy
-from splitinference.core.compare import Change
+from splitinference.core.compare import Change, gain, move_seconds, net_gain
+from splitinference.core.cost import objective_value
 from splitinference.core.decide import decide
 from splitinference.core.decision import Adopt, Keep, Kept
 from splitinference.core.judged import arrives
@@ -321,3 +322,56 @@ def test_a_plan_without_any_way_to_it_does_not_make_the_reasons_be_forgotten():
     assert found.message.endswith("; it cannot be reached: b has no room")
     assert f"{Reason.UTILIZATION_SHIFTED}/a" in memory.watches
     assert Reason.BETTER_PLAN not in memory.watches
+
+
+A_FASTER_C = a_problem(a_node("a", **SMALL), a_node("b", **SMALL), a_node("c", gflops=150, **SMALL))
+
+
+@pytest.mark.parametrize(("above", "expected"), [(-1e-6, Change.MIGRATION), (0.0, Change.KEEP), (1e-6, Change.KEEP)])
+def test_a_changed_specification_keeps_the_plan_unless_another_is_better_by_more_than_the_least_gain(above, expected):
+    """The least gain lies this much above what the best other plan gains."""
+    here, there = (objective_value(a_plan(text), A_FASTER_C) for text in ("a[0:2] b[2:4]", "a[0:2] c[2:4]"))
+    found = after(A_FASTER_C, PLAN, POLICY.model_copy(update={"min_gain": (here - there) / here + above}), asked="other")
+    assert isinstance(found, Adopt)
+    assert found.change is expected
+
+
+LARGER_E = busy_b(0.93, a_node("e", gflops=130, mib=350))
+SLOW_LOAD = POLICY.model_copy(update={"load_bytes_per_s": 2e7})
+
+
+@pytest.mark.parametrize(("above", "expected"), [(-1e-6, Change.RESPLIT), (0.0, Change.MIGRATION), (1e-6, Change.MIGRATION)])
+def test_new_cuts_must_be_better_than_moving_by_more_than_the_gain_of_a_re_split_with_their_longer_move_taken_off(above, expected):
+    """The gain that a re-split must have lies this much above what it has."""
+    problem = facts(LARGER_E, PLAN).problem
+    moved, cut = a_plan("a[0:2] e[2:4]"), a_plan("a[0:1] e[1:4]")
+    further = gain(objective_value(moved, problem), objective_value(cut, problem), problem)
+    longer = move_seconds(cut, problem, SLOW_LOAD) - move_seconds(moved, problem, SLOW_LOAD)
+    assert longer > 0
+    found = after(LARGER_E, PLAN, SLOW_LOAD.model_copy(update={"resplit_gain": further - longer / 600.0 + above}))
+    assert isinstance(found, Adopt)
+    assert found.change is expected
+
+
+@pytest.mark.parametrize(("above", "moves"), [(-1e-6, True), (0.0, False), (1e-6, False)])
+def test_an_optional_move_must_gain_more_than_the_least_gain_with_its_cost_taken_off(above, moves):
+    """The least gain lies this much above what the move gains."""
+    problem = facts(busy_b(0.93), PLAN).problem
+    net = net_gain(PLAN, a_plan("a[0:2] c[2:4]"), problem, POLICY)
+    found = after(busy_b(0.93), PLAN, POLICY.model_copy(update={"min_gain": net + above}), steps=5)
+    assert isinstance(found, Adopt) is moves
+    assert found.reason is (Reason.UTILIZATION_SHIFTED if moves else Kept.GAIN_TOO_SMALL)
+
+
+@pytest.mark.parametrize(("above", "expected"), [(-1e-6, "c[0:2] d[2:4]"), (0.0, "a[0:2] c[2:4]"), (1e-6, "a[0:2] c[2:4]")])
+def test_what_still_runs_is_left_only_for_more_than_the_least_gain_with_the_longer_move_taken_off(above, expected):
+    """b is lost, and a still runs. The least gain lies this much above what leaving a gains."""
+    now = a_problem(a_node("a", **SMALL), a_node("c", gflops=300, **SMALL), a_node("d", gflops=300, **SMALL))
+    problem = facts(now, PLAN).problem
+    least, best = a_plan("a[0:2] c[2:4]"), a_plan("c[0:2] d[2:4]")
+    further = gain(objective_value(least, problem), objective_value(best, problem), problem)
+    longer = move_seconds(best, problem, SLOW_LOAD) - move_seconds(least, problem, SLOW_LOAD)
+    assert longer > 0
+    found = after(now, PLAN, SLOW_LOAD.model_copy(update={"min_gain": further - longer / 600.0 + above}))
+    assert isinstance(found, Adopt)
+    assert text_of(found.plan) == expected

@@ -1,7 +1,7 @@
 """CP-SAT at the heart of planning: every chain is chosen by the master, and the circuit model knows the truth independently."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from ortools.sat.python import cp_model
 
 from splitinference.core.cluster import Snapshot
@@ -14,8 +14,9 @@ from splitinference.core.solve.dispatch import solve
 from splitinference.core.solve.lab.circuit import circuit, covers
 from splitinference.core.solve.master import choose
 from tests.core.planner_problems import a_node, a_plan, a_profile, problems, single_goals, valid_chains
+from tests.examples import examples
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = examples(60)
 
 
 def one_model(**more: object) -> Problem:
@@ -77,7 +78,7 @@ def test_the_circuit_model_and_the_planner_agree(problem: Problem) -> None:
     assert other.bound <= value * (1 + 1e-6) + 1e-7
 
 
-@settings(SETTINGS, max_examples=40)
+@examples(40)
 @given(problems(single_goals(), layers=4, nodes=3))
 def test_from_all_chains_the_master_takes_the_best(problem: Problem) -> None:
     """The smallest case of the master: one problem, one chain, all chains as columns."""

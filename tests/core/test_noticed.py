@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.adaptation import Facts, Memory, Policy, StageTime
@@ -13,6 +13,7 @@ from splitinference.core.noticed import ENOUGH_OBSERVATIONS, FRESH, LEAST_STEPS,
 from splitinference.core.triggers import Reason, check
 from splitinference.simulation.stepping import RECENT_SECONDS, RecentSteps, Steps
 from tests.core.planning import START, a_node, a_plan, a_problem, facts
+from tests.examples import examples
 
 ALONE_MS = 2.0
 """Two layers of the test's profile on an idle node of 100 GFLOP/s."""
@@ -88,14 +89,14 @@ def test_the_reason_begins_to_be_confirmed_sooner():
     assert began[0] <= began[1] - 20
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(on=st.floats(1, 9), off=st.floats(3, 20), level=st.floats(0.6, 0.98), phase=st.floats(0, 20))
 def test_pulses_of_seconds_are_no_sign_whatever_their_height(on: float, off: float, level: float, phase: float):
     met = played(lambda at: level if (at + phase) % (on + off) < on else 0.1, 120)
     assert all(used(found) == said for _, said, found, _ in met)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.floats(-0.15, 0.15), min_size=24, max_size=24), st.floats(0.2, 0.6))
 def test_a_load_that_wavers_is_no_sign(noise: Sequence[float], level: float):
     met = played(lambda at: min(0.98, max(0.0, level + noise[int(at // 5) % 24])), 120)
@@ -103,7 +104,7 @@ def test_a_load_that_wavers_is_no_sign(noise: Sequence[float], level: float):
     assert all((used(found) or 0) <= max(said, level + 0.15 + 1e-6) for _, said, found, _ in met)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     st.lists(st.tuples(st.floats(0.01, 1e4), st.integers(0, 50), st.floats(0, 40), st.booleans()), max_size=8),
     st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=8, max_size=8),

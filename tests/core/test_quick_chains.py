@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from splitinference.core.cost import objective_value, violations
@@ -19,8 +19,9 @@ from splitinference.core.solve.relaxed import Step, complete, most_segments, pat
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import Multipliers, Task, task_of
 from tests.core.planner_problems import best_value, problems, valid_plans
+from tests.examples import examples
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = examples(60)
 
 
 def sums() -> st.SearchStrategy[Objective]:

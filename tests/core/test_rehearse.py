@@ -1,12 +1,13 @@
 """A rehearsal ends as the walk would."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.rehearse import rehearse
 from splitinference.core.transition import Blocked, Done, Strategy
 from tests.core.test_transition_walks import Watcher, finish, plans
 from tests.core.walking import a_target, serving
+from tests.examples import examples
 
 
 def test_a_walk_with_room_arrives():
@@ -19,7 +20,7 @@ def test_a_walk_without_room_is_known_before_it_is_begun():
     assert rehearse(a_target("a[0:3] b[3:8]"), cramped, Strategy.BREAK_FIRST) == Done()
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(plans(), plans(), st.integers(40, 120), st.sampled_from(Strategy))
 def test_a_rehearsal_ends_as_the_walk_does(first, second, room, strategy):
     cluster = serving(first, dict.fromkeys("abcd", room))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.adaptation import Memory, Policy
+from splitinference.core.adaptation import Level, Memory, Policy
 from splitinference.core.decide import decide
 from splitinference.core.decision import Adopt, Keep, Kept
 from splitinference.core.plan import Plan
@@ -125,3 +125,30 @@ def test_what_wavers_by_less_than_a_step_is_still(uses: list[float]):
         found = facts(cluster(use, 0.0), PLAN, second)
         memory = followed(found, POLICY, memory)
         assert not settling(memory, found, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("changed_ago", "changing_for", "waits"),
+    [(4.9, 10, True), (5, 10, False), (5.1, 10, False), (1, 19.9, True), (1, 20, False), (1, 20.1, False)],
+)
+def test_it_waits_for_a_change_within_its_share_of_the_window_and_for_two_windows_at_most(changed_ago, changing_for, waits):
+    """The window is 10 s, its share 5 s."""
+    now = facts(cluster(0, 0), PLAN, 100)
+    level = Level(utilization=0, since=now.now - timedelta(seconds=changed_ago), changing_since=now.now - timedelta(seconds=changing_for))
+    assert settling(Memory(levels={"a": level}), now, POLICY) is waits
+
+
+@pytest.mark.parametrize(("apart", "one_change"), [(4.9, True), (5, False), (5.1, False)])
+def test_changes_closer_than_the_share_of_the_window_are_one(apart: float, one_change: bool):
+    memory = followed(facts(cluster(0, 0), PLAN, 0), POLICY, Memory())
+    memory = followed(facts(cluster(0.3, 0), PLAN, 1), POLICY, memory)
+    memory = followed(facts(cluster(0.6, 0), PLAN, 1 + apart), POLICY, memory)
+    began = START + timedelta(seconds=1 if one_change else 1 + apart)
+    assert memory.levels["a"].changing_since == began
+
+
+def test_levels_are_remembered_to_four_digits():
+    memory = followed(facts(cluster(0.123456, 0), PLAN, 0), POLICY, Memory())
+    assert memory.levels["a"].utilization == 0.1235
+    memory = followed(facts(cluster(0.654321, 0), PLAN, 1), POLICY, memory)
+    assert memory.levels["a"].utilization == 0.6543

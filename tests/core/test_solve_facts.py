@@ -4,7 +4,7 @@ import math
 import os
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.cluster import Link, LinkQuality, Network, Snapshot, Taint
@@ -13,8 +13,9 @@ from splitinference.core.problem import Constraints, Goal, Objective, Pin, Probl
 from splitinference.core.solve import Infeasible, Limits, Solved, SolverFailed, SolverProcess, solve_in_child
 from splitinference.core.solve.dispatch import solve
 from tests.core.planner_problems import MIB, a_node, a_plan, a_profile, problems, single_goals
+from tests.examples import examples
 
-SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = examples(40)
 
 
 def a_problem(free: tuple[int, ...] = (250, 250, 250), **more: object) -> Problem:

@@ -3,7 +3,7 @@
 from itertools import product
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.cluster import Snapshot, Taint
@@ -18,8 +18,9 @@ from splitinference.core.solve.dispatch import solve
 from splitinference.core.solve.joint import solve_in_turn, solve_jointly
 from splitinference.core.solve.share import at_pace
 from tests.core.planner_problems import a_node, a_plan, a_profile, valid_chains
+from tests.examples import examples
 
-SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = examples(40)
 
 
 def two_models(free: tuple[int, ...], rate: float = 0.0) -> tuple[Problem, Problem]:

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.cost import goal_value, objective_value, violations
@@ -12,11 +12,12 @@ from splitinference.core.problem import Goal, Objective, Problem, Slo
 from splitinference.core.solve import Infeasible, Limits, Solved
 from splitinference.core.solve.dispatch import solve
 from tests.core.planner_problems import all_chains, best_in_order, best_value, problems, single_goals, valid_plans
+from tests.examples import examples
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = examples(60)
 
 
-@settings(SETTINGS, max_examples=25)
+@examples(25)
 @given(problems(single_goals(), layers=3, nodes=3))
 def test_brute_force_leaves_out_no_valid_chain(problem: Problem) -> None:
     plans = (Plan(model_digest=problem.profile.digest, pipelines=(chain,)) for chain in all_chains(problem))

@@ -3,7 +3,7 @@
 from itertools import combinations, product
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.cluster import Snapshot, Taint
@@ -22,8 +22,9 @@ from splitinference.core.solve.dual import uses_of
 from splitinference.core.solve.tables import Tables
 from splitinference.core.solve.task import task_of
 from tests.core.planner_problems import a_node, a_profile, problems, single_goals, valid_chains
+from tests.examples import examples
 
-SETTINGS = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = examples(40)
 
 
 @SETTINGS

@@ -240,3 +240,42 @@ def test_cores_that_a_node_has_not_left_are_asked_for_no_more_than_memory_is():
     assert isinstance(blocked, Blocked)
     assert blocked.why == "segment [2, 4) requests 0.1 cores on c, which has 0.05 left beside the 0.1 of segments that serve"
     assert blocked.short == (Shortage(node="c", resource=Resource.CPU, needed=100, free=50),)
+
+
+def after_a_cutover_to_c() -> Cluster:
+    """c took over from b; something is still in flight on the route over b."""
+    cluster = serving("a[0:4] b[4:8]", ROOMY)
+    cluster.apply(CreateSegment(segment=a_segment("c[4:8]")))
+    cluster.set("m-4-8-c", Phase.PROVEN)
+    cluster.apply(Cutover(route=a_target("a[0:4] c[4:8]").route))
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("phase", "steps"), [(Phase.PROVEN, []), (Phase.READY, []), (Phase.FAILED, ["delete m-4-8-b"]), (Phase.LEAVING, [])]
+)
+def test_a_failed_segment_of_an_older_route_goes_at_once_as_nothing_is_served_by_it(phase: Phase, steps: list[str]):
+    cluster = after_a_cutover_to_c()
+    cluster.set("m-4-8-b", phase)
+    result = next_steps(a_target("a[0:4] c[4:8]"), cluster.observed())
+    assert (names(result) if isinstance(result, Steps) else []) == steps
+
+
+@pytest.mark.parametrize(("room", "made"), [(79, 1), (80, 2), (81, 2)])
+def test_segments_made_in_the_same_step_share_the_memory_of_their_node(room: int, made: int):
+    """Each needs 40 MiB."""
+    result = next_steps(a_target("a[0:4] a[4:8]"), Cluster({"a": room}).observed())
+    assert names(result) == ["create m-0-4-a", "create m-4-8-a"][:made]
+
+
+@pytest.mark.parametrize(("millicores", "made"), [(199, 1), (200, 2), (201, 2)])
+def test_segments_made_in_the_same_step_share_the_cores_of_their_node(millicores: int, made: int):
+    """Each requests 100 millicores."""
+    observed = Cluster({"a": 1000}).observed().model_copy(update={"room_millicores": {"a": millicores}})
+    assert names(next_steps(a_target("a[0:4] a[4:8]"), observed)) == ["create m-0-4-a", "create m-4-8-a"][:made]
+
+
+@pytest.mark.parametrize(("room", "fits"), [(39, False), (40, True), (41, True)])
+def test_a_segment_is_made_where_the_memory_is_enough(room: int, fits: bool):
+    result = next_steps(a_target("a[0:4]"), Cluster({"a": room}).observed())
+    assert isinstance(result, Steps if fits else Blocked)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from splitinference.core.transition import Action, Blocked, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
 from splitinference.core.walk import Phase, Target
 from tests.core.walking import Cluster, a_target, serving
+from tests.examples import examples
 
 NODES = ("a", "b", "c", "d")
 LAYERS = 8
@@ -81,7 +82,7 @@ def start(data: st.DataObject, roomy: bool) -> tuple[Cluster, str]:
     return cluster, first
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.data())
 def test_with_room_for_a_second_segment_every_walk_ends_done_and_serves_throughout(data):
     cluster, _ = start(data, roomy=True)
@@ -95,7 +96,7 @@ def test_with_room_for_a_second_segment_every_walk_ends_done_and_serves_througho
     assert watcher.cutovers <= 1
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(st.data(), st.sampled_from(Strategy))
 def test_walks_with_little_room_end_and_never_break_what_serves(data, strategy):
     cluster, _ = start(data, roomy=False)
@@ -113,7 +114,7 @@ def test_walks_with_little_room_end_and_never_break_what_serves(data, strategy):
         assert cluster.serving is not None
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.data(), st.sampled_from(Strategy))
 def test_killed_failing_and_superseded_at_any_step_a_walk_still_ends(data, strategy):
     cluster, first = start(data, roomy=data.draw(st.booleans(), label="roomy"))

@@ -4,9 +4,11 @@ from datetime import timedelta
 
 import pytest
 
-from splitinference.core.adaptation import Memory, Mode, Policy, Traffic
+from splitinference.core.adaptation import Memory, Mode, Policy, Traffic, Watch, sustained
 from splitinference.core.cluster import Link, LinkQuality, Network, Taint
-from splitinference.core.problem import Constraints, Slo, TrustRule
+from splitinference.core.cost import predict
+from splitinference.core.problem import Constraints, Slo, Toleration, TrustRule
+from splitinference.core.transition import Blocked
 from splitinference.core.triggers import Reason, Trigger, check, may_move
 from tests.core.planning import START, a_node, a_plan, a_problem, facts
 
@@ -206,3 +208,153 @@ def test_what_clients_feel_and_the_cost_model_confirms_counts_after_one_confirma
     assert [t is not None for t in over_time([slow] * 5, traffic=felt)] == [False, False, True, True, True]
     assert [t is not None for t in over_time([slow] * 5, traffic=noise)] == [False, False, False, False, True], "a busy node alone"
     assert [t is not None for t in over_time([fine] * 5, traffic=felt)] == [False, False, False, False, True], "slow requests alone"
+
+
+def planned_as(plan, **stage_or_plan: float):
+    """The plan as if other figures had been predicted for it: its whole time per output token, or the link after its first stage."""
+    prediction = plan.prediction
+    if "link_ms" in stage_or_plan:
+        first = prediction.stages[0].model_copy(update=stage_or_plan)
+        stage_or_plan = {"stages": (first, *prediction.stages[1:])}
+    return plan.model_copy(update={"prediction": prediction.model_copy(update=stage_or_plan)})
+
+
+def lasting(problem, plan, policy=POLICY, **more) -> Trigger | None:
+    """The trigger when this has held for a window."""
+    memory, trigger = JUST_REVIEWED, None
+    for step in range(5):
+        trigger, memory = check(facts(problem, plan, 100 + 5 * step, **more), policy, memory)
+    return trigger
+
+
+def degraded(now_ms: float, planned_ms: float | None = None, policy=POLICY, **share: float) -> bool:
+    """Whether a link that takes so long now, by its round trip, was planned with so much less that it is a reason to move."""
+    quick = LinkQuality(bandwidth_bytes_per_s=1e18, rtt_ms=now_ms)
+    problem = a_problem(a_node("a"), a_node("b"), network=Network(default=quick))
+    plan = a_plan("a[0:2] b[2:4]", problem)
+    exactly_ms = plan.prediction.stages[0].link_ms
+    assert exactly_ms == pytest.approx(now_ms, abs=1e-6)
+    if "above_floor_ms" in share:
+        policy = policy.model_copy(update={"link_floor_ms": exactly_ms - planned_ms - share["above_floor_ms"]})
+    found = lasting(problem, planned_as(plan, link_ms=planned_ms if planned_ms is not None else exactly_ms / share["times"]), policy)
+    return found is not None and found.reason is Reason.LINK_DEGRADED
+
+
+@pytest.mark.parametrize(("times", "is_degraded"), [(1.999, False), (2.0, False), (2.001, True)])
+def test_a_link_is_degraded_above_twice_what_was_planned(times: float, is_degraded: bool):
+    assert degraded(8.0, times=times) is is_degraded
+
+
+@pytest.mark.parametrize(("above_floor_ms", "is_degraded"), [(-1e-6, False), (0.0, False), (1e-6, True)])
+def test_and_above_the_floor_of_what_it_takes_longer(above_floor_ms: float, is_degraded: bool):
+    assert degraded(3.0, 1.0, above_floor_ms=above_floor_ms) is is_degraded
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "planned_ms", "is_degraded"), [(3.0, 0.99, True), (3.0, 1.01, False), (30.0, 20.0, False), (1.0, 0.1, False)]
+)
+def test_the_floor_is_2_ms_and_both_must_hold(now_ms: float, planned_ms: float, is_degraded: bool):
+    assert degraded(now_ms, planned_ms) is is_degraded
+
+
+@pytest.mark.parametrize(("share", "shifted"), [(0.69, False), (0.7, False), (0.71, True)])
+def test_a_node_is_too_busy_above_the_limit(share, shifted):
+    assert (lasting(busy(share), PLAN) is not None) is shifted
+
+
+@pytest.mark.parametrize(("ms", "broken"), [(39.9, False), (40.0, False), (40.1, True)])
+def test_a_limit_is_broken_above_it(ms, broken):
+    slow = IDLE.model_copy(update={"slo": Slo(time_per_output_token_ms=40, time_to_first_token_ms=40)})
+    assert (lasting(slow, PLAN, traffic=Traffic(requests=1, time_per_output_token_ms=ms)) is not None) is broken
+    assert (lasting(slow, PLAN, traffic=Traffic(requests=1, time_to_first_token_ms=ms)) is not None) is broken
+
+
+@pytest.mark.parametrize(("share_of_twice", "felt"), [(0.999, False), (1.0, False), (1.001, True)])
+def test_the_cost_model_confirms_what_clients_feel_only_above_the_least_gain(share_of_twice, felt):
+    """The least gain is 100 %, so the plan must be predicted to be more than twice as slow as it was made for."""
+    policy = POLICY.model_copy(update={"min_gain": 1.0})
+    problem = busy(0.9).model_copy(update={"slo": Slo(time_per_output_token_ms=40)})
+    now_ms = predict(PLAN, problem).time_per_output_token_ms
+    plan = planned_as(PLAN, time_per_output_token_ms=now_ms / 2 / share_of_twice)
+    memory, traffic = JUST_REVIEWED, Traffic(requests=5, time_per_output_token_ms=60.0)
+    for seconds in (100, 107):
+        trigger, memory = check(facts(problem, plan, seconds, traffic=traffic), policy, memory)
+    assert (trigger is not None) is felt
+
+
+@pytest.mark.parametrize(
+    ("seconds", "confirmations", "felt", "holds"),
+    [
+        (60, 3, False, True),
+        (59.9, 3, False, False),
+        (60, 2, False, False),
+        (20, 2, True, True),  # a third of the window, and one more confirmation than the first look
+        (19.9, 2, True, False),
+        (60, 1, True, False),
+    ],
+)
+def test_a_reason_is_sustained_after_its_window_and_confirmations(seconds, confirmations, felt, holds):
+    watch = Watch(since=START, confirmations=confirmations, last=START)
+    policy = Policy(window=timedelta(seconds=60), confirmations=3)
+    assert sustained(watch, policy, START + timedelta(seconds=seconds), felt=felt) is holds
+
+
+def test_one_confirmation_is_enough_where_the_policy_asks_for_one():
+    watch, policy = Watch(since=START, confirmations=1, last=START), Policy(window=timedelta(seconds=60), confirmations=1)
+    assert sustained(watch, policy, START + timedelta(seconds=60), felt=True)
+
+
+@pytest.mark.parametrize(("seconds", "confirmations"), [(19.9, 1), (20, 2), (20.1, 2)])
+def test_a_confirmation_counts_at_most_once_in_its_share_of_the_window(seconds, confirmations):
+    policy = Policy(window=timedelta(seconds=60), confirmations=3)
+    _, memory = Memory().watching("x", True, policy, START)
+    watch, _ = memory.watching("x", True, policy, START + timedelta(seconds=seconds))
+    assert watch.confirmations == confirmations
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(119.9, True), (120, True), (120.1, False)])
+def test_what_is_not_known_keeps_a_watch_for_two_windows(seconds, kept):
+    policy = Policy(window=timedelta(seconds=60), confirmations=3)
+    _, memory = Memory().watching("x", True, policy, START)
+    watch, _ = memory.watching("x", None, policy, START + timedelta(seconds=seconds))
+    assert (watch is not None) is kept
+
+
+@pytest.mark.parametrize(("seconds", "allowed"), [(59.9, False), (60, True), (60.1, True)])
+def test_the_cooldown_ends_when_its_time_has_passed(seconds, allowed):
+    assert may_move(facts(IDLE, PLAN, seconds, moves=(START,)), Policy(cooldown=timedelta(seconds=60))) is allowed
+
+
+@pytest.mark.parametrize(("seconds", "allowed"), [(3599.9, False), (3600, True)])
+def test_a_move_counts_for_the_budget_for_an_hour(seconds, allowed):
+    policy = Policy(cooldown=timedelta(0), moves_per_hour=1)
+    assert may_move(facts(IDLE, PLAN, seconds, moves=(START,)), policy) is allowed
+
+
+@pytest.mark.parametrize(("seconds", "given_up"), [(14.9, False), (15, True), (15.1, True)])
+def test_a_walk_is_blocked_after_15_seconds_without_a_step_left(seconds, given_up):
+    stuck = {"blocked": Blocked(why="b has no room"), "walking": True}
+    _, memory = check(facts(IDLE, PLAN, 100, **stuck), POLICY, JUST_REVIEWED)
+    trigger, _ = check(facts(IDLE, PLAN, 100 + seconds, **stuck), POLICY, memory)
+    assert (trigger is not None and trigger.reason is Reason.WALK_BLOCKED) is given_up
+
+
+@pytest.mark.parametrize(
+    ("toleration", "tolerated"),
+    [
+        (Toleration(key="gpu", operator="Exists"), True),
+        (Toleration(key="gpu", operator="Exists", effect="NoSchedule"), True),
+        (Toleration(key="gpu", operator="Exists", effect="NoExecute"), False),
+        (Toleration(key="gpu", operator="Exists", effect="PreferNoSchedule"), False),
+        (Toleration(key="gpu", value="yes", effect="NoSchedule"), True),
+        (Toleration(key="gpu", value="yes", effect="NoExecute"), False),
+        (Toleration(key="gpu", value="no"), False),
+        (Toleration(key="other", operator="Exists"), False),
+        (Toleration(operator="Exists"), True),
+    ],
+)
+def test_a_taint_is_tolerated_where_key_value_and_effect_match(toleration, tolerated):
+    tainted = a_node("b", taints=(Taint(key="gpu", value="yes", effect="NoSchedule"),))
+    problem = a_problem(a_node("a"), tainted, constraints=Constraints(tolerations=(toleration,)))
+    trigger, _ = check(facts(problem, PLAN), POLICY, JUST_REVIEWED)
+    assert (trigger is None) is tolerated

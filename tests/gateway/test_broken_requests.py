@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference_gateway.chat_template import ChatTemplate
@@ -16,6 +16,7 @@ from splitinference_gateway.kserve_body import parse_infer
 from splitinference_gateway.reading import Reader
 from splitinference_gateway.requests import ChatRequest, CompletionRequest
 from splitinference_gateway.tokenizer import ModelTokenizer
+from tests.examples import examples
 from tests.gateway.serving import MODEL, serving
 from tests.gateway.toy_chain import toy_segments
 
@@ -86,7 +87,7 @@ INFERS = st.fixed_dictionaries(
     {"inputs": st.lists(TENSOR, max_size=3) | VALUES}, optional={"outputs": VALUES, "id": VALUES, "parameters": VALUES}
 )
 BODIES = st.one_of(CHATS, COMPLETIONS, INFERS, NEARLY, NEARLY, TOKENS, VALUES)
-OFTEN = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+OFTEN = examples(400)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ async def test_broken_requests_get_no_500_from_the_server_and_others_their_answe
 ) -> None:
     bodies: list[Any] = []
 
-    @settings(max_examples=150, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @examples(150)
     @given(BODIES)
     def collect(body: Any) -> None:
         bodies.append(body)

@@ -11,7 +11,7 @@ from splitinference_gateway.route import RouteDocument, RouteError
 from splitinference_gateway.routes import HOLD_SECONDS, Routes
 from splitinference_gateway.settings import Settings
 from tests.gateway.serving import MODEL, Serving, serving
-from tests.gateway.toy_chain import ToySegment, reference, toy_segments
+from tests.gateway.toy_chain import ToySegment, at_rest, reference, toy_segments
 
 PROMPT = "on the way"
 
@@ -184,8 +184,7 @@ async def test_a_withdrawn_route_gets_no_further_step_and_nobody_sees_more_than_
         asking = await under_way(world, [a], 150)
         world.route(revision="stopped", drain_seconds=0)
         await world.routed(None)
-        await asyncio.sleep(0.1)  # the step that was under way
-        steps = a.counts["step"]
+        steps = await at_rest(a)  # after the step that was under way
         late = asyncio.create_task(world.complete(PROMPT, 5))
         await asyncio.sleep(0.3)
         assert a.counts["step"] == steps, "not one more"

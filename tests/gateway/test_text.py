@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
@@ -23,7 +23,6 @@ def pieces_of(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
     return [*(detokenizer.add(i) for i in ids), detokenizer.flush()]
 
 
-@settings(deadline=None)
 @given(text=st.text(), prompt=st.text(max_size=5))
 def test_bytes_of_any_text_come_out_as_that_text(tokenizer: ModelTokenizer, text: str, prompt: str) -> None:
     pieces = pieces_of(Detokenizer(tokenizer.decode, list(prompt.encode(errors="replace"))), list(text.encode(errors="replace")))
@@ -32,7 +31,6 @@ def test_bytes_of_any_text_come_out_as_that_text(tokenizer: ModelTokenizer, text
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 255), max_size=40))
 def test_bytes_that_are_no_text_come_out_as_the_decoder_has_them(tokenizer: ModelTokenizer, ids: list[int]) -> None:
     assert "".join(pieces_of(Detokenizer(tokenizer.decode), ids)).rstrip("\ufffd") == tokenizer.decode(ids).rstrip("\ufffd")
@@ -65,7 +63,6 @@ def split(text: str, cuts: list[int]) -> list[str]:
     return [text[i:j] for i, j in itertools.pairwise(at)]
 
 
-@settings(deadline=None)
 @given(
     text=st.text(alphabet="ab\n", max_size=30),
     stops=st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), min_size=1, max_size=4),

@@ -263,3 +263,13 @@ async def toy_segments(*names: str) -> list[ToySegment]:
 
 def _begins_a_character(tail: bytes) -> bool:
     return any(c.startswith(tail) and len(c) > len(tail) for c in CHARACTERS)
+
+
+async def at_rest(segment: ToySegment) -> int:
+    """The steps of a segment, once none has come for a while."""
+    before = -1
+    async with asyncio.timeout(60):
+        while before != segment.counts["step"]:
+            before = segment.counts["step"]
+            await asyncio.sleep(0.1)
+    return before

@@ -1,0 +1,141 @@
+"""Small faults, one at a time, in the modules that decide and walk: do the tests notice each of them?
+
+    python -m tests.mutants [settling busier …]
+
+mutmut makes the faults, in a copy of code and tests below build/mutants. Faults that no test can notice, because the program behaves the
+same with them, are listed with their reasons in mutants.toml. The exit status is 1 when fewer than 90 % of the others are noticed, or when
+an entry of the list fits no fault any more.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+COPY = REPOSITORY / "build/mutants"
+LISTED = Path(__file__).with_suffix(".toml")
+LEAST_SHARE = 0.9
+CORE = "src/splitinference/core"
+MODULES = (
+    *("adaptation", "busier", "compare", "decide", "decision", "judged", "mandatory", "narrowed", "noticed", "obstacles", "optional"),
+    *("reach", "rehearse", "settling", "stabilizing", "targets", "transition", "tries", "triggers", "walk"),
+)
+TESTS = (
+    *("test_busier", "test_decide", "test_noticed", "test_reach", "test_rehearse", "test_settling", "test_stabilizing", "test_targets"),
+    *("test_transition", "test_transition_walks", "test_triggers"),
+)
+NOTICED = ("killed", "timeout", "segfault")
+CONFIGURATION = """
+[tool.pytest.ini_options]
+addopts = "-q -p no:cacheprovider"
+[tool.mutmut]
+source_paths = ["src"]
+only_mutate = {modules}
+pytest_add_cli_args_test_selection = {tests}
+timeout_constant = 30.0
+"""
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """A change of one line that changes nothing, and why. `was` and `becomes` are lines without their indentation."""
+
+    module: str
+    was: str
+    becomes: str
+    why: str
+
+
+def listed() -> list[Equivalent]:
+    """The faults that no test can notice."""
+    return [Equivalent(**entry) for entry in tomllib.loads(LISTED.read_text("utf-8"))["equivalent"]]
+
+
+def unlisted(modules: tuple[str, ...] = MODULES) -> list[str]:
+    """Names of modules that are listed here and are not there."""
+    return [name for name in modules if not (REPOSITORY / f"operator/splitinference/core/{name}.py").exists()]
+
+
+def prepare(modules: list[str]) -> None:
+    """A fresh copy of code and tests. The code lies in `src` there: mutmut names modules as Python does only below folders of that name."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    skipped = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "operator/splitinference", COPY / "src/splitinference", ignore=skipped)
+    shutil.copytree(REPOSITORY / "tests/core", COPY / "tests/core", ignore=skipped)
+    for path in [REPOSITORY / "tests/__init__.py", *REPOSITORY.glob("tests/conftest.py"), *REPOSITORY.glob("tests/examples.py")]:
+        shutil.copy(path, COPY / "tests")
+    mutated, tests = [f"{CORE}/{name}.py" for name in modules], [f"tests/core/{name}.py" for name in TESTS]
+    (COPY / "pyproject.toml").write_text(CONFIGURATION.format(modules=mutated, tests=tests), "utf-8")
+
+
+def mutmut(*arguments: str, show: bool = False) -> str:
+    """What the command writes. Raises CalledProcessError where it fails."""
+    command = [str(Path(sys.executable).with_name("mutmut")), *arguments]
+    done = subprocess.run(command, cwd=COPY, stdout=None if show else subprocess.PIPE, text=True, check=True)
+    return done.stdout or ""
+
+
+def results() -> dict[str, str]:
+    """Each fault's name and what became of it."""
+    return dict(re.findall(r"^\s*(\S+__mutmut_\d+): (.+?)\s*$", mutmut("results", "--all", "true"), re.MULTILINE))
+
+
+def changed(fault: str) -> tuple[str, str]:
+    """The lines before and after the fault, without indentation."""
+    lines = mutmut("show", fault).splitlines()
+
+    def of(sign: str) -> str:
+        return "\n".join(line[1:].strip() for line in lines if line.startswith(sign) and not line.startswith(sign * 3))
+
+    return of("-"), of("+")
+
+
+def main() -> int:
+    """Make the faults, run the tests, say what was not noticed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", metavar="module", help=f"modules of the core; all of {', '.join(MODULES)} by default")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="faults that are tested at the same time")
+    given = parser.parse_args()
+    if wrong := set(given.modules) - set(MODULES):
+        parser.error(f"unknown modules: {', '.join(sorted(wrong))}")
+    modules = given.modules or list(MODULES)
+    prepare(modules)
+    mutmut("run", "--max-children", str(given.jobs), show=True)
+    return report(modules, results())
+
+
+def report(modules: list[str], found: dict[str, str]) -> int:
+    """Figures by module; the faults that nobody noticed and that the list does not explain. The answer is the exit status."""
+    equivalents = [entry for entry in listed() if entry.module in modules]
+    total, noticed, explained, used, open_faults = Counter[str](), Counter[str](), Counter[str](), set[Equivalent](), []
+    for fault, state in found.items():
+        module = fault.split(".")[2]
+        total[module] += 1
+        if state in NOTICED:
+            noticed[module] += 1
+            continue
+        was, becomes = changed(fault)
+        same = [entry for entry in equivalents if (entry.module, entry.was, entry.becomes) == (module, was, becomes)]
+        explained[module] += bool(same)
+        used |= set(same)
+        if not same:
+            open_faults.append(f"{fault} ({state})\n  - {was}\n  + {becomes}")
+    lines = [f"{'module':<14} {'faults':>7} {'noticed':>8} {'equivalent':>11} {'share':>7}"]
+    for name in [*sorted(total), "all"]:
+        counts = [sum(each.values()) if name == "all" else each[name] for each in (total, noticed, explained)]
+        lines.append(f"{name:<14} {counts[0]:>7} {counts[1]:>8} {counts[2]:>11} {counts[1] / max(1, counts[0] - counts[2]):>7.1%}")
+    unused = [f"mutants.toml: no such fault survives: {e.module}: {e.becomes}" for e in equivalents if e not in used]
+    share = noticed.total() / max(1, total.total() - explained.total())
+    sys.stdout.write("\n".join([*open_faults, *unused, *lines, ""]))
+    return 1 if unused or not total or share < LEAST_SHARE else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
