@@ -148,6 +148,8 @@ def _encoder(config: Mapping[str, Any], name: str, family: EncoderFamily, tensor
         raise ModelRefusedError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     _check_activation(config, "hidden_act")
     most = whole(config, "max_position_embeddings", default=family.most_positions)
+    if family.padding is not None:
+        refuse_nulls(config, frozenset({"pad_token_id"}))
     blocks, inner = whole(config, "num_hidden_layers"), whole(config, "intermediate_size")
     sizes = Sizes(hidden, blocks, heads, heads, hidden // heads, inner, whole(config, "vocab_size"), most)
     padding = None if family.padding is None else whole(config, "pad_token_id", default=family.padding, least=0)

@@ -1,4 +1,4 @@
-"""Tensor tables of whole models, and sparse files with them. Written without the rules under test: names and shapes as publishers store them."""
+"""Tensor tables of whole models, and sparse files with them: written without the rules under test, as publishers store them."""
 
 import json
 from collections.abc import Mapping
