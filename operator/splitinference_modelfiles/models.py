@@ -21,6 +21,7 @@ from splitinference_modelfiles.families import (
     Family,
 )
 from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.kinds import check_kinds
 from splitinference_modelfiles.quantization import FLOATS, refuse_quantized
 from splitinference_modelfiles.settings import refuse_nulls, shown, whole, yes
 from splitinference_modelfiles.shapes import Shapes, Sizes, decoder_shapes, encoder_shapes
@@ -34,8 +35,7 @@ _NOT_NULL = frozenset(
     {
         "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "vocab_size", "intermediate_size",
         "max_position_embeddings", "n_positions", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_epsilon",
-        "layer_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "type_vocab_size",
-        "scale_attn_weights", "add_cross_attention", "is_decoder",
+        "layer_norm_eps", "tie_word_embeddings", "type_vocab_size",
     }
 )  # fmt: skip
 
@@ -68,6 +68,7 @@ def served_model(config: Mapping[str, Any], tensors: Table, files: Collection[st
     if family == CHAIN:
         return Model(CHAIN, None, None, False, chains.used(config, tensors))
     refuse_nulls(config, _NOT_NULL)
+    check_kinds(config, str(family))
     if family in DECODERS:
         return _decoder(config, str(family), DECODERS[str(family)], tensors, files if tokenizer else None)
     return _encoder(config, str(family), ENCODERS[str(family)], tensors)

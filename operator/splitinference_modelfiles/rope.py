@@ -25,12 +25,10 @@ NOT_SERVED = {
 def parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of RoPE. As in transformers 5, `rope_scaling` wins over `rope_parameters` where it says something."""
     for key in ("rope_scaling", "rope_parameters"):
-        found = config.get(key)
-        if found is not None and not isinstance(found, Mapping):
-            raise ModelRefusedError(f"config.json: {key} is {str(found)[:60]!r}, expected an object or null")
-        if found:
-            return found
-    return {}
+        if config.get(key) is not None and not isinstance(config[key], Mapping):
+            raise ModelRefusedError(f"config.json: {key} is {str(config[key])[:60]!r}, expected an object or null")
+    found: Mapping[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return found
 
 
 def kind(config: Mapping[str, Any]) -> str:

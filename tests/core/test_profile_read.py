@@ -114,3 +114,26 @@ def test_an_explicit_null_is_refused_by_name(key: str) -> None:
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters", "head_dim", "quantization_config", "architectures", "sliding_window"])
 def test_a_null_that_transformers_takes_is_taken(key: str) -> None:
     assert len(profile_from_model({**LLAMA, key: None}, llama(), "float32").layers) == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rms_norm_eps", "1e-5"),
+        ("rms_norm_eps", -1e-5),
+        ("attention_bias", "yes"),
+        ("initializer_range", 2),
+        ("eos_token_id", ["a"]),
+        ("pad_token_id", 1.5),
+        ("use_cache", None),
+        ("id2label", []),
+        ("rope_parameters", []),
+        ("rope_scaling", "linear"),
+        ("rope_theta", "big"),
+        ("num_key_value_heads", True),
+        ("architectures", "LlamaForCausalLM"),
+    ],
+)
+def test_a_value_of_a_kind_that_transformers_does_not_take_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(ModelRefusedError, match=f"config.json: {key} is "):
+        profile_from_model({**LLAMA, key: value}, llama(), "float32")
