@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from splitinference_modelfiles.families import DECODERS, ENCODERS
 from splitinference_modelfiles.headers import ModelRefusedError
 from splitinference_modelfiles.settings import shown
 
@@ -19,21 +20,36 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     _OBJECT: lambda value: isinstance(value, dict),
 }
 
-_EXPECTED: Mapping[str, str] = {
-    **dict.fromkeys(("use_cache", "use_sliding_window", "attention_bias", "mlp_bias", "tie_word_embeddings", "is_decoder"), _BOOL),
-    **dict.fromkeys(("add_cross_attention", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"), _BOOL),
-    **dict.fromkeys(("summary_use_proj", "summary_proj_to_labels"), _BOOL),
-    **dict.fromkeys(
-        ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout", "classifier_dropout"), _NUMBER
-    ),
-    **dict.fromkeys(("attention_probs_dropout_prob", "hidden_dropout_prob"), _NUMBER),
-    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), _FLOAT),
-    **dict.fromkeys(("bos_token_id", "pad_token_id", "pretraining_tp", "max_window_layers"), _INTEGER),
-    "eos_token_id": _INTEGERS,
-    "initializer_range": _FRACTION,
-    **dict.fromkeys(("summary_type", "summary_activation", "dtype", "torch_dtype"), _TEXT),
-    "id2label": _OBJECT,
-}
+_QWEN = frozenset({"qwen2", "qwen3"})
+_GPT2 = frozenset({"gpt2"})
+_ENCODERS = frozenset(ENCODERS)
+_LLAMA_LIKE = frozenset(DECODERS) - _GPT2
+_ALL = frozenset(DECODERS) | _ENCODERS
+_EXPECTED: tuple[tuple[frozenset[str], str, tuple[str, ...]], ...] = (
+    (_ALL, _BOOL, ("use_cache", "tie_word_embeddings")),
+    (frozenset({"llama", "qwen3", "gemma"}), _BOOL, ("attention_bias",)),
+    (frozenset({"llama"}), _BOOL, ("mlp_bias",)),
+    (_QWEN, _BOOL, ("use_sliding_window",)),
+    (_QWEN, _INTEGER, ("max_window_layers",)),
+    (_ENCODERS | _GPT2, _BOOL, ("add_cross_attention",)),
+    (_ENCODERS, _BOOL, ("is_decoder",)),
+    (_GPT2, _BOOL, ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn")),
+    (_GPT2, _BOOL, ("summary_use_proj", "summary_proj_to_labels")),
+    (_GPT2, _NUMBER, ("attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout")),
+    (_GPT2, _TEXT, ("summary_type", "summary_activation")),
+    (_GPT2, _FLOAT, ("layer_norm_epsilon",)),
+    (_LLAMA_LIKE, _NUMBER, ("attention_dropout",)),
+    (_LLAMA_LIKE, _FLOAT, ("rms_norm_eps",)),
+    (_ENCODERS, _NUMBER, ("attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout")),
+    (_ENCODERS, _FLOAT, ("layer_norm_eps",)),
+    (_ALL, _INTEGER, ("bos_token_id", "pad_token_id")),
+    (_ALL, _INTEGERS, ("eos_token_id",)),
+    (frozenset({"llama"}), _INTEGER, ("pretraining_tp",)),
+    (_ALL, _FRACTION, ("initializer_range",)),
+    (_ALL, _TEXT, ("dtype", "torch_dtype")),
+    (_ALL, _OBJECT, ("id2label",)),
+)
+"""Families, what is expected, and the keys of those families that it is expected of."""
 _MAY_BE_NULL = frozenset(
     {"bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp", "classifier_dropout", "summary_activation", "dtype", "torch_dtype"}
     | {"id2label"}
@@ -42,7 +58,7 @@ _MAY_BE_NULL = frozenset(
 
 def check_kinds(config: Mapping[str, Any], family: str) -> None:
     """ModelRefusedError with the key, its value and what is expected."""
-    for key, expected in _EXPECTED.items():
+    for key, expected in _of_family(family):
         if key not in config:
             continue
         value = config[key]
@@ -51,3 +67,7 @@ def check_kinds(config: Mapping[str, Any], family: str) -> None:
                 raise ModelRefusedError(f"config.json: {key} is null, expected {expected}")
         elif not _CHECKS[expected](value):
             raise ModelRefusedError(f"config.json: {key} is {shown(value)}, expected {expected}")
+
+
+def _of_family(family: str) -> list[tuple[str, str]]:
+    return [(key, expected) for families, expected, keys in _EXPECTED if family in families for key in keys]

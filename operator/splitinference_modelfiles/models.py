@@ -31,13 +31,11 @@ Table = Mapping[str, TensorInfo | None]
 
 HEAD = "lm_head.weight"
 _NO_WEIGHT = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(?:bias|masked_bias)$|(?:^|\.)embeddings\.(?:position_ids|token_type_ids)$")
+_NOT_NULL_OF_GPT2 = frozenset({"n_embd", "n_layer", "n_head", "n_positions", "vocab_size", "activation_function"})
 _NOT_NULL = frozenset(
-    {
-        "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "vocab_size", "intermediate_size",
-        "max_position_embeddings", "n_positions", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_epsilon",
-        "layer_norm_eps", "tie_word_embeddings", "type_vocab_size",
-    }
-)  # fmt: skip
+    {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "max_position_embeddings", "hidden_act"}
+    | {"type_vocab_size"}
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def served_model(config: Mapping[str, Any], tensors: Table, files: Collection[st
     refuse_quantized(config, tensors, files or ())
     if family == CHAIN:
         return Model(CHAIN, None, None, False, chains.used(config, tensors))
-    refuse_nulls(config, _NOT_NULL)
+    refuse_nulls(config, _NOT_NULL_OF_GPT2 if family == "gpt2" else _NOT_NULL)
     check_kinds(config, str(family))
     if family in DECODERS:
         return _decoder(config, str(family), DECODERS[str(family)], tensors, files if tokenizer else None)
