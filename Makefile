@@ -73,8 +73,11 @@ crd: install ## after a change of crds/: the chart's copy and the reference page
 	@cp crds/splitinference.yaml charts/splitinference/crds/splitinference.yaml
 	@$(PY) -m tests.crd_reference
 
+models: install ## after a change of the rules of models: their reference page
+	@$(PY) -m tests.models_reference
+
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd help install coverage mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd models help install coverage mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

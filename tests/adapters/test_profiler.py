@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from math import prod
 from typing import Any
 
 import pytest
@@ -19,22 +20,19 @@ from splitinference.settings import Settings
 from tests.controller.test_manifests import HUB, a_resource
 from tests.controller.test_profiling import a_node
 from tests.inpod.hub import a_hub
+from tests.modelfiles import tables
 
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 8,
+    "intermediate_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "vocab_size": 16,
     "tie_word_embeddings": True,
 }
-TENSORS = {
-    "model.embed_tokens.weight": ["BF16", [16, 8], 256],
-    "model.layers.0.w": ["BF16", [8, 8], 128],
-    "model.layers.1.w": ["BF16", [8, 8], 128],
-    "model.norm.weight": ["BF16", [8], 16],
-}
+TENSORS = {name: ["BF16", list(shape), 2 * prod(shape)] for name, shape in tables.llama(CONFIG).items()}
 
 
 @dataclass
@@ -194,7 +192,8 @@ def as_files() -> dict[str, bytes]:
         table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + size]}
         position += size
     header = json.dumps(table).encode()
-    return {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": len(header).to_bytes(8, "little") + header + bytes(position)}
+    weights = len(header).to_bytes(8, "little") + header + bytes(position)
+    return {"config.json": json.dumps(CONFIG).encode(), "tokenizer.json": b"{}", "model.safetensors": weights}
 
 
 def played(cluster: FakeCluster, secret: str = "") -> subprocess.CompletedProcess[str]:
@@ -259,6 +258,7 @@ def test_a_secret_that_is_not_there_is_named():
     cluster.objects["Pod", name]["status"] = {"phase": "Pending", "containerStatuses": [{"name": "profile", "state": {"waiting": waiting}}]}
     cluster.objects["Pod", name]["spec"]["nodeName"] = "a"
     cluster.objects["Pod", name]["metadata"]["creationTimestamp"] = clock.time.isoformat()
+    cluster.objects["Pod", name]["spec"]["nodeName"] = "a"
     clock.time += timedelta(minutes=10)
     found = models.profile(of_the_hub(token=True))
     assert isinstance(found, Unreadable)
@@ -293,3 +293,32 @@ def test_the_scripts_of_pods_are_in_the_package():
         assert "from splitinference" not in text, "a pod has the text alone"
         assert len(text.encode()) < 128 * 1024, "the longest argument that Linux takes"
         compile(text, name, "exec")
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "words"),
+    [
+        ({"model_type": "phi3"}, ("tokenizer.json",), "model_type 'phi3' is not served"),
+        ({}, ("tokenizer.model",), "there is no tokenizer.json, the model has only tokenizer.model"),
+        ({}, ("tokenizer.json", "quantize_config.json"), "quantized weights (GPTQ) are not served"),
+    ],
+)
+def test_a_model_that_is_not_served_is_refused_when_it_has_been_read(config, files, words):
+    from splitinference.inpod.packed import BEGIN, END
+
+    cluster = FakeCluster()
+    models = profiler(cluster)
+    models.profile(a_resource())
+    finish(cluster, f"{BEGIN}\n{profiling.pack(CONFIG | config, TENSORS, files)}\n{END}\n")
+    found = models.profile(a_resource())
+    assert isinstance(found, Unreadable)
+    assert found.reason == "ModelNotServed"
+    assert words in found.message
+    assert models.profile(a_resource()) == found
+
+
+def test_a_model_that_an_older_version_has_read_needs_no_reading_though_its_files_are_not_known():
+    cluster = FakeCluster()
+    cluster.apply(a_kept())
+    assert isinstance(profiler(cluster).profile(a_resource()), Profile)
+    assert not cluster.pods()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
@@ -15,6 +16,7 @@ from splitinference.core.problem import Constraints, Goal, Objective, Problem, W
 from splitinference.core.profile import LinkEncoding
 from tests.core.planner_problems import a_node, a_profile
 from tests.core.test_link_encoding import over_a_thin_link
+from tests.modelfiles import tables
 
 ROOT = Path(__file__).parents[2]
 RESOURCE = """
@@ -183,17 +185,33 @@ def test_no_cluster_to_ask_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.
 
 
 def test_a_model_is_read_from_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}
-    table = {"wte.weight": {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 128]},
-             "h.0.attn.c_attn.weight": {"dtype": "F32", "shape": [8, 24], "data_offsets": [128, 896]}}  # fmt: skip
-    header = json.dumps(table).encode()
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 16, "n_positions": 4096}
+    tables.model(tmp_path, config, tables.gpt2({**config, "n_positions": 4096}))
     resource, cluster = tmp_path / "si.yaml", tmp_path / "cluster.json"
     resource.write_text(RESOURCE)
     cluster.write_text(Snapshot(nodes=(a_node("big"),)).model_dump_json())
     assert main(["plan", "-f", str(resource), "--model", str(tmp_path), "--cluster", str(cluster)]) == 0
     assert "layers [0, 3) on big" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "names", "words"),
+    [
+        ({"n_positions": 128}, ("tokenizer.json",), "spec.model.maxContextTokens: 256 is more than the 128 positions that the model has"),
+        ({"model_type": "phi3"}, ("tokenizer.json",), "the model cannot be served: model_type 'phi3' is not served"),
+        ({}, ("vocab.json",), "there is no tokenizer.json"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_refused(
+    more: dict[str, Any], names: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 16, "n_positions": 4096, **more}
+    tables.model(tmp_path, config, tables.gpt2(config), names=names)
+    resource, cluster = tmp_path / "si.yaml", tmp_path / "cluster.json"
+    resource.write_text(RESOURCE)
+    cluster.write_text(Snapshot(nodes=(a_node("big"),)).model_dump_json())
+    assert main(["plan", "-f", str(resource), "--model", str(tmp_path), "--cluster", str(cluster)]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_cluster_file_that_is_neither_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

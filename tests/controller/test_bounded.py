@@ -64,4 +64,4 @@ def test_the_largest_models_are_read():
     text = json.dumps({"config": {}, "tensors": tensors}).encode()
     found = profiling.unpack(base64.b64encode(gzip.compress(text, mtime=0)).decode())
     assert found is not None
-    assert len(found[1]) == 91_000
+    assert len(found.tensors) == 91_000

@@ -58,6 +58,22 @@ def test_a_model_that_cannot_be_read():
     assert len(world.events) == 1
 
 
+def test_a_context_beyond_the_models_positions_is_refused_with_both_numbers_and_serves_on():
+    world, operator = serving()
+    world.profiles["chat"] = a_profile().model_copy(update={"positions": 1024})
+    world.change(model={**world.body("chat")["spec"]["model"], "maxContextTokens": 4096})
+    operator.run(3)
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "SpecRejected")
+    assert "spec.model.maxContextTokens" in accepted["message"]
+    assert "4096 is more than the 1024 positions" in accepted["message"]
+    assert world.condition("Ready")["status"] == "True"
+    assert world.status()["plan"]["segments"]
+    world.change(model={**world.body("chat")["spec"]["model"], "maxContextTokens": 1024})
+    operator.run(3)
+    assert world.condition("Accepted")["status"] == "True"
+
+
 def test_a_model_that_is_being_read_is_waited_for():
     world = World(small("a", "b"))
     world.add(a_body(), Pending(message="a pod reads the model on a"))

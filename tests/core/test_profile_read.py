@@ -1,41 +1,27 @@
 """A profile from config.json and safetensors headers: sizes by hand for each family, and what cannot be read."""
 
-import json
+from math import prod
 from typing import Any
 
 import pytest
 
-from splitinference.core.model_files import TensorInfo, UnreadableModel, parse_safetensors_header
 from splitinference.core.profile import LayerKind
 from splitinference.core.profile_read import profile_from_model
+from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from tests.modelfiles import tables
 
-LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                         "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip
-GPT2: dict[str, Any] = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4}
-
-
-def tensors(**shapes: tuple[int, ...]) -> dict[str, TensorInfo]:
-    sizes = {name.replace("__", "."): shape for name, shape in shapes.items()}
-    result = {}
-    for name, shape in sizes.items():
-        count = 1
-        for n in shape:
-            count *= n
-        result[name] = TensorInfo("F32", shape, 4 * count)
-    return result
+LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 100,
+                         "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip
+GPT2: dict[str, Any] = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 100}
+BLOCK = 64 * 64 * 2 + 32 * 64 * 2 + 3 * 128 * 64
 
 
-def llama(**more: tuple[int, ...]) -> dict[str, TensorInfo]:
-    blocks = {f"model__layers__{i}__{part}": shape for i in range(2)
-              for part, shape in {"self_attn__q_proj__weight": (64, 64), "mlp__up_proj__weight": (128, 64),
-                                  "input_layernorm__weight": (64,)}.items()}  # fmt: skip
-    return tensors(model__embed_tokens__weight=(100, 64), model__norm__weight=(64,), **blocks, **more)
+def entries(shapes: tables.Shapes) -> dict[str, TensorInfo]:
+    return {name: TensorInfo("F32", shape, 4 * prod(shape)) for name, shape in shapes.items()}
 
 
-def gpt2() -> dict[str, TensorInfo]:
-    parts = {"attn__c_attn__weight": (64, 192), "attn__c_attn__bias": (192,), "attn__bias": (1, 1, 32, 32)}
-    blocks = {f"h__{i}__{part}": shape for i in range(2) for part, shape in parts.items()}
-    return tensors(wte__weight=(100, 64), wpe__weight=(32, 64), ln_f__weight=(64,), ln_f__bias=(64,), **blocks)
+def llama(config: dict[str, Any] = LLAMA, **more: tuple[int, ...]) -> dict[str, TensorInfo]:
+    return entries(tables.llama(config) | {name.replace("__", "."): shape for name, shape in more.items()})
 
 
 def test_a_tied_llama() -> None:
@@ -43,33 +29,37 @@ def test_a_tied_llama() -> None:
     embedding, block, _, head = profile.layers
     assert [layer.kind for layer in profile.layers] == [LayerKind.EMBEDDING, LayerKind.BLOCK, LayerKind.BLOCK, LayerKind.HEAD]
     assert embedding.weight_bytes == 100 * 64 * 2
-    assert block.weight_bytes == (64 * 64 + 128 * 64 + 64) * 2
-    assert block.flops_per_token == 2 * (64 * 64 + 128 * 64)
+    assert block.weight_bytes == (BLOCK + 2 * 64) * 2
+    assert block.flops_per_token == 2 * BLOCK
     assert block.kv_bytes_per_token == 2 * 2 * 16 * 2
     assert block.boundary_bytes_per_token == 64 * 2
     assert [layer.boundary_values_per_token for layer in profile.layers] == [64, 64, 64, None]
     assert (head.tied_to, head.tied_bytes, head.weight_bytes) == (0, 100 * 64 * 2, (100 * 64 + 64) * 2)
     assert profile.weight_bytes(0, 4) == sum(t.elements for t in llama().values()) * 2
     assert profile.runtime_bytes == 7
+    assert profile.positions == 2048
 
 
-def test_an_untied_head_has_weights_of_its_own() -> None:
+def test_a_head_that_is_stored_is_the_head_though_it_should_be_tied() -> None:
     head = profile_from_model(LLAMA, llama(lm_head__weight=(100, 64)), "float32").layers[-1]
     assert head.tied_to is None
     assert head.weight_bytes == (100 * 64 + 64) * 4
 
 
 def test_gpt2_has_positions_in_its_embedding_and_a_mask_that_is_no_weight() -> None:
-    profile = profile_from_model(GPT2, gpt2(), "float32")
+    profile = profile_from_model(GPT2, entries(tables.gpt2(GPT2)), "float32")
     assert profile.layers[0].weight_bytes == (100 + 32) * 64 * 4
-    assert profile.layers[1].weight_bytes == (64 * 192 + 192) * 4
+    matrices = 64 * 192 + 64 * 64 + 2 * 64 * 256
+    assert profile.layers[1].weight_bytes == (matrices + 192 + 64 + 256 + 64 + 4 * 64) * 4
     assert profile.layers[-1].tied_bytes == 100 * 64 * 4
+    assert profile.positions == 32
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma"])
-def test_other_families_of_the_same_shape(family: str) -> None:
-    profile = profile_from_model({**LLAMA, "model_type": family, "head_dim": 32}, llama(), "float16")
-    assert profile.layers[1].kv_bytes_per_token == 2 * 2 * 32 * 2
+def test_what_config_json_leaves_out_is_as_transformers_has_it() -> None:
+    config = {**LLAMA, "model_type": "gemma", "num_attention_heads": 2}
+    del config["tie_word_embeddings"]
+    shapes = tables.llama({**config, "head_dim": 256})
+    assert profile_from_model(config, entries(shapes), "float16").layers[1].kv_bytes_per_token == 2 * 2 * 256 * 2
 
 
 def test_the_digest_names_the_content() -> None:
@@ -77,34 +67,73 @@ def test_the_digest_names_the_content() -> None:
     assert profile_from_model(LLAMA, llama(), "float32").digest != profile_from_model({**LLAMA, "x": 1}, llama(), "float32").digest
 
 
+def without(*keys: str) -> dict[str, Any]:
+    return {key: value for key, value in LLAMA.items() if key not in keys}
+
+
 @pytest.mark.parametrize(
     ("config", "table", "dtype", "words"),
     [
-        ({**LLAMA, "model_type": "mamba"}, llama(), "float32", "model_type 'mamba' is not supported"),
+        ({**LLAMA, "model_type": "mamba"}, llama(), "float32", "model_type 'mamba' is not served"),
+        (without("model_type"), llama(), "float32", "model_type is missing"),
+        ({**LLAMA, "model_type": ["llama"]}, llama(), "float32", "model_type ['llama'] is not served"),
         (LLAMA, llama(), "int8", "dtype 'int8' is not supported"),
-        ({**LLAMA, "quantization_config": {}}, llama(), "float32", "quantized"),
+        ({**LLAMA, "quantization_config": {}}, llama(), "float32", "quantized weights are not served"),
         ({**LLAMA, "num_hidden_layers": 3}, llama(), "float32", "no tensors for block 2 of 3"),
         ({**LLAMA, "num_hidden_layers": 1}, llama(), "float32", "belongs to block 1, config.json says 1 blocks"),
         ({**LLAMA, "hidden_size": "64"}, llama(), "float32", "hidden_size is '64', expected a positive whole number"),
-        ({k: v for k, v in LLAMA.items() if k != "hidden_size"}, llama(), "float32", "hidden_size or n_embd is missing"),
+        (without("hidden_size"), llama(), "float32", "hidden_size is missing"),
         ({**LLAMA, "tie_word_embeddings": False}, llama(), "float32", "lm_head.weight is missing"),
+        (without("tie_word_embeddings"), llama(), "float32", "lm_head.weight is missing"),
         (LLAMA, llama(visual__patch__weight=(8, 8)), "float32", "visual.patch.weight belongs neither to"),
+        (LLAMA, llama(model__layers__1__adapter=(8, 8)), "float32", "model.layers.1.adapter has no place in block 1"),
+        (LLAMA, {n: t for n, t in llama().items() if "1.mlp.up" not in n}, "float32", "model.layers.1.mlp.up_proj.weight is missing"),
+        ({**LLAMA, "vocab_size": 101}, llama(), "float32", "model.embed_tokens.weight has shape [100, 64], config.json says [101, 64]"),
+        ({**LLAMA, "num_key_value_heads": 3}, llama(), "float32", "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+        (LLAMA, llama(embed_tokens__weight=(100, 64)), "float32", "tensor model.embed_tokens.weight is stored twice"),
+        ({**LLAMA, "hidden_act": "prelu"}, llama(), "float32", "hidden_act 'prelu' is not served"),
+        ({**GPT2, "add_cross_attention": True}, entries(tables.gpt2(GPT2)), "float32", "add_cross_attention is true"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_read_is_said(config: dict[str, Any], table: dict[str, TensorInfo], dtype: str, words: str) -> None:
-    with pytest.raises(UnreadableModel) as found:
+    with pytest.raises(ModelRefusedError) as found:
         profile_from_model(config, table, dtype)
     assert words in str(found.value)
 
 
-def test_a_safetensors_header() -> None:
-    table = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
-    data = json.dumps(table).encode()
-    assert parse_safetensors_header(len(data).to_bytes(8, "little") + data + b"rest") == {"a": TensorInfo("F32", (2, 3), 24)}
+@pytest.mark.parametrize(
+    "key",
+    ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "max_position_embeddings", "hidden_act",
+     "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias"],
+)  # fmt: skip
+def test_an_explicit_null_is_refused_by_name(key: str) -> None:
+    with pytest.raises(ModelRefusedError, match=f"config.json: {key} is null"):
+        profile_from_model({**LLAMA, key: None}, llama(), "float32")
 
 
-@pytest.mark.parametrize("data", [b"", b"\x05\0\0\0\0\0\0\0nope!", b"\xff" * 8 + b"{}", b"\x02\0\0\0\0\0\0\0[]",
-                                  b"\x0d\0\0\0\0\0\0\0" + b'{"a": {"x":1}}'[:13]])  # fmt: skip
-def test_bytes_that_are_no_header_are_refused(data: bytes) -> None:
-    with pytest.raises(UnreadableModel):
-        parse_safetensors_header(data)
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters", "head_dim", "quantization_config", "architectures", "sliding_window"])
+def test_a_null_that_transformers_takes_is_taken(key: str) -> None:
+    assert len(profile_from_model({**LLAMA, key: None}, llama(), "float32").layers) == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rms_norm_eps", "1e-5"),
+        ("rms_norm_eps", -1e-5),
+        ("attention_bias", "yes"),
+        ("initializer_range", 2),
+        ("eos_token_id", ["a"]),
+        ("pad_token_id", 1.5),
+        ("use_cache", None),
+        ("id2label", []),
+        ("rope_parameters", []),
+        ("rope_scaling", "linear"),
+        ("rope_theta", "big"),
+        ("num_key_value_heads", True),
+        ("architectures", "LlamaForCausalLM"),
+    ],
+)
+def test_a_value_of_a_kind_that_transformers_does_not_take_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(ModelRefusedError, match=f"config.json: {key} is "):
+        profile_from_model({**LLAMA, key: value}, llama(), "float32")

@@ -62,6 +62,18 @@ def test_the_gateway_gets_no_weights(tmp_path):
     assert not list((tmp_path / "m").glob("*.safetensors"))
 
 
+def test_what_the_index_does_not_name_is_not_fetched(tmp_path):
+    with a_hub({**FILES, "consolidated.safetensors": FIRST}) as hub:
+        assert fetch(hub, tmp_path / "m", "0:4/4").returncode == 0
+    assert {p.name for p in (tmp_path / "m").glob("*.safetensors")} == {"a.safetensors", "b.safetensors"}
+
+
+def test_of_files_without_an_index_the_single_one_is_fetched(tmp_path):
+    with a_hub({"config.json": b"{}", "model.safetensors": FIRST, "consolidated.safetensors": SECOND}) as hub:
+        assert fetch(hub, tmp_path / "m", "0:4/4").returncode == 0
+    assert {p.name for p in (tmp_path / "m").glob("*.safetensors")} == {"model.safetensors"}
+
+
 def test_a_model_in_one_file_needs_no_index(tmp_path):
     with a_hub({"config.json": b"{}", "model.safetensors": FIRST}) as hub:
         assert fetch(hub, tmp_path / "m", "1:2/4").returncode == 0

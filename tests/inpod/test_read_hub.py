@@ -15,7 +15,7 @@ from tests.inpod.test_read_model import safetensors
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
-    "a.safetensors": safetensors({"model.embed_tokens.weight": ("BF16", [8, 2], 32)}) + bytes(4 * FIRST_BYTES),
+    "a.safetensors": safetensors({"model.embed_tokens.weight": ("BF16", [8, 2], 32), "w": ("U8", [4 * FIRST_BYTES], 4 * FIRST_BYTES)}),
     "b.safetensors": safetensors({f"model.layers.{i}.w": ("F32", [2], 8) for i in range(4000)}),
     "onnx/c.safetensors": b"elsewhere",
 }
@@ -33,7 +33,7 @@ def unpacked(done: subprocess.CompletedProcess[str]) -> tuple[dict[str, object],
     assert packed is not None
     found = profiling.unpack(packed)
     assert found is not None
-    return found[0], dict(found[1])
+    return dict(found.config), {name: [t.dtype, list(t.shape), t.bytes] for name, t in found.tensors.items()}
 
 
 def test_configuration_and_tables_are_read_without_the_weights():
@@ -42,7 +42,7 @@ def test_configuration_and_tables_are_read_without_the_weights():
         assert sum(int(r.headers["range"].split("-")[1]) + 1 for r in hub.stored) < 4 * FIRST_BYTES
     assert config == {"model_type": "llama"}
     assert tensors["model.embed_tokens.weight"] == ["BF16", [8, 2], 32]
-    assert len(tensors) == 4001, "a table longer than the first request is read to its end"
+    assert len(tensors) == 4002, "a table longer than the first request is read to its end"
 
 
 def test_the_token_is_for_the_hub_alone_and_never_printed():
@@ -67,10 +67,12 @@ def test_a_gated_model_needs_its_token(token):
 
 @pytest.mark.parametrize("missing", ["config.json", "a.safetensors"])
 def test_a_repository_without_a_model_is_said(missing):
+    """Only this file is there."""
     with a_hub({missing: b"{}"}) as hub:
         done = read(hub)
     assert done.returncode == 1
-    assert "owner/model at main: it has no config.json or no *.safetensors file in its root" in done.stderr
+    lacks = "config.json" if missing != "config.json" else "*.safetensors file"
+    assert f"owner/model at main: it has no {lacks} in its root" in done.stderr
 
 
 def test_a_revision_that_is_not_there_is_said():
@@ -116,3 +118,45 @@ def test_tables_that_cannot_be_kept_are_said():
         done = read(hub)
     assert done.returncode == 1
     assert "bytes packed" in done.stderr
+
+
+MAP = {"model.embed_tokens.weight": "x.safetensors", "model.norm.weight": "y.safetensors"}
+SHARDED = {
+    "config.json": b'{"model_type": "llama"}',
+    "model.safetensors.index.json": json.dumps({"weight_map": MAP}).encode(),
+    "x.safetensors": safetensors({"model.embed_tokens.weight": ("BF16", [8, 2], 32)}),
+    "y.safetensors": safetensors({"model.norm.weight": ("BF16", [2], 4)}),
+    "consolidated.safetensors": safetensors({"tok_embeddings.weight": ("BF16", [8, 2], 32)}),
+    "tokenizer.model": b"x",
+}
+
+
+def test_the_index_decides_whatever_lies_beside_its_files():
+    with a_hub(SHARDED) as hub:
+        done = read(hub)
+        assert not any("consolidated" in request.path for request in hub.asked)
+    assert set(unpacked(done)[1]) == set(MAP)
+    packed = profiling.from_log(done.stdout)
+    assert packed is not None
+    kept = profiling.unpack(packed)
+    assert kept is not None
+    assert kept.files == tuple(sorted(SHARDED))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"y.safetensors": None}, "names y.safetensors, which the model does not have"),
+        ({"y.safetensors": SHARDED["consolidated.safetensors"]}, "says that model.norm.weight is in y.safetensors, which does not have it"),
+        ({"model.safetensors.index.json": b"[]"}, "has no weight_map"),
+        ({"model.safetensors.index.json": b'{"weight_map": {"a": "../a.safetensors"}}'}, "of the same folder"),
+        ({"y.safetensors": SHARDED["y.safetensors"] + b"x"}, "1 bytes belong to no tensor"),
+        (dict.fromkeys(("model.safetensors.index.json", "x.safetensors", "y.safetensors")), "has its publisher's own tensor names"),
+    ],
+)
+def test_a_repository_that_contradicts_itself_is_refused_with_file_and_reason(change, said):
+    files = {name: data for name, data in (SHARDED | change).items() if data is not None}
+    with a_hub(files) as hub:
+        done = read(hub)
+    assert done.returncode == 1
+    assert said in done.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from splitinference.controller import profiling
 from splitinference.inpod import script
-from splitinference.inpod.read_model import read_table
+from splitinference_modelfiles.headers import TensorInfo
 
 
 def safetensors(tensors: dict[str, tuple[str, list[int], int]]) -> bytes:
@@ -41,9 +41,10 @@ def test_what_the_pod_prints_is_read_back(tmp_path):
     assert done.returncode == 0
     packed = profiling.from_log("a warning of the image\n" + done.stdout + "\n")
     assert packed is not None
-    assert profiling.unpack(packed) == (
+    assert profiling.unpack(packed) == profiling.Kept(
         {"model_type": "llama"},
-        {"model.layers.0.w": ["BF16", [4, 2], 16], "model.layers.1.w": ["BF16", [4, 2], 16]},
+        {f"model.layers.{i}.w": TensorInfo("BF16", (4, 2), 16) for i in range(2)},
+        ("config.json", "model-0.safetensors", "model-1.safetensors"),
     )
 
 
@@ -77,11 +78,3 @@ def test_what_is_wrong_is_said_in_one_line_with_the_users_path(tmp_path, spoil, 
     assert str(tmp_path) not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
-
-
-def test_the_operator_and_the_pod_read_the_same_table(tmp_path):
-    from splitinference.core.model_files import parse_safetensors_header
-
-    file = a_model(tmp_path / "m", files=1) / "model-0.safetensors"
-    ours = {name: [t.dtype, list(t.shape), t.bytes] for name, t in parse_safetensors_header(file.read_bytes()).items()}
-    assert ours == read_table(str(file))

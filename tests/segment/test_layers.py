@@ -4,13 +4,16 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from random_models import CONFIGS, unsplit_greedy, write_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from splitinference_segment import attention
+from splitinference_segment.accepted import accepted
 from splitinference_segment.attention import Span
 from splitinference_segment.families import UnsupportedModelError, family_of
 from splitinference_segment.kv import KvEntry
@@ -166,7 +169,7 @@ def test_an_unknown_family_is_refused_with_those_that_are_served() -> None:
 def test_a_folder_of_another_family_is_refused_whether_transformers_knows_it_or_not(tmp_path: Path) -> None:
     for kind in ("mamba", "nobody-knows"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-        with pytest.raises(UnsupportedModelError, match=f"'{kind}' is not served; these are: gemma, gpt2, llama"):
+        with pytest.raises(UnsupportedModelError, match=f"'{kind}' is not served.*Served are gemma, gpt2, llama"):
             load_layers(tmp_path, 0, 2, torch.float32)
 
 
@@ -183,6 +186,58 @@ def test_a_rope_that_depends_on_other_sequences_is_refused(tmp_path: Path) -> No
     write_model(config, tmp_path)
     with pytest.raises(UnsupportedModelError, match="'dynamic'"):
         Layers(tmp_path, 0, 3, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_a_rope_of_fixed_frequencies_gives_the_unsplit_models_tokens(rope: dict[str, Any], tmp_path: Path, prompt: list[int]) -> None:
+    config = LlamaConfig(**{**CONFIGS["llama"].to_dict(), "rope_parameters": {**rope, "rope_theta": 10000.0}})
+    write_model(config, tmp_path)
+    expected = unsplit_greedy(tmp_path, prompt, COUNT)
+    for cut in (1, 3, 6):
+        assert InProcess(tmp_path, [0, cut, 7]).greedy(prompt, COUNT) == expected, f"cut at {cut}"
+    assert accepted(tmp_path)[1].rope == rope["rope_type"]
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same", "different"])
+def test_a_head_that_is_stored_though_tied_is_the_head_as_in_transformers(same: bool, models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((models["llama-tied"] / "config.json").read_text())
+    tensors = load_file(models["llama-tied"] / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone() if same else torch.randn(211, 64)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = [5, 99, 17, 3, 150]
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0, -1]
+    for cuts in ([0, 7], [0, 3, 7]):
+        chain = InProcess(tmp_path, cuts)
+        torch.testing.assert_close(chain.logits(ids, 0, chain.entries()), expected)
+
+
+def test_the_index_decides_whatever_lies_beside_its_files(models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((models["llama"] / "config.json").read_text())
+    tensors = load_file(models["llama"] / "model.safetensors")
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, tmp_path / "consolidated.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "a.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (loaded, expected) = (load_layers(folder, 1, 3, torch.float32) for folder in (tmp_path, models["llama"]))
+    assert isinstance(loaded, Layers)
+    assert isinstance(expected, Layers)
+    for ours, theirs in zip(loaded.blocks, expected.blocks, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_the_shared_rules_accept_what_transformers_writes(name: str, models: dict[str, Path]) -> None:
+    assert accepted(models[name])[1].family == CONFIGS[name].model_type
 
 
 def test_a_missing_tensor_is_named(models: dict[str, Path], tmp_path: Path) -> None:

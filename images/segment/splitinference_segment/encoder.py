@@ -101,8 +101,9 @@ class EncoderLayers:
                 path = base + name[1:] if name.startswith(".") else name
                 own[path] = whole.get_submodule(path)
                 self._heads.append(own[path])
-        tied = whole._tied_weights_keys or {}
-        ties = {name: (source, name) for name, source in tied.items()} | {source: (source, name) for name, source in tied.items()}
+        # What is stored wins over what it is tied to, as in transformers (see Layers._ties).
+        tied = (whole._tied_weights_keys or {}) if config.tie_word_embeddings else {}
+        ties = {name: (name, source) for name, source in tied.items()} | {source: (source, name) for name, source in tied.items()}
         fill(own, weights, whole.base_model_prefix, ties, dtype=self.dtype, device=self.device)
 
     def weight_bytes(self) -> int:

@@ -1,33 +1,11 @@
-"""Where each family of transformers models keeps its layers: all that differs between families, in one table."""
+"""Where each family of decoders keeps its layers. The table is the operator's, too (splitinference_modelfiles)."""
 
-from dataclasses import dataclass
+from splitinference_modelfiles.families import DECODERS as FAMILIES
+from splitinference_modelfiles.families import Family
+from splitinference_modelfiles.rope import NOT_SERVED
 
 # RoPE kinds whose frequencies change with the longest sequence seen: a token's numbers would depend on its neighbours.
-UNSTEADY_ROPE = frozenset({"dynamic", "longrope"})
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Module paths inside the `…ForCausalLM` class. A path that a family does not have is None."""
-
-    embedding: str
-    blocks: str
-    norm: str
-    head: str = "lm_head"
-    rotary: str | None = None
-    positions: str | None = None  # learned positions, added to the embedding
-
-
-_LLAMA = Family("model.embed_tokens", "model.layers", "model.norm", rotary="model.rotary_emb")
-
-FAMILIES = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gpt2": Family("transformer.wte", "transformer.h", "transformer.ln_f", positions="transformer.wpe"),
-}
+UNSTEADY_ROPE = frozenset(NOT_SERVED)
 
 
 class UnsupportedModelError(Exception):

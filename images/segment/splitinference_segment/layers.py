@@ -79,9 +79,13 @@ class Layers:
 
     @staticmethod
     def _ties(config: Any, family: Family) -> dict[str, tuple[str, ...]]:
-        """Names under which a tied weight may be stored, best first."""
+        """Names under which a tied weight may be stored, best first.
+
+        A head that is stored is the head, as in transformers: it ties the head to the embedding only where the head is not stored, or has
+        the same values (PreTrainedModel.tie_weights of 5.23 warns, and does not tie, where the values differ).
+        """
         head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
-        return dict.fromkeys((head, embedding), (embedding, head)) if config.tie_word_embeddings else {}
+        return {head: (head, embedding), embedding: (embedding, head)} if config.tie_word_embeddings else {}
 
     def weight_bytes(self) -> int:
         """Bytes of weights held; tensors that are shared count once."""

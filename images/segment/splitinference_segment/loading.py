@@ -1,13 +1,12 @@
 """Which layers a model's folder asks for: those of a decoder with KV, of an encoder, or of a generic chain."""
 
-import json
 from pathlib import Path
 from typing import TypeGuard
 
 import torch
 
+from splitinference_segment.accepted import accepted
 from splitinference_segment.encoder import ENCODERS, EncoderLayers
-from splitinference_segment.families import family_of
 from splitinference_segment.layers import Layers
 from splitinference_segment.sequential import MODEL_TYPE, SequentialLayers
 from splitinference_segment.stateless import Stateless
@@ -15,12 +14,12 @@ from splitinference_segment.stateless import Stateless
 
 def load_layers(folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu") -> Layers | Stateless:
     """Layers [start, end) of the model in `folder`. UnsupportedModelError or MissingWeightsError say why not."""
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    _, model = accepted(folder)  # before transformers is asked, which has no other families here
+    kind = model.family
     if kind == MODEL_TYPE:
         return SequentialLayers(folder, start, end, dtype, device=device)
     if kind in ENCODERS:
         return EncoderLayers(folder, start, end, dtype, device=device)
-    family_of(str(kind))  # before transformers is asked, which has no other families here
     return Layers(folder, start, end, dtype, device=device)
 
 

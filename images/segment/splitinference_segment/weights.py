@@ -1,12 +1,15 @@
 """Reading tensors by name from a folder of safetensors: only those asked for, cast to the serving dtype, in memory of our own."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import nn
+
+from splitinference_modelfiles.folder import tensor_tables
+from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.quantization import FLOATS
 
 
 class MissingWeightsError(Exception):
@@ -17,16 +20,12 @@ class Weights:
     """The tensor table of a model's folder: which file holds which name."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the index, or the headers of the files where there is none."""
+        """Read the index and the headers of the files that are here, by the rules that the planner reads them by."""
         self._folder = folder
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            self._file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            return
-        self._file_of = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(str(file), framework="pt") as stored:
-                self._file_of |= dict.fromkeys(stored.keys(), file.name)
+        try:
+            self._file_of, self._table = tensor_tables(str(folder), partial=True)
+        except ModelRefusedError as error:
+            raise MissingWeightsError(f"{folder}: {error}") from error
         if not self._file_of:
             raise MissingWeightsError(f"{folder} holds no *.safetensors")
 
@@ -41,6 +40,10 @@ class Weights:
         """Read tensors by stored name. They are copies, so that serving never waits for the page cache."""
         by_file: dict[str, list[str]] = {}
         for name in names:
+            if name not in self._table:
+                raise MissingWeightsError(f"{self._folder} does not have {self._file_of[name]}, which holds {name}")
+            if self._table[name].dtype not in FLOATS | {"I64"}:  # a cast would lose the scales of a quantized weight
+                raise MissingWeightsError(f"tensor {name} is stored as {self._table[name].dtype}; served are {', '.join(sorted(FLOATS))}")
             by_file.setdefault(self._file_of[name], []).append(name)
         tensors = {}
         for file, stored_names in by_file.items():

@@ -5,7 +5,6 @@ place, delete the ConfigMap `<si>-profile-<source>`.
 """
 
 import threading
-from typing import Any
 
 from splitinference.adapters.kube import KubeCluster
 from splitinference.controller import profiling
@@ -13,10 +12,10 @@ from splitinference.controller.objects import COMPONENT
 from splitinference.controller.ownership import owner_uid
 from splitinference.controller.ports import Clock, Manifest, NameTakenError, Pending, RefusedError, Unreadable
 from splitinference.controller.resource import Rejected, Resource, read_resource
-from splitinference.core.model_files import TensorInfo, UnreadableModel
 from splitinference.core.profile import Profile
 from splitinference.core.profile_read import profile_from_model
 from splitinference.settings import Settings
+from splitinference_modelfiles.headers import ModelRefusedError
 
 _MIB = 2**20
 _MOST_PROFILES = 64
@@ -118,15 +117,12 @@ def _profile(resource: Resource, packed: str, runtime_bytes: int) -> Profile | U
     if content is None:
         name = profiling.cache_name(resource)
         return Unreadable(reason="ProfileDamaged", message=f"the ConfigMap {name} is damaged; delete it, and the model is read again")
-    config, tensors = content
+    model = resource.spec.model
     try:
-        table = {name: _tensor(entry) for name, entry in tensors.items()}
-        model = resource.spec.model
-        return profile_from_model(config, table, model.dtype, runtime_bytes=runtime_bytes, model=model.id)
-    except (UnreadableModel, ValueError, TypeError) as error:
-        return Unreadable(message=f"{resource.spec.model.source.describe()}: {error}")
-
-
-def _tensor(entry: Any) -> TensorInfo:
-    dtype, shape, size = entry
-    return TensorInfo(dtype=str(dtype), shape=tuple(int(n) for n in shape), bytes=int(size))
+        return profile_from_model(
+            content.config, content.tensors, model.dtype, files=content.files, runtime_bytes=runtime_bytes, model=model.id
+        )
+    except ModelRefusedError as error:
+        return Unreadable(reason="ModelNotServed", message=f"{model.source.describe()}: {error}")
+    except (ValueError, TypeError) as error:
+        return Unreadable(message=f"{model.source.describe()}: {error}")

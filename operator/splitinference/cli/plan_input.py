@@ -19,11 +19,12 @@ from splitinference.controller.readings import Measured, read_metrics
 from splitinference.controller.resource import Rejected, Resource, read_resource
 from splitinference.controller.snapshot import Sources, claims, read_snapshot
 from splitinference.core.cluster import Snapshot
-from splitinference.core.model_files import TensorInfo, UnreadableModel, parse_safetensors_header, safetensors_header_bytes
 from splitinference.core.problem import Problem
 from splitinference.core.profile import Profile
 from splitinference.core.profile_read import profile_from_model
 from splitinference.settings import Settings
+from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
+from splitinference_modelfiles.headers import ModelRefusedError
 
 if TYPE_CHECKING:
     from splitinference.adapters.kube import KubeCluster
@@ -154,7 +155,7 @@ def problem_from_resource(args: argparse.Namespace) -> Asked:
         raise Unusable(f"{args.filename}: {resource}")
     settings = Settings() if args.prometheus is None else Settings(prometheus_url=args.prometheus)
     profile = _profile(resource, args, settings)
-    bounds = terms.constraints(resource.spec, len(profile.layers))
+    bounds = terms.constraints(resource.spec, len(profile.layers), profile.positions)
     if isinstance(bounds, Rejected):
         raise Unusable(f"{args.filename}: {bounds}")
     spec = resource.spec
@@ -177,25 +178,12 @@ def _profile(resource: Resource, args: argparse.Namespace, settings: Settings) -
         if args.profile is not None:
             return read_as(Profile, args.profile, "a profile")
         if args.model is not None:
-            config, tensors = read_folder(args.model)
-            return profile_from_model(config, tensors, dtype, runtime_bytes=runtime, model=name)
+            folder = str(args.model)
+            config, (_, tensors) = read_json(folder, CONFIG), tensor_tables(folder)
+            return profile_from_model(config, tensors, dtype, files=file_names(folder), runtime_bytes=runtime, model=name)
         return _kept_profile(resource, args, runtime)
-    except UnreadableModel as error:
-        raise Unusable(f"the model cannot be read: {error}") from error
-
-
-def read_folder(folder: Path) -> tuple[Mapping[str, Any], dict[str, TensorInfo]]:
-    """config.json and the tensor tables of a model's folder."""
-    tensors: dict[str, TensorInfo] = {}
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UnreadableModel(f"{folder} has no *.safetensors")
-    for path in files:
-        with path.open("rb") as file:
-            first = file.read(8)
-            tensors.update(parse_safetensors_header(first + file.read(safetensors_header_bytes(first) - 8)))
-    config = json.loads((folder / "config.json").read_text())
-    return config, tensors
+    except ModelRefusedError as error:
+        raise Unusable(f"the model cannot be served: {error}") from error
 
 
 def _kept_profile(resource: Resource, args: argparse.Namespace, runtime_bytes: int) -> Profile:
@@ -208,9 +196,10 @@ def _kept_profile(resource: Resource, args: argparse.Namespace, runtime_bytes: i
     unpacked = profiling.unpack(packed) if packed else None
     if unpacked is None:
         raise Unusable("the operator has not read this model; give its folder with --model, or its profile with --profile")
-    config, table = unpacked
-    tensors = {name: TensorInfo(dtype=str(t[0]), shape=tuple(t[1]), bytes=int(t[2])) for name, t in table.items()}
-    return profile_from_model(config, tensors, resource.spec.model.dtype, runtime_bytes=runtime_bytes, model=resource.spec.model.id)
+    model = resource.spec.model
+    return profile_from_model(
+        unpacked.config, unpacked.tensors, model.dtype, files=unpacked.files, runtime_bytes=runtime_bytes, model=model.id
+    )
 
 
 def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:

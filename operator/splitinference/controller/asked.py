@@ -45,7 +45,7 @@ def read_asked(body: Manifest, models: Models, settings: Settings) -> Asked | Co
             return Condition(kind=Kind.ACCEPTED, holds=False, reason=reason, message=message)
         case Pending(message=message):
             return Condition(kind=Kind.ACCEPTED, holds=None, reason="ReadingModel", message=message)
-    constraints = terms.constraints(resource.spec, len(profile.layers))
+    constraints = terms.constraints(resource.spec, len(profile.layers), profile.positions)
     if isinstance(constraints, Rejected):
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(constraints))
     spec: Mapping[str, object] = body.get("spec") or {}

@@ -24,6 +24,7 @@ from splitinference.controller.starting import Limits, ended_with, hindrance
 from splitinference.inpod import script
 from splitinference.inpod.packed import BEGIN, END
 from splitinference.settings import Settings
+from splitinference_modelfiles.headers import TensorInfo
 
 PROFILE = "profile"
 SOURCE = "splitinference.dev/source"
@@ -204,19 +205,36 @@ def from_log(log: str) -> str | None:
     return "".join(packed.split()) if begun and ended else None
 
 
-def pack(config: Mapping[str, Any], tensors: Mapping[str, Sequence[Any]]) -> str:
+def pack(config: Mapping[str, Any], tensors: Mapping[str, Sequence[Any]], files: Sequence[str] | None = None) -> str:
     """As the reading pod packs it."""
-    text = json.dumps({"config": config, "tensors": tensors}, separators=(",", ":"))
+    whole = {"config": config, "tensors": tensors} | ({} if files is None else {"files": files})
+    text = json.dumps(whole, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def unpack(packed: str) -> tuple[dict[str, Any], dict[str, Sequence[Any]]] | None:
-    """Configuration and tensors (name → dtype, shape, bytes); None where it is damaged, or larger than a model's can be."""
+@dataclass(frozen=True)
+class Kept:
+    """What was read of a model. `files`: names in its folder; None: the version that read it did not look."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    files: tuple[str, ...] | None
+
+
+def unpack(packed: str) -> Kept | None:
+    """What was read; None where it is damaged, or larger than a model's can be."""
     try:
         whole = parse_json(gunzip(base64.b64decode(packed, validate=True), _MOST_BYTES), _MOST_VALUES)
-        return dict(whole["config"]), dict(whole["tensors"])
-    except (binascii.Error, ValueError, KeyError, TypeError):
+        tensors = {str(name): _tensor(entry) for name, entry in dict(whole["tensors"]).items()}
+        files = whole.get("files")
+        return Kept(dict(whole["config"]), tensors, None if files is None else tuple(map(str, files)))
+    except (binascii.Error, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _tensor(entry: Sequence[Any]) -> TensorInfo:
+    dtype, shape, size = entry
+    return TensorInfo(dtype=str(dtype), shape=tuple(int(n) for n in shape), bytes=int(size))
 
 
 def _usable(resource: Resource, node: Mapping[str, Any], settings: Settings) -> bool:

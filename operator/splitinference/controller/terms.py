@@ -37,8 +37,11 @@ def link_encoding(spec: Spec) -> LinkEncoding:
     return LinkEncoding.INT8 if spec.segments.link_encoding == "Int8" else LinkEncoding.PLAIN
 
 
-def constraints(spec: Spec, layers: int) -> Constraints | Rejected:
-    """What a plan must keep, for a model of `layers` layers; Rejected where the spec speaks of layers that the model does not have."""
+def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constraints | Rejected:
+    """What a plan must keep, for a model of `layers` layers and `positions` positions (None: no limit).
+
+    Rejected where the spec speaks of layers or positions that the model does not have.
+    """
     problems: list[FieldProblem] = []
     pins: list[Pin] = []
     trust: list[TrustRule] = []
@@ -60,6 +63,11 @@ def constraints(spec: Spec, layers: int) -> Constraints | Rejected:
     if spec.partition.min_segments > layers:
         message = f"{spec.partition.min_segments} segments cannot be made of {layers} layers"
         problems.append(FieldProblem(path="spec.partition.minSegments", message=message))
+    if positions is not None and spec.model.max_context_tokens > positions:
+        message = (
+            f"{spec.model.max_context_tokens} is more than the {positions} positions that the model has; set it to at most {positions}"
+        )
+        problems.append(FieldProblem(path="spec.model.maxContextTokens", message=message))
     if problems:
         return Rejected(problems=tuple(problems))
     return Constraints(

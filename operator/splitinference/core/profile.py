@@ -71,6 +71,9 @@ class Profile(Value):
     dtype: str
     layers: tuple[Layer, ...] = Field(min_length=1)
     runtime_bytes: int = Field(default=0, ge=0, description="memory of an empty segment server: server, stub, libraries")
+    positions: int | None = Field(
+        default=None, ge=1, description="the longest context that the model has positions for; None: no limit here"
+    )
 
     @model_validator(mode="after")
     def _indices_count_up(self) -> Self:

@@ -1,24 +1,24 @@
 """Scripts that the operator hands to pods as text (`python3 -c`): standard library only, never imported by the operator.
 
-A script may import from its siblings by name; their text then goes before its own.
+A script may import from its siblings and from `splitinference_modelfiles` by name; their text then goes before its own.
 """
 
 import re
 from importlib.resources import files
 
-_IMPORT = re.compile(r"^from splitinference\.inpod\.(\w+) import (?:\([^)]*\)|[^\n(]*)\n", re.MULTILINE)
+_IMPORT = re.compile(r"^from (splitinference\.inpod|splitinference_modelfiles)\.(\w+) import (?:\([^)]*\)|[^\n(]*)\n", re.MULTILINE)
 
 
 def script(name: str) -> str:
     """The text of `<name>.py` in this package, with what it imports from there."""
-    return _with_siblings(name, set())
+    return _with_siblings(__name__, name, set())
 
 
-def _with_siblings(name: str, there: set[str]) -> str:
-    text = files(__name__).joinpath(f"{name}.py").read_text(encoding="utf-8")
+def _with_siblings(package: str, name: str, there: set[str]) -> str:
+    text = files(package).joinpath(f"{name}.py").read_text(encoding="utf-8")
     before = []
-    for sibling in _IMPORT.findall(text):
+    for where, sibling in _IMPORT.findall(text):
         if sibling not in there:
             there.add(sibling)
-            before.append(_with_siblings(sibling, there))
+            before.append(_with_siblings(where, sibling, there))
     return "\n".join([*before, _IMPORT.sub("", text)])

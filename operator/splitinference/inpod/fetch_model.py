@@ -10,7 +10,6 @@ Token: HF_TOKEN. What is wrong goes to stderr in one line, exit 1.
 """
 # ruff: noqa: T201
 
-import json
 import os
 import re
 import sys
@@ -30,10 +29,10 @@ from splitinference.inpod.hub_client import (
     token_of_the_environment,
 )
 from splitinference.inpod.packed import complain
+from splitinference_modelfiles.headers import INDEX, check_named, parse_index, weight_files
 
 SMALL = (".json", ".txt", ".model", ".jinja")
 WEIGHTS = ".safetensors"
-INDEX = "model.safetensors.index.json"
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|encoder\.layer)\.(\d+)\.")
 EMBEDDINGS = re.compile(r"(?:embed_tokens|wte|wpe)\.weight$|(?:^|\.)embeddings\.")
 CHAIN = re.compile(r"^(\d+)\.")
@@ -113,13 +112,14 @@ def main(endpoint: str, repository: str, revision: str, folder: str, layers: str
             patiently(fetch, base + urllib.parse.quote(path), token, inside(folder, path), files[path])
         weights: list[str] = []
         if layers != "none":
-            weights = [path for path in files if path.endswith(WEIGHTS) and "/" not in path]
             if INDEX in files:
                 start, end, count = (int(part) for part in re.split("[:/]", layers))
                 with open(inside(folder, INDEX), encoding="utf-8") as file:
-                    weights = sorted(wanted_weights(json.load(file)["weight_map"], start, end, count))
-                if missing := [path for path in weights if path not in files]:
-                    raise ValueError(f"{INDEX} names {missing[0]}, which the repository does not have")
+                    file_of = parse_index(file.read())
+                check_named(file_of, files)
+                weights = sorted(wanted_weights(file_of, start, end, count))
+            else:
+                weights = weight_files(files)
             there = [path for path in weights if os.path.exists(inside(folder, path))]
             for path in there[:1]:
                 patiently(check_access, base, path, token)

@@ -6,8 +6,6 @@ read by range requests, never the weights. What is wrong goes to stderr in one l
 Usage: read_hub.py <endpoint> <repository> <revision>. Token: HF_TOKEN.
 """
 
-import json
-import re
 import sys
 import threading
 import urllib.parse
@@ -22,17 +20,19 @@ from splitinference.inpod.hub_client import (
     in_words,
     listing,
     patiently,
+    read_all,
     read_json,
     token_of_the_environment,
 )
 from splitinference.inpod.packed import complain, hand_over
+from splitinference_modelfiles.headers import INDEX, TensorInfo, check_named, header_length, joined, parse_header, parse_index, weight_files
 
-ROOT_WEIGHTS = re.compile(r"[^/]+\.safetensors")
 CONFIG_LIMIT = 4 * 2**20
-TABLE_LIMIT = 32 * 2**20
+INDEX_LIMIT = 64 * 2**20
 TABLES_LIMIT = 96 * 2**20
 FIRST_BYTES = 1 << 18
 MOST_FILES = 4000
+MOST_NAMES = 1000
 AT_ONCE = 8
 
 
@@ -60,49 +60,44 @@ def range_of(url: str, token: str, count: int) -> bytes:
     return bytes(data)
 
 
-def read_table(url: str, token: str, size: int | None, budget: Budget) -> dict[str, list[Any]]:
+def read_table(url: str, token: str, size: int | None, budget: Budget) -> dict[str, TensorInfo]:
     """The tensor table at the start of one safetensors file. ValueError says what is wrong with it."""
     name = url.rpartition("/")[2]
     start = range_of(url, token, FIRST_BYTES)
-    length = int.from_bytes(start[:8], "little") if len(start) >= 8 else 0
-    if not 0 < length <= TABLE_LIMIT:
-        raise ValueError(f"{name} is not a safetensors file: its header would be {length} bytes long")
+    length = header_length(start[:8], name)
     budget.spend(length)
     whole = start if len(start) >= 8 + length else range_of(url, token, 8 + length)
-    try:
-        table = json.loads(whole[8 : 8 + length])
-        found = {
-            str(tensor): [
-                str(entry["dtype"]),
-                [int(n) for n in entry["shape"]],
-                int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
-            ]
-            for tensor, entry in table.items()
-            if tensor != "__metadata__"
-        }
-        ends = max((int(entry["data_offsets"][1]) for tensor, entry in table.items() if tensor != "__metadata__"), default=0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{name} has a damaged tensor table") from error
-    if size is not None and size < 8 + length + ends:
-        raise ValueError(f"{name} is cut short: the hub has {size} bytes, its header speaks of {8 + length + ends}")
-    return found
+    return parse_header(whole[8 : 8 + length], name, size)
 
 
-def read_model(endpoint: str, repository: str, revision: str, token: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Configuration and tensors. OSError, ValueError: what is missing or wrong."""
+def read_model(endpoint: str, repository: str, revision: str, token: str) -> tuple[dict[str, Any], dict[str, list[Any]], list[str]]:
+    """Configuration, tensors, and names of the files in its root. OSError, ValueError: what is missing or wrong."""
     commit, files = patiently(listing, endpoint, repository, revision, token)
-    weights = sorted(name for name in files if ROOT_WEIGHTS.fullmatch(name))
-    if "config.json" not in files or not weights:
-        raise ValueError("it has no config.json or no *.safetensors file in its root")
+    names = sorted(name for name in files if "/" not in name)
+    if "config.json" not in files:
+        raise ValueError("it has no config.json in its root")
+    base = f"{endpoint}/{repository}/resolve/{commit}/"
+    file_of = None
+    if INDEX in files:
+        patiently(check_access, base, INDEX, token)
+        file_of = patiently(_index, base, token)
+        check_named(file_of, names)
+        weights = sorted(set(file_of.values()))
+    else:
+        weights = weight_files(names)
+    if not weights:
+        raise ValueError("it has no *.safetensors file in its root")
     if len(weights) > MOST_FILES:
         raise ValueError(f"it has {len(weights)} weight files, more than {MOST_FILES}")
-    base = f"{endpoint}/{repository}/resolve/{commit}/"
     patiently(check_access, base, weights[0], token)
     config = patiently(_config, base, token)
-    tensors: dict[str, list[Any]] = {}
-    for table in _tables(base, weights, files, token):
-        tensors.update(table)
-    return config, tensors
+    found = joined(dict(zip(weights, _tables(base, weights, files, token), strict=True)), file_of)
+    return config, {name: [info.dtype, info.shape, info.bytes] for name, info in found.items()}, names[:MOST_NAMES]
+
+
+def _index(base: str, token: str) -> dict[str, str]:
+    with get(base + INDEX, token) as answer:
+        return parse_index(read_all(answer, INDEX_LIMIT, INDEX))
 
 
 def _config(base: str, token: str) -> dict[str, Any]:
@@ -110,7 +105,7 @@ def _config(base: str, token: str) -> dict[str, Any]:
         return read_json(answer, CONFIG_LIMIT, "config.json")
 
 
-def _tables(base: str, weights: list[str], files: Files, token: str) -> list[dict[str, list[Any]]]:
+def _tables(base: str, weights: list[str], files: Files, token: str) -> list[dict[str, TensorInfo]]:
     budget = Budget(TABLES_LIMIT)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         reading = [pool.submit(patiently, read_table, base + urllib.parse.quote(name), token, files[name].size, budget) for name in weights]
