@@ -30,7 +30,7 @@ unit: install ## tests that need no cluster and no Docker engine
 coverage: install ## which lines and branches of operator and gateway the unit tests run, as a table and as build/coverage; no gate
 	@.venv/bin/pytest tests -m "not cluster" -n 3 --dist loadfile --cov --cov-report=term --cov-report=html:build/coverage
 
-mutants: install ## small faults in the modules that decide and walk: which do tests not notice? hours; MODULE="settling busier" for some
+mutants: install ## small faults in the modules that decide and walk: which do tests not notice? hours; MODULE="metrics_settling avoid_hot_targets" for some
 	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet -r requirements-mutants.txt
 	@$(PY) -m tests.mutants $(MODULE) $(if $(JOBS),--jobs $(JOBS))
 

@@ -32,8 +32,8 @@ from e2e.cluster.progress import shown
 from e2e.cluster.settings import TRUSTED
 from e2e.scene import NAME, at_rest, burning, forget, thin
 from e2e.traffic import STEADY, Request, Traffic
-from splitinference.core.problem import Slo
-from splitinference.core.triggers import Reason
+from splitinference.core.decide.base.triggers import Reason
+from splitinference.core.values.problem import Slo
 from splitinference.simulation import records
 from splitinference.simulation.arrivals import Arrival
 from splitinference.simulation.report import About, Report, Spent, figures

@@ -1,6 +1,6 @@
 """Small faults, one at a time, in the modules that decide and walk: do the tests notice each of them?
 
-    python -m tests.mutants [settling busier …]
+    python -m tests.mutants [metrics_settling avoid_hot_targets …]
 
 mutmut makes the faults, in a copy of code and tests below build/mutants. Faults that no test can notice, because the program behaves the
 same with them, are listed with their reasons in mutants.toml. The exit status is 1 when fewer than 90 % of the others are noticed, or when
@@ -22,11 +22,14 @@ REPOSITORY = Path(__file__).parents[1]
 COPY = REPOSITORY / "build/mutants"
 LISTED = Path(__file__).with_suffix(".toml")
 LEAST_SHARE = 0.9
-CORE = "src/splitinference/core"
+DECIDE = "src/splitinference/core/decide"
 MODULES = (
-    *("adaptation", "busier", "compare", "decide", "decision", "judged", "mandatory", "narrowed", "noticed", "obstacles", "optional"),
-    *("reach", "rehearse", "settling", "stabilizing", "targets", "transition", "tries", "triggers", "walk"),
+    *("base/compare", "base/decision", "base/policy", "base/triggers", "base/validated_solver"),
+    *("avoid_hot_targets", "decide", "early_load_signal", "mandatory", "metrics_settling", "optional", "retry_backoff"),
+    *("stabilization_window", "feasibility/capacity_memory", "feasibility/prefetch_targets", "feasibility/reachable_plans"),
+    *("feasibility/restrict", "../transition/dry_run", "../transition/state", "../transition/steps"),
 )
+"""Paths below core/decide."""
 TESTS = (
     *("test_busier", "test_decide", "test_noticed", "test_reach", "test_rehearse", "test_settling", "test_stabilizing", "test_targets"),
     *("test_transition", "test_transition_walks", "test_triggers"),
@@ -60,7 +63,7 @@ def listed() -> list[Equivalent]:
 
 def unlisted(modules: tuple[str, ...] = MODULES) -> list[str]:
     """Names of modules that are listed here and are not there."""
-    return [name for name in modules if not (REPOSITORY / f"operator/splitinference/core/{name}.py").exists()]
+    return [name for name in modules if not (REPOSITORY / f"operator/splitinference/core/decide/{name}.py").exists()]
 
 
 def prepare(modules: list[str]) -> None:
@@ -71,7 +74,7 @@ def prepare(modules: list[str]) -> None:
     shutil.copytree(REPOSITORY / "tests/core", COPY / "tests/core", ignore=skipped)
     for path in [REPOSITORY / "tests/__init__.py", *REPOSITORY.glob("tests/conftest.py"), *REPOSITORY.glob("tests/examples.py")]:
         shutil.copy(path, COPY / "tests")
-    mutated, tests = [f"{CORE}/{name}.py" for name in modules], [f"tests/core/{name}.py" for name in TESTS]
+    mutated, tests = [os.path.normpath(f"{DECIDE}/{name}.py") for name in modules], [f"tests/core/{name}.py" for name in TESTS]
     (COPY / "pyproject.toml").write_text(CONFIGURATION.format(modules=mutated, tests=tests), "utf-8")
 
 
@@ -85,6 +88,12 @@ def mutmut(*arguments: str, show: bool = False) -> str:
 def results() -> dict[str, str]:
     """Each fault's name and what became of it."""
     return dict(re.findall(r"^\s*(\S+__mutmut_\d+): (.+?)\s*$", mutmut("results", "--all", "true"), re.MULTILINE))
+
+
+def module_of(fault: str) -> str:
+    """The module that a fault is in, as MODULES has it: `splitinference.core.decide.base.policy.x_f__mutmut_1` is in base/policy."""
+    folders = fault.split(".")[2:-1]
+    return "/".join(folders[1:] if folders[0] == "decide" else ["..", *folders])
 
 
 def changed(fault: str) -> tuple[str, str]:
@@ -116,7 +125,7 @@ def report(modules: list[str], found: dict[str, str]) -> int:
     equivalents = [entry for entry in listed() if entry.module in modules]
     total, noticed, explained, used, open_faults = Counter[str](), Counter[str](), Counter[str](), set[Equivalent](), []
     for fault, state in found.items():
-        module = fault.split(".")[2]
+        module = module_of(fault)
         total[module] += 1
         if state in NOTICED:
             noticed[module] += 1
@@ -127,10 +136,10 @@ def report(modules: list[str], found: dict[str, str]) -> int:
         used |= set(same)
         if not same:
             open_faults.append(f"{fault} ({state})\n  - {was}\n  + {becomes}")
-    lines = [f"{'module':<14} {'faults':>7} {'noticed':>8} {'equivalent':>11} {'share':>7}"]
+    lines = [f"{'module':<28} {'faults':>7} {'noticed':>8} {'equivalent':>11} {'share':>7}"]
     for name in [*sorted(total), "all"]:
         counts = [sum(each.values()) if name == "all" else each[name] for each in (total, noticed, explained)]
-        lines.append(f"{name:<14} {counts[0]:>7} {counts[1]:>8} {counts[2]:>11} {counts[1] / max(1, counts[0] - counts[2]):>7.1%}")
+        lines.append(f"{name:<28} {counts[0]:>7} {counts[1]:>8} {counts[2]:>11} {counts[1] / max(1, counts[0] - counts[2]):>7.1%}")
     unused = [f"mutants.toml: no such fault survives: {e.module}: {e.becomes}" for e in equivalents if e not in used]
     share = noticed.total() / max(1, total.total() - explained.total())
     sys.stdout.write("\n".join([*open_faults, *unused, *lines, ""]))

@@ -17,26 +17,26 @@ from pydantic import ValidationError
 from splitinference import __version__
 from splitinference.adapters.certificates import CertificateAuthority, RootSecret
 from splitinference.adapters.clock import SystemClock
-from splitinference.adapters.crd import CrdNotes
 from splitinference.adapters.gateway import GatewayRoutes
-from splitinference.adapters.kube import connect
-from splitinference.adapters.leases import KubeLeases, boot_seconds, healthy, holding, new_identity, wait_to_lead
+from splitinference.adapters.kubernetes.client import connect
+from splitinference.adapters.kubernetes.cluster import WatchedCluster
+from splitinference.adapters.kubernetes.crd import CrdNotes
+from splitinference.adapters.kubernetes.leases import KubeLeases, boot_seconds, healthy, holding, new_identity, wait_to_lead
+from splitinference.adapters.kubernetes.own_namespace import OwnNamespace
 from splitinference.adapters.listen import health_address
 from splitinference.adapters.mutual import Peers
-from splitinference.adapters.own_namespace import OwnNamespace
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
 from splitinference.adapters.triton import TritonSegments
-from splitinference.adapters.watched import WatchedCluster
-from splitinference.controller import handlers
-from splitinference.controller.leading import Claims, Leadership, Watched
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.measuring import Measuring
-from splitinference.controller.passes import Ended, Key, Pass, Passes
+from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import Ports, RefusedError, UnavailableError
-from splitinference.controller.reconcile import Reconciler
-from splitinference.core.solve import SolverProcess
+from splitinference.controller.reconcile.node_measuring import Measuring
+from splitinference.controller.reconcile.reconcile import Reconciler
+from splitinference.controller.runtime import handlers
+from splitinference.controller.runtime.leadership import Claims, Leadership, Watched
+from splitinference.controller.runtime.workqueue import Ended, Key, Pass, Passes
+from splitinference.core.planner import SolverProcess
 from splitinference.settings import Settings
 
 log = logging.getLogger("splitinference")

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from splitinference.adapters.kept import node_kept, pod_kept
-from splitinference.controller.directory import speakers_of
-from splitinference.controller.objects import MANAGED_BY, OURS
-from splitinference.controller.pods import node_of, requested_bytes, requested_millicores
-from splitinference.controller.standing import NOBODY, ground_of
+from splitinference.adapters.kubernetes.trim import node_kept, pod_kept
+from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
+from splitinference.controller.cluster_state.pods import node_of, requested_bytes, requested_millicores
+from splitinference.controller.cluster_state.series_owners import speakers_of
+from splitinference.controller.manifests.pod_parts import MANAGED_BY, OURS
 from splitinference.settings import Settings
 
 NODE: dict[str, Any] = {

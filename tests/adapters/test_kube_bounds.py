@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.kube import KubeCluster
+from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.controller.ports import UnavailableError
 from tests.adapters.serving import Request, Response, serving
 from tests.inpod.hub import endless

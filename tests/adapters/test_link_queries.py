@@ -10,9 +10,9 @@ import pytest
 
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.queries import SETS, Queries
-from splitinference.controller.directory import Directory
+from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
+from splitinference.controller.cluster_state.series_owners import Directory
 from splitinference.controller.ports import Manifest, Sample, Samples
-from splitinference.controller.readings import Measured, read_metrics
 from splitinference.settings import Settings
 from tests.adapters.real_prometheus import serving_samples, serving_series
 

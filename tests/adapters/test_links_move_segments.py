@@ -10,7 +10,7 @@ import pytest
 
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.controller.ports import Metrics
-from splitinference.controller.reconcile import Reconciler
+from splitinference.controller.reconcile.reconcile import Reconciler
 from splitinference.settings import Settings
 from tests.adapters.real_prometheus import serving_series
 from tests.adapters.test_link_queries import OPERATORS, address, probe, probe_pod, segment

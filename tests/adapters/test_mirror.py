@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from splitinference.adapters.mirror import Mirror, Source
+from splitinference.adapters.kubernetes.store import Mirror, Source
 from splitinference.controller.ports import Manifest, UnavailableError
 
 

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.queries import SETS, Queries
-from splitinference.controller.directory import Directory
+from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
+from splitinference.controller.cluster_state.series_owners import Directory
 from splitinference.controller.ports import Manifest
-from splitinference.controller.readings import Measured, read_metrics
 from splitinference.settings import QuerySet, Settings
 from tests.adapters.real_prometheus import serving_samples
 from tests.adapters.test_node_queries import counter, uses

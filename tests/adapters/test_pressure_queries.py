@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.controller.directory import Directory
+from splitinference.controller.cluster_state.node_metrics import Judge, Measured, read_metrics
+from splitinference.controller.cluster_state.pressure import lost
+from splitinference.controller.cluster_state.series_owners import Directory
 from splitinference.controller.ports import Manifest
-from splitinference.controller.pressure import lost
-from splitinference.controller.readings import Judge, Measured, read_metrics
 from splitinference.settings import QuerySet, Settings
 from tests.adapters.real_prometheus import serving_samples
 from tests.adapters.test_link_queries import segment_pod

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from splitinference.adapters.profiler import Profiler
-from splitinference.controller import profiling
+from splitinference.controller.manifests import profile_pod
 from splitinference.controller.ports import NameTakenError, Pending, RefusedError, Unreadable
-from splitinference.core.profile import Profile
+from splitinference.core.values.profile import Profile
 from splitinference.inpod import script
 from splitinference.settings import Settings
 from tests.controller.test_manifests import HUB, a_resource
@@ -85,7 +85,7 @@ class FakeClock:
 def printed(config: Any = None, tensors: Any = None) -> str:
     from splitinference.inpod.packed import BEGIN, END
 
-    return f"{BEGIN}\n{profiling.pack(config or CONFIG, tensors or TENSORS)}\n{END}\n"
+    return f"{BEGIN}\n{profile_pod.pack(config or CONFIG, tensors or TENSORS)}\n{END}\n"
 
 
 def finish(cluster: FakeCluster, log: str) -> None:
@@ -126,9 +126,9 @@ def test_another_dtype_of_the_same_files_needs_no_reading():
 
 
 def a_kept() -> dict[str, Any]:
-    from splitinference.controller.resource import read_resource
+    from splitinference.controller.api.spec import read_resource
 
-    return profiling.cache_object(read_resource(a_resource()), profiling.pack(CONFIG, TENSORS))  # type: ignore[arg-type]
+    return profile_pod.cache_object(read_resource(a_resource()), profile_pod.pack(CONFIG, TENSORS))  # type: ignore[arg-type]
 
 
 def test_another_source_is_read_while_the_old_one_is_still_known():
@@ -309,7 +309,7 @@ def test_a_model_that_is_not_served_is_refused_when_it_has_been_read(config, fil
     cluster = FakeCluster()
     models = profiler(cluster)
     models.profile(a_resource())
-    finish(cluster, f"{BEGIN}\n{profiling.pack(CONFIG | config, TENSORS, files)}\n{END}\n")
+    finish(cluster, f"{BEGIN}\n{profile_pod.pack(CONFIG | config, TENSORS, files)}\n{END}\n")
     found = models.profile(a_resource())
     assert isinstance(found, Unreadable)
     assert found.reason == "ModelNotServed"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.crd import CrdNotes
-from splitinference.adapters.kube import KubeCluster
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.adapters.kubernetes.crd import CrdNotes
 from splitinference.controller.ports import RefusedError, UnavailableError
 from tests.adapters.serving import Request, Response, serving
 from tests.controller.test_crd_gaps import CRD, without

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from splitinference.adapters.leases import healthy
-from splitinference.cli.bench_control_plane import free_port
+from splitinference.adapters.kubernetes.leases import healthy
+from splitinference.cli.bench.control_plane import free_port
 
 
 def has_ipv6() -> bool:

@@ -4,9 +4,9 @@ import pytest
 from prometheus_client import generate_latest
 
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
-from splitinference.controller.passes import Ended, Pass
 from splitinference.controller.ports import UnavailableError
-from splitinference.core.solve.outcome import Infeasible, Limits
+from splitinference.controller.runtime.workqueue import Ended, Pass
+from splitinference.core.values.result import Infeasible, Limits
 
 KEY = ("team", "chat")
 RESOURCE = {

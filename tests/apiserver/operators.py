@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from splitinference.cli.bench_control_plane import free_port
+from splitinference.cli.bench.control_plane import free_port
 
 
 @dataclass

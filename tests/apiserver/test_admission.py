@@ -1,6 +1,6 @@
 """The chart's admission policies on a real API server: what a resource may ask of nodes, and which Roles the operator may write.
 
-The operator applies the same rules itself (controller/allowed.py); both are asked the same here.
+The operator applies the same rules itself (controller/trust/cluster_policy.py); both are asked the same here.
 """
 
 import copy
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.kube import api_path
-from splitinference.cli.bench_control_plane import NotStartedError
-from splitinference.controller.allowed import violations
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.resource import Resource, read_resource
+from splitinference.adapters.kubernetes.client import api_path
+from splitinference.cli.bench.control_plane import NotStartedError
+from splitinference.controller.api.spec import Resource, read_resource
+from splitinference.controller.manifests.segment import Manifests
+from splitinference.controller.trust.cluster_policy import violations
 from splitinference.settings import Settings
 from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.conftest import install_crd

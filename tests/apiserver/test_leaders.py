@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.kube import KubeCluster
-from splitinference.adapters.leases import KubeLeases
-from splitinference.controller.leading import Lease
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.adapters.kubernetes.leases import KubeLeases
+from splitinference.controller.runtime.leadership import Lease
 from tests.apiserver.api_server import ApiServer
 from tests.apiserver.operators import Operator, an_operator, until
 from tests.integration.conftest import a_resource

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.kube import KubeCluster, api_path, api_version
-from splitinference.adapters.watched import WatchedCluster
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.objects import metadata
-from splitinference.controller.ownership import owner_uid
+from splitinference.adapters.kubernetes.client import KubeCluster, api_path, api_version
+from splitinference.adapters.kubernetes.cluster import WatchedCluster
+from splitinference.controller.api.spec import Resource, read_resource
+from splitinference.controller.manifests.pod_parts import metadata
+from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import NameTakenError, UnavailableError
-from splitinference.controller.resource import Resource, read_resource
-from splitinference.core.plan import Segment
+from splitinference.controller.trust.ownership import owner_uid
+from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.kube import KubeCluster
-from splitinference.cli.bench_control_plane import NotStartedError
-from splitinference.cli.bench_pretend import profile_of
-from splitinference.controller.budget import BUDGET, budget_name, segments_budget
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.objects import metadata
-from splitinference.controller.resource import Resource, read_resource
-from splitinference.core.plan import Segment
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.cli.bench.control_plane import NotStartedError
+from splitinference.cli.bench.pretend import profile_of
+from splitinference.controller.api.spec import Resource, read_resource
+from splitinference.controller.manifests.disruption_budget import BUDGET, budget_name, segments_budget
+from splitinference.controller.manifests.pod_parts import metadata
+from splitinference.controller.manifests.segment import Manifests
+from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.conftest import install_crd

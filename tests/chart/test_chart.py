@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from splitinference.controller.manifests import Manifests
-from splitinference.core.plan import Segment
+from splitinference.controller.manifests.segment import Manifests
+from splitinference.core.values.plan import Segment
 from splitinference.probe.__main__ import parser
 from splitinference.probe.rounds import Pace
 from splitinference.settings import Settings

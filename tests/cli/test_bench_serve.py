@@ -8,9 +8,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from splitinference.cli.bench_serve import layer_bytes
-from splitinference.cli.bench_serve_containers import CannotMeasure
-from splitinference.cli.bench_serve_figures import (
+from splitinference.cli.bench.serve import layer_bytes
+from splitinference.cli.bench.serve_containers import CannotMeasure
+from splitinference.cli.bench.serve_figures import (
     Measured,
     Percentiles,
     Round,

@@ -11,9 +11,9 @@ import yaml
 
 from splitinference.cli.main import main
 from splitinference.cli.schemas import schemas
-from splitinference.core.cluster import Snapshot
-from splitinference.core.problem import Constraints, Goal, Objective, Problem, Workload
-from splitinference.core.profile import LinkEncoding
+from splitinference.core.values.cluster import Snapshot
+from splitinference.core.values.problem import Constraints, Goal, Objective, Problem, Workload
+from splitinference.core.values.profile import LinkEncoding
 from tests.core.planner_problems import a_node, a_profile
 from tests.core.test_link_encoding import over_a_thin_link
 from tests.modelfiles import tables

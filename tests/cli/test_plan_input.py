@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from splitinference.cli.main import VERBS, main, parser
-from splitinference.cli.plan_input import Unusable, problem_from_file, read_as
-from splitinference.core.cluster import Link, LinkQuality, Network, Snapshot
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem, Workload
+from splitinference.cli.plan.input import Unusable, problem_from_file, read_as
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem, Workload
 from tests.core.planner_problems import a_node, a_profile
 from tests.examples import examples
 

@@ -10,7 +10,7 @@ import yaml
 
 from e2e.cluster.kind import Machine, config, conflist, pod_cidr, write
 from e2e.cluster.settings import SIZES, TRUSTED, Settings, WorkerSize, cores_here, fitting
-from splitinference.controller.node_labels import settable_by_node
+from splitinference.controller.trust.trust_labels import settable_by_node
 
 
 @pytest.fixture

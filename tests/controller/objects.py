@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from splitinference.controller.api.conditions import stamp
 from splitinference.controller.ports import (
     Manifest,
     ObservedTraffic,
     Percentiles,
 )
-from splitinference.controller.status import stamp
 
 MIB = 1024 * 1024
 NAMESPACE = "team"

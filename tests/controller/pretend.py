@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.ownership import belongs_to, owner_uid, why_taken
-from splitinference.controller.pods import node_of
+from splitinference.controller.api.conditions import stamp
+from splitinference.controller.cluster_state.pods import node_of
+from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import (
     Failing,
     Manifest,
@@ -26,8 +26,8 @@ from splitinference.controller.ports import (
     Samples,
     Unreadable,
 )
-from splitinference.controller.status import stamp
-from splitinference.core.profile import Profile
+from splitinference.controller.trust.ownership import belongs_to, owner_uid, why_taken
+from splitinference.core.values.profile import Profile
 from splitinference.settings import AllowedToleration, Settings
 from tests.controller.objects import NAMESPACE, is_ready, merged
 from tests.controller.pretend_ports import Authority, Clock, ClusterOf, Gateways, Models, Segments

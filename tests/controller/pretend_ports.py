@@ -15,7 +15,7 @@ from splitinference.controller.ports import (
     RouteState,
     Unreadable,
 )
-from splitinference.core.profile import Profile
+from splitinference.core.values.profile import Profile
 from tests.controller.objects import is_ready
 
 if TYPE_CHECKING:

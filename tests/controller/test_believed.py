@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.believed import Choice, names, of_links, of_pods
-from splitinference.controller.directory import Directory, host
+from splitinference.controller.cluster_state.series_owners import Directory, host
+from splitinference.controller.cluster_state.shared_snapshot import Sight
+from splitinference.controller.cluster_state.trusted_samples import Choice, names, of_links, of_pods
 from splitinference.controller.ports import Manifest, Sample, Samples
-from splitinference.controller.sight import Sight
 from splitinference.settings import Settings
 from tests.adapters.test_link_queries import OPERATORS, address, probe_pod, segment_pod
 
@@ -134,7 +134,7 @@ def test_the_address_of_a_segment_that_is_gone_may_be_anothers():
 
 
 def _speakers() -> Any:
-    from splitinference.controller.directory import speakers_of
+    from splitinference.controller.cluster_state.series_owners import speakers_of
 
     return speakers_of(PODS, OPERATORS)
 

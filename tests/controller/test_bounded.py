@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from splitinference.controller import profiling
-from splitinference.controller.bounded import TooLargeError, gunzip, parse_json
+from splitinference.controller.kube_values.bounded_text import TooLargeError, gunzip, parse_json
+from splitinference.controller.manifests import profile_pod
 
 
 def test_what_was_packed_is_unpacked():
@@ -52,7 +52,7 @@ def test_a_config_map_that_is_a_bomb_takes_little_memory(content: bytes):
     assert len(packed) < 1_000_000, "a ConfigMap holds it"
     del content
     tracemalloc.start()
-    assert profiling.unpack(packed) is None
+    assert profile_pod.unpack(packed) is None
     assert tracemalloc.get_traced_memory()[1] < 200 << 20
     tracemalloc.stop()
 
@@ -62,6 +62,6 @@ def test_the_largest_models_are_read():
         f"model.layers.{n // 1500}.mlp.experts.{n % 1500}.weight_scale_inv": ["F8_E4M3", [7168, 2048], 14_680_064] for n in range(91_000)
     }
     text = json.dumps({"config": {}, "tensors": tensors}).encode()
-    found = profiling.unpack(base64.b64encode(gzip.compress(text, mtime=0)).decode())
+    found = profile_pod.unpack(base64.b64encode(gzip.compress(text, mtime=0)).decode())
     assert found is not None
     assert len(found.tensors) == 91_000

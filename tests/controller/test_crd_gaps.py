@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from splitinference.controller.crd_gaps import gaps, gaps_in_words
+from splitinference.controller.api.crd_gaps import gaps, gaps_in_words
 from tests.controller.stories import small
 from tests.controller.world import Operator, World, a_body
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import kopf
 
-from splitinference.controller.handlers import register, resource_content
-from splitinference.controller.passes import Ended, Pass, Passes
+from splitinference.controller.runtime.handlers import register, resource_content
+from splitinference.controller.runtime.workqueue import Ended, Pass, Passes
 
 
 def test_the_status_that_passes_write_is_none():

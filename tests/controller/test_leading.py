@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.leading import Claims, Leadership, Lease, Watched
 from splitinference.controller.ports import RefusedError, UnavailableError
+from splitinference.controller.runtime.leadership import Claims, Leadership, Lease, Watched
 
 NAME = ("ops", "operator")
 DURATION, CALL = 10.0, 5.0

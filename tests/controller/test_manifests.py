@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.objects import labels_asked
-from splitinference.core.plan import Segment
-from splitinference.core.profile import Layer, Profile
+from splitinference.controller.manifests.pod_parts import labels_asked
+from splitinference.controller.manifests.segment import Manifests
+from splitinference.core.values.plan import Segment
+from splitinference.core.values.profile import Layer, Profile
 from splitinference.settings import Settings
 
 MIB = 2**20

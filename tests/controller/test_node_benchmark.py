@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.measuring import BUSY_SECONDS, IDLE_SECONDS, Measuring
-from splitinference.controller.node_benchmark import (
+from splitinference.controller.cluster_state.node_benchmark import (
     MEASURE,
     POD_SECONDS,
     STORE,
@@ -25,8 +24,9 @@ from splitinference.controller.node_benchmark import (
     system_of,
     with_figures,
 )
+from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
-from splitinference.controller.standing import NOBODY, ground_of
+from splitinference.controller.reconcile.node_measuring import BUSY_SECONDS, IDLE_SECONDS, Measuring
 from splitinference.settings import Settings
 from tests.controller import world
 from tests.controller.test_snapshot import a_pod

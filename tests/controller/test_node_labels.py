@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitinference.controller.node_labels import TRUSTED, settable_by_node
+from splitinference.controller.trust.trust_labels import TRUSTED, settable_by_node
 from tests.controller.world import Operator, World, a_body, a_node
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
+from splitinference.controller.cluster_state.segment_pods import Known, SegmentPod, read_segments
+from splitinference.controller.cluster_state.segment_probes import Proofs, Prover
+from splitinference.controller.history.adaptation_state import Recall, read_recall
 from splitinference.controller.identity import Owner
-from splitinference.controller.observe import Known, SegmentPod, read_segments
+from splitinference.controller.manifests.route import cut_over, old_routes, read_route
 from splitinference.controller.ports import GatewayReport, Proof, RouteState
-from splitinference.controller.prove import Proofs, Prover
-from splitinference.controller.recall import Recall, read_recall
-from splitinference.controller.route import cut_over, old_routes, read_route
-from splitinference.core.walk import Phase, Route
+from splitinference.core.transition.state import Phase, Route
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 USABLE = frozenset({"a", "b"})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.passes import Ended, Key, Pass, Passes
+from splitinference.controller.runtime.workqueue import Ended, Key, Pass, Passes
 
 CHAT = ("team", "chat")
 OTHER = ("team", "other")

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.profiling import profile_pod
-from splitinference.controller.resource import Rejected, read_resource
-from splitinference.core.plan import Segment
+from splitinference.controller.api.spec import Rejected, read_resource
+from splitinference.controller.manifests.profile_pod import profile_pod
+from splitinference.controller.manifests.segment import Manifests
+from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.controller.test_manifests import HUB, a_profile, a_resource
 from tests.controller.test_profiling import resource

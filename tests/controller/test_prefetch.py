@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.pods import node_of
+from splitinference.controller.cluster_state.pods import node_of
 from tests.controller.stories import busy_node, reasons, small
 from tests.controller.world import SETTINGS, Operator, World, a_body
 

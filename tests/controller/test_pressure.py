@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from splitinference.controller.cluster_state.node_metrics import Judge, Measured
+from splitinference.controller.cluster_state.pressure import lost
 from splitinference.controller.ports import Sample, Samples
-from splitinference.controller.pressure import lost
-from splitinference.controller.readings import Judge, Measured
 from splitinference.core.cost import predict
 from tests.controller.test_snapshot import a_pod, read
 from tests.controller.world import a_node

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller import profiling
-from splitinference.controller.profiling import ANY_NODE, Failed, Start, Step, Take, Wait, next_step
-from splitinference.controller.resource import Resource, read_resource
+from splitinference.controller.api.spec import Resource, read_resource
+from splitinference.controller.manifests import profile_pod
+from splitinference.controller.manifests.profile_pod import ANY_NODE, Failed, Start, Step, Take, Wait, next_step
 from splitinference.settings import Settings
 from tests.controller import kubelet
 from tests.controller.test_manifests import CLAIM, a_resource
@@ -33,7 +33,7 @@ def a_node(name: str, ready: bool = True, taints: tuple[dict[str, str], ...] = (
 def a_pod(on: str, phase: str, seconds_ago: float = 5, message: str = "", of: Resource | None = None) -> dict[str, Any]:
     created = (NOW - timedelta(seconds=seconds_ago)).isoformat().replace("+00:00", "Z")
     states = [{"name": "profile", "state": {"terminated": {"message": message}}}] if message else []
-    name = profiling.pod_name(of or resource(), on, SETTINGS)
+    name = profile_pod.pod_name(of or resource(), on, SETTINGS)
     return {"metadata": {"name": name, "creationTimestamp": created}, "status": {"phase": phase, "containerStatuses": states}}
 
 
@@ -107,14 +107,14 @@ def test_no_node_at_all_is_said():
 def test_a_claim_is_read_wherever_the_scheduler_can():
     claimed = resource(model=CLAIM)
     assert step(of=claimed) == Start((ANY_NODE,))
-    pod = profiling.profile_pod(claimed, ANY_NODE, SETTINGS)
+    pod = profile_pod.profile_pod(claimed, ANY_NODE, SETTINGS)
     (term,) = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     assert {e["key"] for e in term["matchExpressions"]} == {"kubernetes.io/os", "kubernetes.io/arch"}
     assert isinstance(step(a_pod(ANY_NODE, "Running", of=claimed), of=claimed), Wait)
 
 
 def test_the_pod_is_short_lived_restricted_and_told_the_users_path():
-    pod = profiling.profile_pod(resource(), "a", SETTINGS)
+    pod = profile_pod.profile_pod(resource(), "a", SETTINGS)
     assert pod["spec"]["activeDeadlineSeconds"] == 60
     assert pod["spec"]["restartPolicy"] == "Never"
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
@@ -123,15 +123,15 @@ def test_the_pod_is_short_lived_restricted_and_told_the_users_path():
 
 
 def test_what_is_kept_is_kept_for_its_source_alone():
-    kept = profiling.cache_object(resource(), profiling.pack({"a": 1}, {}))
-    assert profiling.cached(resource(), kept) is not None
-    assert profiling.cached(resource(model=CLAIM), kept) is None
-    assert profiling.cached(resource(adaptation={"mode": "Frozen"}), kept) is not None
+    kept = profile_pod.cache_object(resource(), profile_pod.pack({"a": 1}, {}))
+    assert profile_pod.cached(resource(), kept) is not None
+    assert profile_pod.cached(resource(model=CLAIM), kept) is None
+    assert profile_pod.cached(resource(adaptation={"mode": "Frozen"}), kept) is not None
 
 
-@pytest.mark.parametrize("damaged", ["", "!", "aGVsbG8=", profiling.pack({}, {})[:-8]])
+@pytest.mark.parametrize("damaged", ["", "!", "aGVsbG8=", profile_pod.pack({}, {})[:-8]])
 def test_what_is_damaged_is_not_unpacked(damaged):
-    assert profiling.unpack(damaged) is None
+    assert profile_pod.unpack(damaged) is None
 
 
 # --- pods as real clusters make them -------------------------------------------------------------------------------------------------

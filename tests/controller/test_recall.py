@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.observe import SegmentPod
-from splitinference.controller.recall import Failures, Recall
-from splitinference.core.adaptation import Level, Memory, Obstacle, Slowed, Watch
-from splitinference.core.walk import ObservedSegment, Phase
+from splitinference.controller.cluster_state.segment_pods import SegmentPod
+from splitinference.controller.history.adaptation_state import Failures, Recall
+from splitinference.core.decide.base.policy import Level, Memory, Obstacle, Slowed, Watch
+from splitinference.core.transition.state import ObservedSegment, Phase
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WANTED = frozenset({"s"})

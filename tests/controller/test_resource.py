@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from splitinference.controller import terms
-from splitinference.controller.policy import policy
-from splitinference.controller.resource import LayerRange, Mode, Rejected, Resource, read_resource
-from splitinference.core.problem import Goal
-from splitinference.core.profile import LinkEncoding
+from splitinference.controller.api.spec import LayerRange, Mode, Rejected, Resource, read_resource
+from splitinference.controller.spec_to_core import plan_constraints
+from splitinference.controller.spec_to_core.policy import policy
+from splitinference.core.values.problem import Goal
+from splitinference.core.values.profile import LinkEncoding
 
 SAMPLE = Path(__file__).parents[2] / "config" / "samples" / "splitinference.yaml"
 
@@ -46,13 +46,13 @@ def test_the_smallest_spec_has_defaults():
     assert spec.adaptation.cooldown == timedelta(minutes=5)
     assert spec.adaptation.stabilization == policy(spec.adaptation).stabilization == timedelta(minutes=10)
     assert spec.model.max_concurrent_sequences == 4
-    assert terms.constraints(spec, 32).trust == ()
-    assert terms.slo(spec).time_to_first_token_ms is None
-    assert terms.link_encoding(spec) is LinkEncoding.PLAIN
+    assert plan_constraints.constraints(spec, 32).trust == ()
+    assert plan_constraints.slo(spec).time_to_first_token_ms is None
+    assert plan_constraints.link_encoding(spec) is LinkEncoding.PLAIN
 
 
 def test_links_may_carry_eight_bits_a_value():
-    assert terms.link_encoding(read(segments={"linkEncoding": "Int8"}).spec) is LinkEncoding.INT8
+    assert plan_constraints.link_encoding(read(segments={"linkEncoding": "Int8"}).spec) is LinkEncoding.INT8
     assert "spec.segments.linkEncoding" in problems(segments={"linkEncoding": "int8"})
 
 
@@ -110,7 +110,7 @@ def test_the_core_gets_the_same_in_its_units():
         segments={"memoryMarginPercent": 25},
         workload={"promptTokens": 64, "outputTokens": 32},
     ).spec
-    constraints = terms.constraints(spec, 32)
+    constraints = plan_constraints.constraints(spec, 32)
     assert not isinstance(constraints, Rejected)
     assert (constraints.min_segments, constraints.max_segments, constraints.max_nodes) == (2, 3, 3)
     assert constraints.split_points == (10, 20)
@@ -119,11 +119,11 @@ def test_the_core_gets_the_same_in_its_units():
     assert dict(constraints.node_selector) == {"pool": "edge"}
     assert constraints.tolerations[0].operator == "Exists"
     assert constraints.memory_margin == 0.25
-    assert terms.objective(spec).goal is Goal.BOTTLENECK
-    assert (terms.objective(spec).utilization_weight, terms.objective(spec).move_weight) == (5, 2)
-    assert terms.slo(spec).time_to_first_token_ms == pytest.approx(1500)
-    assert terms.slo(spec).time_per_output_token_ms == pytest.approx(40)
-    assert terms.workload(spec).prompt_tokens == 64
+    assert plan_constraints.objective(spec).goal is Goal.BOTTLENECK
+    assert (plan_constraints.objective(spec).utilization_weight, plan_constraints.objective(spec).move_weight) == (5, 2)
+    assert plan_constraints.slo(spec).time_to_first_token_ms == pytest.approx(1500)
+    assert plan_constraints.slo(spec).time_per_output_token_ms == pytest.approx(40)
+    assert plan_constraints.workload(spec).prompt_tokens == 64
 
 
 def test_layers_that_the_model_does_not_have_are_refused_with_the_numbers():
@@ -131,7 +131,7 @@ def test_layers_that_the_model_does_not_have_are_refused_with_the_numbers():
         partition={"minSegments": 9, "allowedSplitPoints": [8], "pins": [{"layers": "4:9", "node": "a"}]},
         privacy={"rules": [{"layers": "8:9", "nodeLabels": {"a": "b"}}]},
     ).spec
-    rejected = terms.constraints(spec, 8)
+    rejected = plan_constraints.constraints(spec, 8)
     assert isinstance(rejected, Rejected)
     assert {problem.path for problem in rejected.problems} == {
         "spec.partition.minSegments",
@@ -145,4 +145,4 @@ def test_layers_that_the_model_does_not_have_are_refused_with_the_numbers():
 def test_the_gateway_keeps_the_rules_of_all_layers_that_see_text():
     rules = [("first", "a"), ("0:3", "b"), ("2:5", "c"), ("6:8", "d"), ("last", "e")]
     spec = read(privacy={"rules": [{"layers": layers, "nodeLabels": {"l": value}} for layers, value in rules]}).spec
-    assert [labels["l"] for labels in terms.text_labels(spec, 8)] == ["a", "b", "d", "e"]
+    assert [labels["l"] for labels in plan_constraints.text_labels(spec, 8)] == ["a", "b", "d", "e"]

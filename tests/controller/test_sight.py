@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from splitinference.controller.cluster_state.shared_snapshot import Sight
+from splitinference.controller.cluster_state.snapshot import Sources, picture_of, read_snapshot
 from splitinference.controller.ports import Sample, Samples
-from splitinference.controller.reviews import Reviews
-from splitinference.controller.sight import Sight
-from splitinference.controller.snapshot import Sources, picture_of, read_snapshot
+from splitinference.controller.runtime.solve_throttle import Reviews
 from splitinference.settings import Settings
 from tests.controller.test_snapshot import a_pod
 from tests.controller.world import MIB, a_node
@@ -108,7 +108,7 @@ def test_while_the_next_picture_is_drawn_passes_go_on_with_the_one_before(monkey
     sight, there = Sight(SETTINGS), ((a_node("a"),), ())
     first = sight.measured(CHAT, there, Counted(), At())
     picture = sight.picture(*there, first)
-    monkeypatch.setattr("splitinference.controller.sight.picture_of", slowly)
+    monkeypatch.setattr("splitinference.controller.cluster_state.shared_snapshot.picture_of", slowly)
     assert sight.measured(CODE, there, Counted(), At(3)) is first
     assert begun.wait(10)
     assert sight.measured(("team", "third"), there, Counted(), At(3)) is first, "what has no picture yet is not shown"
@@ -116,7 +116,9 @@ def test_while_the_next_picture_is_drawn_passes_go_on_with_the_one_before(monkey
     go_on.set()
     second = sight.measured(CHAT, there, Counted(), At(3))
     assert second is not first
-    monkeypatch.setattr("splitinference.controller.sight.picture_of", lambda *given: pytest.fail("it was drawn already"))
+    monkeypatch.setattr(
+        "splitinference.controller.cluster_state.shared_snapshot.picture_of", lambda *given: pytest.fail("it was drawn already")
+    )
     assert sight.picture(*there, second).measured is second
 
 

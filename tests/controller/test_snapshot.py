@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from splitinference.adapters.kept import pod_kept
+from splitinference.adapters.kubernetes.trim import pod_kept
+from splitinference.controller.cluster_state.node_metrics import Measured
+from splitinference.controller.cluster_state.snapshot import Reading, Sources, claims, read_snapshot
+from splitinference.controller.kube_values.quantity import quantity
 from splitinference.controller.ports import Sample, Samples
-from splitinference.controller.quantity import quantity
-from splitinference.controller.readings import Measured
-from splitinference.controller.snapshot import Reading, Sources, claims, read_snapshot
-from splitinference.core.cluster import LinkQuality
 from splitinference.core.cost.eligible import unusable
-from splitinference.core.problem import Constraints, Toleration
+from splitinference.core.values.cluster import LinkQuality
+from splitinference.core.values.problem import Constraints, Toleration
 from splitinference.settings import Settings
 from tests.controller.world import a_node
 from tests.core.planning import a_problem

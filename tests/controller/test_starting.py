@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.starting import Hindrance, Limits, Told, hindrance, is_silent
+from splitinference.controller.kube_values.start_failures import Hindrance, Limits, Told, hindrance, is_silent
 from tests.controller import kubelet
 from tests.controller.test_observe import a_pod as observed_pod
 from tests.controller.test_observe import phase, seen

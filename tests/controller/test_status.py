@@ -8,12 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.planned import Planned, asked_for, build, read_plan, write_plan
-from splitinference.controller.policy import policy
-from splitinference.controller.ports import ObservedTraffic
-from splitinference.controller.resource import Adaptation
-from splitinference.controller.status import (
+from splitinference.controller.api.conditions import (
     Condition,
     Decision,
     Kind,
@@ -25,8 +20,13 @@ from splitinference.controller.status import (
     nodes,
     observed,
 )
-from splitinference.core.adaptation import Mode
-from splitinference.core.walk import Phase, Route
+from splitinference.controller.api.spec import Adaptation
+from splitinference.controller.manifests.segment import Manifests
+from splitinference.controller.plan_io.plan_status import Planned, asked_for, build, read_plan, write_plan
+from splitinference.controller.ports import ObservedTraffic
+from splitinference.controller.spec_to_core.policy import policy
+from splitinference.core.decide.base.policy import Mode
+from splitinference.core.transition.state import Phase, Route
 from tests.controller.objects import merged
 from tests.controller.world import SETTINGS, a_body, seen_traffic
 from tests.core.planning import a_node, a_plan, a_problem, a_profile

@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitinference.core.solve import solve
+from splitinference.core.planner import solve
 from tests.controller.stories import busy_node, images, reasons, serving, small, upgraded
 from tests.controller.world import Operator, World, a_body, a_node
 from tests.core.planning import a_profile

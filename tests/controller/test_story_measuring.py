@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from splitinference.controller.node_benchmark import Record, Records, pending, system_of, with_figures
+from splitinference.controller.cluster_state.node_benchmark import Record, Records, pending, system_of, with_figures
 from splitinference.controller.ports import Manifest
-from splitinference.controller.reconcile import Reconciler
+from splitinference.controller.reconcile.reconcile import Reconciler
 from tests.controller.stories import small
 from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from splitinference.controller.ports import Sample, Samples
-from splitinference.core.solve import solve
+from splitinference.core.planner import solve
 from tests.controller.stories import busy_node, reasons, serving, small
 from tests.controller.world import Operator, World, a_body, a_node, seen_traffic
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.ownership import belongs_to, controller_of, is_left_over, owner_uid
+from splitinference.controller.trust.ownership import belongs_to, controller_of, is_left_over, owner_uid
 from tests.controller.objects import NAMESPACE
 from tests.controller.stories import serving, small
 from tests.controller.world import Operator, World, a_body

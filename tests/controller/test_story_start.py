@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from splitinference.controller.manifests import Manifests
+from splitinference.controller.manifests.segment import Manifests
 from tests.controller.stories import reasons, serving, small
 from tests.controller.world import Operator, World, a_body, a_node, seen_traffic
 

@@ -5,15 +5,15 @@ from itertools import combinations, permutations, product
 
 from hypothesis import strategies as st
 
-from splitinference.core.cluster import Link, LinkQuality, Network, Node, Processor, Snapshot, Taint
 from splitinference.core.cost import goal_value, objective_value, violations
 from splitinference.core.cost.predict import predict
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
-from splitinference.core.plan import Pipeline, Plan, Segment
-from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, Slo, Toleration, TrustRule, Workload
-from splitinference.core.profile import Layer, Profile
-from splitinference.core.solve.columns import alone
+from splitinference.core.planner.columns.columns import alone
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, Processor, Snapshot, Taint
+from splitinference.core.values.plan import Pipeline, Plan, Segment
+from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Problem, Slo, Toleration, TrustRule, Workload
+from splitinference.core.values.profile import Layer, Profile
 
 MIB = 2**20
 

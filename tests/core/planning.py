@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import combinations, permutations
 from typing import Any
 
-from splitinference.core.adaptation import Facts
-from splitinference.core.cluster import LinkQuality, Network, Node, Snapshot
 from splitinference.core.cost import objective_value, predict, violations
-from splitinference.core.plan import Pipeline, Plan, Segment
-from splitinference.core.problem import Problem
-from splitinference.core.profile import Layer, LayerKind, Profile
-from splitinference.core.solve.outcome import BindingConstraint, Infeasible, Limits, Outcome, Solved
+from splitinference.core.decide.base.policy import Facts
+from splitinference.core.values.cluster import LinkQuality, Network, Node, Snapshot
+from splitinference.core.values.plan import Pipeline, Plan, Segment
+from splitinference.core.values.problem import Problem
+from splitinference.core.values.profile import Layer, LayerKind, Profile
+from splitinference.core.values.result import BindingConstraint, Infeasible, Limits, Outcome, Solved
 
 MIB = 1024 * 1024
 START = datetime(2026, 1, 1, tzinfo=UTC)

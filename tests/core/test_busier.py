@@ -4,15 +4,15 @@ from datetime import timedelta
 
 import pytest
 
-from splitinference.core.adaptation import Memory, Policy
-from splitinference.core.busier import goes_to_busier, no_more_on_busy
 from splitinference.core.cost.stage import memory_bytes
-from splitinference.core.decide import decide
-from splitinference.core.decision import Adopt, Keep, Kept
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem
-from splitinference.core.solve.outcome import Limits
-from splitinference.core.triggers import Reason
+from splitinference.core.decide.avoid_hot_targets import goes_to_busier, no_more_on_busy
+from splitinference.core.decide.base.decision import Adopt, Keep, Kept
+from splitinference.core.decide.base.policy import Memory, Policy
+from splitinference.core.decide.base.triggers import Reason
+from splitinference.core.decide.decide import decide
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem
+from splitinference.core.values.result import Limits
 from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, facts, text_of
 
 POLICY = Policy(

@@ -2,13 +2,13 @@
 
 import pytest
 
-from splitinference.core.cluster import LayerTime, Link, LinkQuality, Network, Processor, Snapshot, Taint
 from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.cost.evaluate import evaluate
 from splitinference.core.cost.link import MESSAGE_BYTES
 from splitinference.core.cost.site import site_of
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, Slo, TrustRule, Workload
+from splitinference.core.values.cluster import LayerTime, Link, LinkQuality, Network, Processor, Snapshot, Taint
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Problem, Slo, TrustRule, Workload
 from tests.core.planner_problems import MIB, a_node, a_plan, a_profile
 
 LOAD = Workload(prompt_tokens=10, output_tokens=5, max_context_tokens=100, max_concurrent_sequences=2)

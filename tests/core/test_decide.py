@@ -4,17 +4,17 @@ from datetime import timedelta
 
 import pytest
 
-from splitinference.core.adaptation import Memory, Mode, Policy
-from splitinference.core.compare import Change, gain, move_seconds, net_gain
 from splitinference.core.cost import objective_value
-from splitinference.core.decide import decide
-from splitinference.core.decision import Adopt, Keep, Kept
-from splitinference.core.judged import arrives
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Constraints, Problem, Slo
-from splitinference.core.solve.outcome import Limits, Outcome, Solved, TimedOut
-from splitinference.core.transition import Blocked, Done
-from splitinference.core.triggers import Reason
+from splitinference.core.decide.base.compare import Change, gain, move_seconds, net_gain
+from splitinference.core.decide.base.decision import Adopt, Keep, Kept
+from splitinference.core.decide.base.policy import Memory, Mode, Policy
+from splitinference.core.decide.base.triggers import Reason
+from splitinference.core.decide.base.validated_solver import arrives
+from splitinference.core.decide.decide import decide
+from splitinference.core.transition.steps import Blocked, Done
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Constraints, Problem, Slo
+from splitinference.core.values.result import Limits, Outcome, Solved, TimedOut
 from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, a_profile, facts, text_of
 
 POLICY = Policy(

@@ -1,7 +1,7 @@
 """A plan's explanation says where its nodes' figures come from, and what makes a node slow."""
 
 from splitinference.core.cost import predict
-from splitinference.core.explain import explain
+from splitinference.core.planner.explain import explain
 from tests.core.planning import a_node, a_plan, a_problem
 
 

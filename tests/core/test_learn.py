@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cluster import Snapshot
 from splitinference.core.cost.learn import ENOUGH_WINDOWS, FORGOTTEN, LEAST, MOST, Factor, calibrated, counting, learn
+from splitinference.core.values.cluster import Snapshot
 from tests.core.planning import a_node
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cluster import LinkQuality, Network, Snapshot
 from splitinference.core.cost import predict
 from splitinference.core.cost.link import MESSAGE_BYTES, TOKEN_BYTES, bytes_per_token, hop
-from splitinference.core.problem import Problem, Workload
-from splitinference.core.profile import Layer, LayerKind, LinkEncoding, Profile
-from splitinference.core.solve import Solved
-from splitinference.core.solve.dispatch import solve
+from splitinference.core.planner import Solved
+from splitinference.core.planner.solver import solve
+from splitinference.core.values.cluster import LinkQuality, Network, Snapshot
+from splitinference.core.values.problem import Problem, Workload
+from splitinference.core.values.profile import Layer, LayerKind, LinkEncoding, Profile
 from tests.core.planner_problems import MIB, a_node, a_plan, best_value
 
 PROTOCOL = runpy.run_path(str(Path(__file__).parents[2] / "images/segment/splitinference_segment/protocol.py"), run_name="protocol")

@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given
 from ortools.sat.python import cp_model
 
-from splitinference.core.cluster import Snapshot
 from splitinference.core.cost import objective_value, violations
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Constraints, Goal, Objective, Problem, Workload
-from splitinference.core.solve import Infeasible, Limits, Solved, SolverProcess
-from splitinference.core.solve.columns import Pool, column, plan_with
-from splitinference.core.solve.dispatch import solve
-from splitinference.core.solve.lab.circuit import circuit, covers
-from splitinference.core.solve.master import choose
+from splitinference.core.planner import Infeasible, Limits, Solved, SolverProcess
+from splitinference.core.planner.columns.columns import Pool, column, plan_with
+from splitinference.core.planner.columns.master import choose
+from splitinference.core.planner.lab.circuit import circuit, covers
+from splitinference.core.planner.solver import solve
+from splitinference.core.values.cluster import Snapshot
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Constraints, Goal, Objective, Problem, Workload
 from tests.core.planner_problems import a_node, a_plan, a_profile, problems, single_goals, valid_chains
 from tests.examples import examples
 

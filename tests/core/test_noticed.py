@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.adaptation import Facts, Memory, Policy, StageTime
-from splitinference.core.noticed import ENOUGH_OBSERVATIONS, FRESH, LEAST_STEPS, LEFT, SHOWN, noticed
-from splitinference.core.triggers import Reason, check
+from splitinference.core.decide.base.policy import Facts, Memory, Policy, StageTime
+from splitinference.core.decide.base.triggers import Reason, check
+from splitinference.core.decide.early_load_signal import ENOUGH_OBSERVATIONS, FRESH, LEAST_STEPS, LEFT, SHOWN, noticed
 from splitinference.simulation.stepping import RECENT_SECONDS, RecentSteps, Steps
 from tests.core.planning import START, a_node, a_plan, a_problem, facts
 from tests.examples import examples

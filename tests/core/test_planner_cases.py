@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from splitinference.core.cost import objective_value, violations
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem
-from splitinference.core.solve import Infeasible, Limits, Outcome, Solved
-from splitinference.core.solve.dispatch import solve
+from splitinference.core.planner import Infeasible, Limits, Outcome, Solved
+from splitinference.core.planner.solver import solve
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem
 from tests.core.planner_problems import valid_chains
 
 CASES = Path(__file__).parent / "planner_cases"

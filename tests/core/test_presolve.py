@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from splitinference.core.cluster import Snapshot
 from splitinference.core.cost import violations
-from splitinference.core.problem import Problem
-from splitinference.core.solve.dispatch import quick_plan
-from splitinference.core.solve.presolve import needed_nodes
+from splitinference.core.planner.columns.presolve import needed_nodes
+from splitinference.core.planner.solver import quick_plan
+from splitinference.core.values.cluster import Snapshot
+from splitinference.core.values.problem import Problem
 from tests.core.planner_problems import a_node, a_profile, best_value, problems, single_goals
 
 SETTINGS = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

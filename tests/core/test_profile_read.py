@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from splitinference.core.profile import LayerKind
-from splitinference.core.profile_read import profile_from_model
+from splitinference.core.model_files.config import profile_from_model
+from splitinference.core.values.profile import LayerKind
 from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
 from tests.modelfiles import tables
 

@@ -8,16 +8,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from splitinference.core.cost import objective_value, violations
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Goal, Objective, Problem
-from splitinference.core.solve.alike import alike
-from splitinference.core.solve.columns import pipeline_of
-from splitinference.core.solve.dive import dive
-from splitinference.core.solve.dual import price, sum_along
-from splitinference.core.solve.mend import Cuts, mended
-from splitinference.core.solve.relaxed import Step, complete, most_segments, path
-from splitinference.core.solve.tables import Tables
-from splitinference.core.solve.task import Multipliers, Task, task_of
+from splitinference.core.planner.chain.dive import dive
+from splitinference.core.planner.chain.dual import price, sum_along
+from splitinference.core.planner.chain.equivalence import alike
+from splitinference.core.planner.chain.local_search import Cuts, mended
+from splitinference.core.planner.chain.relaxed import Step, complete, most_segments, path
+from splitinference.core.planner.chain.tables import Tables
+from splitinference.core.planner.chain.task import Multipliers, Task, task_of
+from splitinference.core.planner.columns.columns import pipeline_of
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Goal, Objective, Problem
 from tests.core.planner_problems import best_value, problems, valid_plans
 from tests.examples import examples
 

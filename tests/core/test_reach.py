@@ -5,17 +5,17 @@ from datetime import timedelta
 
 import pytest
 
-from splitinference.core.adaptation import Facts, Memory, Obstacle, Policy
 from splitinference.core.cost import predict, violations
-from splitinference.core.decide import decide
-from splitinference.core.decision import Adopt, Keep, Kept
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem, Slo
-from splitinference.core.rehearse import rehearse
-from splitinference.core.solve.outcome import Limits, Outcome, TimedOut
-from splitinference.core.transition import Blocked, Done, Strategy
-from splitinference.core.triggers import Reason
-from splitinference.core.walk import NamedSegment, Observed, ObservedSegment, Phase, Resource, Shortage, Target
+from splitinference.core.decide.base.decision import Adopt, Keep, Kept
+from splitinference.core.decide.base.policy import Facts, Memory, Obstacle, Policy
+from splitinference.core.decide.base.triggers import Reason
+from splitinference.core.decide.decide import decide
+from splitinference.core.transition.dry_run import rehearse
+from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, Phase, Resource, Shortage, Target
+from splitinference.core.transition.steps import Blocked, Done, Strategy
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem, Slo
+from splitinference.core.values.result import Limits, Outcome, TimedOut
 from tests.core.planning import MIB, START, Exhaustive, a_node, a_plan, a_problem, all_plans, facts, text_of
 
 POLICY = Policy(cooldown=timedelta(seconds=60), review=timedelta(hours=1))

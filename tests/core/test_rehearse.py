@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.rehearse import rehearse
-from splitinference.core.transition import Blocked, Done, Strategy
+from splitinference.core.transition.dry_run import rehearse
+from splitinference.core.transition.steps import Blocked, Done, Strategy
 from tests.core.test_transition_walks import Watcher, finish, plans
 from tests.core.walking import a_target, serving
 from tests.examples import examples

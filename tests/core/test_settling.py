@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.adaptation import Level, Memory, Policy
-from splitinference.core.decide import decide
-from splitinference.core.decision import Adopt, Keep, Kept
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem
-from splitinference.core.settling import STEP, followed, settling
-from splitinference.core.solve.outcome import Limits
-from splitinference.core.triggers import Reason
+from splitinference.core.decide.base.decision import Adopt, Keep, Kept
+from splitinference.core.decide.base.policy import Level, Memory, Policy
+from splitinference.core.decide.base.triggers import Reason
+from splitinference.core.decide.decide import decide
+from splitinference.core.decide.metrics_settling import STEP, followed, settling
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem
+from splitinference.core.values.result import Limits
 from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, facts, text_of
 
 POLICY = Policy(

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cluster import Link, LinkQuality, Network, Snapshot, Taint
 from splitinference.core.cost import violations
-from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, Slo, TrustRule, Workload
-from splitinference.core.solve import Infeasible, Limits, Solved, SolverFailed, SolverProcess, solve_in_child
-from splitinference.core.solve.dispatch import solve
+from splitinference.core.planner import Infeasible, Limits, Solved, SolverFailed, SolverProcess, solve_in_child
+from splitinference.core.planner.solver import solve
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot, Taint
+from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Problem, Slo, TrustRule, Workload
 from tests.core.planner_problems import MIB, a_node, a_plan, a_profile, problems, single_goals
 from tests.examples import examples
 

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cluster import Snapshot, Taint
 from splitinference.core.cost import objective_value
-from splitinference.core.cost.check import double_booked
 from splitinference.core.cost.evaluate import evaluate
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Constraints, Goal, Objective, Problem, Toleration, Workload
-from splitinference.core.solve import Infeasible, JointlySolved, Limits, Solved, SolverFailed, SolverProcess, solve_several_in_child
-from splitinference.core.solve.columns import pool
-from splitinference.core.solve.dispatch import solve
-from splitinference.core.solve.joint import solve_in_turn, solve_jointly
-from splitinference.core.solve.share import at_pace
+from splitinference.core.cost.violations import double_booked
+from splitinference.core.planner import Infeasible, JointlySolved, Limits, Solved, SolverFailed, SolverProcess, solve_several_in_child
+from splitinference.core.planner.columns.columns import pool
+from splitinference.core.planner.columns.share import at_pace
+from splitinference.core.planner.joint import solve_in_turn, solve_jointly
+from splitinference.core.planner.solver import solve
+from splitinference.core.values.cluster import Snapshot, Taint
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Constraints, Goal, Objective, Problem, Toleration, Workload
 from tests.core.planner_problems import a_node, a_plan, a_profile, valid_chains
 from tests.examples import examples
 

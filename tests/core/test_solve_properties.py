@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.cost import goal_value, objective_value, violations
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Goal, Objective, Problem, Slo
-from splitinference.core.solve import Infeasible, Limits, Solved
-from splitinference.core.solve.dispatch import solve
+from splitinference.core.planner import Infeasible, Limits, Solved
+from splitinference.core.planner.solver import solve
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Goal, Objective, Problem, Slo
 from tests.core.planner_problems import all_chains, best_in_order, best_value, problems, single_goals, valid_plans
 from tests.examples import examples
 

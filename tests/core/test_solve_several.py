@@ -6,21 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cluster import Snapshot, Taint
 from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.flow import flow_over
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Constraints, Goal, Objective, Pin, Problem, Slo, TrustRule, Workload
-from splitinference.core.solve import Infeasible, Limits, Solved
-from splitinference.core.solve.apart import least_apart, least_sum_apart
-from splitinference.core.solve.bottleneck import occupancy_of
-from splitinference.core.solve.columns import alone, pipelines_of, shared_stages
-from splitinference.core.solve.dispatch import solve
-from splitinference.core.solve.dual import uses_of
-from splitinference.core.solve.tables import Tables
-from splitinference.core.solve.task import task_of
+from splitinference.core.planner import Infeasible, Limits, Solved
+from splitinference.core.planner.bottleneck.bottleneck import occupancy_of
+from splitinference.core.planner.chain.dual import uses_of
+from splitinference.core.planner.chain.tables import Tables
+from splitinference.core.planner.chain.task import task_of
+from splitinference.core.planner.columns.columns import alone, pipelines_of, shared_stages
+from splitinference.core.planner.columns.disjoint import least_apart, least_sum_apart
+from splitinference.core.planner.solver import solve
+from splitinference.core.values.cluster import Snapshot, Taint
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Problem, Slo, TrustRule, Workload
 from tests.core.planner_problems import a_node, a_profile, problems, single_goals, valid_chains
 from tests.examples import examples
 

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.adaptation import Facts, Memory, Policy, Stabilizing, StageTime, Traffic
-from splitinference.core.compare import Change
 from splitinference.core.cost import predict
 from splitinference.core.cost.learn import ENOUGH_WINDOWS
-from splitinference.core.decide import decide
-from splitinference.core.decision import Adopt, Keep
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem, Slo
-from splitinference.core.solve.outcome import Limits
-from splitinference.core.stabilizing import begun, counting, followed
-from splitinference.core.triggers import Reason
+from splitinference.core.decide.base.compare import Change
+from splitinference.core.decide.base.decision import Adopt, Keep
+from splitinference.core.decide.base.policy import Facts, Memory, Policy, Stabilizing, StageTime, Traffic
+from splitinference.core.decide.base.triggers import Reason
+from splitinference.core.decide.decide import decide
+from splitinference.core.decide.stabilization_window import begun, counting, followed
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem, Slo
+from splitinference.core.values.result import Limits
 from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, facts
 
 POLICY = Policy(

@@ -2,12 +2,12 @@
 
 import pytest
 
-from splitinference.core.adaptation import Memory, Policy
-from splitinference.core.compare import move_seconds, moving, net_gain
 from splitinference.core.cost.start import Start, starting_seconds, usable_cores
-from splitinference.core.decide import decide
-from splitinference.core.decision import Adopt, Keep, Kept
-from splitinference.core.solve.outcome import Limits
+from splitinference.core.decide.base.compare import move_seconds, moving, net_gain
+from splitinference.core.decide.base.decision import Adopt, Keep, Kept
+from splitinference.core.decide.base.policy import Memory, Policy
+from splitinference.core.decide.decide import decide
+from splitinference.core.values.result import Limits
 from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, facts, text_of
 
 COST = Start(clock_s=3.0, work_s=5.0, load_bytes_per_s=100 * 2**20)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from splitinference.core.cluster import Link, LinkQuality, Network, Taint
-from splitinference.core.problem import Constraints, Slo, TrustRule
-from splitinference.core.targets import likely_target
+from splitinference.core.decide.feasibility.prefetch_targets import likely_target
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Taint
+from splitinference.core.values.problem import Constraints, Slo, TrustRule
 from tests.core.planning import a_node, a_plan, a_problem
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from splitinference.core.transition import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
-from splitinference.core.walk import Observed, ObservedSegment, Phase, Resource, Route, Shortage, Target
+from splitinference.core.transition.state import Observed, ObservedSegment, Phase, Resource, Route, Shortage, Target
+from splitinference.core.transition.steps import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
 from tests.core.walking import Cluster, a_segment, a_target, serving
 
 ROOMY = {"a": 1000, "b": 1000, "c": 1000}

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from splitinference.core.transition import Action, Blocked, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
-from splitinference.core.walk import Phase, Target
+from splitinference.core.transition.state import Phase, Target
+from splitinference.core.transition.steps import Action, Blocked, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
 from tests.core.walking import Cluster, a_target, serving
 from tests.examples import examples
 

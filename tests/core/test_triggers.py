@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import pytest
 
-from splitinference.core.adaptation import Memory, Mode, Policy, Traffic, Watch, sustained
-from splitinference.core.cluster import Link, LinkQuality, Network, Taint
 from splitinference.core.cost import predict
-from splitinference.core.problem import Constraints, Slo, Toleration, TrustRule
-from splitinference.core.transition import Blocked
-from splitinference.core.triggers import Reason, Trigger, check, may_move
+from splitinference.core.decide.base.policy import Memory, Mode, Policy, Traffic, Watch, sustained
+from splitinference.core.decide.base.triggers import Reason, Trigger, check, may_move
+from splitinference.core.transition.steps import Blocked
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Taint
+from splitinference.core.values.problem import Constraints, Slo, Toleration, TrustRule
 from tests.core.planning import START, a_node, a_plan, a_problem, facts
 
 POLICY = Policy(window=timedelta(seconds=20), confirmations=3, cooldown=timedelta(seconds=60), review=timedelta(hours=1))

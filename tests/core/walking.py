@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass, field
 
-from splitinference.core.transition import Action, CreateSegment, Cutover, DeleteSegment
-from splitinference.core.walk import NamedSegment, Observed, ObservedSegment, OldRoute, Phase, Route, Target
+from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, OldRoute, Phase, Route, Target
+from splitinference.core.transition.steps import Action, CreateSegment, Cutover, DeleteSegment
 
 MIB_PER_LAYER = 10
 MILLICORES = 100

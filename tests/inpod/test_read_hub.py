@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from splitinference.controller import profiling
+from splitinference.controller.manifests import profile_pod
 from splitinference.inpod import script
 from splitinference.inpod.read_hub import FIRST_BYTES
 from tests.inpod.hub import FakeHub, a_hub
@@ -29,9 +29,9 @@ def read(hub: FakeHub, token: str = "", revision: str = "main") -> subprocess.Co
 
 def unpacked(done: subprocess.CompletedProcess[str]) -> tuple[dict[str, object], dict[str, object]]:
     assert done.returncode == 0, done.stderr
-    packed = profiling.from_log(done.stdout)
+    packed = profile_pod.from_log(done.stdout)
     assert packed is not None
-    found = profiling.unpack(packed)
+    found = profile_pod.unpack(packed)
     assert found is not None
     return dict(found.config), {name: [t.dtype, list(t.shape), t.bytes] for name, t in found.tensors.items()}
 
@@ -136,9 +136,9 @@ def test_the_index_decides_whatever_lies_beside_its_files():
         done = read(hub)
         assert not any("consolidated" in request.path for request in hub.asked)
     assert set(unpacked(done)[1]) == set(MAP)
-    packed = profiling.from_log(done.stdout)
+    packed = profile_pod.from_log(done.stdout)
     assert packed is not None
-    kept = profiling.unpack(packed)
+    kept = profile_pod.unpack(packed)
     assert kept is not None
     assert kept.files == tuple(sorted(SHARDED))
 

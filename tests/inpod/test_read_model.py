@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from splitinference.controller import profiling
+from splitinference.controller.manifests import profile_pod
 from splitinference.inpod import script
 from splitinference_modelfiles.headers import TensorInfo
 
@@ -39,9 +39,9 @@ def run(folder: Path, called: str = "/models/m") -> subprocess.CompletedProcess[
 def test_what_the_pod_prints_is_read_back(tmp_path):
     done = run(a_model(tmp_path / "m"))
     assert done.returncode == 0
-    packed = profiling.from_log("a warning of the image\n" + done.stdout + "\n")
+    packed = profile_pod.from_log("a warning of the image\n" + done.stdout + "\n")
     assert packed is not None
-    assert profiling.unpack(packed) == profiling.Kept(
+    assert profile_pod.unpack(packed) == profile_pod.Kept(
         {"model_type": "llama"},
         {f"model.layers.{i}.w": TensorInfo("BF16", (4, 2), 16) for i in range(2)},
         ("config.json", "model-0.safetensors", "model-1.safetensors"),
@@ -50,13 +50,13 @@ def test_what_the_pod_prints_is_read_back(tmp_path):
 
 def test_a_log_that_is_cut_is_not_taken(tmp_path):
     out = run(a_model(tmp_path / "m")).stdout
-    assert profiling.from_log(out[: len(out) // 2]) is None
-    assert profiling.from_log("") is None
+    assert profile_pod.from_log(out[: len(out) // 2]) is None
+    assert profile_pod.from_log("") is None
 
 
 def test_a_table_of_ten_thousand_tensors_fits_in_a_config_map():
     tensors = {f"model.layers.{i}.mlp.experts.{j}.w": ["BF16", [4096, 1408], 11534336] for i in range(100) for j in range(100)}
-    assert len(profiling.pack({}, tensors)) < 900_000
+    assert len(profile_pod.pack({}, tensors)) < 900_000
 
 
 @pytest.mark.parametrize(

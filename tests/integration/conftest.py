@@ -10,7 +10,7 @@ import pytest
 import yaml
 from kubernetes import client
 
-from splitinference.adapters.kube import KubeCluster, connect
+from splitinference.adapters.kubernetes.client import KubeCluster, connect
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
-from splitinference.adapters.kube import KubeCluster
-from splitinference.controller.calibration import Calibration, StageError, Window, read_calibration
-from splitinference.controller.status import merge_patch
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.controller.api.conditions import merge_patch
+from splitinference.controller.history.calibration import Calibration, StageError, Window, read_calibration
 from splitinference.core.cost.learn import Factor
 from tests.integration.test_schema import a_resource
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.kube import KubeCluster
-from splitinference.adapters.watched import WatchedCluster
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.pods import node_of, requested_bytes
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.adapters.kubernetes.cluster import WatchedCluster
+from splitinference.controller.cluster_state.pods import node_of, requested_bytes
+from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import RefusedError, UnavailableError
-from splitinference.core.plan import Segment
+from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource, delete_resource

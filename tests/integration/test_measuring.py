@@ -14,12 +14,12 @@ import yaml
 from kubernetes import client
 
 from splitinference.adapters.clock import SystemClock
-from splitinference.adapters.kube import KubeCluster, connect
-from splitinference.adapters.own_namespace import OwnNamespace
-from splitinference.controller.measuring import Measuring
-from splitinference.controller.node_benchmark import MEASURE, STORE
+from splitinference.adapters.kubernetes.client import KubeCluster, connect
+from splitinference.adapters.kubernetes.own_namespace import OwnNamespace
+from splitinference.controller.cluster_state.node_benchmark import MEASURE, STORE
+from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
 from splitinference.controller.ports import Manifest, RefusedError
-from splitinference.controller.standing import NOBODY, ground_of
+from splitinference.controller.reconcile.node_measuring import Measuring
 from splitinference.settings import Settings
 from tests.chart.helm import helm
 from tests.controller.test_node_benchmark import SAID

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.kube import KubeCluster
-from splitinference.cli.bench_control_plane import free_port
-from splitinference.controller.objects import labels
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.cli.bench.control_plane import free_port
+from splitinference.controller.manifests.pod_parts import labels
 from tests.integration.conftest import a_resource, delete_resource
 
 RESYNC_SECONDS = 60

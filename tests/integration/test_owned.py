@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.kube import KubeCluster
-from splitinference.controller.budget import segments_budget
-from splitinference.controller.manifests import Manifests
-from splitinference.controller.owned import Keeper, difference
-from splitinference.controller.resource import Resource, read_resource
-from splitinference.core.plan import Segment
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.controller.api.spec import Resource, read_resource
+from splitinference.controller.manifests.disruption_budget import segments_budget
+from splitinference.controller.manifests.segment import Manifests
+from splitinference.controller.reconcile.object_keeper import Keeper, difference
+from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.controller.test_manifests import a_profile
 from tests.controller.test_pod_template import EVERYTHING, FULL

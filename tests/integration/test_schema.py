@@ -7,9 +7,9 @@ import pytest
 import yaml
 from kubernetes import client
 
-from splitinference.adapters.kube import KubeCluster
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.controller.api.spec import Resource, read_resource
 from splitinference.controller.ports import RefusedError
-from splitinference.controller.resource import Resource, read_resource
 from tests.integration.conftest import ROOT, a_resource
 
 HUB = {"repository": "owner/model"}

@@ -9,10 +9,10 @@ from kubernetes import client
 
 from splitinference.adapters.certificates import CertificateAuthority, RootSecret
 from splitinference.adapters.clock import SystemClock
-from splitinference.adapters.kube import KubeCluster, connect
-from splitinference.controller.credentials import secrets
+from splitinference.adapters.kubernetes.client import KubeCluster, connect
 from splitinference.controller.identity import owner_of_body
 from splitinference.controller.ports import NameTakenError, RefusedError
+from splitinference.controller.reconcile.credentials import secrets
 from tests.integration.conftest import a_resource
 
 
@@ -120,7 +120,7 @@ def test_two_replicas_use_one_root_key(cluster: KubeCluster, namespace: str):
 
 
 def test_network_policies_are_taken_by_the_server(cluster: KubeCluster, resource: dict[str, Any], namespace: str):
-    from splitinference.controller.manifests import Manifests
+    from splitinference.controller.manifests.segment import Manifests
     from splitinference.settings import Settings
     from tests.controller.test_manifests import a_profile
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from splitinference.controller import profiling
-from splitinference.core.profile import Profile
-from splitinference.core.profile_read import profile_from_model
+from splitinference.controller.manifests import profile_pod
+from splitinference.core.model_files.config import profile_from_model
+from splitinference.core.values.profile import Profile
 from splitinference.inpod import script
 from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
 from splitinference_modelfiles.headers import ModelRefusedError
@@ -23,10 +23,10 @@ def planned(folder: Path) -> Profile | str:
     """As the reading pod and the operator do it: the profile, or the reason why there is none."""
     command = [sys.executable, "-I", "-c", script("read_model"), str(folder), "the model"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    packed = profiling.from_log(done.stdout)
+    packed = profile_pod.from_log(done.stdout)
     if packed is None:
         return done.stderr.strip()
-    kept = profiling.unpack(packed)
+    kept = profile_pod.unpack(packed)
     assert kept is not None
     try:
         return profile_from_model(kept.config, kept.tensors, "bfloat16", files=kept.files)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.core.profile import Profile
+from splitinference.core.values.profile import Profile
 from splitinference_segment.accepted import accepted
 from tests.modelfiles import tables
 from tests.modelfiles.test_corpus import by_plan_command, loaded, planned

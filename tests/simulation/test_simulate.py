@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from splitinference.core.problem import Constraints, TrustRule
+from splitinference.core.values.problem import Constraints, TrustRule
 from splitinference.simulation.operator_pass import NoPlanError
 from splitinference.simulation.policies import PolicyName
 from splitinference.simulation.run import simulate

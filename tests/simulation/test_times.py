@@ -2,11 +2,11 @@
 
 import pytest
 
-from splitinference.core.cluster import LinkQuality, Network
 from splitinference.core.cost import predict
-from splitinference.core.problem import Workload
-from splitinference.core.solve.dispatch import solve
-from splitinference.core.solve.outcome import Infeasible, Limits, Solved
+from splitinference.core.planner.solver import solve
+from splitinference.core.values.cluster import LinkQuality, Network
+from splitinference.core.values.problem import Workload
+from splitinference.core.values.result import Infeasible, Limits, Solved
 from splitinference.simulation.edgeshard import edgeshard
 from splitinference.simulation.policies import PolicyName
 from splitinference.simulation.run import simulate

@@ -3,8 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
-from splitinference.core.adaptation import Policy
-from splitinference.core.problem import Constraints, Slo, TrustRule, Workload
+from splitinference.core.decide.base.policy import Policy
+from splitinference.core.values.problem import Constraints, Slo, TrustRule, Workload
 from splitinference.simulation.trace import Event, Trace
 from tests.core.planning import a_node, a_problem, a_profile
 

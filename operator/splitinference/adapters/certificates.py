@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from splitinference.controller.identity import LIFETIME, SKEW, Credentials, Owner, Role, renewal_due, spiffe_id
-from splitinference.controller.objects import OURS
+from splitinference.controller.manifests.pod_parts import OURS
 from splitinference.controller.ports import Clock, Manifest, RefusedError, UnavailableError
 
 log = logging.getLogger(__name__)

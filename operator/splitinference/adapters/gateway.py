@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from splitinference.adapters.mutual import Connection, Peers, TooMuchError, UnreachableError, UntrustedError
-from splitinference.controller.gateway import GATEWAY, INTERNAL_PORT
 from splitinference.controller.identity import Owner, Role
-from splitinference.controller.objects import COMPONENT
+from splitinference.controller.manifests.gateway import GATEWAY, INTERNAL_PORT
+from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.ports import GatewayReport, Manifest, RouteState
 
 Owned = Callable[[str, str, str], Sequence[Manifest]]

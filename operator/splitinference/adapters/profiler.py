@@ -6,14 +6,14 @@ place, delete the ConfigMap `<si>-profile-<source>`.
 
 import threading
 
-from splitinference.adapters.kube import KubeCluster
-from splitinference.controller import profiling
-from splitinference.controller.objects import COMPONENT
-from splitinference.controller.ownership import owner_uid
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.controller.api.spec import Rejected, Resource, read_resource
+from splitinference.controller.manifests import profile_pod
+from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.ports import Clock, Manifest, NameTakenError, Pending, RefusedError, Unreadable
-from splitinference.controller.resource import Rejected, Resource, read_resource
-from splitinference.core.profile import Profile
-from splitinference.core.profile_read import profile_from_model
+from splitinference.controller.trust.ownership import owner_uid
+from splitinference.core.model_files.config import profile_from_model
+from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
 from splitinference_modelfiles.headers import ModelRefusedError
 
@@ -38,16 +38,16 @@ class Profiler:
         read = read_resource(resource)
         if isinstance(read, Rejected):
             return Unreadable(message=str(read))
-        kept = self._cluster.get("ConfigMap", read.namespace, profiling.cache_name(read))
+        kept = self._cluster.get("ConfigMap", read.namespace, profile_pod.cache_name(read))
         # Somebody else's ConfigMap of this name says nothing about the model.
-        packed = profiling.cached(read, kept) if kept and owner_uid(kept) == read.uid else None
+        packed = profile_pod.cached(read, kept) if kept and owner_uid(kept) == read.uid else None
         if packed is None:
             found = self._read(read)
             if not isinstance(found, str):
                 return found
             packed = found
             try:
-                self._cluster.apply(profiling.cache_object(read, packed))
+                self._cluster.apply(profile_pod.cache_object(read, packed))
             except NameTakenError as error:
                 return Unreadable(reason="NameTaken", message=str(error))
             except RefusedError as error:
@@ -71,38 +71,38 @@ class Profiler:
     # --- reading pods ----------------------------------------------------------------------------------------------------------------
 
     def _pods(self, resource: Resource, digest: str) -> list[Manifest]:
-        labels = {COMPONENT: profiling.PROFILE, profiling.SOURCE: digest}
+        labels = {COMPONENT: profile_pod.PROFILE, profile_pod.SOURCE: digest}
         pods = self._cluster.owned("Pod", resource.namespace, resource.name)
         return [pod for pod in pods if labels.items() <= (pod["metadata"].get("labels") or {}).items()]
 
     def _read(self, resource: Resource) -> str | Pending | Unreadable:
-        digest = profiling.source_digest(resource)
+        digest = profile_pod.source_digest(resource)
         pods = [pod for pod in self._pods(resource, digest) if "deletionTimestamp" not in pod["metadata"]]
-        match profiling.next_step(resource, pods, self._cluster.nodes(), self._clock.now(), self._settings):
-            case profiling.Start(nodes):
+        match profile_pod.next_step(resource, pods, self._cluster.nodes(), self._clock.now(), self._settings):
+            case profile_pod.Start(nodes):
                 self._tidied.discard((resource.namespace, resource.uid, digest))
                 try:
                     for node in nodes:
-                        self._cluster.create(profiling.profile_pod(resource, node, self._settings))
+                        self._cluster.create(profile_pod.profile_pod(resource, node, self._settings))
                 except RefusedError as error:
                     return Unreadable(reason="ProfilePodRefused", message=f"the pod that reads the model was refused: {error}")
                 return Pending(message=f"reading {resource.spec.model.source.describe()}")
-            case profiling.Wait(message):
+            case profile_pod.Wait(message):
                 return Pending(message=message)
-            case profiling.Take(pod_name):
-                packed = profiling.from_log(self._cluster.pod_log(resource.namespace, pod_name, profiling.PROFILE))
+            case profile_pod.Take(pod_name):
+                packed = profile_pod.from_log(self._cluster.pod_log(resource.namespace, pod_name, profile_pod.PROFILE))
                 if packed is not None:
                     return packed
                 self._cluster.delete("Pod", resource.namespace, pod_name)
                 return Pending(message=f"the log of {pod_name} was not whole; it reads again")
-            case profiling.Failed(message, again):
+            case profile_pod.Failed(message, again):
                 for name in again:
                     self._cluster.delete("Pod", resource.namespace, name)
                 return Unreadable(message=message)
 
     def _tidy(self, resource: Resource) -> None:
         """Pods that have read are of no more use once the result is kept. Asked for once: later pods need a later reading."""
-        digest = profiling.source_digest(resource)
+        digest = profile_pod.source_digest(resource)
         key = (resource.namespace, resource.uid, digest)
         if key in self._tidied:
             return
@@ -113,9 +113,9 @@ class Profiler:
 
 
 def _profile(resource: Resource, packed: str, runtime_bytes: int) -> Profile | Unreadable:
-    content = profiling.unpack(packed)
+    content = profile_pod.unpack(packed)
     if content is None:
-        name = profiling.cache_name(resource)
+        name = profile_pod.cache_name(resource)
         return Unreadable(reason="ProfileDamaged", message=f"the ConfigMap {name} is damaged; delete it, and the model is read again")
     model = resource.spec.model
     try:

@@ -11,12 +11,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from splitinference.adapters.listen import any_address
-from splitinference.controller.passes import Key, Pass
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
-from splitinference.core.judged import Solve
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem
-from splitinference.core.solve.outcome import Limits, Outcome
+from splitinference.controller.runtime.workqueue import Key, Pass
+from splitinference.core.decide.base.validated_solver import Solve
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem
+from splitinference.core.values.result import Limits, Outcome
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import IO
 from splitinference.adapters.failures import in_words
 from splitinference.adapters.mutual import Connection, Peers, TooMuchError, UnreachableError, UntrustedError
 from splitinference.controller.identity import Owner, Role
-from splitinference.controller.manifests import WIRE_PORT
+from splitinference.controller.manifests.segment import WIRE_PORT
 from splitinference.controller.ports import Proof
 
 _MAGIC = b"SIW1"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from splitinference.cli.plan_input import Unusable, problem_from_file, what_is_wrong
+from splitinference.cli.plan.input import Unusable, problem_from_file, what_is_wrong
 from splitinference.core.cost.calibrate import Observed, calibrate
 from splitinference.core.cost.evaluate import UnknownPlace
 

@@ -18,7 +18,7 @@ VERBS = {
     "calibrate": "the cost model's error on observed stage times, and factors",
 }
 """Every verb with its help. A verb's module is loaded only if it is asked for: all together take a second."""
-MODULES = {"plan": "plan_arguments"}
+MODULES = {"plan": "plan.arguments", "bench": "bench.verbs"}
 """Where a verb's arguments are, if not in the module of its name."""
 
 

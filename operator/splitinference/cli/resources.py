@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from splitinference.adapters.kube import KubeCluster, connect, current_namespace
+from splitinference.adapters.kubernetes.client import KubeCluster, connect, current_namespace
 from splitinference.controller.ports import RefusedError, UnavailableError
 
 TIMEOUT_SECONDS = 10.0

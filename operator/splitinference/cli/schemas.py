@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from splitinference.cli.bench_serve_figures import Report
-from splitinference.core.cluster import Snapshot
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem
-from splitinference.core.profile import Profile
+from splitinference.cli.bench.serve_figures import Report
+from splitinference.core.values.cluster import Snapshot
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem
+from splitinference.core.values.profile import Profile
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 VERSION = "v1"

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
-from splitinference.core.value import Value
+from splitinference.core.values.value import Value
 
 TLS_FOLDER = "/var/run/splitinference/tls"
 

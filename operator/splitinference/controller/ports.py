@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from splitinference.controller.identity import Authority, Owner
-from splitinference.core.plan import Segment
-from splitinference.core.profile import Profile
-from splitinference.core.value import Value
+from splitinference.core.values.plan import Segment
+from splitinference.core.values.profile import Profile
+from splitinference.core.values.value import Value
 
 Manifest = Mapping[str, Any]
 
@@ -315,7 +315,7 @@ class SegmentObjects(Value):
 
 
 class Builder(Protocol):
-    """Manifests (controller/manifests.py implements this; pure)."""
+    """Manifests (controller/manifests/segment.py implements this; pure)."""
 
     def segment(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
@@ -327,7 +327,7 @@ class Builder(Protocol):
         """ServiceAccount, Role, RoleBinding, Deployment, Service of the gateway; applied at every change."""
 
     def route(self, resource: Manifest, data: Mapping[str, str]) -> Manifest:
-        """The ConfigMap `<si>-route` with this `data` (from controller/route.py): `route.json` for the gateway, `history.json` for us."""
+        """The ConfigMap `<si>-route` with this `data`: `route.json` for the gateway, `history.json` for the operator."""
 
     def endpoint(self, resource: Manifest) -> str:
         """URL of the OpenAI API inside the cluster, for status: `http://<si>-gateway.<namespace>.svc/v1`."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import simpy
 
-from splitinference.core.adaptation import Traffic
 from splitinference.core.cost.eligible import forbidden
+from splitinference.core.decide.base.policy import Traffic
 from splitinference.simulation.arrivals import Arrival, arrivals
 from splitinference.simulation.places import Places, rounded
 from splitinference.simulation.records import Records, Request

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from splitinference.core.walk import Route
+from splitinference.core.transition.state import Route
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from splitinference.core.profile import Layer, LayerKind, Profile
+from splitinference.core.values.profile import Layer, LayerKind, Profile
 
 RUNTIME_BYTES = 380 * 2**20
 """Memory of a segment server that holds no layer, measured on the CPU image."""

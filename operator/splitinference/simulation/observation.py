@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import simpy
 
-from splitinference.core.cluster import Network, Node, Snapshot
+from splitinference.core.values.cluster import Network, Node, Snapshot
 from splitinference.simulation.trace import Trace
 from splitinference.simulation.world import Process, World
 

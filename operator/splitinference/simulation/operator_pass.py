@@ -4,18 +4,18 @@ from datetime import datetime, timedelta
 
 import simpy
 
-from splitinference.controller.privacy import exposed
-from splitinference.core.adaptation import Facts, Memory, Mode, StageTime
-from splitinference.core.decide import decide
-from splitinference.core.decision import Adopt, Keep, Kept
-from splitinference.core.noticed import SLOWER, slower
-from splitinference.core.plan import Pipeline, Plan
-from splitinference.core.problem import Problem
-from splitinference.core.rehearse import rehearse
-from splitinference.core.settling import settling
-from splitinference.core.solve.outcome import Limits
-from splitinference.core.transition import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, next_steps
-from splitinference.core.walk import Observed, Phase, Route, Target
+from splitinference.controller.reconcile.privacy import exposed
+from splitinference.core.decide.base.decision import Adopt, Keep, Kept
+from splitinference.core.decide.base.policy import Facts, Memory, Mode, StageTime
+from splitinference.core.decide.decide import decide
+from splitinference.core.decide.early_load_signal import SLOWER, slower
+from splitinference.core.decide.metrics_settling import settling
+from splitinference.core.transition.dry_run import rehearse
+from splitinference.core.transition.state import Observed, Phase, Route, Target
+from splitinference.core.transition.steps import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, next_steps
+from splitinference.core.values.plan import Pipeline, Plan
+from splitinference.core.values.problem import Problem
+from splitinference.core.values.result import Limits
 from splitinference.simulation.gateway import Gateway
 from splitinference.simulation.measuring import Windows
 from splitinference.simulation.observation import Observation, moment

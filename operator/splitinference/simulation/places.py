@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from splitinference.core.cluster import Node
 from splitinference.core.cost.link import MESSAGE_BYTES, bytes_per_token
 from splitinference.core.cost.predict import added_watts
 from splitinference.core.cost.site import Site, site_of
 from splitinference.core.cost.stage import StageCost, stage_cost
-from splitinference.core.plan import Segment
-from splitinference.core.problem import Problem
+from splitinference.core.values.cluster import Node
+from splitinference.core.values.plan import Segment
+from splitinference.core.values.problem import Problem
 from splitinference.simulation.stepping import RecentSteps, Steps
 from splitinference.simulation.trace import Trace
 from splitinference.simulation.world import World

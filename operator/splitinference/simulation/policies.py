@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
-from splitinference.core.adaptation import Mode, Policy
-from splitinference.core.judged import Solve
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Constraints, Objective, Problem, Slo
-from splitinference.core.solve.dispatch import solve
-from splitinference.core.solve.outcome import Limits, Outcome
+from splitinference.core.decide.base.policy import Mode, Policy
+from splitinference.core.decide.base.validated_solver import Solve
+from splitinference.core.planner.solver import solve
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Constraints, Objective, Problem, Slo
+from splitinference.core.values.result import Limits, Outcome
 from splitinference.simulation.edgeshard import edgeshard
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from splitinference.core.problem import Slo
+from splitinference.core.values.problem import Slo
 from splitinference.simulation.arrivals import Arrival
 
 

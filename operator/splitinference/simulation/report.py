@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from splitinference.core.problem import Slo
-from splitinference.core.value import Value
+from splitinference.core.values.problem import Slo
+from splitinference.core.values.value import Value
 from splitinference.simulation.records import Records, Request
 from splitinference.simulation.trace import Trace
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import simpy
 
-from splitinference.core.walk import OldRoute, Phase, Route
+from splitinference.core.transition.state import OldRoute, Phase, Route
 from splitinference.simulation.segments import Run, Segments
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import simpy
 
-from splitinference.core.plan import Plan, Segment
-from splitinference.core.walk import NamedSegment, ObservedSegment, Phase, Target
+from splitinference.core.transition.state import NamedSegment, ObservedSegment, Phase, Target
+from splitinference.core.values.plan import Plan, Segment
 from splitinference.simulation.trace import Trace
 from splitinference.simulation.world import Process, World
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from splitinference.core.cluster import Link, LinkQuality, Network, Node, Snapshot
-from splitinference.core.problem import Constraints, Problem, Slo, TrustRule, Workload
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, Snapshot
+from splitinference.core.values.problem import Constraints, Problem, Slo, TrustRule, Workload
 from splitinference.simulation.models import LLAMA_1B, profile_of
 from splitinference.simulation.trace import BandwidthEvent, Event, RateEvent, RttEvent, Trace, UpEvent, UtilizationEvent
 

@@ -5,11 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from splitinference.core.adaptation import Policy
 from splitinference.core.cost.start import Start
-from splitinference.core.problem import Goal, Problem
-from splitinference.core.transition import Strategy
-from splitinference.core.value import Value
+from splitinference.core.decide.base.policy import Policy
+from splitinference.core.transition.steps import Strategy
+from splitinference.core.values.problem import Goal, Problem
+from splitinference.core.values.value import Value
 
 
 class _At(Value):

@@ -6,8 +6,8 @@ from typing import Any
 
 import simpy
 
-from splitinference.core.cluster import Link, LinkQuality, Network, Node, Snapshot
 from splitinference.core.cost.link import Links
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, Snapshot
 from splitinference.simulation.trace import (
     BandwidthEvent,
     Event,

@@ -9,8 +9,8 @@ from pydantic import Field
 from splitinference.core.cost.evaluate import UnknownPlace
 from splitinference.core.cost.site import site_of
 from splitinference.core.cost.stage import stage_cost
-from splitinference.core.problem import Problem
-from splitinference.core.value import Value
+from splitinference.core.values.problem import Problem
+from splitinference.core.values.value import Value
 
 TELLING_MS = 1.0
 """Of a stage predicted to compute less (an embedding alone, say) what is observed is what any step costs, not how fast the node is."""

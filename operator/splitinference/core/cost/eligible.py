@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from splitinference.core.cluster import Node, Taint
-from splitinference.core.problem import Constraints, Goal, Problem, Toleration
+from splitinference.core.values.cluster import Node, Taint
+from splitinference.core.values.problem import Constraints, Goal, Problem, Toleration
 
 _REPELLING = ("NoSchedule", "NoExecute")
 

@@ -4,12 +4,12 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from splitinference.core.cluster import Node
 from splitinference.core.cost.link import Hop, Links, hop
 from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import StageCost, memory_bytes, stage_cost
-from splitinference.core.plan import Plan, Segment
-from splitinference.core.problem import Goal, Problem
+from splitinference.core.values.cluster import Node
+from splitinference.core.values.plan import Plan, Segment
+from splitinference.core.values.problem import Goal, Problem
 
 
 class UnknownPlace(Exception):

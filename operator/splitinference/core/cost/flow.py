@@ -12,8 +12,8 @@ from splitinference.core.cost.evaluate import UnknownPlace
 from splitinference.core.cost.link import Links, hop
 from splitinference.core.cost.site import Site, site_of
 from splitinference.core.cost.stage import stage_cost
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem
 
 _ENOUGH = 1e-12
 

@@ -13,8 +13,8 @@ from statistics import median
 
 from pydantic import Field
 
-from splitinference.core.cluster import Snapshot
-from splitinference.core.value import Value
+from splitinference.core.values.cluster import Snapshot
+from splitinference.core.values.value import Value
 
 LEAST, MOST = 0.05, 20.0
 """Factors are kept within these: beyond them a node's figures are wrong, and no factor mends that."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from splitinference.core.cluster import Link, LinkQuality, Network, Node
-from splitinference.core.problem import Problem
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Node
+from splitinference.core.values.problem import Problem
 
 MESSAGE_BYTES = 1024
 """Bytes of a message besides the tensor: META as JSON, gRPC and TCP headers. The answer is one message without a tensor."""

@@ -1,8 +1,8 @@
 """How good a plan is for a problem's objective."""
 
 from splitinference.core.cost.predict import predict
-from splitinference.core.plan import Plan, Prediction
-from splitinference.core.problem import Goal, Problem
+from splitinference.core.values.plan import Plan, Prediction
+from splitinference.core.values.problem import Goal, Problem
 
 GIB = 2**30
 

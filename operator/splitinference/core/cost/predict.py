@@ -6,8 +6,8 @@ from splitinference.core.cost.evaluate import Evaluation, Stage, evaluate
 from splitinference.core.cost.site import Site
 from splitinference.core.cost.stage import kv_bytes, memory_bytes, utilization_after
 from splitinference.core.cost.start import to_load
-from splitinference.core.plan import Plan, Prediction, StagePrediction
-from splitinference.core.problem import Goal, Problem
+from splitinference.core.values.plan import Plan, Prediction, StagePrediction
+from splitinference.core.values.problem import Goal, Problem
 
 
 def predict(plan: Plan, problem: Problem) -> Prediction:

@@ -6,7 +6,7 @@ misses outstanding, and a GPU that is shared runs one tenant's kernels at a time
 
 from dataclasses import dataclass
 
-from splitinference.core.cluster import Node, Snapshot
+from splitinference.core.values.cluster import Node, Snapshot
 
 LEAST_SHARE = 0.02
 """Share of a node that counts as free however busy others keep it: requests guarantee a pod that much, and times stay finite."""

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 
 from splitinference.core.cost.site import Site
-from splitinference.core.problem import Problem, Workload
-from splitinference.core.profile import Layer, Profile
+from splitinference.core.values.problem import Problem, Workload
+from splitinference.core.values.profile import Layer, Profile
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ which others leave less it gets what they leave; but not less than a segment req
 
 from dataclasses import dataclass
 
-from splitinference.core.cluster import Node
 from splitinference.core.cost.site import free_share
-from splitinference.core.plan import Plan
-from splitinference.core.problem import Problem
+from splitinference.core.values.cluster import Node
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem
 
 REQUESTED_CORES = 0.1
 """Cores that a segment requests unless the operator's settings say otherwise: it gets them however busy others keep the node."""

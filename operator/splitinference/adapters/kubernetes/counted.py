@@ -1,0 +1,46 @@
+"""The cluster, with requests counted, and decisions as they are written: what the status says was decided is what metrics count."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kubernetes import client
+
+from splitinference.adapters.kubernetes.client import KubeCluster
+from splitinference.controller.runtime.workqueue import Key
+
+Counted = Callable[[Key, str, str], None]
+
+
+class CountedCluster(KubeCluster):
+    """Implements `Cluster`. `decided` is told resource, transition and reason of each new decision; `called` each request's method."""
+
+    def __init__(
+        self,
+        api: client.ApiClient,
+        timeout_seconds: float,
+        namespaces: Sequence[str],
+        decided: Counted,
+        called: Callable[[str], None],
+        *,
+        before_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(api, timeout_seconds, namespaces, before_write)
+        self._decided = decided
+        self._called = called
+        self._last: dict[Key, str] = {}
+
+    def _call(self, method: str, path: str, **how: Any) -> Any:
+        self._called(method)
+        return super()._call(method, path, **how)
+
+    def patch_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
+        """As ever; then the newest decision is counted, if it is another than the one written before."""
+        written = super().patch_status(namespace, name, status, version)
+        newest = next(iter(status.get("decisions") or ()), None)
+        if newest is None:
+            return written
+        words = f"{newest.get('time')} {newest.get('reason')} {newest.get('message')}"
+        if self._last.get((namespace, name)) != words:
+            self._last[namespace, name] = words
+            self._decided((namespace, name), str(newest.get("transition", "")), str(newest.get("reason", "")))
+        return written

@@ -1,0 +1,1 @@
+"""`splitinference bench`: measure planner, operator and data plane."""

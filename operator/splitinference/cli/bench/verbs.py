@@ -1,0 +1,15 @@
+"""`splitinference bench`: measurements that anyone can repeat."""
+
+import argparse
+from typing import Any
+
+from splitinference.cli.bench import operator, planner, serve
+
+
+def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
+    """Add the command with its parts."""
+    parser = subparsers.add_parser("bench", help="measure the planner, the data plane, or the operator's own cost", description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
+    planner.register(parts)
+    operator.register(parts)
+    serve.register(parts)

@@ -1,0 +1,1 @@
+"""`splitinference plan`: solve a problem from files or a cluster."""

@@ -1,0 +1,251 @@
+"""Where a problem comes from: a file, or a resource's spec with a cluster (live or a file) and a model (a folder, a profile, a cache)."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from splitinference.controller.api.spec import Rejected, Resource, read_resource
+from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store, with_figures
+from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
+from splitinference.controller.cluster_state.series_owners import Directory
+from splitinference.controller.cluster_state.snapshot import Sources, claims, read_snapshot
+from splitinference.controller.manifests import profile_pod
+from splitinference.controller.ports import RefusedError
+from splitinference.controller.spec_to_core import plan_constraints
+from splitinference.core.model_files.config import profile_from_model
+from splitinference.core.values.cluster import Snapshot
+from splitinference.core.values.problem import Problem
+from splitinference.core.values.profile import Profile
+from splitinference.settings import Settings
+from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
+from splitinference_modelfiles.headers import ModelRefusedError
+
+if TYPE_CHECKING:
+    from splitinference.adapters.kubernetes.client import KubeCluster
+
+TIMEOUT_SECONDS = 10.0
+NO_PROMETHEUS = "utilization is not known: no Prometheus is named (--prometheus URL, or SPLITINFERENCE_PROMETHEUS_URL)"
+
+
+class Unusable(Exception):
+    """The input cannot be used; the message says where and what was expected."""
+
+
+MOST_SHOWN = 60
+"""Characters of a wrong value that a message repeats."""
+MOST_FAULTS = 20
+Read = TypeVar("Read", bound=BaseModel)
+
+
+def problem_from_file(path: Path) -> Problem:
+    """A problem from a JSON file. Raises Unusable, and OSError where the file cannot be read."""
+    problem = read_as(Problem, path, "a problem")
+    unknown = unknown_names(problem)
+    if unknown:
+        raise Unusable(f"{path} is not a problem:\n" + "\n".join(f"  {line}" for line in unknown[:MOST_FAULTS]))
+    return problem
+
+
+def read_as(kind: type[Read], path: Path, what: str) -> Read:
+    """A value of ours from a JSON file. Raises Unusable with the file, the path inside it and what was expected."""
+    data = path.read_bytes()
+    content = json_from(data, path)
+    try:
+        return kind.model_validate_json(data) if isinstance(content, dict) else kind.model_validate(content)
+    except ValidationError as error:
+        raise Unusable(f"{path} is not {what}:\n{what_is_wrong(error)}") from error
+
+
+def json_from(data: bytes, path: Path) -> Any:
+    """What the JSON says. Raises Unusable where it is not JSON, or where a key occurs twice in one object."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in found:
+            if key in result:
+                raise Unusable(f"{path}: the key {_shown(key)} occurs twice in one object; expected once")
+            result[key] = value
+        return result
+
+    try:
+        return json.loads(data.decode(), object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise Unusable(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise Unusable(f"{path} is not JSON: byte {error.start} is not UTF-8") from None
+    except RecursionError:
+        raise Unusable(f"{path} is not JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise Unusable(f"{path}: {error}") from None
+
+
+def unknown_names(problem: Problem) -> list[str]:
+    """One line for each name in links, in what serves and in measured layer times that the problem does not have."""
+    snapshot, layers = problem.snapshot, len(problem.profile.layers)
+    names = {node.name for node in snapshot.nodes}
+    places = names | {snapshot.network.ingress, ""}
+    lines = []
+    for number, link in enumerate(snapshot.network.links):
+        for side, given in (("source", link.source), ("target", link.target)):
+            if given not in places:
+                expected = "a node of the snapshot, or the network's ingress"
+                lines.append(f"snapshot.network.links.{number}.{side}: {_shown(given)} is unknown; expected {expected}")
+    for number, (start, end, name) in enumerate(problem.serving):
+        if name not in names:
+            lines.append(f"serving.{number}: node {_shown(name)} is unknown; expected a node of the snapshot")
+        if not 0 <= start < end <= layers:
+            lines.append(f"serving.{number}: layers [{start}, {end}) are unknown; expected 0 <= start < end <= {layers}")
+    for number, node in enumerate(snapshot.nodes):
+        processors = {processor.name for processor in node.processors} or {""}
+        for at, measured in enumerate(node.layer_times):
+            where = f"snapshot.nodes.{number}.layer_times.{at}"
+            if measured.layer >= layers:
+                lines.append(f"{where}.layer: {measured.layer} is unknown; expected at most {layers - 1}")
+            if measured.processor not in processors:
+                lines.append(f"{where}.processor: {_shown(measured.processor)} is unknown; expected one of {sorted(processors)}")
+    for number, pin in enumerate(problem.constraints.pins):
+        if pin.node not in names:
+            lines.append(f"constraints.pins.{number}.node: {_shown(pin.node)} is unknown; expected a node of the snapshot")
+    return lines
+
+
+def _shown(value: object) -> str:
+    """A value in a message, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """One line for each fault: its path, what is wrong, what was given."""
+    lines = []
+    for fault in error.errors(include_url=False, include_context=False)[:MOST_FAULTS]:
+        where = ".".join(_shown(part) if len(str(part)) > MOST_SHOWN else str(part) for part in fault["loc"]) or "(the whole)"
+        given = "" if isinstance(fault["input"], dict | list | tuple) else f" (given: {_shown(fault['input'])})"
+        lines.append(f"  {where}: {fault['msg']}{given}" if not isinstance(fault["input"], BaseModel) else f"  {where}: {fault['msg']}")
+    if error.error_count() > MOST_FAULTS:
+        lines.append(f"  and {error.error_count() - MOST_FAULTS} more")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A problem, and what is to be said of where its figures come from."""
+
+    problem: Problem
+    notes: tuple[str, ...] = ()
+
+
+def problem_from_resource(args: argparse.Namespace) -> Asked:
+    """The problem of a SplitInference in a file. Raises Unusable, and what reading files raises."""
+    try:
+        body = yaml.safe_load(args.filename.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise Unusable(f"{args.filename} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(body, dict) or body.get("kind") != "SplitInference":
+        raise Unusable(f"{args.filename}: kind should be SplitInference")
+    metadata = {"namespace": args.namespace or "default", "uid": "", "generation": 1, **(body.get("metadata") or {})}
+    resource = read_resource({**body, "metadata": metadata})
+    if isinstance(resource, Rejected):
+        raise Unusable(f"{args.filename}: {resource}")
+    settings = Settings() if args.prometheus is None else Settings(prometheus_url=args.prometheus)
+    profile = _profile(resource, args, settings)
+    bounds = plan_constraints.constraints(resource.spec, len(profile.layers), profile.positions)
+    if isinstance(bounds, Rejected):
+        raise Unusable(f"{args.filename}: {bounds}")
+    spec = resource.spec
+    snapshot, notes = _snapshot(resource, args, settings)
+    problem = Problem(
+        profile=profile,
+        snapshot=snapshot.for_dtype(profile.dtype),
+        workload=plan_constraints.workload(spec),
+        objective=plan_constraints.objective(spec),
+        constraints=bounds,
+        slo=plan_constraints.slo(spec),
+        link_encoding=plan_constraints.link_encoding(spec),
+    )
+    return Asked(problem, notes)
+
+
+def _profile(resource: Resource, args: argparse.Namespace, settings: Settings) -> Profile:
+    runtime, dtype, name = settings.segment_runtime_mib * 2**20, resource.spec.model.dtype, resource.spec.model.id
+    try:
+        if args.profile is not None:
+            return read_as(Profile, args.profile, "a profile")
+        if args.model is not None:
+            folder = str(args.model)
+            config, (_, tensors) = read_json(folder, CONFIG), tensor_tables(folder)
+            return profile_from_model(config, tensors, dtype, files=file_names(folder), runtime_bytes=runtime, model=name)
+        return _kept_profile(resource, args, runtime)
+    except ModelRefusedError as error:
+        raise Unusable(f"the model cannot be served: {error}") from error
+
+
+def _kept_profile(resource: Resource, args: argparse.Namespace, runtime_bytes: int) -> Profile:
+    """What the operator has read of this model, from the ConfigMap where it keeps that."""
+    from splitinference.adapters.kubernetes.client import KubeCluster, connect
+
+    cluster = KubeCluster(connect(args.kubeconfig), TIMEOUT_SECONDS, (resource.namespace,))
+    kept = cluster.get("ConfigMap", resource.namespace, profile_pod.cache_name(resource))
+    packed = profile_pod.cached(resource, kept) if kept else None
+    unpacked = profile_pod.unpack(packed) if packed else None
+    if unpacked is None:
+        raise Unusable("the operator has not read this model; give its folder with --model, or its profile with --profile")
+    model = resource.spec.model
+    return profile_from_model(
+        unpacked.config, unpacked.tensors, model.dtype, files=unpacked.files, runtime_bytes=runtime_bytes, model=model.id
+    )
+
+
+def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
+    if args.cluster is not None:
+        return snapshot_from_file(args.cluster, resource, settings)
+    from splitinference.adapters.kubernetes.client import KubeCluster, connect
+
+    cluster = KubeCluster(connect(args.kubeconfig), TIMEOUT_SECONDS)
+    pods = cluster.pods()
+    records = _measured(cluster, settings)
+    nodes = [with_figures(node, records) for node in cluster.nodes()]
+    return _read(nodes, pods, claims(cluster.split_inferences(), pods, resource.namespace, resource.name), resource, settings)
+
+
+def _measured(cluster: "KubeCluster", settings: Settings) -> Records:
+    """What the operator has measured of nodes; nothing where one may not read it."""
+    try:
+        return read_store(cluster.get("ConfigMap", settings.operator_namespace, STORE))
+    except RefusedError:
+        return {}
+
+
+def snapshot_from_file(path: Path, resource: Resource, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
+    """A snapshot as this project writes it, or a list of nodes and pods as kubectl prints it; and notes on it."""
+    content = json_from(path.read_bytes(), path)
+    if isinstance(content, dict) and content.get("kind", "").endswith("List"):
+        items = content.get("items") or []
+        nodes = [i for i in items if i.get("kind") == "Node"]
+        pods = [i for i in items if i.get("kind") == "Pod"]
+        return _read(nodes, pods, {}, resource, settings)
+    try:
+        return Snapshot.model_validate(content), ()
+    except ValidationError as error:
+        raise Unusable(f"{path} is neither a snapshot nor a list of nodes and pods:\n{what_is_wrong(error)}") from error
+
+
+def _read(nodes: Any, pods: Any, held: Mapping[str, int], resource: Resource, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
+    """The operator's own reading of nodes, pods and Prometheus, and what was odd about it."""
+    measured, notes = Measured(), [NO_PROMETHEUS]
+    if settings.prometheus_url:
+        from splitinference.adapters.prometheus import PrometheusMetrics
+
+        measured = read_metrics(PrometheusMetrics(settings), Directory(nodes, pods, settings.operator_namespace), settings)
+        notes = [f"utilization is not known: {measured.problem}"] if measured.problem else []
+    owner = (resource.namespace, resource.name)
+    sources = Sources(now=datetime.now(tz=UTC), nodes=nodes, pods=pods, measured=measured, held=held, owner=owner)
+    reading = read_snapshot(sources, settings)
+    return reading.snapshot, (*notes, *reading.notes)

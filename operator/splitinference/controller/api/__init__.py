@@ -1,0 +1,1 @@
+"""The custom resource: its specification as parsed, its conditions as written."""

@@ -1,0 +1,430 @@
+"""A SplitInference as a frozen value, and what it means to the core.
+
+The API server has already refused what the schema can refuse; here the same limits are types, and the rules that need the model (a layer
+that it does not have) are checked against its profile. What is wrong is a value that names the field.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from splitinference.controller.api.pod_values import PodTemplates
+from splitinference.core.values import problem as core
+from splitinference.core.values.value import Value
+
+GROUP = "splitinference.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+PLURAL = "splitinferences"
+KIND = "SplitInference"
+DEFAULT_CLASS = "default"
+
+_DURATION = re.compile(r"^(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+$")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_RANGE = re.compile(r"^([0-9]{1,4}):([0-9]{1,4})$")
+
+
+def parse_duration(text: object) -> object:
+    """'1m30s' → timedelta. What is no string is handed on; a string of another form raises ValueError (for pydantic)."""
+    if not isinstance(text, str):
+        return text
+    if not _DURATION.match(text):
+        raise ValueError(f"{text!r} is not a duration such as 800ms, 30s or 1m30s")
+    return timedelta(seconds=sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text)))
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+
+
+class SpecValue(Value):
+    """A part of the spec: camelCase in the resource, snake_case here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False)
+
+
+class LayerRange(SpecValue):
+    """`first`, `last` or `start:end`, half-open."""
+
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: object) -> object:
+        return {"text": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _has_a_meaning(self) -> Self:
+        found = _RANGE.match(self.text)
+        if self.text not in (core.FIRST, core.LAST) and not found:
+            raise ValueError(f"{self.text!r} must be first, last or start:end such as 0:4")
+        if found and int(found[1]) >= int(found[2]):
+            raise ValueError(f"{self.text!r} holds no layer: start must be less than end")
+        return self
+
+    def of(self, layers: int) -> tuple[int, int] | None:
+        """The range in a model of so many layers; None where the model has no such layers."""
+        if self.text == core.FIRST:
+            return (0, 1)
+        if self.text == core.LAST:
+            return (layers - 1, layers)
+        start, end = (int(part) for part in self.text.split(":"))
+        return (start, end) if end <= layers else None
+
+
+class SecretKey(SpecValue):
+    """A key of a Secret in the resource's namespace."""
+
+    name: str
+    key: str = "token"
+
+
+class ClaimSource(SpecValue):
+    """A folder in a PersistentVolumeClaim."""
+
+    claim_name: str
+    path: str = ""
+
+
+class HostPathSource(SpecValue):
+    """A folder on every node that may run a segment."""
+
+    path: str
+
+
+class HuggingFaceSource(SpecValue):
+    """A repository of the Hugging Face hub."""
+
+    repository: str
+    revision: str = "main"
+    token_secret_ref: SecretKey | None = None
+
+
+class ModelSource(SpecValue):
+    """Where the model's files are: exactly one."""
+
+    persistent_volume_claim: ClaimSource | None = None
+    host_path: HostPathSource | None = None
+    hugging_face: HuggingFaceSource | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        given = [name for name in ("persistent_volume_claim", "host_path", "hugging_face") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("must have exactly one of persistentVolumeClaim, hostPath and huggingFace")
+        return self
+
+    def describe(self) -> str:
+        """In words, for messages."""
+        if self.host_path:
+            return f"the folder {self.host_path.path} on the nodes"
+        if self.persistent_volume_claim:
+            return f"the folder {self.persistent_volume_claim.path or '/'} of the claim {self.persistent_volume_claim.claim_name}"
+        assert self.hugging_face is not None  # noqa: S101 - what the validator above ensures
+        return f"{self.hugging_face.repository} at {self.hugging_face.revision} on the Hugging Face hub"
+
+
+class Model(SpecValue):
+    """The model and how it is held."""
+
+    id: str = Field(min_length=1, max_length=128)
+    source: ModelSource
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    max_context_tokens: int = Field(default=2048, ge=16)
+    max_concurrent_sequences: int = Field(default=4, ge=1, le=1024)
+
+    @property
+    def max_running_sequences(self) -> int:
+        """How many may run where they are short: the KV planned for is what bounds them, and this what a segment keeps account of."""
+        return 4 * self.max_concurrent_sequences
+
+
+class WorkloadSpec(SpecValue):
+    """The request that the plan is made for."""
+
+    prompt_tokens: int = Field(default=128, ge=1)
+    output_tokens: int = Field(default=128, ge=1)
+
+
+class Weights(SpecValue):
+    """What else counts, in ms of the goal: for a peak utilization of 1.0, and for each GiB to load elsewhere."""
+
+    utilization: float = Field(default=0.0, ge=0)
+    move: float = Field(default=0.0, ge=0)
+
+
+class ObjectiveSpec(SpecValue):
+    """What a better plan is."""
+
+    goal: Literal["latency", "bottleneck"] = "latency"
+    weights: Weights = Weights()
+
+
+class SloSpec(SpecValue):
+    """Upper limits of a plan."""
+
+    time_to_first_token: Duration | None = Field(default=None, gt=timedelta(0))
+    time_per_output_token: Duration | None = Field(default=None, gt=timedelta(0))
+
+
+class PinSpec(SpecValue):
+    """Layers that must run on a node."""
+
+    layers: LayerRange
+    node: str
+
+
+class Partition(SpecValue):
+    """Where the model may be cut."""
+
+    min_segments: int = Field(default=1, ge=1, le=64)
+    max_segments: int | None = Field(default=None, ge=1, le=64)
+    allowed_split_points: tuple[int, ...] | None = None
+    pins: tuple[PinSpec, ...] = ()
+
+
+class PrivacyRule(SpecValue):
+    """Layers that need nodes with these labels."""
+
+    layers: LayerRange
+    node_labels: Mapping[str, str] = Field(min_length=1)
+
+
+class OnViolation(StrEnum):
+    """What becomes of requests while what serves breaks a rule."""
+
+    STOP = "Stop"
+    DRAIN = "Drain"
+
+
+class Privacy(SpecValue):
+    """All rules that cover a layer hold for it."""
+
+    rules: tuple[PrivacyRule, ...] = ()
+    on_violation: OnViolation = OnViolation.STOP
+
+
+class TolerationSpec(SpecValue):
+    """As in a pod."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+
+class Placement(SpecValue):
+    """Which nodes may be used at all."""
+
+    node_selector: Mapping[str, str] = Field(default_factory=dict)
+    tolerations: tuple[TolerationSpec, ...] = ()
+    max_nodes: int | None = Field(default=None, ge=1)
+
+
+class SegmentsSpec(SpecValue):
+    """How every segment runs."""
+
+    threads: int | None = Field(default=None, ge=1, le=256)
+    weights: Literal["Packed", "Stored"] = "Packed"
+    link_encoding: Literal["Plain", "Int8"] = "Plain"
+    memory_margin_percent: int = Field(default=10, ge=0, le=100)
+
+
+class KeysSecret(SpecValue):
+    """API keys in a Secret of the resource's namespace; no key means all of its keys."""
+
+    name: str = Field(min_length=1)
+    key: str | None = Field(default=None, min_length=1)
+
+
+class TokenReviewSpec(SpecValue):
+    """Tokens of the cluster for this audience."""
+
+    audience: str = Field(default="splitinference", min_length=1)
+
+
+class AuthSpec(SpecValue):
+    """Who may ask the gateway: at most one of the two."""
+
+    api_keys_secret_ref: KeysSecret | None = None
+    token_review: TokenReviewSpec | None = None
+
+    @model_validator(mode="after")
+    def _is_at_most_one(self) -> Self:
+        if self.api_keys_secret_ref and self.token_review:
+            raise ValueError("must have at most one of apiKeysSecretRef and tokenReview")
+        return self
+
+
+class PrefixReuse(StrEnum):
+    """Whose earlier prompts a prompt may begin with."""
+
+    CLIENT = "Client"
+    ALL = "All"
+    OFF = "Off"
+
+
+class UnknownFields(StrEnum):
+    """What becomes of a request's fields that nobody knows."""
+
+    WARN = "Warn"
+    REFUSE = "Refuse"
+
+
+class LongAnswers(StrEnum):
+    """What becomes of a request for more tokens than fit."""
+
+    CUT = "Cut"
+    REFUSE = "Refuse"
+
+
+class GenerationConfig(StrEnum):
+    """Where sampling parameters come from that a request does not name."""
+
+    MODEL = "Model"
+    NEUTRAL = "Neutral"
+
+
+Origin = Annotated[str, Field(max_length=256, pattern=r"^(\*|https?://[a-z0-9._-]+(:[0-9]{1,5})?)$")]
+
+
+class GatewaySpec(SpecValue):
+    """The server in front."""
+
+    replicas: int = Field(default=1, ge=1, le=16)
+    prefix_reuse: PrefixReuse = PrefixReuse.CLIENT
+    unknown_fields: UnknownFields = UnknownFields.WARN
+    long_answers: LongAnswers = LongAnswers.CUT
+    generation_config: GenerationConfig = GenerationConfig.MODEL
+    cors_origins: tuple[Origin, ...] = Field(default=(), max_length=32)
+    auth: AuthSpec = AuthSpec()
+
+
+class Mode(StrEnum):
+    """What the operator may do by itself."""
+
+    AUTO = "Auto"
+    ADVISORY = "Advisory"
+    FROZEN = "Frozen"
+
+
+class Strategy(StrEnum):
+    """Whether a new segment is made before the old one goes."""
+
+    SURGE = "Surge"
+    BREAK_FIRST = "BreakFirst"
+
+
+class Prefetch(StrEnum):
+    """Whether weights are brought to nodes before a move."""
+
+    OFF = "Off"
+    LIKELY_TARGETS = "LikelyTargets"
+
+
+class Thresholds(SpecValue):
+    """What makes the operator look for a better plan."""
+
+    utilization_percent: int = Field(default=70, ge=1, le=100)
+
+
+class Adaptation(SpecValue):
+    """How the operator answers to change."""
+
+    mode: Mode = Mode.AUTO
+    thresholds: Thresholds = Thresholds()
+    window: Duration = timedelta(seconds=60)
+    confirmations: int = Field(default=3, ge=1)
+    cooldown: Duration = timedelta(minutes=5)
+    stabilization: Duration = timedelta(minutes=10)
+    min_gain_percent: int = Field(default=10, ge=0, le=100)
+    max_moves_per_hour: int = Field(default=6, ge=0)
+    strategy: Strategy = Strategy.SURGE
+    prefetch: Prefetch = Prefetch.OFF
+    drain: Duration = timedelta(seconds=30)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if self.window < timedelta(seconds=self.confirmations):
+            raise ValueError("window must hold confirmations: at least 1s for each")
+        if self.mode is Mode.AUTO and self.max_moves_per_hour == 0:
+            raise ValueError("maxMovesPerHour 0 contradicts mode Auto")
+        return self
+
+
+class Spec(SpecValue):
+    """What the user asks for."""
+
+    operator_class: str = Field(default=DEFAULT_CLASS, min_length=1, max_length=63)
+    model: Model
+    workload: WorkloadSpec = WorkloadSpec()
+    objective: ObjectiveSpec = ObjectiveSpec()
+    slo: SloSpec = SloSpec()
+    partition: Partition = Partition()
+    privacy: Privacy = Privacy()
+    placement: Placement = Placement()
+    segments: SegmentsSpec = SegmentsSpec()
+    gateway: GatewaySpec = GatewaySpec()
+    pod_template: PodTemplates = PodTemplates()
+    adaptation: Adaptation = Adaptation()
+
+
+class Resource(Value):
+    """One SplitInference: its names and its spec."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    spec: Spec
+
+
+class FieldProblem(Value):
+    """What is wrong with one field; `path` as the user writes it, such as `spec.partition.pins[0].layers`."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class Rejected(Value):
+    """A resource that cannot be worked with, and each reason why."""
+
+    problems: tuple[FieldProblem, ...] = Field(min_length=1)
+
+    def __str__(self) -> str:
+        return "; ".join(str(problem) for problem in self.problems)
+
+
+def read_resource(body: Mapping[str, Any]) -> Resource | Rejected:
+    """The body that the API server sent → Resource, or all that is wrong with it."""
+    metadata = body.get("metadata") or {}
+    try:
+        spec = Spec.model_validate(body.get("spec") or {})
+    except ValidationError as error:
+        return Rejected(problems=tuple(FieldProblem(path=_path(e["loc"]), message=_message(e["msg"])) for e in error.errors()))
+    return Resource(
+        name=str(metadata.get("name", "")),
+        namespace=str(metadata.get("namespace", "")),
+        uid=str(metadata.get("uid", "")),
+        generation=int(metadata.get("generation", 0)),
+        spec=spec,
+    )
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    path = "spec"
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path
+
+
+def _message(text: str) -> str:
+    return text.removeprefix("Value error, ").removeprefix("Assertion failed, ")

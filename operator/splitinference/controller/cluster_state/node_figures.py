@@ -1,0 +1,48 @@
+"""What a node can compute: a label wins over what was measured, and that over the settings' defaults; and which of the three it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from splitinference.controller.cluster_state.node_benchmark import MEASURED, Record
+from splitinference.controller.ports import Manifest
+from splitinference.settings import Settings
+
+USUAL = "bfloat16"
+"""The data type of a spec that says none."""
+_DOUBTFUL = 2.0
+"""A label that differs from what was measured by more than this factor is doubted, though it counts."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """GFLOP/s and GB/s, where these come from, GFLOP/s by data type where only measured ones are known, and what is to be said."""
+
+    gflops: float
+    gbps: float
+    basis: str
+    by_dtype: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def capacity_of(node: Manifest, gflops: float | None, gbps: float | None, cores: float, settings: Settings) -> Capacity:
+    """`gflops` and `gbps` are what labels say; zero is as good as none."""
+    record = node.get(MEASURED)
+    rates = record.rate(USUAL) if isinstance(record, Record) else None
+    name, least = node["metadata"]["name"], max(cores, 0.001)
+    compute, by = _first(gflops, rates.gflops if rates else None, least * settings.core_gflops)
+    bandwidth, other = _first(gbps, rates.gbps if rates else None, least * settings.core_memory_bandwidth_gbps)
+    by_dtype = {}
+    if by == "measured" and isinstance(record, Record):
+        by_dtype = {dtype: found.gflops * 1e9 for dtype, found in record.rates.items() if found.gflops != compute}
+    notes = [
+        f"a label says {said:g} {unit} of node {name}, where {found:g} were measured: the label counts"
+        for said, found, unit in ((gflops, rates and rates.gflops, "GFLOP/s"), (gbps, rates and rates.gbps, "GB/s"))
+        if said and found and not 1 / _DOUBTFUL <= said / found <= _DOUBTFUL
+    ]
+    return Capacity(compute, bandwidth, by if by == other else " and ".join(sorted({by, other})), by_dtype, tuple(notes))
+
+
+def _first(labelled: float | None, measured: float | None, assumed: float) -> tuple[float, str]:
+    if labelled:
+        return labelled, "labelled"
+    return (measured, "measured") if measured else (assumed, "assumed")

@@ -1,0 +1,135 @@
+"""What a resource's passes remember in its status: the triggers' memory, when it moved, and where its segments failed."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from splitinference.controller.cluster_state.segment_pods import SegmentPod
+from splitinference.core.decide.base.policy import Memory
+from splitinference.core.transition.state import Phase
+from splitinference.core.values.value import Value
+
+_ENOUGH = 3
+_FORGOTTEN = timedelta(minutes=10)
+_MOST_DOUBLINGS = 4
+"""A node that fails again after it was avoided is avoided twice as long, up to so many times: 160 minutes."""
+_LONGEST_PAUSE_SECONDS = 60.0
+_MOST_MOVES = 20
+
+
+class Failures(Value):
+    """How often segments failed on one node lately. `key` is the last one's proof key, so that one failure is counted once; `rounds`: how
+    often the node was avoided for it, one after another; `lasting`: waiting does not mend it."""
+
+    count: int = Field(ge=1)
+    first: datetime
+    last: datetime
+    why: str
+    key: str
+    rounds: int = Field(default=1, ge=1)
+    lasting: bool = False
+
+    @property
+    def avoided(self) -> timedelta:
+        """So long after the last failure no plan uses the node."""
+        return _FORGOTTEN * 2.0 ** min(self.rounds - 1, _MOST_DOUBLINGS)
+
+    def counts(self, now: datetime) -> bool:
+        """Whether the failures are recent enough to avoid the node. A clock that was set back does not make them last."""
+        return abs(now - self.last) < self.avoided
+
+
+class Promise(Value):
+    """What an optional move promised, to be held against what is observed once it has settled. Times per output token in ms."""
+
+    revision: str
+    predicted_before_ms: float
+    predicted_after_ms: float
+    observed_before_ms: float | None = None
+    settled_at: datetime | None = None
+
+
+class Recall(Value):
+    """Kept in status.adaptation. Losing it makes optional moves later and failures count anew, nothing worse."""
+
+    memory: Memory = Memory()
+    moves: tuple[datetime, ...] = ()
+    failures: Mapping[str, Failures] = Field(default_factory=dict)
+    promise: Promise | None = None
+    paid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they came quicker")
+    unpaid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they did not come quicker")
+    proofs: tuple[str, ...] = Field(default=(), description="proof keys of the processes that were proven")
+
+    def moved(self, now: datetime) -> "Recall":
+        """With one more move."""
+        return self.model_copy(update={"moves": (*self.moves, now)[-_MOST_MOVES:]})
+
+    def failed(self, segments: Sequence[SegmentPod], wanted: frozenset[str], now: datetime) -> "Recall":
+        """With the failures that these segments show; those of long ago are forgotten."""
+        failures = {node: entry for node, entry in self.failures.items() if abs(now - entry.last) < 2 * entry.avoided}
+        for pod in segments:
+            node, failing = pod.segment.node, pod.lasting or (pod.segment.why if pod.segment.phase is Phase.FAILED else "")
+            before = failures.get(node)
+            if pod.segment.phase is Phase.PROVEN and before is not None and before.lasting and _same_pod(before.key, pod.proof_key):
+                del failures[node]  # it did start in the end: what stood in the way is gone
+                continue
+            if pod.name not in wanted or not failing:
+                continue
+            if before is not None and before.key == pod.proof_key and before.count >= _ENOUGH and before.counts(now):
+                continue
+            if before is not None and before.key == pod.proof_key and not pod.lasting:
+                continue
+            again = before is not None and not before.counts(now)
+            recent = None if again else before
+            failures[node] = Failures(
+                count=_ENOUGH if pod.lasting else (recent.count if recent else 0) + 1,
+                first=recent.first if recent else now,
+                last=now,
+                why=failing,
+                key=pod.proof_key,
+                rounds=(before.rounds + 1 if again and before.count >= _ENOUGH else before.rounds) if before else 1,
+                lasting=bool(pod.lasting),
+            )
+        return self.model_copy(update={"failures": failures})
+
+    def quarantined(self, now: datetime) -> Mapping[str, str]:
+        """Nodes on which segments failed so often that no new plan should use them for a while, and what was seen."""
+        return {node: _words(entry) for node, entry in self.failures.items() if entry.count >= _ENOUGH and entry.counts(now)}
+
+    def held_back(self, segments: Sequence[SegmentPod], now: datetime) -> Mapping[str, str]:
+        """Failed segments that are not yet to be made again, and until when: the pause doubles with each failure on the node."""
+        found = {}
+        for pod in segments:
+            entry = self.failures.get(pod.segment.node)
+            if entry is None or entry.key != pod.proof_key or entry.count < 2:
+                continue
+            left = min(2.0 ** (entry.count - 1), _LONGEST_PAUSE_SECONDS) - (now - entry.last).total_seconds()
+            if left > 0:
+                found[pod.name] = "made again soon"
+        return found
+
+    def as_status(self) -> dict[str, Any]:
+        """As JSON for status.adaptation."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        return dumped
+
+
+def read_recall(status: Mapping[str, Any]) -> Recall:
+    """From the status; empty where there is none, or none that can be read."""
+    try:
+        return Recall.model_validate(status.get("adaptation") or {})
+    except ValidationError:
+        return Recall()
+
+
+def _same_pod(one: str, other: str) -> bool:
+    return one.partition("/")[0] == other.partition("/")[0]
+
+
+def _words(entry: Failures) -> str:
+    avoided = f"the node is avoided until {entry.last + entry.avoided:%H:%M:%S}"
+    if entry.lasting:
+        return f"a segment does not start there: {entry.why}; {avoided}"
+    return f"{entry.count} failures since {entry.first:%H:%M:%S}, last: {entry.why}; {avoided}"

@@ -1,0 +1,1 @@
+"""Kubernetes objects, built purely from a resource and a plan."""

@@ -1,0 +1,290 @@
+"""How a model's configuration is read where only nodes have it: a short-lived pod prints it, and a ConfigMap keeps what it printed.
+
+Pure: what is seen (pods, their ages) → one next step. Of a folder on the nodes nobody knows which nodes have it, so a few are asked at
+once, then the next; a claim is mounted wherever the scheduler can.
+"""
+
+import base64
+import binascii
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from splitinference.controller.api.spec import Resource, TolerationSpec
+from splitinference.controller.kube_values.bounded_text import gunzip, parse_json
+from splitinference.controller.kube_values.machine import foreign
+from splitinference.controller.kube_values.start_failures import Limits, ended_with, hindrance
+from splitinference.controller.manifests.model_volume import NO_WEIGHTS, model_files
+from splitinference.controller.manifests.pod_parts import Manifest, container, environment, metadata, on_node, on_nodes_with, pod_spec
+from splitinference.controller.manifests.pod_template import PodKind, finish
+from splitinference.inpod import script
+from splitinference.inpod.packed import BEGIN, END
+from splitinference.settings import Settings
+from splitinference_modelfiles.headers import TensorInfo
+
+PROFILE = "profile"
+SOURCE = "splitinference.dev/source"
+AT_ONCE = 3
+ANY_NODE = ""
+_SAYS_NOTHING = ("ContainerCreating", "NoScheduler")
+_KEY = "model.json.gz.b64"
+_HUB_SECONDS = 120
+"""A hub takes longer than a folder: two requests for each file."""
+_MOST_BYTES = 32 * 2**20
+_MOST_VALUES = 1_500_000
+"""Of one model, unpacked: the largest known has 91 thousand tensors with six values each, in 9 MB."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Make a pod that reads, on each of these nodes (ANY_NODE: where the scheduler can)."""
+
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Pods are reading."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Take:
+    """This pod has read it: take its log."""
+
+    pod: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Nobody could read it. `again`: pods to delete, so that all nodes are asked anew."""
+
+    message: str
+    again: tuple[str, ...]
+
+
+Step = Start | Wait | Take | Failed
+
+
+def source_digest(resource: Resource) -> str:
+    """Names the source: what is kept for another source is not this model's."""
+    return hashlib.sha256(json.dumps(resource.spec.model.source.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def cache_name(resource: Resource) -> str:
+    """The ConfigMap that keeps what was read: one for each source, as the old one still serves while a new one is read."""
+    return f"{resource.name}-profile-{source_digest(resource)}"
+
+
+def pod_name(resource: Resource, node: str, settings: Settings) -> str:
+    """One name for each source, node and image."""
+    content = json.dumps([source_digest(resource), node, settings.segment_image])
+    return f"{resource.name}-profile-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def profile_pod(resource: Resource, node: str, settings: Settings) -> Manifest:
+    """The pod: it runs in the segment image, as that is what these nodes have or will need, and in the resource's namespace, so that the
+    operator itself needs neither the model's files nor the hub's token."""
+    reader, volumes = _hub_reader(resource, settings) or _folder_reader(resource, settings)
+    about = metadata(resource, pod_name(resource, node, settings), PROFILE, {SOURCE: source_digest(resource)})
+    spec = pod_spec(
+        resource,
+        settings,
+        [reader],
+        restartPolicy="Never",
+        activeDeadlineSeconds=deadline_seconds(resource, settings),
+        terminationGracePeriodSeconds=1,
+        volumes=volumes,
+    )
+    affinity = on_nodes_with([resource.spec.placement.node_selector], settings.architectures) if node == ANY_NODE else on_node(node)
+    if affinity:
+        spec["affinity"] = affinity
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": about | {"annotations": {"splitinference.dev/node": node}}, "spec": spec}
+    return finish(pod, resource, settings, PodKind.JOBS)
+
+
+def _folder_reader(resource: Resource, settings: Settings) -> tuple[Manifest, list[Manifest]]:
+    files = model_files(resource, settings, settings.segment_image, NO_WEIGHTS)
+    source = resource.spec.model.source
+    called = source.host_path.path if source.host_path else source.describe()
+    command = ["python3", "-I", "-c", script("read_model"), files.path, called]
+    return _reader(settings, command, volumeMounts=[files.mount]), [files.volume]
+
+
+def _hub_reader(resource: Resource, settings: Settings) -> tuple[Manifest, list[Manifest]] | None:
+    if (hub := resource.spec.model.source.hugging_face) is None:
+        return None
+    command = ["python3", "-c", script("read_hub"), settings.hugging_face_endpoint.rstrip("/"), hub.repository, hub.revision]
+    variables = environment({"HOME": "/tmp"})
+    if secret := hub.token_secret_ref:
+        variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}})
+    return _reader(settings, command, env=variables), []
+
+
+def _reader(settings: Settings, command: list[str], **fields: Any) -> Manifest:
+    resources = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
+    return container(PROFILE, settings.segment_image, settings, command=command, resources=resources, **fields)
+
+
+def deadline_seconds(resource: Resource, settings: Settings) -> int:
+    """A reading pod may take so long, image pull included."""
+    return settings.profile_seconds + (_HUB_SECONDS if resource.spec.model.source.hugging_face else 0)
+
+
+def candidates(resource: Resource, nodes: Sequence[Mapping[str, Any]], settings: Settings) -> tuple[str, ...]:
+    """Nodes on which the model may be read, by name; ANY_NODE for a claim and for a hub."""
+    if resource.spec.model.source.host_path is None:
+        return (ANY_NODE,)
+    return tuple(sorted(node["metadata"]["name"] for node in nodes if _usable(resource, node, settings)))
+
+
+def next_step(
+    resource: Resource, pods: Sequence[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]], now: datetime, settings: Settings
+) -> Step:
+    """What to do now. `pods` are those with the label of this resource's source and component `profile`."""
+    possible = candidates(resource, nodes, settings)
+    by_name = {pod["metadata"]["name"]: pod for pod in pods}
+    running: list[str] = []
+    hindered: list[str] = []
+    failures: dict[str, str] = {}
+    youngest = None
+    for node in possible:
+        pod = by_name.get(pod_name(resource, node, settings))
+        if pod is None:
+            continue
+        phase = _phase(pod)
+        if phase == "Succeeded":
+            return Take(pod["metadata"]["name"])
+        created = _created(pod, now)
+        # The kubelet ends a pod that takes too long; one that was never given to a kubelet is given up here.
+        overdue = (now - created).total_seconds() > deadline_seconds(resource, settings) + 15
+        if phase == "Failed" or overdue:
+            failures[node] = _why(pod, resource, now) if phase == "Failed" else _unscheduled(pod, resource, settings, now)
+            youngest = max(youngest or created, created)
+        else:
+            running.append(node)
+            if (cause := hindrance(pod, PROFILE, now, Limits.of(settings))) is not None:
+                hindered.append(f"on {node or 'no node yet'}: {cause.text}")
+    what = resource.spec.model.source.describe()
+    if not possible:
+        return Failed(f"{what} cannot be read: no node is ready and matches spec.placement", again=())
+    untried = [node for node in possible if node not in failures and node not in running]
+    if running or untried:
+        start = tuple(untried[: max(0, AT_ONCE - len(running))])
+        where = f" on {', '.join(running)}" if running != [ANY_NODE] else ""
+        return Start(start) if start else Wait("; ".join([f"reading {what}{where}", *hindered]))
+    reasons = "; ".join(f"{node}: {why}" if node else why for node, why in sorted(failures.items()))
+    due = youngest is not None and (now - youngest).total_seconds() > settings.profile_retry_seconds
+    again = tuple(pod_name(resource, node, settings) for node in failures) if due else ()
+    return Failed(f"{what} cannot be read: {reasons}", again=again)
+
+
+def cache_object(resource: Resource, packed: str) -> Manifest:
+    """The ConfigMap that keeps what was read, for the source that it was read from."""
+    about = metadata(resource, cache_name(resource), PROFILE, {SOURCE: source_digest(resource)})
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": {_KEY: packed}}
+
+
+def cached(resource: Resource, config_map: Mapping[str, Any]) -> str | None:
+    """What the ConfigMap keeps of this source; None if it is of another one, or empty."""
+    if (config_map["metadata"].get("labels") or {}).get(SOURCE) != source_digest(resource):
+        return None
+    found = (config_map.get("data") or {}).get(_KEY)
+    return str(found) if found else None
+
+
+def from_log(log: str) -> str | None:
+    """The packed model between the marks; None where the log is not whole."""
+    _, begun, rest = log.partition(BEGIN)
+    packed, ended, _ = rest.partition(END)
+    return "".join(packed.split()) if begun and ended else None
+
+
+def pack(config: Mapping[str, Any], tensors: Mapping[str, Sequence[Any]], files: Sequence[str] | None = None) -> str:
+    """As the reading pod packs it."""
+    whole = {"config": config, "tensors": tensors} | ({} if files is None else {"files": files})
+    text = json.dumps(whole, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was read of a model. `files`: names in its folder; None: the version that read it did not look."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    files: tuple[str, ...] | None
+
+
+def unpack(packed: str) -> Kept | None:
+    """What was read; None where it is damaged, or larger than a model's can be."""
+    try:
+        whole = parse_json(gunzip(base64.b64decode(packed, validate=True), _MOST_BYTES), _MOST_VALUES)
+        tensors = {str(name): _tensor(entry) for name, entry in dict(whole["tensors"]).items()}
+        files = whole.get("files")
+        return Kept(dict(whole["config"]), tensors, None if files is None else tuple(map(str, files)))
+    except (binascii.Error, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _tensor(entry: Sequence[Any]) -> TensorInfo:
+    dtype, shape, size = entry
+    return TensorInfo(dtype=str(dtype), shape=tuple(int(n) for n in shape), bytes=int(size))
+
+
+def _usable(resource: Resource, node: Mapping[str, Any], settings: Settings) -> bool:
+    labels = node["metadata"].get("labels") or {}
+    spec = node.get("spec") or {}
+    conditions = {c["type"]: c["status"] for c in (node.get("status") or {}).get("conditions") or ()}
+    if foreign(labels, settings) or spec.get("unschedulable") or conditions.get("Ready") != "True":
+        return False
+    if any(labels.get(key) != value for key, value in resource.spec.placement.node_selector.items()):
+        return False
+    repelling = [taint for taint in spec.get("taints") or () if taint.get("effect") in ("NoSchedule", "NoExecute")]
+    return all(any(_tolerates(t, taint) for t in resource.spec.placement.tolerations) for taint in repelling)
+
+
+def _tolerates(toleration: TolerationSpec, taint: Mapping[str, Any]) -> bool:
+    if toleration.effect and toleration.effect != taint.get("effect"):
+        return False
+    if toleration.operator == "Exists":
+        return toleration.key in ("", taint.get("key"))
+    return toleration.key == taint.get("key") and toleration.value == (taint.get("value") or "")
+
+
+def _created(pod: Mapping[str, Any], now: datetime) -> datetime:
+    text = pod["metadata"].get("creationTimestamp")
+    return datetime.fromisoformat(text) if text else now
+
+
+def _phase(pod: Mapping[str, Any]) -> str:
+    """How far our own container is, in the words for pods: another that was added to the pod may run on for ever."""
+    ended = ended_with(pod, PROFILE)
+    if ended is not None and "exitCode" in ended:
+        return "Succeeded" if ended["exitCode"] == 0 else "Failed"
+    return str((pod.get("status") or {}).get("phase"))
+
+
+def _why(pod: Mapping[str, Any], resource: Resource, now: datetime) -> str:
+    status = pod.get("status") or {}
+    if message := (ended_with(pod, PROFILE) or {}).get("message"):
+        return str(message).strip().splitlines()[-1]
+    if (cause := hindrance(pod, PROFILE, now)) is not None and cause.reason not in _SAYS_NOTHING:
+        return cause.text
+    if status.get("reason") == "DeadlineExceeded":
+        folder = resource.spec.model.source.host_path is not None
+        return "the pod could not start in time" + (": most likely the node has no such folder" if folder else "")
+    return str(status.get("message") or status.get("reason") or "the pod failed and left no message")
+
+
+def _unscheduled(pod: Mapping[str, Any], resource: Resource, settings: Settings, now: datetime) -> str:
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") != "True":
+            return f"no node was found for the pod: {condition.get('message', '')}".strip(": ")
+    cause = hindrance(pod, PROFILE, now, Limits.of(settings))
+    return f"the pod did not end within {deadline_seconds(resource, settings)} s" + (f": {cause.text}" if cause else "")

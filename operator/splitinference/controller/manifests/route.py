@@ -1,0 +1,119 @@
+"""The route's ConfigMap: what the gateway reads (`route.json`), and what we must know of routes before it (`history.json`).
+
+One write holds both, so a cutover and the memory of what it replaced are one.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from pydantic import Field, ValidationError
+
+from splitinference.controller.ports import GatewayReport, Manifest
+from splitinference.core.transition.state import Names, OldRoute, Route
+from splitinference.core.values.value import Value
+
+ROUTE_KEY = "route.json"
+HISTORY_KEY = "history.json"
+STOPPED = "stopped"
+"""Revision of the document without a route."""
+GRACE = timedelta(seconds=5)
+"""After the drain time the gateway replays by itself; so much later it has."""
+SILENCE = timedelta(seconds=30)
+"""Without a gateway nothing is in flight; so much later than the drain time that is believed."""
+
+
+class Former(Value):
+    """A route that was replaced, and when."""
+
+    revision: str
+    pipelines: tuple[Names, ...]
+    replaced_at: datetime
+    drain_seconds: float
+
+
+class Stored(Value):
+    """What the ConfigMap holds. `models`: the Triton model of each segment of the serving route."""
+
+    route: Route
+    models: Mapping[str, str]
+    former: tuple[Former, ...] = ()
+
+
+class _Hop(Value):
+    segment: str
+    model: str
+
+
+class _RouteFile(Value):
+    v: int = Field(ge=1, le=1)
+    revision: str
+    pipelines: tuple[tuple[_Hop, ...], ...]
+    drainSeconds: float = 30  # noqa: N815 - the file's own name
+
+
+def read_route(config_map: Manifest | None) -> Stored | None:
+    """The stored route; None where there is none, or none that can be read (it is written anew once the plan is proven)."""
+    data = (config_map or {}).get("data") or {}
+    if ROUTE_KEY not in data:
+        return None
+    try:
+        file = _RouteFile.model_validate_json(data[ROUTE_KEY])
+        former = tuple(Former.model_validate(entry) for entry in json.loads(data.get(HISTORY_KEY) or "[]"))
+        route = Route(pipelines=tuple(tuple(hop.segment for hop in pipeline) for pipeline in file.pipelines))
+    except (ValidationError, ValueError, TypeError):
+        return None
+    return Stored(route=route, models={hop.segment: hop.model for pipeline in file.pipelines for hop in pipeline}, former=former)
+
+
+def cut_over(stored: Stored | None, route: Route, models: Mapping[str, str], drain_seconds: float, now: datetime) -> Mapping[str, str]:
+    """The ConfigMap's data after the cutover to `route`. `models` names the Triton model of each of its segments."""
+    former = [entry for entry in (stored.former if stored else ()) if now < _over(entry) + SILENCE]
+    if stored is not None and stored.route != route:
+        former.append(
+            Former(revision=stored.route.revision, pipelines=stored.route.pipelines, replaced_at=now, drain_seconds=drain_seconds)
+        )
+    pipelines = [[{"segment": name, "model": models[name]} for name in pipeline] for pipeline in route.pipelines]
+    file = {"v": 1, "revision": route.revision, "pipelines": pipelines, "drainSeconds": drain_seconds}
+    kept = [entry.model_dump(mode="json") for entry in former if entry.revision != route.revision]
+    return {ROUTE_KEY: json.dumps(file, sort_keys=True), HISTORY_KEY: json.dumps(kept, sort_keys=True)}
+
+
+def withdrawn() -> Mapping[str, str]:
+    """The ConfigMap's data while nothing may be sent anywhere: sequences leave the route that was, and wait for the next."""
+    file = {"v": 1, "revision": STOPPED, "pipelines": [], "drainSeconds": 0}
+    return {ROUTE_KEY: json.dumps(file, sort_keys=True), HISTORY_KEY: "[]"}
+
+
+def is_withdrawn(config_map: Manifest | None) -> bool:
+    """Whether the ConfigMap holds that."""
+    try:
+        return bool(json.loads(((config_map or {}).get("data") or {})[ROUTE_KEY])["revision"] == STOPPED)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def old_routes(stored: Stored | None, report: GatewayReport | None, gateway_runs: bool, now: datetime) -> tuple[OldRoute, ...]:
+    """Routes before the serving one, and whether something is still in flight on them. What is not known counts as in flight."""
+    if stored is None:
+        return ()
+    return tuple(_old(entry, stored.route.revision, report, gateway_runs, now) for entry in stored.former)
+
+
+def _old(entry: Former, serving: str, report: GatewayReport | None, gateway_runs: bool, now: datetime) -> OldRoute:
+    names = frozenset(name for pipeline in entry.pipelines for name in pipeline)
+    over = now >= _over(entry)
+    if report is None:
+        in_flight = gateway_runs or now < _over(entry) + SILENCE
+        why = "the gateway cannot be asked what is in flight"
+    elif report.revision != serving:
+        in_flight, why = True, f"the gateway is still at route {report.revision}"
+    elif entry.revision in report.routes and report.routes[entry.revision].in_flight > 0:
+        in_flight, why = not over, f"{report.routes[entry.revision].in_flight} in flight, replayed at the latest at {_over(entry):%H:%M:%S}"
+    else:
+        in_flight, why = False, ""
+    return OldRoute(revision=entry.revision, names=names, in_flight=in_flight, why=why)
+
+
+def _over(entry: Former) -> datetime:
+    return entry.replaced_at + timedelta(seconds=entry.drain_seconds) + GRACE

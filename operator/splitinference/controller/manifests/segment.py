@@ -1,0 +1,208 @@
+"""The objects of one SplitInference, built purely: segments, and the gateway with its route (in controller/manifests/gateway.py).
+
+A segment's name covers all that makes its content, so equal names are equal segments: making one twice is harmless, and a segment that the
+next plan keeps is not touched. Tolerations, probes and pull settings are not content: to change them is no reason to load a model again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from splitinference.controller.api.pod_values import PodTemplates
+from splitinference.controller.api.spec import Rejected, Resource, read_resource
+from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
+from splitinference.controller.manifests import gateway, network_policies
+from splitinference.controller.manifests.model_volume import model_files
+from splitinference.controller.manifests.pod_parts import (
+    LAYERS_LABEL,
+    MODEL_LABEL,
+    Manifest,
+    container,
+    environment,
+    labels,
+    metadata,
+    on_node,
+    pod_spec,
+    scraped,
+)
+from splitinference.controller.manifests.pod_template import PodKind, content_of, finish, template_of
+from splitinference.controller.names import PREFETCH
+from splitinference.controller.ports import SegmentObjects
+from splitinference.controller.spec_to_core.plan_constraints import link_encoding
+from splitinference.core.values.plan import Segment
+from splitinference.core.values.profile import LinkEncoding, Profile
+from splitinference.settings import Settings
+
+SEGMENT = network_policies.SEGMENT
+METRICS_PORT = network_policies.SEGMENT_METRICS_PORT
+WIRE_PORT = network_policies.WIRE_PORT
+
+
+class Manifests:
+    """The Builder of the ports. `resource` is a SplitInference that `read_resource` accepts; ValueError otherwise."""
+
+    def __init__(self, settings: Settings) -> None:
+        PodTemplates.model_validate(settings.pod_template)  # what makes no sense ends the operator at its start, not each pass
+        self._settings = settings
+
+    def segment(self, resource: Mapping[str, Any], profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+        """Pod and Service of one segment."""
+        read = _accepted(resource)
+        template = content_of(template_of(read, self._settings, PodKind.SEGMENTS))
+        model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
+        files = model_files(read, self._settings, self._settings.segment_image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
+        variables = self._variables(read, segment, model, files.path, kv_bytes) | _link_encoding(read, profile, segment)
+        name = segment_name(
+            read.name,
+            segment,
+            {
+                "model": profile.digest,
+                "source": read.spec.model.source.model_dump(mode="json"),
+                "node": segment.node,
+                "processor": segment.processor,
+                "image": self._settings.segment_image,
+                "memory": memory_bytes,
+                "cpu": [self._settings.segment_cpu_request, self._settings.segment_cpu_limit],
+                "settings": variables,
+                **({"template": template} if template else {}),
+            },
+        )
+        extra = {MODEL_LABEL: profile.digest[:8], LAYERS_LABEL: f"{segment.start}-{segment.end}"}
+        pod_metadata = metadata(read, name, SEGMENT, extra) | {"annotations": scraped(METRICS_PORT)}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": pod_metadata,
+            "spec": pod_spec(
+                read,
+                self._settings,
+                [self._container({"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, files.mount, memory_bytes)],
+                initContainers=list(files.init),
+                restartPolicy="Always",
+                terminationGracePeriodSeconds=self._settings.segment_drain_seconds + 15,
+                affinity=on_node(segment.node),
+                volumes=[
+                    files.volume,
+                    {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{self._settings.segment_shm_mib}Mi"}},
+                    {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+                    tls_volume(read.name, Role.SEGMENT),
+                ],
+            ),
+        }
+        finish(pod, read, self._settings, PodKind.SEGMENTS)
+        selector = {**labels(read.name, SEGMENT), "splitinference.dev/segment": name}
+        pod_metadata["labels"]["splitinference.dev/segment"] = name
+        service = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(read, name, SEGMENT, extra),
+            "spec": {
+                "type": "ClusterIP",
+                "ipFamilyPolicy": "PreferDualStack",
+                "selector": selector,
+                # Which segments serve is the route's matter: a late probe on a busy node must not cut a chain that works.
+                "publishNotReadyAddresses": True,
+                "ports": [_port("wire", WIRE_PORT), _port("metrics", METRICS_PORT)],
+            },
+        }
+        return SegmentObjects(name=name, model=model, memory_bytes=memory_bytes, pod=pod, service=service)
+
+    def prefetch(self, resource: Mapping[str, Any], profile: Profile, segment: Segment) -> Manifest | None:
+        """A pod that runs what a segment's init container would, on the segment's node; None for models that are on nodes or volumes."""
+        read = _accepted(resource)
+        image, settings = self._settings.segment_image, self._settings
+        files = model_files(read, settings, image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
+        if not files.init or not settings.model_cache_path:
+            return None
+        content = {"model": profile.digest, "source": read.spec.model.source.model_dump(mode="json"), "node": segment.node, "image": image}
+        name = segment_name(f"{read.name}-{PREFETCH}", segment, content)
+        extra = {MODEL_LABEL: profile.digest[:8], LAYERS_LABEL: f"{segment.start}-{segment.end}"}
+        spec = pod_spec(read, settings, list(files.init), restartPolicy="Never", affinity=on_node(segment.node), volumes=[files.volume])
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(read, name, PREFETCH, extra), "spec": spec}
+        return finish(pod, read, settings, PodKind.JOBS)
+
+    def gateway(self, resource: Mapping[str, Any], profile: Profile) -> Sequence[Manifest]:
+        """All objects of the gateway, in the order in which they are to be applied."""
+        return gateway.gateway_objects(_accepted(resource), self._settings, len(profile.layers))
+
+    def route(self, resource: Mapping[str, Any], data: Mapping[str, str]) -> Manifest:
+        """The ConfigMap that the gateway watches."""
+        return gateway.route_object(_accepted(resource), data)
+
+    def endpoint(self, resource: Mapping[str, Any]) -> str:
+        """URL of the OpenAI API inside the cluster."""
+        return gateway.endpoint(_accepted(resource))
+
+    def _variables(self, resource: Resource, segment: Segment, model: str, path: str, kv_bytes: int) -> dict[str, str]:
+        spec = resource.spec
+        return {
+            "SI_MODEL_NAME": model,
+            "SI_MODEL_PATH": path,
+            "SI_LAYERS": f"{segment.start}:{segment.end}",
+            "SI_DTYPE": spec.model.dtype,
+            "SI_MAX_CONTEXT_TOKENS": str(spec.model.max_context_tokens),
+            "SI_MAX_SEQUENCES": str(spec.model.max_running_sequences),
+            "SI_KV_BYTES": str(kv_bytes),
+            "SI_PEER_PREFIX": f"{resource.name}-",
+            "SI_PEER_SUFFIX": gateway.peer_suffix(resource, self._settings),
+            **tls_environment(self._settings.trust_domain, resource.namespace, resource.name),
+            "HOME": "/tmp",
+            "USER": "splitinference",
+            **({"SI_THREADS": str(spec.segments.threads)} if spec.segments.threads else {}),
+            "SI_WEIGHTS": spec.segments.weights.lower(),
+        }
+
+    def _container(self, variables: Mapping[str, str], model_mount: Manifest, memory_bytes: int) -> Manifest:
+        settings = self._settings
+        limits = {"memory": str(memory_bytes)} | ({"cpu": settings.segment_cpu_limit} if settings.segment_cpu_limit else {})
+        return container(
+            SEGMENT,
+            settings.segment_image,
+            settings,
+            env=[*environment(variables), *([] if "SI_THREADS" in variables else [_ALL_CORES])],
+            ports=[
+                {"name": "wire", "containerPort": WIRE_PORT},
+                {"name": "metrics", "containerPort": METRICS_PORT},
+            ],
+            resources={"requests": {"cpu": settings.segment_cpu_request, "memory": str(memory_bytes)}, "limits": limits},
+            # Every probe runs a token through the segment: Triton says "ready" even when what computes is dead. On half a core that is
+            # slow, hence the time limits; and a segment is started anew only after a minute of failures, as that costs a load of the model.
+            startupProbe=_probe(period=2, timeout=10, failures=max(1, settings.segment_start_seconds // 2)),
+            readinessProbe=_probe(period=3, timeout=10, failures=2),
+            livenessProbe=_probe(period=10, timeout=20, failures=6),
+            lifecycle={"preStop": {"exec": {"command": ["segment-drain", str(settings.segment_drain_seconds)]}}},
+            volumeMounts=[model_mount, {"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT],
+        )
+
+
+_ALL_CORES = {"name": "SI_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}}
+"""As many threads as the container may use: its CPU limit; where it has none, the kubelet says the node's allocatable cores instead."""
+
+
+def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) -> str:
+    """`<si>-<start>-<end>-<hash8>` where the hash covers `content`; at most 61 characters for a name of 40."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{instance}-{segment.start}-{segment.end}-{digest}"
+
+
+def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:
+    """Only what a segment sends is encoded, so one that sends no hidden state is the same segment either way."""
+    sends = segment.end < len(profile.layers) and profile.layers[segment.end - 1].boundary_values_per_token is not None
+    encoding = link_encoding(resource.spec)
+    return {"SI_LINK_ENCODING": encoding.value} if sends and encoding is not LinkEncoding.PLAIN else {}
+
+
+def _probe(period: int, timeout: int, failures: int) -> Manifest:
+    return {"exec": {"command": ["segment-probe"]}, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
+
+
+def _port(name: str, number: int) -> Manifest:
+    return {"name": name, "port": number, "targetPort": name}
+
+
+def _accepted(body: Mapping[str, Any]) -> Resource:
+    read = read_resource(body)
+    if isinstance(read, Rejected):
+        raise ValueError(str(read))
+    return read

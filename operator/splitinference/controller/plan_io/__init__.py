@@ -1,0 +1,1 @@
+"""Plans as they stand in a status, and as they are read back."""

@@ -1,0 +1,111 @@
+"""What the core is told of one resource: the problem, with what observed stages taught, and the facts that a decision goes by."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from splitinference.controller.history.calibration import compare
+from splitinference.controller.plan_io.plan_status import Built, Planned, build
+from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages
+from splitinference.controller.ports import ALONE_SECONDS, Builder
+from splitinference.controller.reconcile.desired import Asked
+from splitinference.controller.reconcile.gather import Seen
+from splitinference.controller.spec_to_core import plan_constraints
+from splitinference.controller.spec_to_core.policy import strategy
+from splitinference.core.cost.learn import counting
+from splitinference.core.decide.base.policy import Facts, StageTime, Traffic
+from splitinference.core.transition.dry_run import rehearse
+from splitinference.core.transition.state import Phase
+from splitinference.core.transition.steps import Blocked, Done, next_steps
+from splitinference.core.values.cluster import Snapshot
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Problem
+
+
+def calibrated(asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> tuple[Seen, Problem]:
+    """What is seen with what the stages that serve say of the cost model, and the problem with the factors that count."""
+    plain = _problem(asked, planned, seen.reading.snapshot)
+    known, notes = compare(seen.calibration, serving_stages(planned, built, seen.stored, seen.report), plain, seen.now)
+    reading = replace(seen.reading, notes=tuple(dict.fromkeys([*seen.reading.notes, *notes])))
+    problem = plain.model_copy(update={"snapshot": known.applied_to(plain.snapshot, seen.now)})
+    return replace(seen, calibration=known, reading=reading), problem
+
+
+def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
+    """All that a decision goes by."""
+    way, observed = strategy(asked.resource.spec.adaptation), seen.observed
+    steps = next_steps(built.target, observed, way) if built is not None else Done()
+    serving = serving_stages(planned, built, seen.stored, seen.report)
+    return Facts(
+        now=seen.now,
+        problem=problem,
+        plan=planned.plan if planned else None,
+        planned_for=planned.asked if planned else "",
+        asked=asked.digest,
+        quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
+        pressured=seen.reading.pressured,
+        walking=not isinstance(steps, Done),
+        moves=seen.recall.moves,
+        traffic=_traffic(seen),
+        stages=tuple(_stage_times(serving, seen)),
+        measured_windows=seen.calibration.measured(serving),
+        serving=serving_plan(planned, observed, asked.profile),
+        served=observed.serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in observed.serving.names),
+        held_bytes={name: observed.held_bytes(name) for name in sorted({segment.node for segment in observed.segments.values()})},
+        blocked=steps if isinstance(steps, Blocked) else None,
+        strategy=way,
+    )
+
+
+def rehearsed(plan: Plan, asked: Asked, seen: Seen, builder: Builder) -> tuple[Planned, Built, Done | Blocked]:
+    """The plan, its segments, and whether the walk to it would arrive."""
+    planned = Planned(plan=plan, spec=seen.body.get("spec") or {}, asked=asked.digest)
+    built = build(planned, seen.body, asked.profile, builder)
+    observed = seen.observed_by(built.target.segments.keys())
+    return planned, built, rehearse(built.target, observed, strategy(asked.resource.spec.adaptation))
+
+
+def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Problem:
+    plan = planned.plan if planned and planned.plan.model_digest == asked.profile.digest else None
+    spec = asked.resource.spec
+    return Problem(
+        profile=asked.profile,
+        snapshot=snapshot.for_dtype(asked.profile.dtype),
+        workload=plan_constraints.workload(spec),
+        objective=plan_constraints.objective(spec),
+        constraints=asked.constraints,
+        slo=plan_constraints.slo(spec),
+        link_encoding=plan_constraints.link_encoding(spec),
+        serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
+    )
+
+
+def _stage_times(serving: Serving | None, seen: Seen) -> Iterator[StageTime]:
+    """What stages took lately where steps were computed alone. The gateway was asked in this pass, so nothing is older than its window."""
+    learned = counting(seen.calibration.nodes, seen.now)
+    if serving is None or serving.traffic is None:
+        return
+    for stage in serving.stages:
+        found = serving.traffic.stages.get(stage.name)
+        if found is not None and found.alone_ms and found.alone_steps:
+            yield StageTime(
+                node=stage.node,
+                processor=stage.processor,
+                start=stage.start,
+                end=stage.end,
+                alone_ms=found.alone_ms,
+                steps=found.alone_steps,
+                age_seconds=ALONE_SECONDS,
+                learned=stage.node in learned,
+            )
+
+
+def _traffic(seen: Seen) -> Traffic:
+    """What clients got over the serving route; nothing where the gateway cannot be asked or is still at another route."""
+    if seen.report is None or seen.stored is None or seen.report.revision != seen.stored.route.revision:
+        return Traffic()
+    found = seen.report.observed
+    return Traffic(
+        requests=found.requests,
+        time_to_first_token_ms=found.time_to_first_token_ms.p95,
+        time_per_output_token_ms=found.time_per_output_token_ms.p95,
+    )

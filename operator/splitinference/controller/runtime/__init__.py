@@ -1,0 +1,1 @@
+"""What starts passes, and how many run at once."""

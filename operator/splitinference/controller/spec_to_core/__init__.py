@@ -1,0 +1,1 @@
+"""From a resource's specification to the core's terms."""

@@ -1,0 +1,101 @@
+"""From a resource's spec to the core's terms: workload, objective, limits and constraints for a model of so many layers."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from splitinference.controller.api.spec import FieldProblem, PrivacyRule, Rejected, Spec
+from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Slo, Toleration, TrustRule, Workload
+from splitinference.core.values.profile import LinkEncoding
+
+
+def workload(spec: Spec) -> Workload:
+    """What is asked of the model."""
+    return Workload(
+        prompt_tokens=spec.workload.prompt_tokens,
+        output_tokens=spec.workload.output_tokens,
+        max_context_tokens=spec.model.max_context_tokens,
+        max_concurrent_sequences=spec.model.max_concurrent_sequences,
+    )
+
+
+def objective(spec: Spec) -> Objective:
+    """What a better plan is."""
+    weights = spec.objective.weights
+    return Objective(goal=Goal(spec.objective.goal), utilization_weight=weights.utilization, move_weight=weights.move)
+
+
+def slo(spec: Spec) -> Slo:
+    """Upper limits that a plan must keep."""
+    return Slo(
+        time_to_first_token_ms=_ms(spec.slo.time_to_first_token),
+        time_per_output_token_ms=_ms(spec.slo.time_per_output_token),
+    )
+
+
+def link_encoding(spec: Spec) -> LinkEncoding:
+    """How hidden states travel between segments."""
+    return LinkEncoding.INT8 if spec.segments.link_encoding == "Int8" else LinkEncoding.PLAIN
+
+
+def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constraints | Rejected:
+    """What a plan must keep, for a model of `layers` layers and `positions` positions (None: no limit).
+
+    Rejected where the spec speaks of layers or positions that the model does not have.
+    """
+    problems: list[FieldProblem] = []
+    pins: list[Pin] = []
+    trust: list[TrustRule] = []
+    for index, pin in enumerate(spec.partition.pins):
+        if (found := pin.layers.of(layers)) is None:
+            problems.append(_outside(f"spec.partition.pins[{index}].layers", pin.layers.text, layers))
+        else:
+            pins.append(Pin(start=found[0], end=found[1], node=pin.node))
+    for index, rule in enumerate(spec.privacy.rules):
+        if (found := rule.layers.of(layers)) is None:
+            problems.append(_outside(f"spec.privacy.rules[{index}].layers", rule.layers.text, layers))
+        else:
+            trust.append(TrustRule(start=found[0], end=found[1], labels=rule.node_labels))
+    points = spec.partition.allowed_split_points
+    for index, point in enumerate(points or ()):
+        if not 0 < point < layers:
+            message = f"{point} is no boundary of the model: it has {layers} layers, so from 1 to {layers - 1}"
+            problems.append(FieldProblem(path=f"spec.partition.allowedSplitPoints[{index}]", message=message))
+    if spec.partition.min_segments > layers:
+        message = f"{spec.partition.min_segments} segments cannot be made of {layers} layers"
+        problems.append(FieldProblem(path="spec.partition.minSegments", message=message))
+    if positions is not None and spec.model.max_context_tokens > positions:
+        message = (
+            f"{spec.model.max_context_tokens} is more than the {positions} positions that the model has; set it to at most {positions}"
+        )
+        problems.append(FieldProblem(path="spec.model.maxContextTokens", message=message))
+    if problems:
+        return Rejected(problems=tuple(problems))
+    return Constraints(
+        min_segments=spec.partition.min_segments,
+        max_segments=spec.partition.max_segments,
+        max_nodes=spec.placement.max_nodes,
+        split_points=None if points is None else tuple(sorted(points)),
+        pins=tuple(pins),
+        trust=tuple(trust),
+        node_selector=spec.placement.node_selector,
+        tolerations=tuple(Toleration(key=t.key, operator=t.operator, value=t.value, effect=t.effect) for t in spec.placement.tolerations),
+        memory_margin=spec.segments.memory_margin_percent / 100,
+    )
+
+
+def text_labels(spec: Spec, layers: int) -> tuple[Mapping[str, str], ...]:
+    """The node labels of each rule that covers the first or the last layer: whoever sees text must keep them all, the gateway too."""
+    return tuple(rule.node_labels for rule in spec.privacy.rules if _sees_text(rule, layers))
+
+
+def _sees_text(rule: PrivacyRule, layers: int) -> bool:
+    found = rule.layers.of(layers)
+    return found is not None and (found[0] == 0 or found[1] == layers)
+
+
+def _outside(path: str, text: str, layers: int) -> FieldProblem:
+    return FieldProblem(path=path, message=f"{text} is outside of the model: it has the layers 0:{layers}")
+
+
+def _ms(duration: timedelta | None) -> float | None:
+    return None if duration is None else duration.total_seconds() * 1000

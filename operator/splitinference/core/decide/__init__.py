@@ -1,0 +1,1 @@
+"""When to plan again, and whether to adopt what the planner found."""

@@ -1,0 +1,83 @@
+"""Two plans side by side: what changes, what is gained, what the move costs; in numbers and in words."""
+
+from enum import StrEnum
+
+from splitinference.core.cost import goal_value, objective_value, predict
+from splitinference.core.cost.start import starting_seconds, usable_cores
+from splitinference.core.decide.base.policy import Policy
+from splitinference.core.values.plan import Plan
+from splitinference.core.values.problem import Goal, Problem
+
+MIB = 1024 * 1024
+
+
+class Change(StrEnum):
+    """What a decision does to the plan."""
+
+    FIRST = "first"
+    KEEP = "keep"
+    MIGRATION = "migration"
+    RESPLIT = "re-split"
+
+
+def change(current: Plan | None, plan: Plan) -> Change:
+    """The word for the way from one plan to the other: a label computed from the two, nothing more."""
+    if current is None or current.model_digest != plan.model_digest:
+        return Change.FIRST
+    if current.revision == plan.revision:
+        return Change.KEEP
+    same = [p.split_points for p in current.pipelines] == [p.split_points for p in plan.pipelines]
+    return Change.MIGRATION if same else Change.RESPLIT
+
+
+def gain(before: float, after: float, problem: Problem) -> float:
+    """Share of the objective that is gained by going from one value to the other; negative when it gets worse."""
+    if before == 0:
+        return 0.0
+    return (after - before) / before if problem.objective.goal is Goal.THROUGHPUT else (before - after) / before
+
+
+def net_gain(current: Plan, plan: Plan, problem: Problem, policy: Policy) -> float:
+    """Share of the objective that the move gains, with the cost of moving taken off: its seconds over the policy's horizon."""
+    gained = gain(objective_value(current, problem), objective_value(plan, problem), problem)
+    return gained - move_seconds(plan, problem, policy) / policy.payback.total_seconds()
+
+
+def move_seconds(plan: Plan, problem: Problem, policy: Policy) -> float:
+    """How long the move takes, about: the slowest start of a server, and the load of all weights that are to be moved; on the nodes as
+    others keep them now."""
+    return starting_seconds(plan, problem, policy.start)[0]
+
+
+def moving(plan: Plan, problem: Problem, policy: Policy) -> str:
+    """The cost of the move, in words."""
+    mib = -(-predict(plan, problem).moved_bytes // MIB)
+    if not mib:
+        return "nothing is to be moved"
+    seconds, slowest = starting_seconds(plan, problem, policy.start)
+    cores = next(usable_cores(node) for node in problem.snapshot.nodes if node.name == slowest)
+    return f"moving {mib} MiB costs {seconds:.0f} s" + (f" ({slowest} has {cores:.2g} cores to start with)" if cores < 1 else "")
+
+
+_UNITS = {
+    Goal.LATENCY: "ms",
+    Goal.BOTTLENECK: "ms",
+    Goal.THROUGHPUT: "tokens/s",
+    Goal.ENERGY: "J per token",
+    Goal.COST: "per hour",
+    Goal.MOVE: "GiB",
+}
+
+
+def figures(plan: Plan, problem: Problem) -> str:
+    """What is expected of the plan, in words."""
+    p = predict(plan, problem)
+    return f"predicted {p.time_to_first_token_ms:.0f} ms to the first token, {p.time_per_output_token_ms:.1f} ms per token"
+
+
+def before_after(current: Plan, plan: Plan, problem: Problem) -> str:
+    """What is expected of the current plan and of the other, as things are now, in words."""
+    old, new = predict(current, problem), predict(plan, problem)
+    text = f"predicted {old.time_per_output_token_ms:.1f} ms → {new.time_per_output_token_ms:.1f} ms per token"
+    goal = problem.objective.goal
+    return f"{text}, {goal} {goal_value(old, goal):.1f} → {goal_value(new, goal):.1f} {_UNITS[goal]}"

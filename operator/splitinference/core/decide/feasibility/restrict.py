@@ -1,0 +1,63 @@
+"""The problem made narrower: without some nodes, with less room on them, with the same cuts, with segments that stay."""
+
+from collections.abc import Iterable, Mapping
+
+from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.values.plan import Plan, Segment
+from splitinference.core.values.problem import Pin, Problem
+
+
+def without(problem: Problem, nodes: Iterable[str]) -> Problem:
+    """The problem where these nodes are not to be used."""
+    names = frozenset(nodes)
+    if not names:
+        return problem
+    usable = tuple(node.model_copy(update={"ready": False}) if node.name in names else node for node in problem.snapshot.nodes)
+    return problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": usable})})
+
+
+def with_room(problem: Problem, most_bytes: Mapping[str, int]) -> Problem:
+    """The problem where these nodes have at most so much memory for our segments."""
+    if not most_bytes:
+        return problem
+    nodes = tuple(
+        node.model_copy(update={"memory_free_bytes": min(node.memory_free_bytes, max(0, most_bytes[node.name]))})
+        if node.name in most_bytes
+        else node
+        for node in problem.snapshot.nodes
+    )
+    return problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes})})
+
+
+def same_cuts(problem: Problem, plan: Plan) -> Problem | None:
+    """The problem with the cuts of the plan; None where it cannot be stated (another model, cuts that are not allowed any more)."""
+    bounds = problem.constraints
+    lengths = {len(pipeline.segments) for pipeline in plan.pipelines}
+    points = tuple(sorted({point for pipeline in plan.pipelines for point in pipeline.split_points}))
+    if plan.model_digest != problem.profile.digest or len(lengths) != 1 or len(plan.pipelines) != bounds.pipelines:
+        return None
+    count = lengths.pop()
+    if bounds.split_points is not None and not set(points) <= set(bounds.split_points):
+        return None
+    if count < bounds.min_segments or (bounds.max_segments is not None and count > bounds.max_segments):
+        return None
+    same = bounds.model_copy(update={"split_points": points, "min_segments": count, "max_segments": count})
+    return problem.model_copy(update={"constraints": same})
+
+
+def pinned(problem: Problem, staying: Iterable[Segment]) -> Problem:
+    """The problem where these segments stay where they are; its cuts are to be theirs already."""
+    pins = tuple(Pin(start=s.start, end=s.end, node=s.node) for s in staying)
+    return problem.model_copy(update={"constraints": problem.constraints.model_copy(update={"pins": (*problem.constraints.pins, *pins)})})
+
+
+def may_stay(plan: Plan, problem: Problem) -> tuple[Segment, ...]:
+    """The plan's segments that may be where they are."""
+    nodes = {node.name: node for node in problem.snapshot.nodes}
+    return tuple(
+        s
+        for s in plan.segments
+        if s.node in nodes
+        and unusable(nodes[s.node], problem) is None
+        and not any(forbidden(nodes[s.node], layer, problem.constraints) for layer in range(s.start, s.end))
+    )

@@ -1,0 +1,1 @@
+"""Goals of the largest kind: the slowest stage, the fullest node, the most moves."""

@@ -1,0 +1,1 @@
+"""Label-setting search for one chain: prices chains and gives bounds."""

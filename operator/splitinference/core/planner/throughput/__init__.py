@@ -1,0 +1,1 @@
+"""Throughput: flow through runs of layers and links."""

@@ -1,0 +1,1 @@
+"""The way from what is observed to a plan, step by step."""

@@ -1,0 +1,269 @@
+"""The way from what is observed to a plan: make before break, each step derived from what is seen now, nothing remembered between steps.
+
+The rules, which tests assert at every step of simulated walks:
+- a route is cut over to only when each of its segments has been proved;
+- no live segment goes that the serving route names, or that an older route names while something is in flight on it. Two exceptions,
+  both only to make room for a missing segment: the strategy is BreakFirst, or the serving route has already lost a segment that nobody
+  makes again;
+- segments that are in both plans are not touched.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from pydantic import Field
+
+from splitinference.core.transition.state import NamedSegment, Names, Observed, Phase, Resource, Route, Shortage, Target
+from splitinference.core.values.value import Value
+
+LIVE = (Phase.STARTING, Phase.READY, Phase.PROVEN)
+MIB = 1024 * 1024
+
+
+class Strategy(StrEnum):
+    """Whether a new segment is made before the old one goes, where a node cannot hold both."""
+
+    SURGE = "Surge"
+    BREAK_FIRST = "BreakFirst"
+
+
+class CreateSegment(Value):
+    """Make this segment."""
+
+    segment: NamedSegment
+
+
+class Cutover(Value):
+    """Write this route. `whole`: it is the plan's own route; else one on the way, which frees a node."""
+
+    route: Route
+    whole: bool = True
+
+
+class DeleteSegment(Value):
+    """Delete this segment, because of `why`."""
+
+    name: str
+    why: str
+
+
+Action = CreateSegment | Cutover | DeleteSegment
+
+
+class Steps(Value):
+    """What to do now, all of it independent; and what the walk waits for, in words."""
+
+    actions: tuple[Action, ...] = ()
+    waiting: tuple[str, ...] = ()
+
+
+class Done(Value):
+    """The plan serves, and nothing else is left."""
+
+
+class Blocked(Value):
+    """Nothing can be done, and nothing is under way that would change that. What serves goes on serving. `short`: what is missing where."""
+
+    why: str = Field(min_length=1)
+    short: tuple[Shortage, ...] = ()
+
+
+def next_steps(target: Target, observed: Observed, strategy: Strategy = Strategy.SURGE) -> Steps | Done | Blocked:
+    """The next steps from `observed` towards `target`."""
+    wanted = target.segments
+    route = target.route
+    if observed.serving != route and all(observed.is_in(name, Phase.PROVEN) for name in wanted):
+        return Steps(actions=(Cutover(route=route),))
+    if around := _around_what_is_lost(target, observed):
+        return Steps(actions=(Cutover(route=around, whole=False),))
+
+    removals, draining = _leftovers(target, observed)
+    failed = tuple(
+        DeleteSegment(name=name, why=f"it failed: {observed.segments[name].why or 'no reason given'}")
+        for name in wanted
+        if observed.is_in(name, Phase.FAILED)
+    )
+    creations, stuck = _creations(target, observed)
+    waiting = tuple(
+        _awaited(name, observed) for name in wanted if observed.is_in(name, Phase.STARTING, Phase.READY, Phase.LEAVING, Phase.FAILED)
+    )
+    actions: tuple[Action, ...] = (*failed, *removals, *creations)
+    if actions:
+        return Steps(actions=actions, waiting=(*waiting, *draining))
+    if stuck:
+        return _make_room(target, observed, stuck, strategy, (*waiting, *draining))
+    if waiting or draining:
+        return Steps(waiting=(*waiting, *draining))
+    return Done()
+
+
+def _awaited(name: str, observed: Observed) -> str:
+    segment = observed.segments[name]
+    doing = {
+        Phase.STARTING: "is starting",
+        Phase.READY: "is ready and not yet proved",
+        Phase.LEAVING: "is being deleted, to be made again",
+        Phase.FAILED: "failed",
+    }[segment.phase]
+    return f"{name} on {segment.node} {doing}" + (f": {segment.why}" if segment.why else "")
+
+
+def _leftovers(target: Target, observed: Observed) -> tuple[tuple[DeleteSegment, ...], tuple[str, ...]]:
+    """Segments that neither the plan nor any route in use needs; and, in words, those that still have to stay for what is in flight."""
+    serving = observed.serving.names if observed.serving else frozenset[str]()
+    removals: list[DeleteSegment] = []
+    draining: list[str] = []
+    for name, segment in observed.segments.items():
+        if name in target.segments or name in serving or segment.phase is Phase.LEAVING:
+            continue
+        users = [route for route in observed.old_routes if route.in_flight and name in route.names]
+        if users and segment.phase is not Phase.FAILED:
+            reasons = "; ".join(f"route {route.revision}" + (f" ({route.why})" if route.why else "") for route in users)
+            draining.append(f"{name} on {segment.node} drains: {reasons}")
+        else:
+            removals.append(DeleteSegment(name=name, why="no plan and no route in use has it"))
+    return tuple(removals), tuple(draining)
+
+
+def _creations(target: Target, observed: Observed) -> tuple[tuple[CreateSegment, ...], tuple[NamedSegment, ...]]:
+    """Missing segments that fit now, one at a time on a node that also holds segments to be replaced; and those that do not fit."""
+    wanted = target.segments
+    creations: list[CreateSegment] = []
+    stuck: list[NamedSegment] = []
+    for name, segment in wanted.items():
+        if name in observed.segments:
+            continue
+        node = segment.node
+        others = [other for other in observed.segments.values() if other.node == node]
+        shared = any(other.name not in wanted and other.phase in LIVE for other in others)
+        before = [made.segment for made in creations if made.segment.node == node]
+        starting = before or any(other.name in wanted and other.phase in (Phase.STARTING, Phase.READY) for other in others)
+        if _short(segment, observed, before):
+            stuck.append(segment)
+        elif not (shared and starting):
+            creations.append(CreateSegment(segment=segment))
+    return tuple(creations), tuple(stuck)
+
+
+def _short(segment: NamedSegment, observed: Observed, made: Sequence[NamedSegment] = ()) -> tuple[Shortage, ...]:
+    """What the segment's node lacks for it, beside the segments that are there and those that are just being `made` there."""
+    node = segment.node
+    if node not in observed.room_bytes:
+        return (Shortage(node=node, resource=Resource.NODE, needed=segment.memory_bytes),)
+    free = observed.room_bytes[node] - observed.held_bytes(node) - sum(other.memory_bytes for other in made)
+    found = [] if segment.memory_bytes <= free else [(Resource.MEMORY, segment.memory_bytes, free)]
+    if node in observed.room_millicores:
+        left = observed.room_millicores[node] - observed.held_millicores(node) - sum(other.millicores for other in made)
+        found += [] if segment.millicores <= left else [(Resource.CPU, segment.millicores, left)]
+    return tuple(Shortage(node=node, resource=what, needed=needed, free=max(0, rest)) for what, needed, rest in found)
+
+
+def _make_room(
+    target: Target, observed: Observed, stuck: tuple[NamedSegment, ...], strategy: Strategy, waiting: tuple[str, ...]
+) -> Steps | Blocked:
+    """Missing segments do not fit, and no other step is left. What still starts, drains or leaves may free memory: wait for it first."""
+    leaving = tuple(f"{s.name} leaves {s.node}" for s in observed.segments.values() if s.phase is Phase.LEAVING)
+    lost = sorted(_lost(target, observed))
+    if strategy is Strategy.BREAK_FIRST:
+        # What waited through the last break has its turn before the next one.
+        moving_on = (f"{route.revision} ({route.why})" if route.why else route.revision for route in observed.old_routes if route.in_flight)
+        waiting += tuple(f"requests leave route {route}" for route in moving_on)
+    in_the_way = False
+    for node in dict.fromkeys(segment.node for segment in stuck):
+        blockers = _blockers(node, target, observed)
+        if not blockers:
+            continue
+        in_the_way = True
+        between = _route_without(blockers, target, observed)
+        if between is not None:
+            return Steps(actions=(Cutover(route=between, whole=False),), waiting=waiting)
+        if waiting or leaving:
+            continue
+        if strategy is Strategy.BREAK_FIRST:
+            why = f"{node} cannot hold it beside the segment that follows it, and the strategy is BreakFirst"
+            return Steps(actions=tuple(DeleteSegment(name=name, why=why) for name in sorted(blockers)))
+        if lost:
+            why = f"the serving route has lost {lost[0]} and cannot serve; {node} needs the room"
+            return Steps(actions=tuple(DeleteSegment(name=name, why=why) for name in sorted(blockers)))
+    if waiting or leaving:
+        return Steps(waiting=(*waiting, *leaving))
+    why = "; ".join(_no_room(segment, observed) for segment in stuck)
+    why += "; strategy BreakFirst would delete those first, one node at a time" if in_the_way else ""
+    return Blocked(why=why, short=tuple(shortage for segment in stuck for shortage in _short(segment, observed)))
+
+
+def _blockers(node: str, target: Target, observed: Observed) -> frozenset[str]:
+    """Live segments of the serving route on this node that the plan does not have."""
+    serving = observed.serving.names if observed.serving else frozenset[str]()
+    return frozenset(n for n in serving - target.segments.keys() if observed.is_in(n, *LIVE) and observed.segments[n].node == node)
+
+
+def _lost(target: Target, observed: Observed) -> frozenset[str]:
+    """Segments of the serving route that are gone and that nobody makes again: that route serves nobody."""
+    serving = observed.serving.names if observed.serving else frozenset[str]()
+    return frozenset(name for name in serving - target.segments.keys() if not observed.is_in(name, *LIVE))
+
+
+def _around_what_is_lost(target: Target, observed: Observed) -> Route | None:
+    """A whole route on the way to the plan, where the serving one lost a segment for good; None where it did not, or there is none.
+
+    So a walk that breaks first breaks one node at a time: between two breaks requests are served by old and new segments together.
+    """
+    lost = _lost(target, observed)
+    return _route_without(lost, target, observed) if lost else None
+
+
+def _no_room(segment: NamedSegment, observed: Observed) -> str:
+    node, words = segment.node, []
+    where = f"segment [{segment.start}, {segment.end})"
+    for short in _short(segment, observed):
+        match short.resource:
+            case Resource.NODE:
+                return f"{where} needs {_mib(segment.memory_bytes, up=True)} MiB on {node}, which is not usable now"
+            case Resource.MEMORY:
+                beside = f"{_mib(short.free, up=False)} MiB free beside the {_mib(observed.held_bytes(node), up=True)} MiB"
+                words.append(f"{where} needs {_mib(short.needed, up=True)} MiB on {node}, which has {beside} of segments that serve")
+            case Resource.CPU:
+                beside = f"{short.free / 1000:g} left beside the {observed.held_millicores(node) / 1000:g} of segments that serve"
+                words.append(f"{where} requests {short.needed / 1000:g} cores on {node}, which has {beside}")
+    return "; ".join(words)
+
+
+def _mib(amount: int, *, up: bool) -> int:
+    return -(-amount // MIB) if up else amount // MIB
+
+
+def _route_without(blockers: frozenset[str], target: Target, observed: Observed) -> Route | None:
+    """A route over proven segments, of the plan and of the serving route, that does without `blockers`; None where there is none.
+
+    Each such route has fewer segments that are to go than the one before, so a walk makes finitely many of them.
+    """
+    assert observed.serving is not None  # noqa: S101 - blockers are segments of the serving route
+    pipelines: list[Names] = []
+    for pipeline in observed.serving.pipelines:
+        if blockers.isdisjoint(pipeline):
+            chosen: Names | None = pipeline if all(observed.is_in(name, Phase.PROVEN) for name in pipeline) else None
+        else:
+            usable = (set(pipeline) | target.segments.keys()) - blockers
+            chosen = _path({name for name in usable if observed.is_in(name, Phase.PROVEN)}, target, observed)
+        if chosen is not None and chosen not in pipelines:
+            pipelines.append(chosen)
+    for wanted in target.route.pipelines:
+        if wanted not in pipelines and all(observed.is_in(name, Phase.PROVEN) for name in wanted):
+            pipelines.append(wanted)
+    return Route(pipelines=tuple(pipelines)) if pipelines else None
+
+
+def _path(usable: set[str], target: Target, observed: Observed) -> Names | None:
+    """The run of usable segments that covers the model with most layers in the plan's own segments; None where none covers it."""
+    layers = max(segment.end for segment in target.segments.values())
+    family = next(iter(target.segments.values())).family
+    best: dict[int, tuple[int, Names]] = {0: (0, ())}
+    for segment in sorted((observed.segments[name] for name in usable), key=lambda s: (s.start, s.end, s.name)):
+        if segment.start not in best or segment.family != family:
+            continue
+        gain, names = best[segment.start]
+        gain += segment.end - segment.start if segment.name in target.segments else 0
+        if segment.end not in best or gain > best[segment.end][0]:
+            best[segment.end] = (gain, (*names, segment.name))
+    return best[layers][1] if layers in best else None

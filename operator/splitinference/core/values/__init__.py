@@ -1,0 +1,1 @@
+"""Immutable values that the rest of the core works on: cluster, profile, problem, plan."""

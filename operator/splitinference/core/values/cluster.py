@@ -1,0 +1,138 @@
+"""A frozen picture of nodes and links: what is there, what is free, how busy, as of when."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from splitinference.core.values.value import Value
+
+
+class LayerTime(Value):
+    """Measured time of one layer on one otherwise idle node: for one token of decode and for one token of a prefill chunk."""
+
+    layer: int = Field(ge=0)
+    processor: str = Field(default="", description="the processor it was measured on; empty: a node without processors")
+    prefill_ms_per_token: float = Field(gt=0)
+    decode_ms_per_token: float = Field(gt=0)
+
+
+class Processor(Value):
+    """One place inside a node that can hold a segment: a GPU, a NUMA node, the CPU.
+
+    Where a node has processors, they are its whole capacity: every segment on it names one, and takes memory from it.
+    """
+
+    name: str
+    kind: str = "cpu"
+    flops_per_s: float = Field(gt=0)
+    memory_bandwidth_bytes_per_s: float = Field(gt=0)
+    memory_free_bytes: int = Field(ge=0)
+
+
+class Taint(Value):
+    """A node's taint, as Kubernetes has it."""
+
+    key: str
+    value: str = ""
+    effect: str = "NoSchedule"
+
+
+class Node(Value):
+    """One node. Capacities are nominal; `utilization` is the share of its time, 0..1, that is not there for us, None when unknown."""
+
+    name: str
+    ready: bool = True
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    excluded: str = Field(default="", description="why no segment can run here whatever is tolerated, in words; empty: none is kept away")
+    zone: str = ""
+    memory_free_bytes: int = Field(ge=0, description="what our segments may take: allocatable minus what others requested")
+    millicores_free: int | None = Field(
+        default=None, ge=0, description="what our segments may request of its CPU: allocatable minus what others requested; null: any"
+    )
+    cores: float | None = Field(
+        default=None, gt=0, description="cores that it has for pods; null: not known, for the start of a segment one is counted on"
+    )
+    flops_per_s: float = Field(gt=0, description="nominal compute of the whole node, when idle")
+    memory_bandwidth_bytes_per_s: float = Field(gt=0)
+    figures: str = Field(default="", description="where the two come from: measured, labelled or assumed; empty: not said")
+    flops_by_dtype: Mapping[str, float] = Field(default_factory=dict, description="measured compute for each data type that differs")
+    utilization: float | None = Field(
+        default=None, ge=0, le=1, description="what others use, or what is lost to waiting for a processor, if that is more"
+    )
+    waiting: float | None = Field(default=None, ge=0, le=1, description="share that is lost to waiting for a processor; null: not known")
+    calibration: float = Field(default=1.0, gt=0, description="measured over predicted stage time; 1.0 until measured")
+    stage_overhead_ms: float = Field(default=1.0, ge=0, description="server overhead of one step of one stage")
+    processors: tuple[Processor, ...] = ()
+    layer_times: tuple[LayerTime, ...] = ()
+    idle_watts: float = Field(default=0.0, ge=0)
+    busy_watts: float = Field(default=0.0, ge=0)
+    cost_per_hour: float = Field(default=0.0, ge=0)
+
+
+def load_in_words(node: Node) -> str:
+    """Its utilization in words."""
+    if node.utilization is None:
+        return "utilization unknown"
+    if node.waiting and node.waiting >= node.utilization:
+        return f"{node.utilization:.0%} lost to waiting for a processor"
+    return f"{node.utilization:.0%} used by others"
+
+
+class LinkQuality(Value):
+    """One direction of a link."""
+
+    bandwidth_bytes_per_s: float = Field(gt=0)
+    rtt_ms: float = Field(ge=0)
+
+
+class Link(Value):
+    """A link between two nodes, or between two zones; the more particular one wins."""
+
+    source: str
+    target: str
+    quality: LinkQuality
+
+
+class Network(Value):
+    """Links, most particular first: node to node, then zone to zone, then the default. Inside a node: `local`."""
+
+    default: LinkQuality = LinkQuality(bandwidth_bytes_per_s=125e6, rtt_ms=0.5)
+    local: LinkQuality = LinkQuality(bandwidth_bytes_per_s=2e9, rtt_ms=0.2)
+    zones: tuple[Link, ...] = ()
+    links: tuple[Link, ...] = ()
+    ingress: str = Field(default="", description="node where requests enter (the gateway's); empty: reached by `default`")
+
+
+class Snapshot(Value):
+    """Nodes and links at one moment."""
+
+    nodes: tuple[Node, ...]
+    network: Network = Network()
+    observed_at: datetime | None = None
+
+    def for_dtype(self, dtype: str) -> "Snapshot":
+        """With the compute of each node for this data type, where it was measured."""
+        if not any(dtype in node.flops_by_dtype for node in self.nodes):
+            return self
+        nodes = (
+            node.model_copy(update={"flops_per_s": node.flops_by_dtype[dtype]}) if dtype in node.flops_by_dtype else node
+            for node in self.nodes
+        )
+        return self.model_copy(update={"nodes": tuple(nodes)})
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        if len({node.name for node in self.nodes}) != len(self.nodes):
+            twice = next(name for name, count in Counter(node.name for node in self.nodes).items() if count > 1)
+            raise ValueError(f"node {twice!r} occurs twice")
+        for node in self.nodes:
+            if not node.processors:
+                continue
+            names = [processor.name for processor in node.processors]
+            if len(set(names)) != len(names) or "" in names:
+                raise ValueError(f"processors of node {node.name!r} need names of their own")
+        return self
