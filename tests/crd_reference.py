@@ -75,7 +75,8 @@ def _meaning(field: dict[str, Any]) -> str:
     words = [str(field.get("description", "")).strip()]
     if "enum" in field:
         words.append("One of " + ", ".join(f"`{value}`" for value in field["enum"]) + ".")
-    limits = [words_of.format(field[key]) for key, words_of in _LIMITS.items() if key in field]
+    limits = ["not empty"] if field.get("minLength") == 1 else []
+    limits += [words_of.format(field[key]) for key, words_of in _LIMITS.items() if key in field and (key, field[key]) != ("minLength", 1)]
     if limits:
         words.append(f"Limits: {', '.join(limits)}.")
     return " ".join(word for word in words if word)
