@@ -8,7 +8,6 @@ import pytest
 
 from splitinference.controller.cluster_state.segment_pods import SegmentPod
 from splitinference.controller.history.adaptation_state import Failures, Recall
-from splitinference.core.decide.base.policy import Level, Memory, Obstacle, Slowed, Watch
 from splitinference.core.transition.state import ObservedSegment, Phase
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,31 +80,6 @@ def test_a_failed_segment_is_made_again_after_a_pause_that_doubles_up_to_a_minut
 
 def test_only_the_segment_that_failed_is_held_back():
     assert not Recall(failures={"a": failures(3)}).held_back([a_pod("pod/2")], NOW)
-
-
-STAMPED = {
-    "reviewed": lambda time: Memory(reviewed=time),
-    "detoured": lambda time: Memory(detoured=time),
-    "tried": lambda time: Memory(tried="x", tried_at=time),
-    "watched": lambda time: Memory(watches={"x": Watch(since=NOW, confirmations=1, last=time)}),
-    "slowed": lambda time: Memory(slowed={"a": Slowed(since=NOW, last=time, observations=1, metric=0, implied=0)}),
-    "obstacle": lambda time: Memory(obstacles={"a": Obstacle(at=time, free_bytes=1)}),
-    "level": lambda time: Memory(levels={"a": Level(utilization=0, since=time)}),
-}
-
-
-@pytest.mark.parametrize("stamped", STAMPED)
-@pytest.mark.parametrize(("seconds", "kept"), [(59.9, True), (60, True), (60.1, False)])
-def test_a_time_more_than_a_minute_ahead_makes_the_memory_void(stamped: str, seconds: float, kept: bool):
-    recall = Recall(memory=STAMPED[stamped](at(seconds)))
-    assert recall.sane(NOW) == (recall if kept else Recall())
-
-
-@pytest.mark.parametrize(("seconds", "kept"), [(59.9, 2), (60, 2), (60.1, 1)])
-def test_a_move_more_than_a_minute_ahead_is_forgotten_and_nothing_else(seconds: float, kept: int):
-    found = Recall(moves=(NOW, at(seconds)), memory=Memory(reviewed=NOW)).sane(NOW)
-    assert len(found.moves) == kept
-    assert found.memory.reviewed == NOW
 
 
 def test_the_last_twenty_moves_are_remembered():

@@ -80,6 +80,7 @@ def profile_of(resource: Resource) -> Manifest:
 
 _CONFIG = {
     "model_type": "llama", "hidden_size": _HIDDEN, "num_hidden_layers": _BLOCKS, "num_attention_heads": 16, "num_key_value_heads": 4,
+    "intermediate_size": _FEED_FORWARD, "vocab_size": _VOCABULARY, "max_position_embeddings": 131072, "tie_word_embeddings": False,
 }  # fmt: skip
 
 

@@ -217,6 +217,9 @@ class _Hunt:
             tried, ahead = middle, verdict.ahead
             if verdict.ahead.refutes and self.bound < (middle + 1) * levels.unit:
                 self.bound = min(self.value, (middle + 1) * levels.unit)
+        if levels.most < 0:  # no chain is cheaper than one that costs nothing
+            self.bound = self.value
+            return None
         if ahead is None or tried != levels.most:
             ahead = Refutation(self.part, levels).run(prices, 1, self.expired).ahead
         return Cut(levels, ahead)
