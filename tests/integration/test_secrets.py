@@ -97,14 +97,17 @@ def test_they_are_made_kept_renewed_and_made_again_by_who_may_not_read_them(
     assert not any("data" in answer for answer in writer.answers)
 
 
-@pytest.mark.parametrize("owners", [None, [{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "u-x"}]])
+@pytest.mark.parametrize("owned", [False, True])
 def test_a_secret_of_somebody_else_is_neither_changed_nor_adopted(
-    cluster: KubeCluster, writer: Listening, resource: dict[str, Any], namespace: str, owners: Any
+    cluster: KubeCluster, writer: Listening, resource: dict[str, Any], namespace: str, owned: bool
 ):
     labels = {"app.kubernetes.io/managed-by": "splitinference", "app.kubernetes.io/instance": "chat"}
+    core = client.CoreV1Api(cluster._api)
+    theirs = core.create_namespaced_config_map(namespace, {"metadata": {"name": "x"}})  # an owner that is not there takes its objects along
+    owners = [{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": theirs.metadata.uid}] if owned else None
     metadata = {"name": "chat-gateway-tls", "labels": labels, "ownerReferences": owners}
     content = {"tls.key": base64.b64encode(b"theirs").decode()}
-    client.CoreV1Api(cluster._api).create_namespaced_secret(namespace, {"metadata": metadata, "data": content})
+    core.create_namespaced_secret(namespace, {"metadata": metadata, "data": content})
     before = version(cluster, namespace, "chat-gateway-tls")
     _, gateway = secrets(owner_of_body(resource), authority(cluster, namespace), datetime.now(UTC))
     with pytest.raises(NameTakenError, match="Secret chat-gateway-tls in namespace"):

@@ -23,7 +23,11 @@ class Identities:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench")])
         builder = self._builder(self._name, self._key.public_key())
-        self._own = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(self._key, hashes.SHA256())
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        builder = builder.add_extension(usage, critical=True)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+        self._own = builder.sign(self._key, hashes.SHA256())
 
     def folder(self, role: str) -> Path:
         """tls.crt, tls.key, ca.crt, and for a gateway prefix.key; whoever runs in a container may read them."""
@@ -36,6 +40,8 @@ class Identities:
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"{IDENTITY}/{role}")]), critical=True)
         purposes = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
         builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(authority, critical=False)
         pem = serialization.Encoding.PEM
         (made / "tls.crt").write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(pem))
         (made / "tls.key").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
