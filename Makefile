@@ -35,7 +35,7 @@ mutants: install ## small faults in the modules that decide and walk: which do t
 	@$(PY) -m tests.mutants $(MODULE) $(if $(JOBS),--jobs $(JOBS))
 
 hostile: install ## attacks on the gateway's process: what each costs, and whether others still get answers; NAMES="a b" for some
-	@PYTHONPATH=images/gateway $(PY) -m e2e.hostile $(NAMES)
+	@PYTHONPATH=images/gateway:images/segment $(PY) -m e2e.hostile $(NAMES)
 
 data-plane: install ## tests of gateway and segments inside their images; an engine, but no cluster
 	@.venv/bin/pytest e2e/test_data_plane.py -m "not long"
