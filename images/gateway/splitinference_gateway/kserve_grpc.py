@@ -141,8 +141,7 @@ class KServeService:
                 async with asyncio.timeout(self._gateway.settings.stall_seconds + told_back.ByteSize() / _LEAST_BYTES_PER_SECOND):
                     await context.write(told_back)
             except Exception as error:  # noqa: BLE001 - becomes the answer
-                problem = ApiError(408, "The answer was not read in time.") if isinstance(error, TimeoutError) else told(error)
-                status, refusal = problem.status, problem.message
+                status, refusal = _refusal(error)
             finally:
                 if infers:
                     self._gateway.ended(status)
@@ -199,6 +198,12 @@ class KServeService:
     def _check(self, name: str, version: str) -> None:
         self._gateway.check_model(name)
         kserve_http.check_version(version)
+
+
+def _refusal(error: Exception) -> tuple[int, str]:
+    """Status and words. Nobody may keep the error until the client has read them: its frames hold the whole message."""
+    problem = ApiError(408, "The answer was not read in time.") if isinstance(error, TimeoutError) else told(error)
+    return problem.status, problem.message
 
 
 def _address(peer: str) -> str:
