@@ -120,10 +120,10 @@ class KServeService:
     ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
         infers = name == "ModelInfer"
 
-        async def made(messages: AsyncIterator[bytes], context: Any) -> Any:
+        async def made(context: Any) -> Any:
             client = "" if name in _FOR_ALL else await self._client(context)
             with self._gateway.bodies.room(client) as held:
-                raw = await self._message(messages, client)
+                raw = await self._message(context, client)
                 held.grow(2 * len(raw))
                 request = read_infer(raw) if infers else read(f"{name}Request", kind, raw)
                 del raw
@@ -134,10 +134,10 @@ class KServeService:
                 with self._gateway.tracing.request("grpc ModelInfer", _metadata(context)):
                     return await method(request, client)
 
-        async def answer(messages: AsyncIterator[bytes], context: Any) -> None:
+        async def answer(_: AsyncIterator[bytes], context: Any) -> None:
             status, refusal = 200, ""
             try:
-                told_back = await made(messages, context)
+                told_back = await made(context)
                 async with asyncio.timeout(self._gateway.settings.stall_seconds + told_back.ByteSize() / _LEAST_BYTES_PER_SECOND):
                     await context.write(told_back)
             except Exception as error:  # noqa: BLE001 - becomes the answer
@@ -150,21 +150,25 @@ class KServeService:
 
         return answer
 
-    async def _message(self, messages: AsyncIterator[bytes], client: str) -> bytes:
-        """The call's one message, in time. Few come at once: how long one is, is not known before it is there."""
+    async def _message(self, context: Any, client: str) -> bytes:
+        """The call's one message, in time. Few come at once: how long one is, is not known before it is there.
+
+        It is read from the context: the iterator of messages would keep it until the call has ended.
+        """
         seconds = self._gateway.settings.body_seconds
         (place,) = self._receiving.enter(client, [0])
         try:
             async with asyncio.timeout(seconds):
                 await place.wait()
-                raw = await anext(aiter(messages), None)
+                raw = await context.read()
         except TimeoutError:
             raise ApiError(408, f"The request's message did not arrive within {seconds:.0f} s.", code="timeout") from None
         finally:
             place.close()
-        if raw is None:
+        if raw is grpc.aio.EOF:
             raise invalid("The call has no message.")
-        return raw
+        message: bytes = raw
+        return message
 
     async def _server_live(self, request: Any, client: str) -> Any:
         return message_class("ServerLiveResponse")(live=self._gateway.healthy)
