@@ -97,6 +97,12 @@ def _hosts() -> Iterator[dict[str, str]]:
             _ip("-n", name, "link", "set", "lo", "up")
 
         made(_NODE)
+        # Where a way out of the node would be: the API server asks for one, to know its own address.
+        _ip("-n", _NODE, "link", "add", "uplink", "type", "veth", "peer", "name", "nowhere")
+        _ip("-n", _NODE, "address", "add", "10.213.8.1/24", "dev", "uplink")
+        for end in ("uplink", "nowhere"):
+            _ip("-n", _NODE, "link", "set", end, "up")
+        _ip("-n", _NODE, "route", "add", "default", "via", "10.213.8.2")
         subprocess.run(_in(_NODE, "sysctl", "-qw", "net.ipv4.ip_forward=1"), check=True, timeout=20)
         rule = ["-A", "FORWARD", "-m", "conntrack", "--ctstate", "NEW", "-j", "NFQUEUE", "--queue-num", _QUEUE]
         subprocess.run(_in(_NODE, "iptables", *rule), check=True, capture_output=True, timeout=20)
