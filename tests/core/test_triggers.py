@@ -162,6 +162,17 @@ def test_a_link_that_became_slow():
     assert found.message.startswith("the link after stage 0 on a takes ")
 
 
+def test_a_slow_hop_at_a_node_over_the_limit_is_not_the_links_fault():
+    slow = Link(source="a", target="b", quality=LinkQuality(bandwidth_bytes_per_s=1e6, rtt_ms=30))
+    network = Network(default=LinkQuality(bandwidth_bytes_per_s=125e6, rtt_ms=0.5), links=(slow,))
+    for end in ("a", "b"):
+        # the hop is slow from the start, the node's use becomes known only later: it still is the node
+        nodes = (a_node(name, utilization=0.9 if name == end else 0.0) for name in ("a", "b"))
+        calm, busy_end = a_problem(a_node("a"), a_node("b"), network=network), a_problem(*nodes, network=network)
+        found = over_time([calm] * 3 + [busy_end] * 12)
+        assert [trigger.reason for trigger in found if trigger][:1] == [Reason.UTILIZATION_SHIFTED], end
+
+
 def test_no_optional_move_while_one_is_under_way_in_the_cooldown_or_beyond_the_budget():
     def moved(*seconds_ago: float):
         now = 10_000.0

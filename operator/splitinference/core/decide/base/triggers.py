@@ -214,12 +214,17 @@ def _utilization_shifted(facts: Facts, plan: Plan, policy: Policy) -> Iterator[S
 
 
 def _link_degraded(facts: Facts, plan: Plan, policy: Policy) -> Iterator[Seen]:
+    """A link is not judged while a node at one of its ends is over the limit of use: there a hop waits for a processor, not for the link."""
     if plan.prediction is None:
         return
     now = predict(plan, facts.problem)
-    for (where, segment), planned, present in zip(_places(plan), plan.prediction.stages, now.stages, strict=True):
+    over = {node.name for node in facts.problem.snapshot.nodes if (node.utilization or 0.0) > policy.utilization_limit}
+    places = list(_places(plan))
+    following = [segment.nodes for _, segment in places[1:]] + [()]
+    for (where, segment), after, planned, present in zip(places, following, plan.prediction.stages, now.stages, strict=True):
         slower = present.link_ms - planned.link_ms
-        holds = present.link_ms > policy.link_factor * planned.link_ms and slower > policy.link_floor_ms
+        degraded = present.link_ms > policy.link_factor * planned.link_ms and slower > policy.link_floor_ms
+        holds = None if degraded and not over.isdisjoint((*segment.nodes, *after)) else degraded
         figures = f"{present.link_ms:.1f} ms for a token {{held}} (planned {planned.link_ms:.1f} ms)"
         message = f"the link after {where} on {segment.node} takes {figures}"
         yield f"{Reason.LINK_DEGRADED}/{segment.start}/{segment.node}", holds, message
