@@ -214,7 +214,7 @@ def _utilization_shifted(facts: Facts, plan: Plan, policy: Policy) -> Iterator[S
 
 
 def _link_degraded(facts: Facts, plan: Plan, policy: Policy) -> Iterator[Seen]:
-    """A link is not judged while a node at one of its ends is over the limit of use: there a hop waits for a processor, not for the link."""
+    """No link is judged while a node at one of its ends is over the limit: such a hop waits for a processor, not for the link."""
     if plan.prediction is None:
         return
     now = predict(plan, facts.problem)
