@@ -24,6 +24,9 @@ PLURAL = "splitinferences"
 KIND = "SplitInference"
 DEFAULT_CLASS = "default"
 
+TRUSTED = "node-restriction.kubernetes.io/splitinference-trusted"
+"""The label of trusted nodes, unless a resource names others."""
+
 _DURATION = re.compile(r"^(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+$")
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -202,11 +205,27 @@ class OnViolation(StrEnum):
     DRAIN = "Drain"
 
 
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
 class Privacy(SpecValue):
-    """All rules that cover a layer hold for it."""
+    """All rules that cover a layer hold for it. `token_recovery_percent` has one figure for each boundary inside the model, as
+    `splitinference bench privacy` prints them: the first is for the boundary after layer 0."""
 
     rules: tuple[PrivacyRule, ...] = ()
     on_violation: OnViolation = OnViolation.STOP
+    trusted_node_labels: Mapping[str, str] = Field(default_factory=lambda: {TRUSTED: "true"}, min_length=1)
+    max_token_recovery_percent: int | None = Field(default=None, ge=0, le=100)
+    token_recovery_percent: tuple[Percent, ...] | None = Field(default=None, min_length=1, max_length=1024)
+
+    @model_validator(mode="after")
+    def _has_a_table(self) -> Self:
+        if self.max_token_recovery_percent is not None and self.token_recovery_percent is None:
+            raise ValueError(
+                "maxTokenRecoveryPercent needs tokenRecoveryPercent: measure your model with "
+                "`splitinference bench privacy --model DIR --yaml`"
+            )
+        return self
 
 
 class TolerationSpec(SpecValue):

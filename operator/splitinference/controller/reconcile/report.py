@@ -24,6 +24,7 @@ from splitinference.controller.plan_io.plan_status import Built, Planned, write_
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.reconcile.move_outcome import Verdict
 from splitinference.controller.reconcile.start_problems import NO_START, gateway_words, hindered_segments
+from splitinference.controller.spec_to_core.plan_constraints import trust_used
 from splitinference.controller.trust.trust_labels import trusted_labels
 from splitinference.core.cost.learn import ENOUGH_WINDOWS
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
@@ -133,7 +134,10 @@ def all_conditions(report: Report) -> Iterator[Condition]:
     yield _metrics(report)
     yield progressing
     yield ready
-    if report.resource is not None and (trusted := trusted_labels(report.resource.spec.privacy.rules)) is not None:
+    if (
+        report.resource is not None
+        and (trusted := trusted_labels(report.resource.spec.privacy.rules, trust_used(report.resource.spec))) is not None
+    ):
         yield trusted
     stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
         [progressing] if progressing.reason in ("Blocked", NAME_TAKEN) else []
