@@ -23,6 +23,7 @@ from splitinference_gateway.route import Hop
 from splitinference_gateway.routes import Lease, Routes
 from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.steps import Answer, Scored, StepClient, StepError
+from splitinference_gateway.verification import FAILED, Audit, Verifier
 
 SUPERSEDED = "superseded"
 NO_ROUTE = "no_route"
@@ -43,12 +44,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """Times in seconds; `chunk` is the most tokens of one prefill step."""
+    """Times in seconds; `chunk` is the most tokens of one prefill step, `context` of a sequence."""
 
     step: float = 5.0
     step_per_token: float = 0.1
     replay: float = 60.0
     chunk: int = 256
+    context: int = 2048
 
 
 class Mending:
@@ -110,6 +112,7 @@ class Chain:
     _releasing: set["asyncio.Task[None]"] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.verifier = Verifier(self.routes, self.steps, self.metrics, max(1, min(self.limits.chunk, self.limits.context // 2)))
         self.handovers = HandOvers(self.routes, self.steps, self.metrics, lambda: self.failing.segments, self._release)
 
     async def tokens(
@@ -130,23 +133,30 @@ class Chain:
         reason = ""  # why the pipeline in `lease` has to be chosen anew
         mending = Mending(self.limits.replay)
         handover = self.handovers.of(name)
-        names = () if client is None or score else self.prefixes.names(prompt, client)  # what is scored has to be run
+        names = () if client is None or score else self._names(prompt, client)  # what is scored has to be run
         history = History(sampling, prompt)
         scores: list[Scored | None] = [None] * len(prompt) if score else []
         reused = 0
         resumed = ""  # since the last token
+        audit: Audit | None = None
         try:
             while True:
                 try:
-                    if lease is not None and not reason:
+                    if lease is not None and not reason and not self.routes.is_trusted(lease.pipeline):
+                        raise StepError(FAILED, "a segment gave a wrong answer", "")
+                    if lease is not None and not reason and not self.verifier.active:
                         before, lease = lease, await handover.follow(lease, held)
                         resumed = resumed or (HANDOVER if lease is not before else "")
                     if lease is None or reason or lease.expired:
                         first = lease is None
                         if not first:
                             resumed = MENDING if reason or resumed == MENDING else REPLAY
+                        if audit is not None:
+                            await audit.finish(tokens, held)
+                            audit = None
                         lease = self._move(lease, name, reason or SUPERSEDED, len(tokens))
                         held = reused = self.prefixes.held(lease.pipeline, names, len(tokens)) if first else 0
+                        audit = await self.verifier.begin(lease.pipeline, name)
                         reason = ""
                         handover.abandon(lease.pipeline)
                     chunk = tokens[held : held + (min(self.limits.chunk, _MOST_SCORED) if score else self.limits.chunk)]
@@ -186,6 +196,8 @@ class Chain:
                     self.metrics.reused_tokens.inc(reused)
                 scores[held + 1 : held + 1 + len(targets)] = answer.scored
                 held += len(chunk)
+                if audit is not None:
+                    audit.ran(tokens, held)
                 if len(chunk) > 1:
                     self.prefixes.learned(lease.pipeline, names, held)
                 if answer.outputs:
@@ -208,17 +220,25 @@ class Chain:
                 yield replace(answer, revision=lease.route.revision, resumed=resumed, scored=told)
                 resumed = ""
         finally:
+            if audit is not None:
+                audit.end(tokens, held)
             handover.abandon()
             if lease is not None:
                 # What was sampled is kept too: the next turn of a conversation begins with it.
-                kept = self.prefixes.names(tokens[:held], client) if client is not None and not reason else ()
+                kept = self._names(tokens[:held], client) if client is not None and not reason else ()
                 self.prefixes.learned(lease.pipeline, kept, held)
                 self._release(lease.pipeline, name, as_json(kept))
                 lease.give_back()
 
+    def _names(self, tokens: Sequence[int], client: str) -> tuple[str, ...]:
+        """Names of the blocks of tokens whose KV may be used again. None while segments are checked: a verifier has no KV of others, and a
+        segment must not know from where a sequence begins that it is not checked."""
+        return () if self.verifier.active else self.prefixes.names(tokens, client)
+
     async def close(self) -> None:
         """Wait a moment for releases under way."""
         await self.handovers.close()
+        await self.verifier.close()
         if self._releasing:
             await asyncio.wait(self._releasing, timeout=2.0)
 

@@ -37,6 +37,7 @@ def internal_app(gateway: Gateway) -> Starlette:
                 "queued": gateway.admission.waiting,
                 "observed": {**gateway.observed.as_json(), "kvReserved": round(gateway.admission.reserved, 4)},
                 "failing": gateway.failing.as_json(),
+                "verification": gateway.chain.verifier.as_json(),
             }
         )
 

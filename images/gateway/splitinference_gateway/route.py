@@ -37,6 +37,28 @@ class Hop(BaseModel):
 Pipeline = tuple[Hop, ...]
 
 
+class Check(BaseModel):
+    """Segments side by side that one verifier checks, and their witnesses on trusted nodes: the segment before them (None: they begin the
+    model, and the gateway knows the tokens) and the one after them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    segments: tuple[str, ...] = Field(min_length=1)
+    before: Hop | None = None
+    after: Hop
+    verifier: Hop
+
+
+class Verification(BaseModel):
+    """Which share of sequences is checked, in percent, and the largest mean relative error of many tokens."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sample_percent: float = Field(gt=0, le=100, alias="samplePercent", allow_inf_nan=False)
+    tolerance: float = Field(gt=0, le=1, allow_inf_nan=False)
+    checks: tuple[Check, ...] = ()
+
+
 class RouteDocument(BaseModel):
     """`route.json`. No pipelines: the model is withdrawn."""
 
@@ -46,6 +68,7 @@ class RouteDocument(BaseModel):
     revision: str = Field(min_length=1)
     pipelines: tuple[Pipeline, ...]
     drain_seconds: float = Field(default=30.0, ge=0, alias="drainSeconds")
+    verification: Verification | None = None
 
     @field_validator("pipelines")
     @classmethod

@@ -21,6 +21,7 @@ from splitinference_gateway.wire_tls import Identity
 TRANSPORT = "transport"
 STALLED = "stalled"
 _NOTHING = b"\0"
+_ITEM_BYTES = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _MOST_OUTPUTS = 512 << 20  # bytes of tensors in one answer
 _SAID_BY_US = {
     "internal": "the segment failed",
@@ -81,6 +82,17 @@ class Pulled:
 
     bytes: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How far a segment's output is from a verifier's: relative errors of tokens from `position` on."""
+
+    tokens: int
+    position: int
+    mean: float
+    worst: float
+    worst_at: int
 
 
 @dataclass(eq=False)
@@ -199,6 +211,52 @@ class StepClient:
             pass
         raise StepError("internal", f"not the answer to a pull: {answer!r:.200}", hop.segment)
 
+    async def record(self, hop: Hop, sequence: str, side: str, seconds: float) -> None:
+        """Let a segment keep what it receives (side `input`) or sends (`output`) of a sequence, until it is asked for it.
+
+        Raises:
+            StepError: it does not, or did not say so within `seconds`.
+        """
+        await self._call(hop, _about("record", sequence, seconds, side=side), _NOTHING, seconds)
+
+    async def unrecord(self, hop: Hop, sequence: str, side: str, seconds: float) -> None:
+        """Let it keep nothing more. Raises StepError as above."""
+        await self._call(hop, _about("recorded", sequence, seconds, side=side, last=True), _NOTHING, seconds)
+
+    async def recorded(self, hop: Hop, sequence: str, side: str, which: tuple[int, int], seconds: float) -> tuple[str, list[int], bytes]:
+        """Dtype, shape and bytes of what a segment kept of `which` tokens (position, number); it is dropped there.
+
+        Raises:
+            StepError: it does not have them, or answered with something else.
+        """
+        position, tokens = which
+        asked = _about("recorded", sequence, seconds, side=side, position=position, tokens=tokens)
+        answer, content = await self._exchange(hop, asked, _NOTHING, seconds)
+        try:
+            dtype, shape = str(answer["tensor"]["dtype"]), [int(size) for size in answer["tensor"]["shape"]]
+            if dtype in _ITEM_BYTES and shape[0] == tokens and math.prod(shape) * _ITEM_BYTES[dtype] == len(content):
+                return dtype, shape, content
+        except (KeyError, TypeError, ValueError, IndexError):
+            pass
+        raise StepError("internal", f"not what was recorded: {answer!r:.200}", hop.segment)
+
+    async def verify(self, hop: Hop, sequence: str, position: int, tensor: tuple[str, Sequence[int], bytes], seconds: float) -> Compared:
+        """Let a verifier run a step's input, of this dtype and shape, and compare its output with the one that follows in the bytes.
+
+        Raises:
+            StepError: it could not, or answered with something else.
+        """
+        dtype, shape, data = tensor
+        asked = _about("verify", sequence, seconds, position=position, tensor={"dtype": dtype, "shape": list(shape)})
+        answer = await self._call(hop, asked, data, seconds)
+        try:
+            found = Compared(int(answer["tokens"]), position, float(answer["mean"]), float(answer["worst"]), int(answer["worst_at"]))
+            if found.tokens == shape[0] and min(found.mean, found.worst) >= 0 and math.isfinite(found.mean + found.worst):
+                return found
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise StepError("internal", f"not the answer of a verifier: {answer!r:.200}", hop.segment)
+
     async def probe(self, hop: Hop, seconds: float) -> None:
         """Run the segment's own tiny inference.
 
@@ -223,7 +281,7 @@ class StepClient:
             return answer, content
 
     async def _sent(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        most = _MOST_OUTPUTS if meta["op"] == "infer" or meta.get("logits") else MOST_ANSWER
+        most = _MOST_OUTPUTS if meta["op"] in ("infer", "recorded") or meta.get("logits") else MOST_ANSWER
         try:
             told, content = await self.connections.send(hop, json.dumps(meta, separators=(",", ":")).encode(), data, seconds, most)
         except NoAnswerError as failure:
@@ -239,6 +297,10 @@ class StepClient:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _failure(TRANSPORT, f"not an answer of a segment: {error!r}", hop.segment) from error
         raise _failure(code, message, said_by)
+
+
+def _about(op: str, sequence: str, seconds: float, **fields: object) -> dict[str, object]:
+    return {"v": 1, "op": op, "sequence": sequence, "deadline_ms": int(seconds * 1000), **fields}
 
 
 def _failure(code: str, message: str, segment: str) -> StepError:

@@ -10,10 +10,10 @@ from typing import Any
 from splitinference_segment.sampling_meta import GREEDY, Sampling, parse_sampling
 
 VERSION = 1
-OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
+OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export", "record", "recorded", "verify")
 LOCAL = "local"  # who asks Triton itself, on the pod's own loopback
 MAY: Mapping[str, frozenset[str]] = {
-    "gateway": frozenset({"step", "infer", "release", "kv_pull", "echo", "stats", "probe"}),
+    "gateway": frozenset({"step", "infer", "release", "kv_pull", "echo", "stats", "probe", "record", "recorded", "verify"}),
     "segment": frozenset({"step", "infer", "release", "kv_export", "echo"}),
     "operator": frozenset({"probe"}),
     LOCAL: frozenset({"probe", "stats", "echo"}),
@@ -39,6 +39,7 @@ OVERLOADED = "overloaded"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 INTERNAL = "internal"
 FORBIDDEN = "forbidden"
+NOT_RECORDED = "not_recorded"
 FAILED_INSIDE = "the segment failed; its log says why"
 """What others are told of a failure that nobody foresaw: its own words may name paths."""
 MAX_ROUTE = 1024  # hops
@@ -120,6 +121,9 @@ class Request:
     tokens: int = 0
     sources: tuple[Hop, ...] = ()
     blocks: tuple[int, int] = (0, 0)
+    # Of `record` and `recorded` alone: what the segment received or what it sent; `last`: nothing more is recorded.
+    side: str = ""
+    last: bool = False
     # Of a sequence's first step and of `release`: whose KV it may begin with, and what of its own may be kept for others.
     prefix: Prefix | None = None
 
@@ -201,6 +205,29 @@ def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: fl
     )
 
 
+def _verification(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
+    """`record`, `recorded` and `verify`: what the gateway asks for beside the chain."""
+    if op == "verify":
+        position, tensor = _integer(fields.get("position"), "position", 0, 1 << 31), _tensor(fields.get("tensor"))
+        return Request(op=op, sequence=sequence, position=position, tensor=tensor, deadline_ms=deadline_ms)
+    side, last = fields.get("side"), fields.get("last", False)
+    if side not in ("input", "output") or not isinstance(last, bool):
+        raise _refuse("side should be input or output, and last true or false")
+    return Request(
+        op=op,
+        sequence=sequence,
+        side=side,
+        position=_integer(fields.get("position", 0), "position", 0, 1 << 31),
+        tokens=_integer(fields.get("tokens", 0), "tokens", 0, 1 << 31),
+        last=last,
+        deadline_ms=deadline_ms,
+    )
+
+
+_READ_BY = {"kv_pull": _transfer, "kv_export": _transfer, "record": _verification, "recorded": _verification, "verify": _verification}
+"""Operations about a sequence that have fields of their own."""
+
+
 def check_role(op: str, role: str) -> None:
     """SegmentError `forbidden` when a peer of this role may not ask for the operation."""
     if op not in MAY.get(role, ()):
@@ -230,8 +257,8 @@ def parse(meta: bytes) -> Request:
         tensor = _tensor(fields.get("tensor"))
         return Request(op=op, tensor=tensor, route=route, deadline_ms=deadline, traceparent=_traceparent(fields))
     sequence = _name(fields.get("sequence"), "sequence")
-    if op in {"kv_pull", "kv_export"}:
-        return _transfer(op, sequence, fields, deadline)
+    if (read := _READ_BY.get(op)) is not None:
+        return read(op, sequence, fields, deadline)
     if op == "release":
         return Request(op=op, sequence=sequence, route=route, prefix=_prefix(fields.get("prefix")), deadline_ms=deadline)
     sample, logits = fields.get("sample", False), fields.get("logits", False)
