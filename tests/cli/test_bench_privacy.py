@@ -64,7 +64,7 @@ def test_a_reader_is_told_the_best_cut(tmp_path, model, monkeypatch, capsys):
     ("answer", "status", "words"),
     [("no JSON", 0, "answered with no table"), (json.dumps({**TABLE, "v": 2}), 0, "answered with no table"), ("", 2, "docker run failed")],
 )
-def test_an_image_that_cannot_measure(tmp_path, model, monkeypatch, capsys, answer, status, words):
+def test_an_image_that_cannot_measure(tmp_path, model, monkeypatch, capsys, *, answer, status, words):
     monkeypatch.setenv("PATH", f"{an_engine(tmp_path, answer, status)}:/usr/bin:/bin")
     assert main(["bench", "privacy", "--model", str(model)]) == 2
     assert words in capsys.readouterr().err

@@ -25,6 +25,7 @@ from splitinference.controller.ports import (
     Sample,
     Samples,
     Unreadable,
+    Verified,
 )
 from splitinference.controller.trust.ownership import belongs_to, owner_uid, why_taken
 from splitinference.core.values.profile import Profile
@@ -60,6 +61,7 @@ class Pretend:
     in_flight: dict[str, int] = field(default_factory=dict)
     traffic: ObservedTraffic = field(default_factory=ObservedTraffic)
     failing: dict[str, Failing] = field(default_factory=dict)
+    verified: Verified = field(default_factory=Verified)
     dead: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
     stuck: set[str] = field(default_factory=set)

@@ -50,13 +50,15 @@ class Check(BaseModel):
 
 
 class Verification(BaseModel):
-    """Which share of sequences is checked, in percent, and the largest mean relative error of many tokens."""
+    """Which share of sequences is checked, in percent, and the largest mean relative error of many tokens. `distrusted`: segments that gave
+    a wrong answer before this gateway started, or to another one."""
 
     model_config = ConfigDict(frozen=True)
 
     sample_percent: float = Field(gt=0, le=100, alias="samplePercent", allow_inf_nan=False)
     tolerance: float = Field(gt=0, le=1, allow_inf_nan=False)
     checks: tuple[Check, ...] = ()
+    distrusted: tuple[str, ...] = ()
 
 
 class RouteDocument(BaseModel):

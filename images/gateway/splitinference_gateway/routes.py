@@ -66,6 +66,8 @@ class Routes:
         """Make this document the current route; true if that changed anything. The same content again changes nothing."""
         now = self.clock()
         self.verification = document.verification
+        if document.verification is not None:
+            self.distrust(document.verification.distrusted)
         if self.current is None and not document.pipelines:
             return False
         if self.current is not None and _same(self.current, document):

@@ -1,8 +1,8 @@
 """segment-verification: how far honest outputs of a segment differ, how far dishonest ones do, and how soon a tolerance tells them apart.
 
-The reference is what a verifier computes: the same layers, with packed weights where the machine can, a whole chunk at once. Honest variations
-are other kernels (stored weights), decode steps one by one, and decode steps of several sequences together. All are compared as a verifier
-does it, in checks of 64 tokens.
+The reference is what a verifier computes: the same layers, with packed weights where the machine can, a whole chunk at once. Honest
+variations are other kernels (stored weights), decode steps one by one, and decode steps of several sequences together. All are compared as
+a verifier does it, in checks of 64 tokens.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from splitinference_segment.comparison import bound, errors
 from splitinference_segment.families import UnsupportedModelError
 from splitinference_segment.kv import KvEntry
 from splitinference_segment.layers import Layers
-from splitinference_segment.leakage import public_text
+from splitinference_segment.leakage import encoded, public_text
 
 CHECK_TOKENS = 64
 SEQUENCE_TOKENS = 128
@@ -149,7 +149,7 @@ class Figures:
 def figures(name: str, found: Sequence[torch.Tensor], tolerance: float) -> Figures:
     """Of the errors of each sequence's tokens."""
     single = torch.cat(list(found))
-    checks = [[part for part in sequence.split(CHECK_TOKENS)] for sequence in found]
+    checks = [list(sequence.split(CHECK_TOKENS)) for sequence in found]
     means = [float(part.mean()) for parts in checks for part in parts if len(part) == CHECK_TOKENS]
     refused = [any(_is_refused(part, tolerance) for part in parts) for parts in checks]
     at = torch.quantile(single, torch.tensor([0.5, 0.99])).tolist()
@@ -265,7 +265,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(max(1, options.threads))
     try:
-        from tokenizers import Tokenizer
         from transformers import AutoConfig
 
         count = int(AutoConfig.from_pretrained(options.model).num_hidden_layers) + 2
@@ -274,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--layers should be START:END within 1:{count - 1}, got {options.layers!r}")
         if options.sequences < TOGETHER or not 0 < options.tolerance <= 1:
             raise ValueError(f"--sequences should be at least {TOGETHER}, and --tolerance above 0 and at most 1")
-        tokens = Tokenizer.from_file(str(options.model / "tokenizer.json")).encode(public_text()).ids
+        tokens = encoded(options.model, public_text())
         bench = Bench(options.model, int(start), int(end), getattr(torch, options.dtype))
         report = measure(bench, tokens, options.sequences, options.tolerance)
     except (UnsupportedModelError, OSError, ValueError) as problem:

@@ -159,6 +159,17 @@ def texts(files: Iterable[Path]) -> str:
     return "\n".join(file.read_text(errors="replace") for file in files)
 
 
+def encoded(folder: Path, text: str) -> list[int]:
+    """The text's token ids, by the folder's tokenizer. OSError where there is none, ValueError where it cannot be read."""
+    from tokenizers import Tokenizer
+
+    content = (folder / "tokenizer.json").read_text()
+    try:
+        return list(Tokenizer.from_str(content).encode(text).ids)
+    except Exception as error:  # the library raises nothing more particular
+        raise ValueError(f"{folder / 'tokenizer.json'}: {error}") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print JSON: `tokens`, `layers`, `text`, and `boundaries` with boundary, prompt and answer; 2 for bad input."""
     parser = argparse.ArgumentParser(prog="segment-leakage", description=__doc__)
@@ -172,10 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(max(1, options.threads))
     try:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
-        ids = tokenizer.encode(texts(options.text) if options.text else public_text()).ids
+        ids = encoded(options.model, texts(options.text) if options.text else public_text())
         wanted = options.tokens + options.test_tokens
         if len(ids) < wanted:
             raise TooLittleTextError(f"the text has {len(ids)} tokens, {wanted} are needed: give more with --text, or ask for fewer")

@@ -18,7 +18,7 @@ from splitinference.adapters.mutual import Connection, Peers, TooMuchError, Unre
 from splitinference.controller.identity import Owner, Role
 from splitinference.controller.manifests.gateway import GATEWAY, INTERNAL_PORT
 from splitinference.controller.manifests.pod_parts import COMPONENT
-from splitinference.controller.ports import GatewayReport, Manifest, RouteState
+from splitinference.controller.ports import GatewayReport, Manifest, RouteState, Verified
 
 Owned = Callable[[str, str, str], Sequence[Manifest]]
 _MOST_BYTES = 1 << 20
@@ -155,6 +155,12 @@ def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
         routes=routes,
         observed=observed.model_copy(update={"tokens_per_second": sum(tokens)} if tokens else {}),
         failing=failing,
+        verification=Verified(
+            sampled=sum(report.verification.sampled for report in reports),
+            checked_tokens=sum(report.verification.checked_tokens for report in reports),
+            skipped=sum(report.verification.skipped for report in reports),
+            failed={name: failed for report in reports for name, failed in report.verification.failed.items()},
+        ),
     )
 
 

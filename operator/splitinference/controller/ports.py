@@ -241,6 +241,25 @@ class Failing(Reported):
     code: str
 
 
+class FailedCheck(Reported):
+    """Why the gateway sends nothing to a segment any more: the relative error of so many tokens of a sequence, and the limit."""
+
+    since: datetime
+    position: int = Field(default=0, ge=0)
+    tokens: int = Field(default=1, ge=1)
+    error: float = Field(ge=0)
+    limit: float = Field(ge=0)
+
+
+class Verified(Reported):
+    """What spot checks found since the gateway started. `failed`: by segment."""
+
+    sampled: int = Field(default=0, ge=0)
+    checked_tokens: int = Field(default=0, ge=0, alias="checkedTokens")
+    skipped: int = Field(default=0, ge=0)
+    failed: Mapping[str, FailedCheck] = Field(default_factory=dict)
+
+
 class GatewayReport(Reported):
     """The answer of `GET /internal/routes`, as docs/reference/data-plane.md has it: `GatewayReport.model_validate(response.json())`.
     A route that is not in `routes` has nothing in flight; `revision` is None until the gateway has a route."""
@@ -249,6 +268,7 @@ class GatewayReport(Reported):
     routes: Mapping[str, RouteState] = Field(default_factory=dict)
     observed: Annotated[ObservedTraffic, WrapValidator(_nothing_where_unreadable)] = ObservedTraffic()
     failing: Mapping[str, Failing] = Field(default_factory=dict)
+    verification: Verified = Verified()
 
 
 class Gateways(Protocol):
@@ -319,6 +339,9 @@ class Builder(Protocol):
 
     def segment(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
+
+    def verifier(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+        """Pod and Service of a verifier: the same as a segment, but no part of any route."""
 
     def prefetch(self, resource: Manifest, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that brings the segment's files into its node's cache and ends; None where there is nothing to be brought."""

@@ -228,6 +228,18 @@ class Privacy(SpecValue):
         return self
 
 
+class VerificationSpec(SpecValue):
+    """Spot checks of segments on nodes that are not trusted. No tolerance means the one of the data type."""
+
+    sample_percent: float = Field(gt=0, le=100)
+    tolerance: float | None = Field(default=None, gt=0, le=1)
+    replicas: Literal[1] = 1
+
+
+TOLERANCES: Mapping[str, float] = {"bfloat16": 0.016, "float16": 0.004, "float32": 0.001}
+"""Of each data type: docs/reference/verification.md has the measurements."""
+
+
 class TolerationSpec(SpecValue):
     """As in a pod."""
 
@@ -386,11 +398,18 @@ class Spec(SpecValue):
     slo: SloSpec = SloSpec()
     partition: Partition = Partition()
     privacy: Privacy = Privacy()
+    verification: VerificationSpec | None = None
     placement: Placement = Placement()
     segments: SegmentsSpec = SegmentsSpec()
     gateway: GatewaySpec = GatewaySpec()
     pod_template: PodTemplates = PodTemplates()
     adaptation: Adaptation = Adaptation()
+
+    @model_validator(mode="after")
+    def _can_be_verified(self) -> Self:
+        if self.verification is not None and self.segments.link_encoding == "Int8":
+            raise ValueError("verification needs segments.linkEncoding Plain: the loss of Int8 would hide what is to be found")
+        return self
 
 
 class Resource(Value):

@@ -6,6 +6,7 @@ One write holds both, so a cutover and the memory of what it replaced are one.
 import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -50,6 +51,7 @@ class _RouteFile(Value):
     revision: str
     pipelines: tuple[tuple[_Hop, ...], ...]
     drainSeconds: float = 30  # noqa: N815 - the file's own name
+    verification: Mapping[str, Any] | None = None
 
 
 def read_route(config_map: Manifest | None) -> Stored | None:
@@ -77,6 +79,18 @@ def cut_over(stored: Stored | None, route: Route, models: Mapping[str, str], dra
     file = {"v": 1, "revision": route.revision, "pipelines": pipelines, "drainSeconds": drain_seconds}
     kept = [entry.model_dump(mode="json") for entry in former if entry.revision != route.revision]
     return {ROUTE_KEY: json.dumps(file, sort_keys=True), HISTORY_KEY: json.dumps(kept, sort_keys=True)}
+
+
+def with_verification(data: Mapping[str, str], verification: Mapping[str, Any] | None) -> Mapping[str, str]:
+    """The ConfigMap's data with what is checked, or without it; the same data where there is no route that can be read."""
+    try:
+        file = json.loads(data[ROUTE_KEY])
+        checked = {name: value for name, value in file.items() if name != "verification"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return data
+    if verification is not None:
+        checked["verification"] = verification
+    return {**data, ROUTE_KEY: json.dumps(checked, sort_keys=True)}
 
 
 def withdrawn() -> Mapping[str, str]:

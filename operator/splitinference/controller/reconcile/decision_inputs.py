@@ -42,6 +42,7 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
         planned_for=planned.asked if planned else "",
         asked=asked.digest,
         quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
+        distrusted=seen.recall.distrusted_now(seen.now),
         pressured=seen.reading.pressured,
         walking=not isinstance(steps, Done),
         moves=seen.recall.moves,

@@ -134,6 +134,7 @@ class Looker:
         known = replace(known, proven=proofs.proven, broken=proofs.broken(now), lost=proofs.lost(now))
         segments = read_segments(owned, known)
         recall = not_after(read_recall(self.body.get("status") or {}), now).failed(segments, wanted, now)
+        recall = recall.verified(report.verification.failed if report else {}, segments, now)
         if held_back := recall.held_back(segments, now):
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)

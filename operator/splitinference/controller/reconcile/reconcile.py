@@ -29,6 +29,7 @@ from splitinference.controller.reconcile.object_keeper import Keeper
 from splitinference.controller.reconcile.prefetch import Prefetcher
 from splitinference.controller.reconcile.privacy import allowed, exposed_route, promised_rules
 from splitinference.controller.reconcile.report import Report, events, status_of
+from splitinference.controller.reconcile.verification import Verifiers, without_trusted_node
 from splitinference.controller.runtime.solve_throttle import Reviews
 from splitinference.controller.spec_to_core.policy import policy, strategy
 from splitinference.core.cost import violations
@@ -156,6 +157,7 @@ class _Pass:
         looker = Looker(self.ports, self.settings, self.body, self.sight, self.kept.told)
         wanted = frozenset(built.target.segments) if built else frozenset[str]()
         seen, self.kept.proofs = looker.look(self.resources, wanted, self.kept.proofs)
+        asked = without_trusted_node(asked, seen)
         decision: Adopt | Keep | None = None
         if isinstance(asked, Asked) or asked.holds is not False or planned is not None:
             self._ensure_secrets()
@@ -208,13 +210,24 @@ class _Pass:
         if isinstance(steps, Done) and self.problem is not None:
             likely = resource.spec.adaptation.prefetch is Prefetch.LIKELY_TARGETS
             self.refused += Prefetcher(self.ports, body, profile).keep(planned.plan if likely else None, self.problem, seen.owned)
+        verified = self._verify(steps, built, planned, profile, report)
         serving = stored.route if stored else None
         verdict = judge(seen, isinstance(steps, Done))
         report = replace(
             report, seen=replace(seen, recall=verdict.recall), verdict=verdict, steps=steps, serving=serving, exposed=kept_from
         )
+        report = replace(report, verified=verified)
         report = replace(report, endpoint=self.ports.builder.endpoint(body))
         return self._finish(report, _WALKING_SECONDS if isinstance(steps, Steps) else None)
+
+    def _verify(self, steps: object, built: Built, planned: Planned, profile: Profile, report: Report) -> Condition | None:
+        """Verifiers of a plan that serves; while a transition is under way they stay as they are."""
+        resource = report.resource
+        if resource is None or self.problem is None or not isinstance(steps, Done):
+            return None
+        kept = Verifiers(self.ports, planned.of(self.body), profile, resource, report.seen).keep(planned, built, self.problem)
+        self.refused += kept.refused
+        return kept.condition
 
     def _guarded(self, resource: Resource, seen: Seen, rules: Constraints) -> Seen:
         """Nothing is sent any more where a rule of privacy is broken, if the resource wants it so: at once, before a new plan is made."""

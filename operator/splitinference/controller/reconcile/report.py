@@ -61,6 +61,7 @@ class Report:
     exposed: tuple[str, ...] = ()
     verdict: Verdict | None = None
     measuring: tuple[str, ...] = ()
+    verified: Condition | None = None
 
     @property
     def new_decision(self) -> Decision | None:
@@ -139,6 +140,10 @@ def all_conditions(report: Report) -> Iterator[Condition]:
         and (trusted := trusted_labels(report.resource.spec.privacy.rules, trust_used(report.resource.spec))) is not None
     ):
         yield trusted
+    if report.verified is not None:
+        yield report.verified
+    elif report.resource is not None and report.resource.spec.verification is not None:
+        yield from _verified_before(report)
     stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
         [progressing] if progressing.reason in ("Blocked", NAME_TAKEN) else []
     )
@@ -146,6 +151,12 @@ def all_conditions(report: Report) -> Iterator[Condition]:
         yield Condition(kind=Kind.STALLED, holds=True, reason=stuck[0].reason, message=stuck[0].message)
     elif progressing.holds:
         yield Condition(kind=Kind.RECONCILING, holds=True, reason=progressing.reason, message=progressing.message)
+
+
+def _verified_before(report: Report) -> Iterator[Condition]:
+    """While a transition is under way nothing new is known of verifiers."""
+    message = "verifiers are looked at again when the plan serves"
+    yield Condition(kind=Kind.VERIFIED, holds=None, reason="TransitionUnderWay", message=message)
 
 
 def _planned(report: Report) -> Condition:

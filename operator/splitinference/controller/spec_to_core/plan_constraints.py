@@ -92,6 +92,10 @@ def _trust(spec: Spec, layers: int, problems: list[FieldProblem]) -> list[TrustR
         problems.append(leaky)
     else:
         trust += leaky
+    if spec.verification is not None:
+        # What the head gives are tokens, which a verifier cannot compare; and the segment with it witnesses what came before.
+        because = "verification: a trusted node has to see what the last layers but the head gave"
+        trust.append(TrustRule(start=layers - 1, end=layers, labels=spec.privacy.trusted_node_labels, because=because))
     return trust
 
 
@@ -103,7 +107,8 @@ def text_labels(spec: Spec, layers: int) -> tuple[Mapping[str, str], ...]:
 
 def trust_used(spec: Spec) -> Mapping[str, str]:
     """The labels of trusted nodes, where anything depends on them: a limit on token recovery, or verification."""
-    return spec.privacy.trusted_node_labels if spec.privacy.max_token_recovery_percent is not None else {}
+    used = spec.privacy.max_token_recovery_percent is not None or spec.verification is not None
+    return spec.privacy.trusted_node_labels if used else {}
 
 
 def _sees_text(rule: PrivacyRule, layers: int) -> bool:

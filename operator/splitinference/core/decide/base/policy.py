@@ -90,6 +90,9 @@ class Facts(Value):
     planned_for: str = Field(default="", description="hash of the specification that the plan was made for")
     asked: str = Field(default="", description="hash of the specification as it is now")
     quarantined: Mapping[str, str] = Field(default_factory=dict, description="nodes where segments keep failing, and how")
+    distrusted: Mapping[str, str] = Field(
+        default_factory=dict, description="those of them on which a segment gave a wrong output, and what was found"
+    )
     pressured: Mapping[str, str] = Field(default_factory=dict, description="nodes that run out of memory, and how that shows")
     walking: bool = Field(default=False, description="a transition is under way")
     moves: tuple[datetime, ...] = Field(default=(), description="when plans were moved to, oldest first")

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     NO_PLAN = "NoPlan"
     SPEC_CHANGED = "SpecChanged"
     NODE_LOST = "NodeLost"
+    VERIFICATION_FAILED = "VerificationFailed"
     SEGMENT_FAILED = "SegmentFailed"
     MEMORY_PRESSURE = "MemoryPressure"
     PRIVACY_CHANGED = "PrivacyChanged"
@@ -73,6 +74,15 @@ def _node_lost(facts: Facts, plan: Plan) -> str:
     return "; ".join(found)
 
 
+def _verification_failed(facts: Facts, plan: Plan) -> str:
+    return "; ".join(
+        f"{where} on {name} cannot be trusted: {facts.distrusted[name]}"
+        for where, segment in _places(plan)
+        for name in segment.nodes
+        if name in facts.distrusted
+    )
+
+
 def _segment_failed(facts: Facts, plan: Plan) -> str:
     return "; ".join(
         f"{where} on {name} keeps failing: {facts.quarantined[name]}"
@@ -122,6 +132,7 @@ def _walk_blocked(facts: Facts, policy: Policy, memory: Memory) -> tuple[Trigger
 _MANDATORY: tuple[tuple[Reason, Callable[[Facts, Plan], str]], ...] = (
     (Reason.SPEC_CHANGED, _spec_changed),
     (Reason.NODE_LOST, _node_lost),
+    (Reason.VERIFICATION_FAILED, _verification_failed),
     (Reason.SEGMENT_FAILED, _segment_failed),
     (Reason.MEMORY_PRESSURE, _memory_pressure),
     (Reason.PRIVACY_CHANGED, _privacy_changed),
