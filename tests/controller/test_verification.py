@@ -216,8 +216,7 @@ def test_where_all_is_trusted_there_is_nothing_to_verify():
 
 
 def test_a_node_whose_output_was_wrong_is_left_at_once_and_avoided_for_a_day():
-    world, operator = a_world(three(d=a_node("d", mib=500)), partition={"pins": [PINS[0], PINS[2]], "allowedSplitPoints": [1, 3]})
-    world.nodes["a"]["status"]["allocatable"]["memory"] = "350Mi"
+    world, operator = a_world(three(d=a_node("d", mib=500)), partition={"minSegments": 3, "pins": [PINS[0], PINS[2]]})
     operator.run(8)
     bad = world.status()["plan"]["segments"][1]
     assert bad["node"] in ("b", "d"), world.placement()
