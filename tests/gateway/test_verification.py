@@ -190,6 +190,26 @@ async def test_no_sequence_begins_behind_its_first_token_while_segments_are_chec
 
 
 @pytest.mark.anyio
+async def test_a_verifier_that_takes_long_keeps_its_connection(tmp_path: Path, model_path: Path) -> None:
+    """It is in no route, and connections to what no route knows are closed every five seconds."""
+    a, b, c, v = segments = await toy_segments("a", "b", "c", "v")
+    answered = v._verify
+
+    async def slowly(meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        await asyncio.sleep(7)
+        return await answered(meta, data)
+
+    v._verify = slowly  # type: ignore[method-assign]
+    async with serving(tmp_path, model_path, segments, routed=False) as world:
+        world.route([a, b, c], revision="r1", **verification(checks(a, [b], c, v)))
+        await world.routed("r1")
+        await world.complete("x" * 20, 2)
+        verifier = world.gateway.chain.verifier
+        await until(lambda: verifier._running == 0)
+        assert (verifier.skipped, verifier.checked_tokens) == (0, sum(b.chunks))
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("who", ["witness", "verifier"])
 async def test_what_cannot_be_checked_is_served_and_counted(tmp_path: Path, model_path: Path, who: str) -> None:
     a, b, c, v = segments = await toy_segments("a", "b", "c", "v")

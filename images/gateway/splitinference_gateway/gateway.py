@@ -156,7 +156,7 @@ class Gateway:
         while True:
             await asyncio.sleep(_TIDY_SECONDS)
             known = self.routes.segments
-            self.steps.connections.retain(known)
+            self.steps.connections.retain(known | self.routes.verifiers)
             self.metrics.keep_revisions({route.revision for route in self.routes.known})
             self.observed.forget(known)
             self.chain.handovers.speeds.forget(known)

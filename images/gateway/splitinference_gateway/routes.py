@@ -143,6 +143,11 @@ class Routes:
         """Names of all segments of all known routes."""
         return {hop.segment for route in self.known for pipeline in route.pipelines for hop in pipeline}
 
+    @property
+    def verifiers(self) -> set[str]:
+        """Names of those who check segments: they are in no route, and the gateway speaks to them."""
+        return {check.verifier.segment for check in self.verification.checks} if self.verification is not None else set()
+
     def in_flight(self) -> dict[str, int]:
         """Sequences by revision."""
         counts: Counter[str] = Counter()
