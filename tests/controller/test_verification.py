@@ -208,6 +208,20 @@ def test_without_room_it_serves_and_says_so_with_the_numbers():
     assert verifiers(world) == []
 
 
+def test_a_verifier_that_does_not_start_is_named_with_what_it_waits_for():
+    nodes = three()
+    world, operator = a_world(nodes, partition={"pins": PINS})
+    operator.run(5)
+    (verifier,) = verifiers(world)
+    del world.objects["Pod", NAMESPACE, verifier]
+    world.closed = {"a", "c"}
+    operator.run(3)
+    verified = world.condition("Verified")
+    assert (verified["status"], verified["reason"]) == ("Unknown", "VerifierStarting")
+    assert f"0 of 1 verifiers are ready; {verifier} on " in verified["message"]
+    assert "Insufficient" in verified["message"]
+
+
 def test_where_all_is_trusted_there_is_nothing_to_verify():
     world, operator = a_world({name: a_node(name, mib=500, trusted="true") for name in "ab"})
     operator.run(8)

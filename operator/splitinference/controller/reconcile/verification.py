@@ -13,7 +13,7 @@ from typing import Any
 from splitinference.controller.api.conditions import Condition, Kind
 from splitinference.controller.api.spec import TOLERANCES, Resource
 from splitinference.controller.cluster_state.pods import labels_of, node_of, requested_bytes
-from splitinference.controller.kube_values.start_failures import is_ready
+from splitinference.controller.kube_values.start_failures import hindrance, is_ready
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.manifests.route import ROUTE_KEY, with_verification
 from splitinference.controller.manifests.segment import SEGMENT, VERIFIER
@@ -141,7 +141,15 @@ class Verifiers:
             self._ensure(objects, there)
         ready = [(check, objects) for check, objects in made if is_ready(there.get(objects.name, {}), SEGMENT)]
         self._tell(self._document(ready))
-        return Kept(self._condition(found, len(ready), short), tuple(self._refused))
+        waits = [self._wait(objects, there) for check, objects in made if (check, objects) not in ready]
+        return Kept(self._condition(found, waits, short), tuple(self._refused))
+
+    def _wait(self, objects: SegmentObjects, there: Mapping[str, Manifest]) -> str:
+        """What a verifier waits for, in words."""
+        pod = there.get(objects.name)
+        where = f"{objects.name} on {node_of(objects.pod)}"
+        hindered = hindrance(pod, SEGMENT, self.seen.now, self.seen.limits, "") if pod is not None else None
+        return f"{where}: {hindered.text}" if hindered is not None else f"{where} is starting"
 
     def _pods(self) -> list[Manifest]:
         mine = (pod for pod in self.seen.owned if labels_of(pod).get(COMPONENT) == VERIFIER)
@@ -225,7 +233,7 @@ class Verifiers:
         except RefusedError as error:
             self._refused.append(f"the route with what is verified was refused: {error}")
 
-    def _condition(self, found: Sequence[Check], ready: int, short: Sequence[str]) -> Condition:
+    def _condition(self, found: Sequence[Check], waits: Sequence[str], short: Sequence[str]) -> Condition:
         kind, now = Kind.VERIFIED, self.seen.now
         if distrusted := self.seen.recall.distrusted_now(now):
             message = "; ".join(f"{node}: {why}" for node, why in sorted(distrusted.items()))
@@ -235,8 +243,8 @@ class Verifiers:
         if not found:
             return Condition(kind=kind, holds=True, reason="NothingToVerify", message="all segments run on trusted nodes")
         number = sum(len(check.checked) for check in found)
-        if ready < len(found):
-            message = f"{ready} of {len(found)} verifiers are ready; {number} segments run on nodes that are not trusted"
+        if waits:
+            message = f"{len(found) - len(waits)} of {len(found)} verifiers are ready; {'; '.join(waits)}"
             return Condition(kind=kind, holds=None, reason="VerifierStarting", message=message)
         percent = self.resource.spec.verification.sample_percent if self.resource.spec.verification else 0
         message = f"{percent:g} % of all sequences are checked in {number} segments that run on nodes that are not trusted"
