@@ -8,16 +8,19 @@ import pytest
 
 from splitinference.controller.api.spec import TOLERANCES, TRUSTED, Rejected
 from splitinference.controller.history.adaptation_state import Recall
+from splitinference.controller.manifests.network_policies import policies_of
 from splitinference.controller.manifests.route import cut_over, read_route, with_verification
+from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import FailedCheck, Verified
 from splitinference.controller.reconcile.verification import checks_of
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.transition.state import NamedSegment, Route
+from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Profile
 from tests.controller.objects import a_body, a_node
 from tests.controller.test_recall import a_pod
 from tests.controller.test_resource import problems, read
-from tests.controller.world import NAMESPACE, Operator, World
+from tests.controller.world import NAMESPACE, SETTINGS, Operator, World
 from tests.core.planning import START, a_profile
 from tests.core.planning import a_node as a_core_node
 
@@ -285,3 +288,34 @@ def test_the_route_is_the_same_but_for_what_is_verified():
     assert with_verification(checked, None) == data
     assert with_verification({}, {"x": 1}) == {}
     assert with_verification({"route.json": "no JSON"}, {"x": 1}) == {"route.json": "no JSON"}
+
+
+# --- the objects -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_verifier_is_a_peer_that_no_plan_has_and_its_name_fits():
+    body = a_body(name="a" * 40, verification=VERIFICATION)
+    builder, segment = Manifests(SETTINGS), Segment(start=1000, end=1100, node="n")
+    made = builder.verifier(body, a_text_model(), segment, 1 << 30, 1 << 20)
+    plain = builder.segment(body, a_text_model(), segment, 1 << 30, 1 << 20)
+    assert len(made.name) <= 63
+    assert made.name != plain.name
+    assert made.model == plain.model
+    assert made.pod["metadata"]["name"] == made.service["metadata"]["name"] == made.name
+    labels = made.pod["metadata"]["labels"]
+    assert labels["app.kubernetes.io/component"] == "verifier"
+    assert made.service["spec"]["selector"].items() <= labels.items()
+    variables = {each["name"]: each.get("value") for each in made.pod["spec"]["containers"][0]["env"]}
+    assert variables["SI_SEGMENT"] == made.name
+    assert plain.name not in json.dumps([made.pod, made.service])
+    assert plain.pod["metadata"]["labels"]["app.kubernetes.io/component"] == "segment", "the segment's own objects are as they were"
+
+
+def test_the_gateway_alone_may_connect_to_a_verifier():
+    resource = read(verification=VERIFICATION)
+    policies = {each["metadata"]["name"]: each["spec"] for each in policies_of(resource, SETTINGS)}
+    spec = policies["chat-verifiers"]
+    assert spec["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "verifier"
+    wire = next(rule for rule in spec["ingress"] if rule["ports"][0]["port"] == 8003)
+    assert [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in wire["from"]] == ["gateway"]
+    assert "chat-verifiers" not in {each["metadata"]["name"] for each in policies_of(read(), SETTINGS)}
