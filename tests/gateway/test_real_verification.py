@@ -104,7 +104,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     addresses: dict[str, str] = {}
     for number, (kind, (cut, model)) in enumerate(kinds.items()):
         own = ports[3 * number : 3 * number + 3]
-        segments[kind] = Named(MODEL, *cut, own, addresses, folder / f"{kind}.log", model_path=model, kind=kind)
+        (folder / kind).mkdir()  # each with its own certificate: one that starts must not meet files that are being written
+        segments[kind] = Named(MODEL, *cut, own, addresses, folder / kind / "segment.log", model_path=model, kind=kind)
         addresses[segments[kind].name] = f"127.0.0.1:{own[1]}"
     for segment in segments.values():
         segment.serve()
