@@ -91,7 +91,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("verification")
     honest = os.environ["SI_TEST_MODEL_PATH"]
-    other = str(with_other_weights(Path(honest), folder / "other"))
+    other = str(with_other_weights(Path(honest), folder / "other-model"))
     kinds = {
         "first": ((0, MIDDLE[0]), honest),
         "honest": (MIDDLE, honest),
