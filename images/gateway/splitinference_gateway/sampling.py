@@ -1,6 +1,10 @@
 """How a token is chosen, as the gateway tells it the last segment."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from splitinference_gateway.guides import Guide
 
 
 @dataclass(frozen=True)
@@ -8,7 +12,8 @@ class Sampling:
     """`logprobs` is how many alternatives to report. `logits`: give those instead of a token.
 
     `top_k` 0 and the defaults of what follows change nothing. `banned` tokens are not chosen as long as fewer than `min_tokens` are there.
-    `prompt` and `generated` are the tokens so far where a penalty needs them (see `history`).
+    `prompt` and `generated` are the tokens so far where a penalty needs them (see `history`). `guide` says which tokens may come,
+    and `allowed` is what it says for the next one.
     """
 
     temperature: float = 1.0
@@ -26,6 +31,8 @@ class Sampling:
     min_tokens: int = 0
     prompt: str = ""
     generated: str = ""
+    allowed: str = ""
+    guide: "Guide | None" = field(default=None, repr=False, compare=False)
 
     def as_json(self) -> dict[str, object]:
         """The protocol's form, without what changes nothing."""
@@ -39,6 +46,7 @@ class Sampling:
             "banned": list(self.banned),
             "prompt": self.prompt,
             "generated": self.generated,
+            "allowed": self.allowed,
         }
         told = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed, "logprobs": self.logprobs}
         return told | {name: value for name, value in optional.items() if value}
