@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from splitinference_protocol.addresses import listen
 from splitinference_segment.metrics_proxy import MetricsProxy, Source
-from splitinference_segment.wire_server import listen
 from tests.segment.host import free_ports
 from tests.wire.peers import LONG_S, ended, until
 

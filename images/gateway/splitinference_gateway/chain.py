@@ -9,7 +9,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 from splitinference_gateway.errors import ApiError, invalid, overloaded
@@ -18,11 +18,11 @@ from splitinference_gateway.handover import HandOvers
 from splitinference_gateway.history import History
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
-from splitinference_gateway.prefixes import MISSED, Prefixes, as_json
-from splitinference_gateway.route import Hop
+from splitinference_gateway.prefixes import MISSED, Prefixes, named
 from splitinference_gateway.routes import Lease, Routes
 from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.steps import Answer, Scored, StepClient, StepError
+from splitinference_protocol.meta import Hop, Prefix
 
 SUPERSEDED = "superseded"
 NO_ROUTE = "no_route"
@@ -152,7 +152,7 @@ class Chain:
                     chunk = tokens[held : held + (min(self.limits.chunk, _MOST_SCORED) if score else self.limits.chunk)]
                     last = held + len(chunk) == len(tokens)
                     targets = tokens[held + 1 : min(len(prompt), held + len(chunk) + 1)] if score else ()
-                    begins = as_json(names) if held == reused else None
+                    begins = named(names) if held == reused else None
                     seconds = self.step_seconds(len(chunk), mending.stalls)
                     late = asyncio.get_running_loop().call_later(_LATE * seconds, self.failing.suspect, lease.pipeline, _LATE * seconds)
                     try:
@@ -213,7 +213,7 @@ class Chain:
                 # What was sampled is kept too: the next turn of a conversation begins with it.
                 kept = self.prefixes.names(tokens[:held], client) if client is not None and not reason else ()
                 self.prefixes.learned(lease.pipeline, kept, held)
-                self._release(lease.pipeline, name, as_json(kept))
+                self._release(lease.pipeline, name, named(kept))
                 lease.give_back()
 
     async def close(self) -> None:
@@ -244,7 +244,7 @@ class Chain:
         patience = max(self.limits.step + self.limits.step_per_token * (tokens - 1), _SLOW_FACTOR * self.observed.slow_step_seconds)
         return float(patience * 2.0 ** min(stalls, 4))
 
-    def _release(self, pipeline: Sequence[Hop], name: str, prefix: Mapping[str, object] | None = None) -> None:
+    def _release(self, pipeline: Sequence[Hop], name: str, prefix: Prefix | None = None) -> None:
         """Let segments forget a sequence, in the background: nobody waits for it, and idle KV is dropped by them anyway."""
         task = asyncio.create_task(self.steps.release(pipeline, name, _RELEASE_SECONDS, prefix))
         self._releasing.add(task)

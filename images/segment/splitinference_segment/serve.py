@@ -21,10 +21,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from splitinference_protocol.addresses import listen
 from splitinference_segment.identity import Identity, IdentityError
 from splitinference_segment.metrics_proxy import MetricsProxy
 from splitinference_segment.settings import Settings, SettingsError
-from splitinference_segment.wire_server import listen
 
 SHM = Path("/dev/shm")
 SHM_BYTES = 16 << 20  # shared memory at the start, for each direction; it grows by itself
