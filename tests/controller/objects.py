@@ -5,11 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from splitinference.controller.api.conditions import stamp
-from splitinference.controller.ports import (
-    Manifest,
-    ObservedTraffic,
-    Percentiles,
-)
+from splitinference.controller.ports import Manifest
+from splitinference_protocol.report import ObservedTraffic, Percentiles
 
 MIB = 1024 * 1024
 NAMESPACE = "team"

@@ -14,21 +14,11 @@ from typing import Any
 from splitinference.controller.api.conditions import stamp
 from splitinference.controller.cluster_state.pods import node_of
 from splitinference.controller.manifests.segment import Manifests
-from splitinference.controller.ports import (
-    Failing,
-    Manifest,
-    NameTakenError,
-    ObservedTraffic,
-    Pending,
-    Ports,
-    RefusedError,
-    Sample,
-    Samples,
-    Unreadable,
-)
+from splitinference.controller.ports import Manifest, NameTakenError, Pending, Ports, RefusedError, Sample, Samples, Unreadable
 from splitinference.controller.trust.ownership import belongs_to, owner_uid, why_taken
 from splitinference.core.values.profile import Profile
 from splitinference.settings import AllowedToleration, Settings
+from splitinference_protocol.report import Failing, ObservedTraffic
 from tests.controller.objects import NAMESPACE, is_ready, merged
 from tests.controller.pretend_ports import Authority, Clock, ClusterOf, Gateways, Models, Segments
 

@@ -7,15 +7,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from splitinference.controller.identity import LIFETIME, SKEW, Credentials, Owner, Role, renewal_due, spiffe_id
-from splitinference.controller.ports import (
-    GatewayReport,
-    Manifest,
-    Pending,
-    Proof,
-    RouteState,
-    Unreadable,
-)
+from splitinference.controller.ports import Manifest, Pending, Proof, Unreadable
 from splitinference.core.values.profile import Profile
+from splitinference_protocol.report import GatewayReport, RouteState
 from tests.controller.objects import is_ready
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import pytest
 
 from splitinference.controller.history.calibration import LEAST_STEPS, Calibration, Stage, compare, read_calibration
 from splitinference.controller.plan_io.serving import Serving
-from splitinference.controller.ports import GatewayReport, ObservedTraffic, StageTimes
 from splitinference.core.cost import predict
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.problem import Problem
+from splitinference_protocol.report import GatewayReport, ObservedTraffic, StageTimes
 from tests.core.planning import a_node, a_plan, a_problem, a_profile
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

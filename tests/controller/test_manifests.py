@@ -163,7 +163,7 @@ def test_another_encoding_makes_another_segment_of_those_that_send_and_keeps_the
 def test_probes_run_an_inference_and_stopping_drains():
     container = build().pod["spec"]["containers"][0]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["exec"]["command"] == ["segment-probe"]
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     drain = container["lifecycle"]["preStop"]["exec"]["command"]
     assert drain == ["segment-drain", "30"]
     assert build().pod["spec"]["terminationGracePeriodSeconds"] > int(drain[1])

@@ -23,10 +23,10 @@ from splitinference.controller.api.conditions import (
 from splitinference.controller.api.spec import Adaptation
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.plan_io.plan_status import Planned, asked_for, build, read_plan, write_plan
-from splitinference.controller.ports import ObservedTraffic
 from splitinference.controller.spec_to_core.policy import policy
 from splitinference.core.decide.base.policy import Mode
 from splitinference.core.transition.state import Phase, Route
+from splitinference_protocol.report import ObservedTraffic
 from tests.controller.objects import merged
 from tests.controller.world import SETTINGS, a_body, seen_traffic
 from tests.core.planning import a_node, a_plan, a_problem, a_profile

@@ -6,8 +6,8 @@ from typing import Any
 from splitinference.controller.api.conditions import observed, stamp
 from splitinference.controller.history.adaptation_state import Failures, Recall
 from splitinference.controller.kube_values.clock_skew import not_after
-from splitinference.controller.ports import ObservedTraffic
 from splitinference.core.decide.base.policy import Memory
+from splitinference_protocol.report import ObservedTraffic
 from tests.controller.objects import NAMESPACE
 from tests.controller.stories import serving
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splitinference_gateway.connections import Connections, NoAnswerError
-from splitinference_gateway.route import Hop
-from splitinference_segment.history import numbers
+from splitinference_protocol.leb128 import numbers
+from splitinference_protocol.meta import Hop, described
 from tests.gateway.model_folder import END
 from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports
@@ -124,7 +124,7 @@ class ToySegment:
         return {"segment": self.name, "model": model}
 
     async def _answer(self, asked: bytes, data: bytes) -> tuple[bytes, bytes]:
-        meta = json.loads(asked)
+        meta = described(asked)
         self.counts[meta["op"]] += 1
         if "traceparent" in meta:
             self.traces.append(meta["traceparent"])

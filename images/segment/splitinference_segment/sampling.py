@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from splitinference_segment import history
-from splitinference_segment.sampling_meta import Sampling, allowed_bits
+from splitinference_protocol import leb128
+from splitinference_protocol.sampling import Sampling, allowed_bits
 
 _SYSTEM = random.SystemRandom()
 
@@ -73,8 +73,8 @@ def adjusted(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     if sampling.banned:
         without = scores.index_fill(0, at(sampling.banned), -torch.inf)
         scores = without if bool((without > -torch.inf).any()) else scores  # a token must be left
-    generated, counts = history.counts(sampling.generated)
-    if sampling.repetition_penalty != 1.0 and (seen := sorted({*history.ids(sampling.prompt), *generated})):
+    generated, counts = leb128.counts(sampling.generated)
+    if sampling.repetition_penalty != 1.0 and (seen := sorted({*leb128.ids(sampling.prompt), *generated})):
         places = at(seen)
         picked = scores[places]
         scores[places] = torch.where(picked > 0, picked / sampling.repetition_penalty, picked * sampling.repetition_penalty)

@@ -10,13 +10,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from splitinference.adapters.listen import any_address
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
 from splitinference.controller.runtime.workqueue import Key, Pass
 from splitinference.core.decide.base.validated_solver import Solve
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.result import Limits, Outcome
+from splitinference_protocol.addresses import any_address
 
 log = logging.getLogger(__name__)
 

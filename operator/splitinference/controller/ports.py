@@ -9,19 +9,19 @@ Objects of the cluster are plain Kubernetes JSON (`Manifest`, camelCase, as the 
 - **Every write may run twice**: applying what is there and deleting what is gone are success.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field
 
 from splitinference.controller.identity import Authority, Owner
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Profile
 from splitinference.core.values.value import Value
+from splitinference_protocol.report import GatewayReport
 
 Manifest = Mapping[str, Any]
 
@@ -157,98 +157,6 @@ class Metrics(Protocol):
 
 
 # --- the data plane ------------------------------------------------------------------------------------------------------------------
-
-
-class Reported(Value):
-    """What the gateway sends, with names as in its JSON or in Python. Unknown fields are ignored: a newer gateway may say more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
-
-
-class RouteState(Reported):
-    """One route as the gateway knows it."""
-
-    in_flight: int = Field(alias="inFlight", ge=0)
-    state: str = "serving"
-
-
-def _figure(value: object) -> float | None:
-    """A number that a figure can be; None for what is not finite and at least 0: one odd figure does not make a report unreadable."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if 0 <= value < math.inf else None
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-Figure = Annotated[float | None, BeforeValidator(_figure)]
-Milliseconds = Figure
-
-
-class Percentiles(Reported):
-    """Milliseconds; None where nothing was seen."""
-
-    p50: Milliseconds = None
-    p95: Milliseconds = None
-
-
-ALONE_SECONDS = 10.0
-"""Of steps that were computed alone, the gateway tells the last so many seconds."""
-
-
-class StageTimes(Reported):
-    """Medians over the window, for one decode step, and of how many steps (None: not said). `batch`: in the mean so many were computed
-    together. `alone`: of steps of the last ten seconds that were computed alone the lower quartile of compute, and how many there were."""
-
-    compute_ms: Milliseconds = Field(default=None, alias="computeMs")
-    queue_ms: Milliseconds = Field(default=None, alias="queueMs")
-    link_ms: Milliseconds = Field(default=None, alias="linkMs")
-    steps: Annotated[int | None, BeforeValidator(_count)] = None
-    batch: Figure = None
-    alone_ms: Milliseconds = Field(default=None, alias="aloneMs")
-    alone_steps: Annotated[int | None, BeforeValidator(_count)] = Field(default=None, alias="aloneSteps")
-
-
-class ObservedTraffic(Reported):
-    """What clients got within the last `windowSeconds`. `kv_reserved`: share 0..1 of the KV that running sequences may grow to, now."""
-
-    window_seconds: float = Field(default=60, alias="windowSeconds", gt=0)
-    requests: int = Field(default=0, ge=0)
-    failed: int = Field(default=0, ge=0)
-    replays: int = Field(default=0, ge=0)
-    time_to_first_token_ms: Percentiles = Field(default=Percentiles(), alias="timeToFirstTokenMs")
-    time_per_output_token_ms: Percentiles = Field(default=Percentiles(), alias="timePerOutputTokenMs")
-    tokens_per_second: Figure = Field(default=None, alias="tokensPerSecond")
-    kv_reserved: Figure = Field(default=None, alias="kvReserved")
-    stages: Mapping[str, StageTimes] = Field(default_factory=dict)
-
-
-def _nothing_where_unreadable(value: object, read: ValidatorFunctionWrapHandler) -> ObservedTraffic:
-    """Routes are drained by a report: figures that cannot be read are none seen, and do not make the routes unknown."""
-    try:
-        found: ObservedTraffic = read(value)
-        return found
-    except ValidationError:
-        return ObservedTraffic()
-
-
-class Failing(Reported):
-    """A segment that requests cannot get past, since when, and the error code of docs/reference/data-plane.md."""
-
-    since: datetime
-    code: str
-
-
-class GatewayReport(Reported):
-    """The answer of `GET /internal/routes`, as docs/reference/data-plane.md has it: `GatewayReport.model_validate(response.json())`.
-    A route that is not in `routes` has nothing in flight; `revision` is None until the gateway has a route."""
-
-    revision: str | None = None
-    routes: Mapping[str, RouteState] = Field(default_factory=dict)
-    observed: Annotated[ObservedTraffic, WrapValidator(_nothing_where_unreadable)] = ObservedTraffic()
-    failing: Mapping[str, Failing] = Field(default_factory=dict)
 
 
 class Gateways(Protocol):

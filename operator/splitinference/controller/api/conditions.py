@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from splitinference.controller.ports import ObservedTraffic
 from splitinference.core.transition.state import Route
 from splitinference.core.values.value import Value
+from splitinference_protocol.report import ObservedTraffic
 
 MOST_DECISIONS = 10
 _OBSERVED_EVERY_SECONDS = 15.0

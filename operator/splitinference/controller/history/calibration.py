@@ -14,12 +14,12 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from splitinference.controller.plan_io.serving import Serving, Stage
-from splitinference.controller.ports import ObservedTraffic
 from splitinference.core.cost.calibrate import TELLING_MS, Observed, calibrate, decode_compute_ms
 from splitinference.core.cost.learn import Factor, calibrated, learn
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.value import Value
+from splitinference_protocol.report import ObservedTraffic
 
 LEAST_STEPS = 20
 """A window with fewer decode steps of a stage is not learned from: its median is chance."""

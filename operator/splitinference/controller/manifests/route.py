@@ -7,16 +7,18 @@ import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from splitinference.controller.ports import GatewayReport, Manifest
+from splitinference.controller.ports import Manifest
 from splitinference.core.transition.state import Names, OldRoute, Route
 from splitinference.core.values.value import Value
+from splitinference_protocol.meta import Hop
+from splitinference_protocol.report import GatewayReport
+from splitinference_protocol.route import STOPPED, RouteDocument
+from splitinference_protocol.route import withdrawn as stopped
 
 ROUTE_KEY = "route.json"
 HISTORY_KEY = "history.json"
-STOPPED = "stopped"
-"""Revision of the document without a route."""
 GRACE = timedelta(seconds=5)
 """After the drain time the gateway replays by itself; so much later it has."""
 SILENCE = timedelta(seconds=30)
@@ -40,25 +42,13 @@ class Stored(Value):
     former: tuple[Former, ...] = ()
 
 
-class _Hop(Value):
-    segment: str
-    model: str
-
-
-class _RouteFile(Value):
-    v: int = Field(ge=1, le=1)
-    revision: str
-    pipelines: tuple[tuple[_Hop, ...], ...]
-    drainSeconds: float = 30  # noqa: N815 - the file's own name
-
-
 def read_route(config_map: Manifest | None) -> Stored | None:
     """The stored route; None where there is none, or none that can be read (it is written anew once the plan is proven)."""
     data = (config_map or {}).get("data") or {}
     if ROUTE_KEY not in data:
         return None
     try:
-        file = _RouteFile.model_validate_json(data[ROUTE_KEY])
+        file = RouteDocument.parse(data[ROUTE_KEY])
         former = tuple(Former.model_validate(entry) for entry in json.loads(data.get(HISTORY_KEY) or "[]"))
         route = Route(pipelines=tuple(tuple(hop.segment for hop in pipeline) for pipeline in file.pipelines))
     except (ValidationError, ValueError, TypeError):
@@ -73,16 +63,15 @@ def cut_over(stored: Stored | None, route: Route, models: Mapping[str, str], dra
         former.append(
             Former(revision=stored.route.revision, pipelines=stored.route.pipelines, replaced_at=now, drain_seconds=drain_seconds)
         )
-    pipelines = [[{"segment": name, "model": models[name]} for name in pipeline] for pipeline in route.pipelines]
-    file = {"v": 1, "revision": route.revision, "pipelines": pipelines, "drainSeconds": drain_seconds}
+    pipelines = tuple(tuple(Hop(name, models[name]) for name in pipeline) for pipeline in route.pipelines)
+    file = RouteDocument(revision=route.revision, pipelines=pipelines, drain_seconds=drain_seconds)
     kept = [entry.model_dump(mode="json") for entry in former if entry.revision != route.revision]
-    return {ROUTE_KEY: json.dumps(file, sort_keys=True), HISTORY_KEY: json.dumps(kept, sort_keys=True)}
+    return {ROUTE_KEY: file.text(), HISTORY_KEY: json.dumps(kept, sort_keys=True)}
 
 
 def withdrawn() -> Mapping[str, str]:
     """The ConfigMap's data while nothing may be sent anywhere: sequences leave the route that was, and wait for the next."""
-    file = {"v": 1, "revision": STOPPED, "pipelines": [], "drainSeconds": 0}
-    return {ROUTE_KEY: json.dumps(file, sort_keys=True), HISTORY_KEY: "[]"}
+    return {ROUTE_KEY: stopped().text(), HISTORY_KEY: "[]"}
 
 
 def is_withdrawn(config_map: Manifest | None) -> bool:

@@ -194,7 +194,8 @@ def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> di
 
 
 def _probe(period: int, timeout: int, failures: int) -> Manifest:
-    return {"exec": {"command": ["segment-probe"]}, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
+    asked = {"httpGet": {"path": "/healthz", "port": "metrics"}}
+    return {**asked, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
 
 
 def _port(name: str, number: int) -> Manifest:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from splitinference.controller.history.calibration import compare
 from splitinference.controller.plan_io.plan_status import Built, Planned, build
 from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages
-from splitinference.controller.ports import ALONE_SECONDS, Builder
+from splitinference.controller.ports import Builder
 from splitinference.controller.reconcile.desired import Asked
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.spec_to_core import plan_constraints
@@ -19,6 +19,7 @@ from splitinference.core.transition.steps import Blocked, Done, next_steps
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
+from splitinference_protocol.report import ALONE_SECONDS
 
 
 def calibrated(asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> tuple[Seen, Problem]:

@@ -21,9 +21,10 @@ from splitinference.controller.manifests.gateway import GATEWAY, gateway_name, r
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.manifests.route import Stored, is_withdrawn, old_routes, read_route
 from splitinference.controller.manifests.segment import SEGMENT
-from splitinference.controller.ports import GatewayReport, Manifest, Ports
+from splitinference.controller.ports import Manifest, Ports
 from splitinference.core.transition.state import Observed, Phase
 from splitinference.settings import Settings
+from splitinference_protocol.report import GatewayReport
 
 
 @dataclass(frozen=True)

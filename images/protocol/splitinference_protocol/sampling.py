@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from splitinference_segment import history
+from splitinference_protocol import leb128
 
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
@@ -19,7 +19,7 @@ class Sampling:
 
     `top_k` 0 and the defaults of the others change nothing. `bias` is added to logits by token id; `banned` tokens are not chosen.
     `allowed`, where it is given, has a bit for each token that may be chosen (base64, the lowest bit of the first byte for token 0).
-    `prompt` and `generated` are the sequence's tokens so far (history.py), there only where a penalty needs them.
+    `prompt` and `generated` are the sequence's tokens so far (leb128.py), there only where a penalty needs them.
     """
 
     temperature: float = 0.0
@@ -49,8 +49,8 @@ class Sampling:
         named = {
             "bias": [token for token, _ in self.bias],
             "banned": self.banned,
-            "prompt": history.ids(self.prompt)[-1:],
-            "generated": history.counts(self.generated)[0][-1:],
+            "prompt": leb128.ids(self.prompt)[-1:],
+            "generated": leb128.counts(self.generated)[0][-1:],
         }
         for name, ids in named.items():
             if (wrong := next((token for token in ids if token >= vocabulary), None)) is not None:
@@ -58,8 +58,8 @@ class Sampling:
 
     def as_json(self) -> dict[str, Any]:
         """The protocol's form; what is as by default is left out, but for the first four."""
-        every = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in every.items() if name in _ALWAYS or value != _DEFAULTS[name]}
+        every = ((name, getattr(self, name)) for name in _DEFAULTS)
+        return {name: value for name, value in every if name in _ALWAYS or value != _DEFAULTS[name]}
 
 
 def allowed_bits(allowed: str) -> bytes:
@@ -105,8 +105,8 @@ def _seed(value: Any, name: str) -> int | None:
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or len(value) > history.MOST_CHARACTERS:
-        raise ValueError(f"{name} should be a text of {history.MOST_CHARACTERS} characters at most")
+    if not isinstance(value, str) or len(value) > leb128.MOST_CHARACTERS:
+        raise ValueError(f"{name} should be a text of {leb128.MOST_CHARACTERS} characters at most")
     return value
 
 

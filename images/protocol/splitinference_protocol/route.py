@@ -1,0 +1,71 @@
+"""The route document that the operator writes and the gateway reads: which pipelines of segments serve the model, under which revision."""
+
+import json
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from splitinference_protocol import VERSION
+from splitinference_protocol.meta import SEGMENT_NAME, Hop
+
+STOPPED = "stopped"
+"""Revision of the document without a route."""
+DRAIN_SECONDS = 30.0
+
+
+class RouteError(ValueError):
+    """The document is not a route; the message says where and why."""
+
+
+def _named(hop: Hop) -> Hop:
+    """A segment is named, never addressed."""
+    if not SEGMENT_NAME.fullmatch(hop.segment):
+        raise ValueError(f"segment {hop.segment!r:.100} is not a DNS label")
+    if not hop.model:
+        raise ValueError(f"segment {hop.segment} has no model")
+    return hop
+
+
+Pipeline = tuple[Hop, ...]
+
+
+class RouteDocument(BaseModel):
+    """`route.json`. No pipelines: the model is withdrawn."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    v: int = Field(default=VERSION, ge=1, le=VERSION)
+    revision: str = Field(min_length=1)
+    pipelines: tuple[tuple[Annotated[Hop, AfterValidator(_named)], ...], ...]
+    drain_seconds: float = Field(default=DRAIN_SECONDS, ge=0, alias="drainSeconds")
+
+    @field_validator("pipelines")
+    @classmethod
+    def _have_segments(cls, value: tuple[Pipeline, ...]) -> tuple[Pipeline, ...]:
+        for index, pipeline in enumerate(value):
+            if not pipeline:
+                raise ValueError(f"pipeline {index} has no segments")
+        return value
+
+    @classmethod
+    def parse(cls, text: str) -> "RouteDocument":
+        """Read the ConfigMap's value.
+
+        Raises:
+            RouteError: not JSON, or not a route of this version.
+        """
+        try:
+            return cls.model_validate(json.loads(text))
+        except ValidationError as error:
+            raise RouteError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+        except (ValueError, RecursionError) as error:
+            raise RouteError(str(error)) from error
+
+    def text(self) -> str:
+        """The ConfigMap's value: the same document is the same text."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+
+
+def withdrawn() -> RouteDocument:
+    """The document while nothing may be sent anywhere: sequences leave the route that was, and wait for the next."""
+    return RouteDocument(revision=STOPPED, pipelines=(), drain_seconds=0)
