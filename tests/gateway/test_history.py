@@ -68,7 +68,7 @@ FULL = Sampling(
 def test_the_segment_reads_what_the_gateway_writes_and_hands_it_on() -> None:
     so_far = History(FULL, [7, 3, 7])
     so_far.add(9)
-    meta = {**STEP, "sampling": so_far.sampling.as_json(), "targets": pack([4])}
+    meta = {**STEP, "route": [{"segment": "b", "model": "m"}], "sampling": so_far.sampling.as_json(), "targets": pack([4])}
     request = protocol.parse(json.dumps(meta).encode())
     for read in (request, protocol.parse(protocol.forwarded(request, TensorMeta("bfloat16", (1, 8)), 10.0))):
         told = read.sampling

@@ -22,15 +22,22 @@ class History:
         self._generated = 0
 
     def add(self, token: int) -> None:
-        """A token was generated."""
+        """A token was generated. ApiError as `Guide.add`."""
         self._generated += 1
+        if self._sampling.guide is not None:
+            self._sampling.guide.add(token)
         if self._counted:
             self._counts[token] += 1
 
     @property
     def sampling(self) -> Sampling:
-        """With the tokens so far, as far as penalties need them, and with the end banned until there are enough."""
+        """With the tokens so far, as far as penalties need them, and with the end banned until there are enough.
+
+        ApiError as `Guide.allowed`.
+        """
         told = self._sampling
+        if told.guide is not None:
+            told = replace(told, allowed=told.guide.allowed())
         if told.banned and self._generated >= told.min_tokens:
             told = replace(told, banned=())
         return replace(told, generated=pack_counts(self._counts)) if self._counts else told

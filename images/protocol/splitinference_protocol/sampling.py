@@ -1,5 +1,6 @@
 """The field `sampling` of META: how the last segment chooses a token, read and checked."""
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,6 +18,7 @@ class Sampling:
     """Temperature 0 is greedy; `logprobs` is how many alternatives to report.
 
     `top_k` 0 and the defaults of the others change nothing. `bias` is added to logits by token id; `banned` tokens are not chosen.
+    `allowed`, where it is given, has a bit for each token that may be chosen (base64, the lowest bit of the first byte for token 0).
     `prompt` and `generated` are the sequence's tokens so far (leb128.py), there only where a penalty needs them.
     """
 
@@ -33,14 +35,17 @@ class Sampling:
     banned: tuple[int, ...] = ()
     prompt: str = ""
     generated: str = ""
+    allowed: str = ""
 
     @property
     def adjusts(self) -> bool:
         """Logits are changed before a token is chosen."""
-        return bool(self.bias or self.banned or self.prompt or self.generated)
+        return bool(self.bias or self.banned or self.prompt or self.generated or self.allowed)
 
     def check(self, vocabulary: int) -> None:
-        """ValueError for token ids that the model does not have, and for tokens so far that cannot be read."""
+        """ValueError for token ids that the model does not have, for tokens so far that cannot be read, and where no token may come."""
+        if self.allowed and not any(allowed_bits(self.allowed)[: -(-vocabulary // 8)]):
+            raise ValueError("sampling.allowed: no token of the model's vocabulary may come")
         named = {
             "bias": [token for token, _ in self.bias],
             "banned": self.banned,
@@ -55,6 +60,14 @@ class Sampling:
         """The protocol's form; what is as by default is left out, but for the first four."""
         every = ((name, getattr(self, name)) for name in _DEFAULTS)
         return {name: value for name, value in every if name in _ALWAYS or value != _DEFAULTS[name]}
+
+
+def allowed_bits(allowed: str) -> bytes:
+    """The bits of `allowed`. ValueError for what is not base64."""
+    try:
+        return base64.b64decode(allowed, validate=True)
+    except ValueError as error:
+        raise ValueError("sampling.allowed is not base64") from error
 
 
 GREEDY = Sampling()
@@ -123,4 +136,5 @@ _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "banned": _banned,
     "prompt": _text,
     "generated": _text,
+    "allowed": _text,
 }
