@@ -17,6 +17,7 @@ from splitinference_protocol.meta import SegmentError, TensorMeta
 
 TOKENS = st.integers(0, 2**31 - 1)
 STEP: dict[str, Any] = {"v": 1, "op": "step", "sequence": "s", "position": 3, "tensor": {"dtype": "int64", "shape": [1]}, "sample": True}
+ROUTE = [{"segment": "chat-3-7-b", "model": "seg-ab-3-7"}]
 
 
 @given(st.lists(TOKENS, max_size=50))
@@ -68,7 +69,7 @@ FULL = Sampling(
 def test_the_segment_reads_what_the_gateway_writes_and_hands_it_on() -> None:
     so_far = History(FULL, [7, 3, 7])
     so_far.add(9)
-    meta = {**STEP, "route": [{"segment": "b", "model": "m"}], "sampling": so_far.sampling.as_json(), "targets": pack([4])}
+    meta = {**STEP, "route": ROUTE, "sampling": so_far.sampling.as_json(), "targets": pack([4])}
     request = protocol.parse(json.dumps(meta).encode())
     for read in (request, protocol.parse(protocol.forwarded(request, TensorMeta("bfloat16", (1, 8)), 10.0))):
         told = read.sampling

@@ -75,7 +75,7 @@ def test_how_many_steps_are_computed_together() -> None:
     """Four passes: one step alone, two together twice, four together; and one step of a segment that does not say."""
     observed = Observed(60, Clock())
     for share in (1.0, *[0.5] * 4, *[0.25] * 4, None):
-        observed.decode_step(PIPELINE, answer(Timing("a", 0, 5, 0, share)))
+        observed.decode_step(PIPELINE, answer(Timing("a", 0, 5, 0, share=share)))
     stage = said(observed)["stages"]["a"]
     assert (stage["steps"], stage["batch"]) == (10, 2.25)
 
@@ -108,12 +108,12 @@ def test_of_steps_computed_alone_the_lower_quartile_of_the_last_seconds_is_told(
     clock = Clock()
     observed = Observed(60, clock)
     for milliseconds, share in ((90, 1.0), (90, 1.0), (5, 0.5), (5, None)):
-        observed.decode_step(PIPELINE, answer(Timing("a", 0, milliseconds, 0, share)))
+        observed.decode_step(PIPELINE, answer(Timing("a", 0, milliseconds, 0, share=share)))
     stage = said(observed)["stages"]["a"]
     assert (stage["computeMs"], stage["steps"], stage["aloneMs"], stage["aloneSteps"]) == (5, 4, 90, 2)
     clock.now += 11
     for milliseconds in (40, 10, 30, 20):
-        observed.decode_step(PIPELINE, answer(Timing("a", 0, milliseconds, 0, 1.0)))
+        observed.decode_step(PIPELINE, answer(Timing("a", 0, milliseconds, 0, share=1.0)))
     stage = said(observed)["stages"]["a"]
     assert (stage["aloneMs"], stage["aloneSteps"], stage["steps"]) == (10, 4, 8)
     clock.now += 11

@@ -238,7 +238,7 @@ class ToySegment:
             raise self._error(self.pull_errors.popleft())
         name, position, tokens = meta["sequence"], meta["position"], meta["tokens"]
         route = {"route": [meta["sources"][0]], "deadline_ms": meta["deadline_ms"]}
-        answer = await self._forward({"op": "kv_export", "sequence": name, "position": position, "tokens": tokens, **route}, b"\0")
+        answer = await self._forward({"v": 1, "op": "kv_export", "sequence": name, "position": position, "tokens": tokens, **route}, b"\0")
         if "error" in answer:
             return answer
         if position == 0:

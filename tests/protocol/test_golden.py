@@ -111,7 +111,7 @@ def test_a_route() -> None:
         '{"model": "seg-ab-7-9", "segment": "chat-7-9-c"}]], "revision": "r1", "v": 1}'
     )
     assert RouteDocument.parse(text).pipelines == (ROUTE,)
-    assert withdrawn().text() == '{"drainSeconds": 0.0, "pipelines": [], "revision": "stopped", "v": 1}'
+    assert withdrawn().text() == '{"drainSeconds": 0, "pipelines": [], "revision": "stopped", "v": 1}'
 
 
 REPORT = {

@@ -37,7 +37,7 @@ class RouteDocument(BaseModel):
     v: int = Field(default=VERSION, ge=1, le=VERSION)
     revision: str = Field(min_length=1)
     pipelines: tuple[tuple[Annotated[Hop, AfterValidator(_named)], ...], ...]
-    drain_seconds: float = Field(default=DRAIN_SECONDS, ge=0, alias="drainSeconds")
+    drain_seconds: int | float = Field(default=DRAIN_SECONDS, ge=0, alias="drainSeconds")
 
     @field_validator("pipelines")
     @classmethod

@@ -28,7 +28,10 @@ class WireError(Exception):
 
 
 class Codec(Protocol):
-    """What is between frames and the socket. Called with the connection's lock held, but for `receive`, which takes it by itself."""
+    """What is between frames and the socket. `sealed` is called with the connection's lock held, the others by the thread that reads."""
+
+    def ready(self, count: int) -> bytearray | None:
+        """So many bytes of what has come already; None where they are not all there. A small frame comes in one piece."""
 
     def receive(self, view: memoryview, lock: threading.Lock) -> int:
         """Wait for content and put it into `view`: how many bytes; 0 at the end."""
@@ -42,6 +45,13 @@ class Plain:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket, self._rest = connected, memoryview(b"")
+
+    def ready(self, count: int) -> bytearray | None:
+        """Of the rest of the last piece."""
+        if len(self._rest) < count:
+            return None
+        taken, self._rest = bytearray(self._rest[:count]), self._rest[count:]
+        return taken
 
     def receive(self, view: memoryview, lock: threading.Lock) -> int:
         """As it came."""
@@ -66,29 +76,44 @@ class Sealed:
         self._socket, self._tls, self._incoming, self._outgoing = connected, tls, incoming, outgoing
         self._rest = memoryview(b"")  # of the last record
 
+    def ready(self, count: int) -> bytearray | None:
+        """Of the rest of the last record."""
+        if len(self._rest) < count:
+            return None
+        taken, self._rest = bytearray(self._rest[:count]), self._rest[count:]
+        return taken
+
     def receive(self, view: memoryview, lock: threading.Lock) -> int:
         """Decrypted. The thread waits for bytes without the lock. A small frame is one record, and read at once."""
-        while not self._rest:
+        if self._rest:
+            return self._part(view)
+        came = b""
+        while True:
             with lock:
-                try:
-                    if len(view) >= RECORD:
-                        return int(self._tls.read(len(view), view))  # type: ignore[call-overload]
-                    self._rest = memoryview(self._tls.read(RECORD))
-                    if not self._rest:
-                        return 0
-                    break
-                except ssl.SSLWantReadError:
-                    pass
-                except ssl.SSLEOFError:
-                    return 0
+                self._incoming.write(came)
+                # To try in vain would cost an exception for each frame.
+                count = self._read(view) if self._incoming.pending or self._tls.pending() else None
+                if count is not None:
+                    return count
                 if self._outgoing.pending > RECEIVE:  # answers to a peer that keeps changing its key
                     return 0
             came = self._socket.recv(RECEIVE)
-            with lock:
-                if came:
-                    self._incoming.write(came)
-                else:
-                    self._incoming.write_eof()
+            if not came:
+                return 0
+
+    def _read(self, view: memoryview) -> int | None:
+        """With the lock: one record, or for a large view as much of it as it takes; None where it has not all come, 0 at the end."""
+        try:
+            if len(view) >= RECORD:
+                return int(self._tls.read(len(view), view))  # type: ignore[call-overload]
+            self._rest = memoryview(self._tls.read(RECORD))
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLEOFError:
+            return 0
+        return self._part(view)
+
+    def _part(self, view: memoryview) -> int:
         count = min(len(view), len(self._rest))
         view[:count] = self._rest[:count]
         self._rest = self._rest[count:]
@@ -226,6 +251,8 @@ class Connection:
 
     def read_exactly(self, count: int) -> bytearray:
         """So many bytes; memory grows with what came, not with what was announced. Raises WireError as `read` does."""
+        if (ready := self._codec.ready(count)) is not None:
+            return ready
         content, filled = bytearray(min(count, PIECE)), 0
         try:
             while filled < count:
