@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from splitinference.controller.api.conditions import stamp
+from splitinference.controller.api.spec import Resource, read_resource
 from splitinference.controller.ports import (
     Manifest,
     ObservedTraffic,
@@ -43,6 +44,13 @@ def a_body(name: str = "chat", created: datetime | None = None, **spec: Any) -> 
             **spec,
         },
     }
+
+
+def parsed(body: Mapping[str, Any]) -> Resource:
+    """The resource as builders take it."""
+    found = read_resource(body)
+    assert isinstance(found, Resource), found
+    return found
 
 
 def is_ready(pod: Manifest) -> bool:

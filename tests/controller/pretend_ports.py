@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import LIFETIME, SKEW, Credentials, Owner, Role, renewal_due, spiffe_id
 from splitinference.controller.ports import (
     GatewayReport,
@@ -68,8 +69,8 @@ class Segments:
 class Models:
     world: "Pretend"
 
-    def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
-        return self.world.profiles[resource["metadata"]["name"]]
+    def profile(self, resource: Resource) -> Profile | Pending | Unreadable:
+        return self.world.profiles[resource.name]
 
 
 @dataclass

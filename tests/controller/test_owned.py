@@ -10,9 +10,10 @@ import pytest
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.reconcile.object_keeper import Keeper, difference
 from splitinference.settings import Settings
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile, a_resource
 
-OBJECTS = list(Manifests(Settings(network_policies=True)).gateway(a_resource(), a_profile()))
+OBJECTS = list(Manifests(Settings(network_policies=True)).gateway(parsed(a_resource()), a_profile()))
 
 
 def as_the_api_server_has_it(manifest: Any) -> dict[str, Any]:

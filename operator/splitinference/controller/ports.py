@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import Authority, Owner
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Profile
@@ -297,7 +298,7 @@ class Pending(Value):
 class Models(Protocol):
     """Profiles of models, cached by what names the model's content."""
 
-    def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
+    def profile(self, resource: Resource) -> Profile | Pending | Unreadable:
         """The profile of `resource.spec.model`; never blocks for long: `Pending` while it is being made."""
 
 
@@ -317,19 +318,19 @@ class SegmentObjects(Value):
 class Builder(Protocol):
     """Manifests (controller/manifests/segment.py implements this; pure)."""
 
-    def segment(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+    def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
 
-    def prefetch(self, resource: Manifest, profile: Profile, segment: Segment) -> Manifest | None:
+    def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that brings the segment's files into its node's cache and ends; None where there is nothing to be brought."""
 
-    def gateway(self, resource: Manifest, profile: Profile) -> Sequence[Manifest]:
+    def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """ServiceAccount, Role, RoleBinding, Deployment, Service of the gateway; applied at every change."""
 
-    def route(self, resource: Manifest, data: Mapping[str, str]) -> Manifest:
+    def route(self, resource: Resource, data: Mapping[str, str]) -> Manifest:
         """The ConfigMap `<si>-route` with this `data`: `route.json` for the gateway, `history.json` for the operator."""
 
-    def endpoint(self, resource: Manifest) -> str:
+    def endpoint(self, resource: Resource) -> str:
         """URL of the OpenAI API inside the cluster, for status: `http://<si>-gateway.<namespace>.svc/v1`."""
 
 

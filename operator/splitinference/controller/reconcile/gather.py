@@ -1,6 +1,6 @@
 """All that one pass reads, read once, and made into what the core understands."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -22,14 +22,16 @@ from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.manifests.route import Stored, is_withdrawn, old_routes, read_route
 from splitinference.controller.manifests.segment import SEGMENT
 from splitinference.controller.ports import GatewayReport, Manifest, Ports
-from splitinference.core.transition.state import Observed, Phase
+from splitinference.controller.reconcile.plan_pass import with_room, without_route
+from splitinference.core.transition.state import Observed
 from splitinference.settings import Settings
 
 
 @dataclass(frozen=True)
 class Seen:
     """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy; `wanted`: the
-    plan's segments; `leaving`: nodes with pods of ours that are about to leave; `warnings`: the newest event about a pod, by uid."""
+    plan's segments; `observed`: what the walk goes by; `leaving`: nodes with pods of ours that are about to leave; `warnings`: the newest
+    event about a pod, by uid."""
 
     now: datetime
     body: Manifest
@@ -44,6 +46,7 @@ class Seen:
     segments: tuple[SegmentPod, ...]
     recall: Recall
     calibration: Calibration
+    observed: Observed
     wanted: frozenset[str] = frozenset()
     deployment: Manifest | None = None
     leaving: frozenset[str] = frozenset()
@@ -64,44 +67,42 @@ class Seen:
     @property
     def gateways(self) -> Sequence[Manifest]:
         """The gateway's pods."""
-        return [pod for pod in self.owned if labels_of(pod).get(COMPONENT) == GATEWAY]
+        return gateway_pods(self.owned)
 
     @property
     def lost(self) -> Mapping[str, str]:
         """Nodes out of reach, as long as the segments are there that show it: gone when their kubelet is back and ends them."""
         return {pod.segment.node: pod.lost for pod in self.segments if pod.lost}
 
-    @property
-    def observed(self) -> Observed:
-        """What the walk goes by."""
-        runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in self.gateways)
-        return Observed(
-            segments={pod.name: pod.segment for pod in self.segments},
-            serving=self.stored.route if self.stored else None,
-            old_routes=old_routes(self.stored, self.report, runs, self.now),
-            room_bytes={node.name: node.memory_free_bytes for node in self.reading.snapshot.nodes if node.ready},
-            room_millicores={
-                node.name: node.millicores_free for node in self.reading.snapshot.nodes if node.ready and node.millicores_free is not None
-            },
-        )
+    def without_route(self) -> "Seen":
+        """Once the serving route was withdrawn."""
+        return replace(self, stored=None, stopped=True, observed=without_route(self.observed))
 
-    def observed_by(self, wanted: Set[str]) -> Observed:
-        """What the walk to a plan with these segments will go by. While a plan has a segment, it is hoped for, even on a node that is lost
-        or fails it again and again; once none has it, it has failed, and a route with it gives its room away."""
-        observed, quarantined = self.observed, self.recall.quarantined(self.now)
-        hopeless = {
-            name: segment.model_copy(update={"phase": Phase.FAILED, "why": segment.why or "no plan has it"})
-            for name, segment in observed.segments.items()
-            if name not in wanted
-            and segment.phase is Phase.STARTING
-            and (segment.node not in observed.room_bytes or segment.node in quarantined)
-        }
-        return observed.model_copy(update={"segments": {**observed.segments, **hopeless}}) if hopeless else observed
+    def with_reading(self, reading: Reading) -> "Seen":
+        """With a newer snapshot of the same nodes and pods."""
+        return replace(self, reading=reading, observed=with_room(self.observed, reading.snapshot))
 
 
 def owner_of(body: Manifest) -> tuple[str, str]:
     """Namespace and name."""
     return str(body["metadata"].get("namespace", "")), str(body["metadata"]["name"])
+
+
+def gateway_pods(owned: Sequence[Manifest]) -> Sequence[Manifest]:
+    """Those of a resource's pods that are its gateway's."""
+    return [pod for pod in owned if labels_of(pod).get(COMPONENT) == GATEWAY]
+
+
+def observed_of(
+    segments: Sequence[SegmentPod], stored: Stored | None, report: GatewayReport | None, gateways: Sequence[Manifest], now: datetime
+) -> Observed:
+    """What the walk goes by, but for the room on nodes."""
+    runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in gateways)
+    return Observed(
+        segments={pod.name: pod.segment for pod in segments},
+        serving=stored.route if stored else None,
+        old_routes=old_routes(stored, report, runs, now),
+    )
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Looker:
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)
         route = next((found for found in maps if found["metadata"]["name"] == route_name(name)), None)
+        stored, reading = read_route(route), self.read(now, nodes, pods, measured, resources)
+        observed = observed_of(segments, stored, report, gateway_pods(owned), now)
         seen = Seen(
             now=now,
             body=self.body,
@@ -145,13 +148,14 @@ class Looker:
             pods=pods,
             owned=owned,
             measured=measured,
-            reading=self.read(now, nodes, pods, measured, resources),
-            stored=read_route(route),
+            reading=reading,
+            stored=stored,
             report=report,
             stopped=is_withdrawn(route),
             segments=segments,
             recall=recall,
             calibration=not_after(read_calibration(self.body.get("status") or {}), now),
+            observed=with_room(observed, reading.snapshot),
             wanted=wanted,
             deployment=self._deployment(namespace, name),
             leaving=self._leaving(nodes, owned),

@@ -95,8 +95,17 @@ class Keeper:
             self._good.pop(key, None)
             writes.append(partial(self._apply, cluster, key, manifest))
             done.append(f"{kind} {name} was " + (f"changed ({differs})" if there is not None else "missing") + " and is made again")
+        self._forget_others(wanted)
         tried_all(writes)
         return tuple(done)
+
+    def _forget_others(self, wanted: Sequence[Manifest]) -> None:
+        """Objects of the same kinds that are wanted no longer, such as the Services of segments that are gone."""
+        keys = {(str(manifest["kind"]), str(manifest["metadata"]["name"])) for manifest in wanted}
+        kinds = {kind for kind, _ in keys}
+        for known in (self._good, self._applied):
+            for key in [key for key in known if key[0] in kinds and key not in keys]:
+                del known[key]
 
     def _apply(self, cluster: Cluster, key: Key, manifest: Manifest) -> None:
         cluster.apply(manifest)

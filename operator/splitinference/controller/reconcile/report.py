@@ -10,16 +10,13 @@ from splitinference.controller.api.conditions import (
     Kind,
     conditions,
     decisions,
-    duration,
     is_new,
     judged,
-    latency,
-    nodes,
-    observed,
     stamp,
 )
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.trusted_samples import names
+from splitinference.controller.plan_io.columns import duration, latency, nodes, observed
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.reconcile.move_outcome import Verdict
