@@ -1,5 +1,6 @@
 """Objects of the pretend cluster as the API server would send them, and small facts about them."""
 
+import itertools
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from splitinference.controller.api.conditions import stamp
 from splitinference.controller.api.spec import Resource, read_resource
 from splitinference.controller.ports import (
+    Listing,
     Manifest,
     ObservedTraffic,
     Percentiles,
@@ -44,6 +46,14 @@ def a_body(name: str = "chat", created: datetime | None = None, **spec: Any) -> 
             **spec,
         },
     }
+
+
+_GENERATIONS = itertools.count(1)
+
+
+def listed(*things: Manifest) -> Listing:
+    """Objects as a store lists them, each time of another generation."""
+    return Listing(things, (next(_GENERATIONS),))
 
 
 def parsed(body: Mapping[str, Any]) -> Resource:

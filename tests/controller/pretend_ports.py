@@ -1,7 +1,6 @@
 """The pretend cluster's other ports: nodes, gateways, segments, models and the clock, all answering from one world."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import LIFETIME, SKEW, Credentials, Owner, Role, renewal_due, spiffe_id
 from splitinference.controller.ports import (
     GatewayReport,
-    Manifest,
+    Listing,
     Pending,
     Proof,
     RouteState,
@@ -29,7 +28,7 @@ class ClusterOf:
 
     world: "Pretend"
 
-    def nodes(self) -> Sequence[Manifest]:
+    def nodes(self) -> Listing:
         return self.world.shown_as("Node", self.world.nodes)
 
     def __getattr__(self, name: str) -> Any:

@@ -110,3 +110,13 @@ def test_a_webhook_that_changes_an_object_is_not_fought():
     changed["spec"]["ports"] = []
     cluster.objects["Service", "chat-gateway"] = changed
     assert keeper.keep(cluster, OBJECTS) == ("Service chat-gateway was changed (spec.ports) and is made again",)  # type: ignore[arg-type]
+
+
+def test_a_keeper_forgets_what_is_wanted_no_longer():
+    """Segments come and go for as long as the operator runs."""
+    keeper, cluster = Keeper(), Cluster()
+    kind = next(found for found in OBJECTS if found["kind"] == "Service")
+    for number in range(5):
+        one = {**kind, "metadata": {**kind["metadata"], "name": f"segment-{number}"}}
+        keeper.keep(cluster, [one])
+    assert len(keeper._applied) == 1

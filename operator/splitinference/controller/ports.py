@@ -10,11 +10,11 @@ Objects of the cluster are plain Kubernetes JSON (`Manifest`, camelCase, as the 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -25,6 +25,20 @@ from splitinference.core.values.profile import Profile
 from splitinference.core.values.value import Value
 
 Manifest = Mapping[str, Any]
+Generation = tuple[int, ...]
+
+
+class Listing(tuple[Manifest, ...]):
+    """Objects of one kind as they were at one moment. `generation` is another for each other content of the same store, so what was worked
+    out from a listing holds while its generation stays. Numbers of two stores say nothing of each other."""
+
+    generation: Generation
+
+    def __new__(cls, items: Iterable[Manifest], generation: Generation) -> Self:
+        """These objects, as the store had them at this generation."""
+        made = super().__new__(cls, items)
+        made.generation = generation
+        return made
 
 
 class UnavailableError(Exception):
@@ -46,13 +60,13 @@ class Cluster(Protocol):
     """The Kubernetes API. Reads may come from a watch cache, with one condition: a caller sees its own writes (`split_inferences` above
     all, since capacity held by other resources' plans is read from their status)."""
 
-    def split_inferences(self) -> Sequence[Manifest]:
+    def split_inferences(self) -> Listing:
         """All SplitInference objects of all namespaces, with spec (defaults filled in) and status."""
 
-    def nodes(self) -> Sequence[Manifest]:
+    def nodes(self) -> Listing:
         """All nodes."""
 
-    def pods(self) -> Sequence[Manifest]:
+    def pods(self) -> Listing:
         """All pods of all namespaces that are not Succeeded; Failed ones included."""
 
     def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
@@ -344,8 +358,8 @@ class Clock(Protocol):
 class Benchmarks(Protocol):
     """What was measured of nodes."""
 
-    def shown(self, nodes: Sequence[Manifest]) -> Sequence[Manifest]:
-        """The nodes with what was measured of them; the same objects while nothing changed."""
+    def shown(self, nodes: Listing) -> Listing:
+        """The nodes with what was measured of them; another generation where either changed."""
 
     def pending(self, nodes: Sequence[Manifest]) -> tuple[str, ...]:
         """Names of nodes that are about to be measured and of which nothing else is known."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from splitinference.controller.cluster_state.node_metrics import Measured
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.cluster_state.segment_pods import Known, SegmentPod, read_segments
 from splitinference.controller.cluster_state.segment_probes import Proofs, Prover
+from splitinference.controller.cluster_state.series_owners import speakers_of
 from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.cluster_state.snapshot import Reading, Sources, read_snapshot
 from splitinference.controller.history.adaptation_state import Recall, read_recall
@@ -21,7 +22,7 @@ from splitinference.controller.manifests.gateway import GATEWAY, gateway_name, r
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.manifests.route import Stored, is_withdrawn, old_routes, read_route
 from splitinference.controller.manifests.segment import SEGMENT
-from splitinference.controller.ports import GatewayReport, Manifest, Ports
+from splitinference.controller.ports import GatewayReport, Listing, Manifest, Ports
 from splitinference.controller.reconcile.plan_pass import with_room, without_route
 from splitinference.core.transition.state import Observed
 from splitinference.settings import Settings
@@ -35,8 +36,8 @@ class Seen:
 
     now: datetime
     body: Manifest
-    nodes: Sequence[Manifest]
-    pods: Sequence[Manifest]
+    nodes: Listing
+    pods: Listing
     owned: Sequence[Manifest]
     measured: Measured
     reading: Reading
@@ -115,12 +116,14 @@ class Looker:
     sight: Sight
     told: Told = field(default_factory=Told)
 
-    def look(self, resources: Sequence[Manifest], wanted: frozenset[str], proofs: Proofs) -> tuple[Seen, Proofs]:
+    def look(self, resources: Listing, wanted: frozenset[str], proofs: Proofs) -> tuple[Seen, Proofs]:
         """Read everything else than `resources`; prove what is ready. `wanted`: the names of the plan's segments."""
         cluster, (namespace, name) = self.ports.cluster, owner_of(self.body)
         now, nodes, pods = self.ports.clock.now(), cluster.nodes(), cluster.pods()
         if self.ports.benchmarks is not None:
             nodes = self.ports.benchmarks.shown(nodes)
+        recall = not_after(read_recall(self.body.get("status") or {}), now)
+        self.sight.remember(recall.gone_speakers(namespace))
         measured = self.sight.measured((namespace, name), (nodes, pods), self.ports.metrics, self.ports.clock)
         identified = owner_of_body(self.body)
         report = self.ports.gateways.routes(identified)
@@ -134,7 +137,8 @@ class Looker:
         proofs = prover.prove(proofs, read_segments(owned, known), failing)
         known = replace(known, proven=proofs.proven, broken=proofs.broken(now), lost=proofs.lost(now))
         segments = read_segments(owned, known)
-        recall = not_after(read_recall(self.body.get("status") or {}), now).failed(segments, wanted, now)
+        keep = timedelta(seconds=self.settings.link_max_age_seconds)
+        recall = recall.failed(segments, wanted, now).hearing(speakers_of(owned, self.settings.operator_namespace), now, keep)
         if held_back := recall.held_back(segments, now):
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)
@@ -182,10 +186,10 @@ class Looker:
     def read(
         self,
         now: datetime,
-        nodes: Sequence[Manifest],
-        pods: Sequence[Manifest],
+        nodes: Listing,
+        pods: Listing,
         measured: Measured,
-        resources: Sequence[Manifest],
+        resources: Listing,
     ) -> Reading:
         """The snapshot, with what the plans of the other `resources` hold."""
         owner, picture = owner_of(self.body), self.sight.picture(nodes, pods, measured)

@@ -112,9 +112,8 @@ class Keeper:
         self._applied[key] = manifest
 
     def _is_known(self, key: Key, wanted: Manifest, there: Manifest) -> bool:
-        """Whether this very object was compared with the same wish before."""
-        known = self._good.get(key)
-        return known is not None and known[1] is there and known[0] == wanted
+        """Whether such an object was compared with the same wish before."""
+        return self._good.get(key) == (wanted, there)
 
 
 def _found(cluster: Cluster, manifest: Manifest) -> Manifest | None:

@@ -4,7 +4,7 @@ A pass never waits, and takes nothing for granted that an earlier pass did: it m
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from splitinference.controller.kube_values.start_failures import Told
 from splitinference.controller.manifests.disruption_budget import BUDGET, budget_name, segments_budget
 from splitinference.controller.manifests.route import Stored, withdrawn
 from splitinference.controller.plan_io.plan_status import Built, Planned, build, read_plan
-from splitinference.controller.ports import Manifest, NameTakenError, Ports, RefusedError
+from splitinference.controller.ports import Listing, Manifest, NameTakenError, Ports, RefusedError
 from splitinference.controller.reconcile.credentials import Written, ensure_secrets
 from splitinference.controller.reconcile.decision_inputs import calibrated, facts_of
 from splitinference.controller.reconcile.desired import Asked, profile_for, read_asked
@@ -137,7 +137,7 @@ class _Pass:
     settings: Settings
     solve: "_Asked"
     body: Manifest
-    resources: Sequence[Manifest]
+    resources: Listing
     kept: _Kept
     sight: Sight
     reviews: Reviews
