@@ -84,3 +84,8 @@ def test_what_wakes_passes_is_told_of_all_namespaces(cluster: WatchedCluster, se
     servers["SplitInference", "three"].send("DELETED", a_thing("three", "in-three", 11))
     until(lambda: ("SplitInference", "three", True) in told)
     assert not any(kind == "Service" for kind, _, _ in told)
+    told.clear()
+    servers["Pod", ""].send("ADDED", a_thing("one", "of-others", 12))
+    servers["Pod", ""].send("ADDED", a_thing("two", "of-ours", 13, **OURS))
+    until(lambda: bool(told))
+    assert told == [("Pod", "two", False)], "others' pods come and go by thousands"

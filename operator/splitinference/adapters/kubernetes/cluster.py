@@ -122,9 +122,15 @@ class WatchedCluster(CountedCluster):
         """Begin to watch what wakes passes: resources, their pods and nodes. Call `changed` with the kind, the object, and whether it is
         gone: for what is there at first, and for each change after it can be read. It is called in other threads; heartbeats of nodes and
         pods of others are no change."""
-        for kind in (KIND, "Pod", "Node"):
+
+        def of_ours(pod: Manifest, gone: bool) -> None:
+            # A cluster may have tens of thousands of others, which come and go.
+            if (pod["metadata"].get("labels") or {}).get(MANAGED_BY) == OURS:
+                changed("Pod", pod, gone)
+
+        for kind, told in ((KIND, partial(changed, KIND)), ("Pod", of_ours), ("Node", partial(changed, "Node"))):
             for mirror in self._mirrors[kind]:
-                mirror.tell(partial(changed, kind))
+                mirror.tell(told)
 
     # --- watches ---------------------------------------------------------------------------------------------------------------------
 
