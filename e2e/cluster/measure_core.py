@@ -5,6 +5,8 @@ Prints {"gflops", "gbps"}: the best of several rounds, in processor time.
 
 import json
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -13,7 +15,7 @@ WIDTH = HIDDEN // HEADS
 SHAPES = ((HIDDEN, HIDDEN + 2 * KV_HEADS * WIDTH), (HIDDEN, HIDDEN), (HIDDEN, 2 * INNER), (INNER, HIDDEN))
 
 
-def linear(inner: int, outer: int):
+def linear(inner: int, outer: int) -> Callable[[Any], Any]:
     """One matrix, packed where this torch and processor can."""
     weight = torch.randn(outer, inner).bfloat16() / inner**0.5
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -22,13 +24,13 @@ def linear(inner: int, outer: int):
     return lambda x: torch.nn.functional.linear(x, weight)
 
 
-def norm(x):
+def norm(x: Any) -> Any:
     """RMS norm, as decoders have it: in float32."""
     y = x.float()
     return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
 
 
-def forward(blocks, head, x, past):
+def forward(blocks: Iterable[Sequence[Callable[[Any], Any]]], head: Any, x: Any, past: Any) -> Any:
     """All layers, and the head for the last token. `past`: keys and values of earlier tokens."""
     for qkv, out, up, down in blocks:
         q, k, v = qkv(norm(x)).split([HIDDEN, KV_HEADS * WIDTH, KV_HEADS * WIDTH], dim=-1)
@@ -42,7 +44,7 @@ def forward(blocks, head, x, past):
     return torch.nn.functional.linear(norm(x[-1:]), head)
 
 
-def best(rounds: int, times: int, run) -> float:
+def best(rounds: int, times: int, run: Callable[[], object]) -> float:
     """Seconds of one run: the least mean of so many rounds."""
     found = []
     for _ in range(rounds):

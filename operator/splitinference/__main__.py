@@ -129,7 +129,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
             report=telemetry.passed,
         )
         registry = kopf.OperatorRegistry()
-        handlers.register(registry, passes, cluster.noticed, cluster.on_nodes, everywhere=not settings.watched_namespaces)
+        handlers.register(registry, passes, cluster.on_change)
         if measuring is not None:
             threading.Thread(target=measuring.run, args=(stop,), name="measuring", daemon=True).start()
         kopf.run(

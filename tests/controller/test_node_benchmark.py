@@ -25,10 +25,11 @@ from splitinference.controller.cluster_state.node_benchmark import (
     with_figures,
 )
 from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
-from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
+from splitinference.controller.ports import Listing, Manifest, RefusedError, UnavailableError
 from splitinference.controller.reconcile.node_measuring import BUSY_SECONDS, IDLE_SECONDS, Measuring
 from splitinference.settings import Settings
 from tests.controller import world
+from tests.controller.objects import listed
 from tests.controller.test_snapshot import a_pod
 
 OWN = "splitinference-system"
@@ -67,11 +68,11 @@ class Cluster:
     def now(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
 
-    def nodes(self) -> tuple[Manifest, ...]:
-        return tuple(self.nodes_there.values())
+    def nodes(self) -> Listing:
+        return listed(*self.nodes_there.values())
 
-    def pods(self) -> list[Manifest]:
-        return self.pods_there
+    def pods(self) -> Listing:
+        return listed(*self.pods_there)
 
     def owned(self, kind: str, namespace: str, instance: str) -> list[Manifest]:
         assert (kind, namespace, instance) == ("Pod", OWN, MEASURE)
@@ -404,11 +405,11 @@ def test_the_same_objects_are_shown_while_nothing_changed():
     cluster = a_cluster(a_node("a"), a_node("b"))
     measurer = measuring(cluster)
     nodes = cluster.nodes()
-    assert measurer.shown(nodes) is measurer.shown(nodes)
+    assert measurer.shown(nodes).generation == measurer.shown(Listing(nodes, nodes.generation)).generation
     first = measurer.shown(nodes)
     looks(cluster, measurer, 3)
     second = measurer.shown(nodes)
-    assert second is not first
+    assert second.generation != first.generation
     assert second[1] is first[1], "only what changed is worked out anew"
 
 

@@ -212,9 +212,10 @@ class ToySegment:
 
     async def _release(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         tokens, prefix = self.sequences.pop(meta["sequence"], []), meta.get("prefix")
+        block = prefix["block"] if prefix else 0
         for number, name in enumerate(prefix["hashes"] if prefix else (), start=1):
-            if number * prefix["block"] <= len(tokens):
-                self.kept[name] = tokens[: number * prefix["block"]]
+            if number * block <= len(tokens):
+                self.kept[name] = tokens[: number * block]
         return await self._forward(meta, data) if meta["route"] else {"v": 1, "ok": True}
 
     def _beginning(self, prefix: dict[str, Any] | None, position: int) -> list[int]:

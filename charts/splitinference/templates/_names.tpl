@@ -84,7 +84,7 @@ alone; all else goes with its SplitInference.
   verbs: [update]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [pods/log]
   verbs: [get]

@@ -9,14 +9,15 @@ Objects of the cluster are plain Kubernetes JSON (`Manifest`, camelCase, as the 
 - **Every write may run twice**: applying what is there and deleting what is gone are success.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field
 
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import Authority, Owner
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Profile
@@ -24,6 +25,20 @@ from splitinference.core.values.value import Value
 from splitinference_protocol.report import GatewayReport
 
 Manifest = Mapping[str, Any]
+Generation = tuple[int, ...]
+
+
+class Listing(tuple[Manifest, ...]):
+    """Objects of one kind as they were at one moment. `generation` is another for each other content of the same store, so what was worked
+    out from a listing holds while its generation stays. Numbers of two stores say nothing of each other."""
+
+    generation: Generation
+
+    def __new__(cls, items: Iterable[Manifest], generation: Generation) -> Self:
+        """These objects, as the store had them at this generation."""
+        made = super().__new__(cls, items)
+        made.generation = generation
+        return made
 
 
 class UnavailableError(Exception):
@@ -45,13 +60,13 @@ class Cluster(Protocol):
     """The Kubernetes API. Reads may come from a watch cache, with one condition: a caller sees its own writes (`split_inferences` above
     all, since capacity held by other resources' plans is read from their status)."""
 
-    def split_inferences(self) -> Sequence[Manifest]:
+    def split_inferences(self) -> Listing:
         """All SplitInference objects of all namespaces, with spec (defaults filled in) and status."""
 
-    def nodes(self) -> Sequence[Manifest]:
+    def nodes(self) -> Listing:
         """All nodes."""
 
-    def pods(self) -> Sequence[Manifest]:
+    def pods(self) -> Listing:
         """All pods of all namespaces that are not Succeeded; Failed ones included."""
 
     def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
@@ -205,7 +220,7 @@ class Pending(Value):
 class Models(Protocol):
     """Profiles of models, cached by what names the model's content."""
 
-    def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
+    def profile(self, resource: Resource) -> Profile | Pending | Unreadable:
         """The profile of `resource.spec.model`; never blocks for long: `Pending` while it is being made."""
 
 
@@ -225,19 +240,19 @@ class SegmentObjects(Value):
 class Builder(Protocol):
     """Manifests (controller/manifests/segment.py implements this; pure)."""
 
-    def segment(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+    def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
 
-    def prefetch(self, resource: Manifest, profile: Profile, segment: Segment) -> Manifest | None:
+    def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that brings the segment's files into its node's cache and ends; None where there is nothing to be brought."""
 
-    def gateway(self, resource: Manifest, profile: Profile) -> Sequence[Manifest]:
+    def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """ServiceAccount, Role, RoleBinding, Deployment, Service of the gateway; applied at every change."""
 
-    def route(self, resource: Manifest, data: Mapping[str, str]) -> Manifest:
+    def route(self, resource: Resource, data: Mapping[str, str]) -> Manifest:
         """The ConfigMap `<si>-route` with this `data`: `route.json` for the gateway, `history.json` for the operator."""
 
-    def endpoint(self, resource: Manifest) -> str:
+    def endpoint(self, resource: Resource) -> str:
         """URL of the OpenAI API inside the cluster, for status: `http://<si>-gateway.<namespace>.svc/v1`."""
 
 
@@ -251,8 +266,8 @@ class Clock(Protocol):
 class Benchmarks(Protocol):
     """What was measured of nodes."""
 
-    def shown(self, nodes: Sequence[Manifest]) -> Sequence[Manifest]:
-        """The nodes with what was measured of them; the same objects while nothing changed."""
+    def shown(self, nodes: Listing) -> Listing:
+        """The nodes with what was measured of them; another generation where either changed."""
 
     def pending(self, nodes: Sequence[Manifest]) -> tuple[str, ...]:
         """Names of nodes that are about to be measured and of which nothing else is known."""

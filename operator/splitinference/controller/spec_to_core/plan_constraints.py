@@ -78,9 +78,14 @@ def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constr
         pins=tuple(pins),
         trust=tuple(trust),
         node_selector=spec.placement.node_selector,
-        tolerations=tuple(Toleration(key=t.key, operator=t.operator, value=t.value, effect=t.effect) for t in spec.placement.tolerations),
+        tolerations=tolerations(spec),
         memory_margin=spec.segments.memory_margin_percent / 100,
     )
+
+
+def tolerations(spec: Spec) -> tuple[Toleration, ...]:
+    """Taints that keep no pod of the resource away."""
+    return tuple(Toleration(key=t.key, operator=t.operator, value=t.value, effect=t.effect) for t in spec.placement.tolerations)
 
 
 def text_labels(spec: Spec, layers: int) -> tuple[Mapping[str, str], ...]:
