@@ -108,7 +108,7 @@ class Cluster:
         found = json.loads(engine.docker("inspect", name))[0]
         limits = found["HostConfig"]
         address = next((each["IPAddress"] for each in found["NetworkSettings"]["Networks"].values()), "")
-        cores, memory = limits["NanoCpus"] / 1e9, limits["Memory"] / 2**20
+        cores, memory = round(faults.cores_of_limits(limits), 3), limits["Memory"] / 2**20
         return {"name": name, "state": found["State"]["Status"], "address": address, "cores": cores or None, "memoryMib": memory or None}
 
     def usage(self, seconds: float) -> str:
