@@ -16,7 +16,6 @@ LEFT_SHARE = 0.3  # and of a small node this share of it
 PERIOD_MICROSECONDS = 10_000
 """Of a node's CPU quota. The default, 100 ms, makes a node with half a core a quick one that sleeps half of the time: a short decode step
 then runs at full speed, and a long one waits for whole slices. With 10 ms a step takes what it takes on a slower processor."""
-decode step then runs at full speed, and a long one waits for whole slices. With 10 ms a step takes what it takes on a slower processor."""
 _LEAST_QUOTA_MICROSECONDS = 1000  # the kernel refuses less
 _FLAGS = "/var/lib/kubelet/kubeadm-flags.env"
 
