@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ FORWARDING = "net/ipv4/ip_forward"
 # five kubelets and containerds need more inotify instances than the 128 that many machines allow: kubelets end without them
 LIMITS = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 524288}
 _SYSCTL = Path("/proc/sys")
+_CGROUPS = Path("/sys/fs/cgroup")
+WEIGHT = 64
+"""Of all our containers together, as so many ordinary processes. Otherwise the whole cluster weighs as much as one process outside, and
+nodes do not get the cores that they show as soon as anything else runs on the machine. Quotas keep the workers from taking more than those."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,22 @@ class Traces:
             if value and read(_SYSCTL / name) != value and not (name == FORWARDING and other_bridges()):
                 (_SYSCTL / name).write_text(value)
         remove_cgroups(self.cgroup)
+
+
+def weigh(name: str, root: Path = _CGROUPS) -> bool:
+    """Make the cgroup and give it WEIGHT; whether this machine lets us. What it holds shares that among itself as before."""
+    with suppress(OSError):  # version 2 without a delegated controller
+        (root / "cgroup.subtree_control").write_text("+cpu")
+    for folder, file, ordinary in ((root / "cpu" / name, "cpu.shares", 1024), (root / name, "cpu.weight", 100)):
+        try:
+            if folder.parent.joinpath("cgroup.procs").exists():
+                folder.mkdir(exist_ok=True)
+                if (folder / file).exists():
+                    (folder / file).write_text(str(ordinary * WEIGHT))
+                    return True
+        except OSError:
+            continue
+    return False
 
 
 def raise_limits() -> None:
@@ -105,7 +126,7 @@ def firewall(table: str) -> tuple[str, ...]:
 
 def remove_cgroups(name: str) -> None:
     """Remove the cgroup folders called `name` in every hierarchy, deepest first. They are empty once all processes ended."""
-    root = Path("/sys/fs/cgroup")
+    root = _CGROUPS
     tops = [path for path in (root / name, *(child / name for child in _folders(root))) if path.is_dir()]
 
     def none_left() -> bool:

@@ -57,7 +57,7 @@ def case(
     return added
 
 
-def tested(row: int, title: str, expected: str, *tests: str) -> None:
+def shown_by(row: int, title: str, expected: str, *tests: str) -> None:
     """Adds a case that kind cannot show, or that needs no cluster: these tests of the repository show it, here and now."""
     CASES.append(Case(row, title, expected, lambda _: _passed(tests), tests=tests))
 

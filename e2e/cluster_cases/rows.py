@@ -15,7 +15,7 @@ import yaml
 from e2e import stack
 from e2e.cluster import Cluster, tools
 from e2e.cluster.command import run
-from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, said, serves, tested, uid
+from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, said, serves, shown_by, uid
 from e2e.cluster_cases.webhook import Patch, webhook
 from e2e.scene import NAME, OURS
 from splitinference.controller.cluster_state.pods import requested_bytes, requested_millicores
@@ -160,19 +160,19 @@ def quota_requires_limits(cluster: Cluster) -> Happened:
     return quoted
 
 
-tested(
+shown_by(
     4,
     "OpenShift assigns user IDs",
     "no user in any pod on request",
     "tests/controller/test_pod_template.py::test_users_are_left_to_the_cluster_on_request",
 )
-tested(
+shown_by(
     5,
     "Prometheus names nodes otherwise than Kubernetes (real Prometheus)",
     "names are matched; else both sets are named",
     "tests/adapters/test_names_of_nodes.py",
 )
-tested(
+shown_by(
     6,
     "Prometheus wants a tenant, a token, a CA",
     "they come from files; passwords are in no message",
@@ -204,14 +204,14 @@ def _name_of(cluster: Cluster, kind: str) -> str:
 for _kind in OWNED:
     _deleted(_kind)
 
-tested(
+shown_by(
     8,
     "a checkout without symbolic links",
     "the chart's CRD is a file that equals the repository's",
     "tests/chart/test_chart.py::test_the_charts_crd_is_a_file_of_its_own_that_equals_the_repositorys",
     "tests/chart/test_chart.py::test_a_packaged_chart_brings_the_crd_and_lints",
 )
-tested(
+shown_by(
     9,
     "pods have IPv6 addresses, alone or beside IPv4",
     "everything listens on both families",
@@ -300,7 +300,7 @@ def _event(cluster: Cluster, reason: str) -> str:
     return str(found[0]["message"]) if found else ""
 
 
-tested(12, "Argo CD shows a resource's health", "by the health check of the docs, in Argo CD's own Lua", "tests/test_argo_cd.py")
+shown_by(12, "Argo CD shows a resource's health", "by the health check of the docs, in Argo CD's own Lua", "tests/test_argo_cd.py")
 
 
 @case(13, "a node is drained under load", "the replacement serves before the eviction; 0 requests failed")
@@ -337,13 +337,13 @@ def _patch(cluster: Cluster, spec: dict[str, Any], name: str = NAME) -> None:
     cluster.kubectl("patch", "si", name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
 
-tested(
+shown_by(
     15,
     "the Prometheus operator ignores scrape annotations",
     "PodMonitors find segments and gateways",
     "tests/chart/test_chart.py::test_pod_monitors_find_segments_and_gateways_by_their_metrics_port",
 )
-tested(
+shown_by(
     16,
     "others contend for the processor (real Prometheus, series of PSI)",
     "waiting counts as not there, and is predicted",
@@ -458,7 +458,7 @@ def longest_names(cluster: Cluster) -> Happened:
     return f"a name of {LONGEST_NAME} characters was read and planned for; {LONGEST_NAME + 1} were refused"
 
 
-tested(
+shown_by(
     23,
     "values: digests, registries, numbers for strings, umbrella charts with condition and global",
     "rendered as Kubernetes wants them",
@@ -475,13 +475,13 @@ tested(
         )
     ),
 )
-tested(
+shown_by(
     24,
     "the API server throttles, or refuses for a while",
     "tried again; what somebody must mend is quoted",
     "tests/adapters/test_refusals.py",
 )
-tested(
+shown_by(
     25,
     "clocks jump",
     "the operator, its measurements and certificates go on",

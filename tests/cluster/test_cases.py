@@ -13,7 +13,7 @@ import pytest
 from e2e.cluster import Cluster
 from e2e.cluster_cases import case as cases
 from e2e.cluster_cases.__main__ import chosen, main, table
-from e2e.cluster_cases.case import CASES, Case, Result, played, tested
+from e2e.cluster_cases.case import CASES, Case, Result, played, shown_by
 from e2e.cluster_cases.rows import allocated
 from e2e.cluster_cases.webhook import webhook
 from e2e.stack import NotInTime
@@ -37,7 +37,7 @@ def test_a_row_that_is_none_is_said(capsys: pytest.CaptureFixture[str], word: st
 
 def test_the_list_plays_nothing(capsys: pytest.CaptureFixture[str]):
     assert main(["--list"]) == 0
-    assert "the gateway's Service is deleted" in capsys.readouterr().out
+    assert "the gateway's service is deleted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [NotInTime("another service: not after 60 s"), AssertionError("two moves")])
@@ -89,7 +89,7 @@ def test_a_row_that_a_test_shows_is_as_the_test_is(tmp_path: Path, monkeypatch: 
     file = tmp_path / "test_shown.py"
     file.write_text("def test_it_holds():\n    pass\n\n\ndef test_it_does_not():\n    assert 1 == 2\n")
     monkeypatch.setattr(cases, "CASES", [])
-    tested(1, "x", "y", f"{file}::{name}")
+    shown_by(1, "x", "y", f"{file}::{name}")
     (case,) = cases.CASES
     found = played(case, NOWHERE)
     assert found.ok is ok
