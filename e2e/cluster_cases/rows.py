@@ -182,14 +182,16 @@ shown_by(
 OWNED = ("service", "role", "rolebinding", "serviceaccount", "deployment", "networkpolicy", "poddisruptionbudget")
 
 
-def _deleted(kind: str) -> None:
-    @case(7, f"the gateway's {kind} is deleted", "made again", quick=True)
-    def made_again(cluster: Cluster) -> Happened:
+@case(7, f"the gateway's objects are deleted: {', '.join(OWNED)}", "each is made again", quick=True)
+def objects_deleted(cluster: Cluster) -> Happened:
+    took = []
+    for kind in OWNED:
         name = _name_of(cluster, kind)
         before = uid(cluster, kind, name)
         cluster.kubectl("delete", kind, name, "--wait=false")
-        stack.until(lambda: uid(cluster, kind, name) not in {"", before}, SECONDS, f"another {kind} {name}")
-        return f"another {kind} {name} is there"
+        stack.until(lambda kind=kind, name=name, old=before: uid(cluster, kind, name) not in {"", old}, SECONDS, f"another {kind} {name}")  # type: ignore[misc]
+        took.append(f"{kind} {name}")
+    return f"made again: {', '.join(took)}"
 
 
 def _name_of(cluster: Cluster, kind: str) -> str:
@@ -200,9 +202,6 @@ def _name_of(cluster: Cluster, kind: str) -> str:
     assert names, f"the gateway has no {kind}"
     return str(names[0])
 
-
-for _kind in OWNED:
-    _deleted(_kind)
 
 shown_by(
     8,

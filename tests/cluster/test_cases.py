@@ -37,7 +37,7 @@ def test_a_row_that_is_none_is_said(capsys: pytest.CaptureFixture[str], word: st
 
 def test_the_list_plays_nothing(capsys: pytest.CaptureFixture[str]):
     assert main(["--list"]) == 0
-    assert "the gateway's service is deleted" in capsys.readouterr().out
+    assert "the gateway's objects are deleted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [NotInTime("another service: not after 60 s"), AssertionError("two moves")])
