@@ -26,7 +26,7 @@ _SYSCTL = Path("/proc/sys")
 _CGROUPS = Path("/sys/fs/cgroup")
 WEIGHT = 64
 """Of all our containers together, as so many ordinary processes. Otherwise the cluster weighs as much as one process outside, and
-nodes do not get the cores that they show as soon as anything else runs on the machine. Quotas keep the workers from taking more than those."""
+nodes do not get the cores that they show as soon as anything else runs on the machine. Quotas keep workers from taking more."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Rows 1 to 17 are the kinds that other operators met. Those from 18 on are relati
 
 import copy
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,8 @@ from e2e.cluster.command import run
 from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, said, serves, shown_by, uid
 from e2e.cluster_cases.webhook import Patch, webhook
 from e2e.scene import NAME, OURS
-from splitinference.controller.cluster_state.pods import requested_bytes, requested_millicores
+from splitinference.controller.cluster_state.pods import requested_bytes
+from splitinference.controller.kube_values.quantity import quantity
 
 SECONDS = 60.0
 GATEWAY = f"{NAME}-gateway"
@@ -240,34 +240,39 @@ def pod_level_resources(cluster: Cluster) -> Happened:
     }
     with applied(cluster, pod):
         stack.until(lambda: get(cluster, "pod", "whole").get("status", {}).get("phase") != "Pending", SECONDS, "the pod is admitted")
-        seen = []
-        for node in (*cluster.settings.worker_names(), cluster.settings.control_plane):
-            ours, theirs = stack.until(lambda node=node: _sums(cluster, node), SECONDS, f"equal sums on {node}")  # type: ignore[misc]
-            assert ours == theirs
-            seen.append(f"{node}: {ours[0]}m and {ours[1] >> 20} MiB")
-    return "; ".join(seen)
+        free = _free_bytes(cluster, spare)
+        fits, more = _scheduled(cluster, spare, free), _scheduled(cluster, spare, free + (1 << 20))
+    assert fits == "", f"{free >> 20} MiB are free on {spare} by our sums, and the scheduler says: {fits}"
+    assert "Insufficient memory" in more, f"1 MiB more than is free on {spare} by our sums, and the scheduler says: {more or 'it fits'}"
+    return f"{free >> 20} MiB are free on {spare} by our sums: a pod of that size is scheduled, one of 1 MiB more is not"
 
 
-def _sums(cluster: Cluster, node: str) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Millicores and bytes that are requested on a node, as we and as kubectl add them up; None while they differ, as pods come and go."""
+def _free_bytes(cluster: Cluster, node: str) -> int:
+    """Memory that nobody requested, by our sums."""
     pods = json.loads(cluster.kubectl("get", "pods", "-A", "--field-selector", f"spec.nodeName={node}", "-o", "json"))["items"]
     living = [pod for pod in pods if pod["status"].get("phase") not in {"Succeeded", "Failed"}]
-    ours = sum(map(requested_millicores, living)), sum(map(requested_bytes, living))
-    theirs = allocated(cluster.kubectl("describe", "node", node))
-    return (ours, theirs) if ours == theirs else None
+    allocatable = quantity(get(cluster, "node", node)["status"]["allocatable"]["memory"])
+    assert allocatable is not None
+    return int(allocatable) - sum(map(requested_bytes, living))
 
 
-UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9}
+def _scheduled(cluster: Cluster, node: str, size: int) -> str:
+    """What the scheduler says of a pod that requests so many bytes there; empty where it takes it."""
+    container = {"name": "c", "image": "none", "imagePullPolicy": "Never", "resources": {"requests": {"memory": str(size)}}}
+    pod: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "size", "namespace": "default"},
+        "spec": {"nodeSelector": {"kubernetes.io/hostname": node}, "terminationGracePeriodSeconds": 0, "containers": [container]},
+    }
 
+    def decided() -> dict[str, str] | None:
+        conditions = get(cluster, "pod", "size").get("status", {}).get("conditions", [])
+        return next((c for c in conditions if c["type"] == "PodScheduled"), None)
 
-def allocated(described: str) -> tuple[int, int]:
-    """Millicores and bytes of `Allocated resources` in what `kubectl describe node` prints."""
-    part = described.partition("Allocated resources:")[2]
-    cpu, memory = (re.search(rf"^\s*{name}\s+(\d+)([a-zA-Z]*)\s", part, re.MULTILINE) for name in ("cpu", "memory"))
-    if cpu is None or memory is None:
-        raise AssertionError(f"no sums of a node: {part[:200]}")
-    cores = int(cpu[1]) if cpu[2] == "m" else 1000 * int(cpu[1])
-    return cores, int(memory[1]) * UNITS[memory[2]]
+    with applied(cluster, pod):
+        found: dict[str, str] = stack.until(decided, SECONDS, "the scheduler says something")
+    return "" if found["status"] == "True" else found["message"]
 
 
 @case(11, "a second release of another version serves the same class", "it leaves alone what the first serves, and says so")
@@ -319,7 +324,7 @@ def drained(cluster: Cluster) -> Happened:
 @case(14, "annotations, labels and pull secrets for segments and gateway", "no segment is replaced for what does not change it", quick=True)
 def template_of_pods(cluster: Cluster) -> Happened:
     before = {name: made for name, made in _pods(cluster).items() if not name.startswith(GATEWAY)}
-    given = {"annotations": {"cases.test/team": "blue"}, "labels": {"cases.test/team": "blue"}, "imagePullSecrets": [{"name": "registry"}]}
+    given = {"annotations": {"cases.test/team": "blue"}, "labels": {"cases.test/team": "blue"}, "imagePullSecrets": ["registry"]}
     _patch(cluster, {"podTemplate": {"segments": given, "gateway": given}})
     try:
         selector = "cases.test/team=blue,app.kubernetes.io/component=gateway"

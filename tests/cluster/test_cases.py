@@ -14,7 +14,6 @@ from e2e.cluster import Cluster
 from e2e.cluster_cases import case as cases
 from e2e.cluster_cases.__main__ import chosen, main, table
 from e2e.cluster_cases.case import CASES, Case, Result, played, shown_by
-from e2e.cluster_cases.rows import allocated
 from e2e.cluster_cases.webhook import webhook
 from e2e.stack import NotInTime
 
@@ -112,15 +111,3 @@ def test_a_webhook_answers_whoever_trusts_its_certificate_and_changes_what_it_is
         assert (response["uid"], response["allowed"], response["patchType"]) == ("u", True, "JSONPatch")
         assert json.loads(base64.b64decode(response["patch"])) == patch
         assert asked("Service")["response"] == {"uid": "u", "allowed": True}
-
-
-@pytest.mark.parametrize(
-    ("cpu", "memory", "sums"), [("510m (100%)", "640Mi (98%)", (510, 640 << 20)), ("2 (4%)", "1Gi (9%)", (2000, 1 << 30))]
-)
-def test_what_is_allocated_is_read_as_kubectl_prints_it(cpu: str, memory: str, sums: tuple[int, int]):
-    described = (
-        "Allocatable:\n  cpu: 4\n  memory: 8Gi\nAllocated resources:\n  (Total limits may be over 100 percent.)\n"
-        f"  Resource           Requests     Limits\n  --------           --------     ------\n  cpu                {cpu}  0 (0%)\n"
-        f"  memory             {memory}  640Mi (98%)\nEvents:\n"
-    )
-    assert allocated(described) == sums
