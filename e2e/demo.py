@@ -216,6 +216,8 @@ def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
     console.print(plan_table(before, "Before"))
     console.print(plan_table(after, "After"))
     console.print(_traffic_table(report, burning, moved))
+    for each in report.failed[:3]:
+        console.print(f"  failed: {each.error}", style="red", markup=False)
     return not report.failed
 
 
