@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from e2e import stack
-from e2e.cluster import Cluster
+from e2e.cluster import Cluster, faults
 from e2e.scene import NAME, OURS, Scene, disturbed
 from e2e.traffic import STEADY
 
@@ -54,7 +54,8 @@ def test_a_leader_that_is_killed_during_a_move_is_replaced_and_the_move_ends(ser
         try:
             stack.until(lambda: not stack.settled(scene.found()), 60, "a move begins")
             pod, renewed = before["holderIdentity"].partition("_")[0], lease(serving)["renewTime"]
-            serving.kubectl("-n", stack.SYSTEM, "delete", "pod", pod, "--grace-period=0", "--force")
+            node = serving.kubectl("-n", stack.SYSTEM, "get", "pod", pod, "-o", "jsonpath={.spec.nodeName}").strip()
+            faults.kill_pod(serving.engine(), node, pod)  # a pod that is deleted would give its Lease back
             after = stack.until(lambda: _taken(serving, before), 60, "another replica leads")
             scene.leaves(left)
         finally:
