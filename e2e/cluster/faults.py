@@ -145,7 +145,7 @@ def kill(kubectl: Kubectl, pod: str, program: str) -> None:
 
 
 def kill_pod(engine: Engine, node: str, pod: str) -> None:
-    """Kill all processes of a pod's containers from outside, at once: unlike a deleted pod they cannot tidy up. The kubelet starts them again.
+    """Kill all processes of a pod's containers from outside, at once: unlike a deleted pod they cannot tidy up. The kubelet starts others.
 
     Raises CommandFailed when none of its processes runs there.
     """
