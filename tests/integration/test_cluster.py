@@ -1,7 +1,6 @@
 """The adapter of the API server, against a real one: what may run twice runs twice, and what is refused is said."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from splitinference.settings import Settings
 from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource, delete_resource
+from tests.waiting import until
 
 BUILDER = Manifests(Settings(network_policies=True))
 
@@ -166,23 +166,15 @@ def test_a_watch_sees_what_others_do_and_asks_for_nothing_at_rest(api: client.Ap
                 {"name": "c", "image": "none", "env": [{"name": "A", "value": "b"}], "resources": {"requests": {"memory": "70Mi"}}}]},
         }  # fmt: skip
         other.create(pod)
-        until(lambda: (watched.split_inferences()[0].get("status") or {}).get("latency") == "7ms")
-        until(lambda: any(found["metadata"]["name"] == "tenant" for found in watched.pods()))
+        until(lambda: (watched.split_inferences()[0].get("status") or {}).get("latency") == "7ms", 5, "the status of another")
+        until(lambda: any(found["metadata"]["name"] == "tenant" for found in watched.pods()), 5, "the tenant's pod")
         tenant = next(found for found in watched.pods() if found["metadata"]["name"] == "tenant")
         assert (node_of(tenant), requested_bytes(tenant)) == ("nowhere", 70 * 2**20)
         assert "annotations" not in tenant["metadata"], "of other tenants' pods only what counts is kept"
         delete_resource(api, namespace)
-        until(lambda: watched.split_inferences() == ())
+        until(lambda: watched.split_inferences() == (), 5, "the resource is gone")
     finally:
         watched.stop()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if holds():
-            return
-        time.sleep(0.02)
-    raise AssertionError("not within a minute")
 
 
 def test_a_server_that_is_not_there_is_unavailable():

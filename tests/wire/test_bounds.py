@@ -223,13 +223,13 @@ def test_a_peer_that_does_not_read_is_not_read_from_and_then_closed(resource: Re
         except (OSError, TimeoutError):
             pass
         until(lambda: world.echo.asked["gateway"] > 0)
-        (peer,) = world.server._peers or [None]
+        (peer,) = world.server._peers
+        until(lambda: peer.connection.unsent >= 1 << 20)
         asked_for = -1
         while asked_for != world.echo.asked["gateway"]:  # it stands still
             asked_for = world.echo.asked["gateway"]
             time.sleep(0.3)
         assert asked_for < 40, "what fits into the sockets and 1 MiB"
-        assert peer is not None
         assert peer.connection.unsent <= 3 << 20
         world.echo.answer_bytes = 0
         assert served(world)
