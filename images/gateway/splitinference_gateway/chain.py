@@ -182,6 +182,8 @@ class Chain:
                         self.prefixes.missed(lease.pipeline, names)
                         reason = MISSED
                     continue
+                if held == 0 and len(chunk) > 1:
+                    self.observed.prompt_step(answer, len(chunk))
                 if held == reused:
                     self.metrics.reused_tokens.inc(reused)
                 scores[held + 1 : held + 1 + len(targets)] = answer.scored

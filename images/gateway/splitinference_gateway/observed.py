@@ -11,6 +11,7 @@ from splitinference_gateway.steps import Answer, Timing
 
 _MOST_SAMPLES = 20_000  # bounds memory; at 300 tokens a second this is still a minute
 _LATELY_SECONDS = 10.0
+_TELLING_TOKENS = 16  # of shorter prompts, what any step takes is too much of the time
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Observed:
         self._stages: dict[str, tuple[_Window, _Window, _Window]] = {}
         self._shares: dict[str, _Window] = {}
         self._alone: dict[str, _Window] = {}
+        self._prompts: dict[str, tuple[_Window, _Window]] = {}
         self._slow_step_seconds = 0.0
 
     def request(self, *, failed: bool) -> None:
@@ -122,6 +124,16 @@ class Observed:
             if stage.alone:
                 self._alone.setdefault(stage.segment, _Window(_LATELY_SECONDS, self.clock)).add(stage.compute_ms)
 
+    def prompt_step(self, answer: Answer, tokens: int) -> None:
+        """The first `tokens` of a prompt went through, with nothing before them. Counts where they were computed alone."""
+        if tokens < _TELLING_TOKENS:
+            return
+        for timing in answer.timings:
+            if timing.share == 1.0:
+                each, lengths = self._prompts.setdefault(timing.segment, (self._window(), self._window()))
+                each.add(timing.compute_ms / tokens)
+                lengths.add(float(tokens))
+
     @property
     def longest_gap_seconds(self) -> float:
         """Longest time between two tokens of one sequence in the window; 0 when there were none."""
@@ -137,6 +149,7 @@ class Observed:
         self._stages = {name: windows for name, windows in self._stages.items() if name in segments}
         self._shares = {name: window for name, window in self._shares.items() if name in segments}
         self._alone = {name: window for name, window in self._alone.items() if name in segments}
+        self._prompts = {name: windows for name, windows in self._prompts.items() if name in segments}
 
     def as_json(self) -> dict[str, object]:
         """`observed` of the internal routes API. What was not seen is absent, never zero."""
@@ -167,6 +180,12 @@ class Observed:
                     stages[name]["batch"] = _round(len(shares) / sum(shares))  # of what is computed together the shares make one
                 if (alone := self._alone.get(name)) is not None and (lately := alone.values()):
                     stages[name] |= {"aloneMs": _round(percentile(lately, 0.25)), "aloneSteps": len(lately)}
+                if (prompts := self._prompts.get(name)) is not None and (each := prompts[0].values()):
+                    stages[name] |= {
+                        "promptMsPerToken": round(percentile(each, 0.5), 6),
+                        "promptTokens": percentile(prompts[1].values(), 0.5),
+                        "prompts": len(each),
+                    }
         report["stages"] = stages
         return report
 

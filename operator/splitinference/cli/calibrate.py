@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(found.model_dump(), indent=2))
         return 0
     print(f"mean absolute percentage error: {found.error_before:.1%}; with the factors below: {found.error_after:.1%}")
-    for node, factor in found.factors.items():
-        print(f"  {node}: calibration {factor:.3f}")
+    for node in sorted(found.factors.keys() | found.prefill_factors.keys()):
+        both = (("calibration", found.factors.get(node)), ("prefill_calibration", found.prefill_factors.get(node)))
+        print(f"  {node}: {', '.join(f'{name} {factor:.3f}' for name, factor in both if factor is not None)}")
     return 0
