@@ -1,4 +1,4 @@
-"""Fits the catalogue's entries to its rows anew: `python -m tests.catalogue_priors` writes operator/splitinference/catalogue/priors.json."""
+"""Fits the catalogue's entries to its rows anew: `python -m tests.catalogue_priors` writes their file."""
 
 import json
 from itertools import groupby

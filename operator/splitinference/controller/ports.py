@@ -200,8 +200,8 @@ ALONE_SECONDS = 10.0
 
 class StageTimes(Reported):
     """Medians over the window, for one decode step, and of how many steps (None: not said). `batch`: in the mean so many were computed
-    together. `alone`: of steps of the last ten seconds that were computed alone the lower quartile of compute, and how many there were. `prompts`: so many first pieces of prompts were computed
-    alone; in the median they had so many tokens and took so long for each."""
+    together. `alone`: of steps of the last ten seconds that were computed alone the lower quartile of compute, and how many there were.
+    `prompts`: so many first pieces of prompts were computed alone; in the median they had so many tokens and took so long for each."""
 
     compute_ms: Milliseconds = Field(default=None, alias="computeMs")
     queue_ms: Milliseconds = Field(default=None, alias="queueMs")

@@ -32,7 +32,7 @@ class Capacity:
     basis: str
     by_dtype: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    efficiency: Efficiency = Efficiency()
+    efficiency: Efficiency = field(default_factory=Efficiency)
 
 
 def capacity_of(node: Manifest, gflops: float | None, gbps: float | None, cores: float, settings: Settings) -> Capacity:

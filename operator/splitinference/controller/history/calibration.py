@@ -34,6 +34,8 @@ STEADY = 1.25
 """What others leave may have changed by this factor within a window; where it changed more, the mean says little of the window."""
 MOST_PROMPT_TOKENS = 1_000_000
 """A longer piece of a prompt is not believed."""
+Prompts = Sequence[tuple[Stage, float, int]]
+"""Of stages: milliseconds for each token of a prompt, and tokens of it."""
 LONGEST_MS = 3.6e6
 """An hour for one decode step of one stage: what is said to take longer is not believed."""
 
@@ -111,7 +113,7 @@ def compare(known: Calibration, serving: Serving | None, problem: Problem, now: 
         return known.model_copy(update={"window": _window(serving, problem, now)}), notes
     if (now - window.since).total_seconds() < max(1.0, serving.traffic.window_seconds):
         return known, notes
-    closed = _closed(known, window, seen, tuple(_prompts(serving)), problem, now)
+    closed = _closed(known, window, seen, tuple(_prompts(serving)), problem=problem, now=now)
     counted = {"revision": serving.revision, "windows": known.measured(serving) + 1} if len(seen) == len(serving.stages) else {}
     return closed.model_copy(update={"window": _window(serving, problem, now), **counted}), notes
 
@@ -161,12 +163,7 @@ def _window(serving: Serving, problem: Problem, now: datetime) -> Window:
 
 
 def _closed(
-    known: Calibration,
-    window: Window,
-    seen: Mapping[str, tuple[Stage, float]],
-    prompts: Sequence[tuple[Stage, float, int]],
-    problem: Problem,
-    now: datetime,
+    known: Calibration, window: Window, seen: Mapping[str, tuple[Stage, float]], prompts: Prompts, *, problem: Problem, now: datetime
 ) -> Calibration:
     """With the errors of this window, and what is to be learned from it. Where a node's use by others is not known, nothing is said."""
     used = _used(problem)
@@ -202,11 +199,11 @@ def _closed(
     )
 
 
-def _prefill_ratios(plain: Problem, prompts: Sequence[tuple[Stage, float, int]], steady: Set[str]) -> dict[str, float]:
+def _prefill_ratios(plain: Problem, prompts: Prompts, steady: Set[str]) -> dict[str, float]:
     """By node the median of measured over predicted time of a prompt as long as those that were seen."""
     found: dict[str, list[float]] = defaultdict(list)
     for stage, each, tokens in prompts:
-        predicted = prefill_compute_ms(plain, stage.node, stage.processor, stage.start, stage.end, tokens)
+        predicted = prefill_compute_ms(plain, (stage.node, stage.processor), (stage.start, stage.end), tokens)
         if stage.node in steady and predicted is not None and predicted >= TELLING_MS:
             found[stage.node].append(each * tokens / predicted)
     return {node: median(ratios) for node, ratios in found.items()}

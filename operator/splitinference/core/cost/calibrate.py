@@ -45,9 +45,10 @@ def decode_compute_ms(problem: Problem, node: str, processor: str, start: int, e
     return max(stage_cost(problem, site, start, end).decode_ms - site.node.stage_overhead_ms, 1e-6)
 
 
-def prefill_compute_ms(problem: Problem, node: str, processor: str, start: int, end: int, tokens: int) -> float | None:
-    """What a prompt of `tokens` computes in layers [start, end) there, in ms, the server's overhead left out; None as for decode."""
-    site = site_of(problem.snapshot, node, processor)
+def prefill_compute_ms(problem: Problem, place: tuple[str, str], layers: tuple[int, int], tokens: int) -> float | None:
+    """What a prompt of `tokens` computes in layers [start, end) at a node's processor, in ms, the server's overhead left out; None as for
+    decode."""
+    site, (start, end) = site_of(problem.snapshot, *place), layers
     if site is None or end > len(problem.profile.layers):
         return None
     asked = problem.model_copy(update={"workload": problem.workload.model_copy(update={"prompt_tokens": tokens})})

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from splitinference.core.cost.catalogue import Catalogue, Nominal, typical
 from splitinference.core.cost.fit import fitted
-from splitinference.core.cost.rows import Models, Phase, Row, place_of, predicted_ms
+from splitinference.core.cost.rows import Models, Phase, Row, known, place_of, predicted_ms
 from splitinference.core.values.efficiency import Efficiency
 from splitinference.core.values.profile import LayerKind
 from splitinference.core.values.value import Value
@@ -49,6 +49,7 @@ def errors(rows: Sequence[Row], models: Models, catalogue: Catalogue, by: Callab
 
     Needs scipy. Raises ValueError for rows of unknown models, and KeyError for products without nominal figures.
     """
+    known(rows, models)
     found: dict[tuple[str, Phase, str], list[float]] = defaultdict(list)
     for place in sorted({(row.processor, row.engine) for row in rows}):
         mine = [row for row in rows if (row.processor, row.engine) == place]
@@ -75,9 +76,9 @@ def _methods(other: Sequence[Row], models: Models, catalogue: Catalogue, process
     others = [entry for entry in catalogue.entries if entry.engine == engine and entry.processor != processor]
     if others:
         yield "unseen product", _with(typical(others), models, nominal)
-    known = next((entry for entry in catalogue.entries if (entry.processor, entry.engine) == (processor, engine)), None)
-    if known is not None:
-        yield "catalogue", _with(known.efficiency, models, nominal)
+    own = next((entry for entry in catalogue.entries if (entry.processor, entry.engine) == (processor, engine)), None)
+    if own is not None:
+        yield "catalogue", _with(own.efficiency, models, nominal)
     try:
         yield "other half", _with(fitted(other, models, nominal), models, nominal)
     except ValueError:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from splitinference.core.cost.catalogue import Nominal
-from splitinference.core.cost.rows import Models, Phase, Row, place_of, predicted_ms
+from splitinference.core.cost.rows import Models, Phase, Row, known, place_of, predicted_ms
 from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 
 COVERED = 0.9
@@ -34,6 +34,7 @@ def fitted(rows: Sequence[Row], models: Models, nominal: Nominal, source: str = 
 
     Needs scipy. Raises ValueError for rows of unknown models, and where both phases have too few rows.
     """
+    known(rows, models)
     of = {phase: [row for row in rows if row.phase == phase] for phase in ("decode", "prefill")}
     if all(len(found) < FEWEST for found in of.values()):
         raise ValueError(f"{len(rows)} rows are too few: at least {FEWEST} of one phase are needed")
@@ -48,7 +49,7 @@ def _phase(
 ) -> tuple[PhaseEfficiency, float | None]:
     if len(rows) < FEWEST:
         return PhaseEfficiency(), None
-    quantized = phase == "prefill" and any(layer.quantized_weights for row in rows for _, layer in models.get(row.model, ()))
+    quantized = phase == "prefill" and any(layer.quantized_weights for row in rows for _, layer in models[row.model])
     usual = dict(_USUAL)
     if bandwidth is not None:
         usual["bandwidth"] = (bandwidth, _SAME_BANDWIDTH, *_USUAL["bandwidth"][2:])
@@ -81,7 +82,7 @@ def _phase(
 
 def _start(rows: Sequence[Row], models: Models) -> float:
     """A small share of the quickest row, for each of its layers: what launches take if they are few of it."""
-    return max(1e-6, 0.03 * min(row.ms / sum(count for count, _ in models[row.model]) for row in rows if row.model in models))
+    return max(1e-6, 0.03 * min(row.ms / sum(count for count, _ in models[row.model]) for row in rows))
 
 
 def _rounded(value: float) -> float:

@@ -1,6 +1,6 @@
 """Measured times of layers on a processor, and what the cost model says of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -88,13 +88,18 @@ def place_of(nominal: Nominal, efficiency: Efficiency) -> Site:
     return sites(node)[0]
 
 
-def predicted_ms(row: Row, models: Models, site: Site) -> float:
-    """What the cost model says of a row. Raises ValueError where no model has the row's name.
+def known(rows: Iterable[Row], models: Models) -> None:
+    """Raises ValueError where no model has a row's name."""
+    for row in rows:
+        if row.model not in models:
+            raise ValueError(f"model {row.model!r} is unknown; known are {', '.join(sorted(models))}")
 
-    Of several prompts in one prefill, tokens attend to their own prompt alone. Prefills compute the head for one token.
+
+def predicted_ms(row: Row, models: Models, site: Site) -> float:
+    """What the cost model says of a row of a known model.
+
+    Of several prompts in one prefill, tokens attend to their own prompt alone. Prefills compute the head for one token of each.
     """
-    if row.model not in models:
-        raise ValueError(f"model {row.model!r} is unknown; known are {', '.join(sorted(models))}")
     total = 0.0
     for count, layer in models[row.model]:
         if row.phase == "decode":
