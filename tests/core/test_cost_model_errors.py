@@ -28,7 +28,7 @@ def found() -> list[Errors]:
 def test_fitted_to_one_half_of_the_rows_the_other_half_is_within_a_tenth_in_the_median_and_40_percent_at_worst(found: list[Errors]) -> None:
     held_out = [each for each in found if each.method == "other half"]
     assert {each.group for each in held_out} == set(catalogue.sources())
-    assert [each for each in held_out if each.median > 0.10 or each.worst > 0.405] == []
+    assert [each for each in held_out if each.median > 0.10 or each.worst > 0.40] == []
 
 
 def test_the_priors_alone_are_within_a_quarter_in_the_median(found: list[Errors]) -> None:
