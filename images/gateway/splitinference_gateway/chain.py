@@ -284,6 +284,8 @@ class _Sequence:
 
     def _took(self, lease: Lease, chunk: _Chunk, answer: Answer) -> None:
         """The pipeline holds the chunk now."""
+        if self._held == 0 and len(chunk.tokens) > 1:
+            self._chain.observed.prompt_step(answer, len(chunk.tokens))
         if self._held == self._reused:
             self._chain.metrics.reused_tokens.inc(self._reused)
         if self._scores is not None:

@@ -13,6 +13,7 @@ from splitinference_protocol.report import StageTimes as StageReport
 from splitinference_protocol.route import Pipeline
 
 _MOST_SAMPLES = 20_000  # bounds memory; at 300 tokens a second this is still a minute
+_TELLING_TOKENS = 16  # of shorter prompts, what any step takes is too much of the time
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Observed:
         self._stages: dict[str, tuple[_Window, _Window, _Window]] = {}
         self._shares: dict[str, _Window] = {}
         self._alone: dict[str, _Window] = {}
+        self._prompts: dict[str, tuple[_Window, _Window]] = {}
         self._slow_step_seconds = 0.0
 
     def request(self, *, failed: bool) -> None:
@@ -124,6 +126,16 @@ class Observed:
             if stage.alone:
                 self._alone.setdefault(stage.segment, _Window(ALONE_SECONDS, self.clock)).add(stage.compute_ms)
 
+    def prompt_step(self, answer: Answer, tokens: int) -> None:
+        """The first `tokens` of a prompt went through, with nothing before them. Counts where they were computed alone."""
+        if tokens < _TELLING_TOKENS:
+            return
+        for timing in answer.timings:
+            if timing.share == 1.0:
+                each, lengths = self._prompts.setdefault(timing.segment, (self._window(), self._window()))
+                each.add(timing.compute_ms / tokens)
+                lengths.add(float(tokens))
+
     @property
     def longest_gap_seconds(self) -> float:
         """Longest time between two tokens of one sequence in the window; 0 when there were none."""
@@ -139,6 +151,7 @@ class Observed:
         self._stages = {name: windows for name, windows in self._stages.items() if name in segments}
         self._shares = {name: window for name, window in self._shares.items() if name in segments}
         self._alone = {name: window for name, window in self._alone.items() if name in segments}
+        self._prompts = {name: windows for name, windows in self._prompts.items() if name in segments}
 
     def report(self, kv_reserved: float | None = None) -> ObservedTraffic:
         """`observed` of the gateway's report."""
@@ -164,6 +177,7 @@ class Observed:
             return None
         shares = self._shares[name].values() if name in self._shares else []
         lately = self._alone[name].values() if name in self._alone else []
+        each, lengths = (window.values() for window in self._prompts[name]) if name in self._prompts else ([], [])
         return StageReport(
             compute_ms=_median(compute),
             queue_ms=_median(queue),
@@ -172,6 +186,9 @@ class Observed:
             batch=_round(len(shares) / sum(shares)) if sum(shares) else None,  # of what is computed together the shares make one
             alone_ms=_round(percentile(lately, 0.25)) if lately else None,
             alone_steps=len(lately) or None,
+            prompt_ms_per_token=round(percentile(each, 0.5), 6) if each else None,
+            prompt_tokens=percentile(lengths, 0.5) if each else None,
+            prompts=len(each) or None,
         )
 
     def _window(self) -> _Window:

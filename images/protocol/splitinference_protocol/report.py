@@ -49,7 +49,8 @@ ALONE_SECONDS = 10.0
 
 class StageTimes(Reported):
     """Medians over the window, for one decode step, and of how many steps (None: not said). `batch`: in the mean so many were computed
-    together. `alone`: of steps of the last ten seconds that were computed alone the lower quartile of compute, and how many there were."""
+    together. `alone`: of steps of the last ten seconds that were computed alone the lower quartile of compute, and how many there were.
+    `prompts`: so many first pieces of prompts were computed alone; in the median they had so many tokens and took so long for each."""
 
     compute_ms: Milliseconds = Field(default=None, alias="computeMs")
     queue_ms: Milliseconds = Field(default=None, alias="queueMs")
@@ -58,6 +59,9 @@ class StageTimes(Reported):
     batch: Figure = None
     alone_ms: Milliseconds = Field(default=None, alias="aloneMs")
     alone_steps: Annotated[int | None, BeforeValidator(_count)] = Field(default=None, alias="aloneSteps")
+    prompt_ms_per_token: Milliseconds = Field(default=None, alias="promptMsPerToken")
+    prompt_tokens: Figure = Field(default=None, alias="promptTokens")
+    prompts: Annotated[int | None, BeforeValidator(_count)] = None
 
 
 class ObservedTraffic(Reported):

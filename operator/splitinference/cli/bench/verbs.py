@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from splitinference.cli.bench import operator, planner, serve
+from splitinference.cli.bench import cost_model, operator, planner, serve
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -13,3 +13,4 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     planner.register(parts)
     operator.register(parts)
     serve.register(parts)
+    cost_model.register(parts)

@@ -84,6 +84,7 @@ def ground_of(node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings
         memory_bandwidth_bytes_per_s=capacity.gbps * 1e9,
         figures=capacity.basis,
         flops_by_dtype=capacity.by_dtype,
+        efficiency=capacity.efficiency,
         idle_watts=number("idle-watts") or 0.0,
         busy_watts=number("busy-watts") or 0.0,
         cost_per_hour=number("cost-per-hour") or 0.0,

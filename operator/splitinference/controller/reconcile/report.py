@@ -176,7 +176,7 @@ def _planned(report: Report) -> Condition:
 
 def _is_planned(report: Report, plan: Plan) -> Condition:
     where = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in plan.segments)
-    proof = "proven best" if plan.optimal else "" if plan.gap is None else f"within {plan.gap:.1%} of the best"
+    proof = "proven best for these figures" if plan.optimal else "" if plan.gap is None else f"within {plan.gap:.1%} of the best"
     message = ", ".join(filter(None, (where, proof, _basis(plan, report))))
     return Condition(kind=Kind.PLANNED, holds=True, reason="Planned", message=message)
 
