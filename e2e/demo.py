@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -135,6 +135,8 @@ def totals(found: dict[str, Any]) -> str:
         lines.append(
             f"observed: first token {figure(first)} ms, then {figure(each)} ms per token, in the median of {seen['requests']} requests"
         )
+    if differ := errors(found):
+        lines.append("decode steps, predicted and observed, differ by " + ", ".join(f"{each:.0%}" for each in differ))
     return "\n".join(lines)
 
 
@@ -207,6 +209,8 @@ def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
             with progress.step("requests run on"):
                 done = len(traffic.report().requests)
                 until(lambda: len(traffic.report().requests) >= done + 4, 120, "four answers after the move")
+                with suppress(stack.NotInTime):  # the table then has dashes, and the move was shown all the same
+                    after = until(lambda: _measured(cluster), 30, "figures of every stage of the new route")
         finally:
             cluster.stop_burning(busy)
         report = traffic.stop()
@@ -216,6 +220,8 @@ def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
     console.print(plan_table(before, "Before"))
     console.print(plan_table(after, "After"))
     console.print(_traffic_table(report, burning, moved))
+    for each in report.failed[:3]:
+        console.print(f"  failed: {each.error}", style="red", markup=False)
     return not report.failed
 
 
@@ -239,6 +245,19 @@ def _settled(cluster: AnyCluster, left: str = "") -> dict[str, Any] | None:
     found = stack.resource(cluster, NAME)
     still = any(node == left for _, _, node in stack.placement(found))
     return found if stack.settled(found) and not still else None
+
+
+def _measured(cluster: AnyCluster) -> dict[str, Any] | None:
+    """The resource once the gateway has measured every stage of the plan."""
+    found = stack.resource(cluster, NAME)
+    return found if len(errors(found)) == len(found["status"]["plan"]["segments"]) else None
+
+
+def errors(found: dict[str, Any]) -> list[float]:
+    """By how much each stage's observed decode step differs from what was predicted, as a share of that; of stages with both."""
+    stages = observed(found).get("stages", {})
+    pairs = [(each["predictedMs"], stages.get(each["name"], {}).get("computeMs")) for each in found["status"]["plan"]["segments"]]
+    return [abs(seen - told) / told for told, seen in pairs if told and seen]
 
 
 def _traffic_table(report: Report, burning: float, moved: float) -> Table:

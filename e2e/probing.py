@@ -65,7 +65,7 @@ def value(cluster: Cluster, query: str) -> float:
 
 
 def _asked(cluster: Cluster, query: Query) -> Samples:
-    return samples(_result(cluster, query.text(15, 30, 300)), query.by)
+    return samples(_result(cluster, query.text(15, 300)), query.by)
 
 
 def _result(cluster: Cluster, query: str) -> list[dict[str, list[str]]]:

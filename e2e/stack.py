@@ -282,7 +282,7 @@ def _node_port(cluster: Cluster, name: str, port: int, namespace: str) -> Iterat
     """A Service of our own to the gateway's pods; host:port on the control plane."""
     wanted = json.loads(cluster.kubectl("-n", namespace, "get", "service", f"{name}-gateway", "-o", "json"))["spec"]
     (target,) = (each["targetPort"] for each in wanted["ports"] if each["port"] == port)
-    service = {
+    service: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": f"{name}-outside-{port}", "namespace": namespace},

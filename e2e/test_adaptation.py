@@ -210,7 +210,7 @@ def test_two_busy_nodes_lead_to_new_cuts(roomy: Cluster, play: Play, load: Load)
         with burning(roomy, before[0][2], before[-1][2], share=0.8):  # what starts there needs some of it
             scene.settles(lambda placed: cuts(placed) != cuts(before), 240, "new cuts")
             scene.stays(QUIET_SECONDS)
-    assert scene.decision()["transition"] == "re-split"
+    assert any(decision["transition"] == "re-split" for decision in scene.decisions())
 
 
 def cuts(placed: Placement) -> list[int]:

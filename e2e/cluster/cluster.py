@@ -108,7 +108,7 @@ class Cluster:
         found = json.loads(engine.docker("inspect", name))[0]
         limits = found["HostConfig"]
         address = next((each["IPAddress"] for each in found["NetworkSettings"]["Networks"].values()), "")
-        cores, memory = limits["NanoCpus"] / 1e9, limits["Memory"] / 2**20
+        cores, memory = round(faults.cores_of_limits(limits), 3), limits["Memory"] / 2**20
         return {"name": name, "state": found["State"]["Status"], "address": address, "cores": cores or None, "memoryMib": memory or None}
 
     def usage(self, seconds: float) -> str:
@@ -245,7 +245,8 @@ class Cluster:
         self._label(node, size.labels() | self.speed().labels(size))
 
     def speed(self) -> Speed:
-        """How fast one core is here; measured in the segment image the first time."""
+        """How fast one core is here; measured in the segment image once for each cluster, as the machine is now: what else runs on it
+        takes caches and memory bandwidth, which no quota gives back."""
         (image,) = self.build_images(("segment",)).values()
 
         def measured() -> str:
@@ -253,7 +254,7 @@ class Cluster:
                 options = ("--rm", "-i", "--network", "none", "--entrypoint", "/opt/segment/bin/python")
                 return self.images_engine().docker("run", *options, image, "-", stdin=speed.PROGRAM.read_text())
 
-        return speed.of_this_machine(self.settings.cache, image.rpartition(":")[2], measured)
+        return speed.of_this_machine(self.settings.state, image.rpartition(":")[2], measured)
 
     def _tell_speeds(self, workers: Sequence[str]) -> None:
         """Label these workers with what their cores can do; what they were given to by `cpu` stays."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from e2e.cluster.capabilities import missing_here, runtime_script
 from e2e.cluster.command import run, succeeds
-from e2e.cluster.host import Traces, raise_limits
+from e2e.cluster.host import Traces, fine_quotas, raise_limits, weigh
 from e2e.cluster.settings import Settings
 
 NETWORK = "splitinference"
@@ -144,6 +144,8 @@ def start(settings: Settings) -> Engine:
     home.mkdir(parents=True, exist_ok=True)
     traces = Traces.record(home / "traces.json", bridge=bridge(settings), cgroup=cgroup(settings))
     raise_limits()
+    fine_quotas()
+    weigh(traces.cgroup)
     config: dict[str, object] = {
         "bridge": "none",
         "iptables": False,

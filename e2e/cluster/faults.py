@@ -1,7 +1,7 @@
 """Changes and faults, for real: less CPU or memory for a node, a thin link, a node that stops, a tenant that burns CPU."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
@@ -13,6 +13,10 @@ from e2e.cluster.settings import NODE_OVERHEAD_MIB, WorkerSize
 TENANT = "other-tenant"
 LEFT_CORES = 0.25  # what the tenant does not request of what is free, so that new pods are still admitted beside it
 LEFT_SHARE = 0.3  # and of a small node this share of it
+PERIOD_MICROSECONDS = 10_000
+"""Of a node's CPU quota. The default, 100 ms, makes a node with half a core a quick one that sleeps half of the time: a short decode step
+then runs at full speed, and a long one waits for whole slices. With 10 ms a step takes what it takes on a slower processor."""
+_LEAST_QUOTA_MICROSECONDS = 1000  # the kernel refuses less
 _FLAGS = "/var/lib/kubelet/kubeadm-flags.env"
 
 
@@ -33,7 +37,26 @@ def limit_cpu(engine: Engine, node: str, cores: float) -> None:
     if cores <= 0:
         raise ValueError(f"cores must be more than 0, not {cores:g}")
     engine.execute(node, _relax(cores))
-    engine.docker("update", "--cpus", f"{cores:g}", node)
+    period, quota = cpu_quota(cores)
+    engine.docker("update", "--cpu-period", str(period), "--cpu-quota", str(quota), node)
+
+
+def cpu_quota(cores: float) -> tuple[int, int]:
+    """Period and quota in microseconds for so many cores (above 0): short periods, as far as the kernel allows."""
+    period = max(PERIOD_MICROSECONDS, ceil(_LEAST_QUOTA_MICROSECONDS / cores))
+    return period, max(_LEAST_QUOTA_MICROSECONDS, round(cores * period))
+
+
+def cores_of_node(engine: Engine, node: str) -> float:
+    """Cores that the engine lets the node use; 0: there is no limit."""
+    found = json.loads(engine.docker("inspect", "-f", "{{json .HostConfig}}", node))
+    return cores_of_limits(found)
+
+
+def cores_of_limits(host_config: Mapping[str, Any]) -> float:
+    """The same, of what `docker inspect` calls HostConfig."""
+    period, quota = host_config.get("CpuPeriod") or 100_000, host_config.get("CpuQuota") or 0
+    return float(quota / period) if quota > 0 else float(host_config.get("NanoCpus") or 0) / 1e9
 
 
 def _relax(cores: float) -> str:
@@ -119,6 +142,19 @@ def kill(kubectl: Kubectl, pod: str, program: str) -> None:
     done
     exit $found"""
     kubectl("exec", pod, "--", "sh", "-c", script)
+
+
+def kill_pod(engine: Engine, node: str, pod: str) -> None:
+    """Kill all processes of a pod's containers from outside, at once: unlike a deleted pod they cannot tidy up. The kubelet starts others.
+
+    Raises CommandFailed when none of its processes runs there.
+    """
+    script = f"""found=1
+    for process in /proc/[0-9]*; do
+      tr '\\0' '\\n' < $process/environ 2>/dev/null | grep -qx HOSTNAME={pod} && kill -KILL ${{process#/proc/}} && found=0
+    done
+    exit $found"""
+    engine.execute(node, script)
 
 
 def burner(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from e2e.cluster.command import CommandFailed, pipe
 from e2e.cluster.engine import Engine
-from e2e.cluster.faults import limit_cpu
+from e2e.cluster.faults import cores_of_node, limit_cpu
 from e2e.cluster.oci import Blobs, Descriptor, Image
 from e2e.cluster.progress import together
 from e2e.cluster.settings import BLOBS_ON_NODE, REPOSITORY, Settings
@@ -223,14 +223,14 @@ def unpack(settings: Settings, engine: Engine, names: Sequence[str], nodes: Sequ
 @contextmanager
 def unlimited(engine: Engine, node: str) -> Iterator[None]:
     """The node may use all cores; afterwards as many as before."""
-    nano = int(engine.docker("inspect", "-f", "{{.HostConfig.NanoCpus}}", node).strip() or 0)
-    if nano:
-        engine.docker("update", "--cpus", str(os.cpu_count() or 1), node)
+    cores = cores_of_node(engine, node)
+    if cores:
+        limit_cpu(engine, node, os.cpu_count() or 1)
     try:
         yield
     finally:
-        if nano:
-            limit_cpu(engine, node, nano / 1e9)
+        if cores:
+            limit_cpu(engine, node, cores)
 
 
 def adoption(layers: Sequence[Descriptor]) -> str:

@@ -1,7 +1,7 @@
 """How fast one core of this machine computes a decoder's layers: the speed labels of the nodes rest on it, whatever the machine.
 
-Measured in the segment image, so with the libraries that serve, and kept for each kind of processor. Time is the processor's, so that other
-work on the machine does not count.
+Measured in the segment image, with the layers that serve. Time is the processor's: what others take of it does not count, but what they
+take of its caches does.
 """
 
 import hashlib

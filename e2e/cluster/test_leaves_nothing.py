@@ -36,7 +36,7 @@ def settings() -> Iterator[Settings]:
 
 def of_the_machine(settings: Settings) -> dict[str, object]:
     """All that an engine changes outside its namespaces, without what other engines do meanwhile."""
-    sysctls = {name: host.read(Path("/proc/sys") / name) for name in host.LIMITS}
+    sysctls = {name: host.read(Path("/proc/sys") / name) for name in (host.SLICE, *host.LIMITS)}
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(settings.cache) in line]
     rules = {table: [rule for rule in host.firewall(table) if engines.bridge(settings) in rule] for table in ("filter", "nat")}
     chains = {table: [rule for rule in host.firewall(table) if rule.startswith("-N")] for table in ("filter", "nat")}

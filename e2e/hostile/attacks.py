@@ -115,7 +115,7 @@ async def flood(target: Target) -> None:
 @attack("slow-headers", "200 connections, a byte of a header every 50 ms")
 async def slow_headers(target: Target) -> None:
     async def one(_: int) -> None:
-        async with connected(target.http) as (_, writer):
+        async with connected(target.http) as (_reader, writer):
             writer.write(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
             while True:
                 writer.write(b"a")
@@ -140,7 +140,7 @@ async def slow_bodies(target: Target) -> None:
 @attack("body-for-nothing", "100 endless bodies to paths that read none")
 async def body_for_nothing(target: Target) -> None:
     async def one(_: int) -> None:
-        async with connected(target.http) as (_, writer):
+        async with connected(target.http) as (_reader, writer):
             writer.write(post("/healthz", b"", length=1 << 40))
             for _ in range(400):
                 writer.write(b"a" * 65_536)
@@ -177,7 +177,7 @@ async def many_headers(target: Target) -> None:
 async def slow_readers(target: Target) -> None:
     async def one(index: int) -> None:
         more = {"logprobs": 5, "max_tokens": 1500, "stream": bool(index % 2)}
-        async with connected(target.http) as (_, writer):
+        async with connected(target.http) as (_reader, writer):
             writer.write(post("/v1/completions", completion(prompt="x", **more)))
             await asyncio.sleep(_SECONDS)
 
@@ -207,7 +207,7 @@ async def grpc_known(target: Target) -> None:
 @attack("h2-resets", "60,000 HTTP/2 streams that are reset at once, four connections")
 async def h2_resets(target: Target) -> None:
     async def one(_: int) -> None:
-        async with connected(target.grpc) as (_, writer):
+        async with connected(target.grpc) as (_reader, writer):
             writer.write(H2_HELLO)
             head = h2_headers(INFER)
             for number in range(1, 30_000, 2):
@@ -221,7 +221,7 @@ async def h2_resets(target: Target) -> None:
 @attack("h2-pings", "200,000 HTTP/2 pings and settings, and headers that never end")
 async def h2_pings(target: Target) -> None:
     async def one(index: int) -> None:
-        async with connected(target.grpc) as (_, writer):
+        async with connected(target.grpc) as (_reader, writer):
             writer.write(H2_HELLO)
             if index % 2:
                 writer.write(h2_frame(1, 0, 1, h2_headers(INFER)))
@@ -238,7 +238,7 @@ async def h2_pings(target: Target) -> None:
 @attack("h2-half", "500 gRPC connections with streams that stay open")
 async def h2_half(target: Target) -> None:
     async def one(_: int) -> None:
-        async with connected(target.grpc) as (_, writer):
+        async with connected(target.grpc) as (_reader, writer):
             writer.write(
                 H2_HELLO + b"".join(h2_frame(1, 4, n, h2_headers(INFER, ("authorization", f"Bearer {KEY}"))) for n in range(1, 40, 2))
             )
@@ -257,7 +257,7 @@ async def _grpc(target: Target, number: int, message: bytes, key: str | None) ->
     ]
 
     async def one(index: int) -> None:
-        call = channels[index % len(channels)].unary_unary(INFER)
+        call: Any = channels[index % len(channels)].unary_unary(INFER)
         try:
             await call(message, metadata=metadata, timeout=_SECONDS)
             target.said("OK")

@@ -23,7 +23,6 @@ from splitinference.adapters.kubernetes.cluster import WatchedCluster
 from splitinference.adapters.kubernetes.crd import CrdNotes
 from splitinference.adapters.kubernetes.leases import KubeLeases, boot_seconds, healthy, holding, new_identity, wait_to_lead
 from splitinference.adapters.kubernetes.own_namespace import OwnNamespace
-from splitinference.adapters.listen import health_address
 from splitinference.adapters.mutual import Peers
 from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
@@ -38,6 +37,7 @@ from splitinference.controller.runtime.leadership import Claims, Leadership, Wat
 from splitinference.controller.runtime.workqueue import Ended, Key, Pass, Passes
 from splitinference.core.planner import SolverProcess
 from splitinference.settings import Settings
+from splitinference_protocol.addresses import any_address_of
 
 log = logging.getLogger("splitinference")
 
@@ -129,7 +129,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
             report=telemetry.passed,
         )
         registry = kopf.OperatorRegistry()
-        handlers.register(registry, passes, cluster.noticed, cluster.on_nodes, everywhere=not settings.watched_namespaces)
+        handlers.register(registry, passes, cluster.on_change)
         if measuring is not None:
             threading.Thread(target=measuring.run, args=(stop,), name="measuring", daemon=True).start()
         kopf.run(
@@ -137,7 +137,7 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
             clusterwide=not settings.watched_namespaces,
             namespaces=settings.watched_namespaces,
             standalone=True,
-            liveness_endpoint=f"http://{health_address(settings.pod_ip)}:{settings.health_port}/healthz",
+            liveness_endpoint=f"http://{any_address_of(settings.pod_ip)}:{settings.health_port}/healthz",
         )
         stop.set()
         gateways.close()

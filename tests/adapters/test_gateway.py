@@ -13,7 +13,7 @@ import pytest
 
 from splitinference.adapters.gateway import GatewayRoutes, merged
 from splitinference.controller.identity import Owner, Role
-from splitinference.controller.ports import GatewayReport, ObservedTraffic
+from splitinference_protocol.report import GatewayReport, ObservedTraffic
 from tests.adapters.secured import CHAT, OTHER, being, listening, peers
 
 

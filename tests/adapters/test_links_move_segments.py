@@ -50,6 +50,10 @@ class Story:
             pod = probe_pod(node)
             self.world.objects["Pod", OPERATORS, pod["metadata"]["name"]] = dict(pod)
         self.links = LinksOf(self.world, PrometheusMetrics(SETTINGS))
+        self.restart()
+
+    def restart(self) -> None:
+        """The operator begins anew, and knows what is in the cluster."""
         self.reconciler = Reconciler(replace(self.world.ports(), metrics=cast(Metrics, self.links)), SETTINGS, Exhaustive())
 
     def passes(self, series: Series, count: int = 12) -> None:
@@ -142,6 +146,18 @@ def test_the_moment_that_traffic_left_a_slow_link_it_is_not_forgotten(story: Sto
     after = story.nodes()
     assert after != list(slow)
     story.world.now += timedelta(seconds=120)
+    story.passes(probed(age=250) + [line.removesuffix(" 2") + " 90" if "_age_" in line else line for line in seen], 40)
+    assert story.nodes() == after
+
+
+def test_a_restart_of_the_operator_does_not_forget_what_a_gone_segment_measured(story: Story):
+    slow = serving_link(story)
+    seen = seen_by_segment(story, slow, "mbps", 1.0, 2)
+    story.passes(seen)
+    after = story.nodes()
+    assert after != list(slow)
+    story.world.now += timedelta(seconds=120)
+    story.restart()
     story.passes(probed(age=250) + [line.removesuffix(" 2") + " 90" if "_age_" in line else line for line in seen], 40)
     assert story.nodes() == after
 

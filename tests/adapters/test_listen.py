@@ -9,8 +9,8 @@ import kopf
 import pytest
 from kopf._core.engines.probing import health_reporter
 
-from splitinference.adapters.listen import any_address, health_address
 from splitinference.adapters.telemetry import Telemetry
+from splitinference_protocol.addresses import any_address, any_address_of
 
 
 def has_ipv6() -> bool:
@@ -55,7 +55,7 @@ def test_health_is_asked_for_at_the_pods_own_family(pod_ip, host):
     async def asked() -> int:
         server = asyncio.create_task(
             health_reporter(
-                f"http://{health_address(pod_ip)}:{port}/healthz",
+                f"http://{any_address_of(pod_ip)}:{port}/healthz",
                 memo=None,
                 indices={},
                 registry=kopf.OperatorRegistry(),

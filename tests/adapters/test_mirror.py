@@ -77,16 +77,19 @@ def names(mirror: Mirror) -> set[str]:
     return {thing["metadata"]["name"] for thing in mirror.all()}
 
 
-def test_the_same_tuple_comes_again_until_something_changes():
+def test_each_change_is_another_generation_and_nothing_else_is():
     server = Server(a_thing("a", 1))
     with mirroring(server) as mirror:
         first = mirror.all()
-        assert mirror.all() is first
-        server.send("ADDED", a_thing("b", 11))
-        until(lambda: mirror.all() is not first)
-        assert names(mirror) == {"a", "b"}
-        server.send("DELETED", a_thing("a", 12))
+        assert mirror.all().generation == first.generation
+        server.send("MODIFIED", a_thing("a", 11))
+        server.send("ADDED", a_thing("b", 12))
+        until(lambda: names(mirror) == {"a", "b"})
+        second = mirror.all()
+        assert second.generation > first.generation
+        server.send("DELETED", a_thing("a", 13))
         until(lambda: names(mirror) == {"b"})
+        assert mirror.all().generation > second.generation
         assert server.lists == 1
 
 
@@ -97,35 +100,41 @@ def beats(thing: Manifest) -> dict[str, Any]:
 
 def test_what_is_not_kept_is_no_change_and_nobody_is_told():
     server = Server(a_thing("a", 1, size=1, beat=1))
-    told: list[int] = []
+    told: list[bool] = []
     with mirroring(server, kept=beats) as mirror:
-        mirror.tell(lambda: told.append(1))
+        mirror.tell(lambda _, gone: told.append(gone))
+        until(lambda: told == [False])
         first = mirror.all()
-        assert told == [], "who reads the first list needs not be told"
         server.send("MODIFIED", a_thing("a", 11, size=1, beat=2))
         server.send("MODIFIED", a_thing("a", 12, size=1, beat=3))
         until(server.events.empty)
-        mirror.noticed(a_thing("a", 11, size=7), gone=False)  # older than what was seen last, though that changed nothing
-        assert mirror.all() is first
+        mirror.wrote(a_thing("a", 11, size=7))  # older than what was seen last, though that changed nothing
+        assert mirror.all().generation == first.generation
         server.send("MODIFIED", a_thing("a", 13, size=2, beat=4))
-        until(lambda: told == [1])
+        until(lambda: told == [False, False])
         assert mirror.all() == ({"metadata": {"name": "a"}, "size": 2},)
         server.send("DELETED", a_thing("a", 14))
-        until(lambda: told == [1, 1])
+        until(lambda: told == [False, False, True])
 
 
-def test_a_new_list_that_differs_is_told():
-    server = Server(a_thing("a", 1))
-    told: list[int] = []
+def test_of_a_new_list_what_differs_is_told():
+    server = Server(a_thing("a", 1), a_thing("c", 2))
+    told: list[tuple[str, bool]] = []
     with mirroring(server) as mirror:
-        mirror.all()
-        mirror.tell(lambda: told.append(1))
-        for things, expected in (([a_thing("a", 1)], 0), ([a_thing("b", 90)], 1)):
+        mirror.tell(lambda thing, gone: told.append((thing["metadata"]["name"], gone)))
+        until(lambda: told == [("a", False), ("c", False)])
+        told.clear()
+        generation = mirror.all().generation
+        for things, expected in (
+            ([a_thing("a", 1), a_thing("c", 2)], []),
+            ([a_thing("b", 90), a_thing("c", 2)], [("b", False), ("a", True)]),
+        ):
             lists = server.lists
             server.things, server.version = things, 91
             server.send("ERROR", {"code": 410, "message": "too old resource version"})
             until(lambda lists=lists: server.lists > lists and len(server.asked_from) > lists)
-            assert len(told) == expected
+            assert told == expected
+            assert (mirror.all().generation > generation) is bool(expected)
 
 
 def test_own_writes_are_seen_at_once_and_older_events_do_not_undo_them():
@@ -158,44 +167,33 @@ def test_what_we_deleted_does_not_come_back_with_a_late_event():
         until(lambda: names(mirror) == {"a", "b"})
 
 
-def test_what_another_watch_told_is_read_before_our_own_tells_it():
+def test_who_is_told_can_read_what_it_is_told():
+    """A pass that is woken by a change must not read the state before it."""
     server = Server(a_thing("a", 1, step=0))
+    told: list[tuple[str, bool]] = []
+    wrong: list[str] = []
+
     with mirroring(server) as mirror:
-        mirror.all()
-        mirror.noticed(a_thing("b", 11), gone=False)
-        mirror.noticed(a_thing("a", 12, step=1), gone=False)
-        assert [(thing["metadata"]["name"], thing.get("step")) for thing in mirror.all()] == [("a", 1), ("b", None)]
-        mirror.noticed(a_thing("b", 13), gone=True)
-        assert names(mirror) == {"a"}
+
+        def changed(thing: Manifest, gone: bool) -> None:
+            name = thing["metadata"]["name"]
+            told.append((name, gone))
+            if gone != (mirror.get("team", name) is None):
+                wrong.append(name)
+
+        mirror.tell(changed)
+        until(lambda: told == [("a", False)])
         server.send("ADDED", a_thing("b", 11))
         server.send("MODIFIED", a_thing("a", 12, step=1))
         server.send("DELETED", a_thing("b", 13))
-        server.send("ADDED", a_thing("c", 14))
-        until(lambda: "c" in names(mirror))
-        assert names(mirror) == {"a", "c"}
-
-
-def test_what_another_watch_told_before_the_first_list_is_kept_if_it_is_newer():
-    server = Server(a_thing("a", 1), version=10)
-    with mirroring(server) as mirror:
-        mirror.noticed(a_thing("old", 9), gone=False)
-        mirror.noticed(a_thing("new", 11), gone=False)
-        assert names(mirror) == {"a", "new"}
-
-
-def test_another_watch_that_is_behind_brings_nothing_back():
-    server = Server(a_thing("a", 1), version=10)
-    with mirroring(server) as mirror:
-        mirror.all()
-        mirror.noticed(a_thing("gone before the list", 7), gone=False)
-        server.send("DELETED", a_thing("a", 12))
-        until(lambda: mirror.all() == ())
-        mirror.noticed(a_thing("a", 1), gone=False)
-        assert mirror.all() == ()
-        server.send("ADDED", a_thing("a", 15))
-        until(lambda: names(mirror) == {"a"})
-        mirror.noticed(a_thing("a", 12), gone=True)
-        assert names(mirror) == {"a"}, "it is the one before that was deleted"
+        until(lambda: len(told) == 4)
+        assert told[1:] == [("b", False), ("a", False), ("b", True)]
+        mirror.wrote(a_thing("a", 14, step=2))
+        assert told[4:] == [("a", False)], "what we wrote ourselves, too"
+        server.send("MODIFIED", a_thing("a", 14, step=2))
+        mirror.deleted("team", "a")
+        assert told[5:] == [("a", True)]
+        assert not wrong
 
 
 def test_a_stream_that_ends_is_followed_from_where_it_was():

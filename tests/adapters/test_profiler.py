@@ -17,6 +17,7 @@ from splitinference.controller.ports import NameTakenError, Pending, RefusedErro
 from splitinference.core.values.profile import Profile
 from splitinference.inpod import script
 from splitinference.settings import Settings
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import HUB, a_resource
 from tests.controller.test_profiling import a_node
 from tests.inpod.hub import a_hub
@@ -101,17 +102,17 @@ def profiler(cluster: FakeCluster, clock: FakeClock | None = None, **settings: A
 def test_a_folder_on_nodes_is_read_by_a_pod_then_kept_then_the_pod_goes():
     cluster = FakeCluster()
     models = profiler(cluster)
-    assert isinstance(models.profile(a_resource()), Pending)
-    assert isinstance(models.profile(a_resource()), Pending)
+    assert isinstance(models.profile(parsed(a_resource())), Pending)
+    assert isinstance(models.profile(parsed(a_resource())), Pending)
     assert len(cluster.pods()) == 1
     finish(cluster, printed())
-    profile = models.profile(a_resource())
+    profile = models.profile(parsed(a_resource()))
     assert isinstance(profile, Profile)
     assert (len(profile.layers), profile.dtype, profile.runtime_bytes) == (4, "bfloat16", 380 * 2**20)
-    assert models.profile(a_resource()) == profile
+    assert models.profile(parsed(a_resource())) == profile
     assert not cluster.pods()
     restarted = profiler(cluster)
-    assert restarted.profile(a_resource()) == profile, "a restart of the operator reads what is kept"
+    assert restarted.profile(parsed(a_resource())) == profile, "a restart of the operator reads what is kept"
 
 
 def test_another_dtype_of_the_same_files_needs_no_reading():
@@ -119,16 +120,14 @@ def test_another_dtype_of_the_same_files_needs_no_reading():
     cluster.apply(a_kept())
     models = profiler(cluster)
     wide = a_resource(model={"id": "m", "source": {"hostPath": {"path": "/models/m"}}, "dtype": "float32"})
-    first, second = models.profile(a_resource()), models.profile(wide)
+    first, second = models.profile(parsed(a_resource())), models.profile(parsed(wide))
     assert isinstance(first, Profile)
     assert isinstance(second, Profile)
     assert second.layers[1].weight_bytes == 2 * first.layers[1].weight_bytes
 
 
 def a_kept() -> dict[str, Any]:
-    from splitinference.controller.api.spec import read_resource
-
-    return profile_pod.cache_object(read_resource(a_resource()), profile_pod.pack(CONFIG, TENSORS))  # type: ignore[arg-type]
+    return profile_pod.cache_object(parsed(a_resource()), profile_pod.pack(CONFIG, TENSORS))
 
 
 def test_another_source_is_read_while_the_old_one_is_still_known():
@@ -136,29 +135,29 @@ def test_another_source_is_read_while_the_old_one_is_still_known():
     cluster.apply(a_kept())
     models = profiler(cluster)
     moved = a_resource(model={"id": "m", "source": {"hostPath": {"path": "/models/n"}}})
-    assert isinstance(models.profile(moved), Pending)
-    assert isinstance(models.profile(a_resource()), Profile)
+    assert isinstance(models.profile(parsed(moved)), Pending)
+    assert isinstance(models.profile(parsed(a_resource())), Profile)
     finish(cluster, printed())
-    assert isinstance(models.profile(moved), Profile)
-    assert isinstance(models.profile(a_resource()), Profile), "a plan for the old source still serves"
+    assert isinstance(models.profile(parsed(moved)), Profile)
+    assert isinstance(models.profile(parsed(a_resource())), Profile), "a plan for the old source still serves"
     assert not cluster.pods()
 
 
 def test_a_log_that_is_not_whole_is_not_believed():
     cluster = FakeCluster()
     models = profiler(cluster)
-    models.profile(a_resource())
+    models.profile(parsed(a_resource()))
     finish(cluster, printed()[:60])
-    assert isinstance(models.profile(a_resource()), Pending)
+    assert isinstance(models.profile(parsed(a_resource())), Pending)
     assert not cluster.pods(), "it reads again"
 
 
 def test_a_model_of_a_family_that_is_not_known_is_unreadable():
     cluster = FakeCluster()
     models = profiler(cluster)
-    models.profile(a_resource())
+    models.profile(parsed(a_resource()))
     finish(cluster, printed(config={**CONFIG, "model_type": "mamba"}))
-    found = models.profile(a_resource())
+    found = models.profile(parsed(a_resource()))
     assert isinstance(found, Unreadable)
     assert "mamba" in found.message
     assert "/models/m" in found.message
@@ -169,13 +168,13 @@ def test_a_damaged_cache_says_what_to_do():
     kept = a_kept()
     kept["data"] = dict.fromkeys(kept["data"], "damaged")
     cluster.apply(kept)
-    found = profiler(cluster).profile(a_resource())
+    found = profiler(cluster).profile(parsed(a_resource()))
     assert isinstance(found, Unreadable)
     assert "delete it" in found.message
 
 
 def test_a_refused_pod_is_unreadable_with_the_api_servers_words():
-    found = profiler(FakeCluster(refuses=True)).profile(a_resource())
+    found = profiler(FakeCluster(refuses=True)).profile(parsed(a_resource()))
     assert isinstance(found, Unreadable)
     assert "violates PodSecurity" in found.message
 
@@ -215,8 +214,8 @@ def test_a_model_of_the_hub_is_read_by_a_pod_with_the_secret_which_the_operator_
     cluster = FakeCluster()
     with a_hub(as_files(), token="hf_secret" if token else "") as hub:
         models = profiler(cluster, hugging_face_endpoint=hub.url)
-        assert isinstance(models.profile(of_the_hub(token)), Pending)
-        assert isinstance(models.profile(of_the_hub(token)), Pending)
+        assert isinstance(models.profile(parsed(of_the_hub(token))), Pending)
+        assert isinstance(models.profile(parsed(of_the_hub(token))), Pending)
         (name,) = cluster.pods()
         pod = cluster.objects["Pod", name]
         wanted = [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}] if token else []
@@ -224,7 +223,7 @@ def test_a_model_of_the_hub_is_read_by_a_pod_with_the_secret_which_the_operator_
         (term,) = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
         assert {asked["key"] for asked in term["matchExpressions"]} == {"kubernetes.io/os", "kubernetes.io/arch"}
         played(cluster, "hf_secret\n")
-        profile = models.profile(of_the_hub(token))
+        profile = models.profile(parsed(of_the_hub(token)))
     assert isinstance(profile, Profile), profile
     assert any(kind == "ConfigMap" and name.startswith("chat-profile-") for kind, name in cluster.objects)
     assert not cluster.pods()
@@ -234,25 +233,25 @@ def test_a_refusal_of_the_hub_stands_until_it_is_tried_again():
     clock, cluster = FakeClock(), FakeCluster()
     with a_hub(as_files(), token="hf_secret") as hub:
         models = profiler(cluster, clock, hugging_face_endpoint=hub.url, profile_retry_seconds=120)
-        models.profile(of_the_hub(token=True))
+        models.profile(parsed(of_the_hub(token=True)))
         (name,) = cluster.pods()
         cluster.objects["Pod", name]["metadata"]["creationTimestamp"] = clock.time.isoformat()
         done = played(cluster, "hf_wrong")
-        found = models.profile(of_the_hub(token=True))
+        found = models.profile(parsed(of_the_hub(token=True)))
         assert isinstance(found, Unreadable)
         assert "the hub says 401" in found.message
         assert "hf_wrong" not in found.message + done.stdout + done.stderr
         assert cluster.pods(), "it is not tried again at once"
         clock.time += timedelta(seconds=121)
-        models.profile(of_the_hub(token=True))
+        models.profile(parsed(of_the_hub(token=True)))
         assert not cluster.pods()
-        assert isinstance(models.profile(of_the_hub(token=True)), Pending)
+        assert isinstance(models.profile(parsed(of_the_hub(token=True))), Pending)
 
 
 def test_a_secret_that_is_not_there_is_named():
     clock, cluster = FakeClock(), FakeCluster()
     models = profiler(cluster, clock)
-    models.profile(of_the_hub(token=True))
+    models.profile(parsed(of_the_hub(token=True)))
     (name,) = cluster.pods()
     waiting = {"reason": "CreateContainerConfigError", "message": 'secret "hub" not found'}
     cluster.objects["Pod", name]["status"] = {"phase": "Pending", "containerStatuses": [{"name": "profile", "state": {"waiting": waiting}}]}
@@ -260,7 +259,7 @@ def test_a_secret_that_is_not_there_is_named():
     cluster.objects["Pod", name]["metadata"]["creationTimestamp"] = clock.time.isoformat()
     cluster.objects["Pod", name]["spec"]["nodeName"] = "a"
     clock.time += timedelta(minutes=10)
-    found = models.profile(of_the_hub(token=True))
+    found = models.profile(parsed(of_the_hub(token=True)))
     assert isinstance(found, Unreadable)
     assert 'CreateContainerConfigError: secret "hub" not found' in found.message
 
@@ -270,7 +269,7 @@ def test_a_config_map_of_somebody_else_is_no_profile():
     kept = a_kept()
     kept["metadata"] = {**kept["metadata"], "ownerReferences": []}
     cluster.apply(kept)
-    assert isinstance(profiler(cluster).profile(a_resource()), Pending)
+    assert isinstance(profiler(cluster).profile(parsed(a_resource())), Pending)
 
 
 def test_a_name_that_is_taken_is_said():
@@ -280,9 +279,9 @@ def test_a_name_that_is_taken_is_said():
 
     cluster = Taken()
     models = profiler(cluster)
-    models.profile(a_resource())
+    models.profile(parsed(a_resource()))
     finish(cluster, printed())
-    found = models.profile(a_resource())
+    found = models.profile(parsed(a_resource()))
     assert isinstance(found, Unreadable)
     assert (found.reason, found.message) == ("NameTaken", "ConfigMap chat-profile-1 exists")
 
@@ -308,17 +307,17 @@ def test_a_model_that_is_not_served_is_refused_when_it_has_been_read(config, fil
 
     cluster = FakeCluster()
     models = profiler(cluster)
-    models.profile(a_resource())
+    models.profile(parsed(a_resource()))
     finish(cluster, f"{BEGIN}\n{profile_pod.pack(CONFIG | config, TENSORS, files)}\n{END}\n")
-    found = models.profile(a_resource())
+    found = models.profile(parsed(a_resource()))
     assert isinstance(found, Unreadable)
     assert found.reason == "ModelNotServed"
     assert words in found.message
-    assert models.profile(a_resource()) == found
+    assert models.profile(parsed(a_resource())) == found
 
 
 def test_a_model_that_an_older_version_has_read_needs_no_reading_though_its_files_are_not_known():
     cluster = FakeCluster()
     cluster.apply(a_kept())
-    assert isinstance(profiler(cluster).profile(a_resource()), Profile)
+    assert isinstance(profiler(cluster).profile(parsed(a_resource())), Profile)
     assert not cluster.pods()

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from splitinference.cli.bench.control_plane import free_port
+from tests import waiting
+
+SECONDS = 20.0  # more than a Lease takes to run out
 
 
 @dataclass
@@ -79,12 +81,5 @@ def _end(operator: Operator) -> None:
 
 
 def until(holds: Callable[[], bool], what: str) -> None:
-    """Wait for as long as a slow machine may need; the limit only keeps a broken test from hanging."""
-    for _ in range(1200):
-        try:
-            if holds():
-                return
-        except OSError:  # it does not listen yet, or not any more
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"{what}: it never came to hold")
+    """Wait for as long as a busy machine may need."""
+    waiting.until(holds, SECONDS, what, pause_seconds=0.1)

@@ -22,6 +22,7 @@ from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.conftest import install_crd
 from tests.apiserver.operators import until
 from tests.chart.test_chart import render
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource
 
@@ -158,7 +159,7 @@ def test_what_is_there_may_be_labelled_and_deleted_but_not_changed(guarded: ApiS
 def a_gateways(kind: str, name: str = "chat") -> dict[str, Any]:
     body = a_resource("team", name)
     body["metadata"]["uid"] = "00000000-0000-0000-0000-000000000001"
-    (found,) = [dict(obj) for obj in Manifests(Settings()).gateway(body, a_profile()) if obj["kind"] == kind]
+    (found,) = [dict(obj) for obj in Manifests(Settings()).gateway(parsed(body), a_profile()) if obj["kind"] == kind]
     return found
 
 

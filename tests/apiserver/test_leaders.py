@@ -63,7 +63,7 @@ def test_a_leader_that_goes_is_replaced_and_the_next_goes_on(server: ApiServer, 
         until(lambda: standby.leads, "the other takes over")
         now = lease(api, namespace)
         assert now.holder not in ("", before.holder)
-        assert now.transitions == before.transitions + 1
+        assert now.transitions > before.transitions
         unreadable(api, namespace, "next")
         until(lambda: is_looked_at(api, namespace, "next"), "it serves what comes")
         assert status(api, namespace, "chat")["operator"] == f"{namespace}/operator"

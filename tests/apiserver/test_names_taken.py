@@ -9,13 +9,13 @@ from kubernetes import client
 
 from splitinference.adapters.kubernetes.client import KubeCluster, api_path, api_version
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
-from splitinference.controller.api.spec import Resource, read_resource
 from splitinference.controller.manifests.pod_parts import metadata
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import NameTakenError, UnavailableError
 from splitinference.controller.trust.ownership import owner_uid
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource
 
@@ -43,16 +43,15 @@ def resource(cluster: KubeCluster, namespace: str) -> dict[str, Any]:
 
 def wanted(resource: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """One object of every kind that the operator makes."""
-    read = read_resource(resource)
-    assert isinstance(read, Resource)
-    made = BUILDER.segment(resource, a_profile(), Segment(start=0, end=32, node="nowhere"), 2**28, 2**20)
+    read = parsed(resource)
+    made = BUILDER.segment(read, a_profile(), Segment(start=0, end=32, node="nowhere"), 2**28, 2**20)
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": metadata(read, "chat-gateway-tls", "gateway"),
         "data": {"tls.key": "b3Vycw=="},
     }
-    all_of_them = [*BUILDER.gateway(resource, a_profile()), BUILDER.route(resource, {"route.json": "{}"}), dict(made.pod), secret]
+    all_of_them = [*BUILDER.gateway(read, a_profile()), BUILDER.route(read, {"route.json": "{}"}), dict(made.pod), secret]
     return {str(manifest["kind"]): dict(manifest) for manifest in all_of_them}
 
 

@@ -122,8 +122,8 @@ def the_rest(server: ApiServer) -> None:
     read = read_resource(body)
     assert isinstance(read, Resource)
     cluster, builder = KubeCluster(server.api(USER), 5), Manifests(Settings())
-    cluster.apply(builder.route(body, {"route.json": "{}"}))
-    made = builder.segment(body, a_profile(), Segment(start=0, end=1, node="a"), 2**28, 2**20)
+    cluster.apply(builder.route(read, {"route.json": "{}"}))
+    made = builder.segment(read, a_profile(), Segment(start=0, end=1, node="a"), 2**28, 2**20)
     for _ in range(2):
         cluster.create(made.pod)
     cluster.apply(made.service)

@@ -16,6 +16,7 @@ from splitinference.probe.__main__ import parser
 from splitinference.probe.rounds import Pace
 from splitinference.settings import Settings
 from tests.chart.helm import helm
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile, a_resource
 
 ROOT = Path(__file__).parents[2]
@@ -249,7 +250,7 @@ def test_the_operator_may_make_what_it_makes():
     rights = allowed(only("ClusterRole")["rules"])
     builder = Manifests(Settings(network_policies=True))
     plurals = {"NetworkPolicy": "networkpolicies", "PodDisruptionBudget": "poddisruptionbudgets"}
-    for obj in [*builder.gateway(a_resource(), a_profile()), builder.route(a_resource(), {})]:
+    for obj in [*builder.gateway(parsed(a_resource()), a_profile()), builder.route(parsed(a_resource()), {})]:
         version = obj["apiVersion"]
         group = version.split("/")[0] if "/" in version else ""
         plural = plurals.get(obj["kind"], obj["kind"].lower() + "s")
@@ -258,7 +259,7 @@ def test_the_operator_may_make_what_it_makes():
 
 def test_the_operator_has_each_right_that_it_gives_to_a_gateway():
     rights = allowed(only("ClusterRole")["rules"])
-    (role,) = [obj for obj in Manifests(Settings()).gateway(a_resource(), a_profile()) if obj["kind"] == "Role"]
+    (role,) = [obj for obj in Manifests(Settings()).gateway(parsed(a_resource()), a_profile()) if obj["kind"] == "Role"]
     assert allowed(role["rules"]) <= rights
 
 
@@ -315,7 +316,7 @@ def test_only_monitoring_reaches_the_operator():
 
 
 def test_policies_of_resources_admit_the_operator_that_the_chart_makes():
-    objects = Manifests(Settings(operator_namespace="ops")).gateway(a_resource(), a_profile())
+    objects = Manifests(Settings(operator_namespace="ops")).gateway(parsed(a_resource()), a_profile())
     policies = [obj["spec"]["ingress"] for obj in objects if obj["kind"] == "NetworkPolicy"]
     who = [peer for ingress in policies for rule in ingress for peer in rule.get("from", []) if len(peer) == 2]
     assert len(who) == 2
@@ -469,7 +470,7 @@ def test_only_the_gateways_that_are_named_may_review_tokens():
     asked = ("tokenReview.gateways[0].namespace=team", "tokenReview.gateways[0].name=chat")
     role, binding = [obj for obj in render(*asked) if "token-review" in obj["metadata"]["name"]]
     assert role["rules"] == [{"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}]
-    account = {obj["kind"]: obj for obj in Manifests(Settings()).gateway(a_resource(), a_profile())}["ServiceAccount"]["metadata"]
+    account = {obj["kind"]: obj for obj in Manifests(Settings()).gateway(parsed(a_resource()), a_profile())}["ServiceAccount"]["metadata"]
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
 
@@ -566,7 +567,7 @@ serviceMesh: {optOut: []}
     read = Settings()
     assert read.pod_user is None
     assert read.mesh_opt_outs == ()
-    pod = Manifests(read).segment(a_resource(), a_profile(), Segment(start=0, end=4, node="a"), 1, 1).pod
+    pod = Manifests(read).segment(parsed(a_resource()), a_profile(), Segment(start=0, end=4, node="a"), 1, 1).pod
     assert {"port": "8080", "enabled": "true"}.items() <= pod["metadata"]["annotations"].items()
     assert {"name": "THREADS", "value": "8"} in pod["spec"]["containers"][0]["env"]
     assert pod["spec"]["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "1000000000"
@@ -597,8 +598,8 @@ def test_pod_monitors_find_segments_and_gateways_by_their_metrics_port():
     assert not any(obj["kind"] == "PodMonitor" for obj in render())
     monitors = [obj["spec"] for obj in render("podMonitors.enabled=true") if obj["kind"] == "PodMonitor"]
     builder = Manifests(Settings())
-    segment = builder.segment(a_resource(), a_profile(), Segment(start=0, end=4, node="a"), 1, 1).pod
-    gateway = next(obj for obj in builder.gateway(a_resource(), a_profile()) if obj["kind"] == "Deployment")["spec"]["template"]
+    segment = builder.segment(parsed(a_resource()), a_profile(), Segment(start=0, end=4, node="a"), 1, 1).pod
+    gateway = next(obj for obj in builder.gateway(parsed(a_resource()), a_profile()) if obj["kind"] == "Deployment")["spec"]["template"]
     labels = {"app.kubernetes.io/managed-by": "splitinference"}
     for pod in (segment, gateway):
         (monitor,) = [m for m in monitors if m["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()]

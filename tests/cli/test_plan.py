@@ -63,7 +63,7 @@ def test_people_get_stages_reasons_and_a_picture(file: Path, tmp_path: Path, cap
     picture = tmp_path / "plan.svg"
     assert main(["plan", "--problem", str(file), "--svg", str(picture)]) == 0
     text = capsys.readouterr().out
-    assert "proven best" in text
+    assert "proven best for these figures" in text
     assert "[0, " in text
     assert {"n0", "n1", "n2"} <= set(ElementTree.parse(picture).getroot().itertext())
 

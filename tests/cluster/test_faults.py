@@ -3,7 +3,7 @@
 import pytest
 
 from e2e.cluster.engine import Engine
-from e2e.cluster.faults import burner, cores_of, free_cores, limit_cpu, limit_memory
+from e2e.cluster.faults import burner, cores_of, cores_of_limits, cpu_quota, free_cores, limit_cpu, limit_memory
 
 NOWHERE = Engine("docker", "unix:///does/not/exist", private=True)
 
@@ -55,6 +55,22 @@ def test_a_tenant_in_pulses_stops_and_goes_on():
 def test_a_node_cannot_have_no_cpu(cores: float):
     with pytest.raises(ValueError, match="more than 0"):
         limit_cpu(NOWHERE, "a", cores)
+
+
+@pytest.mark.parametrize("cores", [0.01, 0.09, 0.25, 0.51, 1.0, 2.9, 64.0])
+def test_a_quota_is_handed_out_in_short_slices_that_the_kernel_takes(cores: float):
+    """A decode step of some milliseconds meets several periods: the node is a slower one, not a quick one that sleeps."""
+    period, quota = cpu_quota(cores)
+    assert quota / period == pytest.approx(cores, rel=0.01)
+    assert quota >= 1000
+    assert period <= max(10_000, 1100 / cores)
+
+
+def test_the_cores_of_a_node_are_read_however_they_were_limited():
+    period, quota = cpu_quota(0.41)
+    assert cores_of_limits({"CpuPeriod": period, "CpuQuota": quota, "NanoCpus": 0}) == pytest.approx(0.41)
+    assert cores_of_limits({"CpuPeriod": 0, "CpuQuota": 0, "NanoCpus": 500_000_000}) == 0.5
+    assert cores_of_limits({"CpuPeriod": 0, "CpuQuota": 0, "NanoCpus": 0}) == 0
 
 
 def test_a_node_cannot_have_no_memory():

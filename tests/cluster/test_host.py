@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from e2e.cluster import engine
+import pytest
+
+from e2e.cluster import engine, host
 from e2e.cluster.host import Traces, wanted, with_mark
 from e2e.cluster.settings import Settings
 
@@ -54,3 +56,20 @@ def test_a_torn_note_is_no_engine(tmp_path: Path):
     (settings.run / "engine").mkdir(parents=True)
     (settings.run / "engine" / "holder").write_text("")
     assert engine.alive(settings) is None
+
+
+@pytest.mark.parametrize(("folder", "file", "weight"), [("cpu", "cpu.shares", "65536"), (".", "cpu.weight", "6400")])
+def test_the_cluster_weighs_more_than_one_process(tmp_path: Path, folder: str, file: str, weight: str):
+    """In a cgroup hierarchy of either version; the kernel makes the files of a group with it."""
+    parent = tmp_path / folder
+    (parent / "ours").mkdir(parents=True)
+    (parent / "cgroup.procs").touch()
+    (parent / "ours" / file).write_text("1")
+    assert host.weigh("ours", tmp_path)
+    assert (parent / "ours" / file).read_text() == weight
+
+
+def test_a_machine_without_cgroups_of_processors_is_no_error(tmp_path: Path):
+    assert not host.weigh("ours", tmp_path)
+    (tmp_path / "cgroup.procs").touch()
+    assert not host.weigh("ours", tmp_path)

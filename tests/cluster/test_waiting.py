@@ -5,13 +5,14 @@ import itertools
 import pytest
 
 from e2e import stack
-from e2e.demo import agreement, totals
+from e2e.demo import agreement, errors, totals
 from e2e.stack import NotInTime, until
 
 PLAN = {
     "revision": "r1",
     "bound": 2000.0,
     "gap": 0.0,
+    "segments": [{"name": "s0", "predictedMs": 40.0}, {"name": "s1", "predictedMs": 20.0}],
     "predicted": {"timeToFirstTokenMs": 90.0, "timePerOutputTokenMs": 20.0, "latencyMs": 1300.0},
 }
 
@@ -66,3 +67,12 @@ def test_observed_times_stand_beside_predicted_ones_if_they_are_of_this_plan():
         "timePerOutputTokenMs": {"p50": 25.0},
     }
     assert totals(found).splitlines()[1] == "observed: first token 100.0 ms, then 25.0 ms per token, in the median of 7 requests"
+
+
+def test_the_demo_says_by_how_much_each_stage_differs():
+    stages = {"s0": {"computeMs": 50.0}, "s1": {"computeMs": 10.0}}
+    found = {"status": {"plan": PLAN, "observed": {"revision": "r1", "requests": 7, "stages": stages}}}
+    assert errors(found) == [0.25, 0.5]
+    assert totals(found).splitlines()[-1] == "decode steps, predicted and observed, differ by 25%, 50%"
+    del stages["s1"]
+    assert errors(found) == [0.25]

@@ -1,15 +1,14 @@
 """Objects of the pretend cluster as the API server would send them, and small facts about them."""
 
+import itertools
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from splitinference.controller.api.conditions import stamp
-from splitinference.controller.ports import (
-    Manifest,
-    ObservedTraffic,
-    Percentiles,
-)
+from splitinference.controller.api.spec import Resource, read_resource
+from splitinference.controller.ports import Listing, Manifest
+from splitinference_protocol.report import ObservedTraffic, Percentiles
 
 MIB = 1024 * 1024
 NAMESPACE = "team"
@@ -43,6 +42,21 @@ def a_body(name: str = "chat", created: datetime | None = None, **spec: Any) -> 
             **spec,
         },
     }
+
+
+_GENERATIONS = itertools.count(1)
+
+
+def listed(*things: Manifest) -> Listing:
+    """Objects as a store lists them, each time of another generation."""
+    return Listing(things, (next(_GENERATIONS),))
+
+
+def parsed(body: Mapping[str, Any]) -> Resource:
+    """The resource as builders take it."""
+    found = read_resource(body)
+    assert isinstance(found, Resource), found
+    return found
 
 
 def is_ready(pod: Manifest) -> bool:

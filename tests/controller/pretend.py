@@ -14,23 +14,12 @@ from typing import Any
 from splitinference.controller.api.conditions import stamp
 from splitinference.controller.cluster_state.pods import node_of
 from splitinference.controller.manifests.segment import Manifests
-from splitinference.controller.ports import (
-    Failing,
-    Manifest,
-    NameTakenError,
-    ObservedTraffic,
-    Pending,
-    Ports,
-    RefusedError,
-    Sample,
-    Samples,
-    Unreadable,
-    Verified,
-)
+from splitinference.controller.ports import Listing, Manifest, NameTakenError, Pending, Ports, RefusedError, Sample, Samples, Unreadable
 from splitinference.controller.trust.ownership import belongs_to, owner_uid, why_taken
 from splitinference.core.values.profile import Profile
 from splitinference.settings import AllowedToleration, Settings
-from tests.controller.objects import NAMESPACE, is_ready, merged
+from splitinference_protocol.report import Failing, ObservedTraffic, Verified
+from tests.controller.objects import NAMESPACE, is_ready, listed, merged
 from tests.controller.pretend_ports import Authority, Clock, ClusterOf, Gateways, Models, Segments
 
 SETTINGS = Settings(
@@ -78,7 +67,7 @@ class Pretend:
     issued: int = 0
     routes_seen: list[str] = field(default_factory=list)
     shown: dict[str, dict[Any, dict[str, Any]]] = field(default_factory=dict)
-    listed: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
+    listed: dict[str, Listing] = field(default_factory=dict)
 
     # --- the ports -----------------------------------------------------------------------------------------------------------------
 
@@ -95,24 +84,24 @@ class Pretend:
             self.killed_after -= 1
         self.writes.append(what)
 
-    def _all(self, kind: str) -> tuple[dict[str, Any], ...]:
+    def _all(self, kind: str) -> Listing:
         return self.shown_as(kind, {key: found for key, found in self.objects.items() if key[0] == kind})
 
-    def shown_as(self, kind: str, there: Mapping[Any, dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-        """Copies of what is there: as watches have it, the very same ones while nothing changed, so that what is kept by them is kept."""
+    def shown_as(self, kind: str, there: Mapping[Any, dict[str, Any]]) -> Listing:
+        """Copies of what is there, as watches have it: of the same generation while nothing changed, so that what is kept by it is kept."""
         before = self.shown.get(kind, {})
         self.shown[kind] = {
             key: before[key] if key in before and before[key] == found else copy.deepcopy(found) for key, found in there.items()
         }
-        now, last = tuple(self.shown[kind].values()), self.listed.get(kind, ())
-        if len(now) != len(last) or any(a is not b for a, b in zip(now, last, strict=True)):
-            self.listed[kind] = now
-        return self.listed.get(kind, ())
+        now, last = tuple(self.shown[kind].values()), self.listed.get(kind)
+        if last is None or now != last:
+            self.listed[kind] = listed(*now)
+        return self.listed[kind]
 
-    def split_inferences(self) -> Sequence[Manifest]:
+    def split_inferences(self) -> Listing:
         return self._all("SplitInference")
 
-    def pods(self) -> Sequence[Manifest]:
+    def pods(self) -> Listing:
         return self._all("Pod")
 
     def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:

@@ -1,21 +1,15 @@
 """The pretend cluster's other ports: nodes, gateways, segments, models and the clock, all answering from one world."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import LIFETIME, SKEW, Credentials, Owner, Role, renewal_due, spiffe_id
-from splitinference.controller.ports import (
-    GatewayReport,
-    Manifest,
-    Pending,
-    Proof,
-    RouteState,
-    Unreadable,
-)
+from splitinference.controller.ports import Listing, Pending, Proof, Unreadable
 from splitinference.core.values.profile import Profile
+from splitinference_protocol.report import GatewayReport, RouteState
 from tests.controller.objects import is_ready
 
 if TYPE_CHECKING:
@@ -28,7 +22,7 @@ class ClusterOf:
 
     world: "Pretend"
 
-    def nodes(self) -> Sequence[Manifest]:
+    def nodes(self) -> Listing:
         return self.world.shown_as("Node", self.world.nodes)
 
     def __getattr__(self, name: str) -> Any:
@@ -70,8 +64,8 @@ class Segments:
 class Models:
     world: "Pretend"
 
-    def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
-        return self.world.profiles[resource["metadata"]["name"]]
+    def profile(self, resource: Resource) -> Profile | Pending | Unreadable:
+        return self.world.profiles[resource.name]
 
 
 @dataclass

@@ -6,12 +6,20 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.history.calibration import LEAST_STEPS, Calibration, Stage, compare, read_calibration
+from splitinference.controller.history.calibration import (
+    LEAST_PROMPTS,
+    LEAST_STEPS,
+    MOST_PROMPT_TOKENS,
+    Calibration,
+    Stage,
+    compare,
+    read_calibration,
+)
 from splitinference.controller.plan_io.serving import Serving
-from splitinference.controller.ports import GatewayReport, ObservedTraffic, StageTimes
 from splitinference.core.cost import predict
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.problem import Problem
+from splitinference_protocol.report import GatewayReport, ObservedTraffic, StageTimes
 from tests.core.planning import a_node, a_plan, a_problem, a_profile
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -62,6 +70,50 @@ def test_nodes_slower_than_predicted_get_their_factor_and_the_error_goes() -> No
     assert shown.uncalibrated_ms == pytest.approx(shown.observed_ms / 3, rel=1e-3)
 
 
+def prompts(decode: float, prefill: float, problem: Problem, tokens: int = 200, count: int = 40) -> Serving:
+    """Both phases slower than predicted, each by a factor of its own."""
+    asked = problem.model_copy(update={"workload": problem.workload.model_copy(update={"prompt_tokens": tokens})})
+    predicted = predict(a_plan("a[0:2] b[2:4]"), asked).stages
+    steps = slower(decode, problem)
+    assert steps.traffic is not None
+    stages = {
+        name: times.model_copy(
+            update={"prompts": count, "prompt_tokens": tokens, "prompt_ms_per_token": prefill * (stage.prefill_ms - 1.0) / tokens}
+        )
+        for (name, times), stage in zip(steps.traffic.stages.items(), predicted, strict=True)
+    }
+    return steps.model_copy(update={"traffic": steps.traffic.model_copy(update={"stages": stages})})
+
+
+def test_prefill_and_decode_get_factors_of_their_own() -> None:
+    """The prompts that were seen are longer than those of the workload: what is predicted of them is of their length."""
+    problem = a_problem(*nodes())
+    known = windows(4, prompts(3.0, 0.5, problem), problem)
+    assert factors(known) == {"a": pytest.approx(3.0), "b": pytest.approx(3.0)}
+    assert {name: factor.factor for name, factor in known.prefill_nodes.items()} == {"a": pytest.approx(0.5), "b": pytest.approx(0.5)}
+    found = known.applied_to(problem.snapshot, NOW).nodes
+    assert [(node.calibration, node.prefill_calibration) for node in found] == [(pytest.approx(3.0), pytest.approx(0.5))] * 2
+    assert read_calibration({"calibration": known.as_status()}) == known
+
+
+def test_decode_alone_says_nothing_of_prefill() -> None:
+    problem = a_problem(*nodes())
+    known = windows(4, slower(3.0, problem), problem)
+    assert [node.prefill_calibration for node in known.applied_to(problem.snapshot, NOW).nodes] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "prefill", "count"), [(200, 3.0, LEAST_PROMPTS - 1), (0, 3.0, 40), (MOST_PROMPT_TOKENS + 1, 3.0, 40), (200, 1e9, 40)]
+)
+def test_few_and_absurd_prompts_are_not_learned_from(tokens: int, prefill: float, count: int) -> None:
+    problem = a_problem(*nodes())
+    seen = prompts(1.0, prefill, problem, max(1, tokens), count)
+    assert seen.traffic is not None
+    stages = {name: times.model_copy(update={"prompt_tokens": tokens}) for name, times in seen.traffic.stages.items()}
+    seen = seen.model_copy(update={"traffic": seen.traffic.model_copy(update={"stages": stages})})
+    assert windows(4, seen, problem).prefill_nodes == {}
+
+
 def test_one_measurement_a_window_however_often_a_pass_looks() -> None:
     problem = a_problem(*nodes())
     known = windows(24, slower(3.0, problem), problem, every=timedelta(seconds=5))
@@ -74,7 +126,7 @@ def test_a_node_measured_while_busy_is_not_taken_for_a_slow_one() -> None:
     known = windows(5, slower(1.0, busy), busy)
     assert factors(known) == {"b": pytest.approx(1.0)}
     idle = a_problem(*nodes())
-    assert known.applied_to(idle.snapshot, NOW) == idle.snapshot
+    assert [node.calibration for node in known.applied_to(idle.snapshot, NOW).nodes] == [pytest.approx(1.0)] * 2
 
 
 def test_of_a_node_that_others_use_it_is_learned_that_it_is_slow_and_not_that_it_is_quick() -> None:

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from splitinference.controller.ports import ObservedTraffic, Percentiles, StageTimes
+from splitinference_protocol.report import ObservedTraffic, Percentiles, StageTimes
 from tests.controller.world import Operator, World, a_body, a_node
 
 LAYER_MS = 1.0

@@ -11,6 +11,7 @@ from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Layer, Profile
 from splitinference.settings import Settings
+from tests.controller.objects import parsed
 
 MIB = 2**20
 
@@ -41,11 +42,11 @@ def build(
     width: int | None = None,
 ) -> Any:
     segment = Segment(start=layers[0], end=layers[1], node=node)
-    return Manifests(settings or Settings()).segment(resource or a_resource(), a_profile(width=width), segment, memory, 90 * MIB)
+    return Manifests(settings or Settings()).segment(parsed(resource or a_resource()), a_profile(width=width), segment, memory, 90 * MIB)
 
 
 def gateway(resource: dict[str, Any] | None = None, settings: Settings | None = None) -> dict[str, Any]:
-    objects = Manifests(settings or Settings()).gateway(resource or a_resource(), a_profile())
+    objects = Manifests(settings or Settings()).gateway(parsed(resource or a_resource()), a_profile())
     return {obj["kind"]: obj for obj in objects}
 
 
@@ -98,7 +99,7 @@ def test_what_is_no_content_keeps_the_name_so_nothing_is_loaded_again(other):
 
 def test_the_longest_name_is_a_dns_label():
     long = a_resource(name="a" * 40)
-    objects = Manifests(Settings()).segment(long, a_profile(9000), Segment(start=8998, end=8999, node="n"), 1, 1)
+    objects = Manifests(Settings()).segment(parsed(long), a_profile(9000), Segment(start=8998, end=8999, node="n"), 1, 1)
     assert len(objects.name) <= 63
 
 
@@ -163,7 +164,7 @@ def test_another_encoding_makes_another_segment_of_those_that_send_and_keeps_the
 def test_probes_run_an_inference_and_stopping_drains():
     container = build().pod["spec"]["containers"][0]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["exec"]["command"] == ["segment-probe"]
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     drain = container["lifecycle"]["preStop"]["exec"]["command"]
     assert drain == ["segment-drain", "30"]
     assert build().pod["spec"]["terminationGracePeriodSeconds"] > int(drain[1])
@@ -305,7 +306,7 @@ def test_service_and_endpoint_agree():
     }
     assert (variables(server)["SI_INTERNAL_PORT"], variables(server)["SI_METRICS_PORT"]) == ("8444", "9090")
     assert variables(server)["SI_KSERVE_PORT"] == "8001"
-    assert Manifests(Settings()).endpoint(a_resource()) == "http://chat-gateway.team.svc/v1"
+    assert Manifests(Settings()).endpoint(parsed(a_resource())) == "http://chat-gateway.team.svc/v1"
 
 
 @pytest.mark.parametrize(("given", "told"), [({}, "client"), ({"prefixReuse": "All"}, "all"), ({"prefixReuse": "Off"}, "off")])
@@ -369,7 +370,7 @@ def test_traces_are_sent_where_the_setting_says_and_else_nowhere():
 
 
 def test_the_route_is_the_object_that_the_gateway_is_told_to_watch():
-    route = Manifests(Settings()).route(a_resource(), {"route.json": "{}"})
+    route = Manifests(Settings()).route(parsed(a_resource()), {"route.json": "{}"})
     told = variables(gateway()["Deployment"]["spec"]["template"]["spec"]["containers"][0])
     assert route["metadata"]["name"] == told["SI_ROUTE_CONFIGMAP"]
     assert route["data"] == {"route.json": "{}"}
@@ -419,7 +420,7 @@ def test_another_trust_domain_makes_other_segments():
 
 
 def policies(**settings: Any) -> dict[str, dict[str, Any]]:
-    objects = Manifests(Settings(**settings)).gateway(a_resource(), a_profile())
+    objects = Manifests(Settings(**settings)).gateway(parsed(a_resource()), a_profile())
     return {obj["metadata"]["name"]: obj["spec"] for obj in objects if obj["kind"] == "NetworkPolicy"}
 
 
@@ -504,8 +505,3 @@ def test_namespaces_of_operator_and_monitoring_are_settings_and_policies_may_be_
     assert not admitted(moved["chat-segments"], 8003, OPERATOR, "splitinference-system")
     assert admitted(moved["chat-segments"], 8002, {}, "anywhere")
     assert policies(network_policies=False) == {}
-
-
-def test_a_resource_that_cannot_be_read_is_no_manifest():
-    with pytest.raises(ValueError, match=r"spec\.model"):
-        build({"metadata": {"name": "x"}, "spec": {}})

@@ -25,10 +25,12 @@ from splitinference.controller.cluster_state.node_benchmark import (
     with_figures,
 )
 from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
-from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
+from splitinference.controller.ports import Listing, Manifest, RefusedError, UnavailableError
 from splitinference.controller.reconcile.node_measuring import BUSY_SECONDS, IDLE_SECONDS, Measuring
+from splitinference.core.values.efficiency import Efficiency
 from splitinference.settings import Settings
 from tests.controller import world
+from tests.controller.objects import listed
 from tests.controller.test_snapshot import a_pod
 
 OWN = "splitinference-system"
@@ -67,11 +69,11 @@ class Cluster:
     def now(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
 
-    def nodes(self) -> tuple[Manifest, ...]:
-        return tuple(self.nodes_there.values())
+    def nodes(self) -> Listing:
+        return listed(*self.nodes_there.values())
 
-    def pods(self) -> list[Manifest]:
-        return self.pods_there
+    def pods(self) -> Listing:
+        return listed(*self.pods_there)
 
     def owned(self, kind: str, namespace: str, instance: str) -> list[Manifest]:
         assert (kind, namespace, instance) == ("Pod", OWN, MEASURE)
@@ -165,6 +167,44 @@ def test_a_label_for_one_of_the_two_counts_for_that_one():
 def test_without_label_and_measurement_it_is_assumed():
     found = ground(a_node("a")).node
     assert (found.flops_per_s, found.figures) == (40e9, "assumed")
+
+
+GPU_NODE = {"splitinference.dev/processor": "gpu"}
+
+
+@pytest.mark.parametrize("label", ["nvidia.com/gpu.product", "splitinference.dev/processor-product"])
+def test_a_gpu_of_a_known_product_has_the_catalogues_figures(label: str):
+    found = ground(a_node("a", **GPU_NODE, **{label: "NVIDIA-L4"})).node
+    assert (found.flops_per_s, found.memory_bandwidth_bytes_per_s, found.figures) == (121e12, 300e9, "catalogue")
+    assert 0.3 < found.efficiency.prefill.compute < 0.6
+    assert "taken from vllm on NVIDIA-L4" in found.efficiency.source
+    assert (found.efficiency.prefill.spread, found.efficiency.decode.spread) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "basis"),
+    [
+        ({**GPU_NODE, "nvidia.com/gpu.product": "NVIDIA-L4", **LABELS}, "labelled"),
+        ({**GPU_NODE, "nvidia.com/gpu.product": "NVIDIA-L4", "splitinference.dev/compute-gflops": "100"}, "assumed and labelled"),
+        ({**GPU_NODE, "nvidia.com/gpu.product": "Abacus"}, "assumed"),
+        ({"nvidia.com/gpu.product": "NVIDIA-L4"}, "assumed"),
+    ],
+)
+def test_labels_win_over_the_catalogue_and_where_it_does_not_count_all_of_the_figures_is_reached(labels: dict[str, str], basis: str):
+    """The last one: a node with GPUs whose segments compute with its CPUs."""
+    found = ground(a_node("a", **labels)).node
+    assert (found.figures, found.efficiency) == (basis, Efficiency())
+
+
+def test_what_was_measured_wins_over_the_catalogue():
+    node = a_node("a", **{"nvidia.com/gpu.product": "NVIDIA-L4"})
+    cluster = a_cluster(node)
+    measurer = measuring(cluster)
+    looks(cluster, measurer)
+    (shown,) = measurer.shown(cluster.nodes())
+    shown = {**shown, "metadata": {**shown["metadata"], "labels": {**shown["metadata"]["labels"], **GPU_NODE}}}
+    found = ground(shown).node
+    assert (found.figures, found.efficiency) == ("measured", Efficiency())
 
 
 def test_where_a_segment_runs_nothing_is_measured():
@@ -404,11 +444,11 @@ def test_the_same_objects_are_shown_while_nothing_changed():
     cluster = a_cluster(a_node("a"), a_node("b"))
     measurer = measuring(cluster)
     nodes = cluster.nodes()
-    assert measurer.shown(nodes) is measurer.shown(nodes)
+    assert measurer.shown(nodes).generation == measurer.shown(Listing(nodes, nodes.generation)).generation
     first = measurer.shown(nodes)
     looks(cluster, measurer, 3)
     second = measurer.shown(nodes)
-    assert second is not first
+    assert second.generation != first.generation
     assert second[1] is first[1], "only what changed is worked out anew"
 
 

@@ -10,8 +10,9 @@ from splitinference.controller.cluster_state.segment_probes import Proofs, Prove
 from splitinference.controller.history.adaptation_state import Recall, read_recall
 from splitinference.controller.identity import Owner
 from splitinference.controller.manifests.route import cut_over, old_routes, read_route
-from splitinference.controller.ports import GatewayReport, Proof, RouteState
+from splitinference.controller.ports import Proof
 from splitinference.core.transition.state import Phase, Route
+from splitinference_protocol.report import GatewayReport, RouteState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 USABLE = frozenset({"a", "b"})

@@ -10,9 +10,10 @@ import pytest
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.reconcile.object_keeper import Keeper, difference
 from splitinference.settings import Settings
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile, a_resource
 
-OBJECTS = list(Manifests(Settings(network_policies=True)).gateway(a_resource(), a_profile()))
+OBJECTS = list(Manifests(Settings(network_policies=True)).gateway(parsed(a_resource()), a_profile()))
 
 
 def as_the_api_server_has_it(manifest: Any) -> dict[str, Any]:
@@ -109,3 +110,13 @@ def test_a_webhook_that_changes_an_object_is_not_fought():
     changed["spec"]["ports"] = []
     cluster.objects["Service", "chat-gateway"] = changed
     assert keeper.keep(cluster, OBJECTS) == ("Service chat-gateway was changed (spec.ports) and is made again",)  # type: ignore[arg-type]
+
+
+def test_a_keeper_forgets_what_is_wanted_no_longer():
+    """Segments come and go for as long as the operator runs."""
+    keeper, cluster = Keeper(), Cluster()
+    kind = next(found for found in OBJECTS if found["kind"] == "Service")
+    for number in range(5):
+        one = {**kind, "metadata": {**kind["metadata"], "name": f"segment-{number}"}}
+        keeper.keep(cluster, [one])
+    assert len(keeper._applied) == 1

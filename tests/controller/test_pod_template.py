@@ -10,6 +10,7 @@ from splitinference.controller.manifests.profile_pod import profile_pod
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import HUB, a_profile, a_resource
 from tests.controller.test_profiling import resource
 
@@ -29,13 +30,13 @@ FULL: dict[str, Any] = {
 
 def segment(spec: dict[str, Any] | None = None, **settings: Any) -> tuple[str, dict[str, Any]]:
     made = Manifests(Settings(**settings)).segment(
-        a_resource(**(spec or {})), a_profile(), Segment(start=12, end=22, node="a"), 900 << 20, 100 << 20
+        parsed(a_resource(**(spec or {}))), a_profile(), Segment(start=12, end=22, node="a"), 900 << 20, 100 << 20
     )
     return made.name, dict(made.pod)
 
 
 def gateway_pod(spec: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
-    objects = Manifests(Settings(**settings)).gateway(a_resource(**(spec or {})), a_profile())
+    objects = Manifests(Settings(**settings)).gateway(parsed(a_resource(**(spec or {}))), a_profile())
     return next(obj for obj in objects if obj["kind"] == "Deployment")["spec"]["template"]
 
 
@@ -139,7 +140,7 @@ def test_segments_and_jobs_ask_meshes_for_no_sidecar_unless_the_setting_says_oth
 
 
 def test_a_selector_never_holds_what_a_user_may_change():
-    objects = {obj["kind"]: obj for obj in Manifests(Settings()).gateway(a_resource(podTemplate={"gateway": FULL}), a_profile())}
+    objects = {obj["kind"]: obj for obj in Manifests(Settings()).gateway(parsed(a_resource(podTemplate={"gateway": FULL})), a_profile())}
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert objects["Service"]["spec"]["selector"].items() <= labels.items()
     assert "cost-center" not in objects["Deployment"]["spec"]["selector"]["matchLabels"]
@@ -161,7 +162,7 @@ def test_every_container_of_every_pod_can_have_requests_and_limits():
     }  # fmt: skip
     hub = {"model": HUB}
     builder = Manifests(Settings(**settings))
-    prefetch = builder.prefetch(a_resource(**hub), a_profile(), Segment(start=0, end=4, node="a"))
+    prefetch = builder.prefetch(parsed(a_resource(**hub)), a_profile(), Segment(start=0, end=4, node="a"))
     assert prefetch is not None
     pods = [segment(hub, **settings)[1], gateway_pod(hub, **settings), prefetch, profile_pod(resource(), "a", Settings(**settings))]
     for pod in pods:
@@ -196,6 +197,6 @@ def test_autoscalers_are_told_what_the_settings_say():
 
 
 def test_services_take_both_families_where_the_cluster_has_both():
-    made = Manifests(Settings()).segment(a_resource(), a_profile(), Segment(start=0, end=4, node="a"), 1, 1)
-    services = [made.service, *(o for o in Manifests(Settings()).gateway(a_resource(), a_profile()) if o["kind"] == "Service")]
+    made = Manifests(Settings()).segment(parsed(a_resource()), a_profile(), Segment(start=0, end=4, node="a"), 1, 1)
+    services = [made.service, *(o for o in Manifests(Settings()).gateway(parsed(a_resource()), a_profile()) if o["kind"] == "Service")]
     assert [service["spec"]["ipFamilyPolicy"] for service in services] == ["PreferDualStack"] * 2

@@ -6,11 +6,16 @@ from typing import Any
 import pytest
 
 from splitinference.controller.api.spec import Resource, read_resource
+from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.manifests.profile_pod import ANY_NODE, Failed, Start, Step, Take, Wait, next_step
+from splitinference.controller.spec_to_core import plan_constraints
+from splitinference.core.cost.eligible import unusable
+from splitinference.core.values.problem import Constraints
 from splitinference.settings import Settings
 from tests.controller import kubelet
 from tests.controller.test_manifests import CLAIM, a_resource
+from tests.core.planning import a_problem
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SETTINGS = Settings(profile_seconds=60, profile_retry_seconds=120)
@@ -168,3 +173,32 @@ def test_a_model_is_not_read_on_machines_that_the_image_does_not_run_on():
     arm = a_node("a", **{"kubernetes.io/arch": "arm64"})
     windows = a_node("b", **{"kubernetes.io/os": "windows", "kubernetes.io/arch": "amd64"})
     assert step(nodes=[arm, windows, a_node("c", **{"kubernetes.io/arch": "amd64"})]) == Start(("c",))
+
+
+TAINTS: list[dict[str, Any]] = [
+    {"key": "gpu", "value": "yes", "effect": "NoSchedule"},
+    {"key": "gpu", "effect": "NoExecute"},
+    {"key": "gpu", "value": "yes", "effect": "PreferNoSchedule"},
+    {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"},
+]
+TOLERATIONS: list[list[dict[str, str]]] = [
+    [],
+    [{"key": "gpu", "operator": "Exists"}],
+    [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    [{"key": "gpu", "value": "yes"}],
+    [{"key": "gpu", "value": "no"}],
+    [{"operator": "Exists"}],
+]
+
+
+@pytest.mark.parametrize("tolerations", TOLERATIONS, ids=str)
+@pytest.mark.parametrize("taint", [*TAINTS, None], ids=str)
+def test_a_model_is_read_on_the_nodes_that_the_planner_may_use_and_on_no_others(taint: dict[str, Any] | None, tolerations: Any):
+    asked = resource(placement={"tolerations": tolerations})
+    node = a_node("a", taints=(taint,) if taint else ())
+    node["spec"]["unschedulable"] = taint is None
+    node["status"]["allocatable"] = {"cpu": "8", "memory": "8Gi", "pods": "10"}
+    problem = a_problem(ground_of(node, (), NOBODY, Settings()).node)
+    problem = problem.model_copy(update={"constraints": Constraints(tolerations=plan_constraints.tolerations(asked.spec))})
+    planned = unusable(problem.snapshot.nodes[0], problem) is None
+    assert (profile_pod.candidates(asked, [node], Settings()) == ("a",)) is planned

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from splitinference.controller.cluster_state.segment_pods import SegmentPod
-from splitinference.controller.history.adaptation_state import Failures, Recall
+from splitinference.controller.cluster_state.series_owners import Speaker
+from splitinference.controller.history.adaptation_state import Failures, Recall, read_recall
 from splitinference.core.transition.state import ObservedSegment, Phase
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -87,3 +88,43 @@ def test_the_last_twenty_moves_are_remembered():
     for second in range(21):
         recall = recall.moved(at(second))
     assert recall.moves == tuple(at(second) for second in range(1, 21))
+
+
+# --- segments that measured links ----------------------------------------------------------------------------------------------------
+
+KEEP = timedelta(minutes=30)
+
+
+def speaking(*names: str, node: str = "a") -> list[Speaker]:
+    return [Speaker("team", name, node, frozenset({f"10.0.0.{ord(name[-1])}"}), segment=True) for name in names]
+
+
+def test_a_segment_that_is_gone_is_remembered_while_its_links_are_of_use():
+    recall = Recall().hearing(speaking("s-a", "s-b"), NOW, KEEP)
+    assert recall.hearing(speaking("s-a", "s-b"), NOW + timedelta(minutes=9), KEEP) == recall, "nothing new is nothing to write"
+    assert recall.gone_speakers("team") == {}
+    later = NOW + timedelta(minutes=10)
+    kept = read_recall({"adaptation": recall.hearing(speaking("s-b"), later, KEEP).as_status()})
+    assert kept.gone_speakers("team") == {("team", "s-a"): (speaking("s-a")[0], later)}
+    assert kept.hearing(speaking("s-b"), later + KEEP / 2, KEEP).gone_speakers("team").keys() == {("team", "s-a")}
+    assert kept.hearing(speaking("s-b"), later + KEEP, KEEP).gone_speakers("team") == {}
+    back = kept.hearing(speaking("s-a", "s-b", node="c"), later, KEEP)
+    assert back.gone_speakers("team") == {}
+    assert back.heard["s-a"].node == "c"
+
+
+def test_probes_and_pods_without_an_address_are_not_kept():
+    probe = Speaker("ops", "probe", "a", frozenset({"10.0.0.1"}), segment=False)
+    starting = Speaker("team", "s-a", "a", frozenset(), segment=True)
+    assert Recall().hearing([probe, starting], NOW, KEEP).as_status() == {}
+
+
+def test_of_many_that_are_gone_the_newest_are_kept():
+    recall = Recall()
+    for number in range(100):
+        now = NOW + timedelta(seconds=number)
+        recall = recall.hearing([Speaker("team", f"s-{number}", "a", frozenset({f"10.0.0.{number}"}), segment=True)], now, KEEP)
+    gone = recall.gone_speakers("team")
+    assert len(gone) == 32
+    assert ("team", "s-98") in gone
+    assert ("team", "s-10") not in gone

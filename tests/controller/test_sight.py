@@ -8,9 +8,10 @@ import pytest
 
 from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.cluster_state.snapshot import Sources, picture_of, read_snapshot
-from splitinference.controller.ports import Sample, Samples
+from splitinference.controller.ports import Listing, Sample, Samples
 from splitinference.controller.runtime.solve_throttle import Reviews
 from splitinference.settings import Settings
+from tests.controller.objects import listed
 from tests.controller.test_snapshot import a_pod
 from tests.controller.world import MIB, a_node
 
@@ -54,19 +55,19 @@ class Counted:
 
 def test_one_reading_does_for_all_resources_of_the_moment():
     sight, metrics = Sight(SETTINGS), Counted()
-    first = sight.measured(CHAT, ((), ()), metrics, At())
-    assert sight.measured(CODE, ((), ()), metrics, At(1)) is first
+    first = sight.measured(CHAT, (listed(), listed()), metrics, At())
+    assert sight.measured(CODE, (listed(), listed()), metrics, At(1)) is first
     assert metrics.rounds == 1
-    assert sight.measured(("team", "third"), ((), ()), metrics, At(5)) is not first
+    assert sight.measured(("team", "third"), (listed(), listed()), metrics, At(5)) is not first
     assert metrics.rounds == 2
 
 
 def test_no_resource_sees_a_reading_twice():
     sight, metrics = Sight(SETTINGS), Counted()
-    first = sight.measured(CHAT, ((), ()), metrics, At())
-    second = sight.measured(CHAT, ((), ()), metrics, At())
+    first = sight.measured(CHAT, (listed(), listed()), metrics, At())
+    second = sight.measured(CHAT, (listed(), listed()), metrics, At())
     assert second is not first
-    assert sight.measured(CODE, ((), ()), metrics, At()) is second
+    assert sight.measured(CODE, (listed(), listed()), metrics, At()) is second
 
 
 @dataclass
@@ -86,14 +87,14 @@ class Slow(Counted):
 def test_while_the_next_is_read_the_reading_before_will_do_for_whom_it_is_new():
     """The pass that finds it no longer fresh does not wait either."""
     sight, slow = Sight(SETTINGS), Slow()
-    first = sight.measured(CHAT, ((), ()), Counted(), At())
-    assert sight.measured(CODE, ((), ()), slow, At(3)) is first
+    first = sight.measured(CHAT, (listed(), listed()), Counted(), At())
+    assert sight.measured(CODE, (listed(), listed()), slow, At(3)) is first
     assert slow.begun.wait(10), "the next is read beside the pass"
-    assert sight.measured(("team", "third"), ((), ()), slow, At(3)) is first
+    assert sight.measured(("team", "third"), (listed(), listed()), slow, At(3)) is first
     slow.go_on.set()
-    second = sight.measured(CHAT, ((), ()), slow, At(3))
+    second = sight.measured(CHAT, (listed(), listed()), slow, At(3))
     assert second is not first, "who has seen it waits for the next"
-    assert sight.measured(CODE, ((), ()), slow, At(4)) is second
+    assert sight.measured(CODE, (listed(), listed()), slow, At(4)) is second
     assert slow.rounds == 1
 
 
@@ -105,7 +106,7 @@ def test_while_the_next_picture_is_drawn_passes_go_on_with_the_one_before(monkey
         assert go_on.wait(10)
         return picture_of(*given)
 
-    sight, there = Sight(SETTINGS), ((a_node("a"),), ())
+    sight, there = Sight(SETTINGS), (listed(a_node("a")), listed())
     first = sight.measured(CHAT, there, Counted(), At())
     picture = sight.picture(*there, first)
     monkeypatch.setattr("splitinference.controller.cluster_state.shared_snapshot.picture_of", slowly)
@@ -129,13 +130,17 @@ def test_a_reading_that_breaks_is_followed_by_another():
 
     sight = Sight(SETTINGS)
     with pytest.raises(RuntimeError):
-        sight.measured(CHAT, ((), ()), Broken(), At())
-    assert sight.measured(CHAT, ((a_node("a"),), ()), Counted(), At()).node_cpu_cores.by_name["a"].value == 1
+        sight.measured(CHAT, (listed(), listed()), Broken(), At())
+    assert sight.measured(CHAT, (listed(a_node("a")), listed()), Counted(), At()).node_cpu_cores.by_name["a"].value == 1
 
 
 def test_the_picture_is_drawn_anew_when_nodes_pods_or_metrics_are_others():
     sight, metrics = Sight(SETTINGS), Counted()
-    nodes, pods, measured = (a_node("a"),), (a_pod("s", "a", instance="chat"),), sight.measured(CHAT, ((), ()), metrics, At())
+    nodes, pods, measured = (
+        listed(a_node("a")),
+        listed(a_pod("s", "a", instance="chat")),
+        sight.measured(CHAT, (listed(), listed()), metrics, At()),
+    )
     first = sight.picture(nodes, pods, measured)
     assert sight.picture(nodes, pods, measured) is first
     later = sight.measured(CHAT, (nodes, pods), metrics, At(3))
@@ -143,15 +148,15 @@ def test_the_picture_is_drawn_anew_when_nodes_pods_or_metrics_are_others():
     assert second is not first
     assert sight.picture(nodes, pods, measured) is first, "for a pass that still has the metrics of before"
     assert sight.picture(nodes, pods, later) is second
-    assert sight.picture(nodes, (), measured) is not first
-    assert sight.picture((a_node("a"), a_node("b")), (), measured).standing.usable == {"a", "b"}
+    assert sight.picture(nodes, listed(), measured) is not first
+    assert sight.picture(listed(a_node("a"), a_node("b")), listed(), measured).standing.usable == {"a", "b"}
 
 
 def test_a_shared_picture_gives_each_resource_its_own_snapshot():
     sight, metrics = Sight(SETTINGS), Counted()
-    nodes = (a_node("a", mib=1000), a_node("b", mib=1000))
-    pods = (a_pod("s1", "a", "200Mi", "chat"), a_pod("s2", "b", "300Mi", "code"))
-    measured = sight.measured(CHAT, ((), ()), metrics, At())
+    nodes = listed(a_node("a", mib=1000), a_node("b", mib=1000))
+    pods = listed(a_pod("s1", "a", "200Mi", "chat"), a_pod("s2", "b", "300Mi", "code"))
+    measured = sight.measured(CHAT, (listed(), listed()), metrics, At())
     picture = sight.picture(nodes, pods, measured)
     for owner in (CHAT, CODE):
         for held in ({}, {"b": 50 * MIB}, {"gone": 1}):
@@ -188,33 +193,81 @@ def test_a_look_without_a_solve_asks_for_no_pause():
 
 def test_what_plans_hold_is_added_up_once_and_each_resource_sees_what_others_hold():
     sight, metrics = Sight(SETTINGS), Counted()
-    nodes, pods = (a_node("a"), a_node("b")), (a_pod("s1", "a", instance="code"),)
-    standing = sight.picture(nodes, pods, sight.measured(CHAT, ((), ()), metrics, At())).standing
+    nodes, pods = listed(a_node("a"), a_node("b")), listed(a_pod("s1", "a", instance="code"))
+    standing = sight.picture(nodes, pods, sight.measured(CHAT, (listed(), listed()), metrics, At())).standing
     segments = [{"name": "s1", "node": "a", "memoryBytes": 5}, {"name": "s2", "node": "b", "memoryBytes": 7}]
     code = {"metadata": {"namespace": "team", "name": "code"}, "status": {"plan": {"segments": segments}}}
-    resources = ({"metadata": {"namespace": "team", "name": "chat"}}, code)
+    resources = listed({"metadata": {"namespace": "team", "name": "chat"}}, code)
     held = sight.held(resources, standing)
     assert sight.held(resources, standing) is held
     assert held.by_others_than(CHAT) == {"b": 7}, "the pod of s1 is there"
     assert held.by_others_than(CODE) == {}
-    assert sight.held((resources[0],), standing).by_others_than(CHAT) == {}
-    gone = sight.picture(nodes, (), sight.measured(CODE, ((), ()), metrics, At())).standing
+    assert sight.held(listed(resources[0]), standing).by_others_than(CHAT) == {}
+    gone = sight.picture(nodes, listed(), sight.measured(CODE, (listed(), listed()), metrics, At())).standing
     assert sight.held(resources, gone).by_others_than(CHAT) == {"a": 5, "b": 7}
 
 
 def test_a_resources_own_view_of_a_node_is_kept_while_node_and_pods_are_the_same():
     sight, metrics = Sight(SETTINGS), Counted()
-    nodes, pods = (a_node("a", mib=1000), a_node("b", mib=1000)), (a_pod("s1", "a", "200Mi", "chat"),)
-    measured = sight.measured(CHAT, ((), ()), metrics, At())
+    nodes, pods = listed(a_node("a", mib=1000), a_node("b", mib=1000)), listed(a_pod("s1", "a", "200Mi", "chat"))
+    measured = sight.measured(CHAT, (listed(), listed()), metrics, At())
     standing = sight.picture(nodes, pods, measured).standing
-    own = standing.ground_for(CHAT, "a", SETTINGS)
+    own = standing.ground_for(CHAT, "a")
     assert own is not None
     assert (own.own_bytes, own.free_bytes) == (200 * MIB, 1000 * MIB)
-    assert standing.ground_for(CHAT, "a", SETTINGS) is own
-    assert standing.ground_for(CHAT, "gone", SETTINGS) is None
-    elsewhere = sight.picture(nodes, (*pods, a_pod("s2", "b", "300Mi", "code")), measured).standing
-    assert elsewhere.ground_for(CHAT, "a", SETTINGS) is own, "what is new is on another node"
-    here = sight.picture(nodes, (*pods, a_pod("s2", "a", "300Mi", "code")), measured).standing
-    now = here.ground_for(CHAT, "a", SETTINGS)
+    assert standing.ground_for(CHAT, "a") is own
+    assert standing.ground_for(CHAT, "gone") is None
+    elsewhere = sight.picture(nodes, listed(*pods, a_pod("s2", "b", "300Mi", "code")), measured).standing
+    assert elsewhere.ground_for(CHAT, "a") is own, "what is new is on another node"
+    here = sight.picture(nodes, listed(*pods, a_pod("s2", "a", "300Mi", "code")), measured).standing
+    now = here.ground_for(CHAT, "a")
     assert now is not None
     assert now.free_bytes == 700 * MIB
+
+
+def test_what_is_kept_goes_by_generations_and_not_by_which_object_it_is():
+    """A store that makes its lists anew at each call, as it must for several namespaces, gives no reason to draw anew."""
+    sight = Sight(SETTINGS)
+    nodes, pods = listed(a_node("a")), listed(a_pod("s1", "a", instance="chat"))
+    measured = sight.measured(CHAT, (nodes, pods), Counted(), At())
+    picture = sight.picture(nodes, pods, measured)
+    again = Listing([a_node("a")], nodes.generation), Listing([a_pod("s1", "a", instance="chat")], pods.generation)
+    assert sight.picture(*again, measured.model_copy()) is picture
+    resources = listed({"metadata": {"namespace": "team", "name": "chat"}})
+    held = sight.held(resources, picture.standing)
+    assert sight.held(Listing(list(resources), resources.generation), picture.standing) is held
+
+
+def test_a_view_is_kept_by_content_when_all_objects_are_listed_anew():
+    sight = Sight(SETTINGS)
+    measured = sight.measured(CHAT, (listed(), listed()), Counted(), At())
+    first = sight.picture(listed(a_node("a"), a_node("b")), listed(a_pod("s1", "a", instance="chat")), measured).standing
+    own = first.ground_for(CHAT, "a")
+    second = sight.picture(listed(a_node("a"), a_node("b", mib=5)), listed(a_pod("s1", "a", instance="chat")), measured).standing
+    assert second.ground_for(CHAT, "a") is own
+    assert second.grounds[0] is first.grounds[0]
+    assert second.grounds[1] is not first.grounds[1]
+
+
+def test_many_threads_may_ask_for_their_own_views_at_once():
+    sight = Sight(SETTINGS)
+    nodes = [a_node(f"n{number}") for number in range(40)]
+    pods = [a_pod(f"s{number}", f"n{number}", "100Mi", f"r{number % 5}") for number in range(40)]
+    measured = sight.measured(CHAT, (listed(), listed()), Counted(), At())
+    wrong: list[object] = []
+
+    def ask(owner: int) -> None:
+        for turn in range(10):
+            more = [a_pod(f"t{turn}", "n0", "1Mi", "others")]
+            standing = sight.picture(listed(*nodes), listed(*pods, *more), measured).standing
+            for number in range(40):
+                ground = standing.ground_for(("team", f"r{owner}"), f"n{number}")
+                if ground is None or ground.own_bytes != (100 * MIB if number % 5 == owner else 0):
+                    wrong.append((owner, number, ground))
+
+    threads = [threading.Thread(target=ask, args=(owner,)) for owner in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -1,6 +1,7 @@
 """The status: times of conditions, decisions that are news, figures for columns, and patches of what changed alone."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,20 +15,17 @@ from splitinference.controller.api.conditions import (
     Kind,
     conditions,
     decisions,
-    duration,
-    latency,
     merge_patch,
-    nodes,
-    observed,
 )
-from splitinference.controller.api.spec import Adaptation
+from splitinference.controller.api.spec import Adaptation, Rejected, Resource, SpecReader
 from splitinference.controller.manifests.segment import Manifests
+from splitinference.controller.plan_io.columns import duration, latency, nodes, observed
 from splitinference.controller.plan_io.plan_status import Planned, asked_for, build, read_plan, write_plan
-from splitinference.controller.ports import ObservedTraffic
 from splitinference.controller.spec_to_core.policy import policy
 from splitinference.core.decide.base.policy import Mode
 from splitinference.core.transition.state import Phase, Route
-from tests.controller.objects import merged
+from splitinference_protocol.report import ObservedTraffic
+from tests.controller.objects import merged, parsed
 from tests.controller.world import SETTINGS, a_body, seen_traffic
 from tests.core.planning import a_node, a_plan, a_problem, a_profile
 
@@ -138,18 +136,26 @@ def planned() -> Planned:
         update={"value": 12.5, "bound": 12.5, "gap": 0.0, "optimal": True, "explanation": ("because",)}
     )
     body = a_body()
-    return Planned(plan=plan, spec=body["spec"], asked=asked_for(body["spec"], a_profile()))
+    return Planned(plan=plan, resource=parsed(body), spec=body["spec"], asked=asked_for(body["spec"], a_profile()))
 
 
 def written() -> dict[str, Any]:
-    built = build(planned(), a_body(), a_profile(), Manifests(SETTINGS))
+    built = build(planned(), a_profile(), Manifests(SETTINGS))
     names = list(built.target.segments)
     found: dict[str, Any] = json.loads(json.dumps(write_plan(planned(), built, {names[0]: Phase.PROVEN})))
     return found
 
 
+def of_the_body(spec: Mapping[str, Any]) -> Resource | Rejected:
+    return SpecReader().read(a_body(), spec)
+
+
+def read_back(plan: Mapping[str, Any]) -> Planned | None:
+    return read_plan({"plan": plan}, of_the_body)
+
+
 def test_a_plan_survives_the_status():
-    back = read_plan({"plan": written()})
+    back = read_back(written())
     assert back is not None
     assert back.plan.revision == planned().plan.revision
     assert (back.plan.value, back.plan.gap, back.plan.optimal, back.plan.explanation) == (12.5, 0.0, True, ("because",))
@@ -161,9 +167,9 @@ def test_a_plan_survives_the_status():
 
 
 def test_a_plan_is_written_the_same_after_it_was_read():
-    back = read_plan({"plan": written()})
+    back = read_back(written())
     assert back is not None
-    built = build(back, a_body(), a_profile(), Manifests(SETTINGS))
+    built = build(back, a_profile(), Manifests(SETTINGS))
     again = json.loads(json.dumps(write_plan(back, built, {next(iter(built.target.segments)): Phase.PROVEN})))
     assert merge_patch(written(), again) == {}
 
@@ -188,9 +194,32 @@ def test_a_plans_segments_are_said_with_what_they_need_and_take():
 def test_a_plan_that_cannot_be_read_is_none(broken: str):
     plan = written()
     del plan[broken]
-    assert read_plan({"plan": plan}) is None
-    assert read_plan({}) is None
-    assert read_plan({"plan": {"segments": "x"}}) is None
+    assert read_back(plan) is None
+    assert read_plan({}, of_the_body) is None
+    assert read_back({"segments": "x"}) is None
+
+
+def test_a_plan_for_a_specification_that_is_none_any_more_is_none():
+    """As after an upgrade that no longer knows a field: then another plan is made, and the pass does not fail again and again."""
+    assert read_back({**written(), "madeFor": {**a_body()["spec"], "fieldOfAnEarlierVersion": 1}}) is None
+
+
+def test_a_specification_is_read_once_while_it_stays_the_same():
+    reader, body = SpecReader(), a_body()
+    first = reader.read(body)
+    assert isinstance(first, Resource)
+    again = reader.read(a_body())
+    assert isinstance(again, Resource)
+    assert again.spec is first.spec
+    older = {**body["spec"], "slo": {"timePerOutputToken": "1s"}}
+    before, wrong = reader.read(body, older), reader.read(body, {"model": {}})
+    assert isinstance(before, Resource)
+    assert before.spec.slo.time_per_output_token == timedelta(seconds=1)
+    assert (before.name, before.uid) == (first.name, first.uid)
+    assert isinstance(wrong, Rejected)
+    changed = reader.read({**body, "spec": older})
+    assert isinstance(changed, Resource)
+    assert changed.spec.slo == before.spec.slo
 
 
 def test_how_to_adapt_is_no_part_of_what_a_plan_is_made_for():

@@ -1,6 +1,6 @@
 """Stories of what breaks: nodes, pods, processes, Services and routes that go, and how each is mended."""
 
-from splitinference.controller.ports import Failing
+from splitinference_protocol.report import Failing
 from tests.controller.stories import busy_node, reasons, serving
 from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
 

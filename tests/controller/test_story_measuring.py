@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from splitinference.controller.cluster_state.node_benchmark import Record, Records, pending, system_of, with_figures
-from splitinference.controller.ports import Manifest
+from splitinference.controller.ports import Listing, Manifest
 from splitinference.controller.reconcile.reconcile import Reconciler
 from tests.controller.stories import small
 from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
@@ -27,9 +27,9 @@ class Benchmarks:
         when = datetime(2026, 1, 1, tzinfo=UTC)
         self.records[node["metadata"]["uid"]] = Record(name=name, system=system_of(node), time=when, share=1, rates=rates)
 
-    def shown(self, nodes: Sequence[Manifest]) -> Sequence[Manifest]:
+    def shown(self, nodes: Listing) -> Listing:
         known: Records = self.records
-        return tuple(with_figures(node, known) for node in nodes)
+        return Listing((with_figures(node, known) for node in nodes), (*nodes.generation, len(known)))
 
     def pending(self, nodes: Sequence[Manifest]) -> tuple[str, ...]:
         return pending(nodes, self.records, self.world.settings)

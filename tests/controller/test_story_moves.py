@@ -40,7 +40,7 @@ def test_the_same_story_with_the_solver_itself():
     assert reasons(world) == ["UtilizationShifted", "NoPlan"]
     assert f"{node}[" not in world.placement()
     assert world.condition("Ready")["status"] == "True"
-    assert any("proven best" in line for line in world.status()["plan"]["explanation"])
+    assert any("proven best for these figures" in line for line in world.status()["plan"]["explanation"])
 
 
 def test_ready_stays_true_while_a_segment_moves():

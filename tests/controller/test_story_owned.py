@@ -2,6 +2,7 @@
 
 import pytest
 
+from splitinference.controller.ports import Manifest
 from tests.controller.stories import busy_node, reasons, serving, small
 from tests.controller.world import NAMESPACE
 
@@ -153,3 +154,27 @@ def test_the_budgets_name_what_serves():
     spec = world.objects["PodDisruptionBudget", NAMESPACE, "chat-segments"]["spec"]
     assert spec["minAvailable"] == len(world.serving())
     assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_a_webhook_that_changes_the_services_of_segments_is_not_fought(monkeypatch: pytest.MonkeyPatch):
+    """It changes each write of ours: to put that right would be changed again, for ever, at each pass."""
+    world, operator = serving()
+    apply = world.apply
+
+    def changing(manifest: Manifest) -> None:
+        if manifest["kind"] == "Service":
+            manifest = {**manifest, "spec": {**manifest["spec"], "type": "NodePort"}}
+        apply(manifest)
+
+    monkeypatch.setattr(world, "apply", changing)
+    names = world.serving()
+    for name in names:
+        world.objects["Service", NAMESPACE, name]["spec"]["type"] = "NodePort"
+    operator.run(3)
+    world.writes.clear()
+    operator.run(3)
+    assert [written for written in world.writes if "Service" in written] == []
+    assert world.condition("Ready")["status"] == "True"
+    del world.objects["Service", NAMESPACE, names[0]]
+    operator.look()
+    assert ("Service", NAMESPACE, names[0]) in world.objects, "what is missing is made again all the same"

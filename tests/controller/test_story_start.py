@@ -43,7 +43,7 @@ def test_at_rest_no_segment_is_worked_out_anew(monkeypatch: pytest.MonkeyPatch):
     made.clear()
     operator.look()
     assert not made
-    world.change(model={**world.body()["spec"]["model"], "dtype": "float32"})
+    world.change(model={**world.body()["spec"]["model"], "maxConcurrentSequences": 2})
     operator.look()
     assert made, "what is asked for is another"
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.ports import ObservedTraffic, Percentiles
 from splitinference.core.model_files.config import profile_from_model
 from splitinference.core.values.profile import Profile
+from splitinference_protocol.report import ObservedTraffic, Percentiles
 from tests.controller.objects import MIB, a_body
 from tests.controller.stories import small
 from tests.controller.world import NAMESPACE, Operator, World

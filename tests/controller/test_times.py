@@ -3,11 +3,12 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from splitinference.controller.api.conditions import observed, stamp
+from splitinference.controller.api.conditions import stamp
 from splitinference.controller.history.adaptation_state import Failures, Recall
 from splitinference.controller.kube_values.clock_skew import not_after
-from splitinference.controller.ports import ObservedTraffic
+from splitinference.controller.plan_io.columns import observed
 from splitinference.core.decide.base.policy import Memory
+from splitinference_protocol.report import ObservedTraffic
 from tests.controller.objects import NAMESPACE
 from tests.controller.stories import serving
 

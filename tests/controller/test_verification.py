@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.api.spec import TOLERANCES, TRUSTED, Rejected
+from splitinference.controller.api.spec import TOLERANCES, TRUSTED, Rejected, Resource, read_resource
 from splitinference.controller.history.adaptation_state import Recall
 from splitinference.controller.manifests.network_policies import policies_of
 from splitinference.controller.manifests.route import cut_over, read_route, with_verification
 from splitinference.controller.manifests.segment import Manifests
-from splitinference.controller.ports import FailedCheck, Verified
 from splitinference.controller.reconcile.verification import checks_of
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.transition.state import NamedSegment, Route
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Profile
+from splitinference_protocol.report import FailedCheck, Verified
+from splitinference_protocol.route import Verification
 from tests.controller.objects import a_body, a_node
 from tests.controller.test_recall import a_pod
 from tests.controller.test_resource import problems, read
@@ -177,10 +178,13 @@ def test_a_verifier_that_is_gone_is_made_again():
 def test_who_no_longer_wants_it_has_none():
     world, operator = a_world(three(), partition={"pins": PINS})
     operator.run(8)
+    assert ("NetworkPolicy", NAMESPACE, "chat-verifiers") in world.objects
     del world.body()["spec"]["verification"]
     world.change()
     operator.run(8)
     assert verifiers(world) == []
+    assert ("NetworkPolicy", NAMESPACE, "chat-verifiers") not in world.objects
+    assert ("NetworkPolicy", NAMESPACE, "chat-segments") in world.objects
     assert "verification" not in route(world)
     assert "Verified" not in {condition["type"] for condition in world.status()["conditions"]}
 
@@ -283,21 +287,25 @@ def test_what_is_remembered_survives_a_restart_and_counts_from_the_first_time():
 
 def test_the_route_is_the_same_but_for_what_is_verified():
     data = cut_over(None, Route(pipelines=(("a", "b"),)), {"a": "m", "b": "m"}, 30, START)
-    checked = with_verification(data, {"samplePercent": 1, "tolerance": 0.02, "checks": []})
+    wanted = Verification(sample_percent=1, tolerance=0.02)
+    checked = with_verification(data, wanted)
+    assert json.loads(checked["route.json"])["verification"] == {"samplePercent": 1, "tolerance": 0.02, "checks": [], "distrusted": []}
+    assert with_verification(checked, wanted) is checked
     assert read_route({"data": checked}) == read_route({"data": data})
     assert with_verification(checked, None) == data
-    assert with_verification({}, {"x": 1}) == {}
-    assert with_verification({"route.json": "no JSON"}, {"x": 1}) == {"route.json": "no JSON"}
+    assert with_verification({}, wanted) == {}
+    assert with_verification({"route.json": "no JSON"}, wanted) == {"route.json": "no JSON"}
 
 
 # --- the objects -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_verifier_is_a_peer_that_no_plan_has_and_its_name_fits():
-    body = a_body(name="a" * 40, verification=VERIFICATION)
+    resource = read_resource(a_body(name="a" * 40, verification=VERIFICATION))
+    assert isinstance(resource, Resource)
     builder, segment = Manifests(SETTINGS), Segment(start=1000, end=1100, node="n")
-    made = builder.verifier(body, a_text_model(), segment, 1 << 30, 1 << 20)
-    plain = builder.segment(body, a_text_model(), segment, 1 << 30, 1 << 20)
+    made = builder.verifier(resource, a_text_model(), segment, 1 << 30, 1 << 20)
+    plain = builder.segment(resource, a_text_model(), segment, 1 << 30, 1 << 20)
     assert len(made.name) <= 63
     assert made.name != plain.name
     assert made.model == plain.model

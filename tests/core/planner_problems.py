@@ -11,6 +11,7 @@ from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.planner.columns.columns import alone
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, Processor, Snapshot, Taint
+from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 from splitinference.core.values.plan import Pipeline, Plan, Segment
 from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Problem, Slo, Toleration, TrustRule, Workload
 from splitinference.core.values.profile import Layer, Profile
@@ -29,6 +30,7 @@ def a_profile(weights_mib: tuple[int, ...] = (40, 100, 100, 100, 60), *, tied: b
             flops_per_token=w * MIB,
             flops_per_token_and_context=1e4,
             kv_bytes_per_token=256 if 0 < i < last else 0,
+            quantized_weights=w * MIB // 4 if w == 60 else 0,
             boundary_bytes_per_token=16384,
             tied_to=0 if tied and i == last else None,
             tied_bytes=min(weights_mib[0], w) * MIB if tied and i == last else 0,
@@ -155,13 +157,32 @@ def qualities() -> st.SearchStrategy[LinkQuality]:
     return st.builds(LinkQuality, bandwidth_bytes_per_s=st.sampled_from([1e5, 1e6, 1e8]), rtt_ms=st.sampled_from([0.1, 5.0, 40.0]))
 
 
+def efficiencies() -> st.SearchStrategy[Efficiency]:
+    """Mostly the default; else figures of their own for each phase, which no single factor can express."""
+    low, high = PhaseEfficiency(compute=0.4, bandwidth=0.8, attention=0.1, launch_ms=3.0), PhaseEfficiency(compute=0.9, bandwidth=0.5)
+    others = st.builds(
+        Efficiency,
+        prefill=st.sampled_from([low, high]),
+        decode=st.sampled_from([high, low]),
+        dequantized_per_s=st.sampled_from([None, 1e10]),
+    )
+    return st.one_of(st.just(Efficiency()), st.just(Efficiency()), others)
+
+
 def nodes(name: str) -> st.SearchStrategy[Node]:
     """Nodes of few kinds, so that equal nodes occur; some with processors, labels, taints, loads."""
     processors = st.lists(
         st.builds(
-            lambda f, m: {"kind": "gpu", "flops_per_s": f * 1e9, "memory_bandwidth_bytes_per_s": 2e10, "memory_free_bytes": m * MIB},
+            lambda f, m, e: {
+                "kind": "gpu",
+                "flops_per_s": f * 1e9,
+                "memory_bandwidth_bytes_per_s": 2e10,
+                "memory_free_bytes": m * MIB,
+                "efficiency": e,
+            },
             st.sampled_from([50, 200]),
             st.sampled_from([110, 250]),
+            efficiencies(),
         ),
         max_size=2,
     ).map(lambda found: tuple(Processor(name=f"p{i}", **p) for i, p in enumerate(found)))
@@ -177,6 +198,8 @@ def nodes(name: str) -> st.SearchStrategy[Node]:
         taints=st.sampled_from([()] * 9 + [(Taint(key="gpu"),)]),
         zone=st.sampled_from(["", "east", "west"]),
         calibration=st.sampled_from([1.0, 1.0, 2.5]),
+        prefill_calibration=st.sampled_from([1.0, 1.0, 0.5]),
+        efficiency=efficiencies(),
         stage_overhead_ms=st.sampled_from([0.0, 1.0, 20.0]),
         processors=st.one_of(st.just(()), st.just(()), processors),
         idle_watts=st.just(5.0),

@@ -30,7 +30,11 @@ def after_a_window(problem: Problem, plan: Plan) -> Adopt | Keep:
 
 def two_busy(of_b: float, slow_c: float) -> Problem:
     """a has room for one layer only, c is calm and has turned out to be slow."""
-    return a_problem(a_node("a", utilization=0.74, **SMALL), a_node("b", utilization=of_b, **BIG), a_node("c", calibration=slow_c, **BIG))
+    return a_problem(
+        a_node("a", utilization=0.74, **SMALL),
+        a_node("b", utilization=of_b, **BIG),
+        a_node("c", calibration=slow_c, prefill_calibration=slow_c, **BIG),
+    )
 
 
 def test_a_node_that_was_left_for_being_busy_is_not_gone_back_to_while_it_is():

@@ -28,16 +28,18 @@ def broken(plan: str, **more: object) -> set[str]:
     return {v.constraint for v in violations(a_plan(plan), a_problem(**more))}
 
 
-def test_a_memory_bound_decode_step_takes_the_weights_over_the_bandwidth_and_the_overhead() -> None:
+def test_a_decode_step_computes_and_reads_one_after_the_other_and_attends_besides() -> None:
     stage = predict(a_plan("a[0:3]"), a_problem()).stages[0]
     context = 10 + 5 / 2
-    assert stage.decode_ms == pytest.approx(1e3 * (300 * MIB + 256 * context) / 10e9 + 2.0)
+    computing, reading, attention = 300 * MIB / 100e9, 300 * MIB / 10e9, max(256 * context / 10e9, 3e4 * context / 100e9)
+    assert stage.decode_ms == pytest.approx(1e3 * (computing + reading + attention) + 2.0)
 
 
 def test_a_decode_step_reads_the_weights_once_and_the_context_of_each_sequence_of_the_batch() -> None:
     stage = predict(a_plan("a[0:3]"), a_problem(workload=LOAD.model_copy(update={"batch": 3}))).stages[0]
     context = 10 + 5 / 2
-    assert stage.decode_ms == pytest.approx(1e3 * (300 * MIB + 3 * 256 * context) / 10e9 + 2.0, rel=1e-9)
+    computing, reading, attention = 3 * 300 * MIB / 100e9, 300 * MIB / 10e9, 3 * 3e4 * context / 100e9
+    assert stage.decode_ms == pytest.approx(1e3 * (computing + reading + attention) + 2.0, rel=1e-9)
 
 
 def test_the_links_from_several_sources_to_a_stage_share_its_load() -> None:
@@ -60,7 +62,8 @@ def test_a_compute_bound_prefill_takes_the_flops_over_what_others_leave() -> Non
 def test_what_others_use_of_a_node_is_missing_from_its_bandwidth_as_from_its_compute() -> None:
     busy = predict(a_plan("b[0:3]"), a_problem()).stages[0]
     context = 10 + 5 / 2
-    assert busy.decode_ms == pytest.approx(1e3 * (300 * MIB + 256 * context) / 2.5e9 + 2.0)
+    computing, reading, attention = 300 * MIB / 25e9, 300 * MIB / 2.5e9, 3e4 * context / 25e9
+    assert busy.decode_ms == pytest.approx(1e3 * (computing + reading + attention) + 2.0)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
@@ -115,10 +118,10 @@ def test_latency_is_time_to_first_token_plus_time_per_output_token() -> None:
 
 def test_measured_layer_times_win_over_the_roofline() -> None:
     measured = tuple(LayerTime(layer=i, prefill_ms_per_token=1.0, decode_ms_per_token=7.0) for i in range(3))
-    nodes = (a_node("a", stage_overhead_ms=0.0, layer_times=measured, utilization=0.5, calibration=2.0),)
+    nodes = (a_node("a", stage_overhead_ms=0.0, layer_times=measured, utilization=0.5, calibration=2.0, prefill_calibration=3.0),)
     stage = predict(a_plan("a[0:3]"), a_problem(snapshot=Snapshot(nodes=nodes))).stages[0]
     assert stage.decode_ms == pytest.approx(3 * 7.0 * 2.0 / 0.5)
-    assert stage.prefill_ms == pytest.approx(3 * 10 * 2.0 / 0.5)
+    assert stage.prefill_ms == pytest.approx(3 * 10 * 3.0 / 0.5)
 
 
 def test_a_tied_head_is_held_once_beside_the_embedding_and_twice_apart() -> None:

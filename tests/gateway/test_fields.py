@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from splitinference_segment import history
+from splitinference_protocol import leb128
 from tests.gateway.model_folder import END, write_model
 from tests.gateway.serving import MODEL, Serving, serving
 from tests.gateway.toy_chain import reference, toy_score, toy_segments
@@ -57,14 +57,14 @@ async def test_penalties_come_with_the_tokens_so_far_whatever_happens_to_the_seg
         assert await world.metric('splitinference_gateway_replays_total{reason="kv_missing"}') == 1
     assert "".join(pieces) == text_of(PROMPT, 12)
     assert befores(segments[1].samplings, generated) == set(range(12))
-    assert all(history.ids(each["prompt"]) == tuple(sorted(set(PROMPT.encode()))) for each in segments[1].samplings)
+    assert all(leb128.ids(each["prompt"]) == tuple(sorted(set(PROMPT.encode()))) for each in segments[1].samplings)
 
 
 def befores(samplings: list[dict[str, Any]], generated: list[int]) -> set[int]:
     """After how many generated tokens each step was; each says exactly those tokens."""
     made = set()
     for each in samplings:
-        ids, counts = history.counts(each.get("generated", ""))
+        ids, counts = leb128.counts(each.get("generated", ""))
         before = sum(counts)
         assert dict(zip(ids, counts, strict=True)) == {token: generated[:before].count(token) for token in set(generated[:before])}
         made.add(before)

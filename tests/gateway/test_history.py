@@ -8,28 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference_gateway.history import History, packed, packed_counts, packed_ids
+from splitinference_gateway.history import History
 from splitinference_gateway.sampling import Sampling
-from splitinference_segment import history, protocol
-from splitinference_segment.protocol import SegmentError, TensorMeta
+from splitinference_protocol import leb128
+from splitinference_protocol import meta as protocol
+from splitinference_protocol.leb128 import pack, pack_counts, pack_ids
+from splitinference_protocol.meta import SegmentError, TensorMeta
 
 TOKENS = st.integers(0, 2**31 - 1)
 STEP: dict[str, Any] = {"v": 1, "op": "step", "sequence": "s", "position": 3, "tensor": {"dtype": "int64", "shape": [1]}, "sample": True}
+ROUTE = [{"segment": "chat-3-7-b", "model": "seg-ab-3-7"}]
 
 
 @given(st.lists(TOKENS, max_size=50))
 def test_ids_come_back_each_once_in_order(tokens: list[int]) -> None:
-    assert history.ids(packed_ids(tokens)) == tuple(sorted(set(tokens)))
+    assert leb128.ids(pack_ids(tokens)) == tuple(sorted(set(tokens)))
 
 
 @given(st.dictionaries(TOKENS, st.integers(1, 2**31), max_size=50))
 def test_counts_come_back(counts: dict[int, int]) -> None:
-    assert dict(zip(*history.counts(packed_counts(counts)), strict=True)) == counts
+    assert dict(zip(*leb128.counts(pack_counts(counts)), strict=True)) == counts
 
 
 @given(st.lists(TOKENS, max_size=50))
 def test_numbers_come_back(tokens: list[int]) -> None:
-    assert history.numbers(packed(tokens)) == tokens
+    assert leb128.numbers(pack(tokens)) == tokens
 
 
 @pytest.mark.parametrize(
@@ -40,21 +43,21 @@ def test_numbers_come_back(tokens: list[int]) -> None:
         (base64.b64encode(b"\x80").decode(), "ends inside"),
         (base64.b64encode(b"\x80\x80\x80\x80\x80\x01").decode(), "too long"),
         (base64.b64encode(b"\x01\x00").decode(), "twice"),
-        ("A" * (history.MOST_CHARACTERS + 4), "more than"),
+        ("A" * (leb128.MOST_CHARACTERS + 4), "more than"),
     ],
 )
 def test_what_cannot_be_read_is_a_value_error(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        history.ids(text)
+        leb128.ids(text)
 
 
 def test_a_count_is_missing() -> None:
     with pytest.raises(ValueError, match="no count"):
-        history.counts(packed([1]))
+        leb128.counts(pack([1]))
 
 
 def test_a_whole_vocabulary_fits_the_bound() -> None:
-    assert len(packed_counts(dict.fromkeys(range(256_000), 127))) < history.MOST_CHARACTERS
+    assert len(pack_counts(dict.fromkeys(range(256_000), 127))) < leb128.MOST_CHARACTERS
 
 
 FULL = Sampling(
@@ -66,7 +69,7 @@ FULL = Sampling(
 def test_the_segment_reads_what_the_gateway_writes_and_hands_it_on() -> None:
     so_far = History(FULL, [7, 3, 7])
     so_far.add(9)
-    meta = {**STEP, "sampling": so_far.sampling.as_json(), "targets": packed([4])}
+    meta = {**STEP, "route": ROUTE, "sampling": so_far.sampling.as_json(), "targets": pack([4])}
     request = protocol.parse(json.dumps(meta).encode())
     for read in (request, protocol.parse(protocol.forwarded(request, TensorMeta("bfloat16", (1, 8)), 10.0))):
         told = read.sampling
@@ -78,9 +81,9 @@ def test_the_segment_reads_what_the_gateway_writes_and_hands_it_on() -> None:
             -0.25,
         )
         assert (told.bias, told.banned) == (((3, -100.0), (9, 1.5)), (256,))
-        assert history.ids(told.prompt) == (3, 7)
-        assert history.counts(told.generated) == ((9,), (1,))
-        assert history.numbers(read.targets) == [4]
+        assert leb128.ids(told.prompt) == (3, 7)
+        assert leb128.counts(told.generated) == ((9,), (1,))
+        assert leb128.numbers(read.targets) == [4]
 
 
 def test_the_end_is_banned_until_there_are_enough_tokens() -> None:
@@ -98,7 +101,7 @@ def test_without_penalties_nothing_of_the_tokens_is_sent() -> None:
     assert so_far.sampling.as_json() == {"temperature": 0.0, "top_p": 1.0, "seed": None, "logprobs": 0}
     only_generated = History(Sampling(presence_penalty=1.0), [1, 2, 3])
     only_generated.add(4)
-    assert (only_generated.sampling.prompt, history.counts(only_generated.sampling.generated)) == ("", ((4,), (1,)))
+    assert (only_generated.sampling.prompt, leb128.counts(only_generated.sampling.generated)) == ("", ((4,), (1,)))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_a_wrong_sampling_field_is_refused_by_name(sampling: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    "named", [{"bias": ((8, 1.0),)}, {"banned": (8,)}, {"prompt": packed_ids([3, 8])}, {"generated": packed_counts({8: 1})}]
+    "named", [{"bias": ((8, 1.0),)}, {"banned": (8,)}, {"prompt": pack_ids([3, 8])}, {"generated": pack_counts({8: 1})}]
 )
 def test_a_token_that_the_model_does_not_have_is_told_before_the_step_waits(named: dict[str, Any]) -> None:
     sampling = protocol.Sampling(**named)

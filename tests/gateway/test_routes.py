@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from splitinference_gateway.gateway import Gateway
-from splitinference_gateway.route import RouteDocument, RouteError
 from splitinference_gateway.routes import HOLD_SECONDS, Routes
 from splitinference_gateway.settings import Settings
+from splitinference_protocol.route import RouteDocument, RouteError
 from tests.gateway.serving import MODEL, Serving, serving
 from tests.gateway.toy_chain import ToySegment, at_rest, reference, toy_segments
 

@@ -1,15 +1,17 @@
 """Sampled sequences are checked beside the chain, and a segment that answers wrongly gets nothing more."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from splitinference_gateway.route import RouteDocument, RouteError
 from splitinference_gateway.steps import StepClient, StepError
 from splitinference_gateway.verification import bound
+from splitinference_protocol.meta import Hop
+from splitinference_protocol.route import RouteDocument, RouteError
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import ToySegment, toy_segments
 
@@ -250,8 +252,6 @@ def test_the_bound_is_the_segments_own() -> None:
     ],
 )
 def test_a_document_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
-    import json
-
     fields = {"samplePercent": 1, "tolerance": 0.02, "checks": [], **wrong}
     document = {"v": 1, "revision": "r", "pipelines": [[{"segment": "a", "model": "m"}]], "verification": fields}
     with pytest.raises(RouteError):
@@ -277,8 +277,6 @@ async def test_an_answer_that_makes_no_sense_is_no_verdict(answer: dict[str, Any
 
     v._verify = says  # type: ignore[method-assign]
     steps = StepClient(lambda name: v.peers[name])
-    from splitinference_gateway.route import Hop
-
     with pytest.raises(StepError, match="not the answer of a verifier"):
         await steps.verify(Hop(**v.hop), "s", 0, ("float32", [1, 1], bytes(8)), 5)
     await steps.connections.close()

@@ -1,4 +1,4 @@
-"""Gateway and segments have the wire's format in code of their own, as their images share none: here they meet, with TLS and without."""
+"""Gateway and segments send frames in ways of their own, by an event loop and by threads: here they meet, with TLS and without."""
 
 import asyncio
 import json
@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from splitinference_gateway import wire as ours
 from splitinference_gateway.wire import Wire, WireError
 from splitinference_gateway.wire_tls import Identity
-from splitinference_segment import wire as theirs
 from tests.identities import IDENTITY
 from tests.wire.peers import MODEL, Resource, Serving, serving
 
@@ -34,12 +32,6 @@ def segment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Se
     resource = Resource(tmp_path / "tls")
     with serving(resource("segment"), None) as world:
         yield world, Identity(resource("gateway")._folder, IDENTITY)
-
-
-def test_both_say_the_same_of_a_frame() -> None:
-    for name in ("MAGIC", "MAX_META"):
-        assert getattr(ours, name) == getattr(theirs, name), name
-    assert ours.HEAD.format == theirs.HEAD.format
 
 
 async def test_frames_of_the_gateway_are_read_and_answered_by_a_segments_code(segment: tuple[Serving, Identity | None]) -> None:

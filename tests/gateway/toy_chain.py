@@ -6,6 +6,7 @@ twice, gives another text or `kv_missing`. Real Triton servers cannot be made to
 
 import array
 import asyncio
+import base64
 import json
 import ssl
 import zlib
@@ -15,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splitinference_gateway.connections import Connections, NoAnswerError
-from splitinference_gateway.route import Hop
-from splitinference_segment.history import numbers
+from splitinference_protocol.leb128 import numbers
+from splitinference_protocol.meta import Hop, described
 from tests.gateway.model_folder import END
 from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports
@@ -33,6 +34,12 @@ class EarlyAnswerError(Exception):
 
 def next_token(tokens: Sequence[int], sampling: dict[str, Any], end_after: int | None = None) -> int:
     """A byte of pseudo text; characters of several bytes come whole. With temperature and seed, another text per seed."""
+    if sampling.get("allowed"):
+        bits = base64.b64decode(sampling["allowed"])
+        may = [token for token in range(8 * len(bits)) if bits[token // 8] >> (token % 8) & 1]
+        wanted = end_after is not None and len(tokens) >= end_after and END in may
+        others = [token for token in may if token != END]
+        return END if wanted or not others else others[zlib.crc32(array.array("q", tokens).tobytes()) % len(others)]
     if end_after is not None and len(tokens) >= end_after and END not in sampling.get("banned", ()):
         return END
     begun = next((tail for n in (3, 2, 1) if _begins_a_character(tail := bytes(t & 0xFF for t in tokens[-n:]))), b"")
@@ -75,6 +82,8 @@ class ToySegment:
     stalled: bool = False
     kv_limit: int | None = None
     end_after: int | None = None
+    script: bytes | None = None  # the answer to everything, where it is given
+    begun: dict[str, int] = field(default_factory=dict)
     errors: deque[str] = field(default_factory=deque)
     sequences: dict[str, list[int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -119,7 +128,7 @@ class ToySegment:
         return {"segment": self.name, "model": model}
 
     async def _answer(self, asked: bytes, data: bytes) -> tuple[bytes, bytes]:
-        meta = json.loads(asked)
+        meta = described(asked)
         self.counts[meta["op"]] += 1
         if "traceparent" in meta:
             self.traces.append(meta["traceparent"])
@@ -166,7 +175,7 @@ class ToySegment:
             held, sampling = self.sequences[name], meta["sampling"]
             if meta.get("logits"):
                 return {**answer, **tensors(logits=([3], toy_logits(held)))}
-            answer["token"] = next_token(held, sampling, self.end_after)
+            answer["token"] = self._scripted(name, held) if self.script else next_token(held, sampling, self.end_after)
             answer["logprob"] = self.logprob
             answer["top_logprobs"] = [[answer["token"], -0.5], *([i, -1.0 - i] for i in range(1, sampling["logprobs"]))][
                 : sampling["logprobs"]
@@ -179,6 +188,11 @@ class ToySegment:
         if self.errors:
             raise self._error(self.errors.popleft())
         await asyncio.sleep(self.seconds)
+
+    def _scripted(self, name: str, held: Sequence[int]) -> int:
+        assert self.script is not None
+        said = len(held) - self.begun.setdefault(name, len(held))
+        return self.script[said] if said < len(self.script) else END
 
     async def _infer(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         """As an encoder, of ids and types; or as a generic chain that doubles its numbers in each stage."""
@@ -207,9 +221,10 @@ class ToySegment:
 
     async def _release(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         tokens, prefix = self.sequences.pop(meta["sequence"], []), meta.get("prefix")
+        block = prefix["block"] if prefix else 0
         for number, name in enumerate(prefix["hashes"] if prefix else (), start=1):
-            if number * prefix["block"] <= len(tokens):
-                self.kept[name] = tokens[: number * prefix["block"]]
+            if number * block <= len(tokens):
+                self.kept[name] = tokens[: number * block]
         return await self._forward(meta, data) if meta["route"] else {"v": 1, "ok": True}
 
     def _beginning(self, prefix: dict[str, Any] | None, position: int) -> list[int]:
@@ -266,7 +281,7 @@ class ToySegment:
             raise self._error(self.pull_errors.popleft())
         name, position, tokens = meta["sequence"], meta["position"], meta["tokens"]
         route = {"route": [meta["sources"][0]], "deadline_ms": meta["deadline_ms"]}
-        answer = await self._forward({"op": "kv_export", "sequence": name, "position": position, "tokens": tokens, **route}, b"\0")
+        answer = await self._forward({"v": 1, "op": "kv_export", "sequence": name, "position": position, "tokens": tokens, **route}, b"\0")
         if "error" in answer:
             return answer
         if position == 0:

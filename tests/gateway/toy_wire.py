@@ -20,8 +20,8 @@ class ToyWire:
     async def start(self, port: int = 0, context: ssl.SSLContext | None = None) -> int:
         """Listen; the port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=context)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
 
     @property
     def connections(self) -> int:

@@ -11,6 +11,7 @@ import yaml
 from kubernetes import client
 
 from splitinference.adapters.kubernetes.client import KubeCluster, connect
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,11 +62,13 @@ def api(kubeconfig: str) -> client.ApiClient:
         if error.status != 404:
             raise
         extensions.create_custom_resource_definition(crd)
-    for _ in range(50):
+
+    def established() -> bool:
         conditions = extensions.read_custom_resource_definition(name).status.conditions or []
-        if any(c.type == "Established" and c.status == "True" for c in conditions):
-            return found
-    raise AssertionError("the CRD is not established")
+        return any(c.type == "Established" and c.status == "True" for c in conditions)
+
+    until(established, 10, "the CRD is established")
+    return found
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The adapter of the API server, against a real one: what may run twice runs twice, and what is refused is said."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,8 +13,10 @@ from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource, delete_resource
+from tests.waiting import until
 
 BUILDER = Manifests(Settings(network_policies=True))
 
@@ -44,12 +45,12 @@ def names(cluster: KubeCluster, kind: str, namespace: str) -> set[str]:
 
 
 def test_all_objects_are_taken_twice_by_the_server(cluster: KubeCluster, resource: dict[str, Any], namespace: str):
-    made = BUILDER.segment(resource, a_profile(), Segment(start=0, end=32, node="nowhere"), 2**28, 2**20)
+    made = BUILDER.segment(parsed(resource), a_profile(), Segment(start=0, end=32, node="nowhere"), 2**28, 2**20)
     for _ in range(2):
         cluster.create(made.pod)
         cluster.apply(made.service)
-        cluster.apply(BUILDER.route(resource, {"route.json": "{}"}))
-        for obj in BUILDER.gateway(resource, a_profile()):
+        cluster.apply(BUILDER.route(parsed(resource), {"route.json": "{}"}))
+        for obj in BUILDER.gateway(parsed(resource), a_profile()):
             cluster.apply(obj)
     assert made.name in names(cluster, "Pod", namespace)
     assert names(cluster, "Service", namespace) == {made.name, "chat-gateway"}
@@ -63,7 +64,7 @@ def test_all_objects_are_taken_twice_by_the_server(cluster: KubeCluster, resourc
 
 
 def test_objects_know_what_they_are(cluster: KubeCluster, resource: dict[str, Any], namespace: str):
-    cluster.apply(BUILDER.route(resource, {}))
+    cluster.apply(BUILDER.route(parsed(resource), {}))
     assert {obj["kind"] for obj in cluster.owned("ConfigMap", namespace, "chat")} == {"ConfigMap"}
     found = [obj for obj in cluster.split_inferences() if obj["metadata"]["namespace"] == namespace]
     assert [(obj["kind"], obj["apiVersion"]) for obj in found] == [("SplitInference", "splitinference.dev/v1alpha1")]
@@ -72,18 +73,18 @@ def test_objects_know_what_they_are(cluster: KubeCluster, resource: dict[str, An
 def test_applying_again_changes_what_is_different_and_keeps_what_others_wrote(
     cluster: KubeCluster, resource: dict[str, Any], namespace: str
 ):
-    cluster.apply(BUILDER.route(resource, {"route.json": "1"}))
+    cluster.apply(BUILDER.route(parsed(resource), {"route.json": "1"}))
     before = cluster.get("ConfigMap", namespace, "chat-route")
-    cluster.apply(BUILDER.route(resource, {"route.json": "1"}))
+    cluster.apply(BUILDER.route(parsed(resource), {"route.json": "1"}))
     same = cluster.get("ConfigMap", namespace, "chat-route")
     assert before is not None
     assert same is not None
     assert before["metadata"]["resourceVersion"] == same["metadata"]["resourceVersion"], "what is as it should be is not written"
-    cluster.apply(BUILDER.route(resource, {"route.json": "2", "history.json": "[]"}))
+    cluster.apply(BUILDER.route(parsed(resource), {"route.json": "2", "history.json": "[]"}))
     changed = cluster.get("ConfigMap", namespace, "chat-route")
     assert changed is not None
     assert changed["data"] == {"route.json": "2", "history.json": "[]"}
-    cluster.apply(BUILDER.route(resource, {"route.json": "2"}))
+    cluster.apply(BUILDER.route(parsed(resource), {"route.json": "2"}))
     removed = cluster.get("ConfigMap", namespace, "chat-route")
     assert removed is not None
     assert removed["data"] == {"route.json": "2"}, "a key that is no longer said goes"
@@ -123,11 +124,11 @@ def test_an_event_that_cannot_be_written_is_no_error(cluster: KubeCluster, resou
 
 
 def test_what_the_server_will_not_take_is_refused_in_its_words(cluster: KubeCluster, resource: dict[str, Any]):
-    pod = BUILDER.segment(resource, a_profile(), Segment(start=0, end=32, node="n"), 1, 1).pod
+    pod = BUILDER.segment(parsed(resource), a_profile(), Segment(start=0, end=32, node="n"), 1, 1).pod
     with pytest.raises(RefusedError, match=r"spec\.containers"):
         cluster.create({**pod, "spec": {**pod["spec"], "containers": []}})
     with pytest.raises(RefusedError):
-        cluster.apply({**BUILDER.route(resource, {}), "data": {"not a key!": ""}})
+        cluster.apply({**BUILDER.route(parsed(resource), {}), "data": {"not a key!": ""}})
 
 
 def test_pods_are_admitted_where_only_restricted_ones_are(
@@ -137,8 +138,8 @@ def test_pods_are_admitted_where_only_restricted_ones_are(
     client.CoreV1Api(api).patch_namespace(namespace, label)
     hub = {"id": "m", "source": {"huggingFace": {"repository": "owner/model"}}}
     ours = {**resource, "spec": {**resource["spec"], "model": {**resource["spec"]["model"], **hub}}}
-    cluster.create(BUILDER.segment(ours, a_profile(), Segment(start=0, end=32, node="n"), 2**28, 1).pod)
-    folder = BUILDER.segment(resource, a_profile(), Segment(start=0, end=31, node="n"), 2**28, 1).pod
+    cluster.create(BUILDER.segment(parsed(ours), a_profile(), Segment(start=0, end=32, node="n"), 2**28, 1).pod)
+    folder = BUILDER.segment(parsed(resource), a_profile(), Segment(start=0, end=31, node="n"), 2**28, 1).pod
     with pytest.raises(RefusedError, match="hostPath"):
         cluster.create(folder)
 
@@ -165,23 +166,15 @@ def test_a_watch_sees_what_others_do_and_asks_for_nothing_at_rest(api: client.Ap
                 {"name": "c", "image": "none", "env": [{"name": "A", "value": "b"}], "resources": {"requests": {"memory": "70Mi"}}}]},
         }  # fmt: skip
         other.create(pod)
-        until(lambda: (watched.split_inferences()[0].get("status") or {}).get("latency") == "7ms")
-        until(lambda: any(found["metadata"]["name"] == "tenant" for found in watched.pods()))
+        until(lambda: (watched.split_inferences()[0].get("status") or {}).get("latency") == "7ms", 5, "the status of another")
+        until(lambda: any(found["metadata"]["name"] == "tenant" for found in watched.pods()), 5, "the tenant's pod")
         tenant = next(found for found in watched.pods() if found["metadata"]["name"] == "tenant")
         assert (node_of(tenant), requested_bytes(tenant)) == ("nowhere", 70 * 2**20)
         assert "annotations" not in tenant["metadata"], "of other tenants' pods only what counts is kept"
         delete_resource(api, namespace)
-        until(lambda: watched.split_inferences() == ())
+        until(lambda: watched.split_inferences() == (), 5, "the resource is gone")
     finally:
         watched.stop()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if holds():
-            return
-        time.sleep(0.02)
-    raise AssertionError("not within a minute")
 
 
 def test_a_server_that_is_not_there_is_unavailable():

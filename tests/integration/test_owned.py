@@ -7,12 +7,12 @@ import pytest
 from kubernetes import client
 
 from splitinference.adapters.kubernetes.client import KubeCluster
-from splitinference.controller.api.spec import Resource, read_resource
 from splitinference.controller.manifests.disruption_budget import segments_budget
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.reconcile.object_keeper import Keeper, difference
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile
 from tests.controller.test_pod_template import EVERYTHING, FULL
 from tests.integration.conftest import a_resource
@@ -31,11 +31,9 @@ def resource(cluster: KubeCluster, namespace: str) -> dict[str, Any]:
 def objects(resource: dict[str, Any]) -> list[Any]:
     resources = {"gateway_resources": EVERYTHING, "job_resources": EVERYTHING}
     builder = Manifests(Settings(network_policies=True, gateway_cpu_request="1000m", **resources))  # type: ignore[arg-type]
-    segment = builder.segment(resource, a_profile(), Segment(start=0, end=4, node="a"), 1 << 20, 1)
-    read = read_resource(resource)
-    assert isinstance(read, Resource)
-    route = builder.route(resource, {"route.json": "{}"})
-    return [*builder.gateway(resource, a_profile()), segment.service, segments_budget(read, [segment.name]), route]
+    segment = builder.segment(parsed(resource), a_profile(), Segment(start=0, end=4, node="a"), 1 << 20, 1)
+    route = builder.route(parsed(resource), {"route.json": "{}"})
+    return [*builder.gateway(parsed(resource), a_profile()), segment.service, segments_budget(parsed(resource), [segment.name]), route]
 
 
 def test_what_the_server_stores_is_what_was_applied(cluster: KubeCluster, resource: dict[str, Any]):
@@ -58,7 +56,7 @@ def test_what_is_deleted_is_found_and_made_again(cluster: KubeCluster, resource:
 
 
 def test_pods_with_all_of_a_template_are_taken(cluster: KubeCluster, resource: dict[str, Any], namespace: str):
-    segment = Manifests(Settings()).segment(resource, a_profile(), Segment(start=0, end=4, node="a"), 1 << 20, 1)
+    segment = Manifests(Settings()).segment(parsed(resource), a_profile(), Segment(start=0, end=4, node="a"), 1 << 20, 1)
     cluster.create(segment.pod)
     (pod,) = cluster.owned("Pod", namespace, "chat")
     assert FULL["labels"].items() <= pod["metadata"]["labels"].items()

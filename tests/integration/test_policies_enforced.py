@@ -24,6 +24,7 @@ from splitinference.adapters.kubernetes.client import KubeCluster, connect
 from splitinference.cli.bench.control_plane import control_plane, started, until
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.settings import Settings
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import OPERATOR, a_profile, a_resource, pod_labels
 
 pytestmark = pytest.mark.long
@@ -240,7 +241,7 @@ def test_only_those_who_need_to_reach_segments_and_gateways(programs: Path, tmp_
         _announce(api, addresses)
         cluster, network = KubeCluster(api, 10.0), Network(addresses)
         body: dict[str, Any] = a_resource()
-        policies = [obj for obj in Manifests(Settings()).gateway(body, a_profile()) if obj["kind"] == "NetworkPolicy"]
+        policies = [obj for obj in Manifests(Settings()).gateway(parsed(body), a_profile()) if obj["kind"] == "NetworkPolicy"]
         assert len(policies) == 2
         with _enforced(programs / "cmd", kubeconfig, tmp_path) as lives:
             log = tmp_path / "policies.log"

@@ -13,6 +13,7 @@ from splitinference.adapters.kubernetes.client import KubeCluster, connect
 from splitinference.controller.identity import owner_of_body
 from splitinference.controller.ports import NameTakenError, RefusedError
 from splitinference.controller.reconcile.credentials import secrets
+from tests.controller.objects import parsed
 from tests.integration.conftest import a_resource
 
 
@@ -129,7 +130,7 @@ def test_network_policies_are_taken_by_the_server(cluster: KubeCluster, resource
 
     selector = {"matchExpressions": [{"key": "team", "operator": "In", "values": ["watch"]}]}
     settings = Settings(monitoring_namespace_selector=selector)  # type: ignore[arg-type]
-    made = [obj for obj in Manifests(settings).gateway(resource, a_profile()) if obj["kind"] == "NetworkPolicy"]
+    made = [obj for obj in Manifests(settings).gateway(parsed(resource), a_profile()) if obj["kind"] == "NetworkPolicy"]
     for obj in made:
         cluster.apply(obj)
     found = cluster.get("NetworkPolicy", namespace, "chat-segments")

@@ -109,7 +109,7 @@ def model(
     if files == 1:
         weights(folder / "model.safetensors", shapes, **more)
         return folder
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(files):
         file = f"model-{number + 1:05}-of-{files:05}.safetensors"
         part = {name: shape for at, (name, shape) in enumerate(shapes.items()) if at * files // len(shapes) == number}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from splitinference_protocol import answers
 from splitinference_segment.identity import Identity
 from splitinference_segment.wire import WireError
 from splitinference_segment.wire_client import Wire
@@ -37,12 +38,12 @@ class Client:
         raw = meta if isinstance(meta, bytes) else json.dumps(meta).encode()
         if self._wire is None or not self._wire.alive:
             self._wire = Wire("127.0.0.1", self.route[0][2], self.route[0][1], self.identity)
-        answers: queue.Queue[tuple[bytes, bytes] | WireError | TimeoutError] = queue.Queue()
-        self._wire.send(raw, data, timeout_s, answers.put, _MOST)
-        answer = answers.get(timeout=timeout_s + 5)
+        came: queue.Queue[tuple[bytes, bytes] | WireError | TimeoutError] = queue.Queue()
+        self._wire.send(raw, data, timeout_s, came.put, _MOST)
+        answer = came.get(timeout=timeout_s + 5)
         if not isinstance(answer, tuple):
             raise answer
-        return json.loads(answer[0]), answer[1]
+        return answers.described(answer[0]), answer[1]
 
     def call(self, meta: dict[str, Any] | bytes, data: bytes = b"", timeout_s: float = 60.0) -> dict[str, Any]:
         return self.exchange(meta, data, timeout_s)[0]

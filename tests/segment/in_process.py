@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from splitinference_segment import protocol
+from splitinference_protocol import answers
+from splitinference_protocol import meta as protocol
+from splitinference_protocol.meta import Hop, Prefix, SegmentError
 from splitinference_segment.attention import Span
 from splitinference_segment.hops import Reply
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import CHUNK_BYTES, KvTransfer
 from splitinference_segment.layers import Layers
-from splitinference_segment.protocol import Hop, Prefix, SegmentError
 
 DIGEST = "abcd1234"
 
@@ -44,7 +45,7 @@ class Network:
         request = protocol.parse(meta)
         self.exported.append((hop.segment, request.position, request.tokens))
         stage = self.stages[hop.segment]
-        stage.transfer.handle(request, lambda m, d: done((m, d)), lambda failure: done((protocol.error(failure, hop.segment), b"")))
+        stage.transfer.handle(request, lambda m, d: done((m, d)), lambda failure: done((answers.error(failure, hop.segment), b"")))
 
     def close(self) -> None:
         for stage in self.stages.values():
@@ -67,15 +68,13 @@ class Stage:
     def pull(self, sequence: str, position: int, tokens: int, sources: Sequence[Hop]) -> dict[str, Any]:
         """The answer's META, as the gateway would see it."""
         hops = [{"segment": hop.segment, "model": hop.model} for hop in sources]
-        meta = protocol.question("kv_pull", sequence=sequence, position=position, tokens=tokens, sources=hops, deadline_ms=10_000)
+        meta = answers.question("kv_pull", sequence=sequence, position=position, tokens=tokens, sources=hops, deadline_ms=10_000)
         return self.asked(meta)
 
     def asked(self, meta: bytes) -> dict[str, Any]:
-        answers: SimpleQueue[bytes] = SimpleQueue()
-        self.transfer.handle(
-            protocol.parse(meta), lambda m, _: answers.put(m), lambda failure: answers.put(protocol.error(failure, self.name))
-        )
-        return dict(json.loads(answers.get(timeout=30)))
+        told: SimpleQueue[bytes] = SimpleQueue()
+        self.transfer.handle(protocol.parse(meta), lambda m, _: told.put(m), lambda failure: told.put(answers.error(failure, self.name)))
+        return dict(json.loads(told.get(timeout=30)))
 
 
 class Chain:

@@ -16,7 +16,8 @@ from client import Client
 from host import family, free_ports
 from identities import IDENTITY, Authority
 
-from splitinference_segment.identity import GATEWAY, SEGMENT, Identity
+from splitinference_protocol.meta import GATEWAY, SEGMENT
+from splitinference_segment.identity import Identity
 
 PREFIX = "chat-"
 DIGEST = "abcd1234"

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from servers import PREFIX, Chain, Chains, Server
 from splitinference_segment.wire import WireError
 
 COUNT = 20
+LONG_S = 120.0  # only keeps a broken test from hanging
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +262,20 @@ def metrics(server: Server) -> dict[str, float]:
     return {name.replace(" ", ""): float(value) for name, value in lines}
 
 
+def counted(server: Server, holds: Callable[[dict[str, float]], bool] = lambda _: True) -> dict[str, float]:
+    """The metrics with all that happened until now, once they are as wanted. The server has a link: the age of what is known of it changes
+    with each round in which numbers are handed over, and a round that began before this call may have missed the last of them."""
+    deadline, rounds, seen = time.monotonic() + LONG_S, 0, None
+    while True:
+        found = metrics(server)
+        ages = {name: value for name, value in found.items() if "link_rtt_age_seconds" in name}
+        rounds, seen = rounds + (seen is not None and ages != seen), ages
+        if rounds >= 2 and holds(found):
+            return found
+        assert time.monotonic() < deadline, f"not handed over, or not as wanted: {found}"
+        time.sleep(0.1)
+
+
 def series(server: Server, name: str, **labels: str) -> str:
     pairs = ",".join(f'{k}="{v}"' for k, v in sorted({"segment": server.name, **labels}.items()))
     return f"splitinference_segment_{name}{{{pairs}}}"
@@ -268,15 +283,16 @@ def series(server: Server, name: str, **labels: str) -> str:
 
 def test_metrics_count_steps_tokens_and_hops(chain: Chain, client: Client, prompt: list[int]) -> None:
     first, second = chain.servers[0], chain.servers[1]
-    time.sleep(1.5)
-    before = metrics(first)
+    client.step("t", 0, prompt)  # so that there is a link
+    before = counted(first)
     client.step("s", 0, prompt)
     client.step("s", len(prompt), [1])
-    time.sleep(1.5)
-    after = metrics(first)
 
     def gained(name: str, **labels: str) -> float:
         return after[series(first, name, **labels)] - before.get(series(first, name, **labels), 0.0)
+
+    hops = series(first, "hops_total", to=second.name)
+    after = counted(first, lambda found: found[hops] >= before[hops] + 2)
 
     assert gained("steps_total", phase="prefill") == 1
     assert gained("tokens_total", phase="prefill") == len(prompt)
@@ -295,8 +311,7 @@ def test_links_are_told_by_nodes(chain: Chain, client: Client, prompt: list[int]
     client.generate(prompt, 12)
     for _ in range(4):
         client.step("s", 0, [1] * 200)  # 51,200 bytes to the next segment
-    time.sleep(1.5)
-    found = metrics(first)
+    found = counted(first)
     link = {"to": second.name, "source": f"node-of-{first.name}", "target": f"node-of-{second.name}"}
     assert 0 < found[series(first, "link_rtt_ms", **link)] < 1000
     assert 0 <= found[series(first, "link_rtt_age_seconds", **link)] < 60

@@ -10,10 +10,10 @@ import torch
 import transformers
 from transformers import BertConfig, PreTrainedConfig, RobertaConfig, XLMRobertaConfig
 
+from splitinference_protocol.meta import SegmentError, TensorMeta
 from splitinference_segment.encoder import EncoderLayers
 from splitinference_segment.families import UnsupportedModelError
 from splitinference_segment.loading import is_stateless, load_layers
-from splitinference_segment.protocol import SegmentError, TensorMeta
 from splitinference_segment.weights import MissingWeightsError
 
 _SMALL: dict[str, Any] = {

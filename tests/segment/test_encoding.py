@@ -1,6 +1,5 @@
 """Hidden states in eight bits: near enough, as small as said, and nothing that is not finite becomes finite."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -8,18 +7,18 @@ import test_encoder
 import test_sequential
 import torch
 from servers import Chain, Chains
-from test_chain import metrics, series
+from test_chain import counted, series
 from test_tensor_chain import infer
 
+from splitinference_protocol.meta import INT8, TensorMeta
 from splitinference_segment.encoding import decode, encode
-from splitinference_segment.protocol import INT8, TensorMeta
 
 
 def sent(chain: Chain) -> float:
     """Bytes of hidden states that the first segment has sent to the second."""
     first, second = chain.servers[:2]
-    time.sleep(1.5)  # counted once a second
-    return metrics(first)[series(first, "hop_bytes_total", to=second.name)]
+    name = series(first, "hop_bytes_total", to=second.name)
+    return counted(first, lambda found: name in found)[name]
 
 
 @pytest.mark.parametrize("width", [64, 576, 100])

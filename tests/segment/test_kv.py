@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from splitinference_protocol.meta import Prefix, SegmentError
 from splitinference_segment.kv import FIRST_CAPACITY, KvEntry, KvLimits, KvShape, KvTable
-from splitinference_segment.protocol import Prefix, SegmentError
 
 SHAPE = KvShape(blocks=2, heads=1, width=4, dtype=torch.float32)
 PER_TOKEN = 2 * 2 * 1 * 4 * 4

@@ -9,10 +9,10 @@ import torch
 from in_process import DIGEST, Chain, Network, Parts, Stage
 from random_models import CONFIGS, unsplit_greedy
 
-from splitinference_segment import protocol
+from splitinference_protocol import answers
+from splitinference_protocol.meta import Hop
 from splitinference_segment.kv_transfer import blocks_of, parts_from
 from splitinference_segment.layers import Layers
-from splitinference_segment.protocol import Hop
 
 BEFORE, BETWEEN, AFTER = 5, 3, 12  # tokens until the copy, until the switch, after it
 
@@ -112,7 +112,7 @@ def test_no_room_is_kv_full_and_leaves_nothing(models: dict[str, Path], network:
 def test_blocks_outside_a_segment_are_refused(models: dict[str, Path], network: Network) -> None:
     stage = Stage(network, Layers(models["llama"], 2, 4, torch.float32), "old-2-4")
     for blocks in ([0, 2], [2, 4], [1, 1], [3, 1]):
-        meta = protocol.question("kv_export", sequence="s", position=0, tokens=1, blocks=blocks)
+        meta = answers.question("kv_export", sequence="s", position=0, tokens=1, blocks=blocks)
         assert stage.asked(meta)["error"]["code"] == "wrong_segment"
 
 

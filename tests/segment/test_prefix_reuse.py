@@ -8,8 +8,8 @@ import torch
 from in_process import Chain, Network, Parts
 from random_models import CONFIGS, unsplit_greedy
 
+from splitinference_protocol.meta import Prefix, SegmentError
 from splitinference_segment.kv import MOST_KEPT, KvLimits, KvShape, KvTable
-from splitinference_segment.protocol import Prefix, SegmentError
 
 BLOCK = 4
 COUNT = 12

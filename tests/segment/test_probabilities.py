@@ -14,8 +14,8 @@ from in_process import Chain, Network, Parts
 from random_models import CONFIGS
 from transformers import AutoModelForCausalLM
 
+from splitinference_protocol.sampling import Sampling
 from splitinference_segment.sampling import Choice, sample
-from splitinference_segment.sampling_meta import Sampling
 
 COUNT = 16
 TOLERANCE = 1e-4  # nats, float32

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from splitinference_protocol.sampling import Sampling
 from splitinference_segment.sampling import adjusted, sample, scored, uniform
-from splitinference_segment.sampling_meta import Sampling
 
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]))
 
@@ -147,3 +147,39 @@ def test_given_tokens_get_their_logprobs() -> None:
     assert [choice.token for choice in choices] == [4, 0]
     assert [choice.logprob for choice in choices] == pytest.approx([math.log(0.15), math.log(0.1)], abs=1e-5)
     assert [choice.top_logprobs[0][0] for choice in choices] == [1, 1]
+
+
+def bits(*tokens: int) -> str:
+    data = bytearray(max(tokens) // 8 + 1)
+    for token in tokens:
+        data[token // 8] |= 1 << token % 8
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
+def test_only_allowed_tokens_are_chosen(temperature: float) -> None:
+    seen = {sample(LOGITS, Sampling(temperature=temperature, seed=3, allowed=bits(0, 2, 4)), position).token for position in range(60)}
+    assert seen <= {0, 2, 4}
+    assert sample(LOGITS, Sampling(allowed=bits(0, 2, 4)), 0).token == 4
+
+
+def test_a_mask_that_ends_early_allows_nothing_beyond_it_and_one_too_long_is_cut() -> None:
+    logits = torch.zeros(20)
+    logits[17] = 9.0
+    assert sample(logits, Sampling(allowed=bits(3)), 0).token == 3
+    assert sample(logits, Sampling(allowed=bits(3, 17, 90)), 0).token == 17
+
+
+def test_what_is_allowed_weighs_more_than_what_is_banned() -> None:
+    assert sample(LOGITS, Sampling(allowed=bits(2), banned=(2,)), 0).token == 2
+    assert sample(LOGITS, Sampling(allowed=bits(0, 2), banned=(2,)), 0).token == 0
+
+
+def test_log_probabilities_are_the_models_own_with_a_mask() -> None:
+    assert sample(LOGITS, Sampling(allowed=bits(2)), 0).logprob == pytest.approx(math.log(0.05), abs=1e-5)
+
+
+@pytest.mark.parametrize(("allowed", "said"), [("?", "not base64"), (bits(40), "no token"), ("AAAA", "no token")])
+def test_a_mask_that_allows_nothing_is_refused(allowed: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Sampling(allowed=allowed).check(5)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from splitinference_segment import protocol
+from splitinference_protocol import meta as protocol
+from splitinference_protocol.meta import Request, SegmentError, TensorMeta
+from splitinference_protocol.sampling import Sampling
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.kv import KvLimits, KvShape, KvTable
-from splitinference_segment.protocol import Request, SegmentError, TensorMeta
-from splitinference_segment.sampling_meta import Sampling
 
 VOCABULARY = 50
 

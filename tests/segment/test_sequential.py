@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from splitinference_protocol.meta import SegmentError, TensorMeta
 from splitinference_segment.families import UnsupportedModelError
-from splitinference_segment.protocol import SegmentError, TensorMeta
 from splitinference_segment.sequential import SequentialLayers, build
 
 LAYERS: list[dict[str, Any]] = [

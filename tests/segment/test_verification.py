@@ -15,11 +15,12 @@ import torch
 from host import free_ports
 from in_process import DIGEST, Nothing
 
-from splitinference_segment import comparison, protocol
+from splitinference_protocol import meta as protocol
+from splitinference_protocol.meta import INPUT, OUTPUT, SegmentError
+from splitinference_segment import comparison
 from splitinference_segment.comparison import bound, errors, verdict
 from splitinference_segment.layers import Layers
-from splitinference_segment.protocol import SegmentError
-from splitinference_segment.recording import INPUT, OUTPUT, Recorder
+from splitinference_segment.recording import Recorder
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
 

@@ -4,7 +4,6 @@ import json
 import queue
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections import Counter
@@ -14,16 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitinference_protocol.answers import error
+from splitinference_protocol.frames import YES, greeting
+from splitinference_protocol.meta import SegmentError, check_role
 from splitinference_segment.identity import Identity
-from splitinference_segment.protocol import SegmentError, check_role, error
-from splitinference_segment.wire import HEAD, MAGIC
 from splitinference_segment.wire_client import Wire
 from splitinference_segment.wire_server import Bounds, Send, WireServer
 from tests.identities import IDENTITY, Authority
 
 MODEL = "seg-abcd1234-3-7"
 LONG_S = 60.0
-GREETING = MAGIC + struct.pack("<H", len(MODEL)) + MODEL.encode()
+GREETING = greeting(MODEL)
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Serving:
         secure = identity.contexts().client.wrap_socket(plain)
         secure.sendall(GREETING)
         self.opened.append(secure)
-        assert secure.recv(5) == MAGIC + b"\0"
+        assert secure.recv(5) == YES
         return secure
 
 
@@ -117,10 +117,6 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def frame(number: int, meta: bytes, data: bytes) -> bytes:
-    return HEAD.pack(number, len(meta), len(data)) + meta + data
 
 
 def ended(connection: socket.socket) -> bool:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from splitinference_protocol.addresses import listen
+from splitinference_protocol.frames import HEAD, frame
 from splitinference_segment.identity import Identity
-from splitinference_segment.wire import HEAD, WireError
-from splitinference_segment.wire_server import InputBudget, listen
-from tests.wire.peers import LONG_S, Resource, Serving, asked, ended, frame, serving, until
+from splitinference_segment.wire import WireError
+from splitinference_segment.wire_server import InputBudget
+from tests.wire.peers import LONG_S, Resource, Serving, asked, ended, serving, until
 
 
 @pytest.fixture
@@ -141,8 +143,8 @@ def test_an_idle_connection_is_closed_and_a_client_closes_its_own_before(resourc
 
 
 def test_a_frame_that_is_not_finished_is_given_up(resource: Resource, gateway: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitinference_segment.wire.FRAME_S", 0.1)
-    monkeypatch.setattr("splitinference_segment.wire.SLOWEST", 1 << 40)
+    monkeypatch.setattr("splitinference_protocol.frames.FRAME_SECONDS", 0.1)
+    monkeypatch.setattr("splitinference_protocol.frames.SLOWEST", 1 << 40)
     with bounded(resource, gateway) as world:
         for begun in (b"\x00", frame(1, b"{}", bytes(1000))[:-1], HEAD.pack(1, 10, 1 << 20)):
             connection = world.raw(gateway)
@@ -221,13 +223,13 @@ def test_a_peer_that_does_not_read_is_not_read_from_and_then_closed(resource: Re
         except (OSError, TimeoutError):
             pass
         until(lambda: world.echo.asked["gateway"] > 0)
-        (peer,) = world.server._peers or [None]
+        (peer,) = world.server._peers
+        until(lambda: peer.connection.unsent >= 1 << 20)
         asked_for = -1
         while asked_for != world.echo.asked["gateway"]:  # it stands still
             asked_for = world.echo.asked["gateway"]
             time.sleep(0.3)
         assert asked_for < 40, "what fits into the sockets and 1 MiB"
-        assert peer is not None
         assert peer.connection.unsent <= 3 << 20
         world.echo.answer_bytes = 0
         assert served(world)

@@ -3,7 +3,6 @@
 import os
 import queue
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from splitinference_protocol.frames import HEAD, MAGIC, YES, greeting
+from splitinference_protocol.meta import Hop, SegmentError
 from splitinference_segment.hops import Hops
-from splitinference_segment.protocol import Hop, SegmentError
 from splitinference_segment.settings import Settings
-from splitinference_segment.wire import HEAD, MAGIC, WireError
+from splitinference_segment.wire import WireError
 from splitinference_segment.wire_client import Wire
 from tests.segment.host import free_ports
 from tests.wire.peers import LONG_S, MODEL, Resource, Serving, asked, ended, serving, until
@@ -106,7 +106,7 @@ def test_a_peer_that_does_not_read_does_not_hold_up_the_sender_and_is_given_up()
         def greet() -> None:
             connected, _ = listener.accept()
             connected.recv(4096)
-            connected.sendall(MAGIC + b"\0")
+            connected.sendall(YES)
             kept.append(connected)
 
         greeting = threading.Thread(target=greet)
@@ -127,9 +127,7 @@ def test_a_peer_that_does_not_read_does_not_hold_up_the_sender_and_is_given_up()
         kept[0].close()
 
 
-@pytest.mark.parametrize(
-    "nonsense", [b"GET / HTTP/1.1\r\n\r\n", MAGIC, b"", MAGIC + struct.pack("<H", len(MODEL)) + MODEL.encode() + HEAD.pack(1, 1 << 31, 0)]
-)
+@pytest.mark.parametrize("nonsense", [b"GET / HTTP/1.1\r\n\r\n", MAGIC, b"", greeting(MODEL) + HEAD.pack(1, 1 << 31, 0)])
 def test_nonsense_ends_its_own_connection_alone(nonsense: bytes, world: Serving) -> None:
     wire = world.wire()
     with socket.create_connection(("127.0.0.1", world.server.port), timeout=LONG_S) as other:

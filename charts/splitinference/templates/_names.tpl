@@ -84,7 +84,7 @@ alone; all else goes with its SplitInference.
   verbs: [update]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [pods/log]
   verbs: [get]
@@ -116,7 +116,7 @@ alone; all else goes with its SplitInference.
 {{- if .Values.networkPolicies.enabled }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 {{- if .Values.disruption.budgets }}
 - apiGroups: [policy]

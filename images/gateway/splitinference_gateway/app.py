@@ -25,6 +25,7 @@ from splitinference_gateway.kserve_grpc import KServeService
 from splitinference_gateway.listeners import Sockets
 from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told, warning
 from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tools import FORMS
 from splitinference_gateway.tracing import TracedApp
 
 _LAST_CALLS_SECONDS = 5.0  # for gRPC; requests over HTTP have had their time by then, and the pod's is nearly over
@@ -135,15 +136,16 @@ class _Endpoints:
         tokenizer = self._tokenizer()
         async with self._received(request) as (client, body):
             asked = await _while_there(request, self._gateway.prompts.text(kind, body, client))
+        guides = None if asked.grammar is None else await self._gateway.guides()
         prompt_tokens, number = sum(len(prompt) for prompt in asked.prompts), asked.n * len(asked.prompts)
         form: Format
         if kind == "chat":
             head = Head("chatcmpl", asked.model, asked.with_usage)
-            form = chat.ChatFormat(head, tokenizer, prompt_tokens, number, asked.logprobs is not None)
+            form = chat.ChatFormat(head, tokenizer, prompt_tokens, number, asked.logprobs is not None, FORMS.get(asked.tools), asked.forced)
         else:
             head = Head("cmpl", asked.model, asked.with_usage)
             form = completions.CompletionFormat(head, tokenizer, prompt_tokens, number, asked.logprobs)
-        reply = self._reply(choices(asked), client, form, asked.stream, asked.with_usage)
+        reply = self._reply(choices(asked, guides), client, form, asked.stream, asked.with_usage)
         return replace(reply, headers=warning(asked.ignored))
 
     async def tokenize(self, request: Request) -> Response:

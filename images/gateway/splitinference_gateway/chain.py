@@ -9,7 +9,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 
 from splitinference_gateway.errors import ApiError, invalid, overloaded
@@ -18,12 +18,12 @@ from splitinference_gateway.handover import HandOvers
 from splitinference_gateway.history import History
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
-from splitinference_gateway.prefixes import MISSED, Prefixes, as_json
-from splitinference_gateway.route import Hop
+from splitinference_gateway.prefixes import MISSED, Prefixes, named
 from splitinference_gateway.routes import Lease, Routes
 from splitinference_gateway.sampling import Sampling
-from splitinference_gateway.steps import Answer, Scored, StepClient, StepError
+from splitinference_gateway.steps import STALLED, Answer, Scored, StepClient, StepError
 from splitinference_gateway.verification import FAILED, Audit, Verifier
+from splitinference_protocol.meta import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, KV_FULL, KV_MISSING, OVERLOADED, Hop, Prefix
 
 SUPERSEDED = "superseded"
 NO_ROUTE = "no_route"
@@ -75,19 +75,19 @@ class Mending:
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         self._failures += 1
-        self._internal += failure.code == "internal"
-        self.stalls += failure.code in ("stalled", "deadline_exceeded")
-        if failure.code == "bad_request":
+        self._internal += failure.code == INTERNAL
+        self.stalls += failure.code in (STALLED, DEADLINE_EXCEEDED)
+        if failure.code == BAD_REQUEST:
             raise invalid(f"The model refused the request: {failure.message}", code="bad_request") from failure
         if now - self._since >= self._limit or self._internal >= _MOST_INTERNAL_ERRORS:
             raise self._gave_up(failure, now - self._since) from failure
-        if failure.code == "kv_missing" and self._failures == 1:
+        if failure.code == KV_MISSING and self._failures == 1:
             return 0.0
         pause = min(_LONGEST_PAUSE_SECONDS, _SHORTEST_PAUSE_SECONDS * 2.0 ** min(10, self._failures - 1))
         return float(min(pause * random.uniform(0.75, 1.25), max(0.0, self._since + self._limit - now)))
 
     def _gave_up(self, failure: StepError, seconds: float) -> ApiError:
-        if failure.code in ("kv_full", "overloaded"):
+        if failure.code in (KV_FULL, OVERLOADED):
             return overloaded(f"The model's capacity is taken ({failure.code}); tried for {seconds:.0f} s.", failure.code)
         return ApiError(
             503,
@@ -113,9 +113,9 @@ class Chain:
 
     def __post_init__(self) -> None:
         self.verifier = Verifier(self.routes, self.steps, self.metrics, max(1, min(self.limits.chunk, self.limits.context // 2)))
-        self.handovers = HandOvers(self.routes, self.steps, self.metrics, lambda: self.failing.segments, self._release)
+        self.handovers = HandOvers(self.routes, self.steps, self.metrics, lambda: self.failing.segments, self.release)
 
-    async def tokens(
+    def tokens(
         self, prompt: Sequence[int], sampling: Sampling, client: str | None = None, *, score: bool = False, sample: bool = True
     ) -> AsyncGenerator[Answer, None]:
         """Sample tokens after `prompt`, one by one, until the reader closes the iterator.
@@ -126,111 +126,9 @@ class Chain:
         Raises:
             ApiError: the chain refused the request, or stayed broken for longer than the replay limit.
         """
-        name = uuid.uuid4().hex
-        tokens = list(prompt)
-        held = 0  # how many of them the pipeline's segments hold
-        lease: Lease | None = None
-        reason = ""  # why the pipeline in `lease` has to be chosen anew
-        mending = Mending(self.limits.replay)
-        handover = self.handovers.of(name)
-        names = () if client is None or score else self._names(prompt, client)  # what is scored has to be run
-        history = History(sampling, prompt)
-        scores: list[Scored | None] = [None] * len(prompt) if score else []
-        reused = 0
-        resumed = ""  # since the last token
-        audit: Audit | None = None
-        try:
-            while True:
-                try:
-                    if lease is not None and not reason and not self.routes.is_trusted(lease.pipeline):
-                        raise StepError(FAILED, "a segment gave a wrong answer", "")
-                    if lease is not None and not reason and not self.verifier.active:
-                        before, lease = lease, await handover.follow(lease, held)
-                        resumed = resumed or (HANDOVER if lease is not before else "")
-                    if lease is None or reason or lease.expired:
-                        first = lease is None
-                        if not first:
-                            resumed = MENDING if reason or resumed == MENDING else REPLAY
-                        if audit is not None:
-                            await audit.finish(tokens, held)
-                            audit = None
-                        lease = self._move(lease, name, reason or SUPERSEDED, len(tokens))
-                        held = reused = self.prefixes.held(lease.pipeline, names, len(tokens)) if first else 0
-                        audit = await self.verifier.begin(lease.pipeline, name)
-                        reason = ""
-                        handover.abandon(lease.pipeline)
-                    chunk = tokens[held : held + (min(self.limits.chunk, _MOST_SCORED) if score else self.limits.chunk)]
-                    last = held + len(chunk) == len(tokens)
-                    targets = tokens[held + 1 : min(len(prompt), held + len(chunk) + 1)] if score else ()
-                    begins = as_json(names) if held == reused else None
-                    seconds = self.step_seconds(len(chunk), mending.stalls)
-                    late = asyncio.get_running_loop().call_later(_LATE * seconds, self.failing.suspect, lease.pipeline, _LATE * seconds)
-                    try:
-                        answer = await self.steps.step(
-                            lease.pipeline,
-                            name,
-                            position=held,
-                            tokens=chunk,
-                            sampling=history.sampling if last and sample else None,
-                            seconds=seconds,
-                            prefix=begins,
-                            targets=targets,
-                            alternatives=sampling.logprobs,
-                        )
-                    finally:
-                        late.cancel()
-                except StepError as failure:
-                    _log.info("sequence %s at token %d: %s", name, len(tokens), failure)
-                    if lease is not None:
-                        self.failing.failed(lease.pipeline, failure)
-                    pause = mending.pause_after(failure)
-                    if lease is not None and failure.code == "kv_full":  # what it holds here and there is in others' way
-                        await self.steps.release(lease.pipeline, name, _RELEASE_SECONDS)
-                    await self.routes.changed(pause)
-                    reason = failure.code
-                    if lease is not None and held and held == reused and failure.code == "kv_missing":
-                        self.prefixes.missed(lease.pipeline, names)
-                        reason = MISSED
-                    continue
-                if held == reused:
-                    self.metrics.reused_tokens.inc(reused)
-                scores[held + 1 : held + 1 + len(targets)] = answer.scored
-                held += len(chunk)
-                if audit is not None:
-                    audit.ran(tokens, held)
-                if len(chunk) > 1:
-                    self.prefixes.learned(lease.pipeline, names, held)
-                if answer.outputs:
-                    yield answer
-                    return
-                if answer.token is None and last and not sample:
-                    yield replace(answer, scored=tuple(scores), revision=lease.route.revision)
-                    return
-                if answer.token is None:
-                    continue
-                if len(chunk) == 1:
-                    self.observed.decode_step(lease.pipeline, answer)
-                else:
-                    self.handovers.speeds.ran(len(chunk), answer.seconds)
-                self.failing.worked(lease.pipeline)
-                mending.progress()
-                told = tuple(scores) if len(tokens) == len(prompt) else ()
-                tokens.append(answer.token)
-                history.add(answer.token)
-                yield replace(answer, revision=lease.route.revision, resumed=resumed, scored=told)
-                resumed = ""
-        finally:
-            if audit is not None:
-                audit.end(tokens, held)
-            handover.abandon()
-            if lease is not None:
-                # What was sampled is kept too: the next turn of a conversation begins with it.
-                kept = self._names(tokens[:held], client) if client is not None and not reason else ()
-                self.prefixes.learned(lease.pipeline, kept, held)
-                self._release(lease.pipeline, name, as_json(kept))
-                lease.give_back()
+        return _Sequence(self, prompt, sampling, client, score=score, sample=sample).answers()
 
-    def _names(self, tokens: Sequence[int], client: str) -> tuple[str, ...]:
+    def names(self, tokens: Sequence[int], client: str) -> tuple[str, ...]:
         """Names of the blocks of tokens whose KV may be used again. None while segments are checked: a verifier has no KV of others, and a
         segment must not know from where a sequence begins that it is not checked."""
         return () if self.verifier.active else self.prefixes.names(tokens, client)
@@ -242,7 +140,7 @@ class Chain:
         if self._releasing:
             await asyncio.wait(self._releasing, timeout=2.0)
 
-    def _move(self, old: Lease | None, name: str, reason: str, tokens: int) -> Lease:
+    def move(self, old: Lease | None, name: str, reason: str, tokens: int) -> Lease:
         """Take a pipeline of the current route; the one left behind forgets the sequence where the new one does not use it."""
         new = self.routes.lease(avoid=self.failing.segments)
         if new is None:
@@ -255,7 +153,7 @@ class Chain:
             kept = {hop.segment for hop in new.pipeline}
             for hop in old.pipeline:
                 if hop.segment not in kept:
-                    self._release((hop,), name)
+                    self.release((hop,), name)
             old.give_back()
         return new
 
@@ -264,8 +162,192 @@ class Chain:
         patience = max(self.limits.step + self.limits.step_per_token * (tokens - 1), _SLOW_FACTOR * self.observed.slow_step_seconds)
         return float(patience * 2.0 ** min(stalls, 4))
 
-    def _release(self, pipeline: Sequence[Hop], name: str, prefix: Mapping[str, object] | None = None) -> None:
+    def release(self, pipeline: Sequence[Hop], name: str, prefix: Prefix | None = None) -> None:
         """Let segments forget a sequence, in the background: nobody waits for it, and idle KV is dropped by them anyway."""
         task = asyncio.create_task(self.steps.release(pipeline, name, _RELEASE_SECONDS, prefix))
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Tokens of one step. `last`: the sequence's last ones, after which a token may be sampled. `targets` follow on them one by one."""
+
+    tokens: Sequence[int]
+    last: bool
+    targets: Sequence[int]
+
+
+class _Sequence:
+    """One sequence on its way: its tokens, how many of them the segments of its pipeline hold, and what went wrong lately."""
+
+    def __init__(self, chain: Chain, prompt: Sequence[int], sampling: Sampling, client: str | None, *, score: bool, sample: bool) -> None:
+        self._chain, self._sampling, self._client, self._sample = chain, sampling, client, sample
+        self._name = uuid.uuid4().hex
+        self._prompt = len(prompt)
+        self._tokens = list(prompt)
+        self._held = 0  # how many of them the pipeline's segments hold
+        self._reused = 0  # how many of those they held of others
+        self._names = () if client is None or score else chain.names(prompt, client)  # what is scored has to be run
+        self._scores: list[Scored | None] | None = [None] * len(prompt) if score else None
+        self._history = History(sampling, prompt)
+        self._lease: Lease | None = None
+        self._reason = ""  # why the pipeline in the lease has to be chosen anew
+        self._resumed = ""  # one of RESUMED, since the last token
+        self._mending = Mending(chain.limits.replay)
+        self._handover = chain.handovers.of(self._name)
+        self._audit: Audit | None = None  # of this sequence on the pipeline in the lease, if it was sampled
+
+    async def answers(self) -> AsyncGenerator[Answer, None]:
+        """See Chain.tokens."""
+        try:
+            while True:
+                try:
+                    lease = await self._placed()
+                    chunk = self._next()
+                    answer = await self._step(lease, chunk)
+                except StepError as failure:
+                    await self._mend(failure)
+                    continue
+                self._took(lease, chunk, answer)
+                if answer.outputs:
+                    yield answer
+                    return
+                if answer.token is not None:
+                    yield self._sampled(lease, chunk, answer, answer.token)
+                elif chunk.last and not self._sample:
+                    yield replace(answer, scored=tuple(self._scores or ()), revision=lease.route.revision)
+                    return
+        finally:
+            self._end()
+
+    async def _placed(self) -> Lease:
+        """The right to use a pipeline for the next step: the same as before, one that the KV was handed over to, or another.
+
+        Raises:
+            StepError: there is no route, or a segment of the pipeline gave a wrong answer to somebody.
+        """
+        if self._lease is not None and not self._reason:
+            self._lease = await self._followed(self._lease)
+        if self._lease is None or self._reason or self._lease.expired:
+            if self._audit is not None:
+                await self._audit.finish(self._tokens, self._held)
+                self._audit = None
+            self._lease = self._moved(self._lease)
+            self._audit = await self._chain.verifier.begin(self._lease.pipeline, self._name)
+            self._reason = ""
+            self._handover.abandon(self._lease.pipeline)
+        return self._lease
+
+    async def _followed(self, lease: Lease) -> Lease:
+        """The same pipeline, or one that the KV was handed over to. While segments are checked nothing is handed over: a verifier has no KV
+        of others. Raises StepError."""
+        chain = self._chain
+        if not chain.routes.is_trusted(lease.pipeline):
+            raise StepError(FAILED, "a segment gave a wrong answer", "")
+        if chain.verifier.active:
+            return lease
+        new = await self._handover.follow(lease, self._held)
+        if new is not lease:
+            self._resumed = self._resumed or HANDOVER
+        return new
+
+    def _moved(self, old: Lease | None) -> Lease:
+        """A pipeline of the current route, from the sequence's first token on, or after what the pipeline is believed to hold of others."""
+        chain, total = self._chain, len(self._tokens)
+        if old is not None:
+            self._resumed = MENDING if self._reason or self._resumed == MENDING else REPLAY
+        new = chain.move(old, self._name, self._reason or SUPERSEDED, total)
+        if chain.verifier.active:  # a route with checks may have come after the sequence did
+            self._names = ()
+        self._held = self._reused = chain.prefixes.held(new.pipeline, self._names, total) if old is None else 0
+        return new
+
+    def _next(self) -> _Chunk:
+        """What the pipeline does not hold yet, as far as one step takes it."""
+        most = self._chain.limits.chunk if self._scores is None else min(self._chain.limits.chunk, _MOST_SCORED)
+        end = min(len(self._tokens), self._held + most)
+        targets = () if self._scores is None else self._tokens[self._held + 1 : min(self._prompt, end + 1)]
+        return _Chunk(self._tokens[self._held : end], end == len(self._tokens), targets)
+
+    async def _step(self, lease: Lease, chunk: _Chunk) -> Answer:
+        """Raises StepError."""
+        chain = self._chain
+        seconds = chain.step_seconds(len(chunk.tokens), self._mending.stalls)
+        late = asyncio.get_running_loop().call_later(_LATE * seconds, chain.failing.suspect, lease.pipeline, _LATE * seconds)
+        try:
+            return await chain.steps.step(
+                lease.pipeline,
+                self._name,
+                position=self._held,
+                tokens=chunk.tokens,
+                sampling=self._history.sampling if chunk.last and self._sample else None,
+                seconds=seconds,
+                prefix=named(self._names) if self._held == self._reused else None,
+                targets=chunk.targets,
+                alternatives=self._sampling.logprobs,
+            )
+        finally:
+            late.cancel()
+
+    async def _mend(self, failure: StepError) -> None:
+        """Wait before the next try.
+
+        Raises:
+            ApiError: there is none.
+        """
+        chain, lease = self._chain, self._lease
+        _log.info("sequence %s at token %d: %s", self._name, len(self._tokens), failure)
+        if lease is not None:
+            chain.failing.failed(lease.pipeline, failure)
+        pause = self._mending.pause_after(failure)
+        if lease is not None and failure.code == KV_FULL:  # what it holds here and there is in others' way
+            await chain.steps.release(lease.pipeline, self._name, _RELEASE_SECONDS)
+        await chain.routes.changed(pause)
+        self._reason = failure.code
+        if lease is not None and self._held and self._held == self._reused and failure.code == KV_MISSING:
+            chain.prefixes.missed(lease.pipeline, self._names)
+            self._reason = MISSED
+
+    def _took(self, lease: Lease, chunk: _Chunk, answer: Answer) -> None:
+        """The pipeline holds the chunk now."""
+        if self._held == 0 and len(chunk.tokens) > 1:
+            self._chain.observed.prompt_step(answer, len(chunk.tokens))
+        if self._held == self._reused:
+            self._chain.metrics.reused_tokens.inc(self._reused)
+        if self._scores is not None:
+            self._scores[self._held + 1 : self._held + 1 + len(chunk.targets)] = answer.scored
+        self._held += len(chunk.tokens)
+        if self._audit is not None:
+            self._audit.ran(self._tokens, self._held)
+        if len(chunk.tokens) > 1:
+            self._chain.prefixes.learned(lease.pipeline, self._names, self._held)
+
+    def _sampled(self, lease: Lease, chunk: _Chunk, answer: Answer, token: int) -> Answer:
+        """The answer with one more token, as the reader gets it."""
+        chain = self._chain
+        if len(chunk.tokens) == 1:
+            chain.observed.decode_step(lease.pipeline, answer)
+        else:
+            chain.handovers.speeds.ran(len(chunk.tokens), answer.seconds)
+        chain.failing.worked(lease.pipeline)
+        self._mending.progress()
+        scored = tuple(self._scores or ()) if len(self._tokens) == self._prompt else ()
+        self._tokens.append(token)
+        self._history.add(token)
+        resumed, self._resumed = self._resumed, ""
+        return replace(answer, revision=lease.route.revision, resumed=resumed, scored=scored)
+
+    def _end(self) -> None:
+        """The reader has enough, or there was an error."""
+        chain, lease = self._chain, self._lease
+        if self._audit is not None:
+            self._audit.end(self._tokens, self._held)
+        self._handover.abandon()
+        if lease is not None:
+            # What was sampled is kept too: the next turn of a conversation begins with it.
+            shared = self._client is not None and not self._reason
+            kept = chain.names(self._tokens[: self._held], self._client or "") if shared else ()
+            chain.prefixes.learned(lease.pipeline, kept, self._held)
+            chain.release(lease.pipeline, self._name, named(kept))
+            lease.give_back()

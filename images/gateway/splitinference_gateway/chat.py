@@ -1,22 +1,29 @@
 """POST /v1/chat/completions: pieces to OpenAI's chat objects."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from splitinference_gateway.generation import Piece, Sampled
+from splitinference_gateway.generation import STOP, Piece, Sampled
 from splitinference_gateway.replies import Head, usage
 from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tools import Form, ToolText
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """OpenAI's chat completion objects. `logprobs`: the client asked for them."""
+    """OpenAI's chat completion objects. `logprobs`: the client asked for them. `tools`: how calls stand in the text, if they may.
+
+    `forced`: the client chose the function, so that a call is an ordinary end.
+    """
 
     head: Head
     tokenizer: ModelTokenizer
     prompt_tokens: int
     number: int
     logprobs: bool
+    tools: Form | None = None
+    forced: bool = False
+    _texts: dict[int, ToolText] = field(default_factory=dict)
 
     def opening(self) -> Sequence[Mapping[str, object]]:
         """The first event of each choice of a stream."""
@@ -26,12 +33,28 @@ class ChatFormat:
     def event(self, piece: Piece) -> Sequence[Mapping[str, object]]:
         """The events of one piece."""
         events = []
-        if piece.text or piece.tokens:
-            logprobs = self._logprobs(piece.tokens) if self.logprobs else None
-            events.append({"index": piece.index, "delta": {"content": piece.text}, "logprobs": logprobs, "finish_reason": None})
-        if piece.finish:
-            events.append({"index": piece.index, "delta": {}, "logprobs": None, "finish_reason": piece.finish})
+        text, calls, finish = self._read(piece)
+        logprobs = self._logprobs(piece.tokens) if self.logprobs and piece.tokens else None
+        if text or logprobs or (piece.tokens and self.tools is None):
+            events.append({"index": piece.index, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": None})
+        if calls:
+            events.append({"index": piece.index, "delta": {"tool_calls": calls}, "logprobs": None, "finish_reason": None})
+        if finish:
+            events.append({"index": piece.index, "delta": {}, "logprobs": None, "finish_reason": finish})
         return [self._event(event) for event in events]
+
+    def _read(self, piece: Piece) -> tuple[str, list[dict[str, object]], str | None]:
+        """The text that is no call, whole calls, and how it ended."""
+        if self.tools is None:
+            return piece.text, [], piece.finish
+        reader = self._texts.setdefault(piece.index, ToolText(self.tools))
+        first = reader.calls
+        text, calls = reader.add(piece.text)
+        if piece.finish:
+            more, last = reader.flush()
+            text, calls = text + more, calls + last
+        finish = "tool_calls" if piece.finish == STOP and reader.calls and not self.forced else piece.finish
+        return text, [{"index": first + number, **call.as_json()} for number, call in enumerate(calls)], finish
 
     def usage_event(self, generated: int) -> Mapping[str, object]:
         """The last event, when the client wants the usage."""
@@ -43,9 +66,13 @@ class ChatFormat:
         for index in range(self.number):
             own = [piece for piece in pieces if piece.index == index]
             tokens = [token for piece in own for token in piece.tokens]
-            message = {"role": "assistant", "content": "".join(piece.text for piece in own), "refusal": None}
+            read = [self._read(piece) for piece in own]
+            text, calls = "".join(text for text, _, _ in read), [call for _, calls, _ in read for call in calls]
+            message: dict[str, object] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+            if calls:
+                message["tool_calls"] = [{name: value for name, value in call.items() if name != "index"} for call in calls]
             logprobs = self._logprobs(tokens) if self.logprobs else None
-            made.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": own[-1].finish})
+            made.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": read[-1][2]})
         return {**self.head.fields("chat.completion"), "choices": made, "usage": usage(self.prompt_tokens, generated)}
 
     def _event(self, choice: Mapping[str, object]) -> Mapping[str, object]:

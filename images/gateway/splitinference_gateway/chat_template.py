@@ -49,7 +49,11 @@ class ChatTemplate:
             raise TemplateError(f"the model's chat template cannot be compiled: {error}") from error
 
     def render(
-        self, messages: Sequence[Mapping[str, object]], most_characters: int = 1 << 24, options: Mapping[str, object] | None = None
+        self,
+        messages: Sequence[Mapping[str, object]],
+        most_characters: int = 1 << 24,
+        options: Mapping[str, object] | None = None,
+        tools: Sequence[Mapping[str, object]] = (),
     ) -> str:
         """The prompt that makes the assistant answer. `options` are further variables of the template; they replace none of ours but
         `add_generation_prompt`.
@@ -60,7 +64,12 @@ class ChatTemplate:
         pieces, length = [], 0
         try:
             given = {"add_generation_prompt": True, **(options or {})}
-            given |= {"messages": [dict(m) for m in messages], "tools": None, "documents": None, **self._special_tokens}
+            given |= {
+                "messages": [dict(m) for m in messages],
+                "tools": [dict(tool) for tool in tools] or None,
+                "documents": None,
+                **self._special_tokens,
+            }
             for piece in self._template.generate(given):
                 pieces.append(piece)
                 length += len(piece)

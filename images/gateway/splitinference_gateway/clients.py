@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-from splitinference_gateway.addresses import plain_address
 from splitinference_gateway.errors import ApiError
+from splitinference_protocol.addresses import plain_address
 
 
 class Clients(Protocol):

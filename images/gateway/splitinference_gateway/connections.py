@@ -8,9 +8,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.route import Hop
-from splitinference_gateway.wire import MOST_ANSWER, Wire, WireError
+from splitinference_gateway.wire import Wire, WireError
 from splitinference_gateway.wire_tls import Identity
+from splitinference_protocol.addresses import separated
+from splitinference_protocol.frames import MOST_ANSWER
+from splitinference_protocol.meta import Hop
 
 _GRACE_SECONDS = 0.25  # a segment that notices the deadline itself can still say which stage was late
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0  # between two tries to connect
@@ -118,9 +120,9 @@ class Connections:
                 raise
 
     async def _open(self, peer: _Peer, hop: Hop) -> Wire:
-        host, _, port = self.address_of(hop.segment).rpartition(":")
+        host, port = separated(self.address_of(hop.segment))
         try:
-            wire = await Wire.connect(host.strip("[]"), int(port), hop.model, self.identity)
+            wire = await Wire.connect(host, port, hop.model, self.identity)
         except WireError as problem:
             _log.info("no wire to %s: %s", hop.segment, problem)
             if peer.model == hop.model:

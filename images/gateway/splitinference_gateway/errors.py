@@ -42,6 +42,11 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, param=param, code=code)
 
 
+def unsupported(name: str) -> ApiError:
+    """400 for a field that is known, with a value that asks for what is not done."""
+    return invalid(f"Unsupported parameter: '{name}' is not supported with this model.", name, "unsupported_parameter")
+
+
 def no_route() -> ApiError:
     """503: no wholly ready pipeline serves the model at this moment."""
     return ApiError(503, "The model is not being served yet: there is no route.", kind="server_error", code="no_route", retry_after=2)

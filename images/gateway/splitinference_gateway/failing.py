@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from splitinference_gateway.route import Hop, Pipeline
 from splitinference_gateway.routes import Routes
 from splitinference_gateway.steps import STALLED, TRANSPORT, StepClient, StepError
+from splitinference_protocol import report
+from splitinference_protocol.meta import DEADLINE_EXCEEDED, NEXT_HOP_FAILED, Hop
+from splitinference_protocol.route import Pipeline
 
-NEXT_HOP_FAILED = "next_hop_failed"
-DEADLINE_EXCEEDED = "deadline_exceeded"
 _PROBE_SECONDS = 2.0
 _PROBE_EVERY_SECONDS = 1.0
 _QUIET_SECONDS = 3.0  # longer than the longest pause between two tries of a sequence, so that `since` stays while it goes on failing
@@ -106,9 +106,9 @@ class Failing:
                 await asyncio.gather(*(self._probe_again(mark) for mark in list(self._marks.values())))
             self._marked.clear()
 
-    def as_json(self) -> dict[str, dict[str, str]]:
-        """`failing` of the internal routes API."""
-        return {name: {"since": mark.since.strftime("%Y-%m-%dT%H:%M:%SZ"), "code": mark.code} for name, mark in self._marks.items()}
+    def report(self) -> dict[str, report.Failing]:
+        """`failing` of the gateway's report."""
+        return {name: report.Failing(since=mark.since.replace(microsecond=0), code=mark.code) for name, mark in self._marks.items()}
 
     async def _diagnose(self, stages: Pipeline, seconds: float) -> None:
         async def diagnose(hop: Hop) -> None:

@@ -69,14 +69,13 @@ TemplateKwargs = Annotated[dict[str, Any] | None, AfterValidator(_template_kwarg
 
 WITHOUT_EFFECT = frozenset(
     {
-        "user", "store", "metadata", "service_tier", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention",
+        "user", "store", "metadata", "service_tier", "prompt_cache_key", "prompt_cache_retention",
         "safety_identifier", "prediction", "reasoning_effort", "verbosity", "extra_body", "request_id", "priority", "cache_salt",
     }
 )  # fmt: skip
 """Known to clients, without effect on the text here; accepted without a word."""
 
 ONLY_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "response_format": ({"type": "text"},),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -87,13 +86,6 @@ ONLY_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "length_penalty": (1,),
     "early_stopping": (False,),
     "prompt_logprobs": (),
-    "guided_json": (),
-    "guided_regex": ("",),
-    "guided_choice": ([],),
-    "guided_grammar": ("",),
-    "structured_outputs": ({},),
-    "grammar": ("",),
-    "json_schema": (),
     "chat_template": ("",),
     "documents": ([],),
     "continue_final_message": (False,),

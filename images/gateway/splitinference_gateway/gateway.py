@@ -16,6 +16,7 @@ from splitinference_gateway.clients import Anybody, Clients
 from splitinference_gateway.configmap_watch import ApiServer, own_namespace, watch_configmap
 from splitinference_gateway.failing import Failing
 from splitinference_gateway.generation import Generator
+from splitinference_gateway.guides import Guides
 from splitinference_gateway.inference import Inference
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
@@ -59,6 +60,7 @@ class Gateway:
     created: int = field(default_factory=lambda: int(time.time()))
     leaving: bool = False
     healthy: bool = True
+    _guides: "asyncio.Task[Guides] | None" = None
 
     @classmethod
     def build(cls, settings: Settings, environment: Mapping[str, str] = os.environ) -> "Gateway":
@@ -110,6 +112,13 @@ class Gateway:
     def check_model(self, name: str) -> None:
         """Raise ApiError 404 if clients know the model by another name."""
         check_model(name, self.settings.served_model)
+
+    async def guides(self) -> Guides:
+        """What guides structured output. The first request of the kind waits until it is made: a second or so."""
+        assert self.tokenizer is not None  # noqa: S101 - only decoders are asked for text
+        if self._guides is None:
+            self._guides = asyncio.create_task(asyncio.to_thread(Guides, self.tokenizer))
+        return await asyncio.shield(self._guides)
 
     def ended(self, status: int) -> None:
         """A request has ended with this HTTP status: it is counted."""

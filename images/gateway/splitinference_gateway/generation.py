@@ -5,10 +5,12 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from splitinference_gateway.admission import Admission, Ticket
 from splitinference_gateway.chain import Chain
 from splitinference_gateway.errors import ApiError
+from splitinference_gateway.guides import Guides
 from splitinference_gateway.reading import Reading, seed_of
 from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.steps import Answer, Scored
@@ -37,10 +39,15 @@ class Choice:
     echo: str = ""
     offsets: tuple[int, ...] = ()
     score: bool = False
+    with_specials: bool = False  # special tokens belong to the text: calls of tools may be written with them
 
 
-def choices(asked: Reading) -> tuple[Choice, ...]:
-    """What to generate: `n` choices for each prompt, prompt by prompt."""
+def choices(asked: Reading, guides: Guides | None = None) -> tuple[Choice, ...]:
+    """What to generate: `n` choices for each prompt, prompt by prompt. With a grammar each has a guide of its own.
+
+    ApiError 400: nothing can follow the grammar, or it takes too much.
+    """
+    guide = guides.begin(asked.grammar) if guides is not None and asked.grammar is not None else None
     made: list[Choice] = []
     score = bool(asked.echo) and asked.logprobs is not None
     number = len(asked.prompts)
@@ -48,9 +55,21 @@ def choices(asked: Reading) -> tuple[Choice, ...]:
         asked.prompts, asked.most, asked.echo or [""] * number, asked.offsets or [()] * number, strict=True
     ):
         for i in range(asked.n):
-            sampling = Sampling(**asked.sampling, seed=seed_of(asked.seed, i))
+            sampling = Sampling(**asked.sampling, seed=seed_of(asked.seed, i), guide=guide.copy() if guide else None)
             made.append(
-                Choice(len(made), prompt, sampling, most, asked.stops, frozenset(asked.ends), asked.continues, echo, offsets, score)
+                Choice(
+                    index=len(made),
+                    prompt=prompt,
+                    sampling=sampling,
+                    most_tokens=most,
+                    stops=asked.stops,
+                    ends=frozenset(asked.ends),
+                    continues=asked.continues,
+                    echo=echo,
+                    offsets=offsets,
+                    score=score,
+                    with_specials=bool(asked.tools),
+                )
             )
     return tuple(made)
 
@@ -81,7 +100,8 @@ class _Assembly:
 
     def __init__(self, choice: Choice, tokenizer: ModelTokenizer) -> None:
         self._choice = choice
-        self._detokenizer = Detokenizer(tokenizer.decode, choice.prompt if choice.continues else ())
+        decode = partial(tokenizer.decode, special_tokens=True) if choice.with_specials else tokenizer.decode
+        self._detokenizer = Detokenizer(decode, choice.prompt if choice.continues else ())
         self._stops = StopStrings(choice.stops)
         self._pending: list[Sampled] = []
         self._decoded = len(choice.echo)  # characters decoded, also those that are held back
@@ -109,6 +129,9 @@ class _Assembly:
         text, stopped = self._pass(self._detokenizer.add(token))
         if stopped:
             return self._piece(text, STOP, cut=True)
+        guide = self._choice.sampling.guide
+        if guide is not None and guide.complete:
+            return self._end(STOP, text)
         if self._generated >= self._choice.most_tokens:
             return self._end(LENGTH, text)
         return self._piece(text, None, cut=True)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from splitinference_gateway.addresses import plain_address
+from splitinference_protocol.addresses import plain_address
 
 _MOST_HEADERS = 128
 _MOST_PIPELINED = 8

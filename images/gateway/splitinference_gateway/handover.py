@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from splitinference_gateway.metrics import Metrics
-from splitinference_gateway.route import Hop, Pipeline
 from splitinference_gateway.routes import Lease, Route, Routes
 from splitinference_gateway.steps import Pulled, StepClient, StepError
+from splitinference_protocol.meta import Hop
+from splitinference_protocol.route import Pipeline
 
 REPLAY_QUICKER = "replay_quicker"
 _FIRST_TOKENS = 64  # of the first pull, which measures

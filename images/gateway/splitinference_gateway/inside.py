@@ -16,8 +16,9 @@ from splitinference_gateway import peers
 from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.guard import Connected, HttpLimits
 from splitinference_gateway.listeners import Listener, Sockets
+from splitinference_protocol.meta import OPERATOR
+from splitinference_protocol.report import GatewayReport, RouteState
 
-_OPERATOR = "/operator"
 _LIMITS = HttpLimits(header_bytes=16 << 10, header_seconds=5.0, body_seconds=5.0, stall_seconds=15.0, connections=64)
 _log = logging.getLogger(__name__)
 
@@ -30,15 +31,15 @@ def internal_app(gateway: Gateway) -> Starlette:
         states = {route.revision: "serving" if route is current else "draining" for route in reversed(gateway.routes.known)}
         flights = gateway.routes.in_flight()
         return JSONResponse(
-            {
-                "revision": current.revision if current else None,
-                "routes": {revision: {"inFlight": flights[revision], "state": state} for revision, state in states.items()},
-                "segments": gateway.routes.in_flight_by_segment(),
-                "queued": gateway.admission.waiting,
-                "observed": {**gateway.observed.as_json(), "kvReserved": round(gateway.admission.reserved, 4)},
-                "failing": gateway.failing.as_json(),
-                "verification": gateway.chain.verifier.as_json(),
-            }
+            GatewayReport(
+                revision=current.revision if current else None,
+                routes={revision: RouteState(in_flight=flights[revision], state=state) for revision, state in states.items()},
+                segments=gateway.routes.in_flight_by_segment(),
+                queued=gateway.admission.waiting,
+                observed=gateway.observed.report(round(gateway.admission.reserved, 4)),
+                failing=gateway.failing.report(),
+                verification=gateway.chain.verifier.report(),
+            ).written()
         )
 
     return Starlette(routes=[Route("/internal/routes", routes)])
@@ -61,7 +62,7 @@ async def listening(gateway: Gateway, sockets: Sockets) -> AsyncIterator[tuple[i
         CertificatesError: the certificates cannot be used.
     """
     settings = gateway.settings
-    operator = f"{settings.identity}{_OPERATOR}"
+    operator = f"{settings.identity}/{OPERATOR}"
     context = peers.server_context(settings.tls_folder) if settings.tls_folder is not None else None
     if context is None:
         _log.warning("SI_INSECURE: anybody who reaches port %d may read the routes", settings.internal_port)

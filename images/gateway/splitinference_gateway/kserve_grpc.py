@@ -2,7 +2,6 @@
 
 import array
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
@@ -20,6 +19,7 @@ from splitinference_gateway.kserve_message import read, read_infer
 from splitinference_gateway.replies import told
 from splitinference_gateway.settings import Settings
 from splitinference_gateway.tensors import ITEM_BYTES, Tensor, checked_shape
+from splitinference_protocol.addresses import any_address, joined
 
 _SERVICE = "inference.GRPCInferenceService"
 _CONTENTS = {
@@ -103,8 +103,7 @@ class KServeService:
             for name, (request, method) in methods.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
-        host = settings.host or ("::" if _has_ipv6() else "0.0.0.0")
-        address = f"[{host}]:{settings.kserve_port}" if ":" in host else f"{host}:{settings.kserve_port}"
+        address = joined(settings.host or any_address(), settings.kserve_port or 0)
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -214,15 +213,6 @@ def _address(peer: str) -> str:
     """Of what gRPC says: `ipv4:1.2.3.4:5`, or `ipv6:%5B::1%5D:5`."""
     host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
     return client_address(host)
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::", 0))
-    except OSError:
-        return False
-    return True
 
 
 def _metadata(context: Any) -> dict[str, str]:

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 
 from splitinference_gateway.guard import Connected, GuardedProtocol
 from splitinference_gateway.settings import Settings
+from splitinference_protocol.addresses import ANY_IPV4, ANY_IPV6
 
 _BACKLOG = 2048
 _NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
@@ -35,7 +36,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
         return [_bound(socket.AF_INET6 if ":" in host else socket.AF_INET, host, port)]
     made: list[socket.socket] = []
     missing: OSError | None = None
-    for family, any_address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+    for family, any_address in ((socket.AF_INET, ANY_IPV4), (socket.AF_INET6, ANY_IPV6)):
         try:
             made.append(_bound(family, any_address, port))
             port = port or made[0].getsockname()[1]

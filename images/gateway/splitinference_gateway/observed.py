@@ -6,11 +6,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from splitinference_gateway.route import Pipeline
-from splitinference_gateway.steps import Answer, Timing
+from splitinference_gateway.steps import Answer
+from splitinference_protocol.answers import Timing
+from splitinference_protocol.report import ALONE_SECONDS, ObservedTraffic, Percentiles
+from splitinference_protocol.report import StageTimes as StageReport
+from splitinference_protocol.route import Pipeline
 
 _MOST_SAMPLES = 20_000  # bounds memory; at 300 tokens a second this is still a minute
-_LATELY_SECONDS = 10.0
+_TELLING_TOKENS = 16  # of shorter prompts, what any step takes is too much of the time
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Observed:
         self._stages: dict[str, tuple[_Window, _Window, _Window]] = {}
         self._shares: dict[str, _Window] = {}
         self._alone: dict[str, _Window] = {}
+        self._prompts: dict[str, tuple[_Window, _Window]] = {}
         self._slow_step_seconds = 0.0
 
     def request(self, *, failed: bool) -> None:
@@ -120,7 +124,17 @@ class Observed:
             if stage.share is not None:
                 self._shares.setdefault(stage.segment, self._window()).add(stage.share)
             if stage.alone:
-                self._alone.setdefault(stage.segment, _Window(_LATELY_SECONDS, self.clock)).add(stage.compute_ms)
+                self._alone.setdefault(stage.segment, _Window(ALONE_SECONDS, self.clock)).add(stage.compute_ms)
+
+    def prompt_step(self, answer: Answer, tokens: int) -> None:
+        """The first `tokens` of a prompt went through, with nothing before them. Counts where they were computed alone."""
+        if tokens < _TELLING_TOKENS:
+            return
+        for timing in answer.timings:
+            if timing.share == 1.0:
+                each, lengths = self._prompts.setdefault(timing.segment, (self._window(), self._window()))
+                each.add(timing.compute_ms / tokens)
+                lengths.add(float(tokens))
 
     @property
     def longest_gap_seconds(self) -> float:
@@ -137,38 +151,45 @@ class Observed:
         self._stages = {name: windows for name, windows in self._stages.items() if name in segments}
         self._shares = {name: window for name, window in self._shares.items() if name in segments}
         self._alone = {name: window for name, window in self._alone.items() if name in segments}
+        self._prompts = {name: windows for name, windows in self._prompts.items() if name in segments}
 
-    def as_json(self) -> dict[str, object]:
-        """`observed` of the internal routes API. What was not seen is absent, never zero."""
-        outcomes = self._requests.values()
-        report: dict[str, object] = {
-            "windowSeconds": self.window_seconds,
-            "requests": len(outcomes),
-            "failed": int(sum(outcomes)),
-            "replays": len(self._replays.values()),
-        }
-        for name, window in (("timeToFirstTokenMs", self._first), ("timePerOutputTokenMs", self._gaps)):
-            if values := window.values():
-                report[name] = {"p50": _round(percentile(values, 0.5)), "p95": _round(percentile(values, 0.95))}
-        if gaps := self._gaps.values():
-            report["longestTokenGapMs"] = _round(max(gaps))
-        if ingress := self._ingress.values():
-            report["ingressMs"] = _round(percentile(ingress, 0.5))
-        if tokens := self._first.per_second() + self._gaps.per_second():
-            report["tokensPerSecond"] = _round(tokens)
-        stages = {}
-        for name, windows in self._stages.items():
-            series = [window.values() for window in windows]
-            if series[0]:
-                keys = ("computeMs", "queueMs", "linkMs")
-                stages[name] = {key: _round(percentile(some, 0.5)) for key, some in zip(keys, series, strict=True)}
-                stages[name]["steps"] = len(series[0])
-                if (told := self._shares.get(name)) is not None and (shares := told.values()):
-                    stages[name]["batch"] = _round(len(shares) / sum(shares))  # of what is computed together the shares make one
-                if (alone := self._alone.get(name)) is not None and (lately := alone.values()):
-                    stages[name] |= {"aloneMs": _round(percentile(lately, 0.25)), "aloneSteps": len(lately)}
-        report["stages"] = stages
-        return report
+    def report(self, kv_reserved: float | None = None) -> ObservedTraffic:
+        """`observed` of the gateway's report."""
+        outcomes, gaps = self._requests.values(), self._gaps.values()
+        tokens = self._first.per_second() + self._gaps.per_second()
+        return ObservedTraffic(
+            window_seconds=self.window_seconds,
+            requests=len(outcomes),
+            failed=int(sum(outcomes)),
+            replays=len(self._replays.values()),
+            time_to_first_token_ms=_percentiles(self._first.values()),
+            time_per_output_token_ms=_percentiles(gaps),
+            longest_token_gap_ms=_round(max(gaps)) if gaps else None,
+            ingress_ms=_median(self._ingress),
+            tokens_per_second=_round(tokens) if tokens else None,
+            kv_reserved=kv_reserved,
+            stages={name: stage for name in self._stages if (stage := self._stage(name)) is not None},
+        )
+
+    def _stage(self, name: str) -> StageReport | None:
+        compute, queue, link = self._stages[name]
+        if not (steps := len(compute.values())):
+            return None
+        shares = self._shares[name].values() if name in self._shares else []
+        lately = self._alone[name].values() if name in self._alone else []
+        each, lengths = (window.values() for window in self._prompts[name]) if name in self._prompts else ([], [])
+        return StageReport(
+            compute_ms=_median(compute),
+            queue_ms=_median(queue),
+            link_ms=_median(link),
+            steps=steps,
+            batch=_round(len(shares) / sum(shares)) if sum(shares) else None,  # of what is computed together the shares make one
+            alone_ms=_round(percentile(lately, 0.25)) if lately else None,
+            alone_steps=len(lately) or None,
+            prompt_ms_per_token=round(percentile(each, 0.5), 6) if each else None,
+            prompt_tokens=percentile(lengths, 0.5) if each else None,
+            prompts=len(each) or None,
+        )
 
     def _window(self) -> _Window:
         return _Window(self.window_seconds, self.clock)
@@ -180,3 +201,11 @@ def _whole(timing: Timing) -> float:
 
 def _round(value: float) -> float:
     return round(value, 3)
+
+
+def _median(window: _Window) -> float | None:
+    return _round(percentile(values, 0.5)) if (values := window.values()) else None
+
+
+def _percentiles(values: Sequence[float]) -> Percentiles:
+    return Percentiles(p50=_round(percentile(values, 0.5)), p95=_round(percentile(values, 0.95))) if values else Percentiles()

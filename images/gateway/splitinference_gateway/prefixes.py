@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from splitinference_gateway.route import Pipeline
 from splitinference_gateway.wire_tls import PrefixKey
+from splitinference_protocol.meta import Prefix
+from splitinference_protocol.route import Pipeline
 
 BLOCK = 64
 MISSED = "prefix_missing"
@@ -32,9 +33,9 @@ def block_names(tokens: Sequence[int], salt: str, key: bytes) -> tuple[str, ...]
     return tuple(names)
 
 
-def as_json(names: Sequence[str]) -> dict[str, object] | None:
+def named(names: Sequence[str]) -> Prefix | None:
     """The protocol's form; None where there is no whole block."""
-    return {"block": BLOCK, "hashes": list(names)} if names else None
+    return Prefix(BLOCK, tuple(names)) if names else None
 
 
 @dataclass

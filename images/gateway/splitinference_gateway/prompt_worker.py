@@ -19,6 +19,7 @@ from typing import Any
 from splitinference_gateway.chat_template import ChatTemplate, TemplateError
 from splitinference_gateway.errors import ApiError, invalid
 from splitinference_gateway.frames import HEAD, lengths, packed
+from splitinference_gateway.guides import Guides
 from splitinference_gateway.kserve_body import parse_infer
 from splitinference_gateway.positions import vocabulary
 from splitinference_gateway.reading import Reader
@@ -66,6 +67,7 @@ def _reader(settings: dict[str, Any]) -> Reader | None:
         defaults=tokenizer.defaults if settings["defaults"] else {},
         cut=settings["cut"],
         refuse_unknown=settings["refuse_unknown"],
+        guides=Guides(tokenizer) if tokenizer.end_tokens else None,
     )
 
 

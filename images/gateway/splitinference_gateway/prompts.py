@@ -24,7 +24,12 @@ from splitinference_gateway.settings import Settings
 _LARGE_BYTES = 128 << 10
 _MOST_WAITING = 128
 _GRACE_SECONDS = 5.0
-_PHASES = {"body": "Reading the request's JSON", "template": "The model's chat template", "tokenizer": "The model's tokenizer"}
+_PHASES = {
+    "body": "Reading the request's JSON",
+    "template": "The model's chat template",
+    "tokenizer": "The model's tokenizer",
+    "grammar": "The grammar",
+}
 _log = logging.getLogger(__name__)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from splitinference_gateway.bodies import read_json
 from splitinference_gateway.chat_template import ChatTemplate, TemplateError
 from splitinference_gateway.errors import ApiError, context_too_long, invalid
+from splitinference_gateway.guides import Grammar, Guides
 from splitinference_gateway.requests import (
     ChatRequest,
     CompletionRequest,
@@ -22,6 +23,7 @@ from splitinference_gateway.requests import (
 )
 from splitinference_gateway.text import Detokenizer
 from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tools import Form, form_of, must_call
 
 _SEED_BITS = 63
 _DEFAULT_TOKENS = 16  # OpenAI's, of text completions
@@ -58,10 +60,14 @@ class Reading:
     echo: tuple[str, ...] = ()  # the prompts' texts, where answers begin with them
     offsets: tuple[tuple[int, ...], ...] = ()  # where each token's text begins in `echo`, where prompts are scored
     ignored: tuple[str, ...] = ()  # fields that nobody here knows
+    grammar: Grammar | None = None  # what the answer must follow
+    tools: str = ""  # the form in which calls of tools stand in the answer (see `tools.FORMS`); empty: there are none
+    forced: bool = False  # one call of a certain tool is all that may come
 
     def as_frame(self) -> tuple[dict[str, Any], bytes]:
         """For another process: values, and the tokens of all prompts."""
-        fields = {**self.__dict__, "prompts": [len(prompt) for prompt in self.prompts]}
+        grammar = None if self.grammar is None else self.grammar.as_json()
+        fields = {**self.__dict__, "prompts": [len(prompt) for prompt in self.prompts], "grammar": grammar}
         return fields, b"".join(array.array("i", prompt).tobytes() for prompt in self.prompts)
 
     @classmethod
@@ -75,7 +81,8 @@ class Reading:
         lists["offsets"] = tuple(tuple(offsets) for offsets in fields["offsets"])
         sampling = {**fields["sampling"], "banned": tuple(fields["sampling"]["banned"])}
         sampling["bias"] = tuple((token, bias) for token, bias in fields["sampling"]["bias"])
-        return cls(**{**fields, **lists, "sampling": sampling, "prompts": tuple(prompts)})
+        grammar = None if fields["grammar"] is None else Grammar(**fields["grammar"])
+        return cls(**{**fields, **lists, "sampling": sampling, "prompts": tuple(prompts), "grammar": grammar})
 
 
 def seed_of(seed: int | None, index: int) -> int | None:
@@ -114,6 +121,7 @@ class Reader:
     defaults: Mapping[str, float] = field(default_factory=dict)  # of sampling, where a request says nothing
     cut: bool = True  # max_tokens beyond the context, rather than refuse it
     refuse_unknown: bool = False
+    guides: Guides | None = None  # None: this model's answers cannot be guided
     phase: Callable[[str], None] = lambda phase: None
 
     def chat(self, body: bytes) -> Reading:
@@ -125,10 +133,30 @@ class Reader:
         request = parse(ChatRequest, body, refuse_unknown=self.refuse_unknown)
         check_model(request.model, self.model)
         self._check_sequences(request.choices, 1)
+        form = self._tool_form(request)
         prompt = self._rendered(request)
         left = room(self.context_tokens, len(prompt), request.max_completion_tokens or request.max_tokens, None, cut=self.cut)
         alternatives = request.top_logprobs or 0
-        return self._reading(request, (prompt,), (left,), alternatives, alternatives if request.logprobs else None)
+        grammar = request.grammar
+        if form is not None and (required := request.required_tools):
+            if grammar is not None:
+                message = f"'tool_choice' and '{grammar.param}' exclude each other: an answer follows one of them."
+                raise invalid(message, grammar.param, "invalid_value")
+            several = request.parallel_tool_calls is not False and request.tool_choice == "required"
+            grammar = must_call(form, [function.for_template for function in required], self.tokenizer.specials, several=several)
+        read = self._reading(request, (prompt,), (left,), alternatives, alternatives if request.logprobs else None, grammar=grammar)
+        forced = not isinstance(request.tool_choice, str | None)
+        return read if form is None else replace(read, tools=form.name, forced=forced)
+
+    def _tool_form(self, request: ChatRequest) -> Form | None:
+        """How this model writes calls; None where it may make none. ApiError 400 for a model that knows no tools."""
+        if not request.usable_tools:
+            return None
+        form = form_of(self.tokenizer.template)
+        if form is None:
+            message = "This model's chat template takes no tools, or in a form that is not known here."
+            raise invalid(message, "tools", "unsupported_parameter")
+        return form
 
     def _rendered(self, request: ChatRequest) -> list[int]:
         if self.tokenizer.template is None:
@@ -138,10 +166,11 @@ class Reader:
         self._check_characters(request.characters, "messages")
         messages = [message.for_template for message in request.messages]
         options = {"add_generation_prompt": request.add_generation_prompt is not False, **(request.chat_template_kwargs or {})}
+        tools = [{"type": "function", "function": tool.function.for_template} for tool in request.usable_tools]
         self.phase("template")
         most = self.context_tokens * self.longest_token + _TEMPLATE_CHARACTERS
         try:
-            text = self.template.render(messages, most, options)
+            text = self.template.render(messages, most, options, tools)
         except TemplateError as error:
             raise invalid(f"The model's chat template refuses these messages: {error}", "messages", "invalid_value") from error
         self._check_characters(len(text), "messages")
@@ -231,7 +260,10 @@ class Reader:
         most: tuple[int, ...],
         alternatives: int,
         logprobs: int | None,
+        *,
+        grammar: Grammar | None = None,
     ) -> Reading:
+        grammar = grammar or request.grammar
         continues = isinstance(request, CompletionRequest)
         scored = sum(map(len, prompts)) if isinstance(request, CompletionRequest) and request.echo else 0
         if (told := (sum(most) + scored) * request.choices * alternatives) > _MOST_ALTERNATIVES:
@@ -239,7 +271,8 @@ class Reader:
                 f"The request asks for up to {told} log-probabilities; at most {_MOST_ALTERNATIVES}. Ask for fewer tokens or alternatives."
             )
             raise invalid(message, "logprobs", "invalid_value")
-        asked, ends = self._sampling(request, alternatives), self._ends(request)
+        asked, ends = self._sampling(request, alternatives), self._ends(request, grammar)
+        self._check_grammar(grammar)
         if asked["min_tokens"]:
             asked["banned"] = sorted(token for token in ends if token < self._known_tokens)[:_MOST_BANNED]
         return Reading(
@@ -256,7 +289,17 @@ class Reader:
             most=most,
             continues=continues,
             ignored=request.ignored,
+            grammar=grammar,
         )
+
+    def _check_grammar(self, grammar: Grammar | None) -> None:
+        """Tried here, where time and memory are bounded. ApiError 400."""
+        if grammar is None:
+            return
+        if self.guides is None:
+            raise invalid("This model's vocabulary cannot be guided: its files name no end token.", grammar.param, "unsupported_parameter")
+        self.phase("grammar")
+        self.guides.begin(grammar).allowed()
 
     @property
     def _known_tokens(self) -> int:
@@ -275,12 +318,12 @@ class Reader:
         self._check_known(bias, "logit_bias")
         return {**made, "logprobs": alternatives, "min_tokens": request.min_tokens or 0, "bias": sorted(bias.items()), "banned": []}
 
-    def _ends(self, request: ChatRequest | CompletionRequest) -> list[int]:
+    def _ends(self, request: ChatRequest | CompletionRequest, grammar: Grammar | None) -> list[int]:
         """The model's own, those that the request names, and special tokens that it names as stop strings: no text shows them."""
         given = request.stop_token_ids or []
         self._check_known(given, "stop_token_ids")
         specials = [self.tokenizer.specials[stop] for stop in request.stops if stop in self.tokenizer.specials]
-        own = () if request.ignore_eos else self.tokenizer.end_tokens
+        own = () if request.ignore_eos and grammar is None else self.tokenizer.end_tokens
         return sorted({*own, *given, *specials})
 
     def _check_known(self, tokens: Iterable[int], param: str) -> None:

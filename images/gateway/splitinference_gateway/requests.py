@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from splitinference_gateway.bodies import read_json
-from splitinference_gateway.errors import ApiError, invalid
+from splitinference_gateway.errors import ApiError, invalid, unsupported
 from splitinference_gateway.fields import (
     MOST_STOP_TOKENS,
     ONLY_NEUTRAL,
@@ -19,12 +19,15 @@ from splitinference_gateway.fields import (
     TokenId,
     Whole,
 )
+from splitinference_gateway.guides import Grammar
+from splitinference_gateway.structured import STRUCTURED, structured
 
 _INT64_MAX = 2**63 - 1
 _MOST_MESSAGES = 4096
 _MOST_PARTS = 4096  # of all messages together
 _MOST_PROMPTS = 2048
 _MOST_TOKENS = 1 << 20
+_MOST_TOOLS = 128
 
 
 class StreamOptions(BaseModel):
@@ -57,6 +60,7 @@ class _Request(BaseModel):
     logit_bias: Biases = None
     seed: Whole | None = Field(default=None, ge=-_INT64_MAX - 1, le=_INT64_MAX)
     _ignored: tuple[str, ...] = PrivateAttr(default=())
+    _grammar: Grammar | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +76,10 @@ class _Request(BaseModel):
                     raise unsupported(name)
                 continue
             kept[name] = given
-        _check_tools(kept)
+        if "tools" not in cls.model_fields and kept.pop("tools", None) not in (None, []):
+            raise unsupported("tools")
+        if "tools" not in cls.model_fields and kept.pop("tool_choice", None) not in (None, "none", "auto"):
+            raise unsupported("tool_choice")
         if kept.pop("best_of", None) not in (None, 1, kept.get("n", 1)):
             raise unsupported("best_of")
         return kept
@@ -105,32 +112,21 @@ class _Request(BaseModel):
         """Names of fields that nobody here knows."""
         return self._ignored
 
-
-def unsupported(name: str) -> ApiError:
-    """400 for a field that is known, with a value that asks for what is not done."""
-    return invalid(f"Unsupported parameter: '{name}' is not supported with this model.", name, "unsupported_parameter")
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must follow."""
+        return self._grammar
 
 
 def _asks_for_nothing(name: str, given: Any, body: Mapping[str, Any]) -> bool:
     """Values that are neutral besides those of the list."""
     match name:
-        case "response_format":
-            return isinstance(given, dict) and given.get("type") == "text"
         case "add_special_tokens":
             return given is ("messages" not in body)
         case "functions":
             return body.get("function_call") == "none"
         case _:
             return False
-
-
-def _check_tools(body: dict[str, Any]) -> None:
-    """Tools may be named when none is to be called. ApiError 400 otherwise."""
-    tools, choice = body.pop("tools", None), body.pop("tool_choice", None)
-    if choice not in (None, "none", "auto"):
-        raise unsupported("tool_choice")
-    if tools not in (None, []) and choice != "none":
-        raise unsupported("tools")
 
 
 class TextPart(BaseModel):
@@ -186,6 +182,46 @@ def _calls(calls: Any) -> Any:
     return made
 
 
+class Function(BaseModel):
+    """A function that the model may call."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @property
+    def for_template(self) -> dict[str, object]:
+        """Without what is not given."""
+        return self.model_dump(exclude_none=True, exclude={"strict"})
+
+
+class Tool(BaseModel):
+    """One of `tools`."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    type: Literal["function"]
+    function: Function
+
+
+class _Named(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    name: Annotated[str, Field(max_length=64)]
+
+
+class ChosenTool(BaseModel):
+    """`tool_choice` with a name."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    type: Literal["function"]
+    function: _Named
+
+
 class ChatRequest(_Request):
     """POST /v1/chat/completions."""
 
@@ -196,6 +232,35 @@ class ChatRequest(_Request):
     top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
     add_generation_prompt: bool | None = None
     chat_template_kwargs: TemplateKwargs = None
+    tools: Annotated[list[Tool], Field(max_length=_MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def usable_tools(self) -> tuple[Tool, ...]:
+        """Those that the model may call."""
+        return () if self.tool_choice == "none" else tuple(self.tools or ())
+
+    @property
+    def required_tools(self) -> tuple[Function, ...]:
+        """Of these one must be called; empty where none must."""
+        functions = tuple(tool.function for tool in self.usable_tools)
+        if isinstance(self.tool_choice, ChosenTool):
+            name = self.tool_choice.function.name
+            return tuple(function for function in functions if function.name == name)
+        return functions if self.tool_choice == "required" else ()
+
+    @model_validator(mode="after")
+    def _chooses_a_tool_that_is_there(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+            raise invalid(f"Invalid value for 'tools': two functions are named '{twice}'.", "tools", "invalid_value")
+        if self.tool_choice == "required" and not names:
+            raise invalid("Invalid value for 'tool_choice': 'required' needs 'tools'.", "tool_choice", "invalid_value")
+        if isinstance(self.tool_choice, ChosenTool) and self.tool_choice.function.name not in names:
+            message = f"Invalid value for 'tool_choice': no tool is named '{self.tool_choice.function.name}'."
+            raise invalid(message, "tool_choice", "invalid_value")
+        return self
 
     @field_validator("messages", mode="before")
     @classmethod
@@ -310,6 +375,8 @@ def parse(kind: type[_R], body: bytes, *, refuse_unknown: bool = False) -> _R:
         ApiError: 400, saying what is wrong with which parameter.
     """
     content = read_json(body)
+    grammar = structured(content)
+    content = {name: value for name, value in content.items() if name not in STRUCTURED}
     unknown: tuple[str, ...] = ()
     if not refuse_unknown:
         unknown = tuple(name for name in content if name not in kind.model_fields and name not in _KNOWN)
@@ -319,6 +386,7 @@ def parse(kind: type[_R], body: bytes, *, refuse_unknown: bool = False) -> _R:
     except ValidationError as error:
         raise _refusal(error) from error
     request._ignored = unknown
+    request._grammar = grammar
     return request
 
 

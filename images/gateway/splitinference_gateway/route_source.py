@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from splitinference_gateway.route import RouteDocument, RouteError
+from splitinference_protocol.route import RouteDocument, RouteError
 
 _POLL_SECONDS = 0.2
 _log = logging.getLogger(__name__)

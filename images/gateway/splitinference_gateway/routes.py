@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from splitinference_gateway.route import Pipeline, RouteDocument, Verification
+from splitinference_protocol.route import Pipeline, RouteDocument, Verification
 
 HOLD_SECONDS = 30.0
 """So long after a route was withdrawn requests wait for the next one; those that come later are told at once to come again."""

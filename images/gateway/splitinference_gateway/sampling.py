@@ -1,44 +1,23 @@
-"""How a token is chosen, as the gateway tells it the last segment."""
+"""How a token is chosen, as a client asks for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from splitinference_protocol import sampling as told
+
+if TYPE_CHECKING:
+    from splitinference_gateway.guides import Guide
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """`logprobs` is how many alternatives to report. `logits`: give those instead of a token.
+class Sampling(told.Sampling):
+    """What the last segment is told of each step, and more.
 
-    `top_k` 0 and the defaults of what follows change nothing. `banned` tokens are not chosen as long as fewer than `min_tokens` are there.
-    `prompt` and `generated` are the tokens so far where a penalty needs them (see `history`).
+    `logits` asks for those instead of a token. `banned` tokens are not chosen as long as fewer than `min_tokens` are there.
+    `guide` says which tokens may come; `allowed` is what it says for the next one.
     """
 
     temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    logprobs: int = 0
     logits: bool = False
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    bias: tuple[tuple[int, float], ...] = ()
-    banned: tuple[int, ...] = ()
     min_tokens: int = 0
-    prompt: str = ""
-    generated: str = ""
-
-    def as_json(self) -> dict[str, object]:
-        """The protocol's form, without what changes nothing."""
-        optional = {
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty if self.repetition_penalty != 1.0 else 0,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "bias": [list(pair) for pair in self.bias],
-            "banned": list(self.banned),
-            "prompt": self.prompt,
-            "generated": self.generated,
-        }
-        told = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed, "logprobs": self.logprobs}
-        return told | {name: value for name, value in optional.items() if value}
+    guide: "Guide | None" = field(default=None, repr=False, compare=False)

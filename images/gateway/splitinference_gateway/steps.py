@@ -2,7 +2,6 @@
 
 import array
 import asyncio
-import json
 import logging
 import math
 import time
@@ -12,36 +11,23 @@ from typing import Any
 
 from splitinference_gateway import tracing
 from splitinference_gateway.connections import Connections, NoAnswerError
-from splitinference_gateway.history import packed
-from splitinference_gateway.route import Hop
 from splitinference_gateway.sampling import Sampling
-from splitinference_gateway.wire import MOST_ANSWER
 from splitinference_gateway.wire_tls import Identity
+from splitinference_protocol import answers, leb128
+from splitinference_protocol.answers import Timing
+from splitinference_protocol.frames import MOST_ANSWER, NOTHING
+from splitinference_protocol.meta import INTERNAL, ITEM_BYTES, NEXT_HOP_FAILED, Hop, Prefix, Request, TensorMeta, encoded
 
 TRANSPORT = "transport"
 STALLED = "stalled"
-_NOTHING = b"\0"
-_ITEM_BYTES = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _MOST_OUTPUTS = 512 << 20  # bytes of tensors in one answer
 _SAID_BY_US = {
-    "internal": "the segment failed",
+    INTERNAL: "the segment failed",
     TRANSPORT: "the segment cannot be reached",
-    "next_hop_failed": "the segment after it cannot be reached",
+    NEXT_HOP_FAILED: "the segment after it cannot be reached",
 }
 """What a client may read of these: what is behind them names hosts, files and exceptions, and is for the log."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What one stage says of one step, in milliseconds; `hop_ms` from sending to the next stage until its answer; `share`: of the tokens
-    that were computed together, this step's; None: not said."""
-
-    segment: str
-    queue_ms: float
-    compute_ms: float
-    hop_ms: float
-    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +112,7 @@ class StepClient:
         tokens: Sequence[int],
         sampling: Sampling | None,
         seconds: float,
-        prefix: Mapping[str, object] | None = None,
+        prefix: Prefix | None = None,
         targets: Sequence[int] = (),
         alternatives: int = 0,
     ) -> Answer:
@@ -139,28 +125,27 @@ class StepClient:
         Raises:
             StepError: the chain could not do it, or not within `seconds`.
         """
-        meta = {
-            "v": 1,
-            "op": "step",
-            "sequence": sequence,
-            "position": position,
-            "tensor": {"dtype": "int64", "shape": [len(tokens)]},
-            "route": [hop.as_json for hop in pipeline[1:]],
-            "sample": sampling is not None,
-            "sampling": (sampling or Sampling(logprobs=alternatives)).as_json(),
-            "deadline_ms": int(seconds * 1000),
-        }
-        if prefix is not None:
-            meta["prefix"] = prefix
-        if targets:
-            meta["targets"] = packed(targets)
-        if logits := sampling is not None and sampling.logits:
-            meta["logits"] = True
+        logits = sampling is not None and sampling.logits
+        request = Request(
+            "step",
+            sequence,
+            position,
+            TensorMeta("int64", (len(tokens),)),
+            tuple(pipeline[1:]),
+            sample=sampling is not None,
+            logits=logits,
+            sampling=sampling or Sampling(logprobs=alternatives),
+            targets=leb128.pack(targets) if targets else "",
+            deadline_ms=int(seconds * 1000),
+            prefix=prefix,
+        )
         started = time.perf_counter()
-        answer, content = await self._exchange(pipeline[0], meta, array.array("q", tokens).tobytes(), seconds)
-        outputs = _outputs(answer, content, pipeline[0].segment) if logits else ()
-        made = _answer(answer, sampling is not None and not logits, pipeline[0].segment, time.perf_counter() - started, outputs)
-        return replace(made, scored=_scored(answer, len(targets), pipeline[-1].segment)) if targets else made
+        told = await self._traced(pipeline[0], request, array.array("q", tokens).tobytes(), seconds)
+        took = time.perf_counter() - started
+        outputs = _outputs(told.fields, told.data, pipeline[0].segment) if logits else ()
+        scored = _scored(told.fields, len(targets), pipeline[-1].segment) if targets else ()
+        sampled = sampling is not None and not logits
+        return _answer(told, pipeline[0].segment, took, sampled=sampled, outputs=outputs, scored=scored)
 
     async def infer(self, pipeline: Sequence[Hop], *, dtype: str, shape: Sequence[int], data: bytes, seconds: float) -> Answer:
         """Run a tensor through a pipeline that keeps no sequences; the answer has the last segment's outputs.
@@ -168,15 +153,15 @@ class StepClient:
         Raises:
             StepError: the chain could not do it, or not within `seconds`.
         """
-        route = [hop.as_json for hop in pipeline[1:]]
-        tensor = {"dtype": dtype, "shape": list(shape)}
-        meta = {"v": 1, "op": "infer", "tensor": tensor, "route": route, "deadline_ms": int(seconds * 1000)}
+        tensor = TensorMeta(dtype, tuple(shape))
+        request = Request("infer", tensor=tensor, route=tuple(pipeline[1:]), deadline_ms=int(seconds * 1000))
         started = time.perf_counter()
-        answer, content = await self._exchange(pipeline[0], meta, data, seconds)
-        outputs = _outputs(answer, content, pipeline[0].segment)
-        return _answer(answer, False, pipeline[0].segment, time.perf_counter() - started, outputs)
+        told = await self._traced(pipeline[0], request, data, seconds)
+        took = time.perf_counter() - started
+        outputs = _outputs(told.fields, told.data, pipeline[0].segment)
+        return _answer(told, pipeline[0].segment, took, sampled=False, outputs=outputs)
 
-    async def release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Mapping[str, object] | None = None) -> None:
+    async def release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Prefix | None = None) -> None:
         """Let every segment of the pipeline forget the sequence; when the way is broken, tell each of them directly.
 
         The KV of the blocks that `prefix` names may be kept for others.
@@ -193,23 +178,22 @@ class StepClient:
         Raises:
             StepError: it could not, or not within `seconds`.
         """
-        meta = {
-            "v": 1,
-            "op": "kv_pull",
-            "sequence": sequence,
-            "position": position,
-            "tokens": tokens,
-            "sources": [source.as_json for source in sources],
-            "deadline_ms": int(seconds * 1000),
-        }
+        meta = answers.question(
+            "kv_pull",
+            sequence=sequence,
+            position=position,
+            tokens=tokens,
+            sources=[source.as_json for source in sources],
+            deadline_ms=int(seconds * 1000),
+        )
         started = time.perf_counter()
-        answer = await self._call(hop, meta, _NOTHING, seconds)
+        answer = (await self._exchange(hop, meta, NOTHING, seconds)).fields
         try:
             if int(answer["held"]) == position + tokens:
                 return Pulled(int(answer["bytes"]), time.perf_counter() - started)
         except (KeyError, TypeError, ValueError):
             pass
-        raise StepError("internal", f"not the answer to a pull: {answer!r:.200}", hop.segment)
+        raise StepError(INTERNAL, f"not the answer to a pull: {answer!r:.200}", hop.segment)
 
     async def record(self, hop: Hop, sequence: str, side: str, seconds: float) -> None:
         """Let a segment keep what it receives (side `input`) or sends (`output`) of a sequence, until it is asked for it.
@@ -217,11 +201,11 @@ class StepClient:
         Raises:
             StepError: it does not, or did not say so within `seconds`.
         """
-        await self._call(hop, _about("record", sequence, seconds, side=side), _NOTHING, seconds)
+        await self._exchange(hop, _about("record", sequence, seconds, side=side), NOTHING, seconds)
 
     async def unrecord(self, hop: Hop, sequence: str, side: str, seconds: float) -> None:
         """Let it keep nothing more. Raises StepError as above."""
-        await self._call(hop, _about("recorded", sequence, seconds, side=side, last=True), _NOTHING, seconds)
+        await self._exchange(hop, _about("recorded", sequence, seconds, side=side, last=True), NOTHING, seconds)
 
     async def recorded(self, hop: Hop, sequence: str, side: str, which: tuple[int, int], seconds: float) -> tuple[str, list[int], bytes]:
         """Dtype, shape and bytes of what a segment kept of `which` tokens (position, number); it is dropped there.
@@ -231,14 +215,15 @@ class StepClient:
         """
         position, tokens = which
         asked = _about("recorded", sequence, seconds, side=side, position=position, tokens=tokens)
-        answer, content = await self._exchange(hop, asked, _NOTHING, seconds)
+        told = await self._exchange(hop, asked, NOTHING, seconds, _MOST_OUTPUTS)
         try:
-            dtype, shape = str(answer["tensor"]["dtype"]), [int(size) for size in answer["tensor"]["shape"]]
-            if dtype in _ITEM_BYTES and shape[0] == tokens and math.prod(shape) * _ITEM_BYTES[dtype] == len(content):
-                return dtype, shape, content
+            tensor = told.fields["tensor"]
+            dtype, shape = str(tensor["dtype"]), [int(size) for size in tensor["shape"]]
+            if dtype in ITEM_BYTES and shape[0] == tokens and math.prod(shape) * ITEM_BYTES[dtype] == len(told.data):
+                return dtype, shape, told.data
         except (KeyError, TypeError, ValueError, IndexError):
             pass
-        raise StepError("internal", f"not what was recorded: {answer!r:.200}", hop.segment)
+        raise StepError(INTERNAL, f"not what was recorded: {told.fields!r:.200}", hop.segment)
 
     async def verify(self, hop: Hop, sequence: str, position: int, tensor: tuple[str, Sequence[int], bytes], seconds: float) -> Compared:
         """Let a verifier run a step's input, of this dtype and shape, and compare its output with the one that follows in the bytes.
@@ -248,14 +233,14 @@ class StepClient:
         """
         dtype, shape, data = tensor
         asked = _about("verify", sequence, seconds, position=position, tensor={"dtype": dtype, "shape": list(shape)})
-        answer = await self._call(hop, asked, data, seconds)
+        answer = (await self._exchange(hop, asked, data, seconds)).fields
         try:
             found = Compared(int(answer["tokens"]), position, float(answer["mean"]), float(answer["worst"]), int(answer["worst_at"]))
             if found.tokens == shape[0] and min(found.mean, found.worst) >= 0 and math.isfinite(found.mean + found.worst):
                 return found
         except (KeyError, TypeError, ValueError):
             pass
-        raise StepError("internal", f"not the answer of a verifier: {answer!r:.200}", hop.segment)
+        raise StepError(INTERNAL, f"not the answer of a verifier: {answer!r:.200}", hop.segment)
 
     async def probe(self, hop: Hop, seconds: float) -> None:
         """Run the segment's own tiny inference.
@@ -263,44 +248,50 @@ class StepClient:
         Raises:
             StepError: it did not answer in time, or not well.
         """
-        await self._call(hop, {"v": 1, "op": "probe", "route": [], "deadline_ms": int(seconds * 1000)}, _NOTHING, seconds)
+        await self._exchange(hop, answers.question("probe", deadline_ms=int(seconds * 1000)), NOTHING, seconds)
 
-    async def _release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Mapping[str, object] | None = None) -> None:
-        route = [hop.as_json for hop in pipeline[1:]]
-        meta = {"v": 1, "op": "release", "sequence": sequence, "route": route, "deadline_ms": int(seconds * 1000), "prefix": prefix}
-        await self._call(pipeline[0], meta, _NOTHING, seconds)
+    async def _release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Prefix | None = None) -> None:
+        request = Request("release", sequence, route=tuple(pipeline[1:]), deadline_ms=int(seconds * 1000), prefix=prefix)
+        await self._exchange(pipeline[0], encoded(request), NOTHING, seconds)
 
-    async def _call(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> dict[str, Any]:
-        return (await self._exchange(hop, meta, data, seconds))[0]
+    async def _traced(self, hop: Hop, request: Request, data: bytes, seconds: float) -> "_Told":
+        """One request that runs layers, in a span of its own if its client's request is traced."""
+        with tracing.step(request) as traced:
+            if traced.traceparent:
+                request = replace(request, traceparent=traced.traceparent)
+            most = _MOST_OUTPUTS if request.op == "infer" or request.logits else MOST_ANSWER
+            told = await self._exchange(hop, encoded(request), data, seconds, most)
+            traced.answered(told.timings)
+            return told
 
-    async def _exchange(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        given = dict(meta)
-        with tracing.step(given) as traced:
-            answer, content = await self._sent(hop, given, data, seconds)
-            traced.answered(answer)
-            return answer, content
-
-    async def _sent(self, hop: Hop, meta: Mapping[str, object], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        most = _MOST_OUTPUTS if meta["op"] in ("infer", "recorded") or meta.get("logits") else MOST_ANSWER
+    async def _exchange(self, hop: Hop, meta: bytes, data: bytes, seconds: float, most: int = MOST_ANSWER) -> "_Told":
         try:
-            told, content = await self.connections.send(hop, json.dumps(meta, separators=(",", ":")).encode(), data, seconds, most)
+            said, content = await self.connections.send(hop, meta, data, seconds, most)
         except NoAnswerError as failure:
             raise _failure(TRANSPORT if failure.in_time else STALLED, failure.message, hop.segment) from failure
         try:
-            answer = json.loads(told)
-            if not isinstance(answer, dict):
-                raise TypeError("META is no object")
-            if "error" not in answer:
-                return answer, content
-            problem = answer["error"]
+            fields, timings = answers.read(said)
+            if "error" not in fields:
+                return _Told(fields, timings, content)
+            problem = fields["error"]
             code, message, said_by = str(problem["code"]), str(problem["message"]), str(problem.get("segment") or hop.segment)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _failure(TRANSPORT, f"not an answer of a segment: {error!r}", hop.segment) from error
         raise _failure(code, message, said_by)
 
 
-def _about(op: str, sequence: str, seconds: float, **fields: object) -> dict[str, object]:
-    return {"v": 1, "op": op, "sequence": sequence, "deadline_ms": int(seconds * 1000), **fields}
+@dataclass(slots=True)
+class _Told:
+    """An answer that is no error: META's fields, what each stage took, and DATA."""
+
+    fields: dict[str, Any]
+    timings: tuple[Timing, ...]
+    data: bytes
+
+
+def _about(op: str, sequence: str, seconds: float, **fields: object) -> bytes:
+    """META of a request about a sequence to one segment, beside the chain."""
+    return answers.question(op, sequence=sequence, deadline_ms=int(seconds * 1000), **fields)
 
 
 def _failure(code: str, message: str, segment: str) -> StepError:
@@ -332,7 +323,7 @@ def _outputs(meta: Mapping[str, Any], content: bytes, first: str) -> tuple[Outpu
         if not made or start != len(content):
             raise ValueError(f"{len(content)} bytes for tensors of {start}")
     except (KeyError, TypeError, ValueError) as error:
-        raise StepError("internal", f"the answer's tensors make no sense: {error!r}", first) from error
+        raise StepError(INTERNAL, f"the answer's tensors make no sense: {error!r}", first) from error
     return tuple(made)
 
 
@@ -346,24 +337,20 @@ def _scored(meta: Mapping[str, Any], number: int, last: str) -> tuple[Scored, ..
         if len(made) != number:
             raise ValueError(f"{len(made)} log-probabilities for {number} tokens")
     except (KeyError, TypeError, ValueError) as error:
-        raise StepError("internal", f"the log-probabilities make no sense: {error!r}", last) from error
+        raise StepError(INTERNAL, f"the log-probabilities make no sense: {error!r}", last) from error
     return made
 
 
-def _timing(said: Mapping[str, Any]) -> Timing:
-    queue_ms, compute_ms, hop_ms = (float(said.get(name) or 0) for name in ("queue_ms", "compute_ms", "hop_ms"))
-    share = said.get("share")
-    return Timing(str(said["segment"]), queue_ms, compute_ms, hop_ms, None if share is None else float(share))
-
-
-def _answer(meta: Mapping[str, Any], sampled: bool, first: str, seconds: float, outputs: tuple[Output, ...] = ()) -> Answer:
+def _answer(
+    told: _Told, first: str, seconds: float, *, sampled: bool, outputs: tuple[Output, ...] = (), scored: tuple[Scored, ...] = ()
+) -> Answer:
+    fields = told.fields
     try:
-        token = int(meta["token"]) if sampled else None
+        token = int(fields["token"]) if sampled else None
         if token is not None and token < 0:
             raise ValueError(f"token id {token}")
-        timings = tuple(_timing(t) for t in meta.get("timings") or ())
-        logprob = meta.get("logprob")
-        top = _top(meta.get("top_logprobs"))
-        return Answer(token, None if logprob is None else _finite(float(logprob)), top, timings, seconds, outputs)
+        logprob = fields.get("logprob")
+        top = _top(fields.get("top_logprobs"))
+        return Answer(token, None if logprob is None else _finite(float(logprob)), top, told.timings, seconds, outputs, scored=scored)
     except (KeyError, TypeError, ValueError) as error:
-        raise StepError("internal", f"the answer makes no sense: {error!r}", first) from error
+        raise StepError(INTERNAL, f"the answer makes no sense: {error!r}", first) from error

@@ -7,12 +7,15 @@ Off unless OTEL_EXPORTER_OTLP_ENDPOINT (or …_TRACES_ENDPOINT) is set; then the
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from splitinference_protocol.answers import Timing
+from splitinference_protocol.meta import Request
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 STEPS = 64  # of one request that have spans of their own; the rest is summed up in the request's span
@@ -22,19 +25,25 @@ _MS = 1_000_000  # ns
 
 
 class StepTrace(Protocol):
-    """One step under way."""
+    """One step under way. `traceparent` goes into its META; empty: nothing does."""
 
-    def answered(self, answer: Mapping[str, Any]) -> None:
-        """The chain's answer with its timings."""
+    traceparent: str
+
+    def answered(self, timings: Sequence[Timing]) -> None:
+        """What the stages say that they took."""
 
 
 class _Nothing:
-    def answered(self, answer: Mapping[str, Any]) -> None:
+    traceparent = ""
+
+    def answered(self, timings: Sequence[Timing]) -> None:
         pass
 
 
 class RequestTrace:
     """The span of one request, and what is below it."""
+
+    traceparent = ""
 
     def __init__(self, tracer: Any, span: Any) -> None:
         self._tracer, self._span = tracer, span
@@ -56,8 +65,8 @@ class RequestTrace:
             self._span.set_attribute(name, round(value, 3))
 
     @contextmanager
-    def step(self, meta: MutableMapping[str, Any]) -> Iterator[StepTrace]:
-        """A span for one step or infer; its context goes into META."""
+    def step(self, asked: Request) -> Iterator[StepTrace]:
+        """A span for one step or infer."""
         from opentelemetry.propagate import inject
         from opentelemetry.trace import SpanKind
 
@@ -65,44 +74,44 @@ class RequestTrace:
         if self._steps > STEPS or not self._span.is_recording():
             yield self
             return
-        shape = meta["tensor"]["shape"]
-        attributes = {f"{_PREFIX}tensor.shape": shape} | {
-            f"{_PREFIX}{name}": meta[name] for name in ("op", "sequence", "position") if name in meta
-        }
-        with self._tracer.start_as_current_span(str(meta["op"]), kind=SpanKind.CLIENT, attributes=attributes) as span:
-            inject(meta)  # the field is W3C's: traceparent
-            yield _RecordedStep(self, self._tracer, span)
+        attributes: dict[str, Any] = {f"{_PREFIX}op": asked.op}
+        if asked.tensor is not None:
+            attributes[f"{_PREFIX}tensor.shape"] = list(asked.tensor.shape)
+        if asked.sequence:
+            attributes |= {f"{_PREFIX}sequence": asked.sequence, f"{_PREFIX}position": asked.position}
+        with self._tracer.start_as_current_span(asked.op, kind=SpanKind.CLIENT, attributes=attributes) as span:
+            carrier: dict[str, str] = {}
+            inject(carrier)  # the field is W3C's: traceparent
+            yield _RecordedStep(self, self._tracer, span, carrier.get("traceparent", ""))
 
-    def answered(self, answer: Mapping[str, Any]) -> None:
+    def answered(self, timings: Sequence[Timing]) -> None:
         """Of a step without a span of its own: only the sums."""
-        with suppress(KeyError, TypeError, ValueError, AttributeError):
-            for timing in answer.get("timings") or ():
-                for part in ("queue_ms", "compute_ms"):
-                    self._sums[f"{_PREFIX}{timing['segment']}.{part}"] += float(timing.get(part) or 0)
+        for timing in timings:
+            self._sums[f"{_PREFIX}{timing.segment}.queue_ms"] += timing.queue_ms
+            self._sums[f"{_PREFIX}{timing.segment}.compute_ms"] += timing.compute_ms
 
 
 class _RecordedStep:
-    def __init__(self, request: RequestTrace, tracer: Any, span: Any) -> None:
-        self._request, self._tracer, self._span = request, tracer, span
+    def __init__(self, request: RequestTrace, tracer: Any, span: Any, traceparent: str) -> None:
+        self._request, self._tracer, self._span, self.traceparent = request, tracer, span, traceparent
         self._began = time.time_ns()
 
-    def answered(self, answer: Mapping[str, Any]) -> None:
+    def answered(self, timings: Sequence[Timing]) -> None:
         """Make the hops' spans, each below the one that called it."""
-        self._request.answered(answer)
-        with suppress(KeyError, TypeError, ValueError):  # an answer that makes no sense is the caller's to refuse
-            self._hops(answer)
+        self._request.answered(timings)
+        with suppress(ValueError, OverflowError):  # of times that are no numbers no span is made
+            self._hops(timings)
 
-    def _hops(self, answer: Mapping[str, Any]) -> None:
+    def _hops(self, timings: Sequence[Timing]) -> None:
         from opentelemetry.trace import SpanKind, set_span_in_context
 
-        timings: Sequence[Mapping[str, Any]] = answer.get("timings") or ()
         began, whole_ns, parent = self._began, time.time_ns() - self._began, self._span
         for index, timing in enumerate(timings):
-            queue, compute, hop = (_ns(timing, part) for part in ("queue_ms", "compute_ms", "hop_ms"))
+            queue, compute, hop = (int(part * _MS) for part in (timing.queue_ms, timing.compute_ms, timing.hop_ms))
             took = queue + compute + hop
             began += max(0, whole_ns - took) // 2  # the link's time, half on each way
             attributes = {
-                f"{_PREFIX}segment": str(timing["segment"]),
+                f"{_PREFIX}segment": timing.segment,
                 f"{_PREFIX}stage": index,
                 f"{_PREFIX}queue_ms": queue / _MS,
                 f"{_PREFIX}compute_ms": compute / _MS,
@@ -120,13 +129,13 @@ _NOTHING = _Nothing()
 
 
 @contextmanager
-def step(meta: MutableMapping[str, Any]) -> Iterator[StepTrace]:
-    """Around one call to the chain: a span, if its request is traced and it runs layers."""
+def step(asked: Request) -> Iterator[StepTrace]:
+    """Around one call to the chain that runs layers: a span, if its client's request is traced."""
     request = _CURRENT.get()
-    if request is None or meta.get("op") not in ("step", "infer"):
+    if request is None:
         yield _NOTHING
         return
-    with request.step(meta) as traced:
+    with request.step(asked) as traced:
         yield traced
 
 
@@ -198,7 +207,3 @@ def _route(path: str) -> str:
     if path.startswith("/v2/models/"):
         return "/v2/models/{model}" + ("/infer" if path.endswith("/infer") else "")
     return "/v1/models" if path.startswith("/v1/models") else path
-
-
-def _ns(timing: Mapping[str, Any], part: str) -> int:
-    return int(float(timing.get(part) or 0) * _MS)

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from splitinference_gateway.metrics import Metrics
-from splitinference_gateway.route import Check, Pipeline, Verification
 from splitinference_gateway.routes import Routes
 from splitinference_gateway.steps import Compared, StepClient, StepError
+from splitinference_protocol.meta import INPUT, OUTPUT
+from splitinference_protocol.report import FailedCheck, Verified
+from splitinference_protocol.route import Check, Pipeline, Verification
 
 FAILED = "verification_failed"
 SLACK = 2.0
@@ -37,29 +39,6 @@ def bound(tolerance: float, tokens: int) -> float:
     return tolerance * (1 + SLACK / math.sqrt(tokens))
 
 
-@dataclass(frozen=True)
-class Failed:
-    """Why a segment gets no more work. Errors are relative; `limit` is what was exceeded by `error`."""
-
-    since: datetime
-    sequence: str
-    position: int
-    tokens: int
-    error: float
-    limit: float
-
-    def as_json(self) -> dict[str, object]:
-        """For the internal routes API."""
-        return {
-            "since": self.since.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "sequence": self.sequence,
-            "position": self.position,
-            "tokens": self.tokens,
-            "error": float(f"{self.error:.4g}"),
-            "limit": float(f"{self.limit:.4g}"),
-        }
-
-
 @dataclass
 class Verifier:
     """Chooses sequences and checks them. `chance` gives numbers from 0 to 1 that nobody can foresee."""
@@ -69,7 +48,7 @@ class Verifier:
     metrics: Metrics
     most_tokens: int = 256
     chance: Callable[[], float] = secrets.SystemRandom().random
-    failed: dict[str, Failed] = field(default_factory=dict)
+    failed: dict[str, FailedCheck] = field(default_factory=dict)
     sampled: int = 0
     checked_tokens: int = 0
     skipped: int = 0
@@ -91,7 +70,7 @@ class Verifier:
         if self._running >= _MOST_AUDITS:
             self._skip("busy")
             return None
-        witnesses = [(check.before, "output") for check in checks if check.before] + [(check.after, "input") for check in checks]
+        witnesses = [(check.before, OUTPUT) for check in checks if check.before] + [(check.after, INPUT) for check in checks]
         asked = (self.steps.record(hop, sequence, side, _RECORD_SECONDS) for hop, side in witnesses if hop is not None)
         self._running += 1
         try:
@@ -113,15 +92,11 @@ class Verifier:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
 
-    def as_json(self) -> dict[str, object]:
-        """`verification` of the internal routes API."""
+    def report(self) -> Verified:
+        """`verification` of the gateway's report."""
         known = self.routes.segments
-        return {
-            "sampled": self.sampled,
-            "checkedTokens": self.checked_tokens,
-            "skipped": self.skipped,
-            "failed": {name: failed.as_json() for name, failed in self.failed.items() if name in known},
-        }
+        failed = {name: found for name, found in self.failed.items() if name in known}
+        return Verified(sampled=self.sampled, checked_tokens=self.checked_tokens, skipped=self.skipped, failed=failed)
 
     def forget(self, segments: set[str]) -> None:
         """Keep only these segments' failures."""
@@ -134,7 +109,7 @@ class Verifier:
         self.metrics.verification_error.observe(found.mean)
         for error, tokens, position in ((found.mean, found.tokens, found.position), (found.worst, 1, found.worst_at)):
             if error > (limit := bound(tolerance, tokens)):
-                failed = Failed(datetime.now(UTC), sequence, position, tokens, error, limit)
+                failed = _failed(sequence, position, tokens, error, limit)
                 _log.error("segments %s: the output is off by %.3g, the limit is %.3g", ", ".join(check.segments), error, limit)
                 for segment in check.segments:
                     self.failed.setdefault(segment, failed)
@@ -211,10 +186,10 @@ class Audit:
         steps, tokens = self._verifier.steps, end - position
         seconds = _SECONDS + tokens * _SECONDS_PER_TOKEN
         if check.before is not None:
-            dtype, shape, given = await steps.recorded(check.before, self._sequence, "output", (position, tokens), seconds)
+            dtype, shape, given = await steps.recorded(check.before, self._sequence, OUTPUT, (position, tokens), seconds)
         else:
             dtype, shape, given = "int64", [tokens], array.array("q", self._tokens[position:end]).tobytes()
-        _, _, received = await steps.recorded(check.after, self._sequence, "input", (position, tokens), seconds)
+        _, _, received = await steps.recorded(check.after, self._sequence, INPUT, (position, tokens), seconds)
         found = await steps.verify(check.verifier, self._sequence, position, (dtype, shape, given + received), seconds)
         return self._verifier.judge(check, found, self._sequence, self._wanted.tolerance)
 
@@ -223,10 +198,16 @@ class Audit:
         steps, asked = self._verifier.steps, []
         for check in self._checks:
             asked.append(steps.release((check.verifier,), self._sequence, _RECORD_SECONDS))
-            for hop, side in ((check.before, "output"), (check.after, "input")):
+            for hop, side in ((check.before, OUTPUT), (check.after, INPUT)):
                 if hop is not None:
                     asked.append(steps.unrecord(hop, self._sequence, side, _RECORD_SECONDS))
         await asyncio.gather(*asked, return_exceptions=True)
+
+
+def _failed(sequence: str, position: int, tokens: int, error: float, limit: float) -> FailedCheck:
+    now = datetime.now(UTC).replace(microsecond=0)
+    rounded = {"error": float(f"{error:.4g}"), "limit": float(f"{limit:.4g}")}
+    return FailedCheck(since=now, sequence=sequence, position=position, tokens=tokens, **rounded)
 
 
 def _checks_of(wanted: Verification | None, pipeline: Pipeline) -> tuple[Check, ...]:

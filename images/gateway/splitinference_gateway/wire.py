@@ -1,28 +1,18 @@
 """The wire from the gateway to segments: frames over one lasting TCP connection with mutual TLS, past Triton's frontends.
 
-The format is that of segments among themselves (docs/reference/data-plane.md), here for asyncio. An answer that nobody waits for any more
+The format is in splitinference_protocol.frames; this is its side for asyncio. An answer that nobody waits for any more
 is skipped as it comes: what a cancelled step made is freed by its release. An answer is never larger than the one who waits for it said.
 """
 
 import asyncio
 import itertools
 import socket
-import struct
 from dataclasses import dataclass
 from typing import cast
 
 from splitinference_gateway.wire_tls import Identity, IdentityError
-
-MAGIC = b"SIW1"
-HEAD = struct.Struct("<QII")  # number, bytes of META, bytes of DATA
-MAX_META = 1 << 20
-MOST_ANSWER = 1 << 20  # bytes of DATA of an answer, where the caller does not say
-OPEN_SECONDS = 5.0  # to connect, for the handshake of TLS and to be greeted, together
-FRAME_SECONDS = 30.0  # an answer that has begun is complete within this time, and the time of its bytes at the slowest useful speed
-SLOWEST = 256 << 10  # bytes a second
-IDLE_SECONDS = 300.0  # a connection that was not used for so long is closed here, before the segment does it
-UNSENT = 64 << 20  # with so much unsent nothing more is taken
-_KEEPALIVE = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5_000))  # seconds; the last one ms
+from splitinference_protocol import frames
+from splitinference_protocol.frames import ANSWER_BYTES, HEAD, IDLE_SECONDS, MAX_META, MOST_ANSWER, OPEN_SECONDS, UNSENT
 
 
 class WireError(Exception):
@@ -98,7 +88,7 @@ class Wire(asyncio.Protocol):
         number = next(self._numbers)
         answer: asyncio.Future[tuple[bytes, bytes]] = self._loop.create_future()
         self._awaited[number] = _Awaited(answer, most)
-        self._transport.write(b"".join((HEAD.pack(number, len(meta), len(data)), meta, data)))
+        self._transport.write(b"".join((frames.head(number, meta, data), meta, data)))
         late = self._loop.call_later(seconds, _late, answer)
         try:
             return await answer
@@ -121,10 +111,7 @@ class Wire(asyncio.Protocol):
         """Of asyncio, after the handshake: see who it is, and greet."""
         self._transport = stream = cast(asyncio.Transport, transport)
         with socket.fromfd(stream.get_extra_info("socket").fileno(), socket.AF_INET, socket.SOCK_STREAM) as same:
-            same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in _KEEPALIVE:  # a node that is lost sends no word
-                same.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+            frames.keep(same)
         try:
             if self._identity is not None:
                 self._identity.check(stream.get_extra_info("ssl_object"))
@@ -132,8 +119,7 @@ class Wire(asyncio.Protocol):
             self._lose(WireError(str(stranger)))
             stream.abort()
             return
-        name = self.model.encode()
-        stream.write(MAGIC + struct.pack("<H", len(name)) + name)
+        stream.write(frames.greeting(self.model))
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio: complete frames wake those who wait for them."""
@@ -161,12 +147,12 @@ class Wire(asyncio.Protocol):
         """Where frames begin in what has come."""
         if self._greeted.done():
             return 0
-        if len(self._came) <= len(MAGIC):
+        if len(self._came) < ANSWER_BYTES:
             return 0
-        if self._came[: len(MAGIC) + 1] != MAGIC + b"\0":
+        if self._came[:ANSWER_BYTES] != frames.YES:
             raise WireError(f"it does not serve {self.model}")
         self._greeted.set_result(None)
-        return len(MAGIC) + 1
+        return ANSWER_BYTES
 
     def _frame(self, start: int) -> int | None:
         """Take the frame that begins at `start`; where the next one does. None: not all of it has come."""
@@ -198,7 +184,7 @@ class Wire(asyncio.Protocol):
             if len(self._came) >= HEAD.size:
                 _, meta_bytes, data_bytes = HEAD.unpack_from(self._came)
                 announced += meta_bytes + data_bytes
-            self._frame_late = self._loop.call_later(FRAME_SECONDS + announced / SLOWEST, self._unfinished)
+            self._frame_late = self._loop.call_later(frames.frame_seconds(announced), self._unfinished)
 
     def _unfinished(self) -> None:
         self._lose(WireError("an answer was not finished in time"))

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SEGMENT = "segment"
+from splitinference_protocol.meta import SEGMENT
+
 PREFIX_KEY = "prefix.key"
 _FILES = ("tls.crt", "tls.key", "ca.crt")
 _LOOK_SECONDS = 10.0

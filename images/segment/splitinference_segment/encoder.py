@@ -14,8 +14,8 @@ import transformers
 from torch import nn
 from transformers import AutoConfig
 
+from splitinference_protocol.meta import BAD_REQUEST, SegmentError, TensorMeta
 from splitinference_segment.families import UnsupportedModelError
-from splitinference_segment.protocol import BAD_REQUEST, SegmentError, TensorMeta
 from splitinference_segment.stateless import NO_KV, as_tensor, not_taken
 from splitinference_segment.weights import Weights, fill
 

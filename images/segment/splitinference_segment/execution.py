@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from splitinference_segment import history, protocol
+from splitinference_protocol import leb128
+from splitinference_protocol import meta as protocol
+from splitinference_protocol.meta import Request, SegmentError
 from splitinference_segment.attention import Span
 from splitinference_segment.gathering import Gathering
 from splitinference_segment.kv import KvEntry, KvTable
 from splitinference_segment.layers import Layers
-from splitinference_segment.protocol import Request, SegmentError
 from splitinference_segment.queueing import next_turn
 from splitinference_segment.sampling import Choice, sample, scored
 
@@ -208,7 +209,7 @@ class Execution:
 
     def _scored(self, hidden: torch.Tensor, request: Request) -> list[Choice]:
         """A few rows of logits at a time."""
-        targets, made = history.numbers(request.targets), list[Choice]()
+        targets, made = leb128.numbers(request.targets), list[Choice]()
         for start in range(0, len(targets), _SCORED_TOGETHER):
             some = targets[start : start + _SCORED_TOGETHER]
             made += scored(self._layers.logits(hidden[start : start + len(some)]), some, request.sampling.logprobs)

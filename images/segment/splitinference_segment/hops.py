@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from splitinference_protocol.addresses import separated
+from splitinference_protocol.frames import MOST_ANSWER
+from splitinference_protocol.meta import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, OVERLOADED, SEGMENT_NAME, Hop, SegmentError
 from splitinference_segment.identity import Identity
-from splitinference_segment.protocol import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, OVERLOADED, Hop, SegmentError
-from splitinference_segment.settings import DNS_LABEL, Settings
+from splitinference_segment.settings import Settings
 from splitinference_segment.wire import WireError
-from splitinference_segment.wire_client import MOST_ANSWER, Wire
+from splitinference_segment.wire_client import Wire
 
 GRACE_S = 0.25  # the next segment answers "deadline exceeded" itself, with its name; only its silence ends the call here
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0  # between two tries to connect
@@ -30,7 +32,7 @@ Came = Callable[[Reply | SegmentError], None]
 
 def address_of(name: str, settings: Settings) -> str:
     """host:port of a peer's wire. SegmentError `bad_request` for a name that is not one of this resource's segments."""
-    if not DNS_LABEL.fullmatch(name):
+    if not SEGMENT_NAME.fullmatch(name):
         raise SegmentError(BAD_REQUEST, f"{name!r:.100} is not a segment's name (one DNS label)")
     if not name.startswith(settings.peer_prefix):
         raise SegmentError(BAD_REQUEST, f"{name!r} does not start with {settings.peer_prefix!r}: not a segment of this resource")
@@ -149,8 +151,8 @@ class Hops:
     def _connect(self, peer: _Peer) -> None:
         wire, problem = None, ""
         try:
-            host, _, port = address_of(peer.hop.segment, self._settings).rpartition(":")
-            wire = Wire(host.strip("[]"), int(port), peer.hop.model, self._identity)
+            host, port = separated(address_of(peer.hop.segment, self._settings))
+            wire = Wire(host, port, peer.hop.model, self._identity)
         except (WireError, SegmentError, ValueError) as failure:
             problem = str(failure)
             _log.info("no wire to %s: %s", peer.hop.segment, problem)

@@ -11,8 +11,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-GATEWAY, SEGMENT, OPERATOR = "gateway", "segment", "operator"
-ROLES = (GATEWAY, SEGMENT, OPERATOR)
+from splitinference_protocol.meta import ROLES
+
 FILES = ("tls.crt", "tls.key", "ca.crt")
 SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,253}/ns/[a-z0-9-]{1,63}/si/[a-z0-9.-]{1,253}")
 _log = logging.getLogger(__name__)

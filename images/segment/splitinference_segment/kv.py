@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from splitinference_segment.protocol import BAD_REQUEST, KV_FULL, KV_MISSING, Prefix, SegmentError
+from splitinference_protocol.meta import BAD_REQUEST, KV_FULL, KV_MISSING, Prefix, SegmentError
 
 MOST_KEPT = 256  # bounds the search; segments without blocks keep entries of no bytes
 EVICT_AFTER_S = 10.0  # a sequence that was stepped more lately is not given up for another: they would take turns in it

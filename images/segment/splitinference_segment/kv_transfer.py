@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 import torch
 
-from splitinference_segment import protocol
+from splitinference_protocol import answers
+from splitinference_protocol import meta as protocol
+from splitinference_protocol.meta import Hop, Request, SegmentError
 from splitinference_segment.hops import Reply
 from splitinference_segment.kv import KvTable
-from splitinference_segment.protocol import Hop, Request, SegmentError
 
 CHUNK_BYTES = 4 << 20  # of KV in one message: steps on the same connection wait for it
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
@@ -137,7 +138,7 @@ class KvTransfer:
         view = buffer[:, first : first + len(asked), :, request.position : stop]
         data = view.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         self._meters.add("kv_sent_bytes_total", len(data))
-        return protocol.answer({"kv": {"dtype": _name(shape.dtype), "shape": list(view.shape)}}), data
+        return answers.answer({"kv": {"dtype": _name(shape.dtype), "shape": list(view.shape)}}), data
 
     def _pull(self, request: Request, deadline_at: float) -> Reply:
         """Fetch tokens [position, position + tokens) of all own blocks; the sequence then holds them all here."""
@@ -151,7 +152,7 @@ class KvTransfer:
         seconds, received = time.monotonic() - started, request.tokens * per_token
         self._meters.add("kv_received_bytes_total", received)
         self._meters.add("kv_transfer_seconds_total", seconds)
-        return protocol.answer({"held": stop, "bytes": received, "ms": round(seconds * 1e3, 3)}), b""
+        return answers.answer({"held": stop, "bytes": received, "ms": round(seconds * 1e3, 3)}), b""
 
     def _pull_chunk(self, sequence: str, parts: Sequence[Part], position: int, tokens: int, deadline_at: float) -> None:
         left_s = deadline_at - time.monotonic()
@@ -170,7 +171,7 @@ class KvTransfer:
             self._table.end(entry, done, time.monotonic())
 
     def _ask(self, part: Part, sequence: str, position: int, tokens: int, left_s: float) -> "Future[Reply | SegmentError]":
-        meta = protocol.question(
+        meta = answers.question(
             "kv_export", sequence=sequence, position=position, tokens=tokens, blocks=[part.start, part.end], deadline_ms=left_s * 1e3
         )
         future: Future[Reply | SegmentError] = Future()
@@ -180,7 +181,7 @@ class KvTransfer:
 
     def _tensor(self, part: Part, tokens: int, reply: Reply) -> torch.Tensor:
         shape = self._table.shape
-        fields: Mapping[str, Any] = protocol.answered(reply[0], part.source.segment)
+        fields: Mapping[str, Any] = answers.answered(reply[0], part.source.segment)
         expected = {"dtype": _name(shape.dtype), "shape": [2, part.end - part.start, shape.heads, tokens, shape.width]}
         if fields.get("kv") != expected:
             raise SegmentError(protocol.WRONG_SEGMENT, f"{part.source.segment} has KV {fields.get('kv')}, here it is {expected}")

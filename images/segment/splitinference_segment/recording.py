@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from splitinference_segment.protocol import BAD_REQUEST, NOT_RECORDED, OVERLOADED, SegmentError
+from splitinference_protocol.meta import BAD_REQUEST, NOT_RECORDED, OVERLOADED, SegmentError
 
-INPUT, OUTPUT = "input", "output"
-SIDES = (INPUT, OUTPUT)
 MOST_SEQUENCES = 64
 MOST_BYTES = 64 << 20
 IDLE_S = 120.0

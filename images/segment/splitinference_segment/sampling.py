@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from splitinference_segment import history
-from splitinference_segment.sampling_meta import Sampling
+from splitinference_protocol import leb128
+from splitinference_protocol.sampling import Sampling, allowed_bits
 
 _SYSTEM = random.SystemRandom()
 
@@ -58,7 +58,7 @@ def sample(logits: torch.Tensor, sampling: Sampling, position: int) -> Choice:
 
 
 def adjusted(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Logits after bias, banned tokens and penalties, in this order (as in vLLM); the given ones where there are none."""
+    """Logits after bias, allowed and banned tokens, and penalties, in this order (as in vLLM); the given ones where there are none."""
     if not sampling.adjusts:
         return logits
     scores = logits.clone()
@@ -68,11 +68,13 @@ def adjusted(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
     for token, bias in sampling.bias:
         scores[token] += bias
+    if sampling.allowed:
+        scores = torch.where(_mask(sampling.allowed, len(scores)).to(scores.device), scores, -torch.inf)
     if sampling.banned:
         without = scores.index_fill(0, at(sampling.banned), -torch.inf)
         scores = without if bool((without > -torch.inf).any()) else scores  # a token must be left
-    generated, counts = history.counts(sampling.generated)
-    if sampling.repetition_penalty != 1.0 and (seen := sorted({*history.ids(sampling.prompt), *generated})):
+    generated, counts = leb128.counts(sampling.generated)
+    if sampling.repetition_penalty != 1.0 and (seen := sorted({*leb128.ids(sampling.prompt), *generated})):
         places = at(seen)
         picked = scores[places]
         scores[places] = torch.where(picked > 0, picked / sampling.repetition_penalty, picked * sampling.repetition_penalty)
@@ -80,6 +82,16 @@ def adjusted(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         often = torch.tensor(counts, dtype=scores.dtype, device=scores.device)
         scores[at(generated)] -= sampling.frequency_penalty * often + sampling.presence_penalty
     return scores
+
+
+def _mask(allowed: str, vocabulary: int) -> torch.Tensor:
+    """Whether each token may come: bool, [vocabulary]."""
+    data = bytearray(allowed_bits(allowed)[: -(-vocabulary // 8)])
+    bits = (torch.frombuffer(data, dtype=torch.uint8).unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    mask = torch.zeros(vocabulary, dtype=torch.bool)
+    given = bits.reshape(-1)[:vocabulary].bool()
+    mask[: len(given)] = given
+    return mask
 
 
 def scored(logits: torch.Tensor, tokens: Sequence[int], logprobs: int) -> list[Choice]:

@@ -1,6 +1,5 @@
 """One segment at work: takes parsed requests, runs steps, forwards along the route, and answers. Knows nothing of Triton."""
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +8,11 @@ from typing import Any, Protocol
 
 import torch
 
-from splitinference_segment import history, protocol
+from splitinference_protocol import answers, leb128
+from splitinference_protocol import meta as protocol
+from splitinference_protocol.answers import Timing
+from splitinference_protocol.frames import MOST_ANSWER
+from splitinference_protocol.meta import INPUT, INT8, OUTPUT, Hop, Request, SegmentError, TensorMeta
 from splitinference_segment.comparison import verdict
 from splitinference_segment.encoding import encode
 from splitinference_segment.execution import Execution, Result, Step
@@ -19,11 +22,9 @@ from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.layers import Layers
 from splitinference_segment.links import Links
-from splitinference_segment.protocol import INT8, Hop, Request, SegmentError, TensorMeta
-from splitinference_segment.recording import INPUT, OUTPUT, Recorder
+from splitinference_segment.recording import Recorder
 from splitinference_segment.settings import Settings
 from splitinference_segment.stateless import Stateless, as_tensor
-from splitinference_segment.wire_client import MOST_ANSWER
 from splitinference_segment.wire_server import Bounds, WireServer
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
@@ -72,7 +73,7 @@ class Segment:
             settings.model_name,
             self._from_wire,
             identity=identity,
-            refuse=lambda sentence: protocol.error(SegmentError(protocol.BAD_REQUEST, sentence), settings.segment),
+            refuse=lambda sentence: answers.error(SegmentError(protocol.BAD_REQUEST, sentence), settings.segment),
             bounds=bounds_of(settings, layers),
             count=lambda name, reason: meters.add(f"wire_{name}_total", 1, reason=reason),
         )
@@ -80,6 +81,7 @@ class Segment:
     def handle(self, meta: bytes, data: torch.Tensor, send: Send, role: str = protocol.LOCAL) -> None:
         """Answer one request of a peer of this role by calling `send` once, now or later. `data` is uint8 and may be kept."""
         received_at = time.monotonic()
+        send = _in_the_form_of(meta, send)
         try:
             request = protocol.parse(meta)
             protocol.check_role(request.op, role)
@@ -101,7 +103,7 @@ class Segment:
                 case "verify":
                     self._verify(request, data, received_at, send)
                 case _:
-                    send(protocol.answer(self._stats()), b"")
+                    send(answers.answer(self._stats()), b"")
         except SegmentError as failure:
             self._fail(failure, send)
 
@@ -133,7 +135,7 @@ class Segment:
 
     def _fail(self, failure: SegmentError, send: Send) -> None:
         self._meters.add("errors_total", 1, code=failure.code)
-        send(protocol.error(failure, self._settings.segment), b"")
+        send(answers.error(failure, self._settings.segment), b"")
 
     def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
         self._check_route(request.route)
@@ -212,9 +214,10 @@ class Segment:
         self._meters.add("queue_seconds_total", result.queue_s)
 
     def _after_step(self, request: Request, result: Result, received_at: float, send: Send) -> None:
-        timing = self._timing(result.queue_s, result.compute_s) | {"share": round(result.share, 3)}
+        timing = self._timing(result.queue_s, result.compute_s)
+        timing.share = result.share
         if result.hidden is None:
-            fields: dict[str, Any] = {"timings": [timing]}
+            fields: dict[str, Any] = {}
             if result.choice is not None:
                 choice = result.choice
                 fields |= {
@@ -228,35 +231,25 @@ class Segment:
                 if each.logprob != each.logprob:
                     self._fail(SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite"), send)
                     return
-            timing["held_ms"] = _ms(time.monotonic() - received_at)
+            timing.held_ms = _ms(time.monotonic() - received_at)
             if result.logits is None:
-                send(protocol.answer(fields), b"")
+                send(answers.timed(timing, fields), b"")
             else:
-                send(protocol.answer(fields | outputs_meta(named := {"logits": result.logits})), outputs_data(named))
+                send(answers.timed(timing, fields | outputs_meta(named := {"logits": result.logits})), outputs_data(named))
             return
         self._recorder.add(request.sequence, OUTPUT, request.position, result.hidden, received_at)
         self._send_on(request, result.hidden, self._settings.link_encoding, received_at=received_at, timing=timing, send=send)
 
-    def _timing(self, queue_s: float, compute_s: float) -> dict[str, Any]:
-        return {
-            "segment": self._settings.segment,
-            "queue_ms": _ms(queue_s),
-            "compute_ms": _ms(compute_s),
-            "hop_ms": 0.0,
-            "node": self._settings.node,
-        }
+    def _timing(self, queue_s: float = 0.0, compute_s: float = 0.0) -> Timing:
+        return Timing(self._settings.segment, _ms(queue_s), _ms(compute_s), node=self._settings.node)
 
-    def _send_on(
-        self, request: Request, hidden: torch.Tensor, encoding: str, *, received_at: float, timing: dict[str, Any], send: Send
-    ) -> None:
+    def _send_on(self, request: Request, hidden: torch.Tensor, encoding: str, *, received_at: float, timing: Timing, send: Send) -> None:
         hidden = hidden.contiguous()
         data = (encode(hidden) if encoding == INT8 else hidden.view(-1).view(torch.uint8)).numpy().tobytes()
         tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape), encoding)
         self._forward(request, tensor, data, received_at=received_at, timing=timing, send=send)
 
-    def _forward(
-        self, request: Request, tensor: TensorMeta | None, data: bytes, *, received_at: float, timing: dict[str, Any], send: Send
-    ) -> None:
+    def _forward(self, request: Request, tensor: TensorMeta | None, data: bytes, *, received_at: float, timing: Timing, send: Send) -> None:
         hop = request.route[0]
         sent_at = time.monotonic()
         left_s = request.deadline_ms / 1e3 - (sent_at - received_at)
@@ -273,58 +266,57 @@ class Segment:
             if isinstance(reply, SegmentError):
                 self._fail(reply, send)
                 return
-            fields = _timed(reply[0])
-            if fields is None:
+            following = answers.first_timing(reply[0])
+            if following is None:  # such as an error
                 send(*reply)
                 return
-            self._measure_link(hop.segment, fields["timings"][0], len(data), hop_s)
-            timing["hop_ms"] = _ms(hop_s)
-            timing["held_ms"] = _ms(time.monotonic() - received_at)
-            send(json.dumps(fields | {"timings": [timing, *fields["timings"]]}).encode(), reply[1])
+            self._measure_link(hop.segment, following, len(data), hop_s)
+            timing.hop_ms = _ms(hop_s)
+            timing.held_ms = _ms(time.monotonic() - received_at)
+            send(answers.relayed(timing, reply[0]), reply[1])
 
         try:
             self._hops.send(hop, protocol.forwarded(request, tensor, left_s * 1e3), data, left_s, done, most=most_answer(request))
         except SegmentError as failure:
             self._fail(failure, send)
 
-    def _measure_link(self, to: str, following: dict[str, Any], sent_bytes: int, hop_s: float) -> None:
-        """What the next segment did not take of a hop is the link's. A segment of an older image does not say what it took."""
-        held_ms = following.get("held_ms")
-        if isinstance(held_ms, int | float):
-            link_s = max(0.0, hop_s - held_ms / 1e3)
-            self._meters.add("link_seconds_total", link_s, to=to)
-            self.links.hop(to, str(following.get("node", "")), sent_bytes, link_s)
+    def _measure_link(self, to: str, following: Timing, sent_bytes: int, hop_s: float) -> None:
+        """What the next segment did not take of a hop is the link's."""
+        link_s = max(0.0, hop_s - following.held_ms / 1e3)
+        self._meters.add("link_seconds_total", link_s, to=to)
+        self.links.hop(to, following.node, sent_bytes, link_s)
 
     def _echo(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
         """Pass DATA on along the route as a step would, without layers or KV: what is left is the cost of a hop."""
         for hop in request.route:
             address_of(hop.segment, self._settings)
-        timing = self._timing(0.0, 0.0)
+        timing = self._timing()
         if request.route:
             self._forward(request, None, data.numpy().tobytes(), received_at=received_at, timing=timing, send=send)
         else:
-            send(protocol.answer({"timings": [timing | {"held_ms": _ms(time.monotonic() - received_at)}]}), b"")
+            timing.held_ms = _ms(time.monotonic() - received_at)
+            send(answers.timed(timing, {}), b"")
 
     def _release(self, request: Request, received_at: float, send: Send) -> None:
         known = self.table.release(request.sequence, request.prefix)
         self._ended(request.sequence)
         if not request.route:
-            send(protocol.answer({"ok": True, "known": known}), b"")
+            send(answers.answer({"ok": True, "known": known}), b"")
             return
         for hop in request.route:
             address_of(hop.segment, self._settings)
-        self._forward(request, None, b"", received_at=received_at, timing={"segment": self._settings.segment}, send=send)
+        self._forward(request, None, b"", received_at=received_at, timing=self._timing(), send=send)
 
     def _record(self, request: Request, send: Send) -> None:
         """Keep what a sequence sends or receives here; or give it to the gateway."""
         now = time.monotonic()
         if request.op == "record":
             self._recorder.begin(request.sequence, request.side, now)
-            send(protocol.answer({"ok": True}), b"")
+            send(answers.answer({"ok": True}), b"")
             return
         rows = self._recorder.take(request.sequence, request.side, request.position, request.tokens, last=request.last, now=now)
         tensor = {"dtype": str(rows.dtype).removeprefix("torch."), "shape": list(rows.shape)}
-        send(protocol.answer({"ok": True, "tensor": tensor}), rows.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        send(answers.answer({"ok": True, "tensor": tensor}), rows.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
     def _verify(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
         """Run a step that ran elsewhere, and say how far its output is from ours. DATA: its input, then its output [tokens, hidden]."""
@@ -344,7 +336,7 @@ class Segment:
                 found = verdict(result.hidden, received, request.position)
                 self._meters.add("verified_tokens_total", found.tokens)
                 fields = {"tokens": found.tokens, "mean": found.mean, "worst": found.worst, "worst_at": found.worst_at}
-                send(protocol.answer({"ok": True, **fields}), b"")
+                send(answers.answer({"ok": True, **fields}), b"")
 
         self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
 
@@ -361,7 +353,7 @@ class Segment:
             ):
                 self._fail(SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite"), send)
             else:
-                send(protocol.answer({"ok": True, "ms": round((time.monotonic() - received_at) * 1e3, 3)}), b"")
+                send(answers.answer({"ok": True, "ms": round((time.monotonic() - received_at) * 1e3, 3)}), b"")
 
         probe = Request(op="probe", sample=True, deadline_ms=request.deadline_ms)
         self._execution.submit(Step(probe, values, received_at, received_at + request.deadline_ms / 1e3, done))
@@ -383,7 +375,7 @@ def check_sampling(request: Request, vocabulary: int) -> None:
         if request.sample:
             request.sampling.check(vocabulary)
         if request.targets:
-            targets, tokens = history.numbers(request.targets), request.tensor.tokens if request.tensor else 0
+            targets, tokens = leb128.numbers(request.targets), request.tensor.tokens if request.tensor else 0
             if len(targets) > tokens:
                 raise ValueError(f"targets: {len(targets)} tokens follow on {tokens}")
             if (wrong := next((token for token in targets if token >= vocabulary), None)) is not None:
@@ -407,14 +399,10 @@ def outputs_data(outputs: Mapping[str, torch.Tensor]) -> bytes:
     return b"".join(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes() for tensor in outputs.values())
 
 
+def _in_the_form_of(asked: bytes, send: Send) -> Send:
+    """Who asks in JSON alone reads no other answer."""
+    return (lambda meta, data: send(answers.in_json(meta), data)) if asked[:1] == b"{" else send
+
+
 def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 3)
-
-
-def _timed(meta: bytes) -> dict[str, Any] | None:
-    """The fields of an answer with timings; None for any other, such as errors, which pass unchanged."""
-    try:
-        fields = json.loads(meta)
-        return fields if isinstance(fields["timings"][0], dict) else None
-    except (ValueError, KeyError, TypeError, IndexError):
-        return None

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitinference_protocol.meta import TensorMeta
 from splitinference_segment.families import UnsupportedModelError
-from splitinference_segment.protocol import TensorMeta
 from splitinference_segment.stateless import NO_KV, as_tensor, not_taken
 from splitinference_segment.weights import Weights, fill
 

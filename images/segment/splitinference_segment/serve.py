@@ -21,10 +21,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from splitinference_protocol.addresses import listen
 from splitinference_segment.identity import Identity, IdentityError
-from splitinference_segment.metrics_proxy import MetricsProxy
+from splitinference_segment.metrics_proxy import Health, MetricsProxy
 from splitinference_segment.settings import Settings, SettingsError
-from splitinference_segment.wire_server import listen
 
 SHM = Path("/dev/shm")
 SHM_BYTES = 16 << 20  # shared memory at the start, for each direction; it grows by itself
@@ -136,7 +136,7 @@ def serve(settings: Settings) -> int:
         print(f"segment-serve: port {settings.metrics_port} for metrics: {problem.strerror}", file=sys.stderr)
         return 2
     source_port = free_port()
-    proxy = MetricsProxy(listener, source_port)
+    proxy = MetricsProxy(listener, source_port, Health(settings.http_port, settings.model_name))
     repository = Path(tempfile.mkdtemp(prefix="repository-"))
     try:
         write_repository(repository, settings.model_name)

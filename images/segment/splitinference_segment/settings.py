@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from splitinference_protocol.meta import ENCODINGS, SEGMENT_NAME
 from splitinference_segment.identity import SPIFFE_ID
-from splitinference_segment.protocol import ENCODINGS
 
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTS = ("stored", "packed")
-DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class SettingsError(Exception):
@@ -103,7 +102,7 @@ class _Reader:
 
     def label(self, name: str) -> str:
         value = self.text(name)
-        if not DNS_LABEL.fullmatch(value):
+        if not SEGMENT_NAME.fullmatch(value):
             raise SettingsError(f"{name} is {value!r}, expected a DNS label: small letters, digits and dashes, at most 63")
         return value
 

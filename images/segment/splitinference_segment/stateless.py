@@ -5,9 +5,9 @@ from typing import Protocol
 
 import torch
 
+from splitinference_protocol.meta import BAD_REQUEST, INT8, WRONG_SEGMENT, SegmentError, TensorMeta
 from splitinference_segment.encoding import decode
 from splitinference_segment.kv import KvShape
-from splitinference_segment.protocol import BAD_REQUEST, INT8, WRONG_SEGMENT, SegmentError, TensorMeta
 
 NO_KV = KvShape(0, 0, 0, torch.float32)
 

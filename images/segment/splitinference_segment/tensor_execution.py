@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from splitinference_segment import protocol
+from splitinference_protocol import meta as protocol
+from splitinference_protocol.meta import SegmentError
 from splitinference_segment.execution import MAX_WAITING
-from splitinference_segment.protocol import SegmentError
 from splitinference_segment.stateless import Stateless
 
 _log = logging.getLogger(__name__)

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from splitinference_segment import protocol
-from splitinference_segment.protocol import ENCODINGS, Request, SegmentError
+from splitinference_protocol import answers
+from splitinference_protocol import meta as protocol
+from splitinference_protocol.meta import ENCODINGS, Request, SegmentError
 from splitinference_segment.segment import Counting, Segment, Send, outputs_data, outputs_meta
 from splitinference_segment.settings import Settings
 from splitinference_segment.stateless import Stateless
@@ -51,8 +52,8 @@ class TensorSegment(Segment):
         self._meters.add("queue_seconds_total", result.queue_s)
         timing = self._timing(result.queue_s, result.compute_s)
         if result.hidden is None:
-            timing["held_ms"] = round((time.monotonic() - received_at) * 1e3, 3)
-            send(protocol.answer({"timings": [timing]} | outputs_meta(result.outputs)), outputs_data(result.outputs))
+            timing.held_ms = round((time.monotonic() - received_at) * 1e3, 3)
+            send(answers.timed(timing, outputs_meta(result.outputs)), outputs_data(result.outputs))
             return
         encoding = self._settings.link_encoding if self._stateless.hidden else ENCODINGS[0]
         self._send_on(request, result.hidden, encoding, received_at=received_at, timing=timing, send=send)
@@ -62,7 +63,7 @@ class TensorSegment(Segment):
             if isinstance(result, SegmentError):
                 self._fail(result, send)
             else:
-                send(protocol.answer({"ok": True, "ms": round((time.monotonic() - received_at) * 1e3, 3)}), b"")
+                send(answers.answer({"ok": True, "ms": round((time.monotonic() - received_at) * 1e3, 3)}), b"")
 
         values = self._stateless.example()
         self._execution.submit(TensorStep(values, received_at, received_at + request.deadline_ms / 1e3, done))

@@ -1,32 +1,24 @@
 """The wire: frames between gateway and segments, and from segment to segment, over one lasting TCP connection with mutual TLS.
 
-It leads from Python to Python, past Triton's frontends. A frame wakes one thread. Format, little-endian, version 1, all inside TLS:
-
-    connecting side: b"SIW1", u16 length, name of the model that it expects; answer: b"SIW1", u8 0 (yes) or 1 (another model is here)
-    then, both ways: u64 number, u32 bytes of META, u32 bytes of DATA, META, DATA; an answer has its request's number
+It leads from Python to Python, past Triton's frontends. A frame wakes one thread. The format is in splitinference_protocol.frames; this is
+its side for threads.
 """
 
 import contextlib
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-MAGIC = b"SIW1"
-HEAD = struct.Struct("<QII")
-MAX_META = 1 << 20
+from splitinference_protocol import frames
+from splitinference_protocol.frames import HEAD, UNSENT
+
 PIECE = 4 << 20
 RECEIVE = 1 << 16
 RECORD = 1 << 14  # most that TLS puts into one
-OPEN_S = 5.0  # to connect, for the handshake of TLS and to be greeted, together
-SILENT_MS = 5_000  # what a peer that is gone may leave unacknowledged
-FRAME_S = 30.0  # a frame that has begun is complete within this time, and the time of its bytes at the slowest useful speed
-SLOWEST = 256 << 10  # bytes a second
-UNSENT = 64 << 20  # what a peer may leave unread before it is cut off
 
 Buffer = bytes | bytearray | memoryview
 
@@ -36,7 +28,10 @@ class WireError(Exception):
 
 
 class Codec(Protocol):
-    """What is between frames and the socket. Called with the connection's lock held, but for `receive`, which takes it by itself."""
+    """What is between frames and the socket. `sealed` is called with the connection's lock held, the others by the thread that reads."""
+
+    def ready(self, count: int) -> bytearray | None:
+        """So many bytes of what has come already; None where they are not all there. A small frame comes in one piece."""
 
     def receive(self, view: memoryview, lock: threading.Lock) -> int:
         """Wait for content and put it into `view`: how many bytes; 0 at the end."""
@@ -50,6 +45,13 @@ class Plain:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket, self._rest = connected, memoryview(b"")
+
+    def ready(self, count: int) -> bytearray | None:
+        """Of the rest of the last piece."""
+        if len(self._rest) < count:
+            return None
+        taken, self._rest = bytearray(self._rest[:count]), self._rest[count:]
+        return taken
 
     def receive(self, view: memoryview, lock: threading.Lock) -> int:
         """As it came."""
@@ -74,29 +76,44 @@ class Sealed:
         self._socket, self._tls, self._incoming, self._outgoing = connected, tls, incoming, outgoing
         self._rest = memoryview(b"")  # of the last record
 
+    def ready(self, count: int) -> bytearray | None:
+        """Of the rest of the last record."""
+        if len(self._rest) < count:
+            return None
+        taken, self._rest = bytearray(self._rest[:count]), self._rest[count:]
+        return taken
+
     def receive(self, view: memoryview, lock: threading.Lock) -> int:
         """Decrypted. The thread waits for bytes without the lock. A small frame is one record, and read at once."""
-        while not self._rest:
+        if self._rest:
+            return self._part(view)
+        came = b""
+        while True:
             with lock:
-                try:
-                    if len(view) >= RECORD:
-                        return int(self._tls.read(len(view), view))  # type: ignore[call-overload]
-                    self._rest = memoryview(self._tls.read(RECORD))
-                    if not self._rest:
-                        return 0
-                    break
-                except ssl.SSLWantReadError:
-                    pass
-                except ssl.SSLEOFError:
-                    return 0
+                self._incoming.write(came)
+                # To try in vain would cost an exception for each frame.
+                count = self._read(view) if self._incoming.pending or self._tls.pending() else None
+                if count is not None:
+                    return count
                 if self._outgoing.pending > RECEIVE:  # answers to a peer that keeps changing its key
                     return 0
             came = self._socket.recv(RECEIVE)
-            with lock:
-                if came:
-                    self._incoming.write(came)
-                else:
-                    self._incoming.write_eof()
+            if not came:
+                return 0
+
+    def _read(self, view: memoryview) -> int | None:
+        """With the lock: one record, or for a large view as much of it as it takes; None where it has not all come, 0 at the end."""
+        try:
+            if len(view) >= RECORD:
+                return int(self._tls.read(len(view), view))  # type: ignore[call-overload]
+            self._rest = memoryview(self._tls.read(RECORD))
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLEOFError:
+            return 0
+        return self._part(view)
+
+    def _part(self, view: memoryview) -> int:
         count = min(len(view), len(self._rest))
         view[:count] = self._rest[:count]
         self._rest = self._rest[count:]
@@ -135,7 +152,7 @@ class Connection:
     ) -> None:
         """Take over a connected socket. `unsent`: bytes that may wait for the peer before the connection is given up."""
         connected.settimeout(None)
-        keep(connected)
+        frames.keep(connected)
         self._socket, self._codec = connected, codec or Plain(connected)
         self._limit, self._account = unsent, account
         self._left: deque[Buffer] = deque()  # what the kernel did not take at once
@@ -163,7 +180,7 @@ class Connection:
                 raise WireError(self._closed)
             full = self.unsent > self._limit
             if not full:
-                left = self._send([HEAD.pack(number, len(meta), len(data)), meta, data])
+                left = self._send([frames.head(number, meta, data), meta, data])
         if full:
             self.close("the peer does not read what is sent to it")
             raise WireError(self._closed)
@@ -184,9 +201,10 @@ class Connection:
     def read_head(self) -> tuple[int, int, int]:
         """Number, bytes of META and bytes of DATA of the next frame. Raises WireError as above."""
         first = self.read_exactly(1)
-        self.frame_until = time.monotonic() + FRAME_S
+        began = time.monotonic()
+        self.frame_until = began + frames.frame_seconds(0)
         number, meta_bytes, data_bytes = HEAD.unpack(first + self.read_exactly(HEAD.size - 1))
-        self.frame_until += (meta_bytes + data_bytes) / SLOWEST
+        self.frame_until = began + frames.frame_seconds(meta_bytes + data_bytes)
         return number, meta_bytes, data_bytes
 
     def read_end(self, count: int) -> bytearray:
@@ -233,6 +251,8 @@ class Connection:
 
     def read_exactly(self, count: int) -> bytearray:
         """So many bytes; memory grows with what came, not with what was announced. Raises WireError as `read` does."""
+        if (ready := self._codec.ready(count)) is not None:
+            return ready
         content, filled = bytearray(min(count, PIECE)), 0
         try:
             while filled < count:
@@ -292,11 +312,3 @@ class Connection:
                 self._changed.notify_all()
             if self._account is not None:
                 self._account.add(-sent)
-
-
-def keep(connected: socket.socket) -> None:
-    """Frames are sent at once, and a peer that is gone is noticed."""
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", SILENT_MS)):
-        connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

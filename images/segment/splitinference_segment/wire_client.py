@@ -3,17 +3,18 @@
 import itertools
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable
 
-from splitinference_segment.identity import SEGMENT, Identity, IdentityError
-from splitinference_segment.wire import MAGIC, MAX_META, OPEN_S, RECEIVE, Buffer, Codec, Connection, Plain, Sealed, WireError
+from splitinference_protocol import frames
+from splitinference_protocol.addresses import joined
+from splitinference_protocol.frames import ANSWER_BYTES, IDLE_SECONDS, MAX_META, MOST_ANSWER, OPEN_SECONDS
+from splitinference_protocol.meta import SEGMENT
+from splitinference_segment.identity import Identity, IdentityError
+from splitinference_segment.wire import RECEIVE, Buffer, Codec, Connection, Plain, Sealed, WireError
 
 LOOK_S = 0.1  # how often deadlines are looked at, while anything is awaited
-IDLE_S = 300.0  # a connection that was not used for so long is closed here, before the other side does it
-MOST_ANSWER = 1 << 20  # bytes of DATA of an answer, where the caller does not say
 
 Done = Callable[["tuple[bytes, bytes] | WireError | TimeoutError"], None]
 
@@ -21,21 +22,21 @@ Done = Callable[["tuple[bytes, bytes] | WireError | TimeoutError"], None]
 class Wire:
     """A connection to one segment's WireServer. `send` never waits; a lost connection fails all that is awaited and stays lost."""
 
-    def __init__(self, host: str, port: int, model: str, identity: Identity | None, *, idle_s: float = IDLE_S) -> None:
-        """Connect; blocks for OPEN_S at most, and for the look into DNS.
+    def __init__(self, host: str, port: int, model: str, identity: Identity | None, *, idle_s: float = IDLE_SECONDS) -> None:
+        """Connect; blocks for OPEN_SECONDS at most, and for the look into DNS.
 
         Raises:
             WireError: it does not listen, is not of this resource, or serves another model.
         """
         try:
-            connected = socket.create_connection((host, port), timeout=OPEN_S)
+            connected = socket.create_connection((host, port), timeout=OPEN_SECONDS)
             try:
-                codec = _greeted(connected, model, identity, time.monotonic() + OPEN_S)
+                codec = _greeted(connected, model, identity, time.monotonic() + OPEN_SECONDS)
             except BaseException:
                 connected.close()
                 raise
         except (OSError, IdentityError) as problem:
-            raise WireError(f"{host}:{port}: {problem}") from problem
+            raise WireError(f"{joined(host, port)}: {problem}") from problem
         self._connection = Connection(connected, codec)
         self._idle_s = idle_s
         self._awaited: dict[int, tuple[float, int, Done]] = {}
@@ -156,7 +157,6 @@ def _greeted(connected: socket.socket, model: str, identity: Identity | None, un
             raise WireError("the other side closed the connection")
         return came
 
-    name = model.encode()
     codec: Codec = Plain(connected)
     if tls is not None and identity is not None:
         codec = Sealed(connected, tls, incoming, outgoing)
@@ -170,22 +170,22 @@ def _greeted(connected: socket.socket, model: str, identity: Identity | None, un
         role = identity.role_of(tls)
         if role != SEGMENT:
             raise IdentityError(f"the peer is a {role}, expected a segment")
-    for part in codec.sealed([MAGIC + struct.pack("<H", len(name)), name, b""]):
+    for part in codec.sealed([frames.greeting(model), b"", b""]):
         connected.sendall(part)
     answer = bytearray()
-    while len(answer) <= len(MAGIC):
+    while len(answer) < ANSWER_BYTES:
         if tls is None:
             connected.settimeout(max(0.001, until - time.monotonic()))
-            piece = connected.recv(len(MAGIC) + 1 - len(answer))
+            piece = connected.recv(ANSWER_BYTES - len(answer))
         else:
             try:
-                piece = tls.read(len(MAGIC) + 1 - len(answer))
+                piece = tls.read(ANSWER_BYTES - len(answer))
             except ssl.SSLWantReadError:
                 incoming.write(wait())
                 continue
         if not piece:
             raise WireError("the other side closed the connection")
         answer += piece
-    if answer != MAGIC + b"\0":
+    if answer != frames.YES:
         raise WireError(f"it does not serve {model}")
     return codec

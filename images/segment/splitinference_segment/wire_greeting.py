@@ -7,14 +7,14 @@ many have begun, the oldest one of the address with most of them gives way. So n
 import contextlib
 import socket
 import ssl
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from splitinference_protocol import frames
 from splitinference_segment.identity import Identity, IdentityError
-from splitinference_segment.wire import MAGIC, OPEN_S, RECEIVE, Buffer, Codec, Plain, Sealed, WireError
+from splitinference_segment.wire import RECEIVE, Buffer, Codec, Plain, Sealed, WireError
 
 HALF_OPEN = 128  # connections that have not been greeted
 MOST_BYTES = 64 << 10  # certificates and greeting of one peer
@@ -47,7 +47,9 @@ class Half:
 class Greetings:
     """Those who are not greeted yet. Used by one thread alone, but for `count`."""
 
-    def __init__(self, model: str, identity: Identity | None, refused: Refused, *, most: int = HALF_OPEN, seconds: float = OPEN_S) -> None:
+    def __init__(
+        self, model: str, identity: Identity | None, refused: Refused, *, most: int = HALF_OPEN, seconds: float = frames.OPEN_SECONDS
+    ) -> None:
         self._model, self._identity, self._refused = model.encode(), identity, refused
         self._most, self._seconds = most, seconds
         self._halves: dict[socket.socket, Half] = {}  # oldest first
@@ -143,23 +145,18 @@ class Greetings:
                 self._flush(half, [half.outgoing.read()])
         if self._missing(half):
             return False
-        fits = half.greeting[len(MAGIC) + 2 :] == self._model
-        self._flush(half, half.codec().sealed([MAGIC, bytes([not fits]), b""]))
+        fits = frames.greeted_model(half.greeting) == self._model
+        self._flush(half, half.codec().sealed([frames.YES if fits else frames.ANOTHER_MODEL, b"", b""]))
         if not fits:
             raise WireError("it expects another model")
         return True
 
     def _missing(self, half: Half) -> int:
         """Bytes of the greeting that are still to come, as far as that is known."""
-        head = len(MAGIC) + 2
-        if len(half.greeting) < head:
-            return head - len(half.greeting)
-        if half.greeting[: len(MAGIC)] != MAGIC:
-            raise WireError("no greeting")
-        (length,) = struct.unpack_from("<H", half.greeting, len(MAGIC))
-        if length > 1024:
-            raise WireError("no greeting")
-        return head + int(length) - len(half.greeting)
+        try:
+            return frames.greeting_left(half.greeting)
+        except ValueError as wrong:
+            raise WireError(str(wrong)) from wrong
 
     def _flush(self, half: Half, parts: list[Buffer]) -> None:
         """A handshake fits into any socket's buffer; a peer for which it does not is none."""

@@ -10,8 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from splitinference_segment.identity import GATEWAY, OPERATOR, SEGMENT, Identity
-from splitinference_segment.wire import UNSENT, Account, Connection, WireError
+from splitinference_protocol.addresses import listen
+from splitinference_protocol.frames import OPEN_SECONDS, UNSENT
+from splitinference_protocol.meta import GATEWAY, OPERATOR, SEGMENT
+from splitinference_segment.identity import Identity
+from splitinference_segment.wire import Account, Connection, WireError
 from splitinference_segment.wire_greeting import ANYBODY, Greetings, Half
 
 ROLES: Mapping[str, int] = {GATEWAY: 64, SEGMENT: 64, OPERATOR: 8, ANYBODY: 64}
@@ -40,7 +43,7 @@ class Bounds:
     unsent_total: int = 4 * UNSENT  # with so much unsent the connection with most of it is closed
     stuck_s: float = 30.0  # a peer that takes nothing for so long, of what waits for it, is closed
     idle_s: float = 600.0  # without any frame; peers connect again when they need to
-    open_s: float = 5.0
+    open_s: float = OPEN_SECONDS
     half_open: int = 128
     roles: Mapping[str, int] = field(default_factory=lambda: ROLES)
     look_s: float = 0.5
@@ -315,11 +318,3 @@ class WireServer:
         if not peer.connection.closed:
             self._count("closed", reason)
             peer.connection.close(sentence)
-
-
-def listen(port: int, backlog: int = 256) -> socket.socket:
-    """A listener for IPv6 and IPv4, or for IPv4 alone where there is no IPv6. Raises OSError when the port is taken."""
-    if socket.has_dualstack_ipv6():
-        with contextlib.suppress(OSError):
-            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog)
-    return socket.create_server(("0.0.0.0", port), backlog=backlog)

@@ -18,7 +18,8 @@ from splitinference.adapters.mutual import Connection, Peers, TooMuchError, Unre
 from splitinference.controller.identity import Owner, Role
 from splitinference.controller.manifests.gateway import GATEWAY, INTERNAL_PORT
 from splitinference.controller.manifests.pod_parts import COMPONENT
-from splitinference.controller.ports import GatewayReport, Manifest, RouteState, Verified
+from splitinference.controller.ports import Manifest
+from splitinference_protocol.report import GatewayReport, RouteState, Verified
 
 Owned = Callable[[str, str, str], Sequence[Manifest]]
 _MOST_BYTES = 1 << 20

@@ -7,7 +7,7 @@ place, delete the ConfigMap `<si>-profile-<source>`.
 import threading
 
 from splitinference.adapters.kubernetes.client import KubeCluster
-from splitinference.controller.api.spec import Rejected, Resource, read_resource
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.ports import Clock, Manifest, NameTakenError, Pending, RefusedError, Unreadable
@@ -33,27 +33,24 @@ class Profiler:
         self._profiles: dict[tuple[str, str, str], Profile | Unreadable] = {}
         self._tidied: set[tuple[str, str, str]] = set()
 
-    def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
+    def profile(self, resource: Resource) -> Profile | Pending | Unreadable:
         """The profile of `resource.spec.model`. Raises UnavailableError where the API server does not answer."""
-        read = read_resource(resource)
-        if isinstance(read, Rejected):
-            return Unreadable(message=str(read))
-        kept = self._cluster.get("ConfigMap", read.namespace, profile_pod.cache_name(read))
+        kept = self._cluster.get("ConfigMap", resource.namespace, profile_pod.cache_name(resource))
         # Somebody else's ConfigMap of this name says nothing about the model.
-        packed = profile_pod.cached(read, kept) if kept and owner_uid(kept) == read.uid else None
+        packed = profile_pod.cached(resource, kept) if kept and owner_uid(kept) == resource.uid else None
         if packed is None:
-            found = self._read(read)
+            found = self._read(resource)
             if not isinstance(found, str):
                 return found
             packed = found
             try:
-                self._cluster.apply(profile_pod.cache_object(read, packed))
+                self._cluster.apply(profile_pod.cache_object(resource, packed))
             except NameTakenError as error:
                 return Unreadable(reason="NameTaken", message=str(error))
             except RefusedError as error:
                 return Unreadable(reason="ProfileNotKept", message=f"the profile's ConfigMap was refused: {error}")
-        self._tidy(read)
-        return self._parsed(read, packed)
+        self._tidy(resource)
+        return self._parsed(resource, packed)
 
     def _parsed(self, resource: Resource, packed: str) -> Profile | Unreadable:
         key = (packed, resource.spec.model.dtype, resource.spec.model.id)

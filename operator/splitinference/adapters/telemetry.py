@@ -10,13 +10,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from splitinference.adapters.listen import any_address
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
 from splitinference.controller.runtime.workqueue import Key, Pass
 from splitinference.core.decide.base.validated_solver import Solve
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.result import Limits, Outcome
+from splitinference_protocol.addresses import any_address
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class ResourceGauges(Collector):
                     family.add_metric(_named(resource), float(value))
             yield family
         yield from _moves(resources)
-        yield _calibration(resources)
+        yield from _calibration(resources)
 
 
 def _named(resource: Manifest) -> list[str]:
@@ -123,15 +123,21 @@ def _moves(resources: Sequence[Manifest]) -> Iterator[Metric]:
     yield judged
 
 
-def _calibration(resources: Sequence[Manifest]) -> Metric:
+def _calibration(resources: Sequence[Manifest]) -> Iterator[Metric]:
     factors = GaugeMetricFamily(
-        f"{_PREFIX}_node_calibration", "Measured over predicted stage time of a node", labels=["namespace", "name", "node"]
+        f"{_PREFIX}_node_calibration", "Measured over predicted decode time of a node", labels=["namespace", "name", "node"]
+    )
+    prefills = GaugeMetricFamily(
+        f"{_PREFIX}_node_prefill_calibration", "Measured over predicted prefill time of a node", labels=["namespace", "name", "node"]
     )
     for resource in resources:
-        for node, entry in (_part(resource.get("status") or {}, "calibration").get("nodes") or {}).items():
-            if isinstance(factor := entry.get("factor"), int | float):
-                factors.add_metric([*_named(resource), node], float(factor))
-    return factors
+        known = _part(resource.get("status") or {}, "calibration")
+        for family, name in ((factors, "nodes"), (prefills, "prefillNodes")):
+            for node, entry in (known.get(name) or {}).items():
+                if isinstance(factor := entry.get("factor"), int | float):
+                    family.add_metric([*_named(resource), node], float(factor))
+    yield factors
+    yield prefills
 
 
 def _plan(status: Mapping[str, Any]) -> Mapping[str, Any]:

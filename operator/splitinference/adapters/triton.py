@@ -4,9 +4,7 @@ Nothing less will do: Triton says "ready" even when the process that computes is
 """
 
 import errno
-import json
 import os
-import struct
 import time
 from typing import IO
 
@@ -15,15 +13,13 @@ from splitinference.adapters.mutual import Connection, Peers, TooMuchError, Unre
 from splitinference.controller.identity import Owner, Role
 from splitinference.controller.manifests.segment import WIRE_PORT
 from splitinference.controller.ports import Proof
+from splitinference_protocol import answers, frames
+from splitinference_protocol.meta import DEADLINE_EXCEEDED, INTERNAL, KV_FULL, OVERLOADED
 
-_MAGIC = b"SIW1"
-_YES, _ANOTHER = 0, 1
-_HEAD = struct.Struct("<QII")
-_NOTHING = b"\0"
 _MOST_BYTES = 1 << 20
 """Of an answer: that of a probe has some hundred bytes."""
 _GONE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
-_BUSY = ("overloaded", "deadline_exceeded", "kv_full")
+_BUSY = (OVERLOADED, DEADLINE_EXCEEDED, KV_FULL)
 
 
 class NoSegmentError(Exception):
@@ -66,27 +62,23 @@ class TritonSegments:
     def _ask(self, connection: Connection, model: str, deadline: float) -> dict[str, object]:
         """META of the answer."""
         received = connection.received(_MOST_BYTES, deadline)
-        named = model.encode()
-        connection.send(_MAGIC + struct.pack("<H", len(named)) + named, deadline)
-        greeting = _exactly(received, len(_MAGIC) + 1)
-        if greeting[:-1] != _MAGIC or greeting[-1] not in (_YES, _ANOTHER):
+        connection.send(frames.greeting(model), deadline)
+        greeted = _exactly(received, frames.ANSWER_BYTES)
+        if greeted not in (frames.YES, frames.ANOTHER_MODEL):
             raise NoSegmentError("its greeting is not that of the wire")
-        if greeting[-1] == _ANOTHER:
+        if greeted == frames.ANOTHER_MODEL:
             raise NoSegmentError(f"it has another model than {model}")
-        meta = json.dumps({"v": 1, "op": "probe", "deadline_ms": int(self._timeout * 1000)}).encode()
-        connection.send(_HEAD.pack(1, len(meta), len(_NOTHING)) + meta + _NOTHING, deadline)
-        number, meta_bytes, data_bytes = _HEAD.unpack(_exactly(received, _HEAD.size))
+        meta = answers.question("probe", deadline_ms=int(self._timeout * 1000))
+        connection.send(frames.frame(1, meta, frames.NOTHING), deadline)
+        number, meta_bytes, data_bytes = frames.HEAD.unpack(_exactly(received, frames.HEAD.size))
         if number != 1 or meta_bytes + data_bytes > _MOST_BYTES:
             raise NoSegmentError(f"frame {number} with {meta_bytes} bytes of META and {data_bytes} of DATA is no answer to a probe")
         content = _exactly(received, meta_bytes)
         _exactly(received, data_bytes)
         try:
-            found = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise NoSegmentError("META is no JSON") from error
-        if not isinstance(found, dict):
-            raise NoSegmentError("META is no object")
-        return found
+            return answers.described(content)
+        except ValueError as error:
+            raise NoSegmentError(str(error)) from error
 
 
 def _exactly(received: IO[bytes], count: int) -> bytes:
@@ -110,5 +102,5 @@ def _judge(meta: dict[str, object], name: str, milliseconds: float) -> Proof:
         return Proof(ok=True, milliseconds=milliseconds)
     problem = meta.get("error")
     said = problem if isinstance(problem, dict) else {}
-    code = str(said.get("code", "internal"))
+    code = str(said.get("code", INTERNAL))
     return Proof(ok=False, why=f"{name} failed its own test: {code}: {said.get('message', meta)}"[:500], dead=code not in _BUSY)

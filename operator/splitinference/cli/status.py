@@ -33,7 +33,8 @@ def show(resource: Mapping[str, Any], to: Console) -> None:
     if not plan:
         return
     gap = plan.get("gap")
-    proven = "proven best" if plan.get("optimal") else ("gap not known" if gap is None else f"at most {gap:.1%} from the best")
+    near = "gap not known" if gap is None else f"at most {gap:.1%} from the best"
+    proven = "proven best for these figures" if plan.get("optimal") else near
     times = f"predicted {status.get('predicted') or '-'} for a request alone, observed {status.get('latency') or '-'}"
     to.print(f"  plan {plan.get('revision')}: {times}; {proven}", markup=False, soft_wrap=True)
     for line in _uncut(segments(status)):

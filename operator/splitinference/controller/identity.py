@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from splitinference.core.values.value import Value
+from splitinference_protocol import meta
 
 TLS_FOLDER = "/var/run/splitinference/tls"
 
@@ -21,9 +22,9 @@ The five minutes are for the way to the node."""
 class Role(StrEnum):
     """What a program is for its resource."""
 
-    GATEWAY = "gateway"
-    SEGMENT = "segment"
-    OPERATOR = "operator"
+    GATEWAY = meta.GATEWAY
+    SEGMENT = meta.SEGMENT
+    OPERATOR = meta.OPERATOR
 
 
 class Owner(Value):

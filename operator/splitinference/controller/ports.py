@@ -9,21 +9,36 @@ Objects of the cluster are plain Kubernetes JSON (`Manifest`, camelCase, as the 
 - **Every write may run twice**: applying what is there and deleting what is gone are success.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field
 
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import Authority, Owner
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Profile
 from splitinference.core.values.value import Value
+from splitinference_protocol.report import GatewayReport
 
 Manifest = Mapping[str, Any]
+Generation = tuple[int, ...]
+
+
+class Listing(tuple[Manifest, ...]):
+    """Objects of one kind as they were at one moment. `generation` is another for each other content of the same store, so what was worked
+    out from a listing holds while its generation stays. Numbers of two stores say nothing of each other."""
+
+    generation: Generation
+
+    def __new__(cls, items: Iterable[Manifest], generation: Generation) -> Self:
+        """These objects, as the store had them at this generation."""
+        made = super().__new__(cls, items)
+        made.generation = generation
+        return made
 
 
 class UnavailableError(Exception):
@@ -45,13 +60,13 @@ class Cluster(Protocol):
     """The Kubernetes API. Reads may come from a watch cache, with one condition: a caller sees its own writes (`split_inferences` above
     all, since capacity held by other resources' plans is read from their status)."""
 
-    def split_inferences(self) -> Sequence[Manifest]:
+    def split_inferences(self) -> Listing:
         """All SplitInference objects of all namespaces, with spec (defaults filled in) and status."""
 
-    def nodes(self) -> Sequence[Manifest]:
+    def nodes(self) -> Listing:
         """All nodes."""
 
-    def pods(self) -> Sequence[Manifest]:
+    def pods(self) -> Listing:
         """All pods of all namespaces that are not Succeeded; Failed ones included."""
 
     def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
@@ -159,118 +174,6 @@ class Metrics(Protocol):
 # --- the data plane ------------------------------------------------------------------------------------------------------------------
 
 
-class Reported(Value):
-    """What the gateway sends, with names as in its JSON or in Python. Unknown fields are ignored: a newer gateway may say more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
-
-
-class RouteState(Reported):
-    """One route as the gateway knows it."""
-
-    in_flight: int = Field(alias="inFlight", ge=0)
-    state: str = "serving"
-
-
-def _figure(value: object) -> float | None:
-    """A number that a figure can be; None for what is not finite and at least 0: one odd figure does not make a report unreadable."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if 0 <= value < math.inf else None
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-Figure = Annotated[float | None, BeforeValidator(_figure)]
-Milliseconds = Figure
-
-
-class Percentiles(Reported):
-    """Milliseconds; None where nothing was seen."""
-
-    p50: Milliseconds = None
-    p95: Milliseconds = None
-
-
-ALONE_SECONDS = 10.0
-"""Of steps that were computed alone, the gateway tells the last so many seconds."""
-
-
-class StageTimes(Reported):
-    """Medians over the window, for one decode step, and of how many steps (None: not said). `batch`: in the mean so many were computed
-    together. `alone`: of steps of the last ten seconds that were computed alone the lower quartile of compute, and how many there were."""
-
-    compute_ms: Milliseconds = Field(default=None, alias="computeMs")
-    queue_ms: Milliseconds = Field(default=None, alias="queueMs")
-    link_ms: Milliseconds = Field(default=None, alias="linkMs")
-    steps: Annotated[int | None, BeforeValidator(_count)] = None
-    batch: Figure = None
-    alone_ms: Milliseconds = Field(default=None, alias="aloneMs")
-    alone_steps: Annotated[int | None, BeforeValidator(_count)] = Field(default=None, alias="aloneSteps")
-
-
-class ObservedTraffic(Reported):
-    """What clients got within the last `windowSeconds`. `kv_reserved`: share 0..1 of the KV that running sequences may grow to, now."""
-
-    window_seconds: float = Field(default=60, alias="windowSeconds", gt=0)
-    requests: int = Field(default=0, ge=0)
-    failed: int = Field(default=0, ge=0)
-    replays: int = Field(default=0, ge=0)
-    time_to_first_token_ms: Percentiles = Field(default=Percentiles(), alias="timeToFirstTokenMs")
-    time_per_output_token_ms: Percentiles = Field(default=Percentiles(), alias="timePerOutputTokenMs")
-    tokens_per_second: Figure = Field(default=None, alias="tokensPerSecond")
-    kv_reserved: Figure = Field(default=None, alias="kvReserved")
-    stages: Mapping[str, StageTimes] = Field(default_factory=dict)
-
-
-def _nothing_where_unreadable(value: object, read: ValidatorFunctionWrapHandler) -> ObservedTraffic:
-    """Routes are drained by a report: figures that cannot be read are none seen, and do not make the routes unknown."""
-    try:
-        found: ObservedTraffic = read(value)
-        return found
-    except ValidationError:
-        return ObservedTraffic()
-
-
-class Failing(Reported):
-    """A segment that requests cannot get past, since when, and the error code of docs/reference/data-plane.md."""
-
-    since: datetime
-    code: str
-
-
-class FailedCheck(Reported):
-    """Why the gateway sends nothing to a segment any more: the relative error of so many tokens of a sequence, and the limit."""
-
-    since: datetime
-    position: int = Field(default=0, ge=0)
-    tokens: int = Field(default=1, ge=1)
-    error: float = Field(ge=0)
-    limit: float = Field(ge=0)
-
-
-class Verified(Reported):
-    """What spot checks found since the gateway started. `failed`: by segment."""
-
-    sampled: int = Field(default=0, ge=0)
-    checked_tokens: int = Field(default=0, ge=0, alias="checkedTokens")
-    skipped: int = Field(default=0, ge=0)
-    failed: Mapping[str, FailedCheck] = Field(default_factory=dict)
-
-
-class GatewayReport(Reported):
-    """The answer of `GET /internal/routes`, as docs/reference/data-plane.md has it: `GatewayReport.model_validate(response.json())`.
-    A route that is not in `routes` has nothing in flight; `revision` is None until the gateway has a route."""
-
-    revision: str | None = None
-    routes: Mapping[str, RouteState] = Field(default_factory=dict)
-    observed: Annotated[ObservedTraffic, WrapValidator(_nothing_where_unreadable)] = ObservedTraffic()
-    failing: Mapping[str, Failing] = Field(default_factory=dict)
-    verification: Verified = Verified()
-
-
 class Gateways(Protocol):
     """The gateways' own account of their routes."""
 
@@ -317,7 +220,7 @@ class Pending(Value):
 class Models(Protocol):
     """Profiles of models, cached by what names the model's content."""
 
-    def profile(self, resource: Manifest) -> Profile | Pending | Unreadable:
+    def profile(self, resource: Resource) -> Profile | Pending | Unreadable:
         """The profile of `resource.spec.model`; never blocks for long: `Pending` while it is being made."""
 
 
@@ -337,22 +240,22 @@ class SegmentObjects(Value):
 class Builder(Protocol):
     """Manifests (controller/manifests/segment.py implements this; pure)."""
 
-    def segment(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+    def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
 
-    def verifier(self, resource: Manifest, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+    def verifier(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of a verifier: the same as a segment, but no part of any route."""
 
-    def prefetch(self, resource: Manifest, profile: Profile, segment: Segment) -> Manifest | None:
+    def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that brings the segment's files into its node's cache and ends; None where there is nothing to be brought."""
 
-    def gateway(self, resource: Manifest, profile: Profile) -> Sequence[Manifest]:
+    def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """ServiceAccount, Role, RoleBinding, Deployment, Service of the gateway; applied at every change."""
 
-    def route(self, resource: Manifest, data: Mapping[str, str]) -> Manifest:
+    def route(self, resource: Resource, data: Mapping[str, str]) -> Manifest:
         """The ConfigMap `<si>-route` with this `data`: `route.json` for the gateway, `history.json` for the operator."""
 
-    def endpoint(self, resource: Manifest) -> str:
+    def endpoint(self, resource: Resource) -> str:
         """URL of the OpenAI API inside the cluster, for status: `http://<si>-gateway.<namespace>.svc/v1`."""
 
 
@@ -366,8 +269,8 @@ class Clock(Protocol):
 class Benchmarks(Protocol):
     """What was measured of nodes."""
 
-    def shown(self, nodes: Sequence[Manifest]) -> Sequence[Manifest]:
-        """The nodes with what was measured of them; the same objects while nothing changed."""
+    def shown(self, nodes: Listing) -> Listing:
+        """The nodes with what was measured of them; another generation where either changed."""
 
     def pending(self, nodes: Sequence[Manifest]) -> tuple[str, ...]:
         """Names of nodes that are about to be measured and of which nothing else is known."""

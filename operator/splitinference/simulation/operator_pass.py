@@ -4,15 +4,13 @@ from datetime import datetime, timedelta
 
 import simpy
 
-from splitinference.controller.reconcile.privacy import exposed
+from splitinference.controller.reconcile.plan_pass import Course, PassInputs, PassPlan, Question, exposed, plan_pass, with_room
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import Facts, Memory, Mode, StageTime
-from splitinference.core.decide.decide import decide
 from splitinference.core.decide.early_load_signal import SLOWER, slower
 from splitinference.core.decide.metrics_settling import settling
-from splitinference.core.transition.dry_run import rehearse
-from splitinference.core.transition.state import Observed, Phase, Route, Target
-from splitinference.core.transition.steps import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, next_steps
+from splitinference.core.transition.state import Observed, Phase, Route
+from splitinference.core.transition.steps import CreateSegment, Cutover, DeleteSegment, Steps
 from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.result import Limits
@@ -34,6 +32,10 @@ WALKING_S = 1.0
 """While a walk is under way, a pass at least so often."""
 LIMITS = Limits(seconds=120.0)
 """Far longer than any solve takes: the time limit must not decide what the plan is, or a busy machine would change the result."""
+
+
+_ASKED = "trace"
+"""What plans are made for: a trace's specification does not change."""
 
 
 class NoPlanError(Exception):
@@ -60,8 +62,13 @@ class Operator:
         self._routes: Routes
         self._gateway: Gateway
         self._places: Places
-        self.plan: Plan
-        self._target: Target
+        self._course: Course | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force, once `start` has made one."""
+        assert self._course is not None  # noqa: S101 - what `start` ensures
+        return self._course.plan
 
     def wake(self) -> None:
         """Something may have changed."""
@@ -71,14 +78,13 @@ class Operator:
     def start(self, observation: Observation, segments: Segments, routes: Routes, gateway: Gateway, places: Places) -> None:
         """Make the first plan. The trace begins when it serves. Raises NoPlanError."""
         self._observation, self._segments, self._routes, self._gateway, self._places = observation, segments, routes, gateway, places
-        facts = Facts(now=moment(0.0), problem=self._problem(None), planned_for="trace", asked="trace")
-        decision, self._memory = decide(facts, self._conduct.policy, Memory(), self._conduct.solve, LIMITS)
-        if isinstance(decision, Keep):
-            raise NoPlanError(decision.message)
-        self.plan, self._target = decision.plan, segments.target(decision.plan)
-        for named in self._target.segments.values():
+        made = self._planned(self._facts())
+        if isinstance(made.decision, Keep):
+            raise NoPlanError(made.decision.message)
+        target = segments.target(self.plan)
+        for named in target.segments.values():
             segments.runs[named.name] = Run(named, segments.segment(named.name), Phase.PROVEN, alive=True)
-        routes.cutover(self._target.route)
+        routes.cutover(target.route)
         self._env.process(self._passes())
 
     def _passes(self) -> Process:
@@ -99,49 +105,63 @@ class Operator:
             # The same facts give the same answer: time alone only matters while something is watched, and nothing is.
             return
         self._records.passes += 1
-        facts = self._facts()
-        decision, self._memory = decide(facts, self._conduct.policy, self._memory, self._conduct.solve, LIMITS, ends=self._ends)
-        if isinstance(decision, Adopt):
-            self._adopt(decision, facts)
-        optional = isinstance(decision, Keep) and (decision.trigger is None or not decision.trigger.mandatory)
-        self._records.blocked += optional and decision.reason is Kept.BLOCKED
-        self._step()
+        facts, before = self._facts(), self.plan
+        made = self._planned(facts)
+        if isinstance(made.decision, Adopt) and made.decision.plan.revision != before.revision:
+            self._moved(made.decision, facts.now)
+        self._act(made)
+        kept = made.decision if isinstance(made.decision, Keep) else None
+        optional = kept is not None and (kept.trigger is None or not kept.trigger.mandatory)
+        self._records.blocked += optional and kept is not None and kept.reason is Kept.BLOCKED
         looked = self._conduct.policy.mode is Mode.FROZEN or self._memory.reviewed == facts.now
         watched = self._memory.watches or self._memory.slowed or self._memory.stabilizing
         waits = watched or settling(self._memory, facts, self._conduct.policy)
         self._settled = seen if optional and looked and not waits else None
+
+    def _planned(self, facts: Facts) -> PassPlan:
+        """The operator's own pass, over what the simulation shows."""
+        inputs = PassInputs(
+            observed=self._observed(),
+            strategy=self._trace.strategy,
+            course=self._course,
+            nodes=facts.problem.snapshot.nodes,
+            stops_exposed=True,
+            question=Question(facts, self._conduct.policy, self._memory, LIMITS),
+            avoided=frozenset(self._lost),
+        )
+        made = plan_pass(inputs, self._conduct.solve, self._named)
+        self._memory = made.memory or self._memory
+        self._course, self._walking = made.course, made.walking
+        return made
+
+    def _named(self, plan: Plan) -> Course:
+        """A plan with its segments; the trace's rules hold for all."""
+        return Course(plan, self._segments.target(plan), _ASKED, self._trace.problem.constraints)
 
     def _problem(self, plan: Plan | None) -> Problem:
         serving = () if plan is None else tuple((*s.held, node) for s in plan.segments for node in s.nodes)
         return self._conduct.sees(self._trace.problem.model_copy(update={"snapshot": self._observation.snapshot(), "serving": serving}))
 
     def _facts(self) -> Facts:
-        now = moment(self._env.now)
+        now, serving = moment(self._env.now), self._routes.serving
         self._moves = [at for at in self._moves if now - at < timedelta(hours=1)]
-        observed, serving = self._observed(self._target), self._routes.serving
-        steps = next_steps(self._target, observed, self._trace.strategy)
         return Facts(
             now=now,
-            problem=self._problem(self.plan),
-            plan=self.plan,
-            planned_for="trace",
-            asked="trace",
+            problem=self._problem(self._course.plan if self._course is not None else None),
+            plan=self._course.plan if self._course is not None else None,
+            planned_for=_ASKED,
+            asked=_ASKED,
             quarantined=dict(self._lost),
-            walking=self._walking,
             moves=tuple(self._moves),
             traffic=self._gateway.traffic(),
             stages=self._stages(serving),
             measured_windows=self._measured(serving),
             serving=self._serving_plan(serving) if serving is not None else None,
-            served=serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in serving.names),
-            held_bytes={name: observed.held_bytes(name) for name in {segment.node for segment in observed.segments.values()}},
-            blocked=steps if isinstance(steps, Blocked) else None,
-            strategy=self._trace.strategy,
         )
 
     def _stages(self, serving: Route | None) -> tuple[StageTime, ...]:
         """What the gateway saw of the plan's stages lately; nothing on the way to the plan. Times are the model's own: no factor is off."""
-        if serving is None or serving != self._target.route:
+        if serving is None or serving != self._route:
             return ()
         found = []
         for segment in self.plan.segments:
@@ -160,10 +180,15 @@ class Operator:
                 )
         return tuple(found)
 
+    @property
+    def _route(self) -> Route | None:
+        """The plan's own route."""
+        return self._course.target.route if self._course is not None and self._course.target is not None else None
+
     def _measured(self, serving: Route | None) -> int:
         """Windows in which all stages of the plan computed, since its route serves."""
-        route, now = self._target.route, self._env.now
-        if serving != route:
+        route, now = self._route, self._env.now
+        if route is None or serving != route:
             return self._windows.look(now, None, ())
         found = ((name, self._segments.segment(name)) for name in route.names)
         keys = ((name, (s.node, s.processor, s.start, s.end)) for name, s in found)
@@ -188,11 +213,8 @@ class Operator:
         slow = tuple(node for node, ratio in slower(self._problem(self.plan), stages).items() if ratio >= SLOWER) if stages else ()
         return (self._observation.version, self._segments.version, broken, slow, tuple(self._lost), self.plan.revision)
 
-    def _adopt(self, decision: Adopt, facts: Facts) -> None:
-        """Make it the plan."""
-        if decision.plan.revision == self.plan.revision:
-            self.plan = decision.plan
-            return
+    def _moved(self, decision: Adopt, now: datetime) -> None:
+        """Note that another plan was adopted."""
         self._records.moves.append(
             Moved(
                 at_s=self._env.now,
@@ -203,27 +225,17 @@ class Operator:
                 bytes_=decision.plan.prediction.moved_bytes if decision.plan.prediction else 0,
             )
         )
-        self.plan, self._target, self._walking = decision.plan, self._segments.target(decision.plan), True
-        self._moves.append(facts.now)
+        self._moves.append(now)
 
-    def _ends(self, plan: Plan) -> Done | Blocked:
-        """How the walk to this plan would end."""
-        target = self._segments.target(plan)
-        return rehearse(target, self._observed(target), self._trace.strategy)
-
-    def _step(self) -> None:
-        observed = self._observed(self._target)
-        result = next_steps(self._target, observed, self._trace.strategy)
-        self._walking = not isinstance(result, Done)
-        if not isinstance(result, Steps):
-            return
-        for action in result.actions:
+    def _act(self, made: PassPlan) -> None:
+        """Take the steps."""
+        for action in made.steps.actions if isinstance(made.steps, Steps) else ():
             match action:
                 case CreateSegment(segment=segment):
                     self._segments.create(segment)
                 case DeleteSegment(name=name):
                     self._segments.delete(name)
-                case Cutover(route=route) if not self._exposed(route):
+                case Cutover(route=route):
                     self._routes.cutover(route)
                     self.wake()
 
@@ -233,20 +245,17 @@ class Operator:
         segments = {name: run.named for name, run in self._segments.runs.items()}
         return bool(exposed(route, segments, problem.snapshot.nodes, problem.constraints))
 
-    def _observed(self, target: Target) -> Observed:
-        lost = dict(self._lost)
-        room: dict[str, int] = {}
-        for node in self._observation.snapshot().nodes:
+    def _observed(self) -> Observed:
+        lost, snapshot = dict(self._lost), self._observation.snapshot()
+        for node in snapshot.nodes:
             if not node.ready:
                 lost.setdefault(node.name, f"{node.name} is not ready")
-            if node.name not in lost:
-                room[node.name] = node.memory_free_bytes
-        return Observed(
-            segments=self._segments.observed(lost, frozenset(target.segments)),
-            serving=self._routes.serving,
-            old_routes=self._routes.old_routes(),
-            room_bytes=room,
+        wanted = self._course.target.segments if self._course is not None and self._course.target is not None else {}
+        observed = Observed(
+            segments=self._segments.observed(lost, frozenset(wanted)), serving=self._routes.serving, old_routes=self._routes.old_routes()
         )
+        usable = tuple(node for node in snapshot.nodes if node.name not in lost)
+        return with_room(observed, snapshot.model_copy(update={"nodes": usable}))
 
     def _judge_nodes(self) -> None:
         """A node whose segments steps do not get past is lost until its kubelet is back, as for the operator: the data path knows it before

@@ -6,6 +6,7 @@ What a pass needs is kept as the server sent it, less what nobody here reads (`k
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from splitinference.adapters.kubernetes.client import api_path, api_version
@@ -14,7 +15,7 @@ from splitinference.adapters.kubernetes.store import Mirror, Source, Stream
 from splitinference.adapters.kubernetes.trim import node_kept, pod_kept, whole
 from splitinference.controller.api.spec import KIND
 from splitinference.controller.manifests.pod_parts import INSTANCE, MANAGED_BY, OURS
-from splitinference.controller.ports import Manifest
+from splitinference.controller.ports import Generation, Listing, Manifest
 from splitinference.controller.trust.ownership import belongs_to
 
 _SILENCE_SECONDS = 75.0
@@ -38,30 +39,32 @@ class WatchedCluster(CountedCluster):
         }
         self._mirrors |= {kind: [self._mirror(kind, namespace, ours) for namespace in self._namespaces or ("",)] for kind in _OURS}
         self._derived_lock = threading.Lock()
-        self._unfinished: tuple[object, tuple[Manifest, ...]] = (None, ())
-        self._by_owner: dict[str, tuple[object, Mapping[tuple[str, str], tuple[Manifest, ...]]]] = {}
+        self._merged: dict[str, Listing] = {}
+        self._unfinished: Listing | None = None
+        self._by_owner: dict[str, tuple[Generation, Mapping[tuple[str, str], tuple[Manifest, ...]]]] = {}
 
     # --- reads -----------------------------------------------------------------------------------------------------------------------
 
-    def split_inferences(self) -> Sequence[Manifest]:
-        """All of them, in the watched namespaces; the same tuple while nothing changed."""
+    def split_inferences(self) -> Listing:
+        """All of them, in the watched namespaces."""
         return self._all(KIND)
 
     def split_inference(self, namespace: str, name: str) -> Manifest | None:
         """One of them, as the watch has it; None if it is gone."""
         return next((found for mirror in self._mirrors[KIND] if (found := mirror.get(namespace, name)) is not None), None)
 
-    def nodes(self) -> Sequence[Manifest]:
-        """All nodes; the same tuple while nothing changed."""
+    def nodes(self) -> Listing:
+        """All nodes."""
         return self._all("Node")
 
-    def pods(self) -> Sequence[Manifest]:
-        """All pods that are not Succeeded; the same tuple while nothing changed."""
+    def pods(self) -> Listing:
+        """All pods that are not Succeeded."""
         found = self._all("Pod")
         with self._derived_lock:
-            if self._unfinished[0] is not found:
-                self._unfinished = found, tuple(pod for pod in found if (pod.get("status") or {}).get("phase") != "Succeeded")
-            return self._unfinished[1]
+            if self._unfinished is None or self._unfinished.generation != found.generation:
+                unfinished = (pod for pod in found if (pod.get("status") or {}).get("phase") != "Succeeded")
+                self._unfinished = Listing(unfinished, found.generation)
+            return self._unfinished
 
     def owned(self, kind: str, namespace: str, instance: str) -> Sequence[Manifest]:
         """Objects of this kind that carry our labels for this instance."""
@@ -70,8 +73,8 @@ class WatchedCluster(CountedCluster):
         found = self._all(kind)
         with self._derived_lock:
             known = self._by_owner.get(kind)
-            if known is None or known[0] is not found:
-                known = self._by_owner[kind] = found, _by_owner(found)
+            if known is None or known[0] != found.generation:
+                known = self._by_owner[kind] = found.generation, _by_owner(found)
         return known[1].get((namespace, instance), ())
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
@@ -87,11 +90,18 @@ class WatchedCluster(CountedCluster):
             for mirror in mirrors:
                 mirror.stop()
 
-    def _all(self, kind: str) -> tuple[Manifest, ...]:
+    def _all(self, kind: str) -> Listing:
+        """Of several namespaces: put together anew only when one of them is at another generation."""
         mirrors = self._mirrors[kind]
         if len(mirrors) == 1:
             return mirrors[0].all()
-        return tuple(thing for mirror in mirrors for thing in mirror.all())
+        listings = [mirror.all() for mirror in mirrors]
+        generation = tuple(number for listing in listings for number in listing.generation)
+        with self._derived_lock:
+            known = self._merged.get(kind)
+            if known is None or known.generation != generation:
+                known = self._merged[kind] = Listing((thing for listing in listings for thing in listing), generation)
+            return known
 
     # --- writes ----------------------------------------------------------------------------------------------------------------------
 
@@ -108,15 +118,19 @@ class WatchedCluster(CountedCluster):
         mirrors = self._mirrors.get(kind, ())
         return mirrors if len(mirrors) < 2 else [mirrors[self._namespaces.index(namespace)]]
 
-    def noticed(self, kind: str, thing: Manifest, gone: bool) -> None:
-        """What another watch told about an object of this kind: whoever it wakes must not read an older state."""
-        for mirror in self._of(kind, str(thing["metadata"].get("namespace", ""))):
-            mirror.noticed(thing, gone)
+    def on_change(self, changed: Callable[[str, Manifest, bool], None]) -> None:
+        """Begin to watch what wakes passes: resources, their pods and nodes. Call `changed` with the kind, the object, and whether it is
+        gone: for what is there at first, and for each change after it can be read. It is called in other threads; heartbeats of nodes and
+        pods of others are no change."""
 
-    def on_nodes(self, changed: Callable[[], None]) -> None:
-        """Call `changed`, in another thread, whenever something about a node changed that is a reason to look: not its heartbeats."""
-        for mirror in self._mirrors["Node"]:
-            mirror.tell(changed)
+        def of_ours(pod: Manifest, gone: bool) -> None:
+            # A cluster may have tens of thousands of others, which come and go.
+            if (pod["metadata"].get("labels") or {}).get(MANAGED_BY) == OURS:
+                changed("Pod", pod, gone)
+
+        for kind, told in ((KIND, partial(changed, KIND)), ("Pod", of_ours), ("Node", partial(changed, "Node"))):
+            for mirror in self._mirrors[kind]:
+                mirror.tell(told)
 
     # --- watches ---------------------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """One kind of objects as the API server has it: listed once, then kept by a watch in a thread of its own.
 
-Who reads gets the same tuple again until something changes, so that what was computed from it can be kept too. Own writes are put in with
-the answer to the write, so nobody waits for the watch to see them. A mirror whose watch has been broken for long says so instead of
-answering: old objects are not the cluster.
+What is read has a generation number that grows with every change, so that what was computed from it can be kept too. Who asked to be told
+of changes is told after they can be read. Own writes are put in with the answer to the write, so nobody waits for the watch to see them. A
+mirror whose watch has been broken for long says so instead of answering: old objects are not the cluster.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import urllib3
 
 from splitinference.adapters.failures import in_words
-from splitinference.controller.ports import Manifest, UnavailableError
+from splitinference.controller.ports import Listing, Manifest, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ FIRST_SECONDS = 30.0
 PAUSE_SECONDS = 1.0
 Key = tuple[str, str]
 """Namespace (empty where there is none) and name."""
+
+
+Changed = Callable[[Manifest, bool], None]
+"""Called with an object, and whether it is gone."""
 
 
 class Stream(Protocol):
@@ -65,24 +69,25 @@ class Mirror:
         self._versions: dict[Key, int] = {}
         self._gone: dict[Key, int] = {}
         self._horizon = 0
-        self._tuple: tuple[Manifest, ...] | None = None
+        self._generation = 0
+        self._listing: Listing | None = None
         self._first = threading.Event()
         self._lost_since: float | None = time.monotonic()
         self._why = "it was not read yet"
         self._stopped = False
         self._stream: Stream | None = None
         self._thread: threading.Thread | None = None
-        self._told: Callable[[], None] | None = None
+        self._told: Changed | None = None
 
     # --- reading ---------------------------------------------------------------------------------------------------------------------
 
-    def all(self) -> tuple[Manifest, ...]:
-        """All objects; the same tuple while nothing changed. Raises UnavailableError where that is not known."""
+    def all(self) -> Listing:
+        """All objects, with one generation number. Raises UnavailableError where that is not known."""
         self._wait()
         with self._lock:
-            if self._tuple is None:
-                self._tuple = tuple(self._objects.values())
-            return self._tuple
+            if self._listing is None:
+                self._listing = Listing(self._objects.values(), (self._generation,))
+            return self._listing
 
     def get(self, namespace: str, name: str) -> Manifest | None:
         """One object. Raises UnavailableError where that is not known."""
@@ -98,13 +103,16 @@ class Mirror:
         if since is not None and time.monotonic() - since > self._lost_seconds:
             raise UnavailableError(f"{self._source.kind} objects cannot be watched for {time.monotonic() - since:.0f} s: {self._why}")
 
-    def tell(self, changed: Callable[[], None]) -> None:
-        """Call `changed` after each change from now on, in the thread that brought it; not for the first list."""
+    def tell(self, changed: Changed) -> None:
+        """Begin to watch, and call `changed` with each object that is there, and later with each one that changed: in the thread that
+        brought it, and after it can be read."""
         self._told = changed
+        self._start()
 
-    def _changed(self) -> None:
-        if self._told is not None and self._first.is_set():
-            self._told()
+    def _changed(self, things: Iterable[tuple[Manifest, bool]]) -> None:
+        if self._told is not None:
+            for thing, gone in things:
+                self._told(thing, gone)
 
     # --- own writes ------------------------------------------------------------------------------------------------------------------
 
@@ -116,15 +124,6 @@ class Mirror:
     def deleted(self, namespace: str, name: str) -> None:
         """We deleted it, and it is gone at once."""
         self._drop((namespace, name), None)
-
-    # --- another's watch -------------------------------------------------------------------------------------------------------------
-
-    def noticed(self, thing: Mapping[str, Any], gone: bool) -> None:
-        """What another watch tells, which may be ahead of this one or behind it: who was woken by it reads at least what woke him."""
-        if not gone:
-            self._put(thing)
-        elif _version(thing) > self._horizon:
-            self._drop(_key(thing), None)
 
     # --- the watch -------------------------------------------------------------------------------------------------------------------
 
@@ -172,10 +171,11 @@ class Mirror:
             self._objects, self._versions = found, versions
             self._horizon = _as_number(version)
             self._gone.clear()
-            self._tuple = None
-        if found != before:
-            self._changed()
+            if found != before:
+                self._is_another()
         self._regain()
+        self._changed([(thing, False) for key, thing in found.items() if before.get(key) != thing])
+        self._changed([(thing, True) for key, thing in before.items() if key not in found])
         return version
 
     def _follow(self, version: str) -> str:
@@ -215,8 +215,8 @@ class Mirror:
             if self._objects.get(key) == kept:
                 return
             self._objects[key] = kept
-            self._tuple = None
-        self._changed()
+            self._is_another()
+        self._changed([(kept, False)])
 
     def _drop(self, key: Key, version: int | None) -> None:
         with self._lock:
@@ -225,14 +225,20 @@ class Mirror:
                 if version is not None:
                     self._gone.pop(key, None)
                 return
-            del self._objects[key], self._versions[key]
-            self._tuple = None
+            dropped = self._objects.pop(key)
+            del self._versions[key]
+            self._is_another()
             if version is None:
                 # Events of before our deletion may still come.
                 self._gone[key] = before
             else:
                 self._gone.pop(key, None)
-        self._changed()
+        self._changed([(dropped, True)])
+
+    def _is_another(self) -> None:
+        """The content changed; the caller holds the lock."""
+        self._generation += 1
+        self._listing = None
 
     def _lose(self, why: str) -> None:
         self._why = why

@@ -7,7 +7,6 @@ import base64
 import json
 import socketserver
 import ssl
-import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +22,9 @@ from splitinference.controller.identity import Owner, Role
 from splitinference.controller.manifests.gateway import INTERNAL_PORT
 from splitinference.controller.manifests.segment import WIRE_PORT
 from splitinference.controller.ports import Manifest
+from splitinference_protocol import frames
+from splitinference_protocol.answers import answer
 
-_HEAD = struct.Struct("<QII")
 _NO_ROUTES = json.dumps({"revision": None, "routes": {}}).encode()
 
 
@@ -65,12 +65,13 @@ class _Wire(socketserver.StreamRequestHandler):
     """A segment that passes every test."""
 
     def handle(self) -> None:
-        _exactly(self.rfile, struct.unpack("<H", _exactly(self.rfile, 6)[4:])[0])
-        self.wfile.write(b"SIW1\0")
-        number, meta, data = _HEAD.unpack(_exactly(self.rfile, _HEAD.size))
+        begun = b""
+        while missing := frames.greeting_left(begun):
+            begun += _exactly(self.rfile, missing)
+        self.wfile.write(frames.YES)
+        number, meta, data = frames.HEAD.unpack(_exactly(self.rfile, frames.HEAD.size))
         _exactly(self.rfile, meta + data)
-        answer = json.dumps({"v": 1, "ok": True}).encode()
-        self.wfile.write(_HEAD.pack(number, len(answer), 1) + answer + b"\0")
+        self.wfile.write(frames.frame(number, answer({"ok": True}), frames.NOTHING))
 
 
 def _exactly(file: BufferedIOBase, count: int) -> bytes:

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,33 +87,50 @@ def json_from(data: bytes, path: Path) -> Any:
 
 
 def unknown_names(problem: Problem) -> list[str]:
-    """One line for each name in links, in what serves and in measured layer times that the problem does not have."""
-    snapshot, layers = problem.snapshot, len(problem.profile.layers)
-    names = {node.name for node in snapshot.nodes}
-    places = names | {snapshot.network.ingress, ""}
-    lines = []
-    for number, link in enumerate(snapshot.network.links):
+    """One line for each name in links, in what serves, in measured layer times and in pins that the problem does not have."""
+    return [*_unknown_in_links(problem), *_unknown_in_serving(problem), *_unknown_in_layer_times(problem), *_unknown_in_pins(problem)]
+
+
+def _unknown_in_links(problem: Problem) -> Iterator[str]:
+    network = problem.snapshot.network
+    places = {*_node_names(problem), network.ingress, ""}
+    for number, link in enumerate(network.links):
         for side, given in (("source", link.source), ("target", link.target)):
             if given not in places:
                 expected = "a node of the snapshot, or the network's ingress"
-                lines.append(f"snapshot.network.links.{number}.{side}: {_shown(given)} is unknown; expected {expected}")
+                yield f"snapshot.network.links.{number}.{side}: {_shown(given)} is unknown; expected {expected}"
+
+
+def _unknown_in_serving(problem: Problem) -> Iterator[str]:
+    names, layers = _node_names(problem), len(problem.profile.layers)
     for number, (start, end, name) in enumerate(problem.serving):
         if name not in names:
-            lines.append(f"serving.{number}: node {_shown(name)} is unknown; expected a node of the snapshot")
+            yield f"serving.{number}: node {_shown(name)} is unknown; expected a node of the snapshot"
         if not 0 <= start < end <= layers:
-            lines.append(f"serving.{number}: layers [{start}, {end}) are unknown; expected 0 <= start < end <= {layers}")
-    for number, node in enumerate(snapshot.nodes):
+            yield f"serving.{number}: layers [{start}, {end}) are unknown; expected 0 <= start < end <= {layers}"
+
+
+def _unknown_in_layer_times(problem: Problem) -> Iterator[str]:
+    layers = len(problem.profile.layers)
+    for number, node in enumerate(problem.snapshot.nodes):
         processors = {processor.name for processor in node.processors} or {""}
         for at, measured in enumerate(node.layer_times):
             where = f"snapshot.nodes.{number}.layer_times.{at}"
             if measured.layer >= layers:
-                lines.append(f"{where}.layer: {measured.layer} is unknown; expected at most {layers - 1}")
+                yield f"{where}.layer: {measured.layer} is unknown; expected at most {layers - 1}"
             if measured.processor not in processors:
-                lines.append(f"{where}.processor: {_shown(measured.processor)} is unknown; expected one of {sorted(processors)}")
+                yield f"{where}.processor: {_shown(measured.processor)} is unknown; expected one of {sorted(processors)}"
+
+
+def _unknown_in_pins(problem: Problem) -> Iterator[str]:
+    names = _node_names(problem)
     for number, pin in enumerate(problem.constraints.pins):
         if pin.node not in names:
-            lines.append(f"constraints.pins.{number}.node: {_shown(pin.node)} is unknown; expected a node of the snapshot")
-    return lines
+            yield f"constraints.pins.{number}.node: {_shown(pin.node)} is unknown; expected a node of the snapshot"
+
+
+def _node_names(problem: Problem) -> frozenset[str]:
+    return frozenset(node.name for node in problem.snapshot.nodes)
 
 
 def _shown(value: object) -> str:

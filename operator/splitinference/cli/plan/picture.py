@@ -25,7 +25,7 @@ def picture(plan: Plan, problem: Problem) -> str:
     height = 70 + (-(-len(names) // _COLUMNS)) * (_HIGH + _GAP)
     goal = problem.objective.goal
     value = "" if plan.value is None else f"{goal.value} {plan.value:.4g} {UNITS[goal]}".split(" (")[0]
-    title = f"{problem.profile.model}: {value} ({'proven best' if plan.optimal else 'not proven'})"
+    title = f"{problem.profile.model}: {value} ({'proven best for these figures' if plan.optimal else 'not proven'})"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="12">',
         '<defs><marker id="tip" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto">'

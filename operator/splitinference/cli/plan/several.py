@@ -58,6 +58,8 @@ def _show_all(outcome: JointOutcome, problems: list[Problem], to: Console) -> No
         best = f"; alone {outcome.alone[number]:.4g}" if outcome.alone else ""
         to.print(f"{problem.profile.model}: {goal.value} {plan.value:.4g} {UNITS[goal]}{best}", markup=False, soft_wrap=True)
         to.print(table(plan))
-    proof = "proven best" if outcome.optimal else f"no plans can have less than {outcome.bound:.4g} (gap {outcome.gap:.2%})"
+    proof = (
+        "proven best for these figures" if outcome.optimal else f"no plans can have less than {outcome.bound:.4g} (gap {outcome.gap:.2%})"
+    )
     known = f"; {proof}" if math.isfinite(outcome.bound) else ""
     to.print(f"together {outcome.value:.4g}: {TIMES_ALONE if outcome.alone else SUM}{known}", markup=False, soft_wrap=True)

@@ -443,11 +443,20 @@ class Rejected(Value):
 
 def read_resource(body: Mapping[str, Any]) -> Resource | Rejected:
     """The body that the API server sent → Resource, or all that is wrong with it."""
-    metadata = body.get("metadata") or {}
+    spec = read_spec(body.get("spec") or {})
+    return spec if isinstance(spec, Rejected) else _named(body, spec)
+
+
+def read_spec(spec: Mapping[str, Any]) -> Spec | Rejected:
+    """The specification, or all that is wrong with it."""
     try:
-        spec = Spec.model_validate(body.get("spec") or {})
+        return Spec.model_validate(spec)
     except ValidationError as error:
         return Rejected(problems=tuple(FieldProblem(path=_path(e["loc"]), message=_message(e["msg"])) for e in error.errors()))
+
+
+def _named(body: Mapping[str, Any], spec: Spec) -> Resource:
+    metadata = body.get("metadata") or {}
     return Resource(
         name=str(metadata.get("name", "")),
         namespace=str(metadata.get("namespace", "")),
@@ -455,6 +464,25 @@ def read_resource(body: Mapping[str, Any]) -> Resource | Rejected:
         generation=int(metadata.get("generation", 0)),
         spec=spec,
     )
+
+
+class SpecReader:
+    """Reads the specifications of one resource: the one of now, and the one that its plan was made for. Each is validated once for as long
+    as it stays the same, whoever asks. Used by one pass at a time."""
+
+    _MOST = 2
+
+    def __init__(self) -> None:
+        self._read: list[tuple[Mapping[str, Any], Spec | Rejected]] = []
+
+    def read(self, body: Mapping[str, Any], spec: Mapping[str, Any] | None = None) -> Resource | Rejected:
+        """The resource with its own specification, or with this one."""
+        asked = (body.get("spec") or {}) if spec is None else spec
+        found = next((read for known, read in self._read if known == asked), None)
+        if found is None:
+            found = read_spec(asked)
+        self._read = [(asked, found), *(entry for entry in self._read if entry[0] != asked)][: self._MOST]
+        return found if isinstance(found, Rejected) else _named(body, found)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

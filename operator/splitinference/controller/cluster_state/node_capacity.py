@@ -3,26 +3,30 @@
 There may be tens of thousands of pods and a thousand nodes, and metrics come every few seconds.
 """
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from splitinference.controller.cluster_state.node_figures import capacity_of
 from splitinference.controller.cluster_state.node_metrics import CPU, GPU, PREFIX, PROCESSOR, positive_number, processor_of
 from splitinference.controller.cluster_state.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
-from splitinference.controller.kube_values.machine import foreign, leaving
+from splitinference.controller.kube_values.machine import foreign, leaving, taints_of
 from splitinference.controller.kube_values.quantity import quantity
 from splitinference.controller.manifests.gateway import GATEWAY
 from splitinference.controller.manifests.pod_parts import COMPONENT, INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.manifests.segment import SEGMENT
-from splitinference.controller.ports import Manifest
-from splitinference.core.values.cluster import Node, Taint
+from splitinference.controller.ports import Generation, Manifest
+from splitinference.core.values.cluster import Node
 from splitinference.settings import Settings
 
-_SAID_ELSEWHERE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable", "node.kubernetes.io/memory-pressure")
 NOBODY = ("", "no resource has such a name")
+Owner = tuple[str, str]
+"""Namespace and name of a resource."""
+Read = tuple[Generation, Generation]
+"""Generations of the nodes and pods that were read."""
 ZONE = "topology.kubernetes.io/zone"
 
 
@@ -33,7 +37,7 @@ class Ground:
     `notes`: labels that make no sense."""
 
     read: Manifest
-    pods: Sequence[Manifest]
+    pods: tuple[Manifest, ...]
     node: Node
     cores: float
     free_bytes: int
@@ -43,7 +47,7 @@ class Ground:
     notes: tuple[str, ...]
 
 
-def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], settings: Settings) -> Ground:
+def ground_of(node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings: Settings) -> Ground:
     """One node; `pods` are those that hold memory there."""
     metadata, status, name = node["metadata"], node.get("status") or {}, str(node["metadata"]["name"])
     labels, annotations = labels_of(node), metadata.get("annotations") or {}
@@ -68,7 +72,7 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
         name=name,
         ready=is_ready(node),
         labels=dict(labels),
-        taints=tuple(_taints(node)),
+        taints=taints_of(node),
         excluded=foreign(labels, settings)
         or leaving(node, settings)
         or ("" if own else _full(processors, requested, settings) or _crowded(allocatable, pods)),
@@ -80,6 +84,7 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
         memory_bandwidth_bytes_per_s=capacity.gbps * 1e9,
         figures=capacity.basis,
         flops_by_dtype=capacity.by_dtype,
+        efficiency=capacity.efficiency,
         idle_watts=number("idle-watts") or 0.0,
         busy_watts=number("busy-watts") or 0.0,
         cost_per_hour=number("cost-per-hour") or 0.0,
@@ -97,37 +102,58 @@ def ground_of(node: Manifest, pods: Sequence[Manifest], owner: tuple[str, str], 
     )
 
 
+class OwnGrounds:
+    """Nodes as their owners see them, each worked out once for as long as node and pods stay the same. Used by many threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._known: dict[tuple[Owner, str], Ground] = {}
+
+    def of(self, owner: Owner, ground: Ground) -> Ground:
+        """This node as `owner` sees it."""
+        key = owner, ground.node.name
+        with self._lock:
+            known = self._known.get(key)
+        if known is None or not _stands_on(known, ground):
+            known = ground_of(ground.read, ground.pods, owner, self._settings)
+            with self._lock:
+                self._known[key] = known
+        return known
+
+    def forget_others(self, grounds: Mapping[str, Ground]) -> None:
+        """Of nodes that are gone or others now, nothing is kept."""
+        with self._lock:
+            known = self._known.items()
+            self._known = {key: own for key, own in known if key[1] in grounds and _stands_on(own, grounds[key[1]])}
+
+
 @dataclass(frozen=True)
 class Standing:
-    """All nodes, by name, as one sees them who has nothing there. `index`: where each is; `ours`: pods of our resources, by owner; `there`:
-    names of our pods that hold memory; `usable`: nodes that are ready; `pressured`: those that run out of memory, and how that shows."""
+    """All nodes, by name, as one sees them who has nothing there. `read`: the generations of nodes and pods that it was made from; `index`:
+    where each is; `ours`: pods of our resources, by owner; `there`: names of our pods that hold memory; `usable`: nodes that are ready;
+    `pressured`: those that run out of memory, and how that shows; `own`: the nodes as owners see them."""
 
-    nodes_read: Sequence[Manifest]
-    pods_read: Sequence[Manifest]
+    read: Read
     grounds: tuple[Ground, ...]
     index: Mapping[str, int]
     ours: Mapping[tuple[str, str], Sequence[Manifest]]
     there: frozenset[tuple[str, str]]
     usable: frozenset[str]
     pressured: Mapping[str, str]
-    _own: dict[tuple[tuple[str, str], str], Ground] = field(default_factory=dict)
+    own: OwnGrounds
 
-    def ground_for(self, owner: tuple[str, str], name: str, settings: Settings) -> Ground | None:
-        """This node as `owner` sees it, worked out once; None where there is no such node."""
-        if (index := self.index.get(name)) is None:
-            return None
-        ground, known = self.grounds[index], self._own.get((owner, name))
-        if known is None or not _stands_on(known, ground):
-            known = self._own[owner, name] = ground_of(ground.read, ground.pods, owner, settings)
-        return known
-
-    def own_grounds(self) -> Mapping[tuple[tuple[str, str], str], Ground]:
-        """What `ground_for` has worked out so far."""
-        return dict(self._own)
+    def ground_for(self, owner: Owner, name: str) -> Ground | None:
+        """This node as `owner` sees it; None where there is no such node."""
+        index = self.index.get(name)
+        return None if index is None else self.own.of(owner, self.grounds[index])
 
 
-def standing_of(nodes: Sequence[Manifest], pods: Sequence[Manifest], settings: Settings, before: Standing | None = None) -> Standing:
-    """Look at everything once. What was worked out `before`, from the very same objects, is taken over."""
+def standing_of(
+    nodes: Sequence[Manifest], pods: Sequence[Manifest], settings: Settings, before: Standing | None = None, read: Read = ((), ())
+) -> Standing:
+    """Look at everything once. What was worked out `before`, from objects that are the same, is taken over. `read`: the generations of
+    nodes and pods."""
     by_node: dict[str, list[Manifest]] = defaultdict(list)
     ours: dict[tuple[str, str], list[Manifest]] = defaultdict(list)
     there = set()
@@ -142,34 +168,31 @@ def standing_of(nodes: Sequence[Manifest], pods: Sequence[Manifest], settings: S
 
     def ground(node: Manifest) -> Ground:
         name = str(node["metadata"]["name"])
-        found, there_now = known.get(name), by_node.get(name, ())
-        if found is not None and found.read is node and _same(found.pods, there_now):
+        found, there_now = known.get(name), tuple(by_node.get(name, ()))
+        # The store hands out the same objects while they stay the same, so that this looks into few of them.
+        if found is not None and (found.read, found.pods) == (node, there_now):
             return found
         return ground_of(node, there_now, NOBODY, settings)
 
     grounds = tuple(ground(node) for node in sorted(nodes, key=lambda node: str(node["metadata"]["name"])))
     by_name = {found.node.name: found for found in grounds}
-    own = before.own_grounds() if before else {}
+    own = before.own if before else OwnGrounds(settings)
+    own.forget_others(by_name)
     return Standing(
-        nodes_read=nodes,
-        pods_read=pods,
+        read=read,
         grounds=grounds,
         index={found.node.name: index for index, found in enumerate(grounds)},
         ours=ours,
         there=frozenset(there),
         usable=frozenset(found.node.name for found in grounds if found.node.ready),
         pressured={found.node.name: why for found in grounds if (why := _pressure(found.read))},
-        _own={key: known for key, known in own.items() if key[1] in by_name and _stands_on(known, by_name[key[1]])},
+        own=own,
     )
 
 
 def _stands_on(own: Ground, ground: Ground) -> bool:
     """Whether a resource's own view of a node was made from what is there now."""
-    return own.read is ground.read and own.pods is ground.pods
-
-
-def _same(one: Sequence[Manifest], other: Sequence[Manifest]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+    return (own.read, own.pods) == (ground.read, ground.pods)
 
 
 def holds(pod: Manifest) -> bool:
@@ -212,14 +235,3 @@ def _condition(node: Manifest, kind: str) -> str:
 
 def _pressure(node: Manifest) -> str:
     return "the node runs out of memory (its condition MemoryPressure is True)" if _condition(node, "MemoryPressure") == "True" else ""
-
-
-def _taints(node: Manifest) -> Iterable[Taint]:
-    spec = node.get("spec") or {}
-    found = [
-        Taint(key=t.get("key", ""), value=t.get("value") or "", effect=t.get("effect", "NoSchedule")) for t in spec.get("taints") or []
-    ]
-    # Readiness and memory have checks of their own, which say more.
-    yield from (t for t in found if t.key not in _SAID_ELSEWHERE)
-    if spec.get("unschedulable") and not any(t.key == "node.kubernetes.io/unschedulable" for t in found):
-        yield Taint(key="node.kubernetes.io/unschedulable")

@@ -1,12 +1,22 @@
-"""What a node can compute: a label wins over what was measured, and that over the settings' defaults; and which of the three it is."""
+"""What a node can compute, and where that is from: a label wins over what was measured here, that over the catalogue's figures of its
+product, and these over the settings' defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from splitinference.catalogue import built_in
 from splitinference.controller.cluster_state.node_benchmark import MEASURED, Record
+from splitinference.controller.cluster_state.node_metrics import GPU, PREFIX, processor_of
+from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.ports import Manifest
+from splitinference.core.cost.catalogue import Nominal
+from splitinference.core.values.efficiency import Efficiency
 from splitinference.settings import Settings
 
+PRODUCTS = (f"{PREFIX}processor-product", "nvidia.com/gpu.product")
+"""Labels that name a node's GPUs; the first one wins."""
+ENGINE = "torch"
+"""The engine that segments compute with, as the catalogue names it."""
 USUAL = "bfloat16"
 """The data type of a spec that says none."""
 _DOUBTFUL = 2.0
@@ -22,12 +32,17 @@ class Capacity:
     basis: str
     by_dtype: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    efficiency: Efficiency = field(default_factory=Efficiency)
 
 
 def capacity_of(node: Manifest, gflops: float | None, gbps: float | None, cores: float, settings: Settings) -> Capacity:
     """`gflops` and `gbps` are what labels say; zero is as good as none."""
     record = node.get(MEASURED)
     rates = record.rate(USUAL) if isinstance(record, Record) else None
+    prior = None if gflops or gbps or rates else _prior(node)
+    if prior is not None:
+        nominal, efficiency = prior
+        return Capacity(nominal.flops_per_s / 1e9, nominal.memory_bandwidth_bytes_per_s / 1e9, "catalogue", efficiency=efficiency)
     name, least = node["metadata"]["name"], max(cores, 0.001)
     compute, by = _first(gflops, rates.gflops if rates else None, least * settings.core_gflops)
     bandwidth, other = _first(gbps, rates.gbps if rates else None, least * settings.core_memory_bandwidth_gbps)
@@ -40,6 +55,13 @@ def capacity_of(node: Manifest, gflops: float | None, gbps: float | None, cores:
         if said and found and not 1 / _DOUBTFUL <= said / found <= _DOUBTFUL
     ]
     return Capacity(compute, bandwidth, by if by == other else " and ".join(sorted({by, other})), by_dtype, tuple(notes))
+
+
+def _prior(node: Manifest) -> tuple[Nominal, Efficiency] | None:
+    """What the catalogue says of one of the node's GPUs; None for nodes that compute with CPUs, and for unknown products."""
+    labels = labels_of(node)
+    product = next((labels[key] for key in PRODUCTS if labels.get(key)), None)
+    return built_in().prior(product, ENGINE) if product and processor_of(node) == GPU else None
 
 
 def _first(labelled: float | None, measured: float | None, assumed: float) -> tuple[float, str]:

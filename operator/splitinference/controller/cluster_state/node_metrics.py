@@ -21,8 +21,9 @@ _TELLING_USE = 0.3
 
 
 class Measured(Value):
-    """All that metrics said in one pass, read once."""
+    """All that metrics said at one moment, read once. `reading`: its number, counted by who reads."""
 
+    reading: int = 0
     node_cpu_cores: Samples = Samples()
     segment_cpu_cores: Samples = Samples()
     node_memory_available_bytes: Samples = Samples()

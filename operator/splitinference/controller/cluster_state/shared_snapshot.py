@@ -5,14 +5,14 @@ No pass gets a reading of metrics twice that the same resource has seen: what is
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from splitinference.controller.cluster_state.node_capacity import Standing, standing_of
+from splitinference.controller.cluster_state.node_capacity import Read, Standing, standing_of
 from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
 from splitinference.controller.cluster_state.series_owners import Directory, Speaker, speakers_of
 from splitinference.controller.cluster_state.snapshot import Held, Picture, held_by, picture_of
-from splitinference.controller.ports import Clock, Manifest, Metrics
+from splitinference.controller.ports import Clock, Generation, Listing, Metrics
 from splitinference.settings import Settings
 
 FRESH = timedelta(seconds=2)
@@ -22,7 +22,7 @@ STALE = timedelta(seconds=5)
 _MOST_GONE = 2000
 """Segments that are gone and still remembered."""
 Key = tuple[str, str]
-There = tuple[Sequence[Manifest], Sequence[Manifest]]
+There = tuple[Listing, Listing]
 """Nodes and pods."""
 
 
@@ -38,7 +38,9 @@ class Sight:
         self._speakers: dict[tuple[str, str], tuple[Speaker, datetime]] = {}
         self._drawing = threading.Lock()
         self._pictures: tuple[Picture, ...] = ()
-        self._held: tuple[Sequence[Manifest], Standing, Held] | None = None
+        self._held: tuple[tuple[Generation, Read], Held] | None = None
+        self._readings = 0
+        self._gone: dict[Key, tuple[Speaker, datetime]] = {}
 
     def measured(self, key: Key, there: There, metrics: Metrics, clock: Clock) -> Measured:
         """What metrics say of the nodes, for the resource `key`. A reading that is no longer fresh but new to it will do, and the next is
@@ -60,7 +62,7 @@ class Sight:
         """Read and draw, and only then show it: passes go on with the reading and the picture of before. Gives back `_reading`."""
         try:
             nodes, pods = there
-            found = read_metrics(metrics, self._directory(there, clock.now()), self._settings)
+            found = self._metrics(there, metrics, clock)
             with self._drawing:
                 standing = self._standing(nodes, pods)
             drawn = picture_of(standing, found, self._settings)
@@ -73,11 +75,22 @@ class Sight:
     def _read(self, by: Key, there: There, metrics: Metrics, clock: Clock) -> Measured:
         """Read for this resource, and give back `_reading`, which the caller holds."""
         try:
-            found = read_metrics(metrics, self._directory(there, clock.now()), self._settings)
+            found = self._metrics(there, metrics, clock)
             self._show(found, (by,), clock)
             return found
         finally:
             self._reading.release()
+
+    def remember(self, gone: Mapping[Key, tuple[Speaker, datetime]]) -> None:
+        """Segments that are gone, and since when, as a status keeps them: what they measured of links is believed as before a restart."""
+        with self._state:
+            self._gone.update(gone)
+
+    def _metrics(self, there: There, metrics: Metrics, clock: Clock) -> Measured:
+        """One more reading; by whom holds `_reading`."""
+        self._readings += 1
+        found = read_metrics(metrics, self._directory(there, clock.now()), self._settings)
+        return found.model_copy(update={"reading": self._readings})
 
     def _directory(self, there: There, now: datetime) -> Directory:
         """Whose figures are whose; by whom holds `_reading`. Segments that are gone are remembered while what they measured of
@@ -85,7 +98,10 @@ class Sight:
         nodes, pods = there
         speakers = {(found.namespace, found.name): (found, now) for found in speakers_of(pods, self._settings.operator_namespace)}
         keep = timedelta(seconds=self._settings.link_max_age_seconds)
-        before = {key: (found, seen) for key, (found, seen) in self._speakers.items() if now - seen < keep and key not in speakers}
+        with self._state:
+            self._gone = {key: (found, seen) for key, (found, seen) in self._gone.items() if abs(now - seen) < keep}
+            known = {**self._gone, **self._speakers}
+        before = {key: (found, seen) for key, (found, seen) in known.items() if now - seen < keep and key not in speakers}
         self._speakers = {**dict(list(before.items())[-_MOST_GONE:]), **speakers}
         past = {key: found for key, (found, _) in before.items()}
         return Directory(nodes, pods, self._settings.operator_namespace, past)
@@ -102,27 +118,28 @@ class Sight:
             self._used.add(key)
             return self._measured[1]
 
-    def picture(self, nodes: Sequence[Manifest], pods: Sequence[Manifest], measured: Measured) -> Picture:
-        """The picture, drawn anew only when one of the three is another. The one before is kept for passes that still have its metrics."""
+    def picture(self, nodes: Listing, pods: Listing, measured: Measured) -> Picture:
+        """The picture, drawn anew only when one of the three is of another generation. The one before is kept for passes that have its
+        metrics."""
         with self._drawing:
             standing = self._standing(nodes, pods)
             for kept in self._pictures:
-                if kept.standing is standing and kept.measured is measured:
+                if kept.standing.read == standing.read and kept.measured.reading == measured.reading:
                     return kept
             drawn = picture_of(standing, measured, self._settings)
             self._pictures = (drawn, *self._pictures[:1])
             return drawn
 
-    def _standing(self, nodes: Sequence[Manifest], pods: Sequence[Manifest]) -> Standing:
+    def _standing(self, nodes: Listing, pods: Listing) -> Standing:
         """What stands there; the caller holds `_drawing`."""
         before = self._pictures[0].standing if self._pictures else None
-        if before is not None and before.nodes_read is nodes and before.pods_read is pods:
-            return before
-        return standing_of(nodes, pods, self._settings, before)
+        read = nodes.generation, pods.generation
+        return before if before is not None and before.read == read else standing_of(nodes, pods, self._settings, before, read)
 
-    def held(self, resources: Sequence[Manifest], standing: Standing) -> Held:
+    def held(self, resources: Listing, standing: Standing) -> Held:
         """What plans hold that is not on its node yet, added up anew only when resources or pods are others than last time."""
         with self._drawing:
-            if self._held is None or self._held[0] is not resources or self._held[1] is not standing:
-                self._held = resources, standing, held_by(resources, standing.there)
-            return self._held[2]
+            read = resources.generation, standing.read
+            if self._held is None or self._held[0] != read:
+                self._held = read, held_by(resources, standing.there)
+            return self._held[1]

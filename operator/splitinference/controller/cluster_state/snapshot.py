@@ -86,7 +86,7 @@ def read_snapshot(sources: Sources, settings: Settings) -> Reading:
     nodes = list(picture.snapshot.nodes)
     # Only where this resource has segments, or others' plans hold something, is a node another than for everybody.
     for name in dict.fromkeys([*places_of(ours), *sources.held]):
-        if (own := standing.ground_for(sources.owner, name, settings)) is not None:
+        if (own := standing.ground_for(sources.owner, name)) is not None:
             nodes[standing.index[name]] = _seen(own, sources.held.get(name, 0), sources.measured, judge)
     ingress = next((node_of(pod) for pod in ours if is_ours(pod, GATEWAY) and node_of(pod) in standing.index), "")
     network = picture.snapshot.network.model_copy(update={"ingress": ingress})

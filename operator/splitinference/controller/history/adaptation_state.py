@@ -1,22 +1,25 @@
 """What a resource's passes remember in its status: the triggers' memory, when it moved, and where its segments failed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from splitinference.controller.cluster_state.segment_pods import SegmentPod
-from splitinference.controller.ports import FailedCheck
+from splitinference.controller.cluster_state.series_owners import Speaker
 from splitinference.core.decide.base.policy import Memory
 from splitinference.core.transition.state import Phase
 from splitinference.core.values.value import Value
+from splitinference_protocol.report import FailedCheck
 
 _ENOUGH = 3
 _FORGOTTEN = timedelta(minutes=10)
 _MOST_DOUBLINGS = 4
 """A node that fails again after it was avoided is avoided twice as long, up to so many times: 160 minutes."""
 _LONGEST_PAUSE_SECONDS = 60.0
+_MOST_GONE = 32
+"""Segments of one resource that are gone and still kept in mind."""
 _MOST_MOVES = 20
 
 
@@ -67,6 +70,15 @@ class Promise(Value):
     settled_at: datetime | None = None
 
 
+class Heard(Value):
+    """A segment that measures links: where it is or was, and its addresses, by which its series are told from others. `gone`: since when
+    it is there no longer."""
+
+    node: str
+    addresses: tuple[str, ...]
+    gone: datetime | None = None
+
+
 class Recall(Value):
     """Kept in status.adaptation. Losing it makes optional moves later and failures count anew, nothing worse."""
 
@@ -78,6 +90,7 @@ class Recall(Value):
     paid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they came quicker")
     unpaid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they did not come quicker")
     proofs: tuple[str, ...] = Field(default=(), description="proof keys of the processes that were proven")
+    heard: Mapping[str, Heard] = Field(default_factory=dict, description="segments, the gone ones included while their links are of use")
 
     def moved(self, now: datetime) -> "Recall":
         """With one more move."""
@@ -130,6 +143,22 @@ class Recall(Value):
             node: f"{entry.why}; the node is avoided until {stamp_of(entry.since + DISTRUSTED)}"
             for node, entry in self.distrusted.items()
             if entry.counts(now)
+        }
+
+    def hearing(self, speakers: Iterable[Speaker], now: datetime, keep: timedelta) -> "Recall":
+        """With the segments that are there now; those that are gone are kept for so long, and no more than so many."""
+        there = {s.name: Heard(node=s.node, addresses=tuple(sorted(s.addresses))) for s in speakers if s.segment and s.addresses}
+        left = {name: entry if entry.gone else entry.model_copy(update={"gone": now}) for name, entry in self.heard.items()}
+        gone = [(name, entry) for name, entry in left.items() if name not in there and entry.gone and abs(now - entry.gone) < keep]
+        newest = sorted(gone, key=lambda item: item[1].gone or now)[-_MOST_GONE:]
+        return self.model_copy(update={"heard": {**dict(newest), **there}})
+
+    def gone_speakers(self, namespace: str) -> Mapping[tuple[str, str], tuple[Speaker, datetime]]:
+        """Segments that are gone, as whose series are still believed, and since when."""
+        return {
+            (namespace, name): (Speaker(namespace, name, entry.node, frozenset(entry.addresses), segment=True), entry.gone)
+            for name, entry in self.heard.items()
+            if entry.gone is not None
         }
 
     def quarantined(self, now: datetime) -> Mapping[str, str]:

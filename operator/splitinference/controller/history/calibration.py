@@ -5,30 +5,37 @@ they were. What was learned is kept in status.calibration, so that a restart for
 taken for a quick one when the last measurement has passed out of some window.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import datetime
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from splitinference.controller.plan_io.serving import Serving, Stage
-from splitinference.controller.ports import ObservedTraffic
-from splitinference.core.cost.calibrate import TELLING_MS, Observed, calibrate, decode_compute_ms
+from splitinference.core.cost.calibrate import TELLING_MS, Observed, calibrate, decode_compute_ms, prefill_compute_ms
 from splitinference.core.cost.learn import Factor, calibrated, learn
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.value import Value
+from splitinference_protocol.report import ObservedTraffic
 
 LEAST_STEPS = 20
 """A window with fewer decode steps of a stage is not learned from: its median is chance."""
+LEAST_PROMPTS = 5
+"""And so many prompts that were computed alone."""
 MOST_USED = 0.6
 """Where others use more of a node, nothing is learned of it: a small error in what they use would be a large one in the factor."""
 SHARED = 0.25
 """And from here on only that it is slower than it counts as."""
 STEADY = 1.25
 """What others leave may have changed by this factor within a window; where it changed more, the mean says little of the window."""
+MOST_PROMPT_TOKENS = 1_000_000
+"""A longer piece of a prompt is not believed."""
+Prompts = Sequence[tuple[Stage, float, int]]
+"""Of stages: milliseconds for each token of a prompt, and tokens of it."""
 LONGEST_MS = 3.6e6
 """An hour for one decode step of one stage: what is said to take longer is not believed."""
 
@@ -60,7 +67,8 @@ class Calibration(_Written):
     model: str = ""
     revision: str = Field(default="", description="the route that was measured last")
     windows: int = Field(default=0, ge=0, description="windows in which all stages of that route had enough steps")
-    nodes: Mapping[str, Factor] = Field(default_factory=dict)
+    nodes: Mapping[str, Factor] = Field(default_factory=dict, description="factors of decode steps")
+    prefill_nodes: Mapping[str, Factor] = Field(default_factory=dict, description="factors of prefills")
     window: Window | None = None
     time: datetime | None = None
     stages: Mapping[str, StageError] = Field(default_factory=dict)
@@ -69,7 +77,7 @@ class Calibration(_Written):
 
     def applied_to(self, snapshot: Snapshot, now: datetime) -> Snapshot:
         """The snapshot with the factors that count."""
-        return calibrated(snapshot, self.nodes, now)
+        return calibrated(snapshot, self.nodes, now, self.prefill_nodes)
 
     def measured(self, serving: Serving | None) -> int:
         """Windows in which all stages of this route were measured; 0 on the way to a plan."""
@@ -105,7 +113,7 @@ def compare(known: Calibration, serving: Serving | None, problem: Problem, now: 
         return known.model_copy(update={"window": _window(serving, problem, now)}), notes
     if (now - window.since).total_seconds() < max(1.0, serving.traffic.window_seconds):
         return known, notes
-    closed = _closed(known, window, seen, problem, now)
+    closed = _closed(known, window, seen, tuple(_prompts(serving)), problem=problem, now=now)
     counted = {"revision": serving.revision, "windows": known.measured(serving) + 1} if len(seen) == len(serving.stages) else {}
     return closed.model_copy(update={"window": _window(serving, problem, now), **counted}), notes
 
@@ -132,6 +140,17 @@ def _believed(serving: Serving, traffic: ObservedTraffic) -> dict[str, tuple[Sta
     return found
 
 
+def _prompts(serving: Serving) -> Iterator[tuple[Stage, float, int]]:
+    """Stages with enough prompts in the window: milliseconds for each token, and tokens of a prompt, in the median."""
+    for stage in serving.stages:
+        times = serving.traffic.stages.get(stage.name) if serving.traffic is not None else None
+        if times is None or times.prompt_ms_per_token is None or (times.prompts or 0) < LEAST_PROMPTS:
+            continue
+        tokens = round(times.prompt_tokens or 0)
+        if 1 <= tokens <= MOST_PROMPT_TOKENS and _believable(tokens * times.prompt_ms_per_token):
+            yield stage, times.prompt_ms_per_token, tokens
+
+
 def _used(problem: Problem) -> dict[str, float | None]:
     return {node.name: node.utilization for node in problem.snapshot.nodes}
 
@@ -143,7 +162,9 @@ def _window(serving: Serving, problem: Problem, now: datetime) -> Window:
     return Window(since=now, revision=serving.revision, utilization=known)
 
 
-def _closed(known: Calibration, window: Window, seen: Mapping[str, tuple[Stage, float]], problem: Problem, now: datetime) -> Calibration:
+def _closed(
+    known: Calibration, window: Window, seen: Mapping[str, tuple[Stage, float]], prompts: Prompts, *, problem: Problem, now: datetime
+) -> Calibration:
     """With the errors of this window, and what is to be learned from it. Where a node's use by others is not known, nothing is said."""
     used = _used(problem)
     ends = {node: (window.utilization.get(node), used.get(node)) for node in {stage.node for stage, _ in seen.values()}}
@@ -165,15 +186,27 @@ def _closed(known: Calibration, window: Window, seen: Mapping[str, tuple[Stage, 
     if not stages:
         return known
     measured = calibrate(plain, observed).factors if observed else {}
+    shared = {node for node, used in means.items() if used > SHARED}
     return known.model_copy(
         update={
-            "nodes": learn(known.nodes, measured, now, {node for node, used in means.items() if used > SHARED}),
+            "nodes": learn(known.nodes, measured, now, shared),
+            "prefill_nodes": learn(known.prefill_nodes, _prefill_ratios(plain, prompts, steady), now, shared),
             "time": now,
             "stages": stages,
             "error_percent": _percent((s.predicted_ms, s.observed_ms) for s in stages.values()),
             "uncalibrated_error_percent": _percent((s.uncalibrated_ms, s.observed_ms) for s in stages.values()),
         }
     )
+
+
+def _prefill_ratios(plain: Problem, prompts: Prompts, steady: Set[str]) -> dict[str, float]:
+    """By node the median of measured over predicted time of a prompt as long as those that were seen."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for stage, each, tokens in prompts:
+        predicted = prefill_compute_ms(plain, (stage.node, stage.processor), (stage.start, stage.end), tokens)
+        if stage.node in steady and predicted is not None and predicted >= TELLING_MS:
+            found[stage.node].append(each * tokens / predicted)
+    return {node: median(ratios) for node, ratios in found.items()}
 
 
 def _steady(before: float | None, after: float | None) -> bool:

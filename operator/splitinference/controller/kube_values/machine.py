@@ -1,12 +1,14 @@
-"""Which machines may be used: their operating system and architecture, and whether they are about to leave the cluster."""
+"""Which machines may be used: their operating system and architecture, their taints, and whether they are about to leave the cluster."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from splitinference.core.values.cluster import Taint
 from splitinference.settings import Settings
 
 OS, ARCH, LINUX = "kubernetes.io/os", "kubernetes.io/arch", "linux"
 CORDON = "node.kubernetes.io/unschedulable"
+_SAID_ELSEWHERE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable", "node.kubernetes.io/memory-pressure")
 
 
 def foreign(labels: Mapping[str, str], settings: Settings) -> str:
@@ -27,3 +29,14 @@ def leaving(node: Mapping[str, Any], settings: Settings) -> str:
     keys = [str(taint.get("key", "")) for taint in spec.get("taints") or []]
     keys += [CORDON] if spec.get("unschedulable") else []
     return next((f"it is about to leave, by its taint {key}" for key in keys if key in settings.leaving_taint_keys), "")
+
+
+def taints_of(node: Mapping[str, Any]) -> tuple[Taint, ...]:
+    """Its taints, and that it was cordoned. Not those of readiness and of memory, which have checks of their own that say more."""
+    spec = node.get("spec") or {}
+    found = [
+        Taint(key=t.get("key", ""), value=t.get("value") or "", effect=t.get("effect", "NoSchedule")) for t in spec.get("taints") or []
+    ]
+    if spec.get("unschedulable") and not any(t.key == CORDON for t in found):
+        found.append(Taint(key=CORDON))
+    return tuple(t for t in found if t.key not in _SAID_ELSEWHERE)

@@ -23,6 +23,11 @@ SEGMENT_METRICS_PORT = 8002
 _OPERATOR = {"app.kubernetes.io/name": "splitinference", COMPONENT: "operator"}
 
 
+def verifiers_policy(resource_name: str) -> str:
+    """Name of the policy for verifiers."""
+    return f"{resource_name}-verifiers"
+
+
 def policies_of(resource: Resource, settings: Settings) -> Sequence[Manifest]:
     """One for the segments, one for the gateway; one for verifiers, whom the gateway alone asks, where the resource wants them."""
     operator = {
@@ -43,7 +48,7 @@ def policies_of(resource: Resource, settings: Settings) -> Sequence[Manifest]:
     ]
     if resource.spec.verification is not None:
         verifiers = [_from(peers[:1], WIRE_PORT), _from([monitoring], SEGMENT_METRICS_PORT)]
-        made.append(_policy(resource, f"{resource.name}-verifiers", VERIFIER, verifiers))
+        made.append(_policy(resource, verifiers_policy(resource.name), VERIFIER, verifiers))
     return made
 
 

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from splitinference.controller.api.spec import Resource, TolerationSpec
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.kube_values.bounded_text import gunzip, parse_json
-from splitinference.controller.kube_values.machine import foreign
+from splitinference.controller.kube_values.machine import foreign, leaving, taints_of
 from splitinference.controller.kube_values.start_failures import Limits, ended_with, hindrance
 from splitinference.controller.manifests.model_volume import NO_WEIGHTS, model_files
 from splitinference.controller.manifests.pod_parts import Manifest, container, environment, metadata, on_node, on_nodes_with, pod_spec
 from splitinference.controller.manifests.pod_template import PodKind, finish
+from splitinference.controller.spec_to_core.plan_constraints import tolerations
+from splitinference.core.cost.eligible import repelling
 from splitinference.inpod import script
 from splitinference.inpod.packed import BEGIN, END
 from splitinference.settings import Settings
@@ -239,22 +241,12 @@ def _tensor(entry: Sequence[Any]) -> TensorInfo:
 
 def _usable(resource: Resource, node: Mapping[str, Any], settings: Settings) -> bool:
     labels = node["metadata"].get("labels") or {}
-    spec = node.get("spec") or {}
     conditions = {c["type"]: c["status"] for c in (node.get("status") or {}).get("conditions") or ()}
-    if foreign(labels, settings) or spec.get("unschedulable") or conditions.get("Ready") != "True":
+    if foreign(labels, settings) or leaving(node, settings) or conditions.get("Ready") != "True":
         return False
     if any(labels.get(key) != value for key, value in resource.spec.placement.node_selector.items()):
         return False
-    repelling = [taint for taint in spec.get("taints") or () if taint.get("effect") in ("NoSchedule", "NoExecute")]
-    return all(any(_tolerates(t, taint) for t in resource.spec.placement.tolerations) for taint in repelling)
-
-
-def _tolerates(toleration: TolerationSpec, taint: Mapping[str, Any]) -> bool:
-    if toleration.effect and toleration.effect != taint.get("effect"):
-        return False
-    if toleration.operator == "Exists":
-        return toleration.key in ("", taint.get("key"))
-    return toleration.key == taint.get("key") and toleration.value == (taint.get("value") or "")
+    return repelling(taints_of(node), tolerations(resource.spec)) is None
 
 
 def _created(pod: Mapping[str, Any], now: datetime) -> datetime:

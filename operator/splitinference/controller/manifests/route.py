@@ -6,18 +6,19 @@ One write holds both, so a cutover and the memory of what it replaced are one.
 import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from splitinference.controller.ports import GatewayReport, Manifest
+from splitinference.controller.ports import Manifest
 from splitinference.core.transition.state import Names, OldRoute, Route
 from splitinference.core.values.value import Value
+from splitinference_protocol.meta import Hop
+from splitinference_protocol.report import GatewayReport
+from splitinference_protocol.route import STOPPED, RouteDocument, RouteError, Verification
+from splitinference_protocol.route import withdrawn as stopped
 
 ROUTE_KEY = "route.json"
 HISTORY_KEY = "history.json"
-STOPPED = "stopped"
-"""Revision of the document without a route."""
 GRACE = timedelta(seconds=5)
 """After the drain time the gateway replays by itself; so much later it has."""
 SILENCE = timedelta(seconds=30)
@@ -41,26 +42,13 @@ class Stored(Value):
     former: tuple[Former, ...] = ()
 
 
-class _Hop(Value):
-    segment: str
-    model: str
-
-
-class _RouteFile(Value):
-    v: int = Field(ge=1, le=1)
-    revision: str
-    pipelines: tuple[tuple[_Hop, ...], ...]
-    drainSeconds: float = 30  # noqa: N815 - the file's own name
-    verification: Mapping[str, Any] | None = None
-
-
 def read_route(config_map: Manifest | None) -> Stored | None:
     """The stored route; None where there is none, or none that can be read (it is written anew once the plan is proven)."""
     data = (config_map or {}).get("data") or {}
     if ROUTE_KEY not in data:
         return None
     try:
-        file = _RouteFile.model_validate_json(data[ROUTE_KEY])
+        file = RouteDocument.parse(data[ROUTE_KEY])
         former = tuple(Former.model_validate(entry) for entry in json.loads(data.get(HISTORY_KEY) or "[]"))
         route = Route(pipelines=tuple(tuple(hop.segment for hop in pipeline) for pipeline in file.pipelines))
     except (ValidationError, ValueError, TypeError):
@@ -75,28 +63,26 @@ def cut_over(stored: Stored | None, route: Route, models: Mapping[str, str], dra
         former.append(
             Former(revision=stored.route.revision, pipelines=stored.route.pipelines, replaced_at=now, drain_seconds=drain_seconds)
         )
-    pipelines = [[{"segment": name, "model": models[name]} for name in pipeline] for pipeline in route.pipelines]
-    file = {"v": 1, "revision": route.revision, "pipelines": pipelines, "drainSeconds": drain_seconds}
+    pipelines = tuple(tuple(Hop(name, models[name]) for name in pipeline) for pipeline in route.pipelines)
+    file = RouteDocument(revision=route.revision, pipelines=pipelines, drain_seconds=drain_seconds)
     kept = [entry.model_dump(mode="json") for entry in former if entry.revision != route.revision]
-    return {ROUTE_KEY: json.dumps(file, sort_keys=True), HISTORY_KEY: json.dumps(kept, sort_keys=True)}
+    return {ROUTE_KEY: file.text(), HISTORY_KEY: json.dumps(kept, sort_keys=True)}
 
 
-def with_verification(data: Mapping[str, str], verification: Mapping[str, Any] | None) -> Mapping[str, str]:
+def with_verification(data: Mapping[str, str], verification: Verification | None) -> Mapping[str, str]:
     """The ConfigMap's data with what is checked, or without it; the same data where there is no route that can be read."""
     try:
-        file = json.loads(data[ROUTE_KEY])
-        checked = {name: value for name, value in file.items() if name != "verification"}
-    except (KeyError, ValueError, TypeError, AttributeError):
+        document = RouteDocument.parse(data[ROUTE_KEY])
+    except (KeyError, RouteError):
         return data
-    if verification is not None:
-        checked["verification"] = verification
-    return {**data, ROUTE_KEY: json.dumps(checked, sort_keys=True)}
+    if document.verification == verification:
+        return data
+    return {**data, ROUTE_KEY: document.model_copy(update={"verification": verification}).text()}
 
 
 def withdrawn() -> Mapping[str, str]:
     """The ConfigMap's data while nothing may be sent anywhere: sequences leave the route that was, and wait for the next."""
-    file = {"v": 1, "revision": STOPPED, "pipelines": [], "drainSeconds": 0}
-    return {ROUTE_KEY: json.dumps(file, sort_keys=True), HISTORY_KEY: "[]"}
+    return {ROUTE_KEY: stopped().text(), HISTORY_KEY: "[]"}
 
 
 def is_withdrawn(config_map: Manifest | None) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from splitinference.controller.api.pod_values import PodTemplates
-from splitinference.controller.api.spec import Rejected, Resource, read_resource
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
 from splitinference.controller.manifests import gateway, network_policies
 from splitinference.controller.manifests.model_volume import model_files
@@ -44,25 +44,24 @@ WIRE_PORT = network_policies.WIRE_PORT
 
 
 class Manifests:
-    """The Builder of the ports. `resource` is a SplitInference that `read_resource` accepts; ValueError otherwise."""
+    """The Builder of the ports."""
 
     def __init__(self, settings: Settings) -> None:
         PodTemplates.model_validate(settings.pod_template)  # what makes no sense ends the operator at its start, not each pass
         self._settings = settings
 
-    def segment(self, resource: Mapping[str, Any], profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+    def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment."""
-        read = _accepted(resource)
-        template = content_of(template_of(read, self._settings, PodKind.SEGMENTS))
+        template = content_of(template_of(resource, self._settings, PodKind.SEGMENTS))
         model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
-        files = model_files(read, self._settings, self._settings.segment_image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
-        variables = self._variables(read, segment, model, files.path, kv_bytes) | _link_encoding(read, profile, segment)
+        files = model_files(resource, self._settings, self._settings.segment_image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
+        variables = self._variables(resource, segment, model, files.path, kv_bytes) | _link_encoding(resource, profile, segment)
         name = segment_name(
-            read.name,
+            resource.name,
             segment,
             {
                 "model": profile.digest,
-                "source": read.spec.model.source.model_dump(mode="json"),
+                "source": resource.spec.model.source.model_dump(mode="json"),
                 "node": segment.node,
                 "processor": segment.processor,
                 "image": self._settings.segment_image,
@@ -73,13 +72,13 @@ class Manifests:
             },
         )
         extra = {MODEL_LABEL: profile.digest[:8], LAYERS_LABEL: f"{segment.start}-{segment.end}"}
-        pod_metadata = metadata(read, name, SEGMENT, extra) | {"annotations": scraped(METRICS_PORT)}
+        pod_metadata = metadata(resource, name, SEGMENT, extra) | {"annotations": scraped(METRICS_PORT)}
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": pod_metadata,
             "spec": pod_spec(
-                read,
+                resource,
                 self._settings,
                 [self._container({"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, files.mount, memory_bytes)],
                 initContainers=list(files.init),
@@ -90,17 +89,17 @@ class Manifests:
                     files.volume,
                     {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{self._settings.segment_shm_mib}Mi"}},
                     {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
-                    tls_volume(read.name, Role.SEGMENT),
+                    tls_volume(resource.name, Role.SEGMENT),
                 ],
             ),
         }
-        finish(pod, read, self._settings, PodKind.SEGMENTS)
-        selector = {**labels(read.name, SEGMENT), "splitinference.dev/segment": name}
+        finish(pod, resource, self._settings, PodKind.SEGMENTS)
+        selector = {**labels(resource.name, SEGMENT), "splitinference.dev/segment": name}
         pod_metadata["labels"]["splitinference.dev/segment"] = name
         service = {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": metadata(read, name, SEGMENT, extra),
+            "metadata": metadata(resource, name, SEGMENT, extra),
             "spec": {
                 "type": "ClusterIP",
                 "ipFamilyPolicy": "PreferDualStack",
@@ -112,11 +111,10 @@ class Manifests:
         }
         return SegmentObjects(name=name, model=model, memory_bytes=memory_bytes, pod=pod, service=service)
 
-    def verifier(self, resource: Mapping[str, Any], profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+    def verifier(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """The same pod and Service under another name and component: peers of the resource, and no part of a plan."""
         made = self.segment(resource, profile, segment, memory_bytes, kv_bytes)
-        owner = str(resource["metadata"]["name"])
-        name = f"{owner}{VERIFIER_INFIX}{made.name.removeprefix(f'{owner}-')}"
+        name = f"{resource.name}{VERIFIER_INFIX}{made.name.removeprefix(f'{resource.name}-')}"
         text = json.dumps({"pod": made.pod, "service": made.service}).replace(json.dumps(made.name), json.dumps(name))
         objects = json.loads(text)
         for thing in objects.values():
@@ -124,31 +122,31 @@ class Manifests:
         objects["service"]["spec"]["selector"][COMPONENT] = VERIFIER
         return made.model_copy(update={"name": name, **objects})
 
-    def prefetch(self, resource: Mapping[str, Any], profile: Profile, segment: Segment) -> Manifest | None:
+    def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that runs what a segment's init container would, on the segment's node; None for models that are on nodes or volumes."""
-        read = _accepted(resource)
         image, settings = self._settings.segment_image, self._settings
-        files = model_files(read, settings, image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
+        files = model_files(resource, settings, image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
         if not files.init or not settings.model_cache_path:
             return None
-        content = {"model": profile.digest, "source": read.spec.model.source.model_dump(mode="json"), "node": segment.node, "image": image}
-        name = segment_name(f"{read.name}-{PREFETCH}", segment, content)
+        source = resource.spec.model.source.model_dump(mode="json")
+        content = {"model": profile.digest, "source": source, "node": segment.node, "image": image}
+        name = segment_name(f"{resource.name}-{PREFETCH}", segment, content)
         extra = {MODEL_LABEL: profile.digest[:8], LAYERS_LABEL: f"{segment.start}-{segment.end}"}
-        spec = pod_spec(read, settings, list(files.init), restartPolicy="Never", affinity=on_node(segment.node), volumes=[files.volume])
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(read, name, PREFETCH, extra), "spec": spec}
-        return finish(pod, read, settings, PodKind.JOBS)
+        spec = pod_spec(resource, settings, list(files.init), restartPolicy="Never", affinity=on_node(segment.node), volumes=[files.volume])
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(resource, name, PREFETCH, extra), "spec": spec}
+        return finish(pod, resource, settings, PodKind.JOBS)
 
-    def gateway(self, resource: Mapping[str, Any], profile: Profile) -> Sequence[Manifest]:
+    def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """All objects of the gateway, in the order in which they are to be applied."""
-        return gateway.gateway_objects(_accepted(resource), self._settings, len(profile.layers))
+        return gateway.gateway_objects(resource, self._settings, len(profile.layers))
 
-    def route(self, resource: Mapping[str, Any], data: Mapping[str, str]) -> Manifest:
+    def route(self, resource: Resource, data: Mapping[str, str]) -> Manifest:
         """The ConfigMap that the gateway watches."""
-        return gateway.route_object(_accepted(resource), data)
+        return gateway.route_object(resource, data)
 
-    def endpoint(self, resource: Mapping[str, Any]) -> str:
+    def endpoint(self, resource: Resource) -> str:
         """URL of the OpenAI API inside the cluster."""
-        return gateway.endpoint(_accepted(resource))
+        return gateway.endpoint(resource)
 
     def _variables(self, resource: Resource, segment: Segment, model: str, path: str, kv_bytes: int) -> dict[str, str]:
         spec = resource.spec
@@ -210,15 +208,9 @@ def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> di
 
 
 def _probe(period: int, timeout: int, failures: int) -> Manifest:
-    return {"exec": {"command": ["segment-probe"]}, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
+    asked = {"httpGet": {"path": "/healthz", "port": "metrics"}}
+    return {**asked, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
 
 
 def _port(name: str, number: int) -> Manifest:
     return {"name": name, "port": number, "targetPort": name}
-
-
-def _accepted(body: Mapping[str, Any]) -> Resource:
-    read = read_resource(body)
-    if isinstance(read, Rejected):
-        raise ValueError(str(read))
-    return read

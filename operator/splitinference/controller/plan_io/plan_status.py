@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
+from splitinference.controller.api.spec import Rejected, Resource
 from splitinference.controller.cluster_state.pods import requested_millicores
 from splitinference.controller.cluster_state.segment_pods import family_of
-from splitinference.controller.ports import Builder, Manifest, SegmentObjects
+from splitinference.controller.ports import Builder, SegmentObjects
 from splitinference.core.transition.state import NamedSegment, Phase, Target
 from splitinference.core.values.plan import Pipeline, Plan, Prediction, Segment, StagePrediction
 from splitinference.core.values.profile import Profile
@@ -36,15 +37,12 @@ def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with the spec that it was made for, and the hash of that."""
+    """A plan, the resource as it was when the plan was made, its specification as the status keeps it, and the hash of what was asked."""
 
     plan: Plan
+    resource: Resource
     spec: Mapping[str, Any]
     asked: str
-
-    def of(self, body: Manifest) -> Manifest:
-        """The resource as it was when the plan was made."""
-        return {**body, "spec": self.spec}
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,8 @@ class Built:
     objects: Mapping[str, SegmentObjects] = field(default_factory=dict)
 
 
-def build(planned: Planned, body: Manifest, profile: Profile, builder: Builder) -> Built:
-    """The plan's segments by name. The resource's spec is taken as it was when the plan was made."""
-    resource = planned.of(body)
+def build(planned: Planned, profile: Profile, builder: Builder) -> Built:
+    """The plan's segments by name."""
     objects: dict[str, SegmentObjects] = {}
     pipelines: list[tuple[NamedSegment, ...]] = []
     assert planned.plan.prediction is not None  # noqa: S101 - a plan without its stages' memory is never kept
@@ -65,7 +62,7 @@ def build(planned: Planned, body: Manifest, profile: Profile, builder: Builder) 
     for pipeline in planned.plan.pipelines:
         named = []
         for segment, stage in zip(pipeline.segments, stages, strict=False):
-            made = builder.segment(resource, profile, segment, stage.memory_bytes, stage.kv_bytes)
+            made = builder.segment(planned.resource, profile, segment, stage.memory_bytes, stage.kv_bytes)
             objects[made.name] = made
             named.append(
                 NamedSegment(
@@ -125,8 +122,9 @@ def write_plan(planned: Planned, built: Built, phases: Mapping[str, Phase]) -> d
     return written | {name: round(value, 6) for name, value in figures.items() if value is not None}
 
 
-def read_plan(status: Mapping[str, Any]) -> Planned | None:
-    """The plan in the status; None where there is none, or none that can be read: then one is made."""
+def read_plan(status: Mapping[str, Any], resource_of: Callable[[Mapping[str, Any]], Resource | Rejected]) -> Planned | None:
+    """The plan in the status; None where there is none, or none that can be read: then one is made. `resource_of`: the resource with the
+    specification that is given."""
     written = status.get("plan") or {}
     try:
         pipelines: dict[int, list[Segment]] = {}
@@ -146,7 +144,8 @@ def read_plan(status: Mapping[str, Any]) -> Planned | None:
             optimal=bool(written.get("optimal")),
             explanation=tuple(written.get("explanation") or ()),
         )
-        return Planned(plan=plan, spec=written["madeFor"], asked=str(written["asked"]))
+        resource = resource_of(dict(written["madeFor"]))
+        return None if isinstance(resource, Rejected) else Planned(plan, resource, written["madeFor"], str(written["asked"]))
     except (KeyError, TypeError, ValueError, ValidationError):
         return None
 

@@ -2,11 +2,11 @@
 
 from splitinference.controller.manifests.route import Stored
 from splitinference.controller.plan_io.plan_status import Built, Planned
-from splitinference.controller.ports import GatewayReport, ObservedTraffic
 from splitinference.core.transition.state import Observed
 from splitinference.core.values.plan import Pipeline, Plan, Segment
 from splitinference.core.values.profile import Profile
 from splitinference.core.values.value import Value
+from splitinference_protocol.report import GatewayReport, ObservedTraffic
 
 
 class Stage(Value):

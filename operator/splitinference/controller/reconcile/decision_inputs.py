@@ -4,21 +4,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from splitinference.controller.history.calibration import compare
-from splitinference.controller.plan_io.plan_status import Built, Planned, build
+from splitinference.controller.plan_io.plan_status import Built, Planned
 from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages
-from splitinference.controller.ports import ALONE_SECONDS, Builder
 from splitinference.controller.reconcile.desired import Asked
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.spec_to_core import plan_constraints
-from splitinference.controller.spec_to_core.policy import strategy
 from splitinference.core.cost.learn import counting
 from splitinference.core.decide.base.policy import Facts, StageTime, Traffic
-from splitinference.core.transition.dry_run import rehearse
-from splitinference.core.transition.state import Phase
-from splitinference.core.transition.steps import Blocked, Done, next_steps
 from splitinference.core.values.cluster import Snapshot
-from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
+from splitinference_protocol.report import ALONE_SECONDS
 
 
 def calibrated(asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> tuple[Seen, Problem]:
@@ -31,38 +26,21 @@ def calibrated(asked: Asked, planned: Planned | None, built: Built | None, seen:
 
 
 def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
-    """All that a decision goes by."""
-    way, observed = strategy(asked.resource.spec.adaptation), seen.observed
-    steps = next_steps(built.target, observed, way) if built is not None else Done()
+    """All that a decision goes by, but for what the walk shows: `plan_pass` adds that."""
     serving = serving_stages(planned, built, seen.stored, seen.report)
     return Facts(
         now=seen.now,
         problem=problem,
-        plan=planned.plan if planned else None,
-        planned_for=planned.asked if planned else "",
         asked=asked.digest,
         quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
         distrusted=seen.recall.distrusted_now(seen.now),
         pressured=seen.reading.pressured,
-        walking=not isinstance(steps, Done),
         moves=seen.recall.moves,
         traffic=_traffic(seen),
         stages=tuple(_stage_times(serving, seen)),
         measured_windows=seen.calibration.measured(serving),
-        serving=serving_plan(planned, observed, asked.profile),
-        served=observed.serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in observed.serving.names),
-        held_bytes={name: observed.held_bytes(name) for name in sorted({segment.node for segment in observed.segments.values()})},
-        blocked=steps if isinstance(steps, Blocked) else None,
-        strategy=way,
+        serving=serving_plan(planned, seen.observed, asked.profile),
     )
-
-
-def rehearsed(plan: Plan, asked: Asked, seen: Seen, builder: Builder) -> tuple[Planned, Built, Done | Blocked]:
-    """The plan, its segments, and whether the walk to it would arrive."""
-    planned = Planned(plan=plan, spec=seen.body.get("spec") or {}, asked=asked.digest)
-    built = build(planned, seen.body, asked.profile, builder)
-    observed = seen.observed_by(built.target.segments.keys())
-    return planned, built, rehearse(built.target, observed, strategy(asked.resource.spec.adaptation))
 
 
 def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Problem:

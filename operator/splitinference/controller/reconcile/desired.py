@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from splitinference.controller.api.conditions import Condition, Kind
-from splitinference.controller.api.spec import Rejected, Resource, read_resource
+from splitinference.controller.api.spec import Rejected, Resource
 from splitinference.controller.plan_io.plan_status import Planned, asked_for
 from splitinference.controller.ports import Manifest, Models, Pending, Unreadable
 from splitinference.controller.spec_to_core import plan_constraints
@@ -30,16 +30,16 @@ class Asked:
         return Condition(kind=Kind.ACCEPTED, holds=True, reason="Accepted", message=f"{self.profile.model}: {layers} layers")
 
 
-def read_asked(body: Manifest, models: Models, settings: Settings) -> Asked | Condition:
-    """What is asked for; or the condition that says why it cannot be worked with (not known: while the model is being read)."""
-    resource = read_resource(body)
+def read_asked(body: Manifest, resource: Resource | Rejected, models: Models, settings: Settings) -> Asked | Condition:
+    """What is asked for; or the condition that says why it cannot be worked with (not known: while the model is being read). `resource` is
+    what was read of the body."""
     if isinstance(resource, Rejected):
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(resource))
     # Before anything is made for it: the pod that reads a model mounts the folder, too.
     if broken := violations(resource.spec, settings):
         message = "; ".join(map(str, broken)) + ". Ask whoever installed the operator to allow it; the plan in force goes on serving"
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="PolicyViolation", message=message)
-    profile = models.profile(body)
+    profile = models.profile(resource)
     match profile:
         case Unreadable(reason=reason, message=message):
             return Condition(kind=Kind.ACCEPTED, holds=False, reason=reason, message=message)
@@ -55,9 +55,9 @@ def read_asked(body: Manifest, models: Models, settings: Settings) -> Asked | Co
     return Asked(resource=resource, profile=profile, constraints=constraints, digest=asked_for(spec, profile))
 
 
-def profile_for(planned: Planned, body: Manifest, now: Asked | Condition, models: Models) -> Profile | None:
+def profile_for(planned: Planned, now: Asked | Condition, models: Models) -> Profile | None:
     """The profile that a plan needs: mostly that of what is asked for now; None where the model that it was made for cannot be read."""
     if isinstance(now, Asked) and now.profile.digest == planned.plan.model_digest:
         return now.profile
-    found = models.profile(planned.of(body))
+    found = models.profile(planned.resource)
     return found if isinstance(found, Profile) and found.digest == planned.plan.model_digest else None

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.manifests.route import Stored, cut_over, read_route
 from splitinference.controller.plan_io.plan_status import Built
-from splitinference.controller.ports import Manifest, NameTakenError, Ports, RefusedError
+from splitinference.controller.ports import NameTakenError, Ports, RefusedError
 from splitinference.controller.reconcile.gather import Seen
-from splitinference.controller.reconcile.object_keeper import difference
 from splitinference.controller.reconcile.report import describe
 from splitinference.core.transition.steps import Action, CreateSegment, Cutover, DeleteSegment
 
@@ -18,17 +17,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Walker:
-    """Takes steps for one resource. `body` is the resource as it was when the plan was made, `refused` what the API server did not take,
-    `taken` the objects of others that have a name of ours."""
+    """Takes steps for one resource, which is as it was when the plan was made. `drain_seconds`: for how long old routes may go on;
+    `refused`: what the API server did not take; `taken`: the objects of others that have a name of ours."""
 
     ports: Ports
-    body: Manifest
     resource: Resource
+    drain_seconds: float
     built: Built
     seen: Seen
     refused: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
-    restored: list[str] = field(default_factory=list)
 
     def take(self, actions: Iterable[Action]) -> Stored | None:
         """Do them. Returns the route as it is stored afterwards."""
@@ -43,25 +41,6 @@ class Walker:
                 self.refused.append(f"{describe(action)}: refused: {error}")
         return stored
 
-    def ensure_services(self) -> None:
-        """Every segment of the plan that is there has its Service: without it the segment before cannot find it."""
-        namespace, name = self.seen.owner
-        there = {found["metadata"]["name"]: found for found in self.ports.cluster.owned("Service", namespace, name)}
-        for pod in self.seen.segments:
-            if pod.name in self.built.objects:
-                service, found = self.built.objects[pod.name].service, there.get(pod.name)
-                if found is None or difference(service, found):
-                    try:
-                        self.ports.cluster.apply(service)
-                    except NameTakenError as error:
-                        self.taken.append(str(error))
-                        continue
-                    except RefusedError as error:
-                        self.refused.append(f"Service {pod.name}: refused: {error}")
-                        continue
-                    why = "was missing" if found is None else "was changed"
-                    self.restored.append(f"Service {pod.name} {why} and is made again")
-
     def _do(self, action: Action, stored: Stored | None) -> Stored | None:
         cluster, namespace = self.ports.cluster, self.seen.owner[0]
         match action:
@@ -74,8 +53,8 @@ class Walker:
                 if name not in self.built.objects:
                     cluster.delete("Service", namespace, name)
             case Cutover(route=route):
-                drain = self.resource.spec.adaptation.drain.total_seconds()
-                config_map = self.ports.builder.route(self.body, cut_over(stored, route, self._models(stored), drain, self.seen.now))
+                data = cut_over(stored, route, self._models(stored), self.drain_seconds, self.seen.now)
+                config_map = self.ports.builder.route(self.resource, data)
                 cluster.apply(config_map)
                 return read_route(config_map)
         return stored

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.manifests.gateway import gateway_name
 from splitinference.controller.manifests.pod_parts import labels_asked
 from splitinference.controller.ports import Manifest, Ports
-from splitinference.controller.reconcile.gather import Seen, owner_of
+from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.reconcile.object_keeper import Keeper, tried_all
 from splitinference.core.values.profile import Profile
 
@@ -31,17 +32,17 @@ class Front:
     keeper: Keeper = field(default_factory=Keeper)
 
 
-def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, front: Front, seen: Seen) -> tuple[str, ...]:
+def ensure_gateway(ports: Ports, resource: Resource, profile: Profile, front: Front, seen: Seen) -> tuple[str, ...]:
     """Apply the gateway's objects if they are others than those that were applied; put right what others deleted or changed, and say so.
 
     A pod on a node that lost a label which its affinity asks for, or that is about to leave, makes the objects others. Raises RefusedError,
     or NameTakenError, after all objects were tried.
     """
-    namespace, name = owner_of(body)
+    namespace, name = resource.namespace, resource.name
     there = {str(found["metadata"]["name"]): found for found in ports.cluster.owned("Deployment", namespace, name)}
     before = there.get(gateway_name(name))
     left = _to_leave(seen) or (_annotations(before).get(LEFT, "") if before is not None else "")
-    manifests = [_having(manifest, left) for manifest in ports.builder.gateway(body, profile)]
+    manifests = [_having(manifest, left) for manifest in ports.builder.gateway(resource, profile)]
     digest = hashlib.sha256(json.dumps(manifests, sort_keys=True).encode()).hexdigest()
     if front.applied == digest:
         return front.keeper.keep(ports.cluster, manifests)
@@ -51,9 +52,9 @@ def ensure_gateway(ports: Ports, body: Manifest, profile: Profile, front: Front,
     return done
 
 
-def restore_gateway(ports: Ports, body: Manifest, profile: Profile, front: Front) -> tuple[str, ...]:
+def restore_gateway(ports: Ports, resource: Resource, profile: Profile, front: Front) -> tuple[str, ...]:
     """Make again what others deleted, while a transition is under way and nothing else of the gateway may change. Raises RefusedError."""
-    manifests = [manifest for manifest in ports.builder.gateway(body, profile) if manifest["kind"] != "Deployment"]
+    manifests = [manifest for manifest in ports.builder.gateway(resource, profile) if manifest["kind"] != "Deployment"]
     return front.keeper.keep(ports.cluster, manifests, only_missing=True)
 
 
@@ -93,12 +94,12 @@ def _having(manifest: Manifest, left: str) -> Manifest:
     return made
 
 
-def is_coming(ports: Ports, body: Manifest, seen: Seen) -> bool:
+def is_coming(ports: Ports, resource: Resource, seen: Seen) -> bool:
     """Whether the gateway has no node yet and may soon have one: a plan made before would not know where requests enter, and would count
     on the memory that the gateway is about to take. Counted from the making of the Deployment: reading the model may have taken long."""
     if any((pod.get("spec") or {}).get("nodeName") for pod in seen.gateways):
         return False
-    namespace, name = owner_of(body)
+    namespace, name = resource.namespace, resource.name
     made = [found for found in ports.cluster.owned("Deployment", namespace, name) if found["metadata"]["name"] == gateway_name(name)]
     try:
         created = datetime.fromisoformat(str(made[0]["metadata"]["creationTimestamp"]))

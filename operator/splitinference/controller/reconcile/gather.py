@@ -1,14 +1,15 @@
 """All that one pass reads, read once, and made into what the core understands."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from splitinference.controller.cluster_state.node_metrics import Measured
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.cluster_state.segment_pods import Known, SegmentPod, read_segments
 from splitinference.controller.cluster_state.segment_probes import Proofs, Prover
+from splitinference.controller.cluster_state.series_owners import speakers_of
 from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.cluster_state.snapshot import Reading, Sources, read_snapshot
 from splitinference.controller.history.adaptation_state import Recall, read_recall
@@ -21,20 +22,23 @@ from splitinference.controller.manifests.gateway import GATEWAY, gateway_name, r
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.manifests.route import Stored, is_withdrawn, old_routes, read_route
 from splitinference.controller.manifests.segment import SEGMENT
-from splitinference.controller.ports import GatewayReport, Manifest, Ports
-from splitinference.core.transition.state import Observed, Phase
+from splitinference.controller.ports import Listing, Manifest, Ports
+from splitinference.controller.reconcile.plan_pass import with_room, without_route
+from splitinference.core.transition.state import Observed
 from splitinference.settings import Settings
+from splitinference_protocol.report import GatewayReport
 
 
 @dataclass(frozen=True)
 class Seen:
     """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy; `wanted`: the
-    plan's segments; `leaving`: nodes with pods of ours that are about to leave; `warnings`: the newest event about a pod, by uid."""
+    plan's segments; `observed`: what the walk goes by; `leaving`: nodes with pods of ours that are about to leave; `warnings`: the newest
+    event about a pod, by uid."""
 
     now: datetime
     body: Manifest
-    nodes: Sequence[Manifest]
-    pods: Sequence[Manifest]
+    nodes: Listing
+    pods: Listing
     owned: Sequence[Manifest]
     measured: Measured
     reading: Reading
@@ -44,6 +48,7 @@ class Seen:
     segments: tuple[SegmentPod, ...]
     recall: Recall
     calibration: Calibration
+    observed: Observed
     wanted: frozenset[str] = frozenset()
     deployment: Manifest | None = None
     leaving: frozenset[str] = frozenset()
@@ -64,44 +69,42 @@ class Seen:
     @property
     def gateways(self) -> Sequence[Manifest]:
         """The gateway's pods."""
-        return [pod for pod in self.owned if labels_of(pod).get(COMPONENT) == GATEWAY]
+        return gateway_pods(self.owned)
 
     @property
     def lost(self) -> Mapping[str, str]:
         """Nodes out of reach, as long as the segments are there that show it: gone when their kubelet is back and ends them."""
         return {pod.segment.node: pod.lost for pod in self.segments if pod.lost}
 
-    @property
-    def observed(self) -> Observed:
-        """What the walk goes by."""
-        runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in self.gateways)
-        return Observed(
-            segments={pod.name: pod.segment for pod in self.segments},
-            serving=self.stored.route if self.stored else None,
-            old_routes=old_routes(self.stored, self.report, runs, self.now),
-            room_bytes={node.name: node.memory_free_bytes for node in self.reading.snapshot.nodes if node.ready},
-            room_millicores={
-                node.name: node.millicores_free for node in self.reading.snapshot.nodes if node.ready and node.millicores_free is not None
-            },
-        )
+    def without_route(self) -> "Seen":
+        """Once the serving route was withdrawn."""
+        return replace(self, stored=None, stopped=True, observed=without_route(self.observed))
 
-    def observed_by(self, wanted: Set[str]) -> Observed:
-        """What the walk to a plan with these segments will go by. While a plan has a segment, it is hoped for, even on a node that is lost
-        or fails it again and again; once none has it, it has failed, and a route with it gives its room away."""
-        observed, quarantined = self.observed, self.recall.quarantined(self.now)
-        hopeless = {
-            name: segment.model_copy(update={"phase": Phase.FAILED, "why": segment.why or "no plan has it"})
-            for name, segment in observed.segments.items()
-            if name not in wanted
-            and segment.phase is Phase.STARTING
-            and (segment.node not in observed.room_bytes or segment.node in quarantined)
-        }
-        return observed.model_copy(update={"segments": {**observed.segments, **hopeless}}) if hopeless else observed
+    def with_reading(self, reading: Reading) -> "Seen":
+        """With a newer snapshot of the same nodes and pods."""
+        return replace(self, reading=reading, observed=with_room(self.observed, reading.snapshot))
 
 
 def owner_of(body: Manifest) -> tuple[str, str]:
     """Namespace and name."""
     return str(body["metadata"].get("namespace", "")), str(body["metadata"]["name"])
+
+
+def gateway_pods(owned: Sequence[Manifest]) -> Sequence[Manifest]:
+    """Those of a resource's pods that are its gateway's."""
+    return [pod for pod in owned if labels_of(pod).get(COMPONENT) == GATEWAY]
+
+
+def observed_of(
+    segments: Sequence[SegmentPod], stored: Stored | None, report: GatewayReport | None, gateways: Sequence[Manifest], now: datetime
+) -> Observed:
+    """What the walk goes by, but for the room on nodes."""
+    runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in gateways)
+    return Observed(
+        segments={pod.name: pod.segment for pod in segments},
+        serving=stored.route if stored else None,
+        old_routes=old_routes(stored, report, runs, now),
+    )
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,14 @@ class Looker:
     sight: Sight
     told: Told = field(default_factory=Told)
 
-    def look(self, resources: Sequence[Manifest], wanted: frozenset[str], proofs: Proofs) -> tuple[Seen, Proofs]:
+    def look(self, resources: Listing, wanted: frozenset[str], proofs: Proofs) -> tuple[Seen, Proofs]:
         """Read everything else than `resources`; prove what is ready. `wanted`: the names of the plan's segments."""
         cluster, (namespace, name) = self.ports.cluster, owner_of(self.body)
         now, nodes, pods = self.ports.clock.now(), cluster.nodes(), cluster.pods()
         if self.ports.benchmarks is not None:
             nodes = self.ports.benchmarks.shown(nodes)
+        recall = not_after(read_recall(self.body.get("status") or {}), now)
+        self.sight.remember(recall.gone_speakers(namespace))
         measured = self.sight.measured((namespace, name), (nodes, pods), self.ports.metrics, self.ports.clock)
         identified = owner_of_body(self.body)
         report = self.ports.gateways.routes(identified)
@@ -133,12 +138,15 @@ class Looker:
         proofs = prover.prove(proofs, read_segments(owned, known), failing)
         known = replace(known, proven=proofs.proven, broken=proofs.broken(now), lost=proofs.lost(now))
         segments = read_segments(owned, known)
-        recall = not_after(read_recall(self.body.get("status") or {}), now).failed(segments, wanted, now)
+        keep = timedelta(seconds=self.settings.link_max_age_seconds)
+        recall = recall.failed(segments, wanted, now).hearing(speakers_of(owned, self.settings.operator_namespace), now, keep)
         recall = recall.verified(report.verification.failed if report else {}, segments, now)
         if held_back := recall.held_back(segments, now):
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)
         route = next((found for found in maps if found["metadata"]["name"] == route_name(name)), None)
+        stored, reading = read_route(route), self.read(now, nodes, pods, measured, resources)
+        observed = observed_of(segments, stored, report, gateway_pods(owned), now)
         seen = Seen(
             now=now,
             body=self.body,
@@ -146,13 +154,14 @@ class Looker:
             pods=pods,
             owned=owned,
             measured=measured,
-            reading=self.read(now, nodes, pods, measured, resources),
-            stored=read_route(route),
+            reading=reading,
+            stored=stored,
             report=report,
             stopped=is_withdrawn(route),
             segments=segments,
             recall=recall,
             calibration=not_after(read_calibration(self.body.get("status") or {}), now),
+            observed=with_room(observed, reading.snapshot),
             wanted=wanted,
             deployment=self._deployment(namespace, name),
             leaving=self._leaving(nodes, owned),
@@ -179,10 +188,10 @@ class Looker:
     def read(
         self,
         now: datetime,
-        nodes: Sequence[Manifest],
-        pods: Sequence[Manifest],
+        nodes: Listing,
+        pods: Listing,
         measured: Measured,
-        resources: Sequence[Manifest],
+        resources: Listing,
     ) -> Reading:
         """The snapshot, with what the plans of the other `resources` hold."""
         owner, picture = owner_of(self.body), self.sight.picture(nodes, pods, measured)

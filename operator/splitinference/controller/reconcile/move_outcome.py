@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 from splitinference.controller.history.adaptation_state import Promise, Recall
-from splitinference.controller.ports import ObservedTraffic
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.core.decide.base.decision import Adopt
+from splitinference_protocol.report import ObservedTraffic
 
 _PATIENCE = timedelta(minutes=10)
 """A move that nobody used for so long is not judged any more."""

@@ -19,13 +19,12 @@ from splitinference.controller.cluster_state.node_benchmark import (
     with_figures,
 )
 from splitinference.controller.cluster_state.pods import labels_of
-from splitinference.controller.ports import Benchmarks, Clock, Manifest, RefusedError, UnavailableError
+from splitinference.controller.ports import Benchmarks, Clock, Listing, Manifest, RefusedError, UnavailableError
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_NOTHING: Records = {}
 BUSY_SECONDS, IDLE_SECONDS = 2.0, 30.0
 """Between two looks: while a node is measured or waits to be, and otherwise."""
 
@@ -66,10 +65,10 @@ class Store(Protocol):
 class Nodes(Protocol):
     """What is watched."""
 
-    def nodes(self) -> Sequence[Manifest]:
-        """All nodes; the same objects while nothing changed."""
+    def nodes(self) -> Listing:
+        """All nodes."""
 
-    def pods(self) -> Sequence[Manifest]:
+    def pods(self) -> Listing:
         """All pods."""
 
 
@@ -80,8 +79,9 @@ class Measuring:
         self._watched, self._store, self._clock, self._settings = watched, store, clock, settings
         self._lock = threading.Lock()
         self._records: Records | None = None
-        self._shown: tuple[object, object, tuple[Manifest, ...]] | None = None
-        self._nodes: dict[str, tuple[Manifest, Manifest]] = {}
+        self._kept = 0
+        self._shown: Listing | None = None
+        self._nodes: dict[str, Manifest] = {}
         self._said = ""
         self._refused = False
 
@@ -123,21 +123,18 @@ class Measuring:
 
     def _keep(self, records: Records) -> None:
         with self._lock:
-            self._records, self._shown = records, None
+            self._records, self._kept = records, self._kept + 1
 
-    def shown(self, nodes: Sequence[Manifest]) -> Sequence[Manifest]:
-        """The nodes with what was measured of them; the same objects while neither changed."""
+    def shown(self, nodes: Listing) -> Listing:
+        """The nodes with what was measured of them. A node's object stays the same while its content does."""
         with self._lock:
-            records = _NOTHING if self._records is None else self._records
-            if self._shown is None or self._shown[0] is not nodes or self._shown[1] is not records:
-                kept: dict[str, tuple[Manifest, Manifest]] = {}
-                for node in nodes:
-                    name, made = str(node["metadata"]["name"]), with_figures(node, records)
-                    before = self._nodes.get(name)
-                    kept[name] = before if before is not None and before[0] is node and before[1] == made else (node, made)
-                self._nodes = kept
-                self._shown = nodes, records, tuple(made for _, made in kept.values())
-            return self._shown[2]
+            generation = (*nodes.generation, self._kept)
+            if self._shown is None or self._shown.generation != generation:
+                before = self._nodes
+                made = {str(node["metadata"]["name"]): with_figures(node, self._records or {}) for node in nodes}
+                self._nodes = {name: before[name] if before.get(name) == node else node for name, node in made.items()}
+                self._shown = Listing(self._nodes.values(), generation)
+            return self._shown
 
     def pending(self, nodes: Sequence[Manifest]) -> tuple[str, ...]:
         """Names of nodes that are about to be measured and of which nothing else is known; none where the API server refuses to let us."""

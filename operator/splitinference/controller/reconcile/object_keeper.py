@@ -95,17 +95,25 @@ class Keeper:
             self._good.pop(key, None)
             writes.append(partial(self._apply, cluster, key, manifest))
             done.append(f"{kind} {name} was " + (f"changed ({differs})" if there is not None else "missing") + " and is made again")
+        self._forget_others(wanted)
         tried_all(writes)
         return tuple(done)
+
+    def _forget_others(self, wanted: Sequence[Manifest]) -> None:
+        """Objects of the same kinds that are wanted no longer, such as the Services of segments that are gone."""
+        keys = {(str(manifest["kind"]), str(manifest["metadata"]["name"])) for manifest in wanted}
+        kinds = {kind for kind, _ in keys}
+        for known in (self._good, self._applied):
+            for key in [key for key in known if key[0] in kinds and key not in keys]:
+                del known[key]
 
     def _apply(self, cluster: Cluster, key: Key, manifest: Manifest) -> None:
         cluster.apply(manifest)
         self._applied[key] = manifest
 
     def _is_known(self, key: Key, wanted: Manifest, there: Manifest) -> bool:
-        """Whether this very object was compared with the same wish before."""
-        known = self._good.get(key)
-        return known is not None and known[1] is there and known[0] == wanted
+        """Whether such an object was compared with the same wish before."""
+        return self._good.get(key) == (wanted, there)
 
 
 def _found(cluster: Cluster, manifest: Manifest) -> Manifest | None:

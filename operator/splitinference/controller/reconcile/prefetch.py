@@ -7,6 +7,7 @@ as the plan does. So a target does not wander with the load, and nothing is fetc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.pods import labels_of, node_of
 from splitinference.controller.manifests.pod_parts import COMPONENT, LAYERS_LABEL, MODEL_LABEL
 from splitinference.controller.names import PREFETCH
@@ -58,24 +59,24 @@ def _may(node: str, segment: Segment, plan: Plan, problem: Problem) -> bool:
 
 @dataclass(frozen=True)
 class Prefetcher:
-    """Makes and deletes the pods of one resource. `body` is the resource as it was when the plan was made."""
+    """Makes and deletes the pods of one resource, which is as it was when the plan was made."""
 
     ports: Ports
-    body: Manifest
+    resource: Resource
     profile: Profile
 
     def keep(self, plan: Plan | None, problem: Problem, pods: Sequence[Manifest]) -> tuple[str, ...]:
         """Have the pods that the plan wants and no others, of all `pods` of the resource; None wants none. Returns what the API server did
         not take. Each step may be done twice."""
-        if plan is None or self.ports.builder.prefetch(self.body, self.profile, plan.segments[0]) is None:
+        if plan is None or self.ports.builder.prefetch(self.resource, self.profile, plan.segments[0]) is None:
             what = Wanted(delete=tuple(str(pod["metadata"]["name"]) for pod in _there(pods)))
         else:
             what = wanted(plan, problem, pods)
         for name in what.delete:
-            self.ports.cluster.delete("Pod", self.body["metadata"]["namespace"], name)
+            self.ports.cluster.delete("Pod", self.resource.namespace, name)
         refused = []
         for segment in what.fetch:
-            pod = self.ports.builder.prefetch(self.body, self.profile, segment)
+            pod = self.ports.builder.prefetch(self.resource, self.profile, segment)
             try:
                 if pod is not None:
                     self.ports.cluster.create(pod)

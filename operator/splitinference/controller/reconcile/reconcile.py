@@ -4,11 +4,13 @@ A pass never waits, and takes nothing for granted that an earlier pass did: it m
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from splitinference.controller.api.conditions import Condition, merge_patch
-from splitinference.controller.api.spec import Prefetch, Resource, read_resource
+from splitinference.controller.api.spec import Prefetch, Resource, SpecReader
 from splitinference.controller.cluster_state.segment_probes import Proofs
 from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.history.adaptation_state import read_recall
@@ -16,9 +18,9 @@ from splitinference.controller.kube_values.start_failures import Told
 from splitinference.controller.manifests.disruption_budget import BUDGET, budget_name, segments_budget
 from splitinference.controller.manifests.route import Stored, withdrawn
 from splitinference.controller.plan_io.plan_status import Built, Planned, build, read_plan
-from splitinference.controller.ports import Manifest, NameTakenError, Ports, RefusedError
+from splitinference.controller.ports import Listing, Manifest, NameTakenError, Ports, RefusedError
 from splitinference.controller.reconcile.credentials import Written, ensure_secrets
-from splitinference.controller.reconcile.decision_inputs import calibrated, facts_of, rehearsed
+from splitinference.controller.reconcile.decision_inputs import calibrated, facts_of
 from splitinference.controller.reconcile.desired import Asked, profile_for, read_asked
 from splitinference.controller.reconcile.executor import Walker
 from splitinference.controller.reconcile.gateway_rollout import Front, ensure_gateway, is_coming, restore_gateway
@@ -26,20 +28,18 @@ from splitinference.controller.reconcile.gather import Looker, Seen, owner_of
 from splitinference.controller.reconcile.move_outcome import judge, promised
 from splitinference.controller.reconcile.node_measuring import nodes_to_wait_for
 from splitinference.controller.reconcile.object_keeper import Keeper
+from splitinference.controller.reconcile.plan_pass import Course, PassInputs, PassPlan, Question, confirmed, plan_pass
 from splitinference.controller.reconcile.prefetch import Prefetcher
-from splitinference.controller.reconcile.privacy import allowed, exposed_route, promised_rules
+from splitinference.controller.reconcile.privacy import exposed_route, promised_rules, stops_exposed
 from splitinference.controller.reconcile.report import Report, events, status_of
 from splitinference.controller.reconcile.verification import Verifiers, without_trusted_node
 from splitinference.controller.runtime.solve_throttle import Reviews
 from splitinference.controller.spec_to_core.policy import policy, strategy
-from splitinference.core.cost import violations
 from splitinference.core.decide.base.compare import Change
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.decide.base.validated_solver import Solve
-from splitinference.core.decide.decide import decide
-from splitinference.core.transition.steps import Done, Steps, next_steps
+from splitinference.core.transition.steps import Done, Steps, Strategy
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Constraints, Problem
 from splitinference.core.values.profile import Profile
@@ -69,22 +69,25 @@ class _Kept:
     """What is kept between passes of one resource, only to do less: after a restart all of it is found out anew."""
 
     proofs: Proofs
-    built: "_Read | None" = None
+    specs: SpecReader = field(default_factory=SpecReader)
+    plan: "_ReadPlan | None" = None
     secrets: Written = field(default_factory=Written)
     front: Front = field(default_factory=Front)
-    keeper: Keeper = field(default_factory=Keeper)
+    services: Keeper = field(default_factory=Keeper)
+    budget: Keeper = field(default_factory=Keeper)
     refusals: int = 0
     told: Told = field(default_factory=Told)
 
 
 @dataclass(frozen=True)
-class _Read:
-    """The plan that a resource's status has, and its segments; `body` is the resource as it was read."""
+class _ReadPlan:
+    """The plan that a resource's status has (`written`), as it was read; and its segments, for the model with `profile`."""
 
-    body: Manifest
-    profile: Profile
+    uid: str
+    written: Mapping[str, Any]
     planned: Planned
-    built: Built
+    profile: Profile | None = None
+    built: Built | None = None
 
 
 @dataclass
@@ -135,7 +138,7 @@ class _Pass:
     settings: Settings
     solve: "_Asked"
     body: Manifest
-    resources: Sequence[Manifest]
+    resources: Listing
     kept: _Kept
     sight: Sight
     reviews: Reviews
@@ -144,143 +147,131 @@ class _Pass:
     taken: list[str] = field(default_factory=list)
     restored: tuple[str, ...] = ()
     problem: Problem | None = None
+    named: dict[str, tuple[Planned, Built]] = field(default_factory=dict)
 
     @property
     def limits(self) -> Limits:
         """Of one solve."""
         return Limits(seconds=self.settings.solve_seconds)
 
+    @property
+    def looker(self) -> Looker:
+        """Reads, for this resource."""
+        return Looker(self.ports, self.settings, self.body, self.sight, self.kept.told)
+
     def run(self) -> Looked:
-        """The pass."""
-        asked = read_asked(self.body, self.ports.models, self.settings)
-        planned, profile, built = self._planned(asked)
-        looker = Looker(self.ports, self.settings, self.body, self.sight, self.kept.told)
-        wanted = frozenset(built.target.segments) if built else frozenset[str]()
-        seen, self.kept.proofs = looker.look(self.resources, wanted, self.kept.proofs)
+        """The pass: gather, plan, act, report."""
+        asked = read_asked(self.body, self.kept.specs.read(self.body), self.ports.models, self.settings)
+        force = self._in_force(asked)
+        seen, self.kept.proofs = self.looker.look(self.resources, force.wanted, self.kept.proofs)
         asked = without_trusted_node(asked, seen)
-        decision: Adopt | Keep | None = None
-        if isinstance(asked, Asked) or asked.holds is not False or planned is not None:
+        if isinstance(asked, Asked) or asked.holds is not False or force.planned is not None:
             self._ensure_secrets()
-        if isinstance(asked, Asked):
-            if planned is None:
-                self._ensure_gateway(self.body, asked.profile, seen)
-                if waits_for := nodes_to_wait_for(self.ports.benchmarks, asked.resource, seen, self.settings):
-                    report = Report(seen=seen, accepted=asked.condition, resource=asked.resource, measuring=waits_for)
-                    return self._finish(report, _WALKING_SECONDS)
-                if is_coming(self.ports, self.body, seen):
-                    return self._finish(Report(seen=seen, accepted=asked.condition, resource=asked.resource), _WALKING_SECONDS)
-            if planned is not None and profile is not None:
-                seen = self._guarded(asked.resource, seen, promised_rules(planned, self.body, profile))
-            seen, problem = calibrated(asked, planned, built, seen)
-            self.problem = problem
-            facts = facts_of(asked, problem, planned, built, seen)
-            decision, memory = self._decide(facts, asked, seen)
-            seen = replace(seen, recall=seen.recall.model_copy(update={"memory": memory}))
-            if isinstance(decision, Adopt):
-                adopted = self._adopt(decision, asked, facts, seen, looker)
-                if isinstance(adopted, Keep):
-                    decision = adopted
-                else:
-                    seen, planned, built = adopted
-                    profile, decision = asked.profile, None
-        accepted = asked.condition if isinstance(asked, Asked) else asked
-        resource = _in_force(asked, planned, self.body)
-        report = Report(seen=seen, accepted=accepted, resource=resource, planned=planned, built=built, decision=decision)
-        report = replace(report, serving=seen.stored.route if seen.stored else None)
-        if planned is None or built is None or profile is None or resource is None:
-            return self._finish(report, None)
-        return self._walk(report, planned, built, profile, resource)
+        if isinstance(asked, Asked) and force.planned is None and (report := self._waits_for_first(asked, seen)) is not None:
+            return self._finish(report, _WALKING_SECONDS)
+        if isinstance(asked, Asked) and force.planned is not None and force.profile is not None:
+            seen = self._guarded(asked.resource, seen, promised_rules(force.planned, force.profile))
+        inputs, seen = self._inputs(asked, force, seen)
+        made = self._plan(inputs, asked)
+        if made.memory is not None:
+            seen = replace(seen, recall=seen.recall.model_copy(update={"memory": made.memory}))
+        if isinstance(asked, Asked) and isinstance(made.decision, Adopt):
+            made, force, seen = self._commit(made, inputs, asked, force, seen)
+        return self._act(made, asked, force, seen)
 
-    def _walk(self, report: Report, planned: Planned, built: Built, profile: Profile, resource: Resource) -> Looked:
-        seen, body = report.seen, planned.of(self.body)
-        steps = next_steps(built.target, seen.observed, strategy(resource.spec.adaptation))
-        steps, kept_from = allowed(steps, seen, built, resource, promised_rules(planned, self.body, profile))
-        walker = Walker(self.ports, body, resource, built, seen)
-        walker.ensure_services()
-        self.restored += tuple(walker.restored)
-        stored = walker.take(steps.actions) if isinstance(steps, Steps) else seen.stored
-        self.refused += walker.refused
-        self.taken += walker.taken
-        # The gateway changes when its route does not: another model's tokenizer must not meet the segments of this one.
-        if isinstance(steps, Done) or seen.stored is None or not seen.gateways:
-            self._ensure_gateway(body, profile, seen)
-        else:
-            self._restore_gateway(body, profile)
-        self._keep_budget(resource, stored)
-        if isinstance(steps, Done) and self.problem is not None:
-            likely = resource.spec.adaptation.prefetch is Prefetch.LIKELY_TARGETS
-            self.refused += Prefetcher(self.ports, body, profile).keep(planned.plan if likely else None, self.problem, seen.owned)
-        verified = self._verify(steps, built, planned, profile, report)
-        serving = stored.route if stored else None
-        verdict = judge(seen, isinstance(steps, Done))
-        report = replace(
-            report, seen=replace(seen, recall=verdict.recall), verdict=verdict, steps=steps, serving=serving, exposed=kept_from
-        )
-        report = replace(report, verified=verified)
-        report = replace(report, endpoint=self.ports.builder.endpoint(body))
-        return self._finish(report, _WALKING_SECONDS if isinstance(steps, Steps) else None)
+    # --- gathering -------------------------------------------------------------------------------------------------------------------
 
-    def _verify(self, steps: object, built: Built, planned: Planned, profile: Profile, report: Report) -> Condition | None:
-        """Verifiers of a plan that serves; while a transition is under way they stay as they are."""
-        resource = report.resource
-        if resource is None or self.problem is None or not isinstance(steps, Done):
-            return None
-        kept = Verifiers(self.ports, planned.of(self.body), profile, resource, report.seen).keep(planned, built, self.problem)
-        self.refused += kept.refused
-        return kept.condition
+    def _in_force(self, asked: Asked | Condition) -> "_InForce":
+        """What is in force before this pass: the plan in the status, of which model, and its segments. Each is read anew only where it is
+        another than in the last pass."""
+        status, kept, uid = self.body.get("status") or {}, self.kept.plan, str(self.body["metadata"].get("uid", ""))
+        written = status.get("plan") or {}
+        if kept is None or kept.uid != uid or kept.written != written:
+            planned = read_plan(status, lambda spec: self.kept.specs.read(self.body, spec))
+            kept = _ReadPlan(uid, written, planned) if planned is not None else None
+        resource = asked.resource if isinstance(asked, Asked) else kept.planned.resource if kept is not None else None
+        if kept is None:
+            self.kept.plan = None
+            return _InForce(resource)
+        profile = profile_for(kept.planned, asked, self.ports.models)
+        if profile is not None and (kept.built is None or kept.profile != profile):
+            kept = replace(kept, profile=profile, built=build(kept.planned, profile, self.ports.builder))
+        self.kept.plan = kept
+        return _InForce(resource, kept.planned, profile, kept.built if profile is not None else None)
+
+    def _waits_for_first(self, asked: Asked, seen: Seen) -> Report | None:
+        """What to say while the first plan waits for measured nodes, or for the gateway's place."""
+        self._ensure_gateway(asked.resource, asked.profile, seen)
+        if waits_for := nodes_to_wait_for(self.ports.benchmarks, asked.resource, seen, self.settings):
+            return Report(seen=seen, accepted=asked.condition, resource=asked.resource, measuring=waits_for)
+        if is_coming(self.ports, asked.resource, seen):
+            return Report(seen=seen, accepted=asked.condition, resource=asked.resource)
+        return None
 
     def _guarded(self, resource: Resource, seen: Seen, rules: Constraints) -> Seen:
         """Nothing is sent any more where a rule of privacy is broken, if the resource wants it so: at once, before a new plan is made."""
         if why_stopped := exposed_route(resource, seen, rules):
             log.warning("%s/%s: the route is withdrawn: %s", *seen.owner, "; ".join(why_stopped))
-            self.ports.cluster.apply(self.ports.builder.route(self.body, withdrawn()))
-            return replace(seen, stored=None, stopped=True)
+            self.ports.cluster.apply(self.ports.builder.route(resource, withdrawn()))
+            return seen.without_route()
         return seen
 
-    def _planned(self, asked: Asked | Condition) -> tuple[Planned | None, Profile | None, Built | None]:
-        """The plan in the status, of which model, and its segments: as the last pass found them, while the resource is the very same."""
-        kept = self.kept.built
-        planned = kept.planned if kept and kept.body is self.body else read_plan(self.body.get("status") or {})
-        profile = profile_for(planned, self.body, asked, self.ports.models) if planned else None
-        if planned is None or profile is None:
-            return planned, profile, None
-        if kept is None or kept.body is not self.body or kept.profile is not profile:
-            kept = self.kept.built = _Read(self.body, profile, planned, build(planned, self.body, profile, self.ports.builder))
-        return planned, profile, kept.built
+    def _inputs(self, asked: Asked | Condition, force: "_InForce", seen: Seen) -> tuple[PassInputs, Seen]:
+        """What the pass is planned from; and what is seen, with what observed stages taught."""
+        question = None
+        if isinstance(asked, Asked):
+            seen, self.problem = calibrated(asked, force.planned, force.built, seen)
+            facts = facts_of(asked, self.problem, force.planned, force.built, seen)
+            question = Question(facts, policy(asked.resource.spec.adaptation), seen.recall.memory, self.limits)
+        inputs = PassInputs(
+            observed=seen.observed,
+            strategy=strategy(force.resource.spec.adaptation) if force.resource is not None else Strategy.SURGE,
+            course=force.course,
+            nodes=seen.reading.snapshot.nodes,
+            stops_exposed=force.resource is not None and stops_exposed(force.resource),
+            question=question,
+            avoided=frozenset(seen.recall.quarantined(seen.now)),
+        )
+        return inputs, seen
 
-    # --- the plan --------------------------------------------------------------------------------------------------------------------
+    # --- planning --------------------------------------------------------------------------------------------------------------------
 
-    def _decide(self, facts: Facts, asked: Asked, seen: Seen) -> tuple[Adopt | Keep, Memory]:
-        leave = self.reviews.begin(seen.now, confirming=Reason.BETTER_PLAN in seen.recall.memory.watches)
+    def _plan(self, inputs: PassInputs, asked: Asked | Condition) -> PassPlan:
+        """Decide, with leave to look for a better plan where there is some."""
+        question = inputs.question
+        if question is None or not isinstance(asked, Asked):
+            return plan_pass(inputs, self.solve, _nothing_to_name)
+        now = question.facts.now
+        leave = self.reviews.begin(now, confirming=Reason.BETTER_PLAN in question.memory.watches)
+        inputs = replace(inputs, question=replace(question, facts=question.facts.model_copy(update={"may_review": leave})))
         try:
-            return decide(
-                facts.model_copy(update={"may_review": leave}),
-                policy(asked.resource.spec.adaptation),
-                seen.recall.memory,
-                self.solve,
-                self.limits,
-                ends=lambda plan: rehearsed(plan, asked, seen, self.ports.builder)[2],
-            )
+            return plan_pass(inputs, self.solve, partial(self._course, asked))
         finally:
             if leave:
-                self.reviews.end(seen.now, self.ports.clock.now(), solved=self.solve.times > 0)
+                self.reviews.end(now, self.ports.clock.now(), solved=self.solve.times > 0)
 
-    def _adopt(self, decision: Adopt, asked: Asked, facts: Facts, seen: Seen, looker: Looker) -> tuple[Seen, Planned, Built] | Keep:
+    def _course(self, asked: Asked, plan: Plan) -> Course:
+        """A plan for what is asked, with its segments."""
+        known = self.named.get(plan.revision)
+        if known is None or known[0].plan != plan:
+            planned = Planned(plan=plan, resource=asked.resource, spec=self.body.get("spec") or {}, asked=asked.digest)
+            known = self.named[plan.revision] = planned, build(planned, asked.profile, self.ports.builder)
+        return Course(plan, known[1].target, asked.digest, asked.constraints)
+
+    def _commit(self, made: PassPlan, inputs: PassInputs, asked: Asked, force: "_InForce", seen: Seen) -> "tuple[PassPlan, _InForce, Seen]":
         """Make it the plan, if no other resource's plan took the memory meanwhile. The plan is in the status before anything is done about
         it."""
-        planned, built, _ = rehearsed(decision.plan, asked, seen, self.ports.builder)
         with self.ports.planning:
-            resources = self.ports.cluster.split_inferences()
-            reading = looker.read(seen.now, seen.nodes, seen.pods, seen.measured, resources)
-            broken = violations(decision.plan, facts.problem.model_copy(update={"snapshot": reading.snapshot}))
-            if taken := [violation.message for violation in broken if violation.constraint == "memory"]:
-                message = f"{decision.message}; another resource's plan took the memory: {'; '.join(taken)}"
-                return Keep(reason=Kept.OVERTAKEN, message=message)
+            reading = self.looker.read(seen.now, seen.nodes, seen.pods, seen.measured, self.ports.cluster.split_inferences())
+            made = confirmed(made, inputs, reading.snapshot)
+            decision = made.decision
+            if not isinstance(decision, Adopt):
+                return made, force, seen
+            planned, built = self.named[decision.plan.revision]
             # A first plan moves nothing, and may have been made while nodes unpacked our images: no cooldown keeps it from being mended.
             recall = seen.recall if decision.change in (Change.KEEP, Change.FIRST) else seen.recall.moved(seen.now)
             recall = promised(recall, decision, built.target.route.revision, seen.report.observed if seen.report else None)
-            seen = replace(seen, reading=reading, recall=recall)
-            serving = seen.stored.route if seen.stored else None
+            seen = replace(seen.with_reading(reading), recall=recall)
             self._write(
                 Report(
                     seen=seen,
@@ -289,11 +280,73 @@ class _Pass:
                     planned=planned,
                     built=built,
                     decision=decision,
-                    serving=serving,
+                    serving=seen.stored.route if seen.stored else None,
                 )
             )
         log.info("%s/%s: %s: %s", *seen.owner, decision.reason, decision.message)
-        return replace(seen, body=self.body), planned, built
+        # The decision is in the status now, so it is not reported again.
+        return replace(made, decision=None), _InForce(asked.resource, planned, asked.profile, built), replace(seen, body=self.body)
+
+    # --- acting ----------------------------------------------------------------------------------------------------------------------
+
+    def _act(self, made: PassPlan, asked: Asked | Condition, force: "_InForce", seen: Seen) -> Looked:
+        report = Report(
+            seen=seen,
+            accepted=asked.condition if isinstance(asked, Asked) else asked,
+            resource=force.resource,
+            planned=force.planned,
+            built=force.built,
+            decision=made.decision,
+            serving=seen.stored.route if seen.stored else None,
+        )
+        planned, built, profile, resource = force.planned, force.built, force.profile, force.resource
+        if planned is None or built is None or profile is None or resource is None or made.steps is None:
+            return self._finish(report, None)
+        self._keep_services(built, seen)
+        walker = Walker(self.ports, planned.resource, resource.spec.adaptation.drain.total_seconds(), built, seen)
+        stored = walker.take(made.steps.actions) if isinstance(made.steps, Steps) else seen.stored
+        self.refused += walker.refused
+        self.taken += walker.taken
+        # The gateway changes when its route does not: another model's tokenizer must not meet the segments of this one.
+        if isinstance(made.steps, Done) or seen.stored is None or not seen.gateways:
+            self._ensure_gateway(planned.resource, profile, seen)
+        else:
+            self._restore_gateway(planned.resource, profile)
+        self._keep_budget(resource, stored)
+        if isinstance(made.steps, Done) and self.problem is not None:
+            likely = resource.spec.adaptation.prefetch is Prefetch.LIKELY_TARGETS
+            prefetcher = Prefetcher(self.ports, planned.resource, profile)
+            self.refused += prefetcher.keep(planned.plan if likely else None, self.problem, seen.owned)
+        verified = self._verify(planned, built, profile, report) if isinstance(made.steps, Done) else None
+        verdict = judge(seen, isinstance(made.steps, Done))
+        report = replace(
+            report,
+            seen=replace(seen, recall=verdict.recall),
+            verdict=verdict,
+            steps=made.steps,
+            serving=stored.route if stored else None,
+            exposed=made.exposed,
+            verified=verified,
+            endpoint=self.ports.builder.endpoint(planned.resource),
+        )
+        return self._finish(report, _WALKING_SECONDS if isinstance(made.steps, Steps) else None)
+
+    def _verify(self, planned: Planned, built: Built, profile: Profile, report: Report) -> Condition | None:
+        """Verifiers of a plan that serves; while a transition is under way they stay as they are."""
+        if report.resource is None or self.problem is None:
+            return None
+        verifiers = Verifiers(self.ports, planned.resource, profile, report.resource, report.seen, self.settings.network_policies)
+        kept = verifiers.keep(planned, built, self.problem)
+        self.refused += kept.refused
+        return kept.condition
+
+    def _keep_services(self, built: Built, seen: Seen) -> None:
+        """Every segment of the plan that is there has its Service: without it the segment before cannot find it."""
+        services = [built.objects[pod.name].service for pod in seen.segments if pod.name in built.objects]
+        try:
+            self.restored += self.kept.services.keep(self.ports.cluster, services)
+        except RefusedError as error:
+            self._was_refused("a Service of the segments", error)
 
     def _ensure_secrets(self) -> None:
         try:
@@ -301,15 +354,15 @@ class _Pass:
         except RefusedError as error:
             self._was_refused("the Secret with certificates", error)
 
-    def _ensure_gateway(self, body: Manifest, profile: Profile, seen: Seen) -> None:
+    def _ensure_gateway(self, resource: Resource, profile: Profile, seen: Seen) -> None:
         try:
-            self.restored += ensure_gateway(self.ports, body, profile, self.kept.front, seen)
+            self.restored += ensure_gateway(self.ports, resource, profile, self.kept.front, seen)
         except RefusedError as error:
             self._was_refused("the gateway", error)
 
-    def _restore_gateway(self, body: Manifest, profile: Profile) -> None:
+    def _restore_gateway(self, resource: Resource, profile: Profile) -> None:
         try:
-            self.restored += restore_gateway(self.ports, body, profile, self.kept.front)
+            self.restored += restore_gateway(self.ports, resource, profile, self.kept.front)
         except RefusedError as error:
             self._was_refused("the gateway", error)
 
@@ -320,7 +373,7 @@ class _Pass:
         cluster, name = self.ports.cluster, budget_name(resource.name)
         try:
             if stored is not None:
-                self.kept.keeper.keep(cluster, [segments_budget(resource, stored.route.names)])
+                self.kept.budget.keep(cluster, [segments_budget(resource, stored.route.names)])
             elif any(found["metadata"]["name"] == name for found in cluster.owned(BUDGET, resource.namespace, resource.name)):
                 cluster.delete(BUDGET, resource.namespace, name)
         except RefusedError as error:
@@ -368,9 +421,29 @@ def _overtaken(decision: Adopt | Keep | None) -> bool:
     return isinstance(decision, Keep) and decision.reason is Kept.OVERTAKEN
 
 
-def _in_force(asked: Asked | Condition, planned: Planned | None, body: Manifest) -> Resource | None:
-    """The specification to go by: what is asked for, or while that cannot be worked with, what the plan was made for."""
-    if isinstance(asked, Asked):
-        return asked.resource
-    found = read_resource(planned.of(body)) if planned else None
-    return found if isinstance(found, Resource) else None
+@dataclass(frozen=True)
+class _InForce:
+    """What a resource goes by. `resource`: what is asked for; while that cannot be worked with, as it was when the plan was made. `profile`
+    and `built` are there only where the model that the plan was made for can be read."""
+
+    resource: Resource | None
+    planned: Planned | None = None
+    profile: Profile | None = None
+    built: Built | None = None
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Names of the plan's segments."""
+        return frozenset(self.built.target.segments) if self.built is not None else frozenset()
+
+    @property
+    def course(self) -> Course | None:
+        """The plan as a pass goes by it."""
+        if self.planned is None:
+            return None
+        rules = promised_rules(self.planned, self.profile) if self.profile is not None else Constraints()
+        return Course(self.planned.plan, self.built.target if self.built is not None else None, self.planned.asked, rules)
+
+
+def _nothing_to_name(plan: Plan) -> Course:
+    raise AssertionError(f"no question was asked, so there is no plan {plan.revision} to be adopted")

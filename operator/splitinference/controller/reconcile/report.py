@@ -10,16 +10,13 @@ from splitinference.controller.api.conditions import (
     Kind,
     conditions,
     decisions,
-    duration,
     is_new,
     judged,
-    latency,
-    nodes,
-    observed,
     stamp,
 )
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.trusted_samples import names
+from splitinference.controller.plan_io.columns import duration, latency, nodes, observed
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.reconcile.move_outcome import Verdict
@@ -31,7 +28,7 @@ from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Phase, Route
 from splitinference.core.transition.steps import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
-from splitinference.core.values.plan import Plan
+from splitinference.core.values.plan import Plan, Prediction
 
 NAME_TAKEN = "NameTaken"
 NOT_STARTING = "SegmentNotStarting"
@@ -79,48 +76,64 @@ def status_of(report: Report) -> dict[str, Any]:
     """The whole status after the pass."""
     seen, before = report.seen, report.seen.status
     generation = int(seen.body["metadata"].get("generation", 0))
-    phases = {pod.name: pod.segment.phase for pod in seen.segments}
     written: dict[str, Any] = {
         "observedGeneration": generation,
         "conditions": conditions(before.get("conditions") or [], all_conditions(report), generation, seen.now),
+        **_memory_of(report),
     }
-    made = decisions(before.get("decisions") or [], report.new_decision)
-    if report.verdict is not None and report.verdict.outcome:
-        made = judged(made, report.verdict.revision, report.verdict.outcome)
-    if made:
-        written["decisions"] = made
-    if "operator" in before:
-        written["operator"] = before["operator"]
-    if recall := seen.recall.model_copy(update={"proofs": tuple(sorted(report.proofs))}).as_status():
-        written["adaptation"] = recall
-    if calibration := seen.calibration.as_status():
-        written["calibration"] = calibration
     if report.planned is None:
         return written
     if report.built is None or report.planned.plan.prediction is None:
         return written | {name: before[name] for name in _OF_THE_PLAN if name in before}
-    plan = write_plan(report.planned, report.built, phases)
-    names = list(report.built.target.segments)
-    written["plan"] = plan
-    written["segments"] = f"{sum(phases.get(name) is Phase.PROVEN for name in names)}/{len(names)}"
-    written["predicted"] = duration(report.planned.plan.prediction.latency_ms)
-    where = {pod.name: pod.segment.node for pod in seen.segments}
-    if report.serving is not None:
-        written["nodes"] = nodes(report.serving, where)
-        traffic = seen.report.observed if seen.report and seen.report.revision == report.serving.revision else None
-        if figures := observed(before.get("observed") or {}, traffic, report.serving.revision, seen.now):
-            written["observed"] = figures
-        shown = latency(figures, report.resource.spec.workload.output_tokens) if report.resource else ""
-        written |= {"latency": shown} if shown else {}
+    return written | _plan_of(report, report.planned, report.built, report.planned.plan.prediction)
+
+
+def _memory_of(report: Report) -> dict[str, Any]:
+    """What later passes must know of earlier ones. What is empty is left out."""
+    seen, before = report.seen, report.seen.status
+    made = decisions(before.get("decisions") or [], report.new_decision)
+    if report.verdict is not None and report.verdict.outcome:
+        made = judged(made, report.verdict.revision, report.verdict.outcome)
+    found: dict[str, Any] = {
+        "decisions": made,
+        "operator": before.get("operator"),
+        "adaptation": seen.recall.model_copy(update={"proofs": tuple(sorted(report.proofs))}).as_status(),
+        "calibration": seen.calibration.as_status(),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _plan_of(report: Report, planned: Planned, built: Built, prediction: Prediction) -> dict[str, Any]:
+    """The plan, what serves, and how far the walk to the plan is."""
+    phases = {pod.name: pod.segment.phase for pod in report.seen.segments}
+    names = list(built.target.segments)
+    written: dict[str, Any] = {
+        "plan": write_plan(planned, built, phases),
+        "segments": f"{sum(phases.get(name) is Phase.PROVEN for name in names)}/{len(names)}",
+        "predicted": duration(prediction.latency_ms),
+        **(_traffic_of(report, report.serving) if report.serving is not None else {}),
+    }
     if report.endpoint:
         written["endpoint"] = report.endpoint
     if isinstance(report.steps, Steps):
         written["transition"] = {
-            "to": plan["revision"],
+            "to": built.target.route.revision,
             **({"from": report.serving.revision} if report.serving is not None else {}),
             "steps": [describe(action) for action in report.steps.actions],
             "waiting": list(report.steps.waiting),
         }
+    return written
+
+
+def _traffic_of(report: Report, serving: Route) -> dict[str, Any]:
+    """Where the route leads, and what clients get over it."""
+    seen = report.seen
+    written: dict[str, Any] = {"nodes": nodes(serving, {pod.name: pod.segment.node for pod in seen.segments})}
+    traffic = seen.report.observed if seen.report and seen.report.revision == serving.revision else None
+    if figures := observed(seen.status.get("observed") or {}, traffic, serving.revision, seen.now):
+        written["observed"] = figures
+    if report.resource and (shown := latency(figures, report.resource.spec.workload.output_tokens)):
+        written["latency"] = shown
     return written
 
 
@@ -178,7 +191,7 @@ def _planned(report: Report) -> Condition:
 
 def _is_planned(report: Report, plan: Plan) -> Condition:
     where = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in plan.segments)
-    proof = "proven best" if plan.optimal else "" if plan.gap is None else f"within {plan.gap:.1%} of the best"
+    proof = "proven best for these figures" if plan.optimal else "" if plan.gap is None else f"within {plan.gap:.1%} of the best"
     message = ", ".join(filter(None, (where, proof, _basis(plan, report))))
     return Condition(kind=Kind.PLANNED, holds=True, reason="Planned", message=message)
 

@@ -8,12 +8,12 @@ says so with the numbers.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from splitinference.controller.api.conditions import Condition, Kind
 from splitinference.controller.api.spec import TOLERANCES, Resource
 from splitinference.controller.cluster_state.pods import labels_of, node_of, requested_bytes
 from splitinference.controller.kube_values.start_failures import hindrance, is_ready
+from splitinference.controller.manifests.network_policies import verifiers_policy
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.manifests.route import ROUTE_KEY, with_verification
 from splitinference.controller.manifests.segment import SEGMENT, VERIFIER
@@ -28,6 +28,9 @@ from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
+from splitinference_protocol import route
+from splitinference_protocol.meta import Hop
+from splitinference_protocol.route import Verification
 
 _MIB = 1024 * 1024
 
@@ -103,13 +106,15 @@ class _Open:
 
 @dataclass
 class Verifiers:
-    """Keeps the verifiers of one resource. `body` is the resource as it was when the plan was made."""
+    """Keeps the verifiers of one resource. `planned_for` is the resource as it was when the plan was made; `has_policies`: the operator
+    makes NetworkPolicies, and may read them."""
 
     ports: Ports
-    body: Manifest
+    planned_for: Resource
     profile: Profile
     resource: Resource
     seen: Seen
+    has_policies: bool = True
     _refused: list[str] = field(default_factory=list)
 
     def keep(self, planned: Planned, built: Built, problem: Problem) -> Kept:
@@ -122,6 +127,7 @@ class Verifiers:
         if wanted is None:
             self._delete(pods, keep=())
             self._tell(None)
+            self._delete_policy()
             return Kept(refused=tuple(self._refused))
         labels = self.resource.spec.privacy.trusted_node_labels
         nodes = {node.name: node for node in problem.snapshot.nodes}
@@ -178,7 +184,7 @@ class Verifiers:
         kv = self.profile.kv_bytes_per_token(check.start, check.end)
         tokens = problem.workload.max_concurrent_sequences * problem.workload.max_context_tokens
         segment = Segment(start=check.start, end=check.end, node=name)
-        return self.ports.builder.verifier(self.body, self.profile, segment, needed, kv * tokens)
+        return self.ports.builder.verifier(self.planned_for, self.profile, segment, needed, kv * tokens)
 
     def _ensure(self, objects: SegmentObjects, there: Mapping[str, Manifest]) -> None:
         try:
@@ -196,40 +202,55 @@ class Verifiers:
                 self.ports.cluster.delete("Pod", self.seen.owner[0], name)
                 self.ports.cluster.delete("Service", self.seen.owner[0], name)
 
-    def _document(self, ready: Sequence[tuple[Check, SegmentObjects]]) -> dict[str, Any]:
+    def _delete_policy(self) -> None:
+        """Once the last verifier is gone: until then it protects those that end. A plan that was made for a resource with verifiers has it
+        among the gateway's objects."""
+        (namespace, owner), kind = self.seen.owner, "NetworkPolicy"
+        needed = self.planned_for.spec.verification is not None or any(labels_of(pod).get(COMPONENT) == VERIFIER for pod in self.seen.owned)
+        if needed or not self.has_policies:
+            return
+        name = verifiers_policy(owner)
+        try:
+            if any(found["metadata"]["name"] == name for found in self.ports.cluster.owned(kind, namespace, owner)):
+                self.ports.cluster.delete(kind, namespace, name)
+        except RefusedError as error:
+            self._refused.append(f"to delete the NetworkPolicy {name} was refused: {error}")
+
+    def _document(self, ready: Sequence[tuple[Check, SegmentObjects]]) -> Verification:
         """`verification` of the route document, as docs/reference/data-plane.md has it."""
         spec = self.resource.spec
         assert spec.verification is not None  # noqa: S101 - what the caller has checked
         models = dict(self.seen.stored.models) if self.seen.stored else {}
         distrusted = self.seen.recall.distrusted_now(self.seen.now)
-        return {
-            "samplePercent": spec.verification.sample_percent,
-            "tolerance": spec.verification.tolerance or TOLERANCES[spec.model.dtype],
-            "checks": [
-                {
-                    "segments": [segment.name for segment in check.checked],
-                    **({"before": _hop(check.before.name, models)} if check.before else {}),
-                    "after": _hop(check.after.name, models),
-                    "verifier": {"segment": objects.name, "model": objects.model},
-                }
+        return Verification(
+            sample_percent=spec.verification.sample_percent,
+            tolerance=spec.verification.tolerance or TOLERANCES[spec.model.dtype],
+            checks=tuple(
+                route.Check(
+                    segments=tuple(segment.name for segment in check.checked),
+                    before=Hop(check.before.name, models[check.before.name]) if check.before else None,
+                    after=Hop(check.after.name, models[check.after.name]),
+                    verifier=Hop(objects.name, objects.model),
+                )
                 for check, objects in ready
-            ],
-            "distrusted": sorted(pod.name for pod in self.seen.segments if pod.segment.node in distrusted),
-        }
+                if {hop.name for hop in (check.before, check.after) if hop} <= models.keys()
+            ),
+            distrusted=tuple(sorted(pod.name for pod in self.seen.segments if pod.segment.node in distrusted)),
+        )
 
-    def _tell(self, verification: Mapping[str, Any] | None) -> None:
+    def _tell(self, verification: Verification | None) -> None:
         """Write it into the route, if it is not there."""
         stored = self.seen.stored
         if stored is None:
             return
-        cluster, name = self.ports.cluster, str(self.ports.builder.route(self.body, {})["metadata"]["name"])
+        cluster, name = self.ports.cluster, str(self.ports.builder.route(self.planned_for, {})["metadata"]["name"])
         found = next((each for each in cluster.owned("ConfigMap", *self.seen.owner) if each["metadata"]["name"] == name), None)
         data: Mapping[str, str] = (found or {}).get("data") or {}
         wanted = with_verification(data, verification)
         if found is None or ROUTE_KEY not in data or wanted == data:
             return
         try:
-            cluster.apply(self.ports.builder.route(self.body, wanted))
+            cluster.apply(self.ports.builder.route(self.planned_for, wanted))
         except RefusedError as error:
             self._refused.append(f"the route with what is verified was refused: {error}")
 
@@ -249,10 +270,6 @@ class Verifiers:
         percent = self.resource.spec.verification.sample_percent if self.resource.spec.verification else 0
         message = f"{percent:g} % of all sequences are checked in {number} segments that run on nodes that are not trusted"
         return Condition(kind=kind, holds=True, reason="SegmentsAreChecked", message=message)
-
-
-def _hop(name: str, models: Mapping[str, str]) -> dict[str, str]:
-    return {"segment": name, "model": models.get(name, "")}
 
 
 def _planned_bytes(planned: Planned, node: str) -> int:

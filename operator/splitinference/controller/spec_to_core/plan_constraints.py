@@ -74,7 +74,7 @@ def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constr
         pins=tuple(pins),
         trust=tuple(trust),
         node_selector=spec.placement.node_selector,
-        tolerations=tuple(Toleration(key=t.key, operator=t.operator, value=t.value, effect=t.effect) for t in spec.placement.tolerations),
+        tolerations=tolerations(spec),
         memory_margin=spec.segments.memory_margin_percent / 100,
     )
 
@@ -97,6 +97,11 @@ def _trust(spec: Spec, layers: int, problems: list[FieldProblem]) -> list[TrustR
         because = "verification: a trusted node has to see what the last layers but the head gave"
         trust.append(TrustRule(start=layers - 1, end=layers, labels=spec.privacy.trusted_node_labels, because=because))
     return trust
+
+
+def tolerations(spec: Spec) -> tuple[Toleration, ...]:
+    """Taints that keep no pod of the resource away."""
+    return tuple(Toleration(key=t.key, operator=t.operator, value=t.value, effect=t.effect) for t in spec.placement.tolerations)
 
 
 def text_labels(spec: Spec, layers: int) -> tuple[Mapping[str, str], ...]:

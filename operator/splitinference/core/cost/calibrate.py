@@ -1,4 +1,4 @@
-"""From observed stage times: how far the cost model is off, and a factor for each node that mends it."""
+"""From observed stage times: how far the cost model is off, and for each node a factor of prefills and one of decode steps that mend it."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -30,7 +30,8 @@ class Observed(Value):
 class Calibration(Value):
     """New factors by node, to be put in the place of the old ones; the error of the model before and after, as a share."""
 
-    factors: dict[str, float]
+    factors: dict[str, float] = Field(description="of decode steps: `calibration` of a node")
+    prefill_factors: dict[str, float] = Field(default_factory=dict, description="of prefills: `prefill_calibration` of a node")
     error_before: float = Field(description="mean absolute error as a share of the observed times")
     error_after: float
 
@@ -44,15 +45,28 @@ def decode_compute_ms(problem: Problem, node: str, processor: str, start: int, e
     return max(stage_cost(problem, site, start, end).decode_ms - site.node.stage_overhead_ms, 1e-6)
 
 
+def prefill_compute_ms(problem: Problem, place: tuple[str, str], layers: tuple[int, int], tokens: int) -> float | None:
+    """What a prompt of `tokens` computes in layers [start, end) at a node's processor, in ms, the server's overhead left out; None as for
+    decode."""
+    site, (start, end) = site_of(problem.snapshot, *place), layers
+    if site is None or end > len(problem.profile.layers):
+        return None
+    asked = problem.model_copy(update={"workload": problem.workload.model_copy(update={"prompt_tokens": tokens})})
+    return max(stage_cost(asked, site, start, end).prefill_ms - site.node.stage_overhead_ms, 1e-6)
+
+
 def calibrate(problem: Problem, observed: Iterable[Observed]) -> Calibration:
-    """The factors that fit the observations: per node the median of measured over predicted compute.
+    """The factors that fit the observations: per node and phase the median of measured over predicted compute.
+
+    Prefill and decode have factors of their own: one is limited by compute, the other by bandwidth, and they are off differently.
 
     The server's overhead is no part of either: where it is observed, it is between the stages.
 
     Raises UnknownPlace for a place that the snapshot lacks, ValueError if there is nothing to compare.
     """
-    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    old: dict[str, float] = {}
+    prefills: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    decodes: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    old: dict[str, tuple[float, float]] = {}
     for stage in observed:
         site = site_of(problem.snapshot, stage.node, stage.processor)
         if site is None:
@@ -60,17 +74,26 @@ def calibrate(problem: Problem, observed: Iterable[Observed]) -> Calibration:
         if not stage.start < stage.end <= len(problem.profile.layers):
             raise ValueError(f"layers [{stage.start}, {stage.end}) are not a run of the model's {len(problem.profile.layers)} layers")
         predicted, overhead = stage_cost(problem, site, stage.start, stage.end), site.node.stage_overhead_ms
-        old[stage.node] = site.node.calibration
-        for measured, expected in ((stage.prefill_ms, predicted.prefill_ms), (stage.decode_ms, predicted.decode_ms)):
+        old[stage.node] = (site.node.prefill_calibration, site.node.calibration)
+        for pairs, measured, expected in (
+            (prefills, stage.prefill_ms, predicted.prefill_ms),
+            (decodes, stage.decode_ms, predicted.decode_ms),
+        ):
             if measured is not None:
                 pairs[stage.node].append((measured, max(expected - overhead, 1e-9)))
-    if not pairs:
+    if not prefills and not decodes:
         raise ValueError("no observed time is given")
-    ratios = {node: median(measured / expected for measured, expected in found) for node, found in pairs.items()}
+    ratios = [{node: median(m / e for m, e in found) for node, found in sorted(pairs.items())} for pairs in (prefills, decodes)]
     return Calibration(
-        factors={node: old[node] * ratio for node, ratio in sorted(ratios.items())},
-        error_before=_error(pair for found in pairs.values() for pair in found),
-        error_after=_error((m, e * ratios[node]) for node, found in pairs.items() for m, e in found),
+        factors={node: old[node][1] * ratio for node, ratio in ratios[1].items()},
+        prefill_factors={node: old[node][0] * ratio for node, ratio in ratios[0].items()},
+        error_before=_error(pair for pairs in (prefills, decodes) for found in pairs.values() for pair in found),
+        error_after=_error(
+            (m, e * ratio[node])
+            for pairs, ratio in zip((prefills, decodes), ratios, strict=True)
+            for node, found in pairs.items()
+            for m, e in found
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """Which nodes may be used at all: ready, selected, tolerated; and which may hold which layers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from splitinference.core.values.cluster import Node, Taint
 from splitinference.core.values.problem import Constraints, Goal, Problem, Toleration
@@ -23,12 +23,16 @@ def unusable(node: Node, problem: Problem) -> str | None:
     for key, value in sorted(bounds.node_selector.items()):
         if node.labels.get(key) != value:
             return f"label {key} is {node.labels.get(key)!r}, the selector wants {value!r}"
-    for taint in node.taints:
-        if taint.effect in _REPELLING and not any(_tolerates(t, taint) for t in bounds.tolerations):
-            return f"taint {taint.key}={taint.value}:{taint.effect} is not tolerated"
+    if (taint := repelling(node.taints, bounds.tolerations)) is not None:
+        return f"taint {taint.key}={taint.value}:{taint.effect} is not tolerated"
     if Goal.ENERGY in (problem.objective.goal, *problem.objective.then) and node.busy_watts <= 0:
         return "its power is not known (busy watts), so its energy is not known either"
     return None
+
+
+def repelling(taints: Iterable[Taint], tolerations: Sequence[Toleration]) -> Taint | None:
+    """The first taint that keeps a pod with these tolerations from its node; None if there is none."""
+    return next((taint for taint in taints if taint.effect in _REPELLING and not any(_tolerates(t, taint) for t in tolerations)), None)
 
 
 def _tolerates(toleration: Toleration, taint: Taint) -> bool:

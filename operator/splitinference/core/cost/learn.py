@@ -24,16 +24,26 @@ WEIGHT = 0.2
 """Weight of a new measurement, once there are five: after a lasting change, nine tenths of it are learned in ten windows."""
 LARGEST_STEP = math.log(2.0)
 """A measurement further from a factor that counts is taken as this far (twice or half), so that an outlier moves it by 15 % at most."""
+_NINE_OF_TEN = 1.645 * math.sqrt(math.pi / 2)
+"""Where nine tenths of a normal distribution end, over its mean deviation."""
 FORGOTTEN = timedelta(hours=24)
 """What a node was like a day ago says nothing any more."""
 
 
 class Factor(Value):
-    """Measured over predicted stage time of one node. `windows`: measurements behind it; `time`: of the last one."""
+    """Measured over predicted time of one phase of one node. `windows`: measurements behind it; `time`: of the last one."""
 
     factor: float = Field(gt=0)
     windows: int = Field(ge=1)
     time: datetime
+    deviation: float | None = Field(
+        default=None, ge=0, description="mean distance of a measurement from the factor before it, in logarithms; null: only one"
+    )
+
+    @property
+    def spread(self) -> float | None:
+        """Nine of ten measurements are within this share of the factor, if they deviate as normal figures do: exp(2.06 × deviation) − 1."""
+        return None if self.deviation is None else round(math.expm1(_NINE_OF_TEN * self.deviation), 3)
 
 
 def learn(known: Mapping[str, Factor], measured: Mapping[str, float], now: datetime, shared: Set[str] = frozenset()) -> dict[str, Factor]:
@@ -59,7 +69,8 @@ def learn(known: Mapping[str, Factor], measured: Mapping[str, float], now: datet
             step = min(LARGEST_STEP, max(-LARGEST_STEP, step))
         weight = max(WEIGHT, 1.0 / (old.windows + 1))
         factor = min(MOST, max(LEAST, old.factor * math.exp(weight * step)))
-        result[node] = Factor(factor=round(factor, 4), windows=old.windows + 1, time=now)
+        deviation = abs(step) if old.deviation is None else old.deviation + weight * (abs(step) - old.deviation)
+        result[node] = Factor(factor=round(factor, 4), windows=old.windows + 1, time=now, deviation=round(deviation, 4))
     return result
 
 
@@ -68,14 +79,21 @@ def counting(known: Mapping[str, Factor], now: datetime) -> dict[str, float]:
     return {node: f.factor for node, f in sorted(known.items()) if f.windows >= ENOUGH_WINDOWS and abs(now - f.time) < FORGOTTEN}
 
 
-def calibrated(snapshot: Snapshot, known: Mapping[str, Factor], now: datetime) -> Snapshot:
-    """The snapshot with each node's factor; of nodes without one, the median of the others'. The same while there is none."""
-    factors = counting(known, now)
-    if not factors:
-        return snapshot
-    usual = _usual(factors)
-    nodes = tuple(node.model_copy(update={"calibration": factors.get(node.name, usual)}) for node in snapshot.nodes)
-    return snapshot.model_copy(update={"nodes": nodes})
+def calibrated(snapshot: Snapshot, known: Mapping[str, Factor], now: datetime, prefill: Mapping[str, Factor] | None = None) -> Snapshot:
+    """The snapshot with each node's factors and their spreads; of nodes without one, the median of the others'. The same while there is
+    none. `known`: of decode steps, `prefill`: of prefills."""
+    for names, learned in (("calibration", known), ("prefill_calibration", prefill or {})):
+        factors = counting(learned, now)
+        if not factors:
+            continue
+        usual = _usual(factors)
+        spreads = {node: learned[node].spread for node in factors}
+        nodes = tuple(
+            node.model_copy(update={names: factors.get(node.name, usual), f"{names}_spread": spreads.get(node.name)})
+            for node in snapshot.nodes
+        )
+        snapshot = snapshot.model_copy(update={"nodes": nodes})
+    return snapshot
 
 
 def _usual(factors: Mapping[str, float]) -> float:

@@ -6,7 +6,8 @@ misses outstanding, and a GPU that is shared runs one tenant's kernels at a time
 
 from dataclasses import dataclass
 
-from splitinference.core.values.cluster import Node, Snapshot
+from splitinference.core.values.cluster import Node, Processor, Snapshot
+from splitinference.core.values.efficiency import Efficiency
 
 LEAST_SHARE = 0.02
 """Share of a node that counts as free however busy others keep it: requests guarantee a pod that much, and times stay finite."""
@@ -14,13 +15,15 @@ LEAST_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Site:
-    """A place for a segment: what it can do now. `flops_per_s` and `bandwidth_bytes_per_s` are nominal times what others leave."""
+    """A place for a segment: what it can do now. `flops_per_s` and `bandwidth_bytes_per_s` are nominal times what others leave;
+    `efficiency` is what is reached of them."""
 
     node: Node
     processor: str
     flops_per_s: float
     bandwidth_bytes_per_s: float
     memory_bytes: int
+    efficiency: Efficiency
 
     @property
     def free_share(self) -> float:
@@ -41,11 +44,12 @@ def free_share(node: Node) -> float:
 def sites(node: Node) -> tuple[Site, ...]:
     """The places of one node: itself, or each of its processors."""
     share = free_share(node)
-    if not node.processors:
-        return (Site(node, "", node.flops_per_s * share, node.memory_bandwidth_bytes_per_s * share, node.memory_free_bytes),)
-    return tuple(
-        Site(node, p.name, p.flops_per_s * share, p.memory_bandwidth_bytes_per_s * share, p.memory_free_bytes) for p in node.processors
-    )
+
+    def site(name: str, whole: Node | Processor) -> Site:
+        flops, bandwidth = whole.flops_per_s * share, whole.memory_bandwidth_bytes_per_s * share
+        return Site(node, name, flops, bandwidth, whole.memory_free_bytes, whole.efficiency)
+
+    return tuple(site(processor.name, processor) for processor in node.processors) or (site("", node),)
 
 
 def site_of(snapshot: Snapshot, node: str, processor: str) -> Site | None:

@@ -1,14 +1,19 @@
 """How long a segment takes on a place, and what memory it needs there.
 
-Roofline per layer: the larger of FLOPs over compute and bytes over memory bandwidth, both as others leave them; prefill and decode apart.
+A layer's time is a sum of its products with weights, its attention, its launches, and in prefills the dequantization of its weights.
+Prefill and decode have efficiencies of their own. docs/concepts/cost-model.md has the formulas and what they were fitted on.
 """
 
 import math
 from dataclasses import dataclass
 
+from splitinference.core.cost.measured import measured_ms
 from splitinference.core.cost.site import Site
 from splitinference.core.values.problem import Problem, Workload
 from splitinference.core.values.profile import Layer, Profile
+
+DEQUANTIZED_TOKENS = 512
+"""Tokens of a prefill for which weights are dequantized once: the usual physical batch of llama.cpp (`--ubatch-size`)."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +30,61 @@ def mean_context(workload: Workload) -> float:
 
 
 def layer_cost(layer: Layer, site: Site, workload: Workload) -> LayerCost:
-    """Time of `layer` on `site`; measured times of that place win over the roofline."""
-    factor = site.node.calibration
-    tokens, batch = workload.prompt_tokens, workload.batch
-    for measured in site.node.layer_times:
-        if measured.layer == layer.index and measured.processor == site.processor:
-            scale = factor / site.free_share
-            return LayerCost(measured.prefill_ms_per_token * tokens * scale, measured.decode_ms_per_token * batch * scale)
-    context = mean_context(workload)
-    read = layer.weight_bytes if layer.read_bytes_per_token is None else layer.read_bytes_per_token
-    prefill_flops = tokens * (layer.flops_per_token + layer.flops_per_token_and_context * (tokens - 1) / 2.0)
-    prefill_bytes = min(layer.weight_bytes, read * tokens) + layer.kv_bytes_per_token * tokens
-    decode_flops = batch * (layer.flops_per_token + layer.flops_per_token_and_context * context)
-    decode_bytes = min(layer.weight_bytes, read * batch) + batch * layer.kv_bytes_per_token * context
-    return LayerCost(
-        factor * 1e3 * max(prefill_flops / site.flops_per_s, prefill_bytes / site.bandwidth_bytes_per_s),
-        factor * 1e3 * max(decode_flops / site.flops_per_s, decode_bytes / site.bandwidth_bytes_per_s),
-    )
+    """Time of `layer` on `site`; measured times of that place win over the formula. Factors of both phases are applied."""
+    tokens, batch, context = workload.prompt_tokens, workload.batch, mean_context(workload)
+    node, share = site.node, site.free_share
+    found = [t for t in node.layer_times if t.layer == layer.index and t.processor == site.processor]
+    if found:
+        prefill, decode = (milliseconds / share for milliseconds in measured_ms(found, tokens, batch, context))
+    else:
+        prefill, decode = prefill_ms(layer, site, tokens), decode_ms(layer, site, batch, context)
+    return LayerCost(node.prefill_calibration * prefill, node.calibration * decode)
+
+
+def prefill_ms(layer: Layer, site: Site, tokens: int) -> float:
+    """Milliseconds for a prompt of `tokens`: the longer of computing and reading, attention, dequantization, launches; without factors."""
+    reached, efficiency = site.efficiency.prefill, site.efficiency
+    computing = tokens * layer.flops_per_token / (site.flops_per_s * reached.compute)
+    reading = _read_bytes(layer, tokens) / (site.bandwidth_bytes_per_s * reached.bandwidth)
+    attended = tokens * layer.flops_per_token_and_context * (tokens - 1) / 2.0
+    attention = max(attended / site.flops_per_s, layer.kv_bytes_per_token * tokens / site.bandwidth_bytes_per_s) / reached.attention
+    dequantizing = 0.0
+    if efficiency.dequantized_per_s is not None:
+        passes = math.ceil(tokens / DEQUANTIZED_TOKENS)
+        dequantizing = passes * layer.quantized_weights / (efficiency.dequantized_per_s * site.free_share)
+    return 1e3 * (max(computing, reading) + attention + dequantizing) + reached.launch_ms / site.free_share
+
+
+def decode_ms(layer: Layer, site: Site, batch: int, context: float) -> float:
+    """Milliseconds for one step of `batch` sequences that attend to `context` tokens each: computing and reading added, attention,
+    launches; without factors."""
+    reached = site.efficiency.decode
+    computing = batch * layer.flops_per_token / (site.flops_per_s * reached.compute)
+    reading = _read_bytes(layer, batch) / (site.bandwidth_bytes_per_s * reached.bandwidth)
+    attended, read = (batch * context * each for each in (layer.flops_per_token_and_context, layer.kv_bytes_per_token))
+    attention = max(attended / site.flops_per_s, read / site.bandwidth_bytes_per_s) / reached.attention
+    return 1e3 * (computing + reading + attention) + reached.launch_ms / site.free_share
+
+
+def _read_bytes(layer: Layer, tokens: int) -> float:
+    """Bytes of weights read for so many tokens at once: all of them, or of an embedding the rows."""
+    return layer.weight_bytes if layer.read_bytes_per_token is None else min(layer.weight_bytes, layer.read_bytes_per_token * tokens)
+
+
+def no_slower(site: Site) -> tuple[float, ...]:
+    """Figures of a place of which a layer's times are rising functions, whatever the layer: a place that has no larger one is no slower.
+
+    For places without measured layer times."""
+    prefill, decode, rate = site.efficiency.prefill, site.efficiency.decode, site.efficiency.dequantized_per_s
+    result = [0.0 if rate is None else site.node.prefill_calibration / (rate * site.free_share)]
+    for reached, factor in ((prefill, site.node.prefill_calibration), (decode, site.node.calibration)):
+        for nominal, shares in (
+            (site.flops_per_s, (reached.compute, reached.attention)),
+            (site.bandwidth_bytes_per_s, (reached.bandwidth, reached.attention)),
+        ):
+            result += [factor / (nominal * share) for share in shares]
+        result.append(factor * reached.launch_ms / site.free_share)
+    return tuple(result)
 
 
 @dataclass(frozen=True)

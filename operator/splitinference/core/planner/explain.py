@@ -1,6 +1,7 @@
 """Why a plan is as it is, in words with numbers: what it promises, why these nodes were taken, why others were left."""
 
 from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.ranges import spreads
 from splitinference.core.cost.site import free_share, sites
 from splitinference.core.cost.stage import memory_bytes, smallest_bytes
 from splitinference.core.values.cluster import Node, load_in_words
@@ -27,15 +28,16 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
     lines = [f"{objective.goal.value}: {value_of(prediction, problem):.4g} {UNITS[objective.goal]}; {proof}"]
     lines.append(_why_so_many(plan, problem))
     nodes = {node.name: node for node in problem.snapshot.nodes}
+    used = {name for segment in plan.segments for name in segment.nodes}
+    lines.append(_likely(prediction, [nodes[name] for name in sorted(used)]))
     for segment, stage in zip(plan.segments, prediction.stages, strict=True):
         where = "+".join(segment.nodes) + (f"/{segment.processor}" if segment.processor else "")
         node = nodes[segment.node]
         free = next((s.memory_bytes for s in sites(node) if s.processor == segment.processor), node.memory_free_bytes)
         lines.append(
             f"layers [{segment.start}, {segment.end}) on {where}: {stage.prefill_ms:.3g} ms for the prompt, "
-            f"{stage.decode_ms:.3g} ms a token, {stage.memory_bytes // _MIB} of {free // _MIB} MiB; {_capacity(node)}"
+            f"{stage.decode_ms:.3g} ms a token, {stage.memory_bytes // _MIB} of {free // _MIB} MiB; {_capacity(node)}{_source(node)}"
         )
-    used = {name for segment in plan.segments for name in segment.nodes}
     left = [node for node in problem.snapshot.nodes if node.name not in used]
     smallest = smallest_bytes(problem)
     lines.extend(f"{node.name} left: {why_left(node, problem, smallest)}" for node in left[:_MOST_NODES])
@@ -58,6 +60,25 @@ def _why_so_many(plan: Plan, problem: Problem) -> str:
     if whole > largest / _MIB:
         return f"{segments} segments: the whole model needs {whole:.0f} MiB, the largest place has {largest / _MIB:.0f} MiB"
     return f"{segments} segments: the whole model would fit in one place ({whole:.0f} MiB), but this is better or asked for"
+
+
+def _likely(prediction: Prediction, used: list[Node]) -> str:
+    found = prediction.ranges
+    if found is None:
+        unknown = [node.name for node in used if spreads(node) is None]
+        return f"no range: the spread of the figures of {', '.join(unknown) or 'a node'} is not known"
+    (first, last), (quick, slow) = found.time_to_first_token_ms, found.time_per_output_token_ms
+    return f"likely: first token {first:.3g} to {last:.3g} ms, each further token {quick:.3g} to {slow:.3g} ms"
+
+
+def _source(node: Node) -> str:
+    """Where efficiencies come from, and how far times may be off; empty where neither is known."""
+    places = node.processors or (node,)
+    words = sorted({place.efficiency.source for place in places if place.efficiency.source})
+    known = spreads(node)
+    if known is not None:
+        words.append(f"within {known[0]:.0%} for prompts and {known[1]:.0%} for tokens")
+    return f"; {', '.join(words)}" if words else ""
 
 
 def _capacity(node: Node) -> str:

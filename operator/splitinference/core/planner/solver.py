@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.objective import value_of
 from splitinference.core.cost.predict import prediction_of
+from splitinference.core.cost.ranges import ranges
 from splitinference.core.cost.violations import inspected
 from splitinference.core.planner.chain.task import SLACK
 from splitinference.core.planner.columns.columns import Column, column, plan_with
@@ -131,7 +132,8 @@ def judged(plan: Plan, problem: Problem, bound: float, seconds: float, *, late: 
     gap = abs(value - bound) / abs(value) if value else abs(bound)
     optimal = gap <= CLOSED
     known = f"no plan can be better than {bound:.4g} (gap {gap:.2%})" if math.isfinite(bound) else "with no bound of its own"
-    proof = "proven best" if optimal else known
+    proof = "proven best for these figures" if optimal else known
+    prediction = prediction.model_copy(update={"ranges": ranges(plan, problem)})
     words = explain(plan, prediction, problem, proof)
     done = plan.model_copy(
         update={"prediction": prediction, "value": value, "bound": bound, "gap": gap, "optimal": optimal, "explanation": words}

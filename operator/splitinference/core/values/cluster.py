@@ -7,16 +7,24 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from splitinference.core.values.efficiency import Efficiency
 from splitinference.core.values.value import Value
 
 
 class LayerTime(Value):
-    """Measured time of one layer on one otherwise idle node: for one token of decode and for one token of a prefill chunk."""
+    """Measured time of one layer on one otherwise idle node: for one token of decode and for one token of a prefill.
+
+    Several for one layer and processor are points, told apart by `batch` and `context`; between them times are interpolated.
+    """
 
     layer: int = Field(ge=0)
     processor: str = Field(default="", description="the processor it was measured on; empty: a node without processors")
     prefill_ms_per_token: float = Field(gt=0)
-    decode_ms_per_token: float = Field(gt=0)
+    decode_ms_per_token: float = Field(gt=0, description="a decode step over the sequences in it")
+    batch: int = Field(default=1, ge=1, description="sequences of the decode steps that were measured")
+    context: int | None = Field(
+        default=None, ge=1, description="tokens attended to by these steps, and length of the prompt that was measured; null: any"
+    )
 
 
 class Processor(Value):
@@ -30,6 +38,7 @@ class Processor(Value):
     flops_per_s: float = Field(gt=0)
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
     memory_free_bytes: int = Field(ge=0)
+    efficiency: Efficiency = Efficiency()
 
 
 class Taint(Value):
@@ -64,7 +73,13 @@ class Node(Value):
         default=None, ge=0, le=1, description="what others use, or what is lost to waiting for a processor, if that is more"
     )
     waiting: float | None = Field(default=None, ge=0, le=1, description="share that is lost to waiting for a processor; null: not known")
-    calibration: float = Field(default=1.0, gt=0, description="measured over predicted stage time; 1.0 until measured")
+    efficiency: Efficiency = Field(default=Efficiency(), description="of a node without processors")
+    calibration: float = Field(default=1.0, gt=0, description="measured over predicted decode time; 1.0 until measured")
+    prefill_calibration: float = Field(default=1.0, gt=0, description="measured over predicted prefill time; 1.0 until measured")
+    calibration_spread: float | None = Field(
+        default=None, ge=0, description="spread of decode times measured here, as `spread` of an efficiency; null: that of the efficiency"
+    )
+    prefill_calibration_spread: float | None = Field(default=None, ge=0, description="the same of prefill times")
     stage_overhead_ms: float = Field(default=1.0, ge=0, description="server overhead of one step of one stage")
     processors: tuple[Processor, ...] = ()
     layer_times: tuple[LayerTime, ...] = ()
@@ -123,6 +138,20 @@ class Snapshot(Value):
             for node in self.nodes
         )
         return self.model_copy(update={"nodes": tuple(nodes)})
+
+    @model_validator(mode="after")
+    def _measured_once(self) -> Self:
+        for node in self.nodes:
+            points: dict[tuple[int, str], set[tuple[int, int | None]]] = {}
+            for number, time in enumerate(node.layer_times):
+                known = points.setdefault((time.layer, time.processor), set())
+                where = f"layer_times[{number}] of node {node.name!r} (layer {time.layer}"
+                if (time.batch, time.context) in known:
+                    raise ValueError(f"{where}, batch {time.batch}, context {time.context or 'any'}) occurs twice")
+                if any((context is None) != (time.context is None) for _, context in known):
+                    raise ValueError(f"{where}): either all times of a layer name a context, or none does")
+                known.add((time.batch, time.context))
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

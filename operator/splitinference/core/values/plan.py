@@ -77,6 +77,23 @@ class StagePrediction(Value):
     utilization: float
 
 
+Range = tuple[float, float]
+"""From the least to the most that is likely."""
+
+
+class Ranges(Value):
+    """Predictions as far as the spreads of the figures behind them go: all places at their quickest, and all at their slowest.
+
+    So they are wider than errors that are independent of each other would make them. Links count as they were measured.
+    """
+
+    time_to_first_token_ms: Range
+    time_per_output_token_ms: Range
+    latency_ms: Range
+    bottleneck_ms: Range
+    tokens_per_s: Range
+
+
 class Prediction(Value):
     """What the cost model expects of a plan; stages of the first pipeline first, in order.
 
@@ -94,6 +111,7 @@ class Prediction(Value):
     moved_bytes: int = Field(default=0, description="weights to load for segments that do not serve now")
     ingress_ms: float = Field(default=0.0, description="one decode step's hop from the gateway to the first stage and back")
     stages: tuple[StagePrediction, ...]
+    ranges: Ranges | None = Field(default=None, description="null: the spread of the figures of a place that is used is not known")
 
 
 class Plan(Value):

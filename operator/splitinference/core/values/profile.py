@@ -44,6 +44,9 @@ class Layer(Value):
     read_bytes_per_token: int | None = Field(
         default=None, ge=0, description="weight bytes read for one decoded token; None: all of weight_bytes"
     )
+    quantized_weights: int = Field(
+        default=0, ge=0, description="weights held in fewer bits than they are multiplied in: prefill dequantizes them first"
+    )
     flops_per_token: float = Field(ge=0)
     flops_per_token_and_context: float = Field(default=0.0, ge=0)
     kv_bytes_per_token: int = Field(default=0, ge=0)

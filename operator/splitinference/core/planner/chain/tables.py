@@ -95,7 +95,7 @@ class Tables:
         known: dict[tuple[object, ...], tuple[list[float], list[float]]] = {}
         for c, site in enumerate(self.sites):
             node = site.node
-            key = (site.flops_per_s, site.bandwidth_bytes_per_s, node.calibration, node.layer_times, site.processor)
+            key = (*_speed(site), node.layer_times, site.processor)
             if key not in known or node.layer_times:
                 costs = self._layer_costs(site)
                 known[key] = ([p for p, _ in costs], [d for _, d in costs])
@@ -106,8 +106,9 @@ class Tables:
     def _layer_costs(self, site: Site) -> list[tuple[float, float]]:
         workload, cache, result = self.problem.workload, {}, []
         for layer in self.problem.profile.layers:
-            same = (layer.weight_bytes, layer.read_bytes_per_token, layer.flops_per_token, layer.flops_per_token_and_context,
-                    layer.kv_bytes_per_token, layer.index if site.node.layer_times else None)  # fmt: skip
+            same = (layer.weight_bytes, layer.read_bytes_per_token, layer.quantized_weights, layer.flops_per_token,
+                    layer.flops_per_token_and_context, layer.kv_bytes_per_token,
+                    layer.index if site.node.layer_times else None)  # fmt: skip
             if same not in cache:
                 cost = layer_cost(layer, site, workload)
                 cache[same] = (cost.prefill_ms, cost.decode_ms)
@@ -310,7 +311,7 @@ def _classes(problem: Problem, usable: tuple[Node, ...], kinds: NDArray[np.int32
         trust = tuple(all(node.labels.get(k) == v for k, v in rule.labels.items()) for rule in bounds.trust)
         for site in sites(node):
             processor = (site.processor if site.node.layer_times else "", node.name) if node.processors else ("", "")
-            signature = (site.flops_per_s, site.bandwidth_bytes_per_s, site.memory_bytes, node.calibration, node.stage_overhead_ms,
+            signature = (*_speed(site), site.memory_bytes, node.stage_overhead_ms,
                          node.utilization or 0.0, node.layer_times, node.idle_watts, node.busy_watts, node.cost_per_hour, trust,
                          node.name if node.name in special else "", processor, profiles[number])  # fmt: skip
             for c in of_signature[signature]:
@@ -321,6 +322,13 @@ def _classes(problem: Problem, usable: tuple[Node, ...], kinds: NDArray[np.int32
                 of_signature[signature].append(len(classes))
                 classes.append([(number, site)])
     return classes
+
+
+def _speed(site: Site) -> tuple[object, ...]:
+    """All of a place that the time of a layer depends on, but its measured layer times."""
+    node, reached = site.node, site.efficiency
+    unlike = (reached.prefill, reached.decode, reached.dequantized_per_s)
+    return (site.flops_per_s, site.bandwidth_bytes_per_s, site.free_share, unlike, node.calibration, node.prefill_calibration)
 
 
 def _equal_links(kinds: NDArray[np.int32], i: int, j: int) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from splitinference.core.cost.eligible import unusable
 from splitinference.core.cost.predict import added_watts
 from splitinference.core.cost.site import sites
+from splitinference.core.cost.stage import no_slower
 from splitinference.core.planner.chain.tables import Bools, Floats
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.problem import Goal, Problem
@@ -53,8 +54,7 @@ def _figures(node: Node, problem: Problem) -> list[float]:
     (site,) = sites(node)
     goals = (problem.objective.goal, *problem.objective.then)
     return [
-        node.calibration / site.flops_per_s,
-        node.calibration / site.bandwidth_bytes_per_s,
+        *no_slower(site),
         -float(site.memory_bytes),
         node.stage_overhead_ms,
         node.utilization or 0.0,

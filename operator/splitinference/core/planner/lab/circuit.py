@@ -94,10 +94,9 @@ class _Model:
         measured = any(site.node.layer_times for site in self.sites)
         cuts = [0]
         for number, (before, after) in enumerate(pairwise(layers), start=1):
-            alike = (before.weight_bytes, before.read_bytes_per_token, before.flops_per_token, before.flops_per_token_and_context,
-                     before.kv_bytes_per_token) == (after.weight_bytes, after.read_bytes_per_token, after.flops_per_token,
-                     after.flops_per_token_and_context, after.kv_bytes_per_token)  # fmt: skip
-            if not alike or measured:
+            figures = [(layer.weight_bytes, layer.read_bytes_per_token, layer.quantized_weights, layer.flops_per_token,
+                        layer.flops_per_token_and_context, layer.kv_bytes_per_token) for layer in (before, after)]  # fmt: skip
+            if figures[0] != figures[1] or measured:
                 cuts.append(number)
         return list(pairwise([*cuts, self.layers]))
 

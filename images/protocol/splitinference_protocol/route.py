@@ -1,40 +1,33 @@
-"""The route document that the operator writes: which pipelines of segments serve the model, under which revision."""
+"""The route document that the operator writes and the gateway reads: which pipelines of segments serve the model, under which revision."""
 
 import json
-import re
-from functools import cached_property
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-_DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+from splitinference_protocol import VERSION
+from splitinference_protocol.meta import SEGMENT_NAME, Hop
+
+STOPPED = "stopped"
+"""Revision of the document without a route."""
+DRAIN_SECONDS = 30.0
 
 
 class RouteError(ValueError):
     """The document is not a route; the message says where and why."""
 
 
-class Hop(BaseModel):
-    """One segment and the Triton model in it. A segment is named, never addressed."""
-
-    model_config = ConfigDict(frozen=True)
-
-    segment: str
-    model: str = Field(min_length=1)
-
-    @field_validator("segment")
-    @classmethod
-    def _is_a_dns_label(cls, value: str) -> str:
-        if not _DNS_LABEL.fullmatch(value):
-            raise ValueError(f"{value!r} is not a DNS label")
-        return value
-
-    @cached_property
-    def as_json(self) -> dict[str, str]:
-        """The protocol's form."""
-        return {"segment": self.segment, "model": self.model}
+def _named(hop: Hop) -> Hop:
+    """A segment is named, never addressed."""
+    if not SEGMENT_NAME.fullmatch(hop.segment):
+        raise ValueError(f"segment {hop.segment!r:.100} is not a DNS label")
+    if not hop.model:
+        raise ValueError(f"segment {hop.segment} has no model")
+    return hop
 
 
 Pipeline = tuple[Hop, ...]
+NamedHop = Annotated[Hop, AfterValidator(_named)]
 
 
 class Check(BaseModel):
@@ -44,16 +37,16 @@ class Check(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     segments: tuple[str, ...] = Field(min_length=1)
-    before: Hop | None = None
-    after: Hop
-    verifier: Hop
+    before: NamedHop | None = None
+    after: NamedHop
+    verifier: NamedHop
 
 
 class Verification(BaseModel):
     """Which share of sequences is checked, in percent, and the largest mean relative error of many tokens. `distrusted`: segments that gave
     a wrong answer before this gateway started, or to another one."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     sample_percent: float = Field(gt=0, le=100, alias="samplePercent", allow_inf_nan=False)
     tolerance: float = Field(gt=0, le=1, allow_inf_nan=False)
@@ -64,12 +57,12 @@ class Verification(BaseModel):
 class RouteDocument(BaseModel):
     """`route.json`. No pipelines: the model is withdrawn."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    v: int = Field(ge=1, le=1)
+    v: int = Field(default=VERSION, ge=1, le=VERSION)
     revision: str = Field(min_length=1)
-    pipelines: tuple[Pipeline, ...]
-    drain_seconds: float = Field(default=30.0, ge=0, alias="drainSeconds")
+    pipelines: tuple[tuple[NamedHop, ...], ...]
+    drain_seconds: int | float = Field(default=DRAIN_SECONDS, ge=0, alias="drainSeconds")
     verification: Verification | None = None
 
     @field_validator("pipelines")
@@ -85,11 +78,20 @@ class RouteDocument(BaseModel):
         """Read the ConfigMap's value.
 
         Raises:
-            RouteError: not JSON, or not a route of version 1.
+            RouteError: not JSON, or not a route of this version.
         """
         try:
             return cls.model_validate(json.loads(text))
         except ValidationError as error:
             raise RouteError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RouteError(str(error)) from error
+
+    def text(self) -> str:
+        """The ConfigMap's value: the same document is the same text."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=True)
+
+
+def withdrawn() -> RouteDocument:
+    """The document while nothing may be sent anywhere: sequences leave the route that was, and wait for the next."""
+    return RouteDocument(revision=STOPPED, pipelines=(), drain_seconds=0)

@@ -1,10 +1,11 @@
 """The field `sampling` of META: how the last segment chooses a token, read and checked."""
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from splitinference_segment import history
+from splitinference_protocol import leb128
 
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
@@ -17,7 +18,8 @@ class Sampling:
     """Temperature 0 is greedy; `logprobs` is how many alternatives to report.
 
     `top_k` 0 and the defaults of the others change nothing. `bias` is added to logits by token id; `banned` tokens are not chosen.
-    `prompt` and `generated` are the sequence's tokens so far (history.py), there only where a penalty needs them.
+    `allowed`, where it is given, has a bit for each token that may be chosen (base64, the lowest bit of the first byte for token 0).
+    `prompt` and `generated` are the sequence's tokens so far (leb128.py), there only where a penalty needs them.
     """
 
     temperature: float = 0.0
@@ -33,19 +35,22 @@ class Sampling:
     banned: tuple[int, ...] = ()
     prompt: str = ""
     generated: str = ""
+    allowed: str = ""
 
     @property
     def adjusts(self) -> bool:
         """Logits are changed before a token is chosen."""
-        return bool(self.bias or self.banned or self.prompt or self.generated)
+        return bool(self.bias or self.banned or self.prompt or self.generated or self.allowed)
 
     def check(self, vocabulary: int) -> None:
-        """ValueError for token ids that the model does not have, and for tokens so far that cannot be read."""
+        """ValueError for token ids that the model does not have, for tokens so far that cannot be read, and where no token may come."""
+        if self.allowed and not any(allowed_bits(self.allowed)[: -(-vocabulary // 8)]):
+            raise ValueError("sampling.allowed: no token of the model's vocabulary may come")
         named = {
             "bias": [token for token, _ in self.bias],
             "banned": self.banned,
-            "prompt": history.ids(self.prompt)[-1:],
-            "generated": history.counts(self.generated)[0][-1:],
+            "prompt": leb128.ids(self.prompt)[-1:],
+            "generated": leb128.counts(self.generated)[0][-1:],
         }
         for name, ids in named.items():
             if (wrong := next((token for token in ids if token >= vocabulary), None)) is not None:
@@ -53,8 +58,16 @@ class Sampling:
 
     def as_json(self) -> dict[str, Any]:
         """The protocol's form; what is as by default is left out, but for the first four."""
-        every = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in every.items() if name in _ALWAYS or value != _DEFAULTS[name]}
+        every = ((name, getattr(self, name)) for name in _DEFAULTS)
+        return {name: value for name, value in every if name in _ALWAYS or value != _DEFAULTS[name]}
+
+
+def allowed_bits(allowed: str) -> bytes:
+    """The bits of `allowed`. ValueError for what is not base64."""
+    try:
+        return base64.b64decode(allowed, validate=True)
+    except ValueError as error:
+        raise ValueError("sampling.allowed is not base64") from error
 
 
 GREEDY = Sampling()
@@ -92,8 +105,8 @@ def _seed(value: Any, name: str) -> int | None:
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or len(value) > history.MOST_CHARACTERS:
-        raise ValueError(f"{name} should be a text of {history.MOST_CHARACTERS} characters at most")
+    if not isinstance(value, str) or len(value) > leb128.MOST_CHARACTERS:
+        raise ValueError(f"{name} should be a text of {leb128.MOST_CHARACTERS} characters at most")
     return value
 
 
@@ -123,4 +136,5 @@ _READ: Mapping[str, Callable[[Any, str], Any]] = {
     "banned": _banned,
     "prompt": _text,
     "generated": _text,
+    "allowed": _text,
 }

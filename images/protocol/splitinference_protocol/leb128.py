@@ -6,11 +6,35 @@ So a replay, a hand-over and another split give the same token.
 
 import base64
 import binascii
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 MOST_CHARACTERS = 1 << 20
 """Of one field. A vocabulary of 256,000 tokens, all of them seen, takes half of it."""
 _MOST_BITS = 35
+
+
+def pack(numbers: Iterable[int]) -> str:
+    """Non-negative integers as LEB128 in base64: seven bits a byte, the lowest first."""
+    data = bytearray()
+    for number in numbers:
+        left = number
+        while left > 0x7F:
+            data.append(left & 0x7F | 0x80)
+            left >>= 7
+        data.append(left)
+    return base64.b64encode(data).decode()
+
+
+def pack_ids(ids: Iterable[int]) -> str:
+    """Each id once, in ascending order: the first, then gaps."""
+    return pack(_gaps(sorted(set(ids))))
+
+
+def pack_counts(counts: Mapping[int, int]) -> str:
+    """Gap and count in turn."""
+    ids = sorted(counts)
+    return pack(number for gap, token in zip(_gaps(ids), ids, strict=True) for number in (gap, counts[token]))
 
 
 def numbers(packed: str) -> list[int]:
@@ -60,3 +84,7 @@ def _added_up(gaps: list[int]) -> tuple[int, ...]:
         at += gap
         made.append(at)
     return tuple(made)
+
+
+def _gaps(ascending: Sequence[int]) -> list[int]:
+    return [token - before for token, before in zip(ascending, [0, *ascending], strict=False)]

@@ -1,0 +1,77 @@
+"""The catalogue that comes with the package: products, what engines reach on them (`priors.json`), and the measured rows behind it.
+
+`facts.json` has nominal figures, sizes of models and the sources of `rows.csv`.
+`splitinference calibrate fit` makes an entry from rows of your own.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+from pydantic import ValidationError
+
+from splitinference.core.cost.catalogue import Catalogue
+from splitinference.core.cost.rows import Models, Row, Shape
+
+
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")
+
+
+@cache
+def built_in() -> Catalogue:
+    """Products and entries."""
+    return Catalogue.model_validate(
+        {"processors": json.loads(_text("facts.json"))["processors"], "entries": json.loads(_text("priors.json"))}
+    )
+
+
+@cache
+def models() -> Models:
+    """Layers of the models of the measured rows, by name."""
+    return {name: Shape.model_validate(shape).runs() for name, shape in json.loads(_text("facts.json"))["models"].items()}
+
+
+def sources() -> Mapping[str, str]:
+    """Where the measured rows come from, by the name in their first column."""
+    found: dict[str, str] = json.loads(_text("facts.json"))["sources"]
+    return found
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """The measured rows."""
+    return rows_from(_text("rows.csv"))
+
+
+def rows_from(text: str) -> tuple[Row, ...]:
+    """Rows from CSV with the columns processor, engine, model, phase, batch, tokens, ms, and perhaps source.
+
+    Raises ValueError, which names the line, for a row that makes no sense.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    wanted = {name for name, field in Row.model_fields.items() if field.is_required()}
+    missing = sorted(wanted - set(reader.fieldnames or ()))
+    unknown = sorted(set(reader.fieldnames or ()) - set(Row.model_fields))
+    if missing or unknown:
+        words = [f"{word} {', '.join(names)}" for word, names in (("without", missing), ("unknown", unknown)) if names]
+        raise ValueError(f"line 1: columns {'; '.join(words)}; expected are {', '.join(Row.model_fields)}")
+    found = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"line {reader.line_num}: expected {len(reader.fieldnames or ())} columns")
+        try:
+            found.append(Row.model_validate(row))
+        except ValueError as error:
+            raise ValueError(f"line {reader.line_num}: {_first(error)}") from None
+    return tuple(found)
+
+
+def _first(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    one = error.errors(include_url=False, include_context=False)[0]
+    return f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']} (is {str(one['input'])[:40]!r})"

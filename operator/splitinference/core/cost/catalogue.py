@@ -1,0 +1,96 @@
+"""What is known of processor products before anything is measured here: nominal figures, and by engine what is reached of them."""
+
+import math
+from collections.abc import Mapping
+from statistics import median
+
+from pydantic import Field, model_validator
+
+from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
+from splitinference.core.values.value import Value
+
+LEAST_FOREIGN_SPREAD = 0.5
+"""Least spread of figures that another engine reached on the product: engines differ by this much where both were measured."""
+_SHARES = ("compute", "bandwidth", "attention")
+
+
+class Nominal(Value):
+    """What the maker says of one processor: FLOP/s in 16 bits without sparsity, and bytes/s; `source`: who says so."""
+
+    flops_per_s: float = Field(gt=0)
+    memory_bandwidth_bytes_per_s: float = Field(gt=0)
+    source: str
+    aliases: tuple[str, ...] = Field(
+        default=(), description="other names of the product, such as values of the label nvidia.com/gpu.product"
+    )
+
+
+class Entry(Value):
+    """What one engine reaches on one product, fitted from `rows` measured rows."""
+
+    processor: str = Field(min_length=1)
+    engine: str = Field(min_length=1)
+    rows: int = Field(ge=1)
+    efficiency: Efficiency
+
+
+class Catalogue(Value):
+    """Products by name, and entries by product and engine."""
+
+    processors: Mapping[str, Nominal] = Field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Catalogue":
+        known = set()
+        for entry in self.entries:
+            if entry.processor not in self.processors:
+                raise ValueError(f"entry {entry.processor!r}, {entry.engine!r}: no processor has this name")
+            if (entry.processor, entry.engine) in known:
+                raise ValueError(f"entry {entry.processor!r}, {entry.engine!r} occurs twice")
+            known.add((entry.processor, entry.engine))
+        names = [name for product, nominal in self.processors.items() for name in (product, *nominal.aliases)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: named by two processors")
+        return self
+
+    def name_of(self, product: str) -> str | None:
+        """The catalogue's name of a product, which may be given by an alias; None where it is not known."""
+        if product in self.processors:
+            return product
+        return next((name for name, nominal in self.processors.items() if product in nominal.aliases), None)
+
+    def prior(self, product: str, engine: str) -> tuple[Nominal, Efficiency] | None:
+        """Nominal figures and efficiency of a product with an engine; None where the product or every engine on it is unknown.
+
+        Where only other engines were measured on it, the medians of their figures count. Their spread is then at least
+        LEAST_FOREIGN_SPREAD, and the source says which engines these were.
+        """
+        name = self.name_of(product)
+        found = [entry for entry in self.entries if entry.processor == name]
+        if name is None or not found:
+            return None
+        own = next((entry.efficiency for entry in found if entry.engine == engine), None)
+        return self.processors[name], own or typical(found, f"for {engine or 'an engine'} taken from")
+
+
+def typical(entries: list[Entry], words: str = "typical of") -> Efficiency:
+    """The medians of several entries' figures, with the widest of their spreads. Raises ValueError where there is none."""
+    if not entries:
+        raise ValueError("no entry is given")
+    known = [entry.efficiency for entry in entries]
+    rates = [e.dequantized_per_s for e in known if e.dequantized_per_s is not None]
+    who = sorted({f"{entry.engine} on {entry.processor}" for entry in entries})
+    return Efficiency(
+        prefill=_middle([e.prefill for e in known]),
+        decode=_middle([e.decode for e in known]),
+        dequantized_per_s=median(rates) if rates else None,
+        source=f"{words} {', '.join(who)}"[:300],
+    )
+
+
+def _middle(phases: list[PhaseEfficiency]) -> PhaseEfficiency:
+    shares = {name: math.exp(median(math.log(getattr(phase, name)) for phase in phases)) for name in _SHARES}
+    spread = max([LEAST_FOREIGN_SPREAD, *(phase.spread for phase in phases if phase.spread is not None)])
+    return PhaseEfficiency(**shares, launch_ms=median(phase.launch_ms for phase in phases), spread=spread)
