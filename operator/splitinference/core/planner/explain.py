@@ -17,6 +17,7 @@ UNITS = {
 }
 _MIB = 2**20
 _MOST_NODES = 20
+_MOST_STAGES = 400
 
 
 def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) -> tuple[str, ...]:
@@ -27,7 +28,8 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
     lines = [f"{objective.goal.value}: {value_of(prediction, problem):.4g} {UNITS[objective.goal]}; {proof}"]
     lines.append(_why_so_many(plan, problem))
     nodes = {node.name: node for node in problem.snapshot.nodes}
-    for segment, stage in zip(plan.segments, prediction.stages, strict=True):
+    stages = list(zip(plan.segments, prediction.stages, strict=True))
+    for segment, stage in stages[:_MOST_STAGES]:
         where = "+".join(segment.nodes) + (f"/{segment.processor}" if segment.processor else "")
         node = nodes[segment.node]
         free = next((s.memory_bytes for s in sites(node) if s.processor == segment.processor), node.memory_free_bytes)
@@ -35,6 +37,8 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
             f"layers [{segment.start}, {segment.end}) on {where}: {stage.prefill_ms:.3g} ms for the prompt, "
             f"{stage.decode_ms:.3g} ms a token, {stage.memory_bytes // _MIB} of {free // _MIB} MiB; {_capacity(node)}"
         )
+    if len(stages) > _MOST_STAGES:
+        lines.append(f"and {len(stages) - _MOST_STAGES} more segments of {len(plan.pipelines)} pipelines")
     used = {name for segment in plan.segments for name in segment.nodes}
     left = [node for node in problem.snapshot.nodes if node.name not in used]
     smallest = smallest_bytes(problem)

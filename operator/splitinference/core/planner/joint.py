@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from splitinference.core.cost.violations import Violation, double_booked
 from splitinference.core.planner.columns.several import Reached, plan_together
 from splitinference.core.planner.columns.share import adds_up, at_pace, check_together, left_by, without_nodes
-from splitinference.core.planner.solver import CLOSED, WrongAnswerError, judged, solve
+from splitinference.core.planner.judge import CLOSED, WrongAnswerError, judged
+from splitinference.core.planner.solver import solve
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.result import (

@@ -60,9 +60,9 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The best plan so far of a solve that goes on, and a bound that holds already."""
+    """The best plan so far of a solve that goes on (None: none yet), and a bound that holds already."""
 
-    plan: Plan
+    plan: Plan | None
     bound: float = -math.inf
 
 
@@ -82,6 +82,13 @@ class JointlySolved:
     optimal: bool
     seconds: float
     alone: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class JointIncumbent:
+    """The best plans so far of a joint solve that goes on."""
+
+    found: JointlySolved
 
 
 Outcome: TypeAlias = Solved | Infeasible | TimedOut

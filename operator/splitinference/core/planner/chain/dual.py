@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from splitinference.core.planner.chain.criterion import Arrays
-from splitinference.core.planner.chain.relaxed import Step, complete, path
+from splitinference.core.planner.chain.relaxed import Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.tables import Floats
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 
@@ -82,16 +82,20 @@ def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], sta
     current = start or Multipliers.none(task)
     base, built = None, current.resources
     result = Priced(current, -math.inf, None, best)
-    pace, stale = 1.0, 0
+    pace, stale, turning = 1.0, 0, False
     for _ in range(rounds):
         if base is None or (current.resources != built).any():
             flat = Multipliers(np.zeros(t.count), current.resources)
             base, built = task.arrays(flat.priced(task)) if current.resources.any() else task.plain, current.resources
         uses = current.uses + current.per_node
-        priced = complete(base, uses)
-        if not math.isfinite(priced.value):
+        priced = onward(base, uses) if turning else complete(base, uses)
+        steps = path(base, priced) if math.isfinite(priced.value) else ()
+        if not turning and turns_back(base, steps):
+            turning = True
+            priced = onward(base, uses)
+            steps = path(base, priced) if math.isfinite(priced.value) else ()
+        if not steps:
             return Priced(current, math.inf, None, math.inf)
-        steps = path(base, priced)
         bound = priced.value - current.constant(task)
         slack = bound - result.bound
         if slack > 0:
