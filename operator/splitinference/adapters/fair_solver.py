@@ -1,27 +1,19 @@
 """One solver process for all tenants, in fair turns: who has had least of its time goes next, however many problems others bring.
 
-Start-time fair queueing (Goyal, Vin and Cheng 1996), with namespaces as flows of equal weight: of those that wait, the one with the
-least start tag. A tag is when the tenant's last solve would have ended, had every tenant its even share. Who comes after a pause
-has no credit from it.
+Start-time fair queueing (Goyal, Vin and Cheng 1996) with namespaces of equal weight: of those that wait, the one that has had the least
+time goes next. Who comes after a pause has no credit from it: it begins at what the one has had that went last.
 """
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from splitinference.core.planner import SolverProcess
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.result import DEFAULT_LIMITS, Limits, Outcome
-
-
-@dataclass
-class _Waiting:
-    start: float
-    number: int
-    goes: threading.Event = field(default_factory=threading.Event)
 
 
 class FairTurns:
@@ -31,51 +23,51 @@ class FairTurns:
         """`now`: seconds; what a turn costs its tenant is how long it took."""
         self._now = now
         self._lock = threading.Lock()
-        self._waiting: list[_Waiting] = []
-        self._ends: dict[str, float] = {}
-        """Per tenant, in shared time: when what it has asked for would have ended."""
+        self._waiting: dict[str, deque[threading.Event]] = {}
+        self._used: dict[str, float] = {}
+        """Seconds of turns per tenant that waits or lately had one; who is new begins at what is shared."""
         self._shared = 0.0
-        self._number = 0
-        self._taken = False
-        self._mean = 1.0
+        self._holder: str | None = None
 
     @contextmanager
     def turn(self, tenant: str) -> Iterator[None]:
         """Waits until it is the caller's turn, and keeps it until the end of the block."""
+        goes = threading.Event()
         with self._lock:
-            self._number += 1
-            mine = _Waiting(max(self._shared, self._ends.get(tenant, 0.0)), self._number)
-            # Until it is known, a turn counts as long as turns are on average: the next of this tenant queues behind it.
-            expected = self._mean
-            self._ends[tenant] = mine.start + expected
-            self._waiting.append(mine)
+            if tenant not in self._waiting and tenant != self._holder:
+                self._used[tenant] = max(self._shared, self._used.get(tenant, 0.0))
+            self._waiting.setdefault(tenant, deque()).append(goes)
             self._next()
-        mine.goes.wait()
+        goes.wait()
         began = self._now()
         try:
             yield
         finally:
             took = self._now() - began
             with self._lock:
-                self._mean += 0.2 * (took - self._mean)
-                self._ends[tenant] += took - expected
-                self._taken = False
-                self._ends = {name: end for name, end in self._ends.items() if end > self._shared}
+                self._used[tenant] += took
+                self._holder = None
+                # Who has had no more than what is shared and does not wait is as good as new.
+                self._used = {name: used for name, used in self._used.items() if used > self._shared or name in self._waiting}
                 self._next()
 
     @property
     def waiting(self) -> int:
         """How many wait for their turn."""
         with self._lock:
-            return len(self._waiting)
+            return sum(map(len, self._waiting.values()))
 
     def _next(self) -> None:
-        if self._taken or not self._waiting:
+        if self._holder is not None or not self._waiting:
             return
-        first = min(self._waiting, key=lambda one: (one.start, one.number))
-        self._waiting.remove(first)
-        self._taken, self._shared = True, max(self._shared, first.start)
-        first.goes.set()
+        # Of equals the first: who has waited longest among them comes first in the mapping.
+        tenant = min(self._waiting, key=lambda name: self._used[name])
+        goes = self._waiting[tenant].popleft()
+        rest = self._waiting.pop(tenant)
+        if rest:
+            self._waiting[tenant] = rest
+        self._holder, self._shared = tenant, max(self._shared, self._used[tenant])
+        goes.set()
 
 
 class FairSolver:

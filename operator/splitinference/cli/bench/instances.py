@@ -45,8 +45,10 @@ class Instance:
     problem: Problem
 
     def with_goal(self, goal: Goal) -> Problem:
-        """The same problem for another goal; a weight of moves stays."""
+        """The same problem for another goal; a weight of moves and further goals stay."""
         weight = self.problem.objective.move_weight
+        if self.problem.objective.goal is goal:
+            return self.problem
         return self.problem.model_copy(update={"objective": Objective(goal=goal, move_weight=weight)})
 
 
@@ -238,6 +240,26 @@ def helix(count: int) -> Instance:
     if count == 42:
         kinds = [(A100, 4), (V100, 6), (L4, 10), (T4, 16), (RTX3090, 6)]
     return Instance(f"helix-{count}", _problem(large(), _nodes(kinds), _gigabit()))
+
+
+def helix_regions(count: int) -> Instance:
+    """Helix' clusters spread over three regions with thin links between them: 10 Gb/s inside, 100 Mb/s and 50 ms between."""
+    names = ("one", "two", "three")
+    nodes = tuple(node.model_copy(update={"zone": names[i % 3]}) for i, node in enumerate(helix(count).problem.snapshot.nodes))
+    inside, between = (
+        LinkQuality(bandwidth_bytes_per_s=10_000 * MBIT, rtt_ms=0.3),
+        LinkQuality(bandwidth_bytes_per_s=100 * MBIT, rtt_ms=50.0),
+    )
+    zones = tuple(Link(source=a, target=b, quality=inside if a == b else between) for a in names for b in names)
+    return Instance(f"helix-{count} in regions", _problem(large(), nodes, Network(default=inside, zones=zones)))
+
+
+def many_models(models: int, count: int) -> tuple[Problem, ...]:
+    """Models of three sizes, turn by turn, on the same busy nodes; each with a few requests."""
+    base = three_classes_busy(count, 32).problem
+    profiles = [transformer(14, 2048, name="1B"), transformer(30, 2560, name="3B"), transformer(30, 4096, name="7B")]
+    load = base.workload.model_copy(update={"requests_per_s": 0.05})
+    return tuple(base.model_copy(update={"profile": profiles[i % 3], "workload": load}) for i in range(models))
 
 
 def shaped(instance: Instance, *, pipelines: int = 1, max_stage_nodes: int = 1) -> Instance:

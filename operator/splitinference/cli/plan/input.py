@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,6 +97,7 @@ def unknown_names(problem: Problem) -> list[str]:
             if given not in places:
                 expected = "a node of the snapshot, or the network's ingress"
                 lines.append(f"snapshot.network.links.{number}.{side}: {_shown(given)} is unknown; expected {expected}")
+    lines.extend(_unknown_on_the_way(snapshot, places))
     for number, (start, end, name) in enumerate(problem.serving):
         if name not in names:
             lines.append(f"serving.{number}: node {_shown(name)} is unknown; expected a node of the snapshot")
@@ -114,6 +115,22 @@ def unknown_names(problem: Problem) -> list[str]:
         if pin.node not in names:
             lines.append(f"constraints.pins.{number}.node: {_shown(pin.node)} is unknown; expected a node of the snapshot")
     return lines
+
+
+def _unknown_on_the_way(snapshot: Snapshot, places: set[str]) -> Iterator[str]:
+    """Likewise for closed ways and shared links."""
+    zones = {node.zone for node in snapshot.nodes}
+    for field, known, what in (("closed", places, "a node of the snapshot, or the network's ingress"),
+                               ("closed_zones", zones, "a zone of the snapshot's nodes")):  # fmt: skip
+        for number, way in enumerate(getattr(snapshot.network, field)):
+            for side in ("source", "target"):
+                if (given := getattr(way, side)) not in known:
+                    yield f"snapshot.network.{field}.{number}.{side}: {_shown(given)} is unknown; expected {what}"
+    for number, shared in enumerate(snapshot.network.shared):
+        for field, names, known in (("nodes", shared.nodes, places), ("zones", shared.zones, zones)):
+            for at, given in enumerate(names):
+                if given not in known:
+                    yield f"snapshot.network.shared.{number}.{field}.{at}: {_shown(given)} is unknown; expected one of the snapshot"
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,7 @@ from splitinference.core.cost.evaluate import UnknownPlace
 from splitinference.core.cost.link import Links, hop
 from splitinference.core.cost.site import Site, site_of
 from splitinference.core.cost.stage import stage_cost
+from splitinference.core.values.cluster import LinkQuality
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
 
@@ -121,7 +122,7 @@ def flow_over(runs: Iterable[Run], problem: Problem) -> tuple[float, list[tuple[
 
     for number, (site, start, end) in enumerate(held):
         graph.add(2 * number, 2 * number + 1, tokens(stage_cost(problem, site, start, end).occupancy_ms))
-        if start == 0:
+        if start == 0 and links.is_open(network.ingress, site.node.name):
             there, back = links.quality(network.ingress, site.node.name), links.quality(site.node.name, network.ingress)
             edges.append((-1, number, graph.add(source, 2 * number, tokens(hop(problem, 0, there, back).occupancy_ms))))
         if end == layers:
@@ -134,10 +135,31 @@ def flow_over(runs: Iterable[Run], problem: Problem) -> tuple[float, list[tuple[
             there, back = links.quality(site.node.name, run[0].node.name), links.quality(run[0].node.name, site.node.name)
             if min(there.bandwidth_bytes_per_s, back.bandwidth_bytes_per_s) < least:
                 continue
+            if not links.is_open(site.node.name, run[0].node.name):
+                continue
             room = tokens(hop(problem, end, there, back).occupancy_ms)
             edges.append((number, other, graph.add(2 * number + 1, 2 * other, room)))
     total = graph.maximum(source, sink)
-    return total, [(a, b, graph.used(edge)) for a, b, edge in edges if graph.used(edge) > _ENOUGH]
+    flows = [(a, b, graph.used(edge)) for a, b, edge in edges if graph.used(edge) > _ENOUGH]
+    part = _that_shared_links_pass(flows, held, links, problem)
+    return part * total, [(a, b, part * flow) for a, b, flow in flows]
+
+
+def _that_shared_links_pass(flows: list[tuple[int, int, float]], held: list[Run], links: Links, problem: Problem) -> float:
+    """The share of a flow that the links pass which several hops share: all of it is throttled as the fullest of them.
+
+    That is what this flow can do; another one that goes over them less may do more.
+    """
+    if not problem.snapshot.network.shared:
+        return 1.0
+    taken: dict[tuple[str, str], float] = {}
+    for a, b, flow in flows:
+        source = problem.snapshot.network.ingress if a < 0 else held[a][0].node.name
+        for link, way in links.shared(source, held[b][0].node.name):
+            whole = LinkQuality(bandwidth_bytes_per_s=link.bandwidth_bytes_per_s, rtt_ms=0.0)
+            step = hop(problem, 0 if a < 0 else held[a][2], whole, whole).occupancy_ms
+            taken[link.name, way] = taken.get((link.name, way), 0.0) + flow * step / (1e3 * problem.workload.batch)
+    return 1.0 / max(1.0, *taken.values(), 1.0)
 
 
 def runs_of(plan: Plan, problem: Problem) -> list[Run]:

@@ -142,12 +142,16 @@ def _memory(laid: Evaluation) -> Iterator[Violation]:
 
 
 def _links(plan: Plan, problem: Problem) -> Iterator[Violation]:
-    least = problem.constraints.min_bandwidth_bytes_per_s
-    if least is None:
+    least, network = problem.constraints.min_bandwidth_bytes_per_s, problem.snapshot.network
+    if least is None and not (network.closed or network.closed_zones or network.only_listed):
         return
-    links = Links(problem.snapshot.network, problem.snapshot.nodes)
+    links = Links(network, problem.snapshot.nodes)
+    firsts = {(network.ingress, name) for pipeline in plan.pipelines for name in pipeline.segments[0].nodes}
     pairs = {(a, b) for p in plan.pipelines for s, t in zip(p.segments, p.segments[1:], strict=False) for a in s.nodes for b in t.nodes}
-    for source, target in sorted(pairs):
+    for source, target in sorted(pairs | firsts):
+        if not links.is_open(source, target):
+            yield Violation(constraint="closed-link", message=f"no hop goes from {source} to {target}")
+    for source, target in sorted(pairs) if least is not None else ():
         found = min(links.quality(source, target).bandwidth_bytes_per_s, links.quality(target, source).bandwidth_bytes_per_s)
         if found < least:
             yield Violation(constraint="min-bandwidth", message=f"link {source} to {target}: {found:.0f} B/s, at least {least:.0f}")

@@ -1,7 +1,6 @@
 """Which algorithm answers which problem; and the judge's word on every answer before it is believed."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -37,11 +36,11 @@ def solve(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None =
 
     `report` is told each better plan and bound on the way. Where memory ends or DeadlinePassed is raised, the answer is the best so far.
     """
-    began = time.monotonic()
+    began = limits.now()
     deadline = began + limits.seconds
 
     def expired() -> bool:
-        return time.monotonic() > deadline
+        return limits.now() > deadline
 
     progress = Progress(problem, report)
     refuted = False
@@ -49,7 +48,7 @@ def solve(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None =
         answer = _bettered(_answer(problem, hint, expired, deadline - began, progress), progress, problem)
         refuted = answer.refuted
         if refuted:
-            return Infeasible(reasons(problem, _Finder(deadline), expired))
+            return Infeasible(reasons(problem, _Finder(deadline, limits.now), expired))
     except (DeadlinePassed, MemoryError) as ended:
         if refuted:
             return Infeasible((_NO_REASON,))
@@ -59,7 +58,7 @@ def solve(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None =
         deadline = -math.inf
     if answer.plan is None:
         return TimedOut(None, answer.bound)
-    outcome = judged(answer.plan, problem, answer.bound, time.monotonic() - began, late=expired(), laid=answer.laid)
+    outcome = judged(answer.plan, problem, answer.bound, limits.now() - began, late=expired(), laid=answer.laid)
     return replace(outcome, columns=answer.columns) if isinstance(outcome, Solved) else outcome
 
 
@@ -132,18 +131,18 @@ def _one_chain(
 class _Finder:
     """Some plan of a problem, found in what is left until the deadline: for the question whether a relaxed problem has one."""
 
-    def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
+    def __init__(self, deadline: float, now: Callable[[], float]) -> None:
+        self._deadline, self._now = deadline, now
 
     def __call__(self, problem: Problem) -> Plan | None:
         """A plan, or None where there is none or the time is over."""
-        left = min(PROBE_SECONDS, self._deadline - time.monotonic())
+        left = min(PROBE_SECONDS, self._deadline - self._now())
         if left <= 0:
             return None
-        deadline = time.monotonic() + left
+        deadline = self._now() + left
 
         def expired() -> bool:
-            return time.monotonic() > deadline
+            return self._now() > deadline
 
         if problem.objective.goal is Goal.THROUGHPUT:
             problem = problem.model_copy(update={"objective": Objective()})

@@ -98,7 +98,7 @@ def _matrices(task: Task) -> list[tuple[Floats | Bools, Floats | Bools]]:
     """What tells links apart: pairs of (class by class, from the gateway)."""
     t = task.tables
     result: list[tuple[Floats | Bools, Floats | Bools]] = list(zip(t.links, t.ingress, strict=True))
-    result.append((t.open_links, np.ones(t.count, dtype=bool)))
+    result.append((t.open_links, t.open_ingress))
     if task.hops_open is not None:
         seen: set[int] = set()
         for b in range(1, t.layers):
@@ -140,7 +140,7 @@ def merged(task: Task) -> tuple[Task, list[list[int]]]:
     t = task.tables
     if task.resources or t.shares_node.any() or task.hops_open is None:
         return task, [[c] for c in range(t.count)]
-    opened = [task.hops_open[0], *each_once(task.hops_open[1:], lambda mask: mask & t.open_links)]
+    opened = [task.hops_open[0] & t.open_ingress, *each_once(task.hops_open[1:], lambda mask: mask & t.open_links)]
     distinct = list({t.tensor_bytes(b): opened[b] for b in range(1, t.layers)}.values())
     rows = np.concatenate([np.packbits(mask, axis=1) for mask in task.allowed], axis=1)
     groups: list[list[int]] = []
@@ -163,6 +163,7 @@ def merged(task: Task) -> tuple[Task, list[list[int]]]:
     small = task.only(heads)
     assert small.hops_open is not None  # noqa: S101 - the task has them
     small.tables.multiplicity = np.array([int(t.multiplicity[group].sum()) for group in groups], dtype=np.int64)
+    small.tables.open_ingress = np.ones(len(heads), dtype=bool)
     small.tables.open_links = np.ones((len(heads), len(heads)), dtype=bool)
     grid = np.ix_(heads, heads)
     own = [(group[0], group[min(1, len(group) - 1)]) for group in groups]

@@ -29,13 +29,15 @@ def needed_nodes(problem: Problem, many: int = MANY) -> Problem:
     most = min(n for n in (len(problem.profile.layers), bounds.max_segments, bounds.max_nodes) if n is not None)
     network = problem.snapshot.network
     special = {name for link in network.links for name in (link.source, link.target)}
+    special |= {name for way in network.closed for name in (way.source, way.target)}
     special |= {network.ingress, *(pin.node for pin in bounds.pins), *(name for _, _, name in problem.serving)}
     groups: dict[object, list[int]] = defaultdict(list)
     for number, node in enumerate(nodes):
         if node.name in special or node.processors or node.layer_times or unusable(node, problem):
             continue
         trust = tuple(all(node.labels.get(k) == v for k, v in rule.labels.items()) for rule in bounds.trust)
-        groups[node.zone, trust].append(number)
+        behind = tuple(shared.holds(node.name, node.zone) for shared in network.shared)
+        groups[node.zone, trust, behind].append(number)
     dropped: set[int] = set()
     for members in groups.values():
         if len(members) > most:

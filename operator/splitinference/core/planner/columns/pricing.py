@@ -20,7 +20,7 @@ from splitinference.core.planner.columns.heuristics import heuristic_chains
 from splitinference.core.planner.columns.presolve import needed_nodes
 from splitinference.core.planner.progress import Progress
 from splitinference.core.values.plan import Pipeline, Plan, Segment
-from splitinference.core.values.problem import Goal, Problem
+from splitinference.core.values.problem import Goal, Objective, Problem
 
 
 def chain_pool(problem: Problem, known: Plan | None, expired: Callable[[], bool], hint: Plan | None, progress: Progress) -> Pool:
@@ -39,6 +39,8 @@ def chain_pool(problem: Problem, known: Plan | None, expired: Callable[[], bool]
         return Pool((), whole=False, bound=math.inf, refuted=True)
     if not found.proven and found.bound < value:
         columns.extend(_by_heuristics(problem))
+    if problem.snapshot.network.shared and task.occupancy_weight:
+        columns.extend(_beside_shared_links(problem, expired))
     bound = min(found.bound, found.value)
     if not columns:
         return Pool((), whole=False, bound=bound)
@@ -62,6 +64,29 @@ class _Teller:
     def bound(self, value: float) -> None:
         """No chain is better."""
         self.progress.bound(value)
+
+
+def _beside_shared_links(problem: Problem, expired: Callable[[], bool]) -> Iterator[Column]:
+    """Chains that pass shared links less often: quickest for one request, and on one side of each link alone.
+
+    Prices see each hop's own time on a shared link and not what several hops take of it together: their bound holds, but their chain
+    may not be the best. That is for the choice among columns, which counts all.
+    """
+    yield from _by_heuristics(problem)
+    snapshot = problem.snapshot
+    sides: list[Problem] = [problem]
+    for shared in snapshot.network.shared:
+        behind = tuple(node for node in snapshot.nodes if shared.holds(node.name, node.zone))
+        beyond = tuple(node for node in snapshot.nodes if not shared.holds(node.name, node.zone))
+        sides += [problem.model_copy(update={"snapshot": snapshot.model_copy(update={"nodes": part})}) for part in (behind, beyond) if part]
+    for number, side in enumerate(sides):
+        for goal in (Goal.LATENCY, problem.objective.goal):
+            if expired() or (number == 0 and goal is problem.objective.goal):
+                continue
+            tables = Tables(side.model_copy(update={"objective": Objective(goal=goal)}))
+            found = answer_of(task_of(tables), math.inf, expired) if tables.count else None
+            if found is not None and found.steps and (made := column(pipeline_by(tables, found.steps, None), problem)):
+                yield made
 
 
 def _by_heuristics(problem: Problem) -> Iterator[Column]:
