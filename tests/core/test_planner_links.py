@@ -104,9 +104,9 @@ def two_sites(width: float, goal: Goal = Goal.BOTTLENECK) -> Problem:
         a_node(f"n{i}", free_mib=190, gflops=60.0 + 25 * (i % 3), gbps=8.0 + i, zone="east" if i < 3 else "west") for i in range(6)
     )
     shared = tuple(SharedLink(name=f"uplink {zone}", zones=(zone,), bandwidth_bytes_per_s=width) for zone in ("east", "west"))
-    network = Network(default=WIDE, shared=shared)
-    return Problem(profile=a_profile((60,) * 6), snapshot=Snapshot(nodes=nodes, network=network),
-                   workload=Workload(max_context_tokens=256, prompt_tokens=64, output_tokens=32), objective=Objective(goal=goal))  # fmt: skip
+    load = Workload(max_context_tokens=256, prompt_tokens=64, output_tokens=32)
+    snapshot = Snapshot(nodes=nodes, network=Network(default=WIDE, shared=shared))
+    return Problem(profile=a_profile((60,) * 6), snapshot=snapshot, workload=load, objective=Objective(goal=goal))
 
 
 def crossings(answer: object) -> int:
@@ -136,7 +136,8 @@ def test_throughput_over_a_shared_uplink_is_no_more_than_the_uplink_passes() -> 
     assert isinstance(free, Solved)
     plan = held.plan if isinstance(held, Solved) else getattr(held, "best", None)
     assert plan is not None
-    assert plan.value is not None and free.plan.value is not None
+    assert plan.value is not None
+    assert free.plan.value is not None
     assert plan.value <= free.plan.value
     assert violations(plan, thin) == ()
 

@@ -105,12 +105,7 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
     if bounds.min_bandwidth_bytes_per_s is not None:
         message = f"links need {bounds.min_bandwidth_bytes_per_s:.0f} B/s"
         yield _Relaxation("min-bandwidth", message, _dropping("min_bandwidth_bytes_per_s", None), _most_bandwidth)
-    network = problem.snapshot.network
-    if network.closed or network.closed_zones or network.only_listed:
-        count = len(network.closed) + len(network.closed_zones)
-        message = f"{count} ways are closed" + ("; no hop goes where no link is listed" if network.only_listed else "")
-        opened = {"closed": (), "closed_zones": (), "only_listed": False}
-        yield _Relaxation("closed-link", message, lambda p: _with_network(p, opened), _open_one)
+    yield from _closed_ways(problem)
     if bounds.pipelines > 1:
         yield _Relaxation(
             "pipelines",
@@ -146,6 +141,15 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
         message = f"{len(shut)} of {len(problem.snapshot.nodes)} nodes may not be used: {words}"
         yield _Relaxation("nodes", message, _admitting, _admit_one)
     yield _Relaxation("memory", _memory_words(problem), lambda p: _with_memory(p, _HUGE), _least_memory)
+
+
+def _closed_ways(problem: Problem) -> Iterator[_Relaxation]:
+    network = problem.snapshot.network
+    if network.closed or network.closed_zones or network.only_listed:
+        count = len(network.closed) + len(network.closed_zones)
+        message = f"{count} ways are closed" + ("; no hop goes where no link is listed" if network.only_listed else "")
+        opened: dict[str, object] = {"closed": (), "closed_zones": (), "only_listed": False}
+        yield _Relaxation("closed-link", message, lambda p: _with_network(p, opened), _open_one)
 
 
 def _dropping(name: str, value: object) -> Callable[[Problem], Problem]:

@@ -147,7 +147,7 @@ class _Jointly:
         return best, failed
 
     def _by_neighbours(self, placed: list[_Placed]) -> None:
-        """Take a problem that is far from what it reaches alone, and one that has nodes it would like; plan both anew, the first one first."""
+        """Plan a problem that is far from what it reaches alone anew, and after it one that has nodes which it would like."""
         takings = [one.takes() for one in placed]
         values = self._values(self.best.plans if self.best else ())
         wishes: dict[int, Plan | None] = {}

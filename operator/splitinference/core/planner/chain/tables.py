@@ -287,58 +287,77 @@ Kind = tuple[LinkQuality, bool]
 def _qualities(problem: Problem, usable: tuple[Node, ...]) -> tuple[list[Kind], NDArray[np.int32]]:
     """The distinct kinds of links, and which one leads from node to node; the last row and column is where requests enter."""
     network = problem.snapshot.network
-    table: dict[Kind, int] = {}
-
-    def kind(quality: LinkQuality, is_open: bool = True) -> int:
-        return table.setdefault((quality, is_open), len(table))
-
-    zones = {zone: number for number, zone in enumerate(dict.fromkeys([*(n.zone for n in problem.snapshot.nodes), ""]))}
-    between = np.full((len(zones), len(zones)), kind(network.default, not network.only_listed), dtype=np.int32)
-    for link in network.zones:
-        if link.source in zones and link.target in zones:
-            between[zones[link.source], zones[link.target]] = kind(link.quality)
-    for way in network.closed_zones:
-        if way.source in zones and way.target in zones:
-            here, there = zones[way.source], zones[way.target]
-            between[here, there] = kind(list(table)[between[here, there]][0], is_open=False)
-    home = {node.name: zones[node.zone] for node in problem.snapshot.nodes}
+    found = _Kinds()
     names = [node.name for node in usable] + [network.ingress]
-    zone = np.array([home.get(name, zones[""]) for name in names], dtype=np.int64)
-    kinds = between[np.ix_(zone, zone)]
+    kinds = _between_zones(problem, names, found)
     position: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(names):
         position[name].append(number)
     for link in network.links:
         for i in position.get(link.source, ()):
             for j in position.get(link.target, ()):
-                kinds[i, j] = kind(link.quality)
+                kinds[i, j] = found.of(link.quality)
     for way in network.closed:
         for i in position.get(way.source, ()):
             for j in position.get(way.target, ()):
-                kinds[i, j] = kind(list(table)[kinds[i, j]][0], is_open=False)
+                kinds[i, j] = found.closed(kinds[i, j])
     if not network.ingress and (network.only_listed or network.closed_zones):
         # A place outside is always reached.
-        known = list(table)
         for row in (kinds[-1, :], kinds[:, -1]):
-            row[:] = [kind(known[k][0]) for k in row]
-    for numbers in position.values():
-        for i in numbers:
-            for j in numbers:
-                kinds[i, j] = kind(network.local if names[i] else network.default)
-    _narrowed(network, problem, names, table, kinds)
-    return list(table), kinds
+            row[:] = [found.of(found.known[k][0]) for k in row]
+    for name, numbers in position.items():
+        kinds[np.ix_(numbers, numbers)] = found.of(network.local if name else network.default)
+    _narrowed(network, problem, names, found, kinds)
+    return found.known, kinds
 
 
-def _narrowed(network: Network, problem: Problem, names: list[str], table: dict[Kind, int], kinds: NDArray[np.int32]) -> None:
+class _Kinds:
+    """The kinds of links met so far, by number."""
+
+    def __init__(self) -> None:
+        self.known: list[Kind] = []
+        self._number: dict[Kind, int] = {}
+
+    def of(self, quality: LinkQuality, *, is_open: bool = True) -> int:
+        """The number of a kind, a new one where it is new."""
+        kind = (quality, is_open)
+        if kind not in self._number:
+            self._number[kind] = len(self.known)
+            self.known.append(kind)
+        return self._number[kind]
+
+    def closed(self, number: int) -> int:
+        """The number of the same kind, closed."""
+        return self.of(self.known[number][0], is_open=False)
+
+
+def _between_zones(problem: Problem, names: list[str], found: _Kinds) -> NDArray[np.int32]:
+    """Kinds from node to node, as far as zones and the default say."""
+    network = problem.snapshot.network
+    zones = {zone: number for number, zone in enumerate(dict.fromkeys([*(n.zone for n in problem.snapshot.nodes), ""]))}
+    between = np.full((len(zones), len(zones)), found.of(network.default, is_open=not network.only_listed), dtype=np.int32)
+    for link in network.zones:
+        if link.source in zones and link.target in zones:
+            between[zones[link.source], zones[link.target]] = found.of(link.quality)
+    for way in network.closed_zones:
+        if way.source in zones and way.target in zones:
+            here, there = zones[way.source], zones[way.target]
+            between[here, there] = found.closed(between[here, there])
+    home = {node.name: zones[node.zone] for node in problem.snapshot.nodes}
+    zone = np.array([home.get(name, zones[""]) for name in names], dtype=np.int64)
+    return between[np.ix_(zone, zone)]
+
+
+def _narrowed(network: Network, problem: Problem, names: list[str], found: _Kinds, kinds: NDArray[np.int32]) -> None:
     """No way is wider than the shared links on it."""
     homes = {node.name: node.zone for node in problem.snapshot.nodes}
     for shared in network.shared:
         behind = np.array([bool(name) and shared.holds(name, homes.get(name, "")) for name in names])
         crossing = behind[:, None] != behind[None, :]
-        for number, (quality, is_open) in enumerate(list(table)):
+        for number, (quality, is_open) in enumerate(list(found.known)):
             if quality.bandwidth_bytes_per_s > shared.bandwidth_bytes_per_s:
                 narrow = LinkQuality(bandwidth_bytes_per_s=shared.bandwidth_bytes_per_s, rtt_ms=quality.rtt_ms)
-                kinds[crossing & (kinds == number)] = table.setdefault((narrow, is_open), len(table))
+                kinds[crossing & (kinds == number)] = found.of(narrow, is_open=is_open)
 
 
 def _classes(problem: Problem, usable: tuple[Node, ...], kinds: NDArray[np.int32]) -> list[list[tuple[int, Site]]]:
