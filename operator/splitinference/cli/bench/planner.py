@@ -243,9 +243,9 @@ def _row(name: str, problem: Problem, seconds: float, hint: Plan | None, clock: 
 
 def baselines(problem: Problem) -> dict[str, float | None]:
     """Every baseline's value; None where it has no valid plan. On very many nodes only the quick ones are asked."""
-    if problem.objective.goal is Goal.THROUGHPUT:
-        return {name: flow_over(make(problem), problem)[0] or None for name, make in FLOWS.items()}
     few = len(problem.snapshot.nodes) <= _BASELINE_NODES
+    if problem.objective.goal is Goal.THROUGHPUT:
+        return {} if not few else {name: flow_over(make(problem), problem)[0] or None for name, make in FLOWS.items()}
     asked = {name: make for name, make in CHAINS.items() if few or name in ("memory-proportional", "greedy", "water-filling")}
     found = {name: _value(make(problem), problem) for name, make in asked.items()}
     if problem.serving:

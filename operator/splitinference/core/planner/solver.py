@@ -8,11 +8,11 @@ from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.objective import value_of
 from splitinference.core.planner.chain.task import SLACK
 from splitinference.core.planner.columns.columns import plan_with
-from splitinference.core.planner.columns.heuristics import greedy, memory_proportional
+from splitinference.core.planner.columns.heuristics import greedy, heuristic_chains, memory_proportional
 from splitinference.core.planner.columns.master import choose
 from splitinference.core.planner.columns.pricing import chain_pool
 from splitinference.core.planner.diagnose import reasons
-from splitinference.core.planner.judge import Laid, WrongAnswerError, judged
+from splitinference.core.planner.judge import CLOSED, Laid, WrongAnswerError, judged
 from splitinference.core.planner.progress import Progress, Report
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Objective, Problem
@@ -20,6 +20,8 @@ from splitinference.core.values.result import DEFAULT_LIMITS, BindingConstraint,
 
 PROBE_SECONDS = 3.0
 """Time for the question whether a relaxed problem has a plan, when reasons are looked for."""
+CHEAPER = (Goal.LATENCY, Goal.BOTTLENECK)
+"""Goals that are mostly proven in a moment; their plans are compared with an answer that is not proven."""
 MANY_NODES = 256
 """From so many nodes on a plan by quick rules comes first: the search may take all the time."""
 _NO_REASON = BindingConstraint(
@@ -45,7 +47,10 @@ def solve(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None =
     progress = Progress(problem, report)
     refuted = False
     try:
-        answer = _bettered(_answer(problem, hint, expired, deadline - began, progress), progress, problem)
+        answer = _answer(problem, hint, expired, deadline - began, progress)
+        if not answer.refuted and not _proven(answer, problem):
+            _compare(problem, expired, progress)
+        answer = _bettered(answer, progress, problem)
         refuted = answer.refuted
         if refuted:
             return Infeasible(reasons(problem, _Finder(deadline, limits.now), expired))
@@ -99,6 +104,30 @@ def _answer(problem: Problem, hint: Plan | None, expired: Callable[[], bool], se
     if known and objective_value(known, problem) <= objective_value(plan, problem) * (1 + SLACK):
         plan = known
     return _Answer(plan, found.bound, columns=found.columns)
+
+
+def _proven(answer: _Answer, problem: Problem) -> bool:
+    if answer.plan is None:
+        return False
+    value = value_of(answer.laid[1], problem) if answer.laid else objective_value(answer.plan, problem)
+    return abs(value - answer.bound) <= CLOSED * abs(value)
+
+
+def _compare(problem: Problem, expired: Callable[[], bool], progress: Progress) -> None:
+    """Offer the plans of cheaper goals and of simple rules, as far as there is time: an answer that is not proven may be worse."""
+    if problem.objective.goal is Goal.THROUGHPUT or problem.constraints.pipelines > 1:
+        return
+    for pipeline in heuristic_chains(problem):
+        if expired():
+            return
+        progress.plan(Plan(model_digest=problem.profile.digest, pipelines=(pipeline,)))
+    single = problem.model_copy(update={"constraints": problem.constraints.model_copy(update={"max_stage_nodes": 1})})
+    for goal in CHEAPER:
+        if expired() or goal is problem.objective.goal:
+            continue
+        asked = single.model_copy(update={"objective": Objective(goal=goal)})
+        for found in chain_pool(asked, None, expired, None, Progress(asked)).columns:
+            progress.plan(plan_with(problem, (found,)))
 
 
 def _bettered(answer: _Answer, progress: Progress, problem: Problem) -> _Answer:

@@ -35,6 +35,8 @@ EXACT_EFFORT, CHOICE_EFFORT = 6.0, 3.0
 NEAR = 0.05
 """Gap at which no further proposals are looked for."""
 MOST_CHAINS = 12
+MOST_RULED = 128
+"""Of more places the simple rules take longer than the programme that is better than they."""
 MOST_ZONES = 16
 """Of so many zones each is also planned for itself."""
 MOST_TRIED = 60_000
@@ -72,15 +74,20 @@ class _Search:
         self.progress.bound(self.bound)
         candidates = [held for held in self._quick() if held and _few_nodes(held, self.flows)]
         self._offer(candidates)
-        if self._near() or (self.progress.best is not None and self.expired()):
+        if self.progress.best is not None and self.expired():
             return self.progress.best, self.bound
-        chains = _chains(self.flows, self.expired)
+        # What `bottleneck` answers and what simple rules give is compared with in any case: no answer is worse.
+        chains = _chains(self.flows, self.expired, most=1 if self._near() else MOST_CHAINS)
         if chains is None and self.progress.best is None:
             return None
         candidates.append(chains or ())
+        if len(self.flows.places) <= MOST_RULED and not self.expired():
+            candidates += _by_rules(self.flows)
+        candidates = [held for held in candidates if held and _few_nodes(held, self.flows)]
         self._offer(candidates)
-        candidates += [*([] if self.expired() else [staged(self.flows, self.expired) or ()]), *_by_rules(self.flows)]
-        candidates += _apart(self.flows, self.expired)
+        if self._near() or self.expired():
+            return self.progress.best, self.bound
+        candidates += [staged(self.flows, self.expired) or (), *_apart(self.flows, self.expired)]
         if self.known is not None:
             held = ((self.flows.number[s.node.name, s.processor], a, b) for s, a, b in runs_of(self.known, self.flows.tables.problem))
             candidates.append(tuple(held))
@@ -137,13 +144,10 @@ def _few_nodes(held: tuple[Held, ...], flows: Flows) -> bool:
     return most is None or len({flows.places[p][1].node.name for p, _, _ in held}) <= most
 
 
-def _chains(flows: Flows, expired: Callable[[], bool]) -> tuple[Held, ...] | None:
-    """Chains of least bottleneck, one after the other on what is left; None if there is proven to be none."""
+def _chains(flows: Flows, expired: Callable[[], bool], most: int = MOST_CHAINS) -> tuple[Held, ...] | None:
+    """At most so many chains of least bottleneck, one after the other on what is left; None if there is proven to be none."""
     problem, result, used = flows.tables.problem, list[Held](), set[str]()
-    most = problem.constraints.max_nodes
-    for number in range(MOST_CHAINS):
-        if most is not None and number:
-            break
+    for number in range(1 if problem.constraints.max_nodes is not None else most):
         tables = Tables(needed_nodes(without_nodes(problem, used))) if used or len(flows.places) > MOST_PLACES else flows.tables
         if not tables.count:
             break
