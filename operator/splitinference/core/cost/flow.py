@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from splitinference.core.cost.evaluate import UnknownPlace
 from splitinference.core.cost.link import Links, hop
-from splitinference.core.cost.site import Site, site_of
+from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import stage_cost
 from splitinference.core.values.cluster import LinkQuality
 from splitinference.core.values.plan import Plan
@@ -165,9 +165,10 @@ def _that_shared_links_pass(flows: list[tuple[int, int, float]], held: list[Run]
 def runs_of(plan: Plan, problem: Problem) -> list[Run]:
     """The runs that a plan's nodes hold, each place once, by name. Raises UnknownPlace for a place that the snapshot lacks."""
     found: dict[tuple[str, str], Run] = {}
+    places = {(node.name, site.processor): site for node in problem.snapshot.nodes for site in sites(node)}
     for segment in plan.segments:
         for name in segment.nodes:
-            site = site_of(problem.snapshot, name, segment.processor)
+            site = places.get((name, segment.processor))
             if site is None:
                 raise UnknownPlace(f"the snapshot has no place {name}/{segment.processor}")
             found[name, segment.processor] = (site, *segment.held)

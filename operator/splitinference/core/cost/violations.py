@@ -7,7 +7,7 @@ from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.cost.evaluate import Evaluation, UnknownPlace, evaluate
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.predict import prediction_of, utilizations
-from splitinference.core.cost.site import site_of
+from splitinference.core.cost.site import sites
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.value import Value
@@ -57,9 +57,10 @@ def _cover(plan: Plan, problem: Problem) -> Iterator[Violation]:
 
 
 def _places(plan: Plan, problem: Problem) -> Iterator[Violation]:
+    places = {(node.name, site.processor) for node in problem.snapshot.nodes for site in sites(node)}
     for segment in plan.segments:
         for name in segment.nodes:
-            if site_of(problem.snapshot, name, segment.processor) is None:
+            if (name, segment.processor) not in places:
                 what = f"processor {segment.processor!r}" if segment.processor else "place of its own (it has processors), or node"
                 yield Violation(constraint="place", message=f"node {name!r}: no such {what} in the snapshot")
 

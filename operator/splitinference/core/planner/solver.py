@@ -33,10 +33,13 @@ class DeadlinePassed(BaseException):
     """The process that solves interrupts itself: whatever runs then ends here, and the best so far is the answer."""
 
 
-def solve(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None = None, report: Report | None = None) -> Outcome:
+def solve(
+    problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None = None, report: Report | None = None, *, why: bool = True
+) -> Outcome:
     """The best plan for `problem`, within `limits.seconds`; of equally good ones the `hint`, if that is valid still.
 
     `report` is told each better plan and bound on the way. Where memory ends or DeadlinePassed is raised, the answer is the best so far.
+    `why`: whether reasons are looked for where there is no plan; that takes many solves.
     """
     began = limits.now()
     deadline = began + limits.seconds
@@ -53,7 +56,7 @@ def solve(problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None =
         answer = _bettered(answer, progress, problem)
         refuted = answer.refuted
         if refuted:
-            return Infeasible(reasons(problem, _Finder(deadline, limits.now), expired))
+            return Infeasible((_NO_REASON,)) if not why else Infeasible(reasons(problem, _Finder(deadline, limits.now), expired))
     except (DeadlinePassed, MemoryError) as ended:
         if refuted:
             return Infeasible((_NO_REASON,))

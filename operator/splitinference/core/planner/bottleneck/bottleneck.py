@@ -14,8 +14,7 @@ import numpy as np
 
 from splitinference.core.planner.chain.chain import Chain
 from splitinference.core.planner.chain.criterion import Arrays, hop_occupancy, sum_of
-from splitinference.core.planner.chain.dive import down
-from splitinference.core.planner.chain.dual import keeps_counts, sum_along, uses_of
+from splitinference.core.planner.chain.dual import down, keeps_counts, sum_along, uses_of
 from splitinference.core.planner.chain.equivalence import longest_only, merged
 from splitinference.core.planner.chain.relaxed import Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.search import Search

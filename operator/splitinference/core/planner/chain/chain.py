@@ -19,6 +19,8 @@ WIDTHS = (64, 1_000, 12_000)
 """Labels kept at a boundary, one try after the other; a number, not a time, so that the same problem gets the same plan."""
 
 
+FAR_APART, PATIENT = 0.01, 8
+"""Where a search leaves so large a gap, so many times the rounds of prices come before the next one: wider searches close little."""
 NARROW = 16
 LEVEL_ROUNDS = 12
 MOST_SEGMENTS = 20
@@ -217,12 +219,20 @@ class _Hunt:
             if self._proved(self.bound):
                 return "no cheaper chain keeps the limits, level by level of cost"
             prices = self.prices if cut is None else cut.ahead.prices.times(self.value)
-            found = Search(self.part, prices, cut).run(width, self.value, self.expired)
+            try:
+                found = Search(self.part, prices, cut).run(width, self.value, self.expired)
+            except MemoryError:
+                # So many labels are too many: prices take no more memory than before.
+                return self._price(PATIENT * rounds_for(self.part)) or "search, out of memory"
             self._found(found.steps, found.value)
             if self._proved(found.bound) and found.complete:
                 return f"search with {width} labels a boundary, complete"
             if self.expired():
                 break
+            if cut is None and self.task.is_a_sum and self.value - self.bound > FAR_APART * abs(self.value):
+                note = self._price(PATIENT * rounds_for(self.part))
+                if note:
+                    return note
         return "search, not complete"
 
     def _by_levels(self, width: int) -> Cut | None:

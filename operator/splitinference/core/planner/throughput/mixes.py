@@ -19,6 +19,7 @@ MOST_GROUPS = 24
 MOST_STAGES = 32
 """Boundaries at which runs start and end are at most so many: of more layers every second, third, ... one."""
 SOLVE_SECONDS = 3.0
+Term = tuple[model_builder.Variable, float]
 
 
 def mixed(flows: Flows, expired: Callable[[], bool], only: Sequence[int] | None = None) -> list[tuple[Held, ...]]:
@@ -77,33 +78,40 @@ def _programme(flows: Flows, groups: list[list[int]], grid: Ints) -> dict[tuple[
     rates = _weakest(flows, groups, grid)
     model = model_builder.Model()
     size = [sum(int(flows.tables.multiplicity[c]) for c in members) for members in groups]
-    into: dict[int, list[object]] = defaultdict(list)
-    out: dict[int, list[object]] = defaultdict(list)
-    parts, of_group = {}, defaultdict(list)
+    into: dict[int, list[Term]] = defaultdict(list)
+    out: dict[int, list[Term]] = defaultdict(list)
+    parts: dict[tuple[int, int, int], model_builder.Variable] = {}
+    of_group: dict[int, list[Term]] = defaultdict(list)
     scale = float(rates.max())
     if scale <= 0:
         return None
     for g, i, j in zip(*np.nonzero(rates), strict=True):
         held = model.new_num_var(0.0, float(size[g]), "")
         parts[int(g), int(i), int(j)] = held
-        of_group[int(g)].append(held)
-        flow = held * (float(rates[g, i, j]) / scale)
-        out[int(i)].append(flow)
-        into[int(j)].append(flow)
-    for g, held in of_group.items():
-        model.add(sum(held) <= size[g])
+        rate = float(rates[g, i, j]) / scale
+        of_group[int(g)].append((held, 1.0))
+        out[int(i)].append((held, rate))
+        into[int(j)].append((held, rate))
+    for g, terms in of_group.items():
+        model.add(_sum(terms) <= size[g])
     for at in range(1, len(grid) - 1):
         if into[at] or out[at]:
-            model.add(sum(into[at]) == sum(out[at]))
+            model.add(_sum([*into[at], *((held, -rate) for held, rate in out[at])]) == 0.0)
     most = flows.tables.problem.constraints.max_nodes
     if most is not None:
-        model.add(sum(parts.values()) <= most)
-    model.maximize(sum(out[0]))
+        model.add(_sum([(held, 1.0) for held in parts.values()]) <= most)
+    if not out[0]:
+        return None
+    model.maximize(_sum(out[0]))
     solver = model_builder.Solver("glop")
     solver.set_time_limit_in_seconds(SOLVE_SECONDS)
     if solver.solve(model) != model_builder.SolveStatus.OPTIMAL or solver.objective_value <= 1e-9:
         return None
     return {key: value for key, held in parts.items() if (value := solver.value(held)) > 1e-7}
+
+
+def _sum(terms: Sequence[Term]) -> model_builder.LinearExpr:
+    return model_builder.LinearExpr.weighted_sum([held for held, _ in terms], [rate for _, rate in terms])
 
 
 def _dealt(flows: Flows, groups: list[list[int]], grid: Ints, parts: dict[tuple[int, int, int], float]) -> tuple[Held, ...]:
