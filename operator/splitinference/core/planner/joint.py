@@ -45,6 +45,8 @@ class _Placed:
 Report = Callable[[JointIncumbent], None]
 FEW_MODELS = 8
 """Of more problems the choice among chains of all has too many columns: single problems are planned anew beside the others."""
+LEAST_CHOICE_SECONDS = 2.0
+"""The choice among columns is not begun with less: mostly it is proven in a fraction of that."""
 MOST_SWAPPED = 6
 """Others that a problem changes nodes with, tried one after the other."""
 LEAST_SECONDS = 0.05
@@ -91,9 +93,8 @@ class _Jointly:
             self._by_neighbours(placed)
             return self.best or TimedOut(None, self.bound)
         given = [self.best.plans] if self.best else []
-        found = plan_together(
-            list(problems), self.expired, self.deadline - self.limits.now(), self.alone if not self.like else (), lambda: given
-        )
+        left = max(LEAST_CHOICE_SECONDS, self.deadline - self.limits.now())
+        found = plan_together(list(problems), self.expired, left, self.alone if not self.like else (), lambda: given)
         if found.plans is not None:
             self.bound = max(self.bound, found.bound)
             self._offer([_Placed(plan, problem, problem) for plan, problem in zip(found.plans, problems, strict=True)])
@@ -136,7 +137,7 @@ class _Jointly:
         best: list[_Placed] | None = None
         failed: Infeasible | TimedOut | None = None
         for order in orders:
-            found = _one_by_one([self.problems[i] for i in order], self._each(0.5 / len(orders)))
+            found = _one_by_one([self.problems[i] for i in order], self._each(0.5 / len(orders)), why=len(orders) == 1)
             if isinstance(found, list):
                 by_number = dict(zip(order, found, strict=True))
                 placed = [by_number[i] for i in range(len(self.problems))]
@@ -168,7 +169,7 @@ class _Jointly:
             for second in others[:MOST_SWAPPED]:
                 pair = (first, second)
                 rest = [one for i, one in enumerate(takings) if i not in pair]
-                made = _one_by_one([self.problems[i] for i in pair], self._each(2.0), rest)
+                made = _one_by_one([self.problems[i] for i in pair], self._each(2.0), rest, why=False)
                 if not isinstance(made, list) or not self._better(pair, made, values):
                     continue
                 changed = [made[pair.index(i)] if i in pair else one for i, one in enumerate(placed)]
@@ -232,7 +233,9 @@ def _plan_of(answer: object) -> Plan | None:
     return answer.plan if isinstance(answer, Solved) else answer.best if isinstance(answer, TimedOut) else None
 
 
-def _one_by_one(problems: Sequence[Problem], each: Limits, others: Sequence[Taking] = ()) -> list[_Placed] | Infeasible | TimedOut:
+def _one_by_one(
+    problems: Sequence[Problem], each: Limits, others: Sequence[Taking] = (), *, why: bool = True
+) -> list[_Placed] | Infeasible | TimedOut:
     """Each problem on what those before it and `others` leave, at most `each` for one; or why one of them has no plan."""
     done: list[_Placed] = []
     taken = list(others)
@@ -240,7 +243,7 @@ def _one_by_one(problems: Sequence[Problem], each: Limits, others: Sequence[Taki
         left = left_after(problem, taken)
         full: set[str] = set()
         while True:
-            answer = solve(left, each)
+            answer = solve(left, each, why=why)
             plan = _plan_of(answer)
             if full and isinstance(answer, Infeasible):
                 words = f"{problem.profile.model}: the models before it take the compute of {', '.join(sorted(full))}"
