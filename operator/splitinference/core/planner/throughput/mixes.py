@@ -16,8 +16,9 @@ from splitinference.core.planner.chain.tables import Floats, Ints
 from splitinference.core.planner.throughput.flows import Flows, Held
 
 MOST_GROUPS = 24
-MOST_STAGES = 32
-"""Boundaries at which runs start and end are at most so many: of more layers every second, third, ... one."""
+SPACINGS, FEW_SPACINGS = (8, 10, 12, 16, 20, 24, 32), (16, 32)
+"""Runs start and end at so many boundaries, evenly spread. Whole places fit some spacings better; of many places all about as well."""
+FEW_PLACES = 256
 SOLVE_SECONDS = 3.0
 Term = tuple[model_builder.Variable, float]
 
@@ -28,13 +29,13 @@ def mixed(flows: Flows, expired: Callable[[], bool], only: Sequence[int] | None 
     layers = flows.tables.layers
     classes = list(range(flows.tables.count)) if only is None else list(only)
     groups = _groups(flows, classes)
-    for stages in (MOST_STAGES // 2, MOST_STAGES):
+    for stages in SPACINGS if len(flows.places) <= FEW_PLACES else FEW_SPACINGS:
         grid = np.unique(np.linspace(0, layers, min(stages, layers) + 1).round().astype(int))
         grid = np.array([b for b in grid if flows.tables.points[b] or b in (0, layers)])
         parts = _programme(flows, groups, grid)
         if parts is not None:
             result.append(_dealt(flows, groups, grid, parts))
-        if expired() or len(grid) > layers:
+        if expired() or stages >= layers:
             break
     return result
 
