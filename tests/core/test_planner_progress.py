@@ -11,6 +11,7 @@ import pytest
 from splitinference.core.cost import objective_value, violations
 from splitinference.core.planner import Limits, Solved, SolverProcess, TimedOut, solver
 from splitinference.core.planner import process as planner_process
+from splitinference.core.planner.columns.master import Choice
 from splitinference.core.planner.progress import Progress
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot
 from splitinference.core.values.plan import Plan
@@ -147,3 +148,13 @@ def test_an_answer_that_another_of_our_algorithms_beats_is_not_given(monkeypatch
     plan = answer.plan if isinstance(answer, Solved) else None
     assert plan is not None
     assert plan.pipelines == better.pipelines
+
+
+def test_where_the_time_is_over_before_the_choice_the_best_priced_chain_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = many(8, layers=5)
+    expected = solver.solve(problem, Limits(seconds=60))
+    monkeypatch.setattr(solver, "choose", lambda *_: Choice(None, -math.inf, refuted=False))
+    answer = solver.solve(problem, Limits(seconds=60))
+    assert isinstance(expected, Solved)
+    assert isinstance(answer, Solved)
+    assert answer.plan.value == pytest.approx(expected.plan.value)

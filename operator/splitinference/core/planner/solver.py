@@ -154,9 +154,10 @@ def _one_chain(
     if not pool.columns:
         return _Answer(None, pool.bound, refuted=pool.refuted)
     choice = choose([problem], [pool], seconds)
-    if choice.columns is None:
+    if choice.columns is None and choice.refuted:
         raise WrongAnswerError("the master refuses every chain that was priced")
-    taken = choice.columns[0][0]
+    # Where the time was over before the choice, it is the best by the main goal.
+    taken = choice.columns[0][0] if choice.columns else min(pool.columns, key=lambda one: value_of(one.prediction, problem))
     return _Answer(plan_with(problem, (taken,)), pool.bound, columns=len(pool.columns), laid=(taken.laid, taken.prediction))
 
 

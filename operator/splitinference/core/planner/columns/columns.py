@@ -18,6 +18,7 @@ from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import Task, task_of
 from splitinference.core.planner.columns.disjoint import least_apart
+from splitinference.core.planner.columns.heuristics import greedy, memory_proportional
 from splitinference.core.planner.columns.shared import Chains, Shared, least_shared
 from splitinference.core.planner.progress import Progress
 from splitinference.core.values.plan import Pipeline, Plan, Prediction, Segment
@@ -25,6 +26,7 @@ from splitinference.core.values.problem import Goal, Objective, Problem
 
 MOST_ENUMERATED = 2_500
 """Up to so many chains all are columns, and the choice among them is exact."""
+MANY_CLASSES = 300
 MOST_STEPS = 20_000
 """Segments laid while chains are counted; beyond, they count as many."""
 
@@ -240,6 +242,9 @@ def best_of(task: Task, expired: Callable[[], bool]) -> tuple[tuple[Step, ...] |
 
 def _varied(tables: Tables, problem: Problem, pipelines: int, expired: Callable[[], bool]) -> Iterator[Pipeline]:
     """The best chain; then chains of what is left; then the best of every part of the nodes dealt out evenly, and of every zone."""
+    if pipelines > 1 and tables.count > MANY_CLASSES:
+        # Of many places a first plan comes before the search for the best: one chain after the other on what is left.
+        yield from _one_after_the_other(problem, pipelines, expired)
     if pipelines > 1 and problem.objective.goal is Goal.BOTTLENECK and not tables.shares_node.any():
         apart = least_apart(replace(task_of(tables), resources=()), pipelines, expired)
         members = [list(found) for found in tables.members]
@@ -267,6 +272,20 @@ def _varied(tables: Tables, problem: Problem, pipelines: int, expired: Callable[
             pipeline = _best_on(problem, goal, {n.name for n in nodes if n.zone == zone}, expired)
             if pipeline is not None:
                 yield pipeline
+
+
+def _one_after_the_other(problem: Problem, pipelines: int, expired: Callable[[], bool]) -> Iterator[Pipeline]:
+    """Good chains by simple rules, each on the nodes that those before it leave."""
+    left = {node.name for node in problem.snapshot.nodes}
+    for _ in range(pipelines):
+        nodes = tuple(node for node in problem.snapshot.nodes if node.name in left)
+        part = problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes})})
+        made = [found for rule in (greedy, memory_proportional) for pipeline in rule(part) if (found := column(pipeline, part))]
+        if not made or expired():
+            return
+        best = min(made, key=lambda found: value_of(found.prediction, part))
+        yield best.pipeline
+        left -= best.nodes
 
 
 def _best_on(problem: Problem, goal: Goal, names: set[str], expired: Callable[[], bool]) -> Pipeline | None:

@@ -11,6 +11,7 @@ from splitinference.core.planner.columns.columns import Pool, alone, best_of, co
 from splitinference.core.planner.columns.disjoint import least_apart, least_sum_apart
 from splitinference.core.planner.columns.fluid import least_step_ms
 from splitinference.core.planner.columns.master import choose
+from splitinference.core.planner.columns.presolve import needed_nodes
 from splitinference.core.planner.columns.share import left_by
 from splitinference.core.planner.progress import Progress
 from splitinference.core.values.plan import Pipeline, Plan
@@ -57,6 +58,8 @@ def plan_together(
     plans for all that share the nodes rightly: where not all chains are tried, the answer is no worse than the best of them.
     `progress`: of one problem alone, what it has so far.
     """
+    if len(problems) == 1:
+        problems = [needed_nodes(problems[0])]
     weights = [1.0 / found.unit for found in reached] or [1.0] * len(problems)
     pools = [pool(problem, expired, progress) for problem in problems]
     whole = all(p.whole for p in pools)
