@@ -70,6 +70,7 @@ def test_plans_and_bounds_are_reported_on_the_way_and_only_get_better(problem: P
 def test_a_process_that_is_killed_leaves_the_best_plan_and_bound_that_it_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is killed by its number as soon as it has reported a plan and a bound: the answer is those."""
     problem = many()
+    monkeypatch.setattr(planner_process, "START_SECONDS", 600.0)
     with SolverProcess() as process:
         receive, heard = planner_process._receive, list[Incumbent]()
 
@@ -91,7 +92,7 @@ def test_a_process_that_is_killed_leaves_the_best_plan_and_bound_that_it_reporte
         assert plan.pipelines == last.plan.pipelines
         assert plan.bound == pytest.approx(min(last.bound, objective_value(last.plan, problem)))
         assert isinstance(answer, Solved) == (plan.gap is not None and plan.gap <= 0.05)
-        monkeypatch.undo()
+        monkeypatch.setattr(planner_process, "_receive", receive)
         assert isinstance(process.solve(many(8, layers=6)), Solved), "the next problem has a process of its own"
 
 
