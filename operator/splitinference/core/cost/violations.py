@@ -152,7 +152,9 @@ def _links(plan: Plan, problem: Problem) -> Iterator[Violation]:
     for source, target in sorted(pairs | firsts):
         if not links.is_open(source, target):
             yield Violation(constraint="closed-link", message=f"no hop goes from {source} to {target}")
-    for source, target in sorted(pairs) if least is not None else ():
+    if least is None:
+        return
+    for source, target in sorted(pairs):
         found = min(links.quality(source, target).bandwidth_bytes_per_s, links.quality(target, source).bandwidth_bytes_per_s)
         if found < least:
             yield Violation(constraint="min-bandwidth", message=f"link {source} to {target}: {found:.0f} B/s, at least {least:.0f}")
