@@ -7,7 +7,7 @@ from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.cost.evaluate import Evaluation, UnknownPlace, evaluate
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.predict import prediction_of, utilizations
-from splitinference.core.cost.site import site_of
+from splitinference.core.cost.site import sites
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.value import Value
@@ -57,9 +57,10 @@ def _cover(plan: Plan, problem: Problem) -> Iterator[Violation]:
 
 
 def _places(plan: Plan, problem: Problem) -> Iterator[Violation]:
+    places = {(node.name, site.processor) for node in problem.snapshot.nodes for site in sites(node)}
     for segment in plan.segments:
         for name in segment.nodes:
-            if site_of(problem.snapshot, name, segment.processor) is None:
+            if (name, segment.processor) not in places:
                 what = f"processor {segment.processor!r}" if segment.processor else "place of its own (it has processors), or node"
                 yield Violation(constraint="place", message=f"node {name!r}: no such {what} in the snapshot")
 
@@ -142,11 +143,17 @@ def _memory(laid: Evaluation) -> Iterator[Violation]:
 
 
 def _links(plan: Plan, problem: Problem) -> Iterator[Violation]:
-    least = problem.constraints.min_bandwidth_bytes_per_s
+    least, network = problem.constraints.min_bandwidth_bytes_per_s, problem.snapshot.network
+    if least is None and not (network.closed or network.closed_zones or network.only_listed):
+        return
+    links = Links(network, problem.snapshot.nodes)
+    firsts = {(network.ingress, name) for pipeline in plan.pipelines for name in pipeline.segments[0].nodes}
+    pairs = {(a, b) for p in plan.pipelines for s, t in zip(p.segments, p.segments[1:], strict=False) for a in s.nodes for b in t.nodes}
+    for source, target in sorted(pairs | firsts):
+        if not links.is_open(source, target):
+            yield Violation(constraint="closed-link", message=f"no hop goes from {source} to {target}")
     if least is None:
         return
-    links = Links(problem.snapshot.network, problem.snapshot.nodes)
-    pairs = {(a, b) for p in plan.pipelines for s, t in zip(p.segments, p.segments[1:], strict=False) for a in s.nodes for b in t.nodes}
     for source, target in sorted(pairs):
         found = min(links.quality(source, target).bandwidth_bytes_per_s, links.quality(target, source).bandwidth_bytes_per_s)
         if found < least:
