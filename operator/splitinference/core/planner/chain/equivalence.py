@@ -148,8 +148,8 @@ def merged(task: Task) -> tuple[Task, list[list[int]]]:
     matrices = [(mask, opened[0][0]) for mask in distinct]
     links = _link_keys(distinct, t.count)
     for c in range(t.count):
-        own = (rows[c].tobytes(), bool(opened[0][0][c]))
-        keys = [(*own, key) for key in links[c]]
+        held = (rows[c].tobytes(), bool(opened[0][0][c]))
+        keys = [(*held, key) for key in links[c]]
         near = dict.fromkeys(g for key in keys for g in of_key.get(key, ()))
         for g in near:
             if _interchangeable(task, matrices, groups[g][0], c):  # type: ignore[arg-type]
