@@ -195,6 +195,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
                 resource,
                 settings,
                 PodKind.GATEWAY,
+                plan_constraints.text_runtime_class(resource.spec, layers),
             ),
         },
     }

@@ -29,7 +29,7 @@ from splitinference.controller.manifests.pod_parts import (
 from splitinference.controller.manifests.pod_template import PodKind, content_of, finish, template_of
 from splitinference.controller.names import PREFETCH
 from splitinference.controller.ports import SegmentObjects
-from splitinference.controller.spec_to_core.plan_constraints import link_encoding
+from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import LinkEncoding, Profile
 from splitinference.settings import Settings
@@ -49,7 +49,8 @@ class Manifests:
     def segment(self, resource: Mapping[str, Any], profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment."""
         read = _accepted(resource)
-        template = content_of(template_of(read, self._settings, PodKind.SEGMENTS))
+        runtime_class = plan_constraints.runtime_class(read.spec, len(profile.layers), segment.start, segment.end)
+        template = content_of(template_of(read, self._settings, PodKind.SEGMENTS, runtime_class))
         model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
         files = model_files(read, self._settings, self._settings.segment_image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
         variables = self._variables(read, segment, model, files.path, kv_bytes) | _link_encoding(read, profile, segment)
@@ -90,7 +91,7 @@ class Manifests:
                 ],
             ),
         }
-        finish(pod, read, self._settings, PodKind.SEGMENTS)
+        finish(pod, read, self._settings, PodKind.SEGMENTS, runtime_class)
         selector = {**labels(read.name, SEGMENT), "splitinference.dev/segment": name}
         pod_metadata["labels"]["splitinference.dev/segment"] = name
         service = {
@@ -189,7 +190,7 @@ def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) ->
 def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:
     """Only what a segment sends is encoded, so one that sends no hidden state is the same segment either way."""
     sends = segment.end < len(profile.layers) and profile.layers[segment.end - 1].boundary_values_per_token is not None
-    encoding = link_encoding(resource.spec)
+    encoding = plan_constraints.link_encoding(resource.spec)
     return {"SI_LINK_ENCODING": encoding.value} if sends and encoding is not LinkEncoding.PLAIN else {}
 
 
