@@ -261,6 +261,23 @@ class Settings(BaseSettings):
         ge=10,
         description="Time limit for a pod that reads a model's configuration, image pull included. After that, the next node is tried.",
     )
+    digest_seconds: float = Field(
+        default=20.0,
+        ge=0,
+        description=(
+            "How long the digests of a model's tensors may take when the model is read from a folder. Segments check them. A model "
+            "that takes longer has none, unless `spec.model.digest` asks for it. 0: never without. Twenty seconds: 20 GB from a local "
+            "disk."
+        ),
+    )
+    expected_digest_seconds: int = Field(
+        default=3600,
+        ge=60,
+        description=(
+            "Additional time limit for a pod that reads a model with `spec.model.digest`: it reads all of the model once. One hour: "
+            "400 GB at 1 Gbit/s."
+        ),
+    )
     profile_retry_seconds: int = Field(
         default=120, ge=10, description="If no node could read the model, all are tried again after this time."
     )

@@ -46,6 +46,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"operatorClass": "Edge!"}, "spec.operatorClass must be lower-case letters, digits and '-'"),
     (model(id="-m"), "spec.model.id must start with a letter or digit"),
     (model(id=""), "spec.model.id"),
+    (model(digest="sha256:" + "A" * 64), "spec.model.digest must be sha256: and 64 hexadecimal digits"),
+    (model(digest="5" * 64), "spec.model.digest must be sha256: and 64 hexadecimal digits"),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
     (model(maxContextTokens=8), "spec.model.maxContextTokens in body should be greater than or equal to 16"),
     (model(maxConcurrentSequences=0), "spec.model.maxConcurrentSequences in body should be greater than or equal to 1"),

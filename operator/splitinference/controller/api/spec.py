@@ -134,6 +134,7 @@ class Model(SpecValue):
 
     id: str = Field(min_length=1, max_length=128)
     source: ModelSource
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_context_tokens: int = Field(default=2048, ge=16)
     max_concurrent_sequences: int = Field(default=4, ge=1, le=1024)

@@ -27,6 +27,7 @@ from splitinference.controller.manifests.pod_parts import (
     scraped,
 )
 from splitinference.controller.manifests.pod_template import PodKind, content_of, finish, template_of
+from splitinference.controller.manifests.profile_pod import KEY, cache_name
 from splitinference.controller.names import PREFETCH
 from splitinference.controller.ports import SegmentObjects
 from splitinference.controller.spec_to_core import plan_constraints
@@ -52,8 +53,11 @@ class Manifests:
         runtime_class = plan_constraints.runtime_class(read.spec, len(profile.layers), segment.start, segment.end)
         template = content_of(template_of(read, self._settings, PodKind.SEGMENTS, runtime_class))
         model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
-        files = model_files(read, self._settings, self._settings.segment_image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
+        run = f"{segment.start}:{segment.end}/{len(profile.layers)}"
+        files = model_files(read, self._settings, self._settings.segment_image, run, profile.commit)
         variables = self._variables(read, segment, model, files.path, kv_bytes) | _link_encoding(read, profile, segment)
+        digests, digests_mount = _digests(read, profile)
+        variables |= {"SI_MODEL_DIGEST": profile.content, "SI_DIGESTS_FILE": f"{_DIGESTS_FOLDER}/{KEY}"} if digests else {}
         name = segment_name(
             read.name,
             segment,
@@ -78,7 +82,7 @@ class Manifests:
             "spec": pod_spec(
                 read,
                 self._settings,
-                [self._container({"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, files.mount, memory_bytes)],
+                [self._container({"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, [files.mount, *digests_mount], memory_bytes)],
                 initContainers=list(files.init),
                 restartPolicy="Always",
                 terminationGracePeriodSeconds=self._settings.segment_drain_seconds + 15,
@@ -88,6 +92,7 @@ class Manifests:
                     {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{self._settings.segment_shm_mib}Mi"}},
                     {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
                     tls_volume(read.name, Role.SEGMENT),
+                    *digests,
                 ],
             ),
         }
@@ -113,7 +118,7 @@ class Manifests:
         """A pod that runs what a segment's init container would, on the segment's node; None for models that are on nodes or volumes."""
         read = _accepted(resource)
         image, settings = self._settings.segment_image, self._settings
-        files = model_files(read, settings, image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
+        files = model_files(read, settings, image, f"{segment.start}:{segment.end}/{len(profile.layers)}", profile.commit)
         if not files.init or not settings.model_cache_path:
             return None
         content = {"model": profile.digest, "source": read.spec.model.source.model_dump(mode="json"), "node": segment.node, "image": image}
@@ -125,7 +130,7 @@ class Manifests:
 
     def gateway(self, resource: Mapping[str, Any], profile: Profile) -> Sequence[Manifest]:
         """All objects of the gateway, in the order in which they are to be applied."""
-        return gateway.gateway_objects(_accepted(resource), self._settings, len(profile.layers))
+        return gateway.gateway_objects(_accepted(resource), self._settings, len(profile.layers), profile.commit)
 
     def route(self, resource: Mapping[str, Any], data: Mapping[str, str]) -> Manifest:
         """The ConfigMap that the gateway watches."""
@@ -154,7 +159,7 @@ class Manifests:
             "SI_WEIGHTS": spec.segments.weights.lower(),
         }
 
-    def _container(self, variables: Mapping[str, str], model_mount: Manifest, memory_bytes: int) -> Manifest:
+    def _container(self, variables: Mapping[str, str], model_mounts: Sequence[Manifest], memory_bytes: int) -> Manifest:
         settings = self._settings
         limits = {"memory": str(memory_bytes)} | ({"cpu": settings.segment_cpu_limit} if settings.segment_cpu_limit else {})
         return container(
@@ -173,7 +178,7 @@ class Manifests:
             readinessProbe=_probe(period=3, timeout=10, failures=2),
             livenessProbe=_probe(period=10, timeout=20, failures=6),
             lifecycle={"preStop": {"exec": {"command": ["segment-drain", str(settings.segment_drain_seconds)]}}},
-            volumeMounts=[model_mount, {"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT],
+            volumeMounts=[*model_mounts, {"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT],
         )
 
 
@@ -185,6 +190,19 @@ def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) ->
     """`<si>-<start>-<end>-<hash8>` where the hash covers `content`; at most 61 characters for a name of 40."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return f"{instance}-{segment.start}-{segment.end}-{digest}"
+
+
+_DIGESTS_FOLDER = "/digests"
+
+
+def _digests(resource: Resource, profile: Profile) -> tuple[list[Manifest], list[Manifest]]:
+    """Volume and mount of the list by which a segment checks its tensors; none where the model's digest is not known. Whoever may write the
+    ConfigMap cannot deceive a segment: the list must have the root that stands in the pod's own environment."""
+    if not profile.content:
+        return [], []
+    items = [{"key": KEY, "path": KEY}]
+    volume = {"name": "digests", "configMap": {"name": cache_name(resource), "items": items}}
+    return [volume], [{"name": "digests", "mountPath": _DIGESTS_FOLDER, "readOnly": True}]
 
 
 def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:
