@@ -255,6 +255,14 @@ class Settings(BaseSettings):
             "default: each pod fetches its files again, into its own volume."
         ),
     )
+    model_cache_gib: float = Field(
+        default=200.0,
+        ge=0,
+        description=(
+            "Largest size of that folder on each node, in GiB. Weights that were used least lately go first, but never those of a running "
+            "segment. 0: no limit. 200: a few models of 70 GB in parts."
+        ),
+    )
     hugging_face_endpoint: str = Field(default="https://huggingface.co", description="Address of the Hugging Face hub, or of a mirror.")
     profile_seconds: int = Field(
         default=60,

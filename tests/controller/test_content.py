@@ -137,3 +137,15 @@ def _read() -> Resource:
     read = read_resource(a_resource())
     assert isinstance(read, Resource)
     return read
+
+
+def test_the_init_container_knows_the_nodes_cache_and_its_limit():
+    def command(**settings: Any) -> list[str]:
+        builder = Manifests(Settings(**settings))
+        made = builder.segment(a_resource(model=HUB), a_profile(), Segment(start=0, end=4, node="n"), 2**29, 2**20)
+        found: list[str] = made.pod["spec"]["initContainers"][0]["command"]
+        return found
+
+    assert command(model_cache_path="/var/cache/models")[-2:] == ["/cache", "200"]
+    assert command(model_cache_path="/var/cache/models", model_cache_gib=0.5)[-1] == "0.5"
+    assert command()[-1] == "0:4/32"

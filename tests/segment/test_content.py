@@ -3,6 +3,9 @@
 import base64
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,3 +163,14 @@ def test_weight_files_in_use_are_locked(folder: Path):
     load_layers(folder, 1, 2, torch.float32)
     with (folder / "model.safetensors").open("rb") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_the_reason_is_left_for_the_kubelet_by_a_process_without_a_locale(tmp_path: Path):
+    """Triton's stub has none, and a tensor may be called anything."""
+    code = (
+        "import pathlib, sys; from splitinference_segment import content; "
+        "content.TERMINATION_LOG = pathlib.Path(sys.argv[1]); content.tell(content.MismatchError('layers.0.\\u00e9'))"
+    )
+    without = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "log")], env={**os.environ, **without}, check=True)
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "ModelDigestMismatch: layers.0.\u00e9\n"

@@ -55,14 +55,16 @@ def check(found: Mapping[str, str], everything: Collection[str], digests: Digest
     if digests.tensors:
         for name, digest in found.items():
             if (wanted := digests.of(name)) != digest:
-                raise MismatchError(f"{name} has the digest {digest[:16]}…, expected {f'{wanted[:16]}…' if wanted else 'no such tensor'}")
+                raise MismatchError(
+                    f"{name} has the digest {digest[:16]}..., expected {f'{wanted[:16]}...' if wanted else 'no such tensor'}"
+                )
         return
     for group in sorted({group_of(name) for name in found}):
         members = [name for name in everything if group_of(name) == group]
         digest = group_digest({name: found.get(name) or other(name) for name in members})
         if (wanted := digests.groups.get(group)) != digest:
-            expected = f"{wanted[:16]}…" if wanted else "no such group"
-            raise MismatchError(f"a tensor of {group} is another, such as {members[0]}: digest {digest[:16]}…, expected {expected}")
+            expected = f"{wanted[:16]}..." if wanted else "no such group"
+            raise MismatchError(f"a tensor of {group} is another, such as {members[0]}: digest {digest[:16]}..., expected {expected}")
 
 
 def copied(name: str, info: TensorInfo, stored: torch.Tensor, target: torch.Tensor | None) -> str:
@@ -82,7 +84,7 @@ def copied(name: str, info: TensorInfo, stored: torch.Tensor, target: torch.Tens
 def tell(error: MismatchError) -> None:
     """Leave the reason where the kubelet reads it: the server's own last lines would hide it."""
     with contextlib.suppress(OSError):
-        TERMINATION_LOG.write_text(f"{error}\n")
+        TERMINATION_LOG.write_text(f"{error}\n", encoding="utf-8")  # Triton's stub has no locale
 
 
 def _no_other(name: str) -> str:

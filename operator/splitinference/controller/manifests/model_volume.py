@@ -48,6 +48,7 @@ def _fetched(hub: HuggingFaceSource, settings: Settings, image: str, layers: str
         root = folder = MODEL_FOLDER
         volume = {"name": "model", "emptyDir": {}}
     arguments = [settings.hugging_face_endpoint.rstrip("/"), hub.repository, hub.revision, folder, layers]
+    arguments += [CACHE_FOLDER, f"{settings.model_cache_gib:g}"] if settings.model_cache_path else []
     variables = environment({"HOME": "/tmp"})
     if secret := hub.token_secret_ref:
         variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}})
