@@ -189,7 +189,7 @@ class Partition(SpecValue):
     pins: tuple[PinSpec, ...] = ()
 
 
-RuntimeClassName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")]
+RuntimeClassName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")]
 
 
 class PrivacyRule(SpecValue):
