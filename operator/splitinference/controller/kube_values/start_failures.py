@@ -11,6 +11,7 @@ from typing import Any
 
 from splitinference.controller.ports import Manifest
 from splitinference.settings import Settings
+from splitinference_modelfiles.digests import MISMATCH
 
 _UNSCHEDULABLE_SECONDS = 20.0
 _RESTARTS_THAT_LAST = 3
@@ -178,6 +179,8 @@ def _failing(status: Mapping[str, Any], prefix: str, since: datetime | None, lim
     # What the container wrote last says more than that the kubelet backs off.
     text = (str(last.get("message") or "") or text).strip()[-_LONGEST:]
     said = f"{prefix}{reason}{code}" + (f": {text}" if text else "")
+    if MISMATCH in text:  # the same files will not become others
+        return Hindrance(reason=MISMATCH, text=said, since=since, limit_seconds=0)
     if restarts >= _RESTARTS_THAT_LAST and reason == "CrashLoopBackOff":
         return Hindrance(reason=reason, text=f"{restarts} restarts, {said}", since=since, limit_seconds=0)
     if "running" in state:  # it may yet come up, so only the limit for a whole start counts

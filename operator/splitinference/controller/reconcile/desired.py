@@ -26,8 +26,10 @@ class Asked:
     @property
     def condition(self) -> Condition:
         """Accepted."""
-        layers = len(self.profile.layers)
-        return Condition(kind=Kind.ACCEPTED, holds=True, reason="Accepted", message=f"{self.profile.model}: {layers} layers")
+        found = self.profile
+        content = (f", commit {found.commit}" if found.commit else "") + (f", digest {found.content}" if found.content else "")
+        message = f"{found.model}: {len(found.layers)} layers{content}"
+        return Condition(kind=Kind.ACCEPTED, holds=True, reason="Accepted", message=message)
 
 
 def read_asked(body: Manifest, resource: Resource | Rejected, models: Models, settings: Settings) -> Asked | Condition:

@@ -28,6 +28,7 @@ from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Phase, Route
 from splitinference.core.transition.steps import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
 from splitinference.core.values.plan import Plan, Prediction
+from splitinference_modelfiles.digests import MISMATCH
 
 NAME_TAKEN = "NameTaken"
 NOT_STARTING = "SegmentNotStarting"
@@ -224,7 +225,8 @@ def _progressing(report: Report) -> Condition:
     if report.refused:
         return Condition(kind=kind, holds=True, reason="Refused", message="; ".join(report.refused))
     if report.accepted.holds is True and (hindered := hindered_segments(report.seen)):
-        return Condition(kind=kind, holds=True, reason=NOT_STARTING, message="; ".join(hindered))
+        reason = MISMATCH if any(MISMATCH in words for words in hindered) else NOT_STARTING
+        return Condition(kind=kind, holds=True, reason=reason, message="; ".join(hindered))
     match report.steps:
         case Steps(actions=actions, waiting=waiting):
             return Condition(kind=kind, holds=True, reason="Transition", message="; ".join([*map(describe, actions), *waiting]))

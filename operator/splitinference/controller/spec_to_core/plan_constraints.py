@@ -93,6 +93,18 @@ def text_labels(spec: Spec, layers: int) -> tuple[Mapping[str, str], ...]:
     return tuple(rule.node_labels for rule in spec.privacy.rules if _sees_text(rule, layers))
 
 
+def runtime_class(spec: Spec, layers: int, start: int, end: int) -> str | None:
+    """The RuntimeClass that the rules ask of a pod that holds a layer of [start, end), in a model of `layers`; None where they ask none."""
+    found = ((rule, rule.layers.of(layers)) for rule in spec.privacy.rules if rule.runtime_class_name is not None)
+    return next((rule.runtime_class_name for rule, run in found if run is not None and run[0] < end and start < run[1]), None)
+
+
+def text_runtime_class(spec: Spec, layers: int) -> str | None:
+    """The RuntimeClass that the rules ask of whoever sees text: the gateway."""
+    found = (rule.runtime_class_name for rule in spec.privacy.rules if _sees_text(rule, layers))
+    return next((name for name in found if name is not None), None)
+
+
 def _sees_text(rule: PrivacyRule, layers: int) -> bool:
     found = rule.layers.of(layers)
     return found is not None and (found[0] == 0 or found[1] == layers)
