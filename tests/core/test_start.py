@@ -57,11 +57,11 @@ def test_the_price_of_a_move_and_its_words_are_those_of_the_node_that_starts():
     problem = problem.model_copy(update={"serving": ((0, 2, "a"), (2, 4, "b"))})
     plan, current = a_plan("a[0:2] c[2:4]", problem), a_plan("a[0:2] b[2:4]", problem)
     assert move_seconds(plan, problem, POLICY) == pytest.approx(3 + 5 / 0.1 + 2 / 0.1)
-    assert moving(plan, problem, POLICY) == "moving 200 MiB costs 73 s (c has 0.1 cores to start with)"
+    assert moving(plan, problem, POLICY) == "moving 200 MiB takes about 73 s (c has only 0.1 free cores for it)"
     idle = problem.model_copy(
         update={"snapshot": problem.snapshot.model_copy(update={"nodes": (*problem.snapshot.nodes[:2], a_node("c", cores=2))})}
     )
-    assert moving(plan, idle, POLICY) == "moving 200 MiB costs 10 s"
+    assert moving(plan, idle, POLICY) == "moving 200 MiB takes about 10 s"
     assert net_gain(current, plan, idle, POLICY) > 0.5 > net_gain(current, plan, problem, POLICY)
 
 
@@ -82,4 +82,4 @@ def test_a_gain_that_would_pay_on_a_node_with_cores_does_not_pay_where_the_start
     else:
         assert isinstance(found, Keep)
         assert found.reason is Kept.GAIN_TOO_SMALL
-        assert "c has 0.1 cores to start with" in found.message
+        assert "c has only 0.1 free cores for it" in found.message

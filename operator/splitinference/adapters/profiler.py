@@ -116,7 +116,7 @@ def _profile(resource: Resource, packed: str, runtime_bytes: int) -> Profile | U
     content = profile_pod.unpack(packed)
     if content is None:
         name = profile_pod.cache_name(resource)
-        return Unreadable(reason="ProfileDamaged", message=f"the ConfigMap {name} is damaged; delete it, and the model is read again")
+        return Unreadable(reason="ProfileDamaged", message=f"the ConfigMap {name} is damaged; delete it to have the model read again")
     model = resource.spec.model
     try:
         return profile_from_model(

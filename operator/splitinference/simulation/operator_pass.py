@@ -6,11 +6,11 @@ import simpy
 
 from splitinference.controller.reconcile.privacy import exposed
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory, Mode, StageTime
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, StageTime
 from splitinference.core.decide.decide import decide
 from splitinference.core.decide.early_load_signal import SLOWER, slower
 from splitinference.core.decide.metrics_settling import settling
-from splitinference.core.transition.dry_run import rehearse
+from splitinference.core.transition.dry_run import dry_run
 from splitinference.core.transition.state import Observed, Phase, Route, Target
 from splitinference.core.transition.steps import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, next_steps
 from splitinference.core.values.plan import Pipeline, Plan
@@ -71,7 +71,7 @@ class Operator:
     def start(self, observation: Observation, segments: Segments, routes: Routes, gateway: Gateway, places: Places) -> None:
         """Make the first plan. The trace begins when it serves. Raises NoPlanError."""
         self._observation, self._segments, self._routes, self._gateway, self._places = observation, segments, routes, gateway, places
-        facts = Facts(now=moment(0.0), problem=self._problem(None), planned_for="trace", asked="trace")
+        facts = DecisionInputs(now=moment(0.0), problem=self._problem(None), plan_spec_digest="trace", spec_digest="trace")
         decision, self._memory = decide(facts, self._conduct.policy, Memory(), self._conduct.solve, LIMITS)
         if isinstance(decision, Keep):
             raise NoPlanError(decision.message)
@@ -100,7 +100,7 @@ class Operator:
             return
         self._records.passes += 1
         facts = self._facts()
-        decision, self._memory = decide(facts, self._conduct.policy, self._memory, self._conduct.solve, LIMITS, ends=self._ends)
+        decision, self._memory = decide(facts, self._conduct.policy, self._memory, self._conduct.solve, LIMITS, dry_run=self._ends)
         if isinstance(decision, Adopt):
             self._adopt(decision, facts)
         optional = isinstance(decision, Keep) and (decision.trigger is None or not decision.trigger.mandatory)
@@ -115,19 +115,19 @@ class Operator:
         serving = () if plan is None else tuple((*s.held, node) for s in plan.segments for node in s.nodes)
         return self._conduct.sees(self._trace.problem.model_copy(update={"snapshot": self._observation.snapshot(), "serving": serving}))
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> DecisionInputs:
         now = moment(self._env.now)
         self._moves = [at for at in self._moves if now - at < timedelta(hours=1)]
         observed, serving = self._observed(self._target), self._routes.serving
         steps = next_steps(self._target, observed, self._trace.strategy)
-        return Facts(
+        return DecisionInputs(
             now=now,
             problem=self._problem(self.plan),
             plan=self.plan,
-            planned_for="trace",
-            asked="trace",
+            plan_spec_digest="trace",
+            spec_digest="trace",
             quarantined=dict(self._lost),
-            walking=self._walking,
+            in_transition=self._walking,
             moves=tuple(self._moves),
             traffic=self._gateway.traffic(),
             stages=self._stages(serving),
@@ -188,7 +188,7 @@ class Operator:
         slow = tuple(node for node, ratio in slower(self._problem(self.plan), stages).items() if ratio >= SLOWER) if stages else ()
         return (self._observation.version, self._segments.version, broken, slow, tuple(self._lost), self.plan.revision)
 
-    def _adopt(self, decision: Adopt, facts: Facts) -> None:
+    def _adopt(self, decision: Adopt, facts: DecisionInputs) -> None:
         """Make it the plan."""
         if decision.plan.revision == self.plan.revision:
             self.plan = decision.plan
@@ -209,7 +209,7 @@ class Operator:
     def _ends(self, plan: Plan) -> Done | Blocked:
         """How the walk to this plan would end."""
         target = self._segments.target(plan)
-        return rehearse(target, self._observed(target), self._trace.strategy)
+        return dry_run(target, self._observed(target), self._trace.strategy)
 
     def _step(self) -> None:
         observed = self._observed(self._target)

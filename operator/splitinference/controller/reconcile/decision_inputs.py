@@ -12,8 +12,8 @@ from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.controller.spec_to_core.policy import strategy
 from splitinference.core.cost.learn import counting
-from splitinference.core.decide.base.policy import Facts, StageTime, Traffic
-from splitinference.core.transition.dry_run import rehearse
+from splitinference.core.decide.base.policy import DecisionInputs, StageTime, Traffic
+from splitinference.core.transition.dry_run import dry_run
 from splitinference.core.transition.state import Phase
 from splitinference.core.transition.steps import Blocked, Done, next_steps
 from splitinference.core.values.cluster import Snapshot
@@ -30,20 +30,20 @@ def calibrated(asked: Asked, planned: Planned | None, built: Built | None, seen:
     return replace(seen, calibration=known, reading=reading), problem
 
 
-def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
+def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> DecisionInputs:
     """All that a decision goes by."""
     way, observed = strategy(asked.resource.spec.adaptation), seen.observed
     steps = next_steps(built.target, observed, way) if built is not None else Done()
     serving = serving_stages(planned, built, seen.stored, seen.report)
-    return Facts(
+    return DecisionInputs(
         now=seen.now,
         problem=problem,
         plan=planned.plan if planned else None,
-        planned_for=planned.asked if planned else "",
-        asked=asked.digest,
+        plan_spec_digest=planned.asked if planned else "",
+        spec_digest=asked.digest,
         quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
         pressured=seen.reading.pressured,
-        walking=not isinstance(steps, Done),
+        in_transition=not isinstance(steps, Done),
         moves=seen.recall.moves,
         traffic=_traffic(seen),
         stages=tuple(_stage_times(serving, seen)),
@@ -61,7 +61,7 @@ def rehearsed(plan: Plan, asked: Asked, seen: Seen, builder: Builder) -> tuple[P
     planned = Planned(plan=plan, spec=seen.body.get("spec") or {}, asked=asked.digest)
     built = build(planned, seen.body, asked.profile, builder)
     observed = seen.observed_by(built.target.segments.keys())
-    return planned, built, rehearse(built.target, observed, strategy(asked.resource.spec.adaptation))
+    return planned, built, dry_run(built.target, observed, strategy(asked.resource.spec.adaptation))
 
 
 def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Problem:

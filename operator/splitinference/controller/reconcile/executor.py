@@ -60,7 +60,7 @@ class Walker:
                         self.refused.append(f"Service {pod.name}: refused: {error}")
                         continue
                     why = "was missing" if found is None else "was changed"
-                    self.restored.append(f"Service {pod.name} {why} and is made again")
+                    self.restored.append(f"Service {pod.name} {why} and is created again")
 
     def _do(self, action: Action, stored: Stored | None) -> Stored | None:
         cluster, namespace = self.ports.cluster, self.seen.owner[0]

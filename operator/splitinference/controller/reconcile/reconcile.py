@@ -34,7 +34,7 @@ from splitinference.controller.spec_to_core.policy import policy, strategy
 from splitinference.core.cost import violations
 from splitinference.core.decide.base.compare import Change
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory
+from splitinference.core.decide.base.policy import DecisionInputs, Memory
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.decide.base.validated_solver import Solve
 from splitinference.core.decide.decide import decide
@@ -237,7 +237,7 @@ class _Pass:
 
     # --- the plan --------------------------------------------------------------------------------------------------------------------
 
-    def _decide(self, facts: Facts, asked: Asked, seen: Seen) -> tuple[Adopt | Keep, Memory]:
+    def _decide(self, facts: DecisionInputs, asked: Asked, seen: Seen) -> tuple[Adopt | Keep, Memory]:
         leave = self.reviews.begin(seen.now, confirming=Reason.BETTER_PLAN in seen.recall.memory.watches)
         try:
             return decide(
@@ -246,13 +246,15 @@ class _Pass:
                 seen.recall.memory,
                 self.solve,
                 self.limits,
-                ends=lambda plan: rehearsed(plan, asked, seen, self.ports.builder)[2],
+                dry_run=lambda plan: rehearsed(plan, asked, seen, self.ports.builder)[2],
             )
         finally:
             if leave:
                 self.reviews.end(seen.now, self.ports.clock.now(), solved=self.solve.times > 0)
 
-    def _adopt(self, decision: Adopt, asked: Asked, facts: Facts, seen: Seen, looker: Looker) -> tuple[Seen, Planned, Built] | Keep:
+    def _adopt(
+        self, decision: Adopt, asked: Asked, facts: DecisionInputs, seen: Seen, looker: Looker
+    ) -> tuple[Seen, Planned, Built] | Keep:
         """Make it the plan, if no other resource's plan took the memory meanwhile. The plan is in the status before anything is done about
         it."""
         planned, built, _ = rehearsed(decision.plan, asked, seen, self.ports.builder)

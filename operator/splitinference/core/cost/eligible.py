@@ -22,7 +22,7 @@ def unusable(node: Node, problem: Problem) -> str | None:
     bounds = problem.constraints
     for key, value in sorted(bounds.node_selector.items()):
         if node.labels.get(key) != value:
-            return f"label {key} is {node.labels.get(key)!r}, the selector wants {value!r}"
+            return f"label {key} is {node.labels.get(key)!r}, the selector requires {value!r}"
     for taint in node.taints:
         if taint.effect in _REPELLING and not any(_tolerates(t, taint) for t in bounds.tolerations):
             return f"taint {taint.key}={taint.value}:{taint.effect} is not tolerated"

@@ -80,7 +80,7 @@ def _nodes(plan: Plan, problem: Problem) -> Iterator[Violation]:
 def _counts(plan: Plan, problem: Problem) -> Iterator[Violation]:
     bounds, flow = problem.constraints, problem.objective.goal is Goal.THROUGHPUT
     if not flow and len(plan.pipelines) != bounds.pipelines:
-        yield Violation(constraint="pipelines", message=f"{len(plan.pipelines)} pipelines, {bounds.pipelines} are asked for")
+        yield Violation(constraint="pipelines", message=f"{len(plan.pipelines)} pipelines, {bounds.pipelines} are required")
     used = {name for segment in plan.segments for name in segment.nodes}
     if bounds.max_nodes is not None and len(used) > bounds.max_nodes:
         yield Violation(constraint="max-nodes", message=f"{len(used)} nodes, at most {bounds.max_nodes} are allowed")
@@ -94,7 +94,7 @@ def _counts(plan: Plan, problem: Problem) -> Iterator[Violation]:
                   for name in now.nodes if before is None or name not in before.nodes or not now.processor]  # fmt: skip
         for name, times in sorted(Counter(visits).items()):
             if times > 1:
-                yield Violation(constraint="node-once", message=f"pipeline {number} comes to node {name} {times} times")
+                yield Violation(constraint="node-once", message=f"pipeline {number} uses node {name} {times} times")
         places = Counter((name, s.processor) for s in pipeline.segments for name in s.nodes)
         if max(places.values()) > 1 and max(Counter(visits).values()) == 1:
             yield Violation(constraint="node-once", message=f"pipeline {number} uses a processor twice")
