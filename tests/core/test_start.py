@@ -8,7 +8,7 @@ from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import Memory, Policy
 from splitinference.core.decide.decide import decide
 from splitinference.core.values.result import Limits
-from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, facts, text_of
+from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, inputs, text_of
 
 COST = Start(clock_s=3.0, work_s=5.0, load_bytes_per_s=100 * 2**20)
 """One layer of the model, 100 MiB, takes a core one second to load."""
@@ -73,7 +73,7 @@ def test_a_gain_that_would_pay_on_a_node_with_cores_does_not_pay_where_the_start
     plan, memory = a_plan("a[0:2] b[2:4]", problem), Memory(reviewed=START)
     policy = POLICY.model_copy(update={"min_gain": 0.2})
     for second in range(100, 200, 20):
-        found, memory = decide(facts(problem, plan, second), policy, memory, Exhaustive(), Limits(seconds=1))
+        found, memory = decide(inputs(problem, plan, second), policy, memory, Exhaustive(), Limits(seconds=1))
         if isinstance(found, Adopt) or found.reason is Kept.GAIN_TOO_SMALL:
             break
     if moves:

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from splitinference.core.transition.dry_run import dry_run
 from splitinference.core.transition.steps import Blocked, Done, Strategy
-from tests.core.test_transition_walks import Watcher, finish, plans
-from tests.core.walking import a_target, serving
+from tests.core.transition.pretend_cluster import a_target, serving
+from tests.core.transition.test_whole_transitions import Watcher, finish, plans
 from tests.examples import examples
 
 

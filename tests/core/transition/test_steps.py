@@ -4,7 +4,7 @@ import pytest
 
 from splitinference.core.transition.state import Observed, ObservedSegment, Phase, Resource, Route, Shortage, Target
 from splitinference.core.transition.steps import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
-from tests.core.walking import Cluster, a_segment, a_target, serving
+from tests.core.transition.pretend_cluster import Cluster, a_segment, a_target, serving
 
 ROOMY = {"a": 1000, "b": 1000, "c": 1000}
 

@@ -19,7 +19,7 @@ from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Constraints, Goal, Objective, Slo, TrustRule
 from splitinference.core.values.result import BindingConstraint, Infeasible, Limits, Solved, TimedOut
 from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, inputs
-from tests.core.walking import Cluster, a_target, serving
+from tests.core.transition.pretend_cluster import Cluster, a_target, serving
 
 POLICY = Policy(
     window=timedelta(seconds=20), confirmations=3, cooldown=timedelta(seconds=60), review=timedelta(hours=1), load_bytes_per_s=1e9
@@ -213,7 +213,7 @@ def test_what_the_solver_says():
     assert kept(Infeasible(reasons=reasons)) == Keep(reason=Kept.INFEASIBLE, message="too large (more memory); pinned")
     wrong = Solved(plan=a_plan("a[0:4]"), bound=0.0, gap=0.0, optimal=True, seconds=0.0, explanation=())
     assert kept(wrong).reason is Kept.PLAN_REJECTED
-    assert kept(wrong).message.startswith("the solver's plan violates: a: 419430400 bytes needed, 262144000 free")
+    assert kept(wrong).message.startswith("the solver's plan violates: a: 441 MiB needed, 250 MiB free")
 
 
 # --- figures --------------------------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def test_memory_pressure_is_said_by_the_node_or_follows_from_the_numbers():
     assert mandatory(IDLE, pressured={"b": "MemoryPressure"}).message == "stage 1 on b: MemoryPressure"
     found = mandatory(a_problem(a_node("a"), a_node("b", mib=100)))
     assert found.reason is Reason.MEMORY_PRESSURE
-    assert "bytes needed" in found.message
+    assert "MiB needed" in found.message
 
 
 def test_a_trust_label_that_was_removed():
