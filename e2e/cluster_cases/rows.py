@@ -11,17 +11,17 @@ SECONDS = 60.0
 GATEWAY = f"{NAME}-gateway"
 
 
-@case(7, "the gateway's Service is deleted", "made again", quick=True)
+@case(7, "the gateway's Service is deleted", "created again", quick=True)
 def service_deleted(cluster: Cluster) -> Happened:
     return _made_again(cluster, "service")
 
 
-@case(7, "the gateway's Role is deleted", "made again", quick=True)
+@case(7, "the gateway's Role is deleted", "created again", quick=True)
 def role_deleted(cluster: Cluster) -> Happened:
     return _made_again(cluster, "role")
 
 
-@case(7, "the gateway's RoleBinding is deleted", "made again", quick=True)
+@case(7, "the gateway's RoleBinding is deleted", "created again", quick=True)
 def role_binding_deleted(cluster: Cluster) -> Happened:
     return _made_again(cluster, "rolebinding")
 

@@ -236,7 +236,7 @@ def test_it_is_repeated_after_a_while_and_records_of_nodes_that_are_gone_go():
     ("message", "phase", "why"),
     [
         ("Traceback\nImportError: torch", "Failed", "ImportError: torch"),
-        ("", "Failed", "said nothing"),
+        ("", "Failed", "wrote no output"),
         (json.dumps({**SAID, "share": 0.02}), "Succeeded", "other work used the node: the measurement got only 2 % of it"),
         (json.dumps({**SAID, "bfloat16": {"gflops": -1, "gbps": 2}}), "Succeeded", "no figures"),
         (json.dumps({**SAID, "float32": {"gflops": float("inf"), "gbps": 2}}), "Succeeded", "no figures"),

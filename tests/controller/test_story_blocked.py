@@ -27,7 +27,7 @@ def test_an_upgrade_of_full_nodes_serves_on_says_the_numbers_and_what_would_help
     progressing = world.condition("Progressing")
     assert (progressing["status"], progressing["reason"]) == ("False", "Blocked")
     assert "needs 221 MiB, but a has 25 MiB free beside 221 MiB of present segments" in progressing["message"]
-    assert progressing["message"].endswith("strategy BreakFirst would delete those first, one node at a time")
+    assert progressing["message"].endswith("the strategy BreakFirst would delete the old segments first, one node at a time")
     assert world.condition("Stalled")["reason"] == "Blocked"
     assert reasons(world)[0] == "Blocked"
     assert "no plan can be reached from the serving segments" in world.status()["decisions"][0]["message"]

@@ -154,7 +154,7 @@ def test_a_move_that_could_not_arrive_is_not_begun():
     assert world.placement() == before
     newest = world.status()["decisions"][0]
     assert newest["reason"] == "Blocked"
-    assert "strategy BreakFirst would delete those first" in newest["message"]
+    assert "strategy BreakFirst would delete the old segments first" in newest["message"]
     assert world.condition("Ready")["status"] == "True"
 
 
