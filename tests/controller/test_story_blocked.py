@@ -200,7 +200,7 @@ def test_a_surge_asks_for_cores_as_the_scheduler_does(cores: str):
     fits = cores == "1800m"
     if not fits:
         assert world.segments() == before, "a pod was made that no scheduler takes"
-        assert "requests 0.1 cores on a, which has" in world.condition("Progressing")["message"]
+        assert "requests 0.1 cores, but a has" in world.condition("Progressing")["message"]
     else:
         assert "segment:next" in images(world)
     assert world.condition("Ready")["status"] == "True"
