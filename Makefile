@@ -30,7 +30,10 @@ unit: install ## tests that need no cluster and no Docker engine
 coverage: install ## which lines and branches of operator and gateway the unit tests run, as a table and as build/coverage; no gate
 	@.venv/bin/pytest tests -m "not cluster" -n 3 --dist loadfile --cov --cov-report=term --cov-report=html:build/coverage
 
-mutants: install ## small faults in the modules that decide and walk: which do tests not notice? hours; MODULE="metrics_settling avoid_hot_targets" for some
+prose: install ## README, docs, messages and the CRD's descriptions against the rules in .vale.ini; builds Vale once, by Go
+	@$(PY) -m tests.prose
+
+mutants: install ## small faults in the modules that decide and make transitions: which do tests not notice? hours; MODULE="metrics_settling avoid_hot_targets" for some
 	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-mutants.txt
 	@$(PY) -m tests.mutants $(MODULE) $(if $(JOBS),--jobs $(JOBS))
 
@@ -99,4 +102,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd models requirements help install coverage mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd models requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

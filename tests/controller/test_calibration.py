@@ -260,7 +260,7 @@ def test_an_absurd_stage_time_is_noted_and_unknown_and_the_rest_is_read(given: A
     assert factors(known) == {"b": pytest.approx(2.0)}
     assert set(known.stages) == {"s1"}
     _, notes = compare(known, seen, problem, NOW)
-    assert notes == (f"compute time of segment s0 is {said}, which is not believed",)
+    assert notes == (f"compute time of segment s0 is {said}, which is implausible and ignored",)
 
 
 @pytest.mark.parametrize("steps", [-1, 1.5, "many", True, float("nan")])

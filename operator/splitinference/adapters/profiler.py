@@ -115,7 +115,7 @@ def _profile(resource: Resource, packed: str, runtime_bytes: int) -> Profile | U
     content = profile_pod.unpack(packed)
     if content is None:
         name = profile_pod.cache_name(resource)
-        return Unreadable(reason="ProfileDamaged", message=f"the ConfigMap {name} is damaged; delete it, and the model is read again")
+        return Unreadable(reason="ProfileDamaged", message=f"the ConfigMap {name} is damaged; delete it to have the model read again")
     model = resource.spec.model
     if model.digest and content.root != model.digest:
         name, found = profile_pod.cache_name(resource), content.root or "not known"

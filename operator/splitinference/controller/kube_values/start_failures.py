@@ -156,7 +156,7 @@ def _unscheduled(pod: Manifest, limits: Limits, now: datetime) -> Hindrance | No
             return Hindrance(reason=reason, text=text, since=time_of(condition.get("lastTransitionTime")), limit_seconds=limit)
     created = time_of(pod["metadata"].get("creationTimestamp"))
     if not is_bound(pod) and created is not None and (now - created).total_seconds() > limits.failure_seconds:
-        return Hindrance(reason="NoScheduler", text="no scheduler has looked at the pod", since=created)
+        return Hindrance(reason="NoScheduler", text="no scheduler has handled the pod", since=created)
     return None
 
 
@@ -194,7 +194,9 @@ def _never_ready(own: Mapping[str, Any], since: datetime | None, limits: Limits)
     if not restarts or own.get("started") is not False:
         return None
     limit = limits.start_seconds + limits.failure_seconds
-    return Hindrance(reason="NotReady", text=f"it runs, but did not get ready in {restarts + 1} starts", since=since, limit_seconds=limit)
+    return Hindrance(
+        reason="NotReady", text=f"it runs, but did not become ready in {restarts + 1} starts", since=since, limit_seconds=limit
+    )
 
 
 def _not_ready_since(pod: Manifest) -> datetime | None:

@@ -39,7 +39,7 @@ def read_asked(body: Manifest, resource: Resource | Rejected, models: Models, se
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(resource))
     # Before anything is made for it: the pod that reads a model mounts the folder, too.
     if broken := violations(resource.spec, settings):
-        message = "; ".join(map(str, broken)) + ". Ask whoever installed the operator to allow it; the plan in force goes on serving"
+        message = "; ".join(map(str, broken)) + ". Ask whoever installed the operator to allow it; the present plan keeps serving"
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="PolicyViolation", message=message)
     profile = models.profile(resource)
     match profile:

@@ -158,7 +158,7 @@ class Passes:
             try:
                 await asyncio.wait_for(wake.wait(), self._delay(failures, done.again_seconds))
             except TimeoutError:
-                log.debug("%s/%s: look again", *key)
+                log.debug("%s/%s: a pass is due", *key)
             wake.clear()
             async with self._slots.slot(key[0]):
                 started = time.monotonic()

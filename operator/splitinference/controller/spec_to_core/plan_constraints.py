@@ -58,7 +58,7 @@ def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constr
     points = spec.partition.allowed_split_points
     for index, point in enumerate(points or ()):
         if not 0 < point < layers:
-            message = f"{point} is no boundary of the model: it has {layers} layers, so from 1 to {layers - 1}"
+            message = f"{point} is not a boundary of the model, which has {layers} layers, so from 1 to {layers - 1}"
             problems.append(FieldProblem(path=f"spec.partition.allowedSplitPoints[{index}]", message=message))
     if spec.partition.min_segments > layers:
         message = f"{spec.partition.min_segments} segments cannot be made of {layers} layers"

@@ -12,6 +12,8 @@ from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.value import Value
 
+_MIB = 1024 * 1024
+
 TOLERANCE = 1e-9
 """Relative slack for limits on computed times, so that the order of a sum decides nothing."""
 
@@ -81,7 +83,7 @@ def _nodes(plan: Plan, problem: Problem) -> Iterator[Violation]:
 def _counts(plan: Plan, problem: Problem) -> Iterator[Violation]:
     bounds, flow = problem.constraints, problem.objective.goal is Goal.THROUGHPUT
     if not flow and len(plan.pipelines) != bounds.pipelines:
-        yield Violation(constraint="pipelines", message=f"{len(plan.pipelines)} pipelines, {bounds.pipelines} are asked for")
+        yield Violation(constraint="pipelines", message=f"{len(plan.pipelines)} pipelines, {bounds.pipelines} are required")
     used = {name for segment in plan.segments for name in segment.nodes}
     if bounds.max_nodes is not None and len(used) > bounds.max_nodes:
         yield Violation(constraint="max-nodes", message=f"{len(used)} nodes, at most {bounds.max_nodes} are allowed")
@@ -95,7 +97,7 @@ def _counts(plan: Plan, problem: Problem) -> Iterator[Violation]:
                   for name in now.nodes if before is None or name not in before.nodes or not now.processor]  # fmt: skip
         for name, times in sorted(Counter(visits).items()):
             if times > 1:
-                yield Violation(constraint="node-once", message=f"pipeline {number} comes to node {name} {times} times")
+                yield Violation(constraint="node-once", message=f"pipeline {number} uses node {name} {times} times")
         places = Counter((name, s.processor) for s in pipeline.segments for name in s.nodes)
         if max(places.values()) > 1 and max(Counter(visits).values()) == 1:
             yield Violation(constraint="node-once", message=f"pipeline {number} uses a processor twice")
@@ -134,12 +136,17 @@ def _no_shared_segment(plan: Plan) -> Iterator[Violation]:
             yield Violation(constraint="shared-segment", message=f"segment [{start}, {end}) on node {name} is in {times} pipelines")
 
 
+def _mib(amount: int) -> int:
+    """Bytes in MiB, rounded up: what is free is rounded down, so a message never says that 40 MiB do not fit in 40."""
+    return -(-amount // _MIB)
+
+
 def _memory(laid: Evaluation) -> Iterator[Violation]:
     free = {(site.node.name, site.processor): site.memory_bytes for stage in laid.stages for site in stage.sites}
     for place, needed in sorted(laid.load.memory.items()):
         if needed > free[place]:
             where = "/".join(part for part in place if part)
-            yield Violation(constraint="memory", message=f"{where}: {needed} bytes needed, {free[place]} free")
+            yield Violation(constraint="memory", message=f"{where}: {_mib(needed)} MiB needed, {free[place] // _MIB} MiB free")
 
 
 def _links(plan: Plan, problem: Problem) -> Iterator[Violation]:
@@ -200,7 +207,10 @@ def double_booked(plans: Sequence[Plan], problems: Sequence[Problem]) -> tuple[V
         for name, share in loads(laid, problem).items():
             shares.setdefault(name, []).append(share)
     memory = tuple(
-        Violation(constraint="memory", message=f"{'/'.join(filter(None, place))}: {needed} bytes for all plans, {free[place]} free")
+        Violation(
+            constraint="memory",
+            message=f"{'/'.join(filter(None, place))}: {_mib(needed)} MiB for all plans, {free[place] // _MIB} MiB free",
+        )
         for place, needed in sorted(taken.items())
         if needed > free[place]
     )

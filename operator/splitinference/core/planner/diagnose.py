@@ -109,12 +109,12 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
     if bounds.pipelines > 1:
         yield _Relaxation(
             "pipelines",
-            f"{bounds.pipelines} pipelines are asked for",
+            f"{bounds.pipelines} pipelines are required",
             _dropping("pipelines", 1),
             _counted("pipelines", 1, bounds.pipelines, -1),
         )
     if bounds.min_segments > 1:
-        message = f"at least {bounds.min_segments} segments are asked for"
+        message = f"at least {bounds.min_segments} segments are required"
         yield _Relaxation("min-segments", message, _dropping("min_segments", 1), _counted("min_segments", 1, bounds.min_segments, -1))
     layers = len(problem.profile.layers)
     if bounds.max_segments is not None:
