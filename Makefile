@@ -30,8 +30,11 @@ unit: install ## tests that need no cluster and no Docker engine
 coverage: install ## which lines and branches of operator and gateway the unit tests run, as a table and as build/coverage; no gate
 	@.venv/bin/pytest tests -m "not cluster" -n 3 --dist loadfile --cov --cov-report=term --cov-report=html:build/coverage
 
-mutants: install ## small faults in the modules that decide and walk: which do tests not notice? hours; MODULE="metrics_settling avoid_hot_targets" for some
-	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet -r requirements-mutants.txt
+prose: install ## README, docs, messages and the CRD's descriptions against the rules in .vale.ini; builds Vale once, by Go
+	@$(PY) -m tests.prose
+
+mutants: install ## small faults in the modules that decide and make transitions: which do tests not notice? hours; MODULE="metrics_settling avoid_hot_targets" for some
+	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-mutants.txt
 	@$(PY) -m tests.mutants $(MODULE) $(if $(JOBS),--jobs $(JOBS))
 
 hostile: install ## attacks on the gateway's process: what each costs, and whether others still get answers; NAMES="a b" for some
@@ -76,8 +79,27 @@ crd: install ## after a change of crds/: the chart's copy and the reference page
 models: install ## after a change of the rules of models: their reference page
 	@$(PY) -m tests.models_reference
 
+COMPILE = .venv/bin/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make requirements"
+WHEELS = --python-platform x86_64-manylinux_2_35
+# A gateway never downloads: what tokenizers wants for that stays out.
+NOT_IN_GATEWAY = $(foreach name,huggingface-hub hf-xet httpx2 httpcore2 fsspec filelock tqdm truststore packaging pyyaml,--no-emit-package $(name))
+requirements: install ## all requirements*.txt anew, with hashes, from pyproject.toml and requirements*.in; PACKAGE=name to raise one, UPGRADE=1 for all
+	@$(COMPILE) $(RAISE) pyproject.toml --extra dev --universal --python-version 3.11 -o requirements-dev.txt
+	@$(COMPILE) $(RAISE) requirements-mutants.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-mutants.txt
+	@$(COMPILE) $(RAISE) requirements-uv.in --universal --python-version 3.11 -o requirements-uv.txt
+	@$(COMPILE) $(RAISE) requirements-release.in --python-version 3.12 $(WHEELS) -o requirements-release.txt
+	@$(COMPILE) $(RAISE) pyproject.toml --python-version 3.13 $(WHEELS) -o images/operator/requirements.txt
+	@$(COMPILE) $(RAISE) images/gateway/requirements.in --python-version 3.13 $(WHEELS) $(NOT_IN_GATEWAY) -o images/gateway/requirements.txt
+	@for name in requirements requirements-convert requirements-triton; do \
+	  $(COMPILE) images/segment/$$name.in --no-deps --python-version 3.13 $(WHEELS) -o images/segment/$$name.txt; done
+	@$(COMPILE) $(RAISE) images/segment/requirements-test.in --python-version 3.13 $(WHEELS) -o images/segment/requirements-test.txt
+	@$(COMPILE) $(RAISE) images/gateway/requirements-test.in -c images/gateway/requirements.txt --python-version 3.13 $(WHEELS) \
+	  -o images/gateway/requirements-test.txt
+	@$(COMPILE) $(RAISE) images/segment/requirements-gpu.in --python-version 3.12 $(WHEELS) -o images/segment/requirements-gpu.txt
+RAISE = $(if $(PACKAGE),--upgrade-package $(PACKAGE)) $(if $(UPGRADE),--upgrade)
+
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd models help install coverage mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd models requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

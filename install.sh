@@ -10,7 +10,7 @@ for candidate in python3.13 python3.12 python3.11 python3; do
 done
 [ -n "$python" ] || { say "Python 3.11 or newer is missing: install python3 (Debian 12, Ubuntu 24.04 or newer have it), or set PYTHON to it."; exit 1; }
 stamp=.venv/.installed
-wanted=$(cat pyproject.toml requirements-dev.txt install.sh | sha256sum | cut -c1-64)" $("$python" -V 2>&1) $PWD"
+wanted=$(cat pyproject.toml requirements-dev.txt requirements-uv.txt install.sh | sha256sum | cut -c1-64)" $("$python" -V 2>&1) $PWD"
 [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && exit 0
 if ! "$python" -c 'import ensurepip' 2>/dev/null; then
   [ "$(id -u)" = 0 ] || { say "Python's venv module is missing: run 'apt-get install python3-venv' as root."; exit 1; }
@@ -20,7 +20,7 @@ fi
 say "making .venv"
 rm -rf .venv
 "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet -r requirements-dev.txt
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-dev.txt
 VIRTUAL_ENV=$PWD/.venv .venv/bin/uv pip install --quiet --no-deps -e .
 printf '%s' "$wanted" > "$stamp"

@@ -1,4 +1,4 @@
-"""Small faults, one at a time, in the modules that decide and walk: do the tests notice each of them?
+"""Small faults, one at a time, in the modules that decide and make transitions: do the tests notice each of them?
 
     python -m tests.mutants [metrics_settling avoid_hot_targets …]
 
@@ -30,10 +30,7 @@ MODULES = (
     *("feasibility/restrict", "../transition/dry_run", "../transition/state", "../transition/steps"),
 )
 """Paths below core/decide."""
-TESTS = (
-    *("test_busier", "test_decide", "test_noticed", "test_reach", "test_rehearse", "test_settling", "test_stabilizing", "test_targets"),
-    *("test_transition", "test_transition_walks", "test_triggers"),
-)
+TESTS = ("tests/core/decide", "tests/core/transition")
 NOTICED = ("killed", "timeout", "segfault")
 CONFIGURATION = """
 [tool.pytest.ini_options]
@@ -74,7 +71,7 @@ def prepare(modules: list[str]) -> None:
     shutil.copytree(REPOSITORY / "tests/core", COPY / "tests/core", ignore=skipped)
     for path in [REPOSITORY / "tests/__init__.py", *REPOSITORY.glob("tests/conftest.py"), *REPOSITORY.glob("tests/examples.py")]:
         shutil.copy(path, COPY / "tests")
-    mutated, tests = [os.path.normpath(f"{DECIDE}/{name}.py") for name in modules], [f"tests/core/{name}.py" for name in TESTS]
+    mutated, tests = [os.path.normpath(f"{DECIDE}/{name}.py") for name in modules], list(TESTS)
     (COPY / "pyproject.toml").write_text(CONFIGURATION.format(modules=mutated, tests=tests), "utf-8")
 
 

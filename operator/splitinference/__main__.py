@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from splitinference import __version__
 from splitinference.adapters.certificates import CertificateAuthority, RootSecret
 from splitinference.adapters.clock import SystemClock
+from splitinference.adapters.fair_solver import FairSolver
 from splitinference.adapters.gateway import GatewayRoutes
 from splitinference.adapters.kubernetes.client import connect
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
@@ -119,11 +120,18 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
         body = cluster.split_inference(*key)
         return body is None or claims.serves(body)
 
-    with SolverProcess(niceness=_SOLVER_NICENESS) as solver, threads:
+    with SolverProcess(niceness=_SOLVER_NICENESS) as process, threads:
+        solver = FairSolver(process)
         reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve), CrdNotes(cluster))
+
+        def pass_of(key: Key) -> Pass:
+            with solver.on_behalf_of(key[0]):
+                return one_pass(reconciler, serves, key)
+
         passes = Passes(
-            one_pass=lambda key: one_pass(reconciler, serves, key),
+            one_pass=pass_of,
             executor=threads,
+            slots=settings.pass_threads,
             resync_seconds=settings.resync_seconds,
             retry_seconds=settings.retry_seconds,
             report=telemetry.passed,

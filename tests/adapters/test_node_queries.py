@@ -158,4 +158,4 @@ def test_a_query_with_several_series_for_a_node_takes_none_of_them(tmp_path: Pat
         found = read(url, ["a", "b"], query_node_cpu_cores="cores")
     assert used(found, "a")[0] is None
     assert used(found, "b")[0] == 0.25
-    assert found.notes == ("a: 2 series where one was expected, so none is taken",)
+    assert found.notes == ("a: 2 series where one was expected, so none is used",)

@@ -38,7 +38,7 @@ def test_what_is_no_number_is_none_and_not_zero(value):
 def test_a_value_of_unknown_age_is_not_taken():
     read = samples([series(1, node="a")], ("node",))
     assert not read.by_name
-    assert "age is not known" in read.notes[0]
+    assert "age is unknown" in read.notes[0]
 
 
 @pytest.mark.parametrize(("ages", "read"), [((7,), 7), ((3, 90), 90), ((-300,), -300), ((5, -300), -300), (("NaN", 4), 4)])
@@ -51,7 +51,7 @@ def test_a_sample_from_the_future_keeps_its_age_so_that_it_can_be_doubted(ages, 
 def test_an_age_that_is_no_number_is_not_known(age):
     found = samples([series(1, node="a"), series(age, kind="age", node="a")], ("node",))
     assert not found.by_name
-    assert "age is not known" in found.notes[0]
+    assert "age is unknown" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_age_that_is_no_number_is_not_known(age):
 def test_a_series_of_no_form_is_left_out_and_the_rest_is_read(odd):
     found = samples([odd, series(1, node="b"), series(2, kind="age", node="b")], ("node",))
     assert list(found.by_name) == ["b"]
-    assert "was left out" in found.notes[0]
+    assert "was ignored" in found.notes[0]
 
 
 def test_labels_that_tell_whom_a_series_is_about_come_along_with_the_machines_own_name():

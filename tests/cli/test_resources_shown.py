@@ -106,7 +106,7 @@ def test_history_shows_reason_words_and_what_came_of_it():
     text = printed(history, a_resource())
     assert "2026-01-01T00:00:00Z  migrate  NodeBusy  9c0ffee123" in text
     assert "node-b at 93 % [limit 85 %]" in text
-    assert "came of it: latencyMs 29" in text
+    assert "outcome: latencyMs 29" in text
 
 
 def test_explain_shows_the_planners_words_and_the_proof():

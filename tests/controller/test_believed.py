@@ -76,7 +76,7 @@ def test_our_own_pods_are_believed_however_they_are_scraped(changed: dict[str, s
 def test_others_are_not_and_it_is_said(changed: dict[str, str]):
     found, notes = believed(labels(**changed))
     assert not found
-    assert "1 series about links were left out" in notes[0]
+    assert "1 series about links were ignored" in notes[0]
 
 
 def test_a_pod_that_only_looks_like_a_probe_is_none():

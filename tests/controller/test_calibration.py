@@ -96,10 +96,10 @@ def test_prefill_and_decode_get_factors_of_their_own() -> None:
     assert read_calibration({"calibration": known.as_status()}) == known
 
 
-def test_decode_alone_says_nothing_of_prefill() -> None:
+def test_until_a_prefill_was_measured_decode_speaks_for_both() -> None:
     problem = a_problem(*nodes())
     known = windows(4, slower(3.0, problem), problem)
-    assert [node.prefill_calibration for node in known.applied_to(problem.snapshot, NOW).nodes] == [1.0, 1.0]
+    assert [node.prefill_calibration for node in known.applied_to(problem.snapshot, NOW).nodes] == [pytest.approx(3.0)] * 2
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_an_absurd_stage_time_is_noted_and_unknown_and_the_rest_is_read(given: A
     assert factors(known) == {"b": pytest.approx(2.0)}
     assert set(known.stages) == {"s1"}
     _, notes = compare(known, seen, problem, NOW)
-    assert notes == (f"compute time of segment s0 is {said}, which is not believed",)
+    assert notes == (f"compute time of segment s0 is {said}, which is implausible and ignored",)
 
 
 @pytest.mark.parametrize("steps", [-1, 1.5, "many", True, float("nan")])

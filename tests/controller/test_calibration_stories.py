@@ -53,7 +53,7 @@ def test_an_error_that_all_nodes_share_moves_nothing_and_is_mended():
     calibration = world.status()["calibration"]
     assert len(met) == 1, met
     assert [d["reason"] for d in world.status()["decisions"]] == ["NoPlan"]
-    assert [entry["factor"] for entry in calibration["nodes"].values()] == [pytest.approx(3.0)] * 2
+    assert [entry["factor"] for entry in calibration["nodes"].values()] == [pytest.approx(3.0, rel=1e-3)] * 2
     assert (calibration["errorPercent"], calibration["uncalibratedErrorPercent"]) == (pytest.approx(0, abs=0.1), pytest.approx(66.7))
 
 
@@ -143,7 +143,7 @@ def test_an_absurd_stage_time_is_said_in_the_condition_and_learned_from_never():
     operator.look()
     condition = world.condition("MetricsAvailable")
     assert (condition["status"], condition["reason"]) == ("True", "Doubtful")
-    assert f"compute time of segment {name} is 1e+09 ms, which is not believed" in condition["message"]
+    assert f"compute time of segment {name} is 1e+09 ms, which is implausible and ignored" in condition["message"]
 
 
 def test_with_requests_the_status_is_written_six_times_a_minute_at_most_and_without_them_nothing_is_learned():

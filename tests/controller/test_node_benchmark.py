@@ -152,7 +152,7 @@ def test_those_of_which_nothing_is_known_come_first_and_labels_win():
     assert cluster.made == ["b", "a"]
     found = ground(measurer.shown(cluster.nodes())[0])
     assert (found.node.flops_per_s, found.node.memory_bandwidth_bytes_per_s, found.node.figures) == (100e9, 20e9, "labelled")
-    assert found.notes == ("a label says 20 GB/s of node a, where 9 were measured: the label counts",)
+    assert found.notes == ("a label says 20 GB/s of node a, where 9 were measured: the label is used",)
 
 
 def test_a_label_for_one_of_the_two_counts_for_that_one():
@@ -276,8 +276,8 @@ def test_it_is_repeated_after_a_while_and_records_of_nodes_that_are_gone_go():
     ("message", "phase", "why"),
     [
         ("Traceback\nImportError: torch", "Failed", "ImportError: torch"),
-        ("", "Failed", "said nothing"),
-        (json.dumps({**SAID, "share": 0.02}), "Succeeded", "others took the node: the measurement got 2 % of it"),
+        ("", "Failed", "wrote no output"),
+        (json.dumps({**SAID, "share": 0.02}), "Succeeded", "other work used the node: the measurement got only 2 % of it"),
         (json.dumps({**SAID, "bfloat16": {"gflops": -1, "gbps": 2}}), "Succeeded", "no figures"),
         (json.dumps({**SAID, "float32": {"gflops": float("inf"), "gbps": 2}}), "Succeeded", "no figures"),
         (json.dumps({"share": 1.0}), "Succeeded", "no data type"),

@@ -89,7 +89,7 @@ def test_each_deleted_object_is_made_again_and_said():
     for manifest in OBJECTS:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         del cluster.objects[kind, name]
-        assert keeper.keep(cluster, OBJECTS) == (f"{kind} {name} was missing and is made again",)  # type: ignore[arg-type]
+        assert keeper.keep(cluster, OBJECTS) == (f"{kind} {name} was missing and is created again",)  # type: ignore[arg-type]
         assert (kind, name) in cluster.objects
     writes = cluster.writes
     for _ in range(5):
@@ -109,7 +109,7 @@ def test_a_webhook_that_changes_an_object_is_not_fought():
     changed = copy.deepcopy(cluster.objects["Service", "chat-gateway"])
     changed["spec"]["ports"] = []
     cluster.objects["Service", "chat-gateway"] = changed
-    assert keeper.keep(cluster, OBJECTS) == ("Service chat-gateway was changed (spec.ports) and is made again",)  # type: ignore[arg-type]
+    assert keeper.keep(cluster, OBJECTS) == ("Service chat-gateway was changed (spec.ports) and is created again",)  # type: ignore[arg-type]
 
 
 def test_a_keeper_forgets_what_is_wanted_no_longer():

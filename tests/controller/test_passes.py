@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.runtime.workqueue import Ended, Key, Pass, Passes
+from splitinference.controller.runtime.workqueue import Ended, FairSlots, Key, Pass, Passes
 
 CHAT = ("team", "chat")
 OTHER = ("team", "other")
@@ -191,3 +191,53 @@ def test_nothing_follows_the_end(threads):
         assert len(recorder.ran) == ran
 
     asyncio.run(scenario())
+
+
+async def _a_namespace_with_many_passes_does_not_take_all_slots_from_another() -> None:
+    slots, order, go = FairSlots(2), list[str](), asyncio.Event()
+
+    async def one(namespace: str) -> None:
+        async with slots.slot(namespace):
+            order.append(namespace)
+            await go.wait()
+
+    tasks = [asyncio.create_task(one("many")) for _ in range(6)]
+    await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(one("few")))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert order == ["many", "many"], "slots are not left empty"
+    go.set()
+    await asyncio.gather(*tasks)
+    assert order[2] == "few", order
+    assert len(order) == 7
+
+
+async def _who_is_cancelled_while_waiting_keeps_no_slot() -> None:
+    slots, held = FairSlots(1), asyncio.Event()
+
+    async def holder() -> None:
+        async with slots.slot("a"):
+            await held.wait()
+
+    async def passer() -> None:
+        async with slots.slot("b"):
+            pass
+
+    first = asyncio.create_task(holder())
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(passer())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    held.set()
+    await first
+    await asyncio.wait_for(passer(), 60)
+
+
+def test_a_namespace_with_many_passes_does_not_take_all_slots_from_another() -> None:
+    asyncio.run(_a_namespace_with_many_passes_does_not_take_all_slots_from_another())
+
+
+def test_who_is_cancelled_while_waiting_keeps_no_slot() -> None:
+    asyncio.run(_who_is_cancelled_while_waiting_keeps_no_slot())

@@ -11,7 +11,7 @@ import pytest
 from splitinference.controller.reconcile import plan_pass as module
 from splitinference.controller.reconcile.plan_pass import Course, PassInputs, Question, confirmed, plan_pass, with_room, without_route
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory, Policy
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
 from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, Phase, Target
 from splitinference.core.transition.steps import Blocked, CreateSegment, Cutover, Done, Steps, Strategy
 from splitinference.core.values.plan import Plan
@@ -49,7 +49,7 @@ def observing(problem: Problem, plan: Plan | None = None, phase: Phase = Phase.P
 
 def inputs(problem: Problem, plan: Plan | None = None, **more: Any) -> PassInputs:
     serving = () if plan is None else tuple((s.start, s.end, s.node) for s in plan.segments)
-    facts = Facts(now=START, problem=problem.model_copy(update={"serving": serving}), asked="s", serving=plan)
+    facts = DecisionInputs(now=START, problem=problem.model_copy(update={"serving": serving}), asked="s", serving=plan)
     given: dict[str, Any] = {
         "observed": observing(problem, plan),
         "strategy": Strategy.SURGE,
@@ -69,7 +69,7 @@ def test_at_rest_nothing_is_done_and_the_same_inputs_give_the_same_plan():
     first, second = plan_pass(given, Exhaustive(), course), plan_pass(given, Exhaustive(), course)
     assert first == second
     assert given == before
-    assert (first.steps, first.walking, first.course) == (Done(), False, given.course)
+    assert (first.steps, first.in_transition, first.course) == (Done(), False, given.course)
     assert isinstance(first.decision, Keep)
 
 
@@ -80,7 +80,7 @@ def test_a_first_plan_is_adopted_with_the_steps_towards_it():
     assert made.course == course(made.decision.plan)
     assert isinstance(made.steps, Steps)
     assert sorted(action.segment.node for action in made.steps.actions if isinstance(action, CreateSegment)) == ["a", "b"]
-    assert made.walking
+    assert made.in_transition
 
 
 def test_while_what_is_asked_cannot_be_worked_with_the_walk_goes_on():
@@ -96,7 +96,7 @@ def test_a_plan_whose_model_cannot_be_read_has_no_steps_and_is_no_missing_plan()
     plan = a_plan("a[0:2] b[2:4]", problem)
     made = plan_pass(inputs(problem, plan, course=Course(plan, None, "s")), Exhaustive(), course)
     assert made.steps is None
-    assert not made.walking
+    assert not made.in_transition
     assert isinstance(made.decision, Keep), "the plan in force stays"
 
 
@@ -162,7 +162,7 @@ def test_the_simulation_rebuilds_nothing_of_a_pass():
     tree = ast.parse(Path(operator_pass.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert "plan_pass" in imported
-    assert not imported & {"decide", "next_steps", "rehearse"}
+    assert not imported & {"decide", "next_steps", "dry_run"}
 
 
 def test_nothing_of_the_function_reads_a_clock_or_writes():

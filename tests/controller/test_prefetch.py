@@ -41,7 +41,7 @@ def test_each_segment_has_a_target_outside_of_the_plan_and_fetches_there_what_it
     for pod, segment in zip(sorted(pods, key=lambda pod: pod["metadata"]["labels"]["splitinference.dev/layers"]), (0, 2), strict=True):
         assert node_of(pod) not in plan
         (fetch,) = pod["spec"]["containers"]
-        assert fetch["command"][-1] == f"{segment}:{segment + 2}/4"
+        assert fetch["command"][-3] == f"{segment}:{segment + 2}/4"
         (served,) = [p for p in world.owned("Pod", "team", "chat") if p["metadata"]["name"].startswith(f"chat-{segment}-{segment + 2}-")]
         assert fetch["command"] == served["spec"]["initContainers"][0]["command"]
         assert pod["spec"]["volumes"][0] == served["spec"]["volumes"][0]

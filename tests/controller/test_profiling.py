@@ -79,7 +79,7 @@ def test_when_nobody_could_it_says_why_for_each_and_asks_again_later():
 
 
 def test_a_pod_that_no_kubelet_took_is_given_up():
-    pod = a_pod("a", "Pending", 80)
+    pod = a_pod("a", "Pending", 100)
     pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]
     failed = step(pod, nodes=[a_node("a")])
     assert isinstance(failed, Failed)
@@ -120,10 +120,10 @@ def test_a_claim_is_read_wherever_the_scheduler_can():
 
 def test_the_pod_is_short_lived_restricted_and_told_the_users_path():
     pod = profile_pod.profile_pod(resource(), "a", SETTINGS)
-    assert pod["spec"]["activeDeadlineSeconds"] == 60
+    assert pod["spec"]["activeDeadlineSeconds"] == 60 + 20, "and for the digests"
     assert pod["spec"]["restartPolicy"] == "Never"
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
-    assert pod["spec"]["containers"][0]["command"][-1] == "/models/m"
+    assert pod["spec"]["containers"][0]["command"][-2] == "/models/m"
     assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "profile"
 
 
@@ -202,3 +202,25 @@ def test_a_model_is_read_on_the_nodes_that_the_planner_may_use_and_on_no_others(
     problem = problem.model_copy(update={"constraints": Constraints(tolerations=plan_constraints.tolerations(asked.spec))})
     planned = unusable(problem.snapshot.nodes[0], problem) is None
     assert (profile_pod.candidates(asked, [node], Settings()) == ("a",)) is planned
+
+
+ROOT = "sha256:" + "5" * 64
+
+
+def test_another_digest_is_asked_of_another_reading():
+    plain, asked = resource(), resource(model={**a_resource()["spec"]["model"], "digest": ROOT})
+    assert profile_pod.cache_name(plain) != profile_pod.cache_name(asked)
+    command = profile_pod.profile_pod(asked, "a", SETTINGS)["spec"]["containers"][0]["command"]
+    assert command[-2:] == ["20", ROOT]
+    assert profile_pod.profile_pod(plain, "a", SETTINGS)["spec"]["containers"][0]["command"][-1] == "20"
+    assert profile_pod.deadline_seconds(asked, SETTINGS) > 3600
+
+
+def test_a_node_with_another_model_does_not_end_the_search_and_is_said_in_the_end():
+    why = f"ModelDigestMismatch: the model's digest is sha256:{'6' * 64}, expected {ROOT}"
+    assert isinstance(step(a_pod("a", "Failed", message=why)), Start)
+    everywhere = step(*[a_pod(node, "Failed", message=why) for node in "abcd"])
+    assert isinstance(everywhere, Failed)
+    assert everywhere.mismatch
+    assert f"a: {why}" in everywhere.message
+    assert not step(*[a_pod(node, "Failed", message="no such folder") for node in "abcd"]).mismatch  # type: ignore[union-attr]

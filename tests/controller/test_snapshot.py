@@ -165,7 +165,7 @@ def test_a_node_that_takes_no_more_pods_takes_no_segment():
     node["status"]["allocatable"]["pods"] = "2"
     one, two = a_pod("x", "a", "1Mi"), a_pod("y", "a", "1Mi")
     assert read([node], [one]).snapshot.nodes[0].excluded == ""
-    assert read([node], [one, two]).snapshot.nodes[0].excluded == "it has 2 pods and takes no more than 2"
+    assert read([node], [one, two]).snapshot.nodes[0].excluded == "it has 2 pods, and its limit is 2"
     assert read([node], [one, two | {"status": {"phase": "Succeeded"}}]).snapshot.nodes[0].excluded == "", "what ended does not count"
     assert read([node], [one, a_pod("s", "a", "1Mi", "chat")]).snapshot.nodes[0].excluded == "", "our own segment is there already"
 
@@ -229,7 +229,7 @@ def test_what_own_segments_use_is_not_use_by_others():
         (cpu(1.0, age=-61), "CPU use of a is from the future: check the clocks"),
         (cpu(-0.1), "CPU use of a is -0.1, less than 0"),
         (cpu(64.0), "CPU use of a is 64.0 cores, it has 2.0"),
-        (Measured(node_cpu_cores=Samples(notes=("a: 2 series where one was expected, so none is taken",))), "a: 2 series"),
+        (Measured(node_cpu_cores=Samples(notes=("a: 2 series where one was expected, so none is used",))), "a: 2 series"),
     ],
 )
 def test_a_doubtful_value_is_unknown_and_noted(measured: Measured, note: str):
@@ -285,7 +285,7 @@ def test_a_label_that_is_no_number_is_noted_and_the_default_taken(text: str):
     reading = read([a_node("a", cores=2, **{"splitinference.dev/compute-gflops": text})])
     assert reading.snapshot.nodes[0].flops_per_s == 100e9
     assert reading.notes == (
-        f"splitinference.dev/compute-gflops of node a is {text!r}, which is no number of at least 0: the default is taken",
+        f"splitinference.dev/compute-gflops of node a is {text!r}, which is not a number of at least 0: the default is taken",
     )
 
 

@@ -115,7 +115,7 @@ def test_a_process_that_never_gets_ready_is_given_up_after_its_second_start():
     again = kubelet.status("segment", kubelet.RUNNING, restarts=1)
     found = after(700, a_pod(again))
     assert found is not None
-    assert found.text == "it runs, but did not get ready in 2 starts"
+    assert found.text == "it runs, but did not become ready in 2 starts"
     assert found.lasts(BOUND + timedelta(seconds=661))
     assert after(700, a_pod(kubelet.status("segment", kubelet.RUNNING, started=True, restarts=9))) is None
 

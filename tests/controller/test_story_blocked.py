@@ -26,11 +26,11 @@ def test_an_upgrade_of_full_nodes_serves_on_says_the_numbers_and_what_would_help
     assert world.condition("Planned")["status"] == "True", "the plan is right, only its way is barred"
     progressing = world.condition("Progressing")
     assert (progressing["status"], progressing["reason"]) == ("False", "Blocked")
-    assert "needs 221 MiB on a, which has 25 MiB free beside the 221 MiB of segments that serve" in progressing["message"]
-    assert progressing["message"].endswith("strategy BreakFirst would delete those first, one node at a time")
+    assert "needs 221 MiB, but a has 25 MiB free beside 221 MiB of present segments" in progressing["message"]
+    assert progressing["message"].endswith("the strategy BreakFirst would delete the old segments first, one node at a time")
     assert world.condition("Stalled")["reason"] == "Blocked"
     assert reasons(world)[0] == "Blocked"
-    assert "no plan can be reached from what serves" in world.status()["decisions"][0]["message"]
+    assert "no plan can be reached from the serving segments" in world.status()["decisions"][0]["message"]
     assert reasons(world).count("Blocked") == 1
     assert len([e for e in world.events if e[1] == "Blocked"]) == 2, "the condition once, the decision once"
 
@@ -70,10 +70,10 @@ def test_an_upgrade_goes_over_a_spare_node_where_there_is_one():
     operator.run(30)
     assert images(world) == ["segment:next"] * 2
     assert world.condition("Progressing")["reason"] == "Settled"
-    assert reasons(world)[0] == "WalkBlocked"
+    assert reasons(world)[0] == "TransitionBlocked"
     message = world.status()["decisions"][0]["message"]
-    assert message.startswith("the walk to the plan has had no way on for 15 s: segment [")
-    assert "one node at a time; the best plan cannot be reached; predicted" in message
+    assert message.startswith("the transition has been blocked for 15 s: segment [")
+    assert "one node at a time; this is the best reachable plan; the best of all cannot be reached; predicted" in message
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])
@@ -108,7 +108,7 @@ def test_a_lesser_plan_is_walked_to_where_the_best_for_a_changed_spec_has_no_roo
     assert world.placement().endswith(" c[2:4]")
     newest = world.status()["decisions"][0]
     assert newest["reason"] == "SpecChanged"
-    assert "the best plan cannot be reached: segment [0, 2) needs 225 MiB on a" in newest["message"]
+    assert "the best of all cannot be reached: segment [0, 2) needs 225 MiB, but a" in newest["message"]
     assert world.condition("Progressing")["reason"] == "Settled"
     assert world.condition("Ready")["status"] == "True"
     assert world.condition("Planned")["status"] == "True"
@@ -158,10 +158,10 @@ def test_room_that_goes_while_a_move_is_under_way_ends_it_and_what_serves_is_the
     world.refuse.clear()
     operator.run(2)
     assert world.condition("Progressing")["reason"] == "Blocked"
-    assert "MiB on b, which has" in world.condition("Progressing")["message"]
-    assert reasons(world)[0] != "WalkBlocked", "it is waited for a moment"
+    assert "MiB, but b has" in world.condition("Progressing")["message"]
+    assert reasons(world)[0] != "TransitionBlocked", "it is waited for a moment"
     operator.run(6)
-    assert reasons(world)[0] == "WalkBlocked"
+    assert reasons(world)[0] == "TransitionBlocked"
     assert world.placement() != moving_to
     assert world.serving() == served
     assert world.condition("Progressing")["reason"] == "Settled"
@@ -182,7 +182,7 @@ def test_room_that_comes_and_goes_does_not_make_the_plan_wander():
         went |= {s["end"] - s["start"] for s in world.status()["plan"]["segments"] if s["node"] == "a"}
     assert 3 not in went, "what stood in the way is a fact for ten minutes"
     assert len(world.routes_seen) <= before + 1
-    assert reasons(world).count("WalkBlocked") == 1
+    assert reasons(world).count("TransitionBlocked") == 1
     leave(world)
     operator.run(40)
     assert [s["node"] for s in world.status()["plan"]["segments"] if s["end"] - s["start"] == 3] == ["a"], "and then no fact any more"
@@ -200,7 +200,7 @@ def test_a_surge_asks_for_cores_as_the_scheduler_does(cores: str):
     fits = cores == "1800m"
     if not fits:
         assert world.segments() == before, "a pod was made that no scheduler takes"
-        assert "requests 0.1 cores on a, which has" in world.condition("Progressing")["message"]
+        assert "requests 0.1 cores, but a has" in world.condition("Progressing")["message"]
     else:
         assert "segment:next" in images(world)
     assert world.condition("Ready")["status"] == "True"

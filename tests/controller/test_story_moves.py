@@ -19,7 +19,7 @@ def test_a_busy_node_is_left_and_the_message_has_the_numbers():
     newest = world.status()["decisions"][0]
     assert newest["reason"] == "UtilizationShifted"
     assert newest["transition"] == "migration"
-    assert f"stage 1 on {node} at 93 % by others for 20 s (limit 70 %)" in newest["message"]
+    assert f"stage 1 on {node}: 93 % used by others for 20 s (limit 70 %)" in newest["message"]
     assert f"{node}[" not in world.placement()
     assert world.condition("Ready")["status"] == "True"
     assert world.condition("Progressing")["status"] == "False"
@@ -125,7 +125,7 @@ def test_nodes_without_figures_are_counted_and_named():
     operator.run(3)
     condition = world.condition("MetricsAvailable")
     assert condition["status"] == "True"
-    assert f"CPU use is known of 1 of {len(others) + 1} nodes, not of {', '.join(others)}" in condition["message"]
+    assert f"CPU use is known for 1 of {len(others) + 1} nodes, not of {', '.join(others)}" in condition["message"]
 
 
 def test_advisory_says_what_it_would_do_and_does_nothing():
@@ -154,7 +154,7 @@ def test_a_move_that_could_not_arrive_is_not_begun():
     assert world.placement() == before
     newest = world.status()["decisions"][0]
     assert newest["reason"] == "Blocked"
-    assert "strategy BreakFirst would delete those first" in newest["message"]
+    assert "strategy BreakFirst would delete the old segments first" in newest["message"]
     assert world.condition("Ready")["status"] == "True"
 
 

@@ -52,7 +52,7 @@ def test_a_node_that_others_take_is_left_sooner_where_its_steps_say_so():
     assert soon <= late - 15
     decision = world.status()["decisions"][0]
     assert decision["reason"] == "UtilizationShifted"
-    assert "at 90 % by others" in decision["message"]
+    assert ": 90 % used by others" in decision["message"]
 
 
 def test_a_node_whose_factor_was_not_measured_is_left_by_metrics_alone():

@@ -7,7 +7,7 @@ from itertools import combinations, permutations
 from typing import Any
 
 from splitinference.core.cost import objective_value, predict, violations
-from splitinference.core.decide.base.policy import Facts
+from splitinference.core.decide.base.policy import DecisionInputs
 from splitinference.core.values.cluster import LinkQuality, Network, Node, Snapshot
 from splitinference.core.values.plan import Pipeline, Plan, Segment
 from splitinference.core.values.problem import Problem
@@ -96,8 +96,10 @@ class Exhaustive:
         return Solved(plan=plan, bound=value, gap=0.0, optimal=True, seconds=0.0, explanation=("every plan was tried",))
 
 
-def facts(problem: Problem, plan: Plan | None, seconds: float = 0.0, **more: Any) -> Facts:
+def inputs(problem: Problem, plan: Plan | None, seconds: float = 0.0, **more: Any) -> DecisionInputs:
     """What is known so many seconds after START."""
     serving = () if plan is None else tuple((s.start, s.end, s.node) for s in plan.segments)
     problem = problem.model_copy(update={"serving": serving})
-    return Facts(now=START + timedelta(seconds=seconds), problem=problem, plan=plan, **{"planned_for": "s", "asked": "s", **more})
+    return DecisionInputs(
+        now=START + timedelta(seconds=seconds), problem=problem, plan=plan, **{"plan_spec_digest": "s", "spec_digest": "s", **more}
+    )

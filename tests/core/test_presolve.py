@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 
 from splitinference.core.cost import violations
 from splitinference.core.planner.columns.presolve import needed_nodes
-from splitinference.core.planner.solver import quick_plan
+from splitinference.core.planner.solver import quick_plans
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
 from tests.core.planner_problems import a_node, a_profile, best_value, problems, single_goals
@@ -30,6 +30,6 @@ def test_of_many_nodes_in_the_order_of_their_speed_only_as_many_are_left_as_a_ch
 def test_a_large_problem_has_a_valid_plan_before_the_search_begins() -> None:
     nodes = tuple(a_node(f"n{i}", gflops=10.0 + i, free_mib=150) for i in range(300))
     problem = Problem(profile=a_profile(), snapshot=Snapshot(nodes=nodes))
-    plan = quick_plan(problem, None)
+    plan = next(quick_plans(problem))
     assert plan is not None
     assert violations(plan, problem) == ()

@@ -21,6 +21,8 @@ from tests.core.planner_problems import a_node, a_plan, a_profile, valid_chains
 from tests.examples import examples
 
 SETTINGS = examples(40)
+PATIENT = Limits(seconds=300)
+"""So long that a busy machine changes no answer; none of these needs a second on a quiet one."""
 
 
 def two_models(free: tuple[int, ...], rate: float = 0.0) -> tuple[Problem, Problem]:
@@ -41,7 +43,7 @@ def test_models_planned_jointly_share_the_nodes_at_the_least_sum(free: list[int]
         plans = tuple(Plan(model_digest="0" * 64, pipelines=(chain,)) for chain in (a, b))
         if not double_booked(plans, (one, other)):
             sums.append(objective_value(plans[0], one) + objective_value(plans[1], other))
-    jointly, in_turn = solve_jointly((one, other)), solve_in_turn((one, other))
+    jointly, in_turn = solve_jointly((one, other), PATIENT), solve_in_turn((one, other), PATIENT)
     if not sums:
         assert isinstance(jointly, Infeasible)
         assert isinstance(in_turn, Infeasible)
@@ -92,7 +94,7 @@ def test_unlike_goals_are_planned_at_the_least_sum_of_times_of_what_each_reaches
         for plans in product(*choices)
         if not double_booked(plans, both)
     ]
-    jointly, in_turn = solve_jointly(both), solve_in_turn(both)
+    jointly, in_turn = solve_jointly(both, PATIENT), solve_in_turn(both, PATIENT)
     if not sums:
         assert isinstance(jointly, Infeasible)
         assert isinstance(in_turn, Infeasible)

@@ -8,7 +8,7 @@ from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import Memory, Policy
 from splitinference.core.decide.decide import decide
 from splitinference.core.values.result import Limits
-from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, facts, text_of
+from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, inputs, text_of
 
 COST = Start(clock_s=3.0, work_s=5.0, load_bytes_per_s=100 * 2**20)
 """One layer of the model, 100 MiB, takes a core one second to load."""
@@ -57,11 +57,11 @@ def test_the_price_of_a_move_and_its_words_are_those_of_the_node_that_starts():
     problem = problem.model_copy(update={"serving": ((0, 2, "a"), (2, 4, "b"))})
     plan, current = a_plan("a[0:2] c[2:4]", problem), a_plan("a[0:2] b[2:4]", problem)
     assert move_seconds(plan, problem, POLICY) == pytest.approx(3 + 5 / 0.1 + 2 / 0.1)
-    assert moving(plan, problem, POLICY) == "moving 200 MiB costs 73 s (c has 0.1 cores to start with)"
+    assert moving(plan, problem, POLICY) == "moving 200 MiB takes about 73 s (c has only 0.1 free cores for it)"
     idle = problem.model_copy(
         update={"snapshot": problem.snapshot.model_copy(update={"nodes": (*problem.snapshot.nodes[:2], a_node("c", cores=2))})}
     )
-    assert moving(plan, idle, POLICY) == "moving 200 MiB costs 10 s"
+    assert moving(plan, idle, POLICY) == "moving 200 MiB takes about 10 s"
     assert net_gain(current, plan, idle, POLICY) > 0.5 > net_gain(current, plan, problem, POLICY)
 
 
@@ -73,7 +73,7 @@ def test_a_gain_that_would_pay_on_a_node_with_cores_does_not_pay_where_the_start
     plan, memory = a_plan("a[0:2] b[2:4]", problem), Memory(reviewed=START)
     policy = POLICY.model_copy(update={"min_gain": 0.2})
     for second in range(100, 200, 20):
-        found, memory = decide(facts(problem, plan, second), policy, memory, Exhaustive(), Limits(seconds=1))
+        found, memory = decide(inputs(problem, plan, second), policy, memory, Exhaustive(), Limits(seconds=1))
         if isinstance(found, Adopt) or found.reason is Kept.GAIN_TOO_SMALL:
             break
     if moves:
@@ -82,4 +82,4 @@ def test_a_gain_that_would_pay_on_a_node_with_cores_does_not_pay_where_the_start
     else:
         assert isinstance(found, Keep)
         assert found.reason is Kept.GAIN_TOO_SMALL
-        assert "c has 0.1 cores to start with" in found.message
+        assert "c has only 0.1 free cores for it" in found.message

@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from splitinference.controller.manifests import profile_pod
 from splitinference.inpod import script
 from splitinference.inpod.read_hub import FIRST_BYTES
-from tests.inpod.hub import FakeHub, a_hub
+from splitinference_modelfiles.digests import folder_digests
+from splitinference_modelfiles.folder import tensor_tables
+from tests.inpod.hub import COMMIT, FakeHub, a_hub
 from tests.inpod.test_read_model import safetensors
 
 FILES = {
@@ -21,9 +24,9 @@ FILES = {
 }
 
 
-def read(hub: FakeHub, token: str = "", revision: str = "main") -> subprocess.CompletedProcess[str]:
+def read(hub: FakeHub, token: str = "", revision: str = "main", *expected: str) -> subprocess.CompletedProcess[str]:
     text = script("read_hub").replace("time.sleep(min(2**attempt, 20))", "time.sleep(0)")  # a test need not wait
-    command = [sys.executable, "-c", text, hub.url, "owner/model", revision]
+    command = [sys.executable, "-c", text, hub.url, "owner/model", revision, *expected]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "HF_TOKEN": token})
 
 
@@ -160,3 +163,50 @@ def test_a_repository_that_contradicts_itself_is_refused_with_file_and_reason(ch
         done = read(hub)
     assert done.returncode == 1
     assert said in done.stderr
+
+
+# --- what names the content -----------------------------------------------------------------------------------------------------------
+
+
+def digest_of(folder: Path) -> str:
+    """As a user computes it from the files."""
+    for name, content in FILES.items():
+        if "/" not in name:
+            (folder / name).write_bytes(content)
+    found = folder_digests(str(folder), *tensor_tables(str(folder)), None)
+    assert found is not None
+    return found.root
+
+
+def kept(done: subprocess.CompletedProcess[str]) -> profile_pod.Kept:
+    assert done.returncode == 0, done.stderr
+    found = profile_pod.unpack(profile_pod.from_log(done.stdout) or "")
+    assert found is not None
+    return found
+
+
+def test_the_commit_that_the_revision_means_is_handed_over():
+    with a_hub(FILES) as hub:
+        assert (kept(read(hub)).commit, kept(read(hub)).root) == (COMMIT, "")
+
+
+def test_with_an_expected_digest_all_weights_are_read_once_and_compared(tmp_path):
+    with a_hub(FILES) as hub:
+        found = kept(read(hub, "", "main", digest_of(tmp_path)))
+    assert (found.commit, found.root) == (COMMIT, digest_of(tmp_path))
+
+
+def test_a_repository_with_other_weights_is_refused_with_both_digests(tmp_path):
+    expected = digest_of(tmp_path)
+    with a_hub(FILES | {"a.safetensors": FILES["a.safetensors"][:-1] + b"x"}) as hub:
+        done = read(hub, "", "main", expected)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "ModelDigestMismatch: the model's digest is sha256:" in done.stderr
+    assert done.stderr.strip().endswith(f"expected {expected}")
+
+
+def test_weights_that_end_too_early_are_not_taken_for_the_model(tmp_path):
+    expected = digest_of(tmp_path)
+    with a_hub(FILES) as hub:
+        hub.breaks_after = 5 * FIRST_BYTES
+        assert kept(read(hub, "", "main", expected)).root == expected, "it is asked again"

@@ -1,14 +1,19 @@
 """The script that reads a model's folder, run as a pod runs it, and read back as the operator does."""
 
+import base64
+import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from splitinference.controller.manifests import profile_pod
 from splitinference.inpod import script
+from splitinference_modelfiles.digests import folder_digests
+from splitinference_modelfiles.folder import tensor_tables
 from splitinference_modelfiles.headers import TensorInfo
 
 
@@ -31,8 +36,8 @@ def a_model(folder: Path, files: int = 2) -> Path:
     return folder
 
 
-def run(folder: Path, called: str = "/models/m") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-c", script("read_model"), str(folder), called]
+def run(folder: Path, called: str = "/models/m", *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-c", script("read_model"), str(folder), called, *more]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
 
 
@@ -46,6 +51,53 @@ def test_what_the_pod_prints_is_read_back(tmp_path):
         {f"model.layers.{i}.w": TensorInfo("BF16", (4, 2), 16) for i in range(2)},
         ("config.json", "model-0.safetensors", "model-1.safetensors"),
     )
+
+
+def digest_of(folder: Path) -> str:
+    found = folder_digests(str(folder), *tensor_tables(str(folder)), None)
+    assert found is not None
+    return found.root
+
+
+def test_with_time_for_it_the_digest_is_read_too(tmp_path):
+    folder = a_model(tmp_path / "m")
+    packed = profile_pod.from_log(run(folder, "/models/m", "20").stdout)
+    assert packed is not None
+    kept = profile_pod.unpack(packed)
+    assert kept is not None
+    assert kept.root == digest_of(folder)
+
+
+def test_a_model_with_the_expected_digest_is_read_however_long_it_takes(tmp_path):
+    folder = a_model(tmp_path / "m")
+    done = run(folder, "/models/m", "0", digest_of(folder))
+    assert done.returncode == 0, done.stderr
+    assert digest_of(folder) in json.dumps(unpacked(done.stdout))
+
+
+def test_a_model_with_another_digest_is_refused_with_both(tmp_path):
+    folder = a_model(tmp_path / "m")
+    expected = digest_of(folder)
+    with (folder / "model-1.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    done = run(folder, "/models/m", "20", expected)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"ModelDigestMismatch: the model's digest is {digest_of(folder)}, expected {expected}\n"
+
+
+def test_a_list_of_digests_that_was_damaged_is_read_again(tmp_path):
+    whole = unpacked(run(a_model(tmp_path / "m"), "/models/m", "20").stdout)
+    whole["content"]["tensors"]["model.layers.0.w"] = "0" * 64
+    assert profile_pod.unpack(profile_pod.pack(whole["config"], whole["tensors"], whole["files"], whole["content"])) is None
+
+
+def unpacked(out: str) -> dict[str, Any]:
+    packed = profile_pod.from_log(out)
+    assert packed is not None
+    found: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(packed)))
+    return found
 
 
 def test_a_log_that_is_cut_is_not_taken(tmp_path):

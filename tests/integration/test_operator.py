@@ -192,7 +192,7 @@ def test_no_cluster_is_said_in_one_sentence(tmp_path):
         [sys.executable, "-m", "splitinference"], env=environment, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 1
-    assert "neither in a cluster, nor a usable kubeconfig" in done.stderr
+    assert "not in a cluster, and there is no usable kubeconfig" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -52,7 +52,7 @@ def test_what_is_deleted_is_found_and_made_again(cluster: KubeCluster, resource:
     for manifest in wanted:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         cluster.delete(kind, namespace, name)
-        assert keeper.keep(cluster, wanted) == (f"{kind} {name} was missing and is made again",)
+        assert keeper.keep(cluster, wanted) == (f"{kind} {name} was missing and is created again",)
 
 
 def test_pods_with_all_of_a_template_are_taken(cluster: KubeCluster, resource: dict[str, Any], namespace: str):

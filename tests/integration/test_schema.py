@@ -27,8 +27,9 @@ def pin(layers: str) -> dict[str, Any]:
     return {"partition": {"pins": [{"layers": layers, "node": "a"}]}}
 
 
-def rule(layers: str) -> dict[str, Any]:
-    return {"privacy": {"rules": [{"layers": layers, "nodeLabels": {"a": "b"}}]}}
+def rule(layers: str, runtime_class: str = "") -> dict[str, Any]:
+    more = {"runtimeClassName": runtime_class} if runtime_class else {}
+    return {"privacy": {"rules": [{"layers": layers, "nodeLabels": {"a": "b"}, **more}]}}
 
 
 def tolerate(**toleration: str) -> dict[str, Any]:
@@ -45,6 +46,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"operatorClass": "Edge!"}, "spec.operatorClass must be lower-case letters, digits and '-'"),
     (model(id="-m"), "spec.model.id must start with a letter or digit"),
     (model(id=""), "spec.model.id"),
+    (model(digest="sha256:" + "A" * 64), "spec.model.digest must be sha256: and 64 hexadecimal digits"),
+    (model(digest="5" * 64), "spec.model.digest must be sha256: and 64 hexadecimal digits"),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
     (model(maxContextTokens=8), "spec.model.maxContextTokens in body should be greater than or equal to 16"),
     (model(maxConcurrentSequences=0), "spec.model.maxConcurrentSequences in body should be greater than or equal to 1"),
@@ -79,6 +82,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (rule("4"), "spec.privacy.rules[].layers must be first, last or start:end such as 0:4"),
     (rule("10:9"), "spec.privacy.rules[].layers start:end must hold a layer: start must be less than end"),
     ({"privacy": {"rules": [{"layers": "first", "nodeLabels": {}}]}}, "spec.privacy.rules[0].nodeLabels"),
+    (rule("first", "Kata_QEMU"), "spec.privacy.rules[].runtimeClassName must be the name of a RuntimeClass"),
+    (
+        {"privacy": {"rules": [*rule("first", "kata-a")["privacy"]["rules"], *rule("last", "kata-b")["privacy"]["rules"]]}},
+        "spec.privacy.rules must name at most one runtimeClassName",
+    ),
     (tolerate(operator="Exists", key="a", value="b"), "spec.placement.tolerations[].value must be empty when operator is Exists"),
     (tolerate(value="b"), "spec.placement.tolerations[].key must be given unless operator is Exists"),
     (tolerate(key="a", effect="Never"), 'effect: Unsupported value: "Never"'),

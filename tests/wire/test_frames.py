@@ -14,7 +14,7 @@ from splitinference_protocol.frames import HEAD, MAGIC, YES, greeting
 from splitinference_protocol.meta import Hop, SegmentError
 from splitinference_segment.hops import Hops
 from splitinference_segment.settings import Settings
-from splitinference_segment.wire import WireError
+from splitinference_segment.wire import Sealed, WireError
 from splitinference_segment.wire_client import Wire
 from tests.segment.host import free_ports
 from tests.wire.peers import LONG_S, MODEL, Resource, Serving, asked, ended, serving, until
@@ -67,6 +67,27 @@ def test_many_threads_send_large_frames_both_ways_at_once(world: Serving) -> Non
     got = dict(came.get(timeout=LONG_S) for _ in range(24))
     assert got == {i: (b"%d" % i, content) for i, content in enumerate(contents)}
     wire.close()
+
+
+def test_nothing_is_decrypted_before_something_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt in vain raises an exception inside: for each frame that was a fifth of what TLS costs."""
+    tried: list[int | None] = []
+    read = Sealed._read
+
+    def counted(self: Sealed, view: memoryview) -> int | None:
+        tried.append(read(self, view))
+        return tried[-1]
+
+    monkeypatch.setattr(Sealed, "_read", counted)
+    (tmp_path / "tls").mkdir()
+    resource = Resource(tmp_path / "tls")
+    with serving(resource("segment"), resource("segment")) as world:
+        wire = world.wire()
+        for _ in range(50):
+            assert asked(wire, b"{}", bytes(1152)) == (b"{}", bytes(1152))
+        wire.close()
+    assert len(tried) >= 100
+    assert tried.count(None) < 20, "only where a frame came in pieces"
 
 
 def test_where_nobody_listens_there_is_no_wire() -> None:

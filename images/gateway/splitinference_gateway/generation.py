@@ -258,7 +258,7 @@ class Generation:
             ):
                 async for piece in pieces:
                     if queue.qsize() >= _MOST_UNREAD:
-                        raise ApiError(408, "The answer is read too slowly.", code="slow_reader")
+                        raise ApiError(408, "The client reads the answer too slowly.", code="slow_reader")
                     queue.put_nowait(piece)
             queue.put_nowait(None)
         except TimeoutError:

@@ -53,7 +53,7 @@ async def follow(folder: Path, changed: Callable[[ssl.SSLContext], None], second
         try:
             context = await asyncio.to_thread(server_context, folder)
         except CertificatesError as error:  # half written, or wrong: those in use stay, and it is tried again
-            _log.warning("%s; the ones in use stay", error)
+            _log.warning("%s; the present ones stay in use", error)
             continue
         before = now
         changed(context)

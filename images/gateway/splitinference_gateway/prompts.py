@@ -188,7 +188,7 @@ class Prompts:
         except OSError as error:
             ours.close()
             raise ApiError(
-                503, "The gateway cannot read requests just now.", kind="server_error", code="no_worker", retry_after=2
+                503, "The gateway cannot read requests right now.", kind="server_error", code="no_worker", retry_after=2
             ) from error
         finally:
             theirs.close()

@@ -101,7 +101,7 @@ class TokenReviews:
             found = await asyncio.shield(asking)  # a client that leaves does not take the answer from the others
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
             _log.warning("token review: %r", error)
-            message = "The token cannot be checked just now."
+            message = "The token cannot be checked right now."
             raise ApiError(503, message, kind="server_error", code="token_review_failed", retry_after=2) from error
         if found is None:
             _remember(self._refused, digest, self.clock() + self.seconds)

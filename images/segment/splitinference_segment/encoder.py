@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig
 
+from splitinference_modelfiles.digests import Digests
 from splitinference_protocol.meta import BAD_REQUEST, SegmentError, TensorMeta
 from splitinference_segment.families import UnsupportedModelError
 from splitinference_segment.stateless import NO_KV, as_tensor, not_taken
@@ -57,8 +58,10 @@ def head_of(model_type: str, architecture: str) -> Head:
 class EncoderLayers:
     """Layers [start, end): the embedding is layer 0, the blocks 1..N, the head (which may be nothing) layer N + 1."""
 
-    def __init__(self, folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu") -> None:
-        """Build and load. UnsupportedModelError or MissingWeightsError say why not."""
+    def __init__(
+        self, folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu", digests: Digests | None = None
+    ) -> None:
+        """Build and load. UnsupportedModelError, MissingWeightsError or MismatchError say why not."""
         config = AutoConfig.from_pretrained(folder)
         count = config.num_hidden_layers + 2
         if not 0 <= start < end <= count:
@@ -78,7 +81,7 @@ class EncoderLayers:
         self._embedding: nn.Module | None = None
         self._blocks: list[nn.Module] = []
         self._heads: list[nn.Module] = []
-        self._take(config, architecture, Weights(folder))
+        self._take(config, architecture, Weights(folder, digests))
 
     def _take(self, config: Any, architecture: str, weights: Weights) -> None:
         with torch.device("meta"):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from splitinference_modelfiles.digests import Digests
 from splitinference_segment import attention
 from splitinference_segment.attention import Row, Span
 from splitinference_segment.families import UNSTEADY_ROPE, Family, UnsupportedModelError, family_of
@@ -20,8 +21,10 @@ from splitinference_segment.weights import Weights, fill
 class Layers:
     """Layers [start, end) of a model: the embedding is layer 0, the blocks 1..N, norm and head layer N + 1."""
 
-    def __init__(self, folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu") -> None:
-        """Build and load. UnsupportedModelError or MissingWeightsError say why not."""
+    def __init__(
+        self, folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu", digests: Digests | None = None
+    ) -> None:
+        """Build and load. UnsupportedModelError, MissingWeightsError or MismatchError say why not."""
         config = AutoConfig.from_pretrained(folder)
         family = family_of(config.model_type)
         count = config.num_hidden_layers + 2
@@ -42,7 +45,7 @@ class Layers:
         self.norm: nn.Module | None = None
         self.head: nn.Module | None = None
         self.blocks: list[nn.Module] = []
-        self._take(config, family, Weights(folder))
+        self._take(config, family, Weights(folder, digests))
         heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
         width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.kv_shape = KvShape(len(self.blocks), heads, width, dtype, device)

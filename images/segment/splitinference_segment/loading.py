@@ -5,6 +5,7 @@ from typing import TypeGuard
 
 import torch
 
+from splitinference_modelfiles.digests import Digests
 from splitinference_segment.accepted import accepted
 from splitinference_segment.encoder import ENCODERS, EncoderLayers
 from splitinference_segment.layers import Layers
@@ -12,15 +13,18 @@ from splitinference_segment.sequential import MODEL_TYPE, SequentialLayers
 from splitinference_segment.stateless import Stateless
 
 
-def load_layers(folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu") -> Layers | Stateless:
-    """Layers [start, end) of the model in `folder`. UnsupportedModelError or MissingWeightsError say why not."""
+def load_layers(
+    folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu", digests: Digests | None = None
+) -> Layers | Stateless:
+    """Layers [start, end) of the model in `folder`, which must be what `digests` say. UnsupportedModelError, MissingWeightsError or
+    MismatchError say why not."""
     _, model = accepted(folder)  # before transformers is asked, which has no other families here
     kind = model.family
     if kind == MODEL_TYPE:
-        return SequentialLayers(folder, start, end, dtype, device=device)
+        return SequentialLayers(folder, start, end, dtype, device=device, digests=digests)
     if kind in ENCODERS:
-        return EncoderLayers(folder, start, end, dtype, device=device)
-    return Layers(folder, start, end, dtype, device=device)
+        return EncoderLayers(folder, start, end, dtype, device=device, digests=digests)
+    return Layers(folder, start, end, dtype, device=device, digests=digests)
 
 
 def is_stateless(layers: Layers | Stateless) -> TypeGuard[Stateless]:

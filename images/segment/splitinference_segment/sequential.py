@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitinference_modelfiles.digests import Digests
 from splitinference_protocol.meta import TensorMeta
 from splitinference_segment.families import UnsupportedModelError
 from splitinference_segment.stateless import NO_KV, as_tensor, not_taken
@@ -45,8 +46,10 @@ def build(config: Mapping[str, Any]) -> list[nn.Module]:
 class SequentialLayers:
     """Layers [start, end) of the chain. Tensors between segments are [rows, …] in the serving dtype; the first takes float32."""
 
-    def __init__(self, folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu") -> None:
-        """Build and load. UnsupportedModelError or MissingWeightsError say why not."""
+    def __init__(
+        self, folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu", digests: Digests | None = None
+    ) -> None:
+        """Build and load. UnsupportedModelError, MissingWeightsError or MismatchError say why not."""
         config = json.loads((folder / "config.json").read_text())
         with torch.device("meta"):
             whole = nn.Sequential(*build(config)).to(dtype).eval().requires_grad_(False)
@@ -67,7 +70,7 @@ class SequentialLayers:
         self._modules = list(whole[start:end])
         own = {str(start + offset): module for offset, module in enumerate(self._modules) if module.state_dict()}
         if own:
-            fill(own, Weights(folder), "", {}, dtype=dtype, device=self.device)
+            fill(own, Weights(folder, digests), "", {}, dtype=dtype, device=self.device)
 
     def weight_bytes(self) -> int:
         """Bytes of weights held."""

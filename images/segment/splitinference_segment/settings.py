@@ -46,6 +46,8 @@ class Settings:
     wire_port: int = 8003
     tls_folder: Path | None = None  # None: no certificates, which has to be asked for
     identity: str = ""  # of the resource: a SPIFFE ID without the role
+    model_digest: str = ""  # what the model's content must be; empty: not known
+    digests_file: Path = Path()  # the list of digests that has it as its root
     max_step_tokens: int = 8192  # of one request: with the width of hidden states this bounds a frame
     peer_addresses: Mapping[str, str] = field(default_factory=dict)
     backends: Path = Path("/opt/triton/backends")
@@ -82,6 +84,8 @@ class Settings:
             wire_port=read.integer("SI_WIRE_PORT", defaults.wire_port, 1),
             tls_folder=tls_folder,
             identity=identity,
+            model_digest=read.text("SI_MODEL_DIGEST", ""),
+            digests_file=Path(read.text("SI_DIGESTS_FILE")) if read.text("SI_MODEL_DIGEST", "") else Path(),
             max_step_tokens=read.integer("SI_MAX_STEP_TOKENS", defaults.max_step_tokens, 1),
             peer_addresses=read.addresses("SI_PEER_ADDRESSES"),
             backends=Path(read.text("SI_TRITON_BACKENDS", str(defaults.backends))),

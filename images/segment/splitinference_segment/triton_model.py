@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils
 
+from splitinference_segment.content import MismatchError, read_digests, tell
 from splitinference_segment.layers import Layers
 from splitinference_segment.links import Measure
 from splitinference_segment.loading import is_stateless, load_layers
@@ -30,7 +31,13 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"loaded as {args['model_name']}, but SI_MODEL_NAME is {settings.model_name}")
         torch.set_num_threads(settings.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        layers = load_layers(settings.model_path, settings.start, settings.end, getattr(torch, settings.dtype), device=device)
+        try:
+            digests = read_digests(settings.digests_file, settings.model_digest) if settings.model_digest else None
+            dtype = getattr(torch, settings.dtype)
+            layers = load_layers(settings.model_path, settings.start, settings.end, dtype, device=device, digests=digests)
+        except MismatchError as error:
+            tell(error)
+            raise
         packed = " packed" if settings.weights == "packed" and isinstance(layers, Layers) and layers.pack() else ""
         self._meters = Meters(settings.segment, pb_utils, self._gauges)
         kind = TensorSegment if is_stateless(layers) else Segment

@@ -1,15 +1,23 @@
 """Reading tensors by name from a folder of safetensors: only those asked for, cast to the serving dtype, in memory of our own."""
 
+import contextlib
+import fcntl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
+from splitinference_modelfiles.digests import Digests
 from splitinference_modelfiles.folder import tensor_tables
 from splitinference_modelfiles.headers import ModelRefusedError
 from splitinference_modelfiles.quantization import FLOATS
+from splitinference_segment.content import check, check_config, copied
+
+_used: list[BinaryIO] = []
+"""Weight files that this process loaded from: while it lives, the node's model cache keeps them, as it may have to load again."""
 
 
 class MissingWeightsError(Exception):
@@ -19,9 +27,13 @@ class MissingWeightsError(Exception):
 class Weights:
     """The tensor table of a model's folder: which file holds which name."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the index and the headers of the files that are here, by the rules that the planner reads them by."""
+    def __init__(self, folder: Path, digests: Digests | None = None) -> None:
+        """Read the index and the headers of the files that are here, by the rules that the planner reads them by. `digests`: what is read
+        must be what they say."""
         self._folder = folder
+        self._digests = digests
+        if digests is not None:
+            check_config(folder, digests)
         try:
             self._file_of, self._table = tensor_tables(str(folder), partial=True)
         except ModelRefusedError as error:
@@ -37,7 +49,8 @@ class Weights:
         return None
 
     def read(self, names: Iterable[str], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
-        """Read tensors by stored name. They are copies, so that serving never waits for the page cache."""
+        """Read tensors by stored name. They are copies, so that serving never waits for the page cache. MismatchError where one is not what
+        its digest says."""
         by_file: dict[str, list[str]] = {}
         for name in names:
             if name not in self._table:
@@ -45,14 +58,34 @@ class Weights:
             if self._table[name].dtype not in FLOATS | {"I64"}:  # a cast would lose the scales of a quantized weight
                 raise MissingWeightsError(f"tensor {name} is stored as {self._table[name].dtype}; served are {', '.join(sorted(FLOATS))}")
             by_file.setdefault(self._file_of[name], []).append(name)
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
+        found: dict[str, str] = {}
         for file, stored_names in by_file.items():
+            _keep(self._folder / file)
             with safe_open(str(self._folder / file), framework="pt") as stored:
                 for name in stored_names:
                     tensor = stored.get_tensor(name)
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
-                    tensors[name] = torch.empty(tensor.shape, dtype=kind, device=device).copy_(tensor)
+                    tensors[name] = torch.empty(tensor.shape, dtype=kind, device=device)
+                    if self._digests is None:
+                        tensors[name].copy_(tensor)
+                    else:
+                        found[name] = copied(name, self._table[name], tensor, tensors[name])
+        if self._digests is not None:
+            check(found, self._table, self._digests, self._digest_of)
         return tensors
+
+    def _digest_of(self, name: str) -> str:
+        with safe_open(str(self._folder / self._file_of[name]), framework="pt") as stored:
+            return copied(name, self._table[name], stored.get_tensor(name), None)
+
+
+def _keep(path: Path) -> None:
+    """Hold a shared lock on the file. Whoever makes room in the cache takes files without one."""
+    with contextlib.suppress(OSError):  # a file system without locks has no cache either
+        file = path.open("rb")
+        _used.append(file)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def fill(

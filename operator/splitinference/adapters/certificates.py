@@ -74,7 +74,7 @@ class RootSecret:
             except (UnavailableError, RefusedError) as error:
                 if self._found is None:
                     raise
-                log.warning("the root key was not read again, the last one is used: %s", error)
+                log.warning("the root key could not be read again; the last one stays in use: %s", error)
                 self._found = now, self._found[1]
             return self._found[1]
 
@@ -82,7 +82,7 @@ class RootSecret:
         secret = self._cluster.get("Secret", self._namespace, self._name)
         if secret is None:
             if self._found is not None:
-                log.warning("%s was deleted; it is made again with the same keys", self._where)
+                log.warning("%s was deleted; it is created again with the same keys", self._where)
             self._cluster.create(self._made(self._found[1] if self._found else Roots(keys=(secrets.token_bytes(KEY_BYTES),))))
             secret = self._cluster.get("Secret", self._namespace, self._name)
         if secret is None:

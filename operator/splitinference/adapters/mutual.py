@@ -47,7 +47,7 @@ class _Bounded(io.RawIOBase):
         count = self._socket.recv_into(buffer)
         self._left -= count
         if self._left < 0:
-            raise TooMuchError("it sent more than an answer may have")
+            raise TooMuchError("its answer is longer than allowed")
         return count
 
 

@@ -13,8 +13,10 @@ from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.ports import Clock, Manifest, NameTakenError, Pending, RefusedError, Unreadable
 from splitinference.controller.trust.ownership import owner_uid
 from splitinference.core.model_files.config import profile_from_model
+from splitinference.core.model_files.safetensors import with_content
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
+from splitinference_modelfiles.digests import MISMATCH
 from splitinference_modelfiles.headers import ModelRefusedError
 
 _MIB = 2**20
@@ -53,7 +55,7 @@ class Profiler:
         return self._parsed(resource, packed)
 
     def _parsed(self, resource: Resource, packed: str) -> Profile | Unreadable:
-        key = (packed, resource.spec.model.dtype, resource.spec.model.id)
+        key = (packed, resource.spec.model.dtype, f"{resource.spec.model.id} {resource.spec.model.digest or ''}")
         with self._lock:
             found = self._profiles.get(key)
         if found is None:
@@ -92,10 +94,10 @@ class Profiler:
                     return packed
                 self._cluster.delete("Pod", resource.namespace, pod_name)
                 return Pending(message=f"the log of {pod_name} was not whole; it reads again")
-            case profile_pod.Failed(message, again):
+            case profile_pod.Failed(message, again, mismatch):
                 for name in again:
                     self._cluster.delete("Pod", resource.namespace, name)
-                return Unreadable(message=message)
+                return Unreadable(reason=MISMATCH, message=message) if mismatch else Unreadable(message=message)
 
     def _tidy(self, resource: Resource) -> None:
         """Pods that have read are of no more use once the result is kept. Asked for once: later pods need a later reading."""
@@ -113,12 +115,17 @@ def _profile(resource: Resource, packed: str, runtime_bytes: int) -> Profile | U
     content = profile_pod.unpack(packed)
     if content is None:
         name = profile_pod.cache_name(resource)
-        return Unreadable(reason="ProfileDamaged", message=f"the ConfigMap {name} is damaged; delete it, and the model is read again")
+        return Unreadable(reason="ProfileDamaged", message=f"the ConfigMap {name} is damaged; delete it to have the model read again")
     model = resource.spec.model
+    if model.digest and content.root != model.digest:
+        name, found = profile_pod.cache_name(resource), content.root or "not known"
+        message = f"the digest of what was read is {found}, spec.model.digest is {model.digest}. To read again, delete the ConfigMap {name}"
+        return Unreadable(reason=MISMATCH, message=message)
     try:
-        return profile_from_model(
+        profile = profile_from_model(
             content.config, content.tensors, model.dtype, files=content.files, runtime_bytes=runtime_bytes, model=model.id
         )
+        return with_content(profile, content.root, content.commit)
     except ModelRefusedError as error:
         return Unreadable(reason="ModelNotServed", message=f"{model.source.describe()}: {error}")
     except (ValueError, TypeError) as error:

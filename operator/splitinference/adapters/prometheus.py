@@ -100,7 +100,7 @@ class PrometheusMetrics:
             secrets += credentials.secrets
             answer = self._answer(query.text(*self._seconds, self._settings.prometheus_selector), credentials)
         except CredentialsError as error:
-            return Samples(problem=f"{error}: Prometheus is not asked", reason="CredentialsMissing")
+            return Samples(problem=f"{error}: Prometheus is not queried", reason="CredentialsMissing")
         except Exception as error:
             found = _failed(error, self._url, self._timeout, self._most_bytes)
             if found is None:
@@ -184,7 +184,7 @@ def samples(answer: object, by: Sequence[str], told: Sequence[str] = ()) -> Samp
     Of several ages the one that is least to be believed counts: a negative one (a sample from the future), else the oldest.
     """
     if not isinstance(answer, list):
-        return Samples(problem="Prometheus answered with something else than a vector")
+        return Samples(problem="Prometheus answered with something other than a vector")
     if len(answer) > 2 * MOST_SERIES:
         return Samples(problem=f"Prometheus answered with {len(answer)} series, more than {2 * MOST_SERIES}: does the query aggregate?")
     found: dict[str, dict[_Labels, list[float]]] = {VALUE: defaultdict(list), AGE: defaultdict(list)}
@@ -193,7 +193,7 @@ def samples(answer: object, by: Sequence[str], told: Sequence[str] = ()) -> Samp
     for series in answer:
         read = _read(series, by, told)
         if read is None:
-            notes.append(f"a series without {' and '.join(by or ('a node',))}, or without a number, was left out")
+            notes.append(f"a series without {' and '.join(by or ('a node',))}, or without a number, was ignored")
             continue
         kind, labels, number = read
         if kind == NAME:
@@ -205,9 +205,9 @@ def samples(answer: object, by: Sequence[str], told: Sequence[str] = ()) -> Samp
         name = "/".join(value for label, value in labels if label in by) if not told else " ".join("=".join(pair) for pair in labels)
         ages = [age for age in found[AGE].get(labels, []) if math.isfinite(age)]
         if len(values) > 1:
-            notes.append(f"{name}: {len(values)} series where one was expected, so none is taken")
+            notes.append(f"{name}: {len(values)} series where one was expected, so none is used")
         elif not ages:
-            notes.append(f"{name}: its age is not known, so it is not taken")
+            notes.append(f"{name}: its age is unknown, so it is not used")
         else:
             value, said = values[0] if math.isfinite(values[0]) else None, dict(labels) if told else {}
             if told and len(own := machines.get(_scraped(labels), set())) == 1:

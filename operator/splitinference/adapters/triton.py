@@ -23,7 +23,7 @@ _BUSY = (OVERLOADED, DEADLINE_EXCEEDED, KV_FULL)
 
 
 class NoSegmentError(Exception):
-    """It answered with something else than a segment does."""
+    """It answered unlike a segment."""
 
 
 class TritonSegments:
@@ -53,7 +53,7 @@ class TritonSegments:
         except OSError as error:
             return Proof(ok=False, why=f"{name} cannot be reached at {where}: {in_words(error)}")
         except (NoSegmentError, TooMuchError) as error:
-            return Proof(ok=False, why=f"{name} answered with something else than a segment does: {error}", dead=True)
+            return Proof(ok=False, why=f"{name} answered unlike a segment: {error}", dead=True)
         finally:
             if connection is not None:
                 connection.close()

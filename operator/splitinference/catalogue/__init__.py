@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-from pydantic import ValidationError
-
 from splitinference.core.cost.catalogue import Catalogue
 from splitinference.core.cost.rows import Models, Row, Shape
 
@@ -71,6 +69,8 @@ def rows_from(text: str) -> tuple[Row, ...]:
 
 
 def _first(error: ValueError) -> str:
+    from pydantic import ValidationError
+
     if not isinstance(error, ValidationError):
         return str(error)
     one = error.errors(include_url=False, include_context=False)[0]

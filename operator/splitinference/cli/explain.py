@@ -29,7 +29,7 @@ def show(resource: Mapping[str, Any], to: Console) -> None:
         to.print(f"  {line}", markup=False, soft_wrap=True)
     value, bound, gap = (plan.get(key) for key in ("value", "bound", "gap"))
     if value is not None and bound is not None and gap is not None:
-        proof = "so it is the best there is" if plan.get("optimal") else f"so it is at most {gap:.1%} from the best"
+        proof = "so it is proven best" if plan.get("optimal") else f"so it is at most {gap:.1%} from the best"
         to.print(f"  value {value:.2f}, no plan can be better than {bound:.2f}: {proof}", markup=False, soft_wrap=True)
     decisions = status.get("decisions") or ()
     made = next((d for d in decisions if d.get("revision") == plan.get("revision") and d.get("transition") != "keep"), None)

@@ -20,11 +20,11 @@ def show(resource: Mapping[str, Any], to: Console) -> None:
     to.print(f"[bold]{escape(title(resource))}[/bold]")
     decisions = status_of(resource).get("decisions") or ()
     if not decisions:
-        to.print("  nothing was decided yet")
+        to.print("  no decision yet")
     for decision in decisions:
         head = "  ".join(str(decision.get(key, "")) for key in ("time", "transition", "reason", "revision") if decision.get(key))
         to.print(f"  {head}", markup=False, soft_wrap=True)
         to.print(f"      {decision.get('message', '')}", markup=False, soft_wrap=True)
         if outcome := decision.get("outcome"):
             words = ", ".join(f"{key} {value}" for key, value in outcome.items())
-            to.print(f"      came of it: {words}", markup=False, soft_wrap=True)
+            to.print(f"      outcome: {words}", markup=False, soft_wrap=True)

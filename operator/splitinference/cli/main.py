@@ -15,6 +15,7 @@ VERBS = {
     "history": "the last ten decisions and why",
     "simulate": "simulate policies on a trace",
     "bench": "measure the planner, the data plane, privacy, verification, or the operator's own cost",
+    "digest": "the digest of a model's folder, for spec.model.digest",
     "calibrate": "the cost model's error on observed stage times, and factors",
 }
 """Every verb with its help. A verb's module is loaded only if it is asked for: all together take a second."""

@@ -36,9 +36,9 @@ def add_command(subparsers: "argparse._SubParsersAction[Any]", name: str, summar
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     """Name and namespace, as kubectl has them."""
-    parser.add_argument("name", nargs="?", help="the SplitInference; all of the namespace where none is given")
-    parser.add_argument("-n", "--namespace", help="its namespace; the context's where none is given")
-    parser.add_argument("--kubeconfig", help="kubeconfig file; KUBECONFIG or ~/.kube/config where none is given")
+    parser.add_argument("name", nargs="?", help="the SplitInference; all of the namespace if none is given")
+    parser.add_argument("-n", "--namespace", help="its namespace; the context's if none is given")
+    parser.add_argument("--kubeconfig", help="kubeconfig file; KUBECONFIG or ~/.kube/config if none is given")
 
 
 def read(args: argparse.Namespace) -> Sequence[Mapping[str, Any]]:

@@ -5,7 +5,8 @@ A file that is there is kept if it has the digest that the hub states, and fetch
 finished one has that digest too. Whoever may not have the model's files gets none, though the node has them already.
 Files appear under their names only when whole, so pods that share a cache folder on a node do not see halves.
 
-Usage: fetch_model.py <endpoint> <repository> <revision> <folder> <start:end/count of layers, or `none` for no weights>.
+Usage: fetch_model.py <endpoint> <repository> <revision> <folder> <start:end/count of layers, or `none` for no weights>
+       [<folder of the node's cache> <GiB that it may have; 0: any number>].
 Token: HF_TOKEN. What is wrong goes to stderr in one line, exit 1.
 """
 # ruff: noqa: T201
@@ -14,10 +15,12 @@ import os
 import re
 import sys
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from splitinference.inpod.hub_client import (
     FAULTS,
+    Files,
     Stated,
     as_stated,
     blocks,
@@ -28,6 +31,7 @@ from splitinference.inpod.hub_client import (
     patiently,
     token_of_the_environment,
 )
+from splitinference.inpod.model_cache import GIB, adopt, blob_path, make_room, place
 from splitinference.inpod.packed import complain
 from splitinference_modelfiles.headers import INDEX, check_named, parse_index, weight_files
 
@@ -90,6 +94,46 @@ def fetch(url: str, token: str, target: str, stated: Stated) -> bool:
     return True
 
 
+class Repository(NamedTuple):
+    """Where the files of one commit are, and the token for them."""
+
+    base: str
+    token: str
+
+    def url(self, path: str) -> str:
+        """Of one file."""
+        return self.base + urllib.parse.quote(path)
+
+
+def fetch_cached(of: Repository, path: str, target: str, stated: Stated, cache: "Cache") -> bool:
+    """The same by way of the node's cache. What is there already is given only to those who may read this very file from the hub."""
+    if stated.sha256 is None or stated.size is None:
+        return fetch(of.url(path), of.token, target, stated)
+    blob = blob_path(cache.root, stated.sha256)
+    adopt(target, blob)
+    if os.path.exists(blob) and as_stated(blob, stated):
+        check_access(of.base, path, of.token)
+        place(blob, target)
+        return False
+    make_room(cache.root, stated.size, cache.limit, cache.wanted)
+    fetch(of.url(path), of.token, blob, stated)
+    place(blob, target)
+    return True
+
+
+class Cache(NamedTuple):
+    """The node's cache: its folder, how many bytes it may have, and the files there that this pod needs."""
+
+    root: str
+    limit: int
+    wanted: frozenset[str]
+
+    @classmethod
+    def of(cls, root: str, gib: str, stated: Iterable[Stated]) -> "Cache":
+        """ValueError where the limit is no number."""
+        return cls(root, int(float(gib) * GIB), frozenset(blob_path(root, one.sha256) for one in stated if one.sha256))
+
+
 def inside(folder: str, path: str) -> str:
     """The target of a file of the repository; ValueError where it would lie elsewhere."""
     target = os.path.normpath(os.path.join(folder, path))
@@ -98,8 +142,21 @@ def inside(folder: str, path: str) -> str:
     return target
 
 
-def main(endpoint: str, repository: str, revision: str, folder: str, layers: str) -> int:
-    """Fetch what is needed into `folder`; return the exit status."""
+def fetch_weights(of: Repository, weights: list[str], folder: str, files: Files, cache: Cache | None) -> None:
+    """Fetch these weight files. OSError, ValueError: one could not be had."""
+    if cache is not None:
+        for path in weights:
+            patiently(fetch_cached, of, path, inside(folder, path), files[path], cache)
+        return
+    there = [path for path in weights if os.path.exists(inside(folder, path))]
+    for path in there[:1]:
+        patiently(check_access, of.base, path, of.token)
+    for path in weights:
+        patiently(fetch, of.url(path), of.token, inside(folder, path), files[path])
+
+
+def main(endpoint: str, repository: str, revision: str, folder: str, layers: str, *cached: str) -> int:
+    """Fetch what is needed into `folder`; return the exit status. `cached`: the folder of the node's cache and its limit, or nothing."""
     try:
         token = token_of_the_environment()
         commit, files = patiently(listing, endpoint, repository, revision, token)
@@ -120,11 +177,8 @@ def main(endpoint: str, repository: str, revision: str, folder: str, layers: str
                 weights = sorted(wanted_weights(file_of, start, end, count))
             else:
                 weights = weight_files(files)
-            there = [path for path in weights if os.path.exists(inside(folder, path))]
-            for path in there[:1]:
-                patiently(check_access, base, path, token)
-            for path in weights:
-                patiently(fetch, base + urllib.parse.quote(path), token, inside(folder, path), files[path])
+            cache = Cache.of(cached[0], cached[1], [files[path] for path in weights]) if cached else None
+            fetch_weights(Repository(base, token), weights, folder, files, cache)
     except (*FAULTS, KeyError, TypeError, AttributeError, RecursionError) as error:
         complain(in_words(error, f"{repository} at {revision}"))
         return 1
@@ -133,4 +187,4 @@ def main(endpoint: str, repository: str, revision: str, folder: str, layers: str
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:6]))
+    sys.exit(main(*sys.argv[1:8]))

@@ -14,9 +14,12 @@ MOST_PRINTED = 900_000
 """The operator keeps it in a ConfigMap, which may have 1 MiB."""
 
 
-def hand_over(config: Mapping[str, Any], tensors: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Print it, with the names of the files in the folder. ValueError: it is too large to be kept."""
-    text = json.dumps({"config": config, "tensors": tensors, "files": names}, separators=(",", ":"))
+def hand_over(
+    config: Mapping[str, Any], tensors: Mapping[str, Any], names: Sequence[str], content: Mapping[str, Any] | None = None
+) -> None:
+    """Print it, with the names of the files in the folder. `content`: digests, and the commit of a hub. ValueError: it is too large."""
+    whole = {"config": config, "tensors": tensors, "files": names, **({"content": content} if content else {})}
+    text = json.dumps(whole, separators=(",", ":"))
     packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
     if len(packed) > MOST_PRINTED:
         raise ValueError(f"the model's configuration and tensor tables take {len(packed)} bytes packed; at most {MOST_PRINTED} can be kept")

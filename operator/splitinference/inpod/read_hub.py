@@ -3,18 +3,22 @@
 Runs in a pod in the resource's namespace, with the hub's token from a Secret that is mounted there: the operator reads neither. Tables are
 read by range requests, never the weights. What is wrong goes to stderr in one line, exit 1.
 
-Usage: read_hub.py <endpoint> <repository> <revision>. Token: HF_TOKEN.
+With a digest that the model must have, all weights are read once and thrown away: only so can it be told.
+
+Usage: read_hub.py <endpoint> <repository> <revision> [<digest that the model must have>]. Token: HF_TOKEN.
 """
 
 import sys
 import threading
 import urllib.parse
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from splitinference.inpod.hub_client import (
     FAULTS,
     Files,
+    blocks,
     check_access,
     get,
     in_words,
@@ -25,6 +29,7 @@ from splitinference.inpod.hub_client import (
     token_of_the_environment,
 )
 from splitinference.inpod.packed import complain, hand_over
+from splitinference_modelfiles.digests import CONFIG_MEMBER, MISMATCH, file_digest, listed, places, started
 from splitinference_modelfiles.headers import INDEX, TensorInfo, check_named, header_length, joined, parse_header, parse_index, weight_files
 
 CONFIG_LIMIT = 4 * 2**20
@@ -70,8 +75,11 @@ def read_table(url: str, token: str, size: int | None, budget: Budget) -> dict[s
     return parse_header(whole[8 : 8 + length], name, size)
 
 
-def read_model(endpoint: str, repository: str, revision: str, token: str) -> tuple[dict[str, Any], dict[str, list[Any]], list[str]]:
-    """Configuration, tensors, and names of the files in its root. OSError, ValueError: what is missing or wrong."""
+def read_model(
+    endpoint: str, repository: str, revision: str, token: str, expected: str = ""
+) -> tuple[dict[str, Any], dict[str, list[Any]], list[str], dict[str, Any]]:
+    """Configuration, tensors, names of the files in its root, and what names the content: the commit, and with `expected` the digests.
+    OSError, ValueError: what is missing or wrong."""
     commit, files = patiently(listing, endpoint, repository, revision, token)
     names = sorted(name for name in files if "/" not in name)
     if "config.json" not in files:
@@ -92,7 +100,58 @@ def read_model(endpoint: str, repository: str, revision: str, token: str) -> tup
     patiently(check_access, base, weights[0], token)
     config = patiently(_config, base, token)
     found = joined(dict(zip(weights, _tables(base, weights, files, token), strict=True)), file_of)
-    return config, {name: [info.dtype, info.shape, info.bytes] for name, info in found.items()}, names[:MOST_NAMES]
+    content: dict[str, Any] = {"commit": commit}
+    if expected:
+        content |= _digests(base, weights, file_of, files, token)
+        if content["root"] != expected:
+            raise ValueError(f"{MISMATCH}: the model's digest is {content['root']}, expected {expected}")
+    return config, {name: [info.dtype, info.shape, info.bytes] for name, info in found.items()}, names[:MOST_NAMES], content
+
+
+def _digests(base: str, weights: list[str], file_of: dict[str, str] | None, files: Files, token: str) -> dict[str, Any]:
+    with get(base + "config.json", token) as answer:
+        members = {CONFIG_MEMBER: file_digest("config.json", read_all(answer, CONFIG_LIMIT, "config.json"))}
+    for name in weights:
+        members |= patiently(_of_file, base + urllib.parse.quote(name), name, file_of, files[name].size, token)
+    return listed(members).as_json()
+
+
+def _of_file(url: str, name: str, file_of: dict[str, str] | None, size: int | None, token: str) -> dict[str, str]:
+    """The digest of each tensor that the index has in this file. The bytes are read as they come, and not kept."""
+    with get(url, token) as answer:
+        source = Stream(answer)
+        length = header_length(source.take(8), name)
+        header = source.take(length)
+        table, members = parse_header(header, name, size), {}
+        for tensor, left in places(header, table):
+            digest = started(tensor, table[tensor].dtype, table[tensor].shape)
+            for piece in source.pieces(left):
+                digest.update(piece)
+            if file_of is None or file_of.get(tensor) == name:
+                members[tensor] = digest.hexdigest()
+    return members
+
+
+class Stream:
+    """An answer's bytes in pieces of the sizes that are asked for. ValueError where it ends before."""
+
+    def __init__(self, answer: Any) -> None:
+        self._blocks = blocks(answer)
+        self._rest = memoryview(b"")
+
+    def pieces(self, count: int) -> Iterator[memoryview]:
+        """The next `count` bytes, as they come."""
+        while count:
+            if not self._rest and not (block := next(self._blocks, b"")):
+                raise ValueError(f"it ended {count} bytes too early")
+            self._rest = self._rest or memoryview(block)
+            piece, self._rest = self._rest[:count], self._rest[count:]
+            count -= len(piece)
+            yield piece
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes at once."""
+        return b"".join(self.pieces(count))
 
 
 def _index(base: str, token: str) -> dict[str, str]:
@@ -115,10 +174,10 @@ def _tables(base: str, weights: list[str], files: Files, token: str) -> list[dic
             pool.shutdown(cancel_futures=True)
 
 
-def main(endpoint: str, repository: str, revision: str) -> int:
+def main(endpoint: str, repository: str, revision: str, expected: str = "") -> int:
     """Print the model; return the exit status."""
     try:
-        hand_over(*read_model(endpoint, repository, revision, token_of_the_environment()))
+        hand_over(*read_model(endpoint, repository, revision, token_of_the_environment(), expected))
     except FAULTS as error:
         complain(in_words(error, f"{repository} at {revision}"))
         return 1
@@ -126,4 +185,4 @@ def main(endpoint: str, repository: str, revision: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:4]))
+    sys.exit(main(*sys.argv[1:5]))

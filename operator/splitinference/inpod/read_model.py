@@ -1,21 +1,34 @@
 """Print what a model's folder says about itself: config.json, its tensor table and the names of its files.
 
 Runs in a pod on a node that has the folder; the operator reads the pod's log. The output is packed (packed.py):
-`{"config": {...}, "tensors": {name: [dtype, shape, bytes]}, "files": [name]}`. What is wrong goes to stderr in one line, exit 1.
+`{"config": {...}, "tensors": {name: [dtype, shape, bytes]}, "files": [name], "content": {...}}`. What is wrong goes to stderr in one line,
+exit 1. `content` has the digests of all tensors (splitinference_modelfiles/digests.py), if they could be read in time.
+
+Usage: read_model.py <folder> <what users call it> <seconds for digests> [<digest that the model must have>]
 """
 
 import sys
 
 from splitinference.inpod.packed import complain, hand_over
+from splitinference_modelfiles.digests import MISMATCH, Digests, folder_digests
 from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
 
 
-def main(folder: str, called: str) -> int:
+def checked(found: Digests | None, expected: str) -> dict[str, object] | None:
+    """The digests to hand over. ValueError where the model is not the expected one."""
+    if found is not None and expected and found.root != expected:
+        raise ValueError(f"{MISMATCH}: the model's digest is {found.root}, expected {expected}")
+    return found.as_json() if found is not None else None
+
+
+def main(folder: str, called: str, seconds: str = "0", expected: str = "") -> int:
     """Print the model in `folder`, which users know as `called`; return the exit status."""
     try:
         config = read_json(folder, CONFIG)
-        _, table = tensor_tables(folder)
-        hand_over(config, {name: [info.dtype, info.shape, info.bytes] for name, info in table.items()}, file_names(folder))
+        file_of, table = tensor_tables(folder)
+        found = folder_digests(folder, file_of, table, None if expected else float(seconds)) if expected or float(seconds) else None
+        tensors = {name: [info.dtype, info.shape, info.bytes] for name, info in table.items()}
+        hand_over(config, tensors, file_names(folder), checked(found, expected))
     except (OSError, ValueError) as error:
         complain(str(error).replace(folder, called))
         return 1
@@ -23,4 +36,4 @@ def main(folder: str, called: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2]))
+    sys.exit(main(*sys.argv[1:5]))

@@ -15,7 +15,7 @@ from splitinference.core.cost.eligible import unusable
 from splitinference.core.cost.link import Links, hop
 from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import kv_bytes, layer_cost
-from splitinference.core.planner.solver import judged
+from splitinference.core.planner.judge import judged
 from splitinference.core.values.plan import Pipeline, Plan, Segment
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.result import BindingConstraint, Infeasible, Limits, Outcome

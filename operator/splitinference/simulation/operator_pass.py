@@ -6,7 +6,7 @@ import simpy
 
 from splitinference.controller.reconcile.plan_pass import Course, PassInputs, PassPlan, Question, exposed, plan_pass, with_room
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory, Mode, StageTime
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, StageTime
 from splitinference.core.decide.early_load_signal import SLOWER, slower
 from splitinference.core.decide.metrics_settling import settling
 from splitinference.core.transition.state import Observed, Phase, Route
@@ -118,7 +118,7 @@ class Operator:
         waits = watched or settling(self._memory, facts, self._conduct.policy)
         self._settled = seen if optional and looked and not waits else None
 
-    def _planned(self, facts: Facts) -> PassPlan:
+    def _planned(self, facts: DecisionInputs) -> PassPlan:
         """The operator's own pass, over what the simulation shows."""
         inputs = PassInputs(
             observed=self._observed(),
@@ -131,7 +131,7 @@ class Operator:
         )
         made = plan_pass(inputs, self._conduct.solve, self._named)
         self._memory = made.memory or self._memory
-        self._course, self._walking = made.course, made.walking
+        self._course, self._walking = made.course, made.in_transition
         return made
 
     def _named(self, plan: Plan) -> Course:
@@ -142,15 +142,15 @@ class Operator:
         serving = () if plan is None else tuple((*s.held, node) for s in plan.segments for node in s.nodes)
         return self._conduct.sees(self._trace.problem.model_copy(update={"snapshot": self._observation.snapshot(), "serving": serving}))
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> DecisionInputs:
         now, serving = moment(self._env.now), self._routes.serving
         self._moves = [at for at in self._moves if now - at < timedelta(hours=1)]
-        return Facts(
+        return DecisionInputs(
             now=now,
             problem=self._problem(self._course.plan if self._course is not None else None),
             plan=self._course.plan if self._course is not None else None,
-            planned_for=_ASKED,
-            asked=_ASKED,
+            plan_spec_digest=_ASKED,
+            spec_digest=_ASKED,
             quarantined=dict(self._lost),
             moves=tuple(self._moves),
             traffic=self._gateway.traffic(),

@@ -42,7 +42,7 @@ class Segments:
     def target(self, plan: Plan) -> Target:
         """The plan as named segments. The names cover layers, place and model."""
         if plan.prediction is None:
-            raise ValueError("a plan to walk to needs its prediction: it says what memory each segment takes")
+            raise ValueError("the plan of a transition needs its prediction, which says what memory each segment takes")
         named = iter(zip(plan.segments, plan.prediction.stages, strict=True))
         pipelines = []
         for pipeline in plan.pipelines:

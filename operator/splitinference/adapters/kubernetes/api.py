@@ -56,7 +56,7 @@ def connect(kubeconfig: str | None = None) -> client.ApiClient:
         else:
             config.load_kube_config(kubeconfig, client_configuration=configuration)
     except (config.ConfigException, OSError) as error:
-        raise UnavailableError(f"neither in a cluster, nor a usable kubeconfig: {error}") from error
+        raise UnavailableError(f"not in a cluster, and there is no usable kubeconfig: {error}") from error
     configuration.retries = False
     configuration.connection_pool_maxsize = _CONNECTIONS
     return client.ApiClient(configuration)

@@ -125,7 +125,7 @@ class KubeCluster(Api):
         except AlreadyThereError as error:
             found = self._get(api_path(kind, about["namespace"], about["name"]))
             if found is None:
-                raise UnavailableError(f"{kind} {about['name']} was there, and is not any more") from error
+                raise UnavailableError(f"{kind} {about['name']} no longer exists") from error
             if owner_uid(found) != owner_uid(manifest):
                 raise NameTakenError(why_taken(found, manifest)) from error
             return found

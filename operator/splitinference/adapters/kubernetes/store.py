@@ -187,7 +187,7 @@ class Mirror:
                 event = json.loads(line)
                 thing = event["object"]
                 if event["type"] == "ERROR":
-                    log.debug("the watch of %s starts anew: %s", self._source.kind, thing.get("message"))
+                    log.debug("the watch of %s restarts: %s", self._source.kind, thing.get("message"))
                     return ""
                 version = str(thing["metadata"]["resourceVersion"])
                 if event["type"] == "DELETED":
@@ -244,7 +244,7 @@ class Mirror:
         self._why = why
         if self._lost_since is None:
             self._lost_since = time.monotonic()
-            log.warning("the watch of %s broke: %s", self._source.kind, why)
+            log.warning("the watch of %s failed: %s", self._source.kind, why)
 
     def _regain(self) -> None:
         self._lost_since = None

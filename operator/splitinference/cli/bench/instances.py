@@ -6,6 +6,7 @@ papers have them whose testbeds they are.
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, Snapshot
 from splitinference.core.values.problem import Goal, Objective, Problem, Workload
@@ -44,8 +45,10 @@ class Instance:
     problem: Problem
 
     def with_goal(self, goal: Goal) -> Problem:
-        """The same problem for another goal; a weight of moves stays."""
+        """The same problem for another goal; a weight of moves and further goals stay."""
         weight = self.problem.objective.move_weight
+        if self.problem.objective.goal is goal:
+            return self.problem
         return self.problem.model_copy(update={"objective": Objective(goal=goal, move_weight=weight)})
 
 
@@ -170,12 +173,93 @@ def all_unequal(count: int, layers: int = 80) -> Instance:
     return Instance(f"all-unequal-{count}", _problem(large(layers), nodes, Network(default=_gigabit().default, links=links)))
 
 
+def _mixed(count: int, zones: tuple[str, ...] = ("",), seed: int = 0) -> tuple[Node, ...]:
+    """An eighth A100, the rest L4 and T4, every node with a load of its own; each zone has some of each kind."""
+    kinds = [(A100, max(1, count // 8)), (L4, count * 3 // 8), (T4, count - max(1, count // 8) - count * 3 // 8)]
+    return _nodes(kinds, zones=zones, busy=random.Random(seed or count))
+
+
+def regions(count: int, layers: int = 128, *, number: int = 8, profile: Profile | None = None) -> Instance:
+    """Nodes in regions: 10 Gb/s inside; between two of them 100 to 1000 Mb/s and 5 to 80 ms, each way with figures of its own."""
+    source = random.Random(2000 + count)
+    names = tuple(f"region-{k}" for k in range(number))
+    inside = LinkQuality(bandwidth_bytes_per_s=10_000 * MBIT, rtt_ms=0.3)
+    zones = tuple(
+        Link(source=a, target=b, quality=inside if a == b else LinkQuality(bandwidth_bytes_per_s=source.uniform(100, 1_000) * MBIT,
+                                                                          rtt_ms=source.uniform(5.0, 80.0)))
+        for a in names for b in names
+    )  # fmt: skip
+    problem = _problem(profile or large(layers), _mixed(count, names), Network(default=_gigabit().default, zones=zones))
+    return Instance(f"regions-{count}", problem)
+
+
+def few_layers_a_node(count: int = 60, layers: int = 128) -> Instance:
+    """Regions, and a model of 6 GB a layer: a node holds two to six of them, so that most nodes are needed."""
+    # 12 hidden² weights of two bytes are 6 GB at 16,000.
+    return Instance(f"regions-{count} 6 GB layers", regions(count, number=4, profile=transformer(layers - 2, 16_000)).problem)
+
+
+def star(count: int, layers: int = 128) -> Instance:
+    """One hub; each other node reaches it over a link of its own, and the others over the hub: slower, with both delays."""
+    source = random.Random(3000 + count)
+    nodes = _mixed(count)
+    hub, links = nodes[0].name, list[Link]()
+    for node in nodes[1:]:
+        quality = LinkQuality(bandwidth_bytes_per_s=source.uniform(500, 10_000) * MBIT, rtt_ms=source.uniform(0.2, 5.0))
+        links += [Link(source=hub, target=node.name, quality=quality), Link(source=node.name, target=hub, quality=quality)]
+    network = Network(default=LinkQuality(bandwidth_bytes_per_s=500 * MBIT, rtt_ms=5.0), links=tuple(links), ingress=hub)
+    return Instance(f"star-{count}", _problem(large(layers), nodes, network))
+
+
+def line(count: int, layers: int = 128) -> Instance:
+    """Nodes in a line, kinds mixed: 10 Gb/s to the next one, 100 Mb/s and 20 ms to all others."""
+    nodes = list(_mixed(count))
+    random.Random(4000 + count).shuffle(nodes)
+    near = LinkQuality(bandwidth_bytes_per_s=10_000 * MBIT, rtt_ms=0.2)
+    pairs = [(a, b) for a, b in pairwise(nodes)]
+    links = tuple(Link(source=a.name, target=b.name, quality=near) for one, other in pairs for a, b in ((one, other), (other, one)))
+    network = Network(default=LinkQuality(bandwidth_bytes_per_s=100 * MBIT, rtt_ms=20.0), links=links)
+    return Instance(f"line-{count}", _problem(large(layers), tuple(nodes), network))
+
+
+def thousands(count: int = 5_000, layers: int = 128) -> Instance:
+    """So many nodes, no two of them equal in load, memory or speed."""
+    source = random.Random(count)
+    nodes = tuple(
+        node.model_copy(update={"flops_per_s": node.flops_per_s * source.uniform(0.5, 1.0),
+                                "memory_bandwidth_bytes_per_s": node.memory_bandwidth_bytes_per_s * source.uniform(0.5, 1.0),
+                                "memory_free_bytes": int(node.memory_free_bytes * source.uniform(0.4, 1.0))})
+        for node in _mixed(count)
+    )  # fmt: skip
+    return Instance(f"thousands-{count}", _problem(large(layers), nodes, _gigabit()))
+
+
 def helix(count: int) -> Instance:
     """Helix' clusters: 24 nodes (4 A100, 8 L4, 12 T4 on 1 Gb/s) or 42 nodes of more kinds."""
     kinds = [(A100, 4), (L4, 8), (T4, 12)]
     if count == 42:
         kinds = [(A100, 4), (V100, 6), (L4, 10), (T4, 16), (RTX3090, 6)]
     return Instance(f"helix-{count}", _problem(large(), _nodes(kinds), _gigabit()))
+
+
+def helix_regions(count: int) -> Instance:
+    """Helix' clusters spread over three regions with thin links between them: 10 Gb/s inside, 100 Mb/s and 50 ms between."""
+    names = ("one", "two", "three")
+    nodes = tuple(node.model_copy(update={"zone": names[i % 3]}) for i, node in enumerate(helix(count).problem.snapshot.nodes))
+    inside, between = (
+        LinkQuality(bandwidth_bytes_per_s=10_000 * MBIT, rtt_ms=0.3),
+        LinkQuality(bandwidth_bytes_per_s=100 * MBIT, rtt_ms=50.0),
+    )
+    zones = tuple(Link(source=a, target=b, quality=inside if a == b else between) for a in names for b in names)
+    return Instance(f"helix-{count} in regions", _problem(large(), nodes, Network(default=inside, zones=zones)))
+
+
+def many_models(models: int, count: int) -> tuple[Problem, ...]:
+    """Models of three sizes, turn by turn, on the same busy nodes; each with a few requests."""
+    base = three_classes_busy(count, 32).problem
+    profiles = [transformer(14, 2048, name="1B"), transformer(30, 2560, name="3B"), transformer(30, 4096, name="7B")]
+    load = base.workload.model_copy(update={"requests_per_s": 0.05})
+    return tuple(base.model_copy(update={"profile": profiles[i % 3], "workload": load}) for i in range(models))
 
 
 def shaped(instance: Instance, *, pipelines: int = 1, max_stage_nodes: int = 1) -> Instance:

@@ -188,6 +188,7 @@ def _operator(kubeconfig: Path, namespace: str, prometheus: str, folder: Path) -
     port, health, log = free_port(), free_port(), folder / "operator.log"
     settings = {"NAMESPACES": namespace, "OPERATOR_NAMESPACE": namespace, "PROMETHEUS_URL": prometheus}
     settings |= {"METRICS_PORT": str(port), "HEALTH_PORT": str(health), "ALLOWED_HOST_PATHS": '["/models"]'}
+    settings["ALLOWED_TOLERATIONS"] = '[{"key": "kwok.x-k8s.io/node", "operator": "Exists"}]'
     # MALLOC_ARENA_MAX as its image has it.
     env = {"KUBECONFIG": str(kubeconfig), "MALLOC_ARENA_MAX": "2", **{f"SPLITINFERENCE_{name}": value for name, value in settings.items()}}
     with started([sys.executable, "-W", "ignore", "-m", "splitinference"], log, env) as process:

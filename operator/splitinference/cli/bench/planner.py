@@ -31,6 +31,8 @@ CIRCUIT_NODES = 16
 """On more nodes the circuit model is asked only if `--circuit-nodes` says so: it takes all the time that it gets."""
 CIRCUIT_SECONDS = 5.0
 CIRCUIT = "circuit CP-SAT"
+MANY_MODELS, JOINT_TIMES = 8, 6
+"""More models than so many have so many times the time of one problem."""
 MS_PER_GIB = 0.1
 """What a GiB to move weighs in the rows with moves: to move all of a model of 130 GiB counts about as much as a whole bottleneck."""
 
@@ -41,7 +43,11 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--quick", action="store_true", help="small instances, for a check of correctness")
     parser.add_argument("--json", action="store_true", help="one JSON object with `rows`")
     parser.add_argument("--seconds", type=seconds, default=10.0, help="time limit for one problem (default 10)")
-    parser.add_argument("--cpu-time", action="store_true", help="seconds of CPU time instead of the clock's, where others use the machine")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="seconds of CPU time instead of the clock's, for figures and limits, where others use the machine",
+    )
     parser.add_argument("--only", default="", help="only instances whose name contains this, or one of these with commas between")
     parser.add_argument(
         "--circuit-nodes", type=int, metavar="N",
@@ -113,6 +119,30 @@ def cases(*, quick: bool) -> Iterator[tuple[Instance, Goal]]:
         instance = family.three_classes_busy(count, layers)
         for shape in ({"pipelines": 2}, {"max_stage_nodes": 2}):
             yield from ((family.shaped(instance, **shape), goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
+    yield from large_cases()
+
+
+def large_cases() -> Iterator[tuple[Instance, Goal]]:
+    """The largest instances, of 128 layers."""
+    for make in (family.regions, family.star, family.line):
+        yield from ((make(1000), goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
+    yield family.few_layers_a_node(), Goal.LATENCY
+    yield from ((family.thousands(), goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
+    unequal = family.all_unequal(1000, 128)
+    yield within(unequal, 1.5), Goal.COST
+    yield within(family.regions(1000), 1.5), Goal.COST
+    yield in_order(unequal, (Goal.LATENCY,)), Goal.COST
+    yield from ((family.shaped(unequal, pipelines=4), goal) for goal in (Goal.LATENCY, Goal.BOTTLENECK))
+    for count in (100, 1000):
+        yield family.all_unequal(count, 128), Goal.THROUGHPUT
+    yield family.helix_regions(24), Goal.THROUGHPUT
+    yield family.helix_regions(42), Goal.THROUGHPUT
+
+
+def in_order(instance: Instance, then: tuple[Goal, ...]) -> Instance:
+    """The instance with further goals."""
+    problem = instance.problem.model_copy(update={"objective": Objective(goal=Goal.COST, then=then)})
+    return Instance(f"{instance.name} then {', '.join(goal.value for goal in then)}", problem)
 
 
 def within(instance: Instance, times: float) -> Instance:
@@ -145,6 +175,8 @@ def several(*, quick: bool) -> Iterator[tuple[str, tuple[Problem, ...]]]:
     other = one.problem.model_copy(update={"profile": family.transformer(12 if quick else 40, 5120, name="13B"),
                                            "objective": Objective(goal=Goal.BOTTLENECK)})  # fmt: skip
     yield f"{one.name} two models", (one.with_goal(Goal.LATENCY), other)
+    if not quick:
+        yield "200 models on 400 nodes", family.many_models(200, 400)
 
 
 def measure(instance: Instance, goal: Goal, seconds: float, clock: Clock = time.perf_counter) -> Row:
@@ -158,13 +190,16 @@ def measure_jointly(name: str, problems: tuple[Problem, ...], seconds: float, cl
     from splitinference.core.planner.joint import solve_in_turn, solve_jointly
 
     began = clock()
-    found = solve_jointly(problems, Limits(seconds))
+    limits = Limits(seconds * (JOINT_TIMES if len(problems) > MANY_MODELS else 1), cpu_time=clock is time.process_time)
+    found = solve_jointly(problems, limits)
     took = clock() - began
-    in_turn = {"in turn": solve_in_turn(problems, Limits(seconds)), "in turn, last first": solve_in_turn(problems[::-1], Limits(seconds))}
+    in_turn = {"in turn": solve_in_turn(problems, limits)}
+    if len(problems) <= MANY_MODELS:
+        in_turn["in turn, last first"] = solve_in_turn(problems[::-1], limits)
     solved = found if isinstance(found, JointlySolved) else None
     return {
         "instance": name,
-        "objective": "jointly " + " + ".join(problem.objective.goal.value for problem in problems),
+        "objective": "jointly " + " + ".join(dict.fromkeys(problem.objective.goal.value for problem in problems)),
         "layers": sum(len(problem.profile.layers) for problem in problems),
         "nodes": len(problems[0].snapshot.nodes),
         "seconds": round(took, 3),
@@ -190,7 +225,7 @@ def resolve(instance: Instance, seconds: float, clock: Clock = time.perf_counter
 
 def _row(name: str, problem: Problem, seconds: float, hint: Plan | None, clock: Clock) -> Row:
     began = clock()
-    outcome = solve(problem, Limits(seconds), hint)
+    outcome = solve(problem, Limits(seconds, cpu_time=clock is time.process_time), hint)
     took = clock() - began
     plan = outcome.plan if isinstance(outcome, Solved) else outcome.best if isinstance(outcome, TimedOut) else None
     return {
@@ -208,9 +243,9 @@ def _row(name: str, problem: Problem, seconds: float, hint: Plan | None, clock: 
 
 def baselines(problem: Problem) -> dict[str, float | None]:
     """Every baseline's value; None where it has no valid plan. On very many nodes only the quick ones are asked."""
-    if problem.objective.goal is Goal.THROUGHPUT:
-        return {name: flow_over(make(problem), problem)[0] or None for name, make in FLOWS.items()}
     few = len(problem.snapshot.nodes) <= _BASELINE_NODES
+    if problem.objective.goal is Goal.THROUGHPUT:
+        return {} if not few else {name: flow_over(make(problem), problem)[0] or None for name, make in FLOWS.items()}
     asked = {name: make for name, make in CHAINS.items() if few or name in ("memory-proportional", "greedy", "water-filling")}
     found = {name: _value(make(problem), problem) for name, make in asked.items()}
     if problem.serving:

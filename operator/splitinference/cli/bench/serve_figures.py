@@ -95,8 +95,8 @@ class Report(Strict):
     setups: tuple[Setup, ...]
     hop_ms_by_bytes: dict[str, float]
     token_ms_by_part: dict[str, dict[str, float]] = Field(
-        description="by setup, where the time between two tokens of one client goes: medians of the stages' computing and waiting, of the "
-        "links between stages, of the way from gateway to first stage and back, and the rest: the gateway itself, HTTP and the client"
+        description="by setup, medians of the parts of the time between two tokens of one client. They are computing and waiting in the "
+        "stages, links between stages, and the way from gateway to first stage and back. The rest is the gateway, HTTP and the client"
     )
     ratios: Ratios
     not_measured: dict[str, str] = Field(description="other systems, and why they are not in this run")

@@ -42,9 +42,9 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     )
     parser.add_argument("--profile", type=Path, metavar="FILE", help="with -f: the model's profile as JSON")
     parser.add_argument(
-        "--prometheus", metavar="URL", help="with -f: where utilization is read; SPLITINFERENCE_PROMETHEUS_URL where none is given"
+        "--prometheus", metavar="URL", help="with -f: where utilization is read; SPLITINFERENCE_PROMETHEUS_URL if none is given"
     )
-    parser.add_argument("--kubeconfig", help="kubeconfig file; KUBECONFIG or ~/.kube/config where none is given")
+    parser.add_argument("--kubeconfig", help="kubeconfig file; KUBECONFIG or ~/.kube/config if none is given")
     parser.add_argument("-n", "--namespace", help="of the resource, where its file names none")
     parser.add_argument("--hint", type=Path, metavar="FILE", help="a plan as JSON to start from, and to keep if none is better")
     parser.add_argument("--jointly", action="store_true", help="several problems: all at once, instead of one after the other")

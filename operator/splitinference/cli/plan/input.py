@@ -99,6 +99,7 @@ def _unknown_in_links(problem: Problem) -> Iterator[str]:
             if given not in places:
                 expected = "a node of the snapshot, or the network's ingress"
                 yield f"snapshot.network.links.{number}.{side}: {_shown(given)} is unknown; expected {expected}"
+    yield from _unknown_on_the_way(problem.snapshot, places)
 
 
 def _unknown_in_serving(problem: Problem) -> Iterator[str]:
@@ -131,6 +132,22 @@ def _unknown_in_pins(problem: Problem) -> Iterator[str]:
 
 def _node_names(problem: Problem) -> frozenset[str]:
     return frozenset(node.name for node in problem.snapshot.nodes)
+
+
+def _unknown_on_the_way(snapshot: Snapshot, places: set[str]) -> Iterator[str]:
+    """Likewise for closed ways and shared links."""
+    zones = {node.zone for node in snapshot.nodes}
+    for field, known, what in (("closed", places, "a node of the snapshot, or the network's ingress"),
+                               ("closed_zones", zones, "a zone of the snapshot's nodes")):  # fmt: skip
+        for number, way in enumerate(getattr(snapshot.network, field)):
+            for side in ("source", "target"):
+                if (given := getattr(way, side)) not in known:
+                    yield f"snapshot.network.{field}.{number}.{side}: {_shown(given)} is unknown; expected {what}"
+    for number, shared in enumerate(snapshot.network.shared):
+        for field, names, known in (("nodes", shared.nodes, places), ("zones", shared.zones, zones)):
+            for at, given in enumerate(names):
+                if given not in known:
+                    yield f"snapshot.network.shared.{number}.{field}.{at}: {_shown(given)} is unknown; expected one of the snapshot"
 
 
 def _shown(value: object) -> str:

@@ -137,6 +137,7 @@ class Model(SpecValue):
 
     id: str = Field(min_length=1, max_length=128)
     source: ModelSource
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_context_tokens: int = Field(default=2048, ge=16)
     max_concurrent_sequences: int = Field(default=4, ge=1, le=1024)
@@ -191,11 +192,15 @@ class Partition(SpecValue):
     pins: tuple[PinSpec, ...] = ()
 
 
+RuntimeClassName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")]
+
+
 class PrivacyRule(SpecValue):
-    """Layers that need nodes with these labels."""
+    """Layers that need nodes with these labels, and a RuntimeClass for the pods that hold them."""
 
     layers: LayerRange
     node_labels: Mapping[str, str] = Field(min_length=1)
+    runtime_class_name: RuntimeClassName | None = None
 
 
 class OnViolation(StrEnum):
@@ -225,6 +230,13 @@ class Privacy(SpecValue):
                 "maxTokenRecoveryPercent needs tokenRecoveryPercent: measure your model with "
                 "`splitinference bench privacy --model DIR --yaml`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_runtime_class(self) -> Self:
+        named = sorted({rule.runtime_class_name for rule in self.rules if rule.runtime_class_name is not None})
+        if len(named) > 1:
+            raise ValueError(f"rules must name at most one runtimeClassName, as a pod has only one; they name {', '.join(named)}")
         return self
 
 

@@ -41,7 +41,7 @@ def read_network(nodes: Sequence[Manifest], measured: Measured, ingress: str, se
     odd = tuple(name for name in own if own[name] != usual)
     if len(odd) * len(own) > _MOST_LINKS:
         judge.notes.append(
-            f"{len(odd)} nodes have links unlike the others': too many, only those of the annotation {PREFIX}links are taken"
+            f"{len(odd)} nodes have links unlike the others', which is too many: only links from the annotation {PREFIX}links are used"
         )
         odd = ()
     exact = []
@@ -106,7 +106,7 @@ def _links_of(node: str, annotations: Mapping[str, str], judge: Judge) -> Mappin
         given: dict[str, dict[str, Any]] = json.loads(text)
         found = {str(target): (_number(q.get("mbps"), 1e-3), _number(q.get("rttMs"), 0.0)) for target, q in given.items()}
     except (ValueError, AttributeError, TypeError):
-        judge.notes.append(f'{PREFIX}links of node {node} is not of the form {{"node-b": {{"mbps": 50, "rttMs": 10}}}}: it is left out')
+        judge.notes.append(f'{PREFIX}links of node {node} is not of the form {{"node-b": {{"mbps": 50, "rttMs": 10}}}}: it is ignored')
         return {}
     return found
 
@@ -115,5 +115,5 @@ def _number(value: object, least: float) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e12:
-        raise ValueError(f"{value!r} is no number of at least {least:g}")
+        raise ValueError(f"{value!r} is not a number of at least {least:g}")
     return float(value)

@@ -286,11 +286,11 @@ def read_figures(text: str) -> Record | str:
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError):
-        return f"the pod said no figures: {text.strip().splitlines()[-1][:200]}" if text.strip() else "the pod said nothing"
+        return f"the pod's output has no figures: {text.strip().splitlines()[-1][:200]}" if text.strip() else "the pod wrote no output"
     if not record.rates:
         return "the pod measured no data type"
     if not LEAST_SHARE <= record.share <= 1:
-        return f"others took the node: the measurement got {record.share:.0%} of it"
+        return f"other work used the node: the measurement got only {record.share:.0%} of it"
     return record
 
 
@@ -298,7 +298,7 @@ def _why(pod: Manifest) -> str:
     status = pod.get("status") or {}
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") != "True":
-            return f"no place for the pod: {condition.get('message', '')}"
+            return f"the pod cannot be scheduled: {condition.get('message', '')}"
     for state in status.get("containerStatuses") or ():
         waiting = (state.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "ContainerCreating"):

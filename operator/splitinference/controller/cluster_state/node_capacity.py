@@ -221,7 +221,7 @@ def _full(cores: Decimal, requested: Decimal, settings: Settings) -> str:
 def _crowded(allocatable: Mapping[str, Any], pods: Sequence[Manifest]) -> str:
     """A kubelet runs so many pods and no more, whatever they request."""
     most = quantity(allocatable.get("pods", ""))
-    return f"it has {len(pods)} pods and takes no more than {most:f}" if most is not None and len(pods) >= most else ""
+    return f"it has {len(pods)} pods, and its limit is {most:f}" if most is not None and len(pods) >= most else ""
 
 
 def is_ready(node: Manifest) -> bool:

@@ -50,7 +50,7 @@ def capacity_of(node: Manifest, gflops: float | None, gbps: float | None, cores:
     if by == "measured" and isinstance(record, Record):
         by_dtype = {dtype: found.gflops * 1e9 for dtype, found in record.rates.items() if found.gflops != compute}
     notes = [
-        f"a label says {said:g} {unit} of node {name}, where {found:g} were measured: the label counts"
+        f"a label says {said:g} {unit} of node {name}, where {found:g} were measured: the label is used"
         for said, found, unit in ((gflops, rates and rates.gflops, "GFLOP/s"), (gbps, rates and rates.gbps, "GB/s"))
         if said and found and not 1 / _DOUBTFUL <= said / found <= _DOUBTFUL
     ]

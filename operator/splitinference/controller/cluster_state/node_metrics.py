@@ -137,7 +137,7 @@ class Judge:
         """A share that can be one: 0..1, a little more is measuring."""
         found = self.value(samples, node, what)
         if found is not None and found > _ABSURD:
-            self.notes.append(f"{what} of {node} is {found:g}, more than all of it")
+            self.notes.append(f"{what} of {node} is {found:g}, more than 100 %")
             return None
         return None if found is None else min(1.0, found)
 
@@ -190,6 +190,6 @@ def positive_number(labels: Mapping[str, str], annotations: Mapping[str, str], k
     except ValueError:
         number = -1.0
     if not 0 <= number < 1e12:
-        notes.append(f"{key} of {where} is {text!r}, which is no number of at least 0: the default is taken")
+        notes.append(f"{key} of {where} is {text!r}, which is not a number of at least 0: the default is taken")
         return None
     return number

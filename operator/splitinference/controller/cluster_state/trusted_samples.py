@@ -27,7 +27,7 @@ class Coverage(Value):
         """In a sentence; empty where nothing is odd."""
         if not self.nodes or (self.known == self.nodes and not self.unmatched):
             return ""
-        said = f"CPU use is known of {self.known} of {self.nodes} nodes"
+        said = f"CPU use is known for {self.known} of {self.nodes} nodes"
         said += f", not of {names(self.without)}" if self.without else ""
         return said + (f"; series for {names(self.unmatched)} match no node" if self.unmatched else "")
 
@@ -90,7 +90,7 @@ def _one(name: str, several: Sequence[tuple[bool, Sample]], notes: list[str]) ->
     """The sample that counts: where the scrape vouches for some, one of those; one that was scraped twice counts once."""
     best = [sample for vouched, sample in several if vouched] or [sample for _, sample in several]
     if len({sample.labels.get("instance", str(number)) for number, sample in enumerate(best)}) > 1:
-        notes.append(f"{name}: {len(best)} series where one was expected, so none is taken")
+        notes.append(f"{name}: {len(best)} series where one was expected, so none is used")
         return None
     return min(best, key=lambda sample: abs(sample.age_seconds))
 
@@ -134,7 +134,7 @@ def of_links(samples: Samples, directory: Directory, choice: Choice) -> Samples:
     notes = [*samples.notes]
     if strangers:
         left, who = sum(strangers.values()), names(list(strangers))
-        notes.append(f"{left} series about links were left out, as no segment or probe of ours is behind them: {who}")
+        notes.append(f"{left} series about links were ignored, because they come from none of our segments or probes: {who}")
     return samples.model_copy(update={"by_name": by_name, "notes": tuple(dict.fromkeys(notes))})
 
 

@@ -123,7 +123,7 @@ def _doubts(serving: Serving, traffic: ObservedTraffic) -> Iterator[str]:
         found = traffic.stages.get(stage.name)
         if found is not None and not _believable(found.compute_ms):
             what = "no number" if found.compute_ms is None else f"{found.compute_ms:g} ms"
-            yield f"compute time of segment {stage.name} is {what}, which is not believed"
+            yield f"compute time of segment {stage.name} is {what}, which is implausible and ignored"
 
 
 def _believable(milliseconds: float | None) -> bool:

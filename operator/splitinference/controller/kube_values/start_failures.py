@@ -11,6 +11,7 @@ from typing import Any
 
 from splitinference.controller.ports import Manifest
 from splitinference.settings import Settings
+from splitinference_modelfiles.digests import MISMATCH
 
 _UNSCHEDULABLE_SECONDS = 20.0
 _RESTARTS_THAT_LAST = 3
@@ -155,7 +156,7 @@ def _unscheduled(pod: Manifest, limits: Limits, now: datetime) -> Hindrance | No
             return Hindrance(reason=reason, text=text, since=time_of(condition.get("lastTransitionTime")), limit_seconds=limit)
     created = time_of(pod["metadata"].get("creationTimestamp"))
     if not is_bound(pod) and created is not None and (now - created).total_seconds() > limits.failure_seconds:
-        return Hindrance(reason="NoScheduler", text="no scheduler has looked at the pod", since=created)
+        return Hindrance(reason="NoScheduler", text="no scheduler has handled the pod", since=created)
     return None
 
 
@@ -178,6 +179,8 @@ def _failing(status: Mapping[str, Any], prefix: str, since: datetime | None, lim
     # What the container wrote last says more than that the kubelet backs off.
     text = (str(last.get("message") or "") or text).strip()[-_LONGEST:]
     said = f"{prefix}{reason}{code}" + (f": {text}" if text else "")
+    if MISMATCH in text:  # the same files will not become others
+        return Hindrance(reason=MISMATCH, text=said, since=since, limit_seconds=0)
     if restarts >= _RESTARTS_THAT_LAST and reason == "CrashLoopBackOff":
         return Hindrance(reason=reason, text=f"{restarts} restarts, {said}", since=since, limit_seconds=0)
     if "running" in state:  # it may yet come up, so only the limit for a whole start counts
@@ -191,7 +194,9 @@ def _never_ready(own: Mapping[str, Any], since: datetime | None, limits: Limits)
     if not restarts or own.get("started") is not False:
         return None
     limit = limits.start_seconds + limits.failure_seconds
-    return Hindrance(reason="NotReady", text=f"it runs, but did not get ready in {restarts + 1} starts", since=since, limit_seconds=limit)
+    return Hindrance(
+        reason="NotReady", text=f"it runs, but did not become ready in {restarts + 1} starts", since=since, limit_seconds=limit
+    )
 
 
 def _not_ready_since(pod: Manifest) -> datetime | None:

@@ -61,8 +61,8 @@ def route_object(resource: Resource, data: Mapping[str, str]) -> Manifest:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(resource, route_name(resource.name), ROUTE), "data": dict(data)}
 
 
-def gateway_objects(resource: Resource, settings: Settings, layers: int) -> Sequence[Manifest]:
-    """All of them, what is needed first. `layers`: how many the model has, for the privacy rules that cover text."""
+def gateway_objects(resource: Resource, settings: Settings, layers: int, commit: str = "") -> Sequence[Manifest]:
+    """All of them, what is needed first. `layers`: how many the model has, for the privacy rules that cover text; `commit` of a hub."""
     name = gateway_name(resource.name)
     role = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -101,12 +101,12 @@ def gateway_objects(resource: Resource, settings: Settings, layers: int) -> Sequ
     }
     policies = network_policies.policies_of(resource, settings) if settings.network_policies else []
     budgets = [gateway_budget(resource, name, labels(resource.name, GATEWAY))] if settings.disruption_budgets else []
-    return [account, role, binding, *policies, *budgets, service, _deployment(resource, settings, layers)]
+    return [account, role, binding, *policies, *budgets, service, _deployment(resource, settings, layers, commit)]
 
 
-def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest:
+def _deployment(resource: Resource, settings: Settings, layers: int, commit: str) -> Manifest:
     name = gateway_name(resource.name)
-    files = model_files(resource, settings, settings.gateway_image, NO_WEIGHTS)
+    files = model_files(resource, settings, settings.gateway_image, NO_WEIGHTS, commit)
     variables = {
         "SI_NAME": resource.name,
         "SI_NAMESPACE": resource.namespace,
@@ -195,6 +195,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int) -> Manifest
                 resource,
                 settings,
                 PodKind.GATEWAY,
+                plan_constraints.text_runtime_class(resource.spec, layers),
             ),
         },
     }

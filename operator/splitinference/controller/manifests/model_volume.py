@@ -21,8 +21,9 @@ class ModelFiles:
     init: tuple[Manifest, ...] = ()
 
 
-def model_files(resource: Resource, settings: Settings, image: str, layers: str) -> ModelFiles:
-    """`layers` is `start:end/count`, or `none` for a pod that needs no weights; `image` has a Python for the init container."""
+def model_files(resource: Resource, settings: Settings, image: str, layers: str, commit: str = "") -> ModelFiles:
+    """`layers` is `start:end/count`, or `none` for a pod that needs no weights; `image` has a Python for the init container. `commit`: what
+    the revision meant when the model was read; all pods fetch that one."""
     source = resource.spec.model.source
     read_only = {"name": "model", "mountPath": MODEL_FOLDER, "readOnly": True}
     if source.host_path:
@@ -34,7 +35,8 @@ def model_files(resource: Resource, settings: Settings, image: str, layers: str)
         return ModelFiles(path=MODEL_FOLDER, volume=volume, mount=mount)
     hub = source.hugging_face
     assert hub is not None  # noqa: S101 - a source is exactly one of the three
-    return _fetched(hub, settings, image, layers)
+    pinned = hub.model_copy(update={"revision": commit}) if commit else hub
+    return _fetched(pinned, settings, image, layers)
 
 
 def _fetched(hub: HuggingFaceSource, settings: Settings, image: str, layers: str) -> ModelFiles:
@@ -46,6 +48,7 @@ def _fetched(hub: HuggingFaceSource, settings: Settings, image: str, layers: str
         root = folder = MODEL_FOLDER
         volume = {"name": "model", "emptyDir": {}}
     arguments = [settings.hugging_face_endpoint.rstrip("/"), hub.repository, hub.revision, folder, layers]
+    arguments += [CACHE_FOLDER, f"{settings.model_cache_gib:g}"] if settings.model_cache_path else []
     variables = environment({"HOME": "/tmp"})
     if secret := hub.token_secret_ref:
         variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}})

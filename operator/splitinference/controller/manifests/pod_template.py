@@ -32,14 +32,16 @@ SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
 
-def template_of(resource: Resource, settings: Settings, kind: PodKind) -> PodTemplate:
-    """The resource's template over the cluster's defaults. Raises ValueError where the defaults make no sense."""
+def template_of(resource: Resource, settings: Settings, kind: PodKind, runtime_class: str | None = None) -> PodTemplate:
+    """The resource's template over the cluster's defaults. `runtime_class`: what a rule of privacy asks for, which wins over both.
+    Raises ValueError where the defaults make no sense."""
     defaults, own = PodTemplates.model_validate(settings.pod_template), resource.spec.pod_template
+    ruled = {"runtime_class_name": runtime_class} if runtime_class else {}
     if kind is PodKind.GATEWAY:
-        return own.gateway.over(defaults.gateway)
+        return own.gateway.over(defaults.gateway).model_copy(update=ruled)
     found = own.segments.over(defaults.segments)
     # A job computes nothing, so it needs no runtime of its own; but it may need a proxy, which variables name.
-    return found if kind is PodKind.SEGMENTS else found.model_copy(update={"runtime_class_name": ""})
+    return found.model_copy(update=ruled if kind is PodKind.SEGMENTS else {"runtime_class_name": ""})
 
 
 def content_of(template: PodTemplate) -> dict[str, Any]:
@@ -52,9 +54,9 @@ def content_of(template: PodTemplate) -> dict[str, Any]:
     return found
 
 
-def finish(pod: Manifest, resource: Resource, settings: Settings, kind: PodKind) -> Manifest:
-    """The pod, or a Deployment's pod template, with all that. It is changed in place and returned."""
-    template = template_of(resource, settings, kind)
+def finish(pod: Manifest, resource: Resource, settings: Settings, kind: PodKind, runtime_class: str | None = None) -> Manifest:
+    """The pod, or a Deployment's pod template, with all that. It is changed in place and returned. `runtime_class` as in `template_of`."""
+    template = template_of(resource, settings, kind, runtime_class)
     about, spec = pod.setdefault("metadata", {}), pod["spec"]
     opted_out = kind.value in settings.mesh_opt_outs
     annotations = {**(NO_MESH_ANNOTATIONS if opted_out else {}), **_disruption(settings, kind), **template.annotations}

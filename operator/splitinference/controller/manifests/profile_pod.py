@@ -24,8 +24,10 @@ from splitinference.controller.manifests.pod_template import PodKind, finish
 from splitinference.controller.spec_to_core.plan_constraints import tolerations
 from splitinference.core.cost.eligible import repelling
 from splitinference.inpod import script
+from splitinference.inpod.hub_client import COMMIT
 from splitinference.inpod.packed import BEGIN, END
 from splitinference.settings import Settings
+from splitinference_modelfiles.digests import MISMATCH, read_list
 from splitinference_modelfiles.headers import TensorInfo
 
 PROFILE = "profile"
@@ -33,7 +35,8 @@ SOURCE = "splitinference.dev/source"
 AT_ONCE = 3
 ANY_NODE = ""
 _SAYS_NOTHING = ("ContainerCreating", "NoScheduler")
-_KEY = "model.json.gz.b64"
+KEY = "model.json.gz.b64"
+"""The ConfigMap's key."""
 _HUB_SECONDS = 120
 """A hub takes longer than a folder: two requests for each file."""
 _MOST_BYTES = 32 * 2**20
@@ -64,18 +67,21 @@ class Take:
 
 @dataclass(frozen=True)
 class Failed:
-    """Nobody could read it. `again`: pods to delete, so that all nodes are asked anew."""
+    """Nobody could read it. `again`: pods to delete, so that all nodes are asked anew. `mismatch`: some node has another model."""
 
     message: str
     again: tuple[str, ...]
+    mismatch: bool = False
 
 
 Step = Start | Wait | Take | Failed
 
 
 def source_digest(resource: Resource) -> str:
-    """Names the source: what is kept for another source is not this model's."""
-    return hashlib.sha256(json.dumps(resource.spec.model.source.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:8]
+    """Names the source and the digest that it must have: what is kept for another source is not this model's."""
+    model = resource.spec.model
+    source = json.dumps(model.source.model_dump(mode="json"), sort_keys=True) + (model.digest or "")
+    return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 def cache_name(resource: Resource) -> str:
@@ -114,7 +120,8 @@ def _folder_reader(resource: Resource, settings: Settings) -> tuple[Manifest, li
     files = model_files(resource, settings, settings.segment_image, NO_WEIGHTS)
     source = resource.spec.model.source
     called = source.host_path.path if source.host_path else source.describe()
-    command = ["python3", "-I", "-c", script("read_model"), files.path, called]
+    command = ["python3", "-I", "-c", script("read_model"), files.path, called, f"{settings.digest_seconds:g}"]
+    command += [resource.spec.model.digest] if resource.spec.model.digest else []
     return _reader(settings, command, volumeMounts=[files.mount]), [files.volume]
 
 
@@ -122,6 +129,7 @@ def _hub_reader(resource: Resource, settings: Settings) -> tuple[Manifest, list[
     if (hub := resource.spec.model.source.hugging_face) is None:
         return None
     command = ["python3", "-c", script("read_hub"), settings.hugging_face_endpoint.rstrip("/"), hub.repository, hub.revision]
+    command += [resource.spec.model.digest] if resource.spec.model.digest else []
     variables = environment({"HOME": "/tmp"})
     if secret := hub.token_secret_ref:
         variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}})
@@ -135,7 +143,9 @@ def _reader(settings: Settings, command: list[str], **fields: Any) -> Manifest:
 
 def deadline_seconds(resource: Resource, settings: Settings) -> int:
     """A reading pod may take so long, image pull included."""
-    return settings.profile_seconds + (_HUB_SECONDS if resource.spec.model.source.hugging_face else 0)
+    model = resource.spec.model
+    digests = settings.expected_digest_seconds if model.digest else 0 if model.source.hugging_face else int(settings.digest_seconds)
+    return settings.profile_seconds + (_HUB_SECONDS if model.source.hugging_face else 0) + digests
 
 
 def candidates(resource: Resource, nodes: Sequence[Mapping[str, Any]], settings: Settings) -> tuple[str, ...]:
@@ -183,20 +193,20 @@ def next_step(
     reasons = "; ".join(f"{node}: {why}" if node else why for node, why in sorted(failures.items()))
     due = youngest is not None and (now - youngest).total_seconds() > settings.profile_retry_seconds
     again = tuple(pod_name(resource, node, settings) for node in failures) if due else ()
-    return Failed(f"{what} cannot be read: {reasons}", again=again)
+    return Failed(f"{what} cannot be read: {reasons}", again=again, mismatch=any(MISMATCH in why for why in failures.values()))
 
 
 def cache_object(resource: Resource, packed: str) -> Manifest:
     """The ConfigMap that keeps what was read, for the source that it was read from."""
     about = metadata(resource, cache_name(resource), PROFILE, {SOURCE: source_digest(resource)})
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": {_KEY: packed}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": {KEY: packed}}
 
 
 def cached(resource: Resource, config_map: Mapping[str, Any]) -> str | None:
     """What the ConfigMap keeps of this source; None if it is of another one, or empty."""
     if (config_map["metadata"].get("labels") or {}).get(SOURCE) != source_digest(resource):
         return None
-    found = (config_map.get("data") or {}).get(_KEY)
+    found = (config_map.get("data") or {}).get(KEY)
     return str(found) if found else None
 
 
@@ -207,20 +217,28 @@ def from_log(log: str) -> str | None:
     return "".join(packed.split()) if begun and ended else None
 
 
-def pack(config: Mapping[str, Any], tensors: Mapping[str, Sequence[Any]], files: Sequence[str] | None = None) -> str:
+def pack(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Sequence[Any]],
+    files: Sequence[str] | None = None,
+    content: Mapping[str, Any] | None = None,
+) -> str:
     """As the reading pod packs it."""
-    whole = {"config": config, "tensors": tensors} | ({} if files is None else {"files": files})
+    whole = {"config": config, "tensors": tensors} | ({} if files is None else {"files": files}) | ({"content": content} if content else {})
     text = json.dumps(whole, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What was read of a model. `files`: names in its folder; None: the version that read it did not look."""
+    """What was read of a model. `files`: names in its folder; None: the version that read it did not look. `root`: digest of the tensors'
+    content, and `commit` of a hub's repository; empty where they are not known."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     files: tuple[str, ...] | None
+    root: str = ""
+    commit: str = ""
 
 
 def unpack(packed: str) -> Kept | None:
@@ -229,7 +247,12 @@ def unpack(packed: str) -> Kept | None:
         whole = parse_json(gunzip(base64.b64decode(packed, validate=True), _MOST_BYTES), _MOST_VALUES)
         tensors = {str(name): _tensor(entry) for name, entry in dict(whole["tensors"]).items()}
         files = whole.get("files")
-        return Kept(dict(whole["config"]), tensors, None if files is None else tuple(map(str, files)))
+        content = dict(whole.get("content") or {})
+        root = read_list(content).root if "root" in content else ""
+        commit = str(content.get("commit", ""))
+        if commit and not COMMIT.fullmatch(commit):
+            return None
+        return Kept(dict(whole["config"]), tensors, None if files is None else tuple(map(str, files)), root, commit)
     except (binascii.Error, ValueError, KeyError, TypeError, AttributeError):
         return None
 

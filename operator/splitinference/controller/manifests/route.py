@@ -105,9 +105,9 @@ def _old(entry: Former, serving: str, report: GatewayReport | None, gateway_runs
     over = now >= _over(entry)
     if report is None:
         in_flight = gateway_runs or now < _over(entry) + SILENCE
-        why = "the gateway cannot be asked what is in flight"
+        why = "the gateway does not answer, so its requests in flight are unknown"
     elif report.revision != serving:
-        in_flight, why = True, f"the gateway is still at route {report.revision}"
+        in_flight, why = True, f"the gateway still uses route {report.revision}"
     elif entry.revision in report.routes and report.routes[entry.revision].in_flight > 0:
         in_flight, why = not over, f"{report.routes[entry.revision].in_flight} in flight, replayed at the latest at {_over(entry):%H:%M:%S}"
     else:

@@ -28,9 +28,10 @@ from splitinference.controller.manifests.pod_parts import (
     scraped,
 )
 from splitinference.controller.manifests.pod_template import PodKind, content_of, finish, template_of
+from splitinference.controller.manifests.profile_pod import KEY, cache_name
 from splitinference.controller.names import PREFETCH
 from splitinference.controller.ports import SegmentObjects
-from splitinference.controller.spec_to_core.plan_constraints import link_encoding
+from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import LinkEncoding, Profile
 from splitinference.settings import Settings
@@ -52,10 +53,14 @@ class Manifests:
 
     def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment."""
-        template = content_of(template_of(resource, self._settings, PodKind.SEGMENTS))
+        runtime_class = plan_constraints.runtime_class(resource.spec, len(profile.layers), segment.start, segment.end)
+        template = content_of(template_of(resource, self._settings, PodKind.SEGMENTS, runtime_class))
         model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
-        files = model_files(resource, self._settings, self._settings.segment_image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
+        run = f"{segment.start}:{segment.end}/{len(profile.layers)}"
+        files = model_files(resource, self._settings, self._settings.segment_image, run, profile.commit)
         variables = self._variables(resource, segment, model, files.path, kv_bytes) | _link_encoding(resource, profile, segment)
+        digests, digests_mount = _digests(resource, profile)
+        variables |= {"SI_MODEL_DIGEST": profile.content, "SI_DIGESTS_FILE": f"{_DIGESTS_FOLDER}/{KEY}"} if digests else {}
         name = segment_name(
             resource.name,
             segment,
@@ -80,7 +85,7 @@ class Manifests:
             "spec": pod_spec(
                 resource,
                 self._settings,
-                [self._container({"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, files.mount, memory_bytes)],
+                [self._container({"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, [files.mount, *digests_mount], memory_bytes)],
                 initContainers=list(files.init),
                 restartPolicy="Always",
                 terminationGracePeriodSeconds=self._settings.segment_drain_seconds + 15,
@@ -90,10 +95,11 @@ class Manifests:
                     {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{self._settings.segment_shm_mib}Mi"}},
                     {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
                     tls_volume(resource.name, Role.SEGMENT),
+                    *digests,
                 ],
             ),
         }
-        finish(pod, resource, self._settings, PodKind.SEGMENTS)
+        finish(pod, resource, self._settings, PodKind.SEGMENTS, runtime_class)
         selector = {**labels(resource.name, SEGMENT), "splitinference.dev/segment": name}
         pod_metadata["labels"]["splitinference.dev/segment"] = name
         service = {
@@ -125,7 +131,7 @@ class Manifests:
     def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that runs what a segment's init container would, on the segment's node; None for models that are on nodes or volumes."""
         image, settings = self._settings.segment_image, self._settings
-        files = model_files(resource, settings, image, f"{segment.start}:{segment.end}/{len(profile.layers)}")
+        files = model_files(resource, settings, image, f"{segment.start}:{segment.end}/{len(profile.layers)}", profile.commit)
         if not files.init or not settings.model_cache_path:
             return None
         source = resource.spec.model.source.model_dump(mode="json")
@@ -138,7 +144,7 @@ class Manifests:
 
     def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """All objects of the gateway, in the order in which they are to be applied."""
-        return gateway.gateway_objects(resource, self._settings, len(profile.layers))
+        return gateway.gateway_objects(resource, self._settings, len(profile.layers), profile.commit)
 
     def route(self, resource: Resource, data: Mapping[str, str]) -> Manifest:
         """The ConfigMap that the gateway watches."""
@@ -167,7 +173,7 @@ class Manifests:
             "SI_WEIGHTS": spec.segments.weights.lower(),
         }
 
-    def _container(self, variables: Mapping[str, str], model_mount: Manifest, memory_bytes: int) -> Manifest:
+    def _container(self, variables: Mapping[str, str], model_mounts: Sequence[Manifest], memory_bytes: int) -> Manifest:
         settings = self._settings
         limits = {"memory": str(memory_bytes)} | ({"cpu": settings.segment_cpu_limit} if settings.segment_cpu_limit else {})
         return container(
@@ -186,7 +192,7 @@ class Manifests:
             readinessProbe=_probe(period=3, timeout=10, failures=2),
             livenessProbe=_probe(period=10, timeout=20, failures=6),
             lifecycle={"preStop": {"exec": {"command": ["segment-drain", str(settings.segment_drain_seconds)]}}},
-            volumeMounts=[model_mount, {"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT],
+            volumeMounts=[*model_mounts, {"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT],
         )
 
 
@@ -200,10 +206,23 @@ def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) ->
     return f"{instance}-{segment.start}-{segment.end}-{digest}"
 
 
+_DIGESTS_FOLDER = "/digests"
+
+
+def _digests(resource: Resource, profile: Profile) -> tuple[list[Manifest], list[Manifest]]:
+    """Volume and mount of the list by which a segment checks its tensors; none where the model's digest is not known. Whoever may write the
+    ConfigMap cannot deceive a segment: the list must have the root that stands in the pod's own environment."""
+    if not profile.content:
+        return [], []
+    items = [{"key": KEY, "path": KEY}]
+    volume = {"name": "digests", "configMap": {"name": cache_name(resource), "items": items}}
+    return [volume], [{"name": "digests", "mountPath": _DIGESTS_FOLDER, "readOnly": True}]
+
+
 def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:
     """Only what a segment sends is encoded, so one that sends no hidden state is the same segment either way."""
     sends = segment.end < len(profile.layers) and profile.layers[segment.end - 1].boundary_values_per_token is not None
-    encoding = link_encoding(resource.spec)
+    encoding = plan_constraints.link_encoding(resource.spec)
     return {"SI_LINK_ENCODING": encoding.value} if sends and encoding is not LinkEncoding.PLAIN else {}
 
 

@@ -10,7 +10,7 @@ from splitinference.controller.reconcile.desired import Asked
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.cost.learn import counting
-from splitinference.core.decide.base.policy import Facts, StageTime, Traffic
+from splitinference.core.decide.base.policy import DecisionInputs, StageTime, Traffic
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
 from splitinference_protocol.report import ALONE_SECONDS
@@ -25,13 +25,13 @@ def calibrated(asked: Asked, planned: Planned | None, built: Built | None, seen:
     return replace(seen, calibration=known, reading=reading), problem
 
 
-def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> Facts:
+def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Built | None, seen: Seen) -> DecisionInputs:
     """All that a decision goes by, but for what the walk shows: `plan_pass` adds that."""
     serving = serving_stages(planned, built, seen.stored, seen.report)
-    return Facts(
+    return DecisionInputs(
         now=seen.now,
         problem=problem,
-        asked=asked.digest,
+        spec_digest=asked.digest,
         quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
         distrusted=seen.recall.distrusted_now(seen.now),
         pressured=seen.reading.pressured,

@@ -26,8 +26,10 @@ class Asked:
     @property
     def condition(self) -> Condition:
         """Accepted."""
-        layers = len(self.profile.layers)
-        return Condition(kind=Kind.ACCEPTED, holds=True, reason="Accepted", message=f"{self.profile.model}: {layers} layers")
+        found = self.profile
+        content = (f", commit {found.commit}" if found.commit else "") + (f", digest {found.content}" if found.content else "")
+        message = f"{found.model}: {len(found.layers)} layers{content}"
+        return Condition(kind=Kind.ACCEPTED, holds=True, reason="Accepted", message=message)
 
 
 def read_asked(body: Manifest, resource: Resource | Rejected, models: Models, settings: Settings) -> Asked | Condition:
@@ -37,7 +39,7 @@ def read_asked(body: Manifest, resource: Resource | Rejected, models: Models, se
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(resource))
     # Before anything is made for it: the pod that reads a model mounts the folder, too.
     if broken := violations(resource.spec, settings):
-        message = "; ".join(map(str, broken)) + ". Ask whoever installed the operator to allow it; the plan in force goes on serving"
+        message = "; ".join(map(str, broken)) + ". Ask whoever installed the operator to allow it; the present plan keeps serving"
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="PolicyViolation", message=message)
     profile = models.profile(resource)
     match profile:

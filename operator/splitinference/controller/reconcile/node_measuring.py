@@ -150,6 +150,6 @@ class Measuring:
             try:
                 seconds = self.look()
             except Exception:
-                log.exception("measuring nodes broke; it is tried again")
+                log.exception("measuring nodes failed; it will be tried again")
                 seconds = IDLE_SECONDS
             stop.wait(seconds)

@@ -86,7 +86,7 @@ class Keeper:
             differs = difference(manifest, there) if there is not None else ""
             if there is not None and differs and self._applied.get(key) == manifest:
                 # The API server answered our last write with this: a webhook changes it, and we would change it for ever.
-                log.warning("%s %s is not as it was applied (%s): something in the cluster changes it", kind, name, differs)
+                log.warning("%s %s differs from what the operator applied (%s): something in the cluster changes it", kind, name, differs)
                 differs = ""
             self._applied.pop(key, None)
             if there is not None and not differs:
@@ -94,7 +94,7 @@ class Keeper:
                 continue
             self._good.pop(key, None)
             writes.append(partial(self._apply, cluster, key, manifest))
-            done.append(f"{kind} {name} was " + (f"changed ({differs})" if there is not None else "missing") + " and is made again")
+            done.append(f"{kind} {name} was " + (f"changed ({differs})" if there is not None else "missing") + " and is created again")
         self._forget_others(wanted)
         tried_all(writes)
         return tuple(done)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from splitinference.core.cost import violations
 from splitinference.core.cost.eligible import forbidden
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory, Policy
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
 from splitinference.core.decide.base.validated_solver import Solve
 from splitinference.core.decide.decide import decide
-from splitinference.core.transition.dry_run import rehearse
+from splitinference.core.transition.dry_run import dry_run
 from splitinference.core.transition.state import NamedSegment, Observed, Phase, Route, Target
 from splitinference.core.transition.steps import Action, Blocked, Cutover, Done, Steps, Strategy, next_steps
 from splitinference.core.values.cluster import Node, Snapshot
@@ -37,10 +37,10 @@ class Course:
 
 @dataclass(frozen=True)
 class Question:
-    """What a decision goes by, beside what the walk shows. `facts`: all but the fields that `plan_pass` fills in from the course and from
-    what is observed (`plan`, `planned_for`, `walking`, `served`, `held_bytes`, `blocked`, `strategy`)."""
+    """What a decision goes by, beside what the transition shows. `facts`: all but the fields that `plan_pass` fills in from the course and from
+    what is observed (`plan`, `plan_spec_digest`, `in_transition`, `served`, `held_bytes`, `blocked`, `strategy`)."""
 
-    facts: Facts
+    facts: DecisionInputs
     policy: Policy
     memory: Memory
     limits: Limits
@@ -73,7 +73,7 @@ class PassPlan:
     exposed: Words = ()
 
     @property
-    def walking(self) -> bool:
+    def in_transition(self) -> bool:
         """Whether a transition is under way."""
         return self.steps is not None and not isinstance(self.steps, Done)
 
@@ -81,7 +81,7 @@ class PassPlan:
 def plan_pass(inputs: PassInputs, solve: Solve, course_of: Callable[[Plan], Course]) -> PassPlan:
     """The decision, and the next steps after it. `course_of` names the segments of a plan that might be adopted.
 
-    The next steps towards the plan in force are computed once, for the decision and for the walk; after an adoption once more, towards the
+    The next steps towards the plan in force are computed once, for the decision and for the transition; after an adoption once more, towards the
     new plan.
     """
     steps = _towards(inputs.course, inputs.observed, inputs.strategy)
@@ -89,12 +89,12 @@ def plan_pass(inputs: PassInputs, solve: Solve, course_of: Callable[[Plan], Cour
         return _allowed(PassPlan(None, None, inputs.course, steps), inputs)
     question = inputs.question
 
-    def ends(plan: Plan) -> Done | Blocked:
+    def outcome_of(plan: Plan) -> Done | Blocked:
         course = course_of(plan)
         assert course.target is not None  # noqa: S101 - a plan that was just made is for a model that was read
-        return rehearse(course.target, _hoped(inputs.observed, course, inputs.avoided), inputs.strategy)
+        return dry_run(course.target, _hoped(inputs.observed, course, inputs.avoided), inputs.strategy)
 
-    decision, memory = decide(_facts(inputs, question, steps), question.policy, question.memory, solve, question.limits, ends=ends)
+    decision, memory = decide(_facts(inputs, question, steps), question.policy, question.memory, solve, question.limits, dry_run=outcome_of)
     if isinstance(decision, Adopt):
         return _adopted(inputs, decision, memory, course_of(decision.plan))
     return _allowed(PassPlan(decision, memory, inputs.course, steps), inputs)
@@ -162,14 +162,14 @@ def exposed(route: Route, segments: Mapping[str, NamedSegment], nodes: Iterable[
     return tuple(found)
 
 
-def _facts(inputs: PassInputs, question: Question, steps: Next | None) -> Facts:
+def _facts(inputs: PassInputs, question: Question, steps: Next | None) -> DecisionInputs:
     """All that a decision goes by."""
     course, observed = inputs.course, inputs.observed
     return question.facts.model_copy(
         update={
             "plan": course.plan if course else None,
-            "planned_for": course.asked if course else "",
-            "walking": steps is not None and not isinstance(steps, Done),
+            "plan_spec_digest": course.asked if course else "",
+            "in_transition": steps is not None and not isinstance(steps, Done),
             "served": observed.serving is not None and all(observed.is_in(name, Phase.PROVEN) for name in observed.serving.names),
             "held_bytes": {name: observed.held_bytes(name) for name in sorted({segment.node for segment in observed.segments.values()})},
             "blocked": steps if isinstance(steps, Blocked) else None,

@@ -29,6 +29,7 @@ from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Phase, Route
 from splitinference.core.transition.steps import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
 from splitinference.core.values.plan import Plan, Prediction
+from splitinference_modelfiles.digests import MISMATCH
 
 NAME_TAKEN = "NameTaken"
 NOT_STARTING = "SegmentNotStarting"
@@ -175,7 +176,7 @@ def _verified_before(report: Report) -> Iterator[Condition]:
 def _planned(report: Report) -> Condition:
     kind = Kind.PLANNED
     if isinstance(report.decision, Keep) and (trigger := report.decision.trigger) is not None and trigger.mandatory:
-        if trigger.reason is Reason.WALK_BLOCKED and report.planned is not None:
+        if trigger.reason is Reason.TRANSITION_BLOCKED and report.planned is not None:
             # There is a plan, and it is right; Progressing says what is in its way, and the decision that there is no way around.
             return _is_planned(report, report.planned.plan)
         return Condition(kind=kind, holds=False, reason=report.decision.reason, message=report.decision.message)
@@ -185,7 +186,7 @@ def _planned(report: Report) -> Condition:
             return Condition(kind=kind, holds=None, reason="MeasuringNodes", message=message)
         return Condition(kind=kind, holds=None, reason="NoPlan", message="there is no plan yet")
     if report.accepted.holds is not True:
-        return Condition(kind=kind, holds=True, reason="EarlierPlan", message="the plan is for an earlier specification")
+        return Condition(kind=kind, holds=True, reason="EarlierPlan", message="the plan was made for an earlier spec")
     return _is_planned(report, report.planned.plan)
 
 
@@ -212,7 +213,7 @@ def _basis(plan: Plan, report: Report) -> str:
 
 def _metrics(report: Report) -> Condition:
     measured, kind = report.seen.measured, Kind.METRICS_AVAILABLE
-    stays = "the plan serves on, and nothing is moved that need not be"
+    stays = "the plan keeps serving, and no optional move is made"
     if measured.problem:
         reason = measured.reason or "MetricsUnavailable"
         return Condition(kind=kind, holds=False, reason=reason, message=f"{measured.problem}; {stays}")
@@ -239,7 +240,8 @@ def _progressing(report: Report) -> Condition:
     if report.refused:
         return Condition(kind=kind, holds=True, reason="Refused", message="; ".join(report.refused))
     if report.accepted.holds is True and (hindered := hindered_segments(report.seen)):
-        return Condition(kind=kind, holds=True, reason=NOT_STARTING, message="; ".join(hindered))
+        reason = MISMATCH if any(MISMATCH in words for words in hindered) else NOT_STARTING
+        return Condition(kind=kind, holds=True, reason=reason, message="; ".join(hindered))
     match report.steps:
         case Steps(actions=actions, waiting=waiting):
             return Condition(kind=kind, holds=True, reason="Transition", message="; ".join([*map(describe, actions), *waiting]))
@@ -267,7 +269,7 @@ def _ready(report: Report) -> Condition:
         return Condition(kind=kind, holds=False, reason=NAME_TAKEN, message="; ".join(dict.fromkeys(report.taken)))
     if report.serving is None:
         if report.exposed or report.seen.stopped:
-            why = "; ".join(report.exposed) or "a route that keeps the rules is on its way"
+            why = "; ".join(report.exposed) or "a route that satisfies the rules is being prepared"
             return Condition(kind=kind, holds=False, reason="StoppedForPrivacy", message=f"nothing is sent to any segment: {why}")
         causes = [*report.refused, *hindered_segments(report.seen), *gateway_words(report.seen)]
         return Condition(kind=kind, holds=False, reason="NotServing", message="; ".join(["no route serves yet", *causes]))
@@ -283,7 +285,7 @@ def _ready(report: Report) -> Condition:
     if missing:
         return Condition(kind=kind, holds=False, reason="SegmentsNotReady", message="; ".join([*missing, *report.refused]))
     if not any(_is_ready(pod) for pod in report.seen.gateways):
-        message = "all segments serve; no pod of the gateway is ready"
+        message = "all segments serve, but no gateway pod is ready"
         causes = [*(words for words in report.refused if "gateway" in words), *gateway_words(report.seen)]
         return Condition(kind=kind, holds=False, reason="GatewayNotReady", message="; ".join([message, *causes]))
     if report.restored:
@@ -302,7 +304,7 @@ def describe(action: Action) -> str:
         case CreateSegment(segment=segment):
             return f"create {segment.name} on {segment.node}"
         case Cutover(route=route, whole=whole):
-            return f"cut over to route {route.revision}" + ("" if whole else ", which is on the way and frees a node")
+            return f"cut over to route {route.revision}" + ("" if whole else ", an intermediate route that frees a node")
         case DeleteSegment(name=name, why=why):
             return f"delete {name}: {why}"
 

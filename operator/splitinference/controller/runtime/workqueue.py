@@ -6,8 +6,9 @@ An event only means "look again": a wake during a pass makes one more pass after
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,6 +46,53 @@ class _Loop:
     task: asyncio.Task[None]
 
 
+class FairSlots:
+    """So many passes at a time. When one ends, the namespace with the fewest under way goes next; of equals who waited longest.
+
+    All methods are called in the event loop.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._running: dict[str, int] = {}
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+
+    @asynccontextmanager
+    async def slot(self, namespace: str) -> AsyncIterator[None]:
+        """Waits for a slot, and keeps it until the end of the block."""
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((namespace, ready))
+        self._grant()
+        try:
+            await ready
+        except asyncio.CancelledError:
+            if (namespace, ready) in self._waiting:
+                self._waiting.remove((namespace, ready))
+            else:
+                self._release(namespace)
+            raise
+        try:
+            yield
+        finally:
+            self._release(namespace)
+
+    def _release(self, namespace: str) -> None:
+        self._free += 1
+        self._running[namespace] -= 1
+        if not self._running[namespace]:
+            del self._running[namespace]
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._free and self._waiting:
+            # Of equals min takes the first, which has waited longest.
+            namespace, ready = chosen = min(self._waiting, key=lambda waiting: self._running.get(waiting[0], 0))
+            self._waiting.remove(chosen)
+            self._free -= 1
+            self._running[namespace] = self._running.get(namespace, 0) + 1
+            ready.set_result(None)
+
+
 class Passes:
     """The loops. All methods are called in the event loop; the passes themselves run in the executor's threads."""
 
@@ -55,8 +103,14 @@ class Passes:
         resync_seconds: float,
         retry_seconds: float,
         report: Callable[[Key, Pass, float], None],
+        *,
+        slots: int = 8,
     ) -> None:
-        """`one_pass` raises nothing that is expected; `report` is told how each pass ended and how many seconds it took."""
+        """`one_pass` raises nothing that is expected; `report` is told how each pass ended and how many seconds it took.
+
+        `slots`: passes at a time, shared fairly among namespaces.
+        """
+        self._slots = FairSlots(slots)
         self._one_pass = one_pass
         self._executor = executor
         self._resync = resync_seconds
@@ -104,15 +158,16 @@ class Passes:
             try:
                 await asyncio.wait_for(wake.wait(), self._delay(failures, done.again_seconds))
             except TimeoutError:
-                log.debug("%s/%s: look again", *key)
+                log.debug("%s/%s: a pass is due", *key)
             wake.clear()
-            started = time.monotonic()
-            try:
-                done = await loop.run_in_executor(self._executor, self._one_pass, key)
-            except Exception:
-                # The loop must outlive whatever a pass does: without it the resource would never be looked at again.
-                log.exception("%s/%s: a pass failed", *key)
-                done = Pass(Ended.FAILED)
+            async with self._slots.slot(key[0]):
+                started = time.monotonic()
+                try:
+                    done = await loop.run_in_executor(self._executor, self._one_pass, key)
+                except Exception:
+                    # The loop must outlive whatever a pass does: without it the resource would never be looked at again.
+                    log.exception("%s/%s: a pass failed", *key)
+                    done = Pass(Ended.FAILED)
             self._report(key, done, time.monotonic() - started)
             if done.ended is Ended.GONE and not wake.is_set():
                 self._loops.pop(key, None)

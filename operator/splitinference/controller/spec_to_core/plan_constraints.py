@@ -54,7 +54,7 @@ def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constr
     points = spec.partition.allowed_split_points
     for index, point in enumerate(points or ()):
         if not 0 < point < layers:
-            message = f"{point} is no boundary of the model: it has {layers} layers, so from 1 to {layers - 1}"
+            message = f"{point} is not a boundary of the model, which has {layers} layers, so from 1 to {layers - 1}"
             problems.append(FieldProblem(path=f"spec.partition.allowedSplitPoints[{index}]", message=message))
     if spec.partition.min_segments > layers:
         message = f"{spec.partition.min_segments} segments cannot be made of {layers} layers"
@@ -114,6 +114,18 @@ def trust_used(spec: Spec) -> Mapping[str, str]:
     """The labels of trusted nodes, where anything depends on them: a limit on token recovery, or verification."""
     used = spec.privacy.max_token_recovery_percent is not None or spec.verification is not None
     return spec.privacy.trusted_node_labels if used else {}
+
+
+def runtime_class(spec: Spec, layers: int, start: int, end: int) -> str | None:
+    """The RuntimeClass that the rules ask of a pod that holds a layer of [start, end), in a model of `layers`; None where they ask none."""
+    found = ((rule, rule.layers.of(layers)) for rule in spec.privacy.rules if rule.runtime_class_name is not None)
+    return next((rule.runtime_class_name for rule, run in found if run is not None and run[0] < end and start < run[1]), None)
+
+
+def text_runtime_class(spec: Spec, layers: int) -> str | None:
+    """The RuntimeClass that the rules ask of whoever sees text: the gateway."""
+    found = (rule.runtime_class_name for rule in spec.privacy.rules if _sees_text(rule, layers))
+    return next((name for name in found if name is not None), None)
 
 
 def _sees_text(rule: PrivacyRule, layers: int) -> bool:

@@ -61,7 +61,9 @@ def why_taken(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str
     if found is None:
         return f"{what} exists and this SplitInference did not create it. Delete or rename it, or give the SplitInference another name"
     if is_left_over(found, wanted):
-        return f"{what} belongs to an earlier SplitInference of this name. Kubernetes is still removing it, then it is made anew"
+        return (
+            f"{what} belongs to an earlier SplitInference of this name. Kubernetes is still removing it, then the operator creates it again"
+        )
     now = controller_of(found)
     whose = f"{now.kind} {now.name} manages it" if now else "it has no controller"
     return (

@@ -22,7 +22,7 @@ def unusable(node: Node, problem: Problem) -> str | None:
     bounds = problem.constraints
     for key, value in sorted(bounds.node_selector.items()):
         if node.labels.get(key) != value:
-            return f"label {key} is {node.labels.get(key)!r}, the selector wants {value!r}"
+            return f"label {key} is {node.labels.get(key)!r}, the selector requires {value!r}"
     if (taint := repelling(node.taints, bounds.tolerations)) is not None:
         return f"taint {taint.key}={taint.value}:{taint.effect} is not tolerated"
     if Goal.ENERGY in (problem.objective.goal, *problem.objective.then) and node.busy_watts <= 0:

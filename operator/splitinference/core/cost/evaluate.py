@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from splitinference.core.cost.link import Hop, Links, hop
 from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import StageCost, memory_bytes, stage_cost
-from splitinference.core.values.cluster import Node
+from splitinference.core.values.cluster import LinkQuality, Node
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Goal, Problem
 
@@ -144,5 +144,9 @@ def _load(chains: list[Chain], problem: Problem, links: Links) -> Load:
                 for label, name in previous:
                     step = _hop(problem, links, stage.segment.start, name, site.node.name).occupancy_ms
                     load.link_ms[label, site.label] += even / len(previous) * step
+                    for shared, way in links.shared(name, site.node.name):
+                        whole = LinkQuality(bandwidth_bytes_per_s=shared.bandwidth_bytes_per_s, rtt_ms=0.0)
+                        taken = hop(problem, stage.segment.start, whole, whole).occupancy_ms
+                        load.link_ms[f"shared link {shared.name}", way] += even / len(previous) * taken
             previous = [(site.label, site.node.name) for site in stage.sites]
     return load

@@ -91,7 +91,7 @@ def _rounded(value: float) -> float:
 
 def _least_squares() -> Callable[..., Any]:
     try:
-        from scipy.optimize import least_squares  # noqa: PLC0415 - an extra that only calibrating needs
+        from scipy.optimize import least_squares
     except ImportError:
         raise ValueError("fitting needs scipy: install splitinference[calibrate]") from None
     return least_squares  # type: ignore[no-any-return]

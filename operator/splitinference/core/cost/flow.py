@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 from splitinference.core.cost.evaluate import UnknownPlace
 from splitinference.core.cost.link import Links, hop
-from splitinference.core.cost.site import Site, site_of
+from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import stage_cost
+from splitinference.core.values.cluster import LinkQuality
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
 
@@ -19,7 +20,7 @@ _ENOUGH = 1e-12
 
 
 class Flow:
-    """A network with capacities; augmenting along shortest paths (Edmonds and Karp)."""
+    """A network with capacities; blocking flows over levels (Dinic 1970)."""
 
     def __init__(self, count: int) -> None:
         self._edges: list[list[int]] = [[] for _ in range(count)]
@@ -42,28 +43,54 @@ class Flow:
     def maximum(self, source: int, sink: int) -> float:
         """The largest flow from source to sink."""
         total = 0.0
+        while (levels := self._levels(source, sink)) is not None:
+            total += self._blocking(source, sink, levels)
+        return total
+
+    def _levels(self, source: int, sink: int) -> list[int] | None:
+        """How many edges with room lead from the source to each point, -1 where none do; None if the sink is not reached."""
+        levels = [-1] * len(self._edges)
+        levels[source] = 0
+        queue = deque([source])
+        while queue:
+            here = queue.popleft()
+            for edge in self._edges[here]:
+                there = self._target[edge]
+                if levels[there] < 0 and self._left[edge] > _ENOUGH:
+                    levels[there] = levels[here] + 1
+                    queue.append(there)
+        return levels if levels[sink] >= 0 else None
+
+    def _blocking(self, source: int, sink: int, levels: list[int]) -> float:
+        """Send along paths that go one level on with each edge, until none is left. An edge that is done with is not looked at again."""
+        total, trail, here = 0.0, list[int](), source
+        tried = [0] * len(self._edges)
         while True:
-            before: list[int] = [-1] * len(self._edges)
-            queue, seen = deque([source]), {source}
-            while queue and sink not in seen:
-                here = queue.popleft()
-                for edge in self._edges[here]:
-                    there = self._target[edge]
-                    if there not in seen and self._left[edge] > _ENOUGH:
-                        seen.add(there)
-                        before[there] = edge
-                        queue.append(there)
-            if sink not in seen:
+            if here == sink:
+                room = min(self._left[edge] for edge in trail)
+                total += room
+                for edge in trail:
+                    self._left[edge] -= room
+                    self._left[edge ^ 1] += room
+                # Back to before the first edge that is full.
+                first = next(n for n, edge in enumerate(trail) if self._left[edge] <= _ENOUGH)
+                here = self._target[trail[first] ^ 1]
+                del trail[first:]
+                continue
+            edges = self._edges[here]
+            while tried[here] < len(edges):
+                edge = edges[tried[here]]
+                if levels[self._target[edge]] == levels[here] + 1 and self._left[edge] > _ENOUGH:
+                    break
+                tried[here] += 1
+            if tried[here] < len(edges):
+                trail.append(edges[tried[here]])
+                here = self._target[trail[-1]]
+            elif here == source:
                 return total
-            trail, here = [], sink
-            while here != source:
-                trail.append(before[here])
-                here = self._target[before[here] ^ 1]
-            room = min(self._left[edge] for edge in trail)
-            for edge in trail:
-                self._left[edge] -= room
-                self._left[edge ^ 1] += room
-            total += room
+            else:
+                here = self._target[trail.pop() ^ 1]
+                tried[here] += 1
 
 
 Run = tuple[Site, int, int]
@@ -95,7 +122,7 @@ def flow_over(runs: Iterable[Run], problem: Problem) -> tuple[float, list[tuple[
 
     for number, (site, start, end) in enumerate(held):
         graph.add(2 * number, 2 * number + 1, tokens(stage_cost(problem, site, start, end).occupancy_ms))
-        if start == 0:
+        if start == 0 and links.is_open(network.ingress, site.node.name):
             there, back = links.quality(network.ingress, site.node.name), links.quality(site.node.name, network.ingress)
             edges.append((-1, number, graph.add(source, 2 * number, tokens(hop(problem, 0, there, back).occupancy_ms))))
         if end == layers:
@@ -108,18 +135,40 @@ def flow_over(runs: Iterable[Run], problem: Problem) -> tuple[float, list[tuple[
             there, back = links.quality(site.node.name, run[0].node.name), links.quality(run[0].node.name, site.node.name)
             if min(there.bandwidth_bytes_per_s, back.bandwidth_bytes_per_s) < least:
                 continue
+            if not links.is_open(site.node.name, run[0].node.name):
+                continue
             room = tokens(hop(problem, end, there, back).occupancy_ms)
             edges.append((number, other, graph.add(2 * number + 1, 2 * other, room)))
     total = graph.maximum(source, sink)
-    return total, [(a, b, graph.used(edge)) for a, b, edge in edges if graph.used(edge) > _ENOUGH]
+    flows = [(a, b, graph.used(edge)) for a, b, edge in edges if graph.used(edge) > _ENOUGH]
+    part = _that_shared_links_pass(flows, held, links, problem)
+    return part * total, [(a, b, part * flow) for a, b, flow in flows]
+
+
+def _that_shared_links_pass(flows: list[tuple[int, int, float]], held: list[Run], links: Links, problem: Problem) -> float:
+    """The share of a flow that the links pass which several hops share: all of it is throttled as the fullest of them.
+
+    That is what this flow can do; another one that goes over them less may do more.
+    """
+    if not problem.snapshot.network.shared:
+        return 1.0
+    taken: dict[tuple[str, str], float] = {}
+    for a, b, flow in flows:
+        source = problem.snapshot.network.ingress if a < 0 else held[a][0].node.name
+        for link, way in links.shared(source, held[b][0].node.name):
+            whole = LinkQuality(bandwidth_bytes_per_s=link.bandwidth_bytes_per_s, rtt_ms=0.0)
+            step = hop(problem, 0 if a < 0 else held[a][2], whole, whole).occupancy_ms
+            taken[link.name, way] = taken.get((link.name, way), 0.0) + flow * step / (1e3 * problem.workload.batch)
+    return 1.0 / max(1.0, *taken.values(), 1.0)
 
 
 def runs_of(plan: Plan, problem: Problem) -> list[Run]:
     """The runs that a plan's nodes hold, each place once, by name. Raises UnknownPlace for a place that the snapshot lacks."""
     found: dict[tuple[str, str], Run] = {}
+    places = {(node.name, site.processor): site for node in problem.snapshot.nodes for site in sites(node)}
     for segment in plan.segments:
         for name in segment.nodes:
-            site = site_of(problem.snapshot, name, segment.processor)
+            site = places.get((name, segment.processor))
             if site is None:
                 raise UnknownPlace(f"the snapshot has no place {name}/{segment.processor}")
             found[name, segment.processor] = (site, *segment.held)

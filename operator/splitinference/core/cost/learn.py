@@ -81,7 +81,9 @@ def counting(known: Mapping[str, Factor], now: datetime) -> dict[str, float]:
 
 def calibrated(snapshot: Snapshot, known: Mapping[str, Factor], now: datetime, prefill: Mapping[str, Factor] | None = None) -> Snapshot:
     """The snapshot with each node's factors and their spreads; of nodes without one, the median of the others'. The same while there is
-    none. `known`: of decode steps, `prefill`: of prefills."""
+    none. `known`: of decode steps, `prefill`: of prefills. Until a prefill was measured on any node, decode's factors count for both: a
+    node that is slower than its label says is slower in both."""
+    prefill = prefill if counting(prefill or {}, now) else known
     for names, learned in (("calibration", known), ("prefill_calibration", prefill or {})):
         factors = counting(learned, now)
         if not factors:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from splitinference.core.values.cluster import Link, LinkQuality, Network, Node
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, SharedLink
 from splitinference.core.values.problem import Problem
 
 MESSAGE_BYTES = 1024
@@ -29,15 +29,51 @@ class Links:
         # Of two equal entries the last one wins, as in a mapping.
         self._links: dict[tuple[str, str], LinkQuality] = _table(network.links)
         self._zones: dict[tuple[str, str], LinkQuality] = _table(network.zones)
+        self._closed = {(way.source, way.target) for way in network.closed}
+        self._closed_zones = {(way.source, way.target) for way in network.closed_zones}
 
     def quality(self, source: str, target: str) -> LinkQuality:
-        """Quality from `source` to `target`; an empty name is a place outside, reached by the default."""
+        """Quality from `source` to `target`; an empty name is a place outside, reached by the default.
+
+        No wider than the shared links on the way.
+        """
         if source == target:
             return self._network.local if source else self._network.default
         found = self._links.get((source, target))
         if found is None:
-            found = self._zones.get((self._zone.get(source, ""), self._zone.get(target, "")))
-        return found or self._network.default
+            found = self._zones.get(self._zones_of(source, target))
+        found = found or self._network.default
+        widths = [link.bandwidth_bytes_per_s for link, _ in self.shared(source, target)]
+        if widths and min(widths) < found.bandwidth_bytes_per_s:
+            return LinkQuality(bandwidth_bytes_per_s=min(widths), rtt_ms=found.rtt_ms)
+        return found
+
+    def is_open(self, source: str, target: str) -> bool:
+        """Whether a hop may go from `source` to `target`; a place outside is always reached."""
+        if source == target or not source or not target:
+            return True
+        if (source, target) in self._closed:
+            return False
+        if (source, target) in self._links:
+            return True
+        zones = self._zones_of(source, target)
+        if zones in self._closed_zones:
+            return False
+        return zones in self._zones or not self._network.only_listed
+
+    def shared(self, source: str, target: str) -> list[tuple[SharedLink, str]]:
+        """The shared links that a hop passes, and in which direction: out of those behind it, or in."""
+        if not self._network.shared or source == target:
+            return []
+        passed = []
+        for link in self._network.shared:
+            behind = [bool(name) and link.holds(name, self._zone.get(name, "")) for name in (source, target)]
+            if behind[0] != behind[1]:
+                passed.append((link, "out" if behind[0] else "in"))
+        return passed
+
+    def _zones_of(self, source: str, target: str) -> tuple[str, str]:
+        return self._zone.get(source, ""), self._zone.get(target, "")
 
 
 def _table(links: tuple[Link, ...]) -> dict[tuple[str, str], LinkQuality]:

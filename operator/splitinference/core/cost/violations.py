@@ -7,10 +7,12 @@ from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.cost.evaluate import Evaluation, UnknownPlace, evaluate
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.predict import prediction_of, utilizations
-from splitinference.core.cost.site import site_of
+from splitinference.core.cost.site import sites
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.value import Value
+
+_MIB = 1024 * 1024
 
 TOLERANCE = 1e-9
 """Relative slack for limits on computed times, so that the order of a sum decides nothing."""
@@ -57,9 +59,10 @@ def _cover(plan: Plan, problem: Problem) -> Iterator[Violation]:
 
 
 def _places(plan: Plan, problem: Problem) -> Iterator[Violation]:
+    places = {(node.name, site.processor) for node in problem.snapshot.nodes for site in sites(node)}
     for segment in plan.segments:
         for name in segment.nodes:
-            if site_of(problem.snapshot, name, segment.processor) is None:
+            if (name, segment.processor) not in places:
                 what = f"processor {segment.processor!r}" if segment.processor else "place of its own (it has processors), or node"
                 yield Violation(constraint="place", message=f"node {name!r}: no such {what} in the snapshot")
 
@@ -80,7 +83,7 @@ def _nodes(plan: Plan, problem: Problem) -> Iterator[Violation]:
 def _counts(plan: Plan, problem: Problem) -> Iterator[Violation]:
     bounds, flow = problem.constraints, problem.objective.goal is Goal.THROUGHPUT
     if not flow and len(plan.pipelines) != bounds.pipelines:
-        yield Violation(constraint="pipelines", message=f"{len(plan.pipelines)} pipelines, {bounds.pipelines} are asked for")
+        yield Violation(constraint="pipelines", message=f"{len(plan.pipelines)} pipelines, {bounds.pipelines} are required")
     used = {name for segment in plan.segments for name in segment.nodes}
     if bounds.max_nodes is not None and len(used) > bounds.max_nodes:
         yield Violation(constraint="max-nodes", message=f"{len(used)} nodes, at most {bounds.max_nodes} are allowed")
@@ -94,7 +97,7 @@ def _counts(plan: Plan, problem: Problem) -> Iterator[Violation]:
                   for name in now.nodes if before is None or name not in before.nodes or not now.processor]  # fmt: skip
         for name, times in sorted(Counter(visits).items()):
             if times > 1:
-                yield Violation(constraint="node-once", message=f"pipeline {number} comes to node {name} {times} times")
+                yield Violation(constraint="node-once", message=f"pipeline {number} uses node {name} {times} times")
         places = Counter((name, s.processor) for s in pipeline.segments for name in s.nodes)
         if max(places.values()) > 1 and max(Counter(visits).values()) == 1:
             yield Violation(constraint="node-once", message=f"pipeline {number} uses a processor twice")
@@ -133,20 +136,31 @@ def _no_shared_segment(plan: Plan) -> Iterator[Violation]:
             yield Violation(constraint="shared-segment", message=f"segment [{start}, {end}) on node {name} is in {times} pipelines")
 
 
+def _mib(amount: int) -> int:
+    """Bytes in MiB, rounded up: what is free is rounded down, so a message never says that 40 MiB do not fit in 40."""
+    return -(-amount // _MIB)
+
+
 def _memory(laid: Evaluation) -> Iterator[Violation]:
     free = {(site.node.name, site.processor): site.memory_bytes for stage in laid.stages for site in stage.sites}
     for place, needed in sorted(laid.load.memory.items()):
         if needed > free[place]:
             where = "/".join(part for part in place if part)
-            yield Violation(constraint="memory", message=f"{where}: {needed} bytes needed, {free[place]} free")
+            yield Violation(constraint="memory", message=f"{where}: {_mib(needed)} MiB needed, {free[place] // _MIB} MiB free")
 
 
 def _links(plan: Plan, problem: Problem) -> Iterator[Violation]:
-    least = problem.constraints.min_bandwidth_bytes_per_s
+    least, network = problem.constraints.min_bandwidth_bytes_per_s, problem.snapshot.network
+    if least is None and not (network.closed or network.closed_zones or network.only_listed):
+        return
+    links = Links(network, problem.snapshot.nodes)
+    firsts = {(network.ingress, name) for pipeline in plan.pipelines for name in pipeline.segments[0].nodes}
+    pairs = {(a, b) for p in plan.pipelines for s, t in zip(p.segments, p.segments[1:], strict=False) for a in s.nodes for b in t.nodes}
+    for source, target in sorted(pairs | firsts):
+        if not links.is_open(source, target):
+            yield Violation(constraint="closed-link", message=f"no hop goes from {source} to {target}")
     if least is None:
         return
-    links = Links(problem.snapshot.network, problem.snapshot.nodes)
-    pairs = {(a, b) for p in plan.pipelines for s, t in zip(p.segments, p.segments[1:], strict=False) for a in s.nodes for b in t.nodes}
     for source, target in sorted(pairs):
         found = min(links.quality(source, target).bandwidth_bytes_per_s, links.quality(target, source).bandwidth_bytes_per_s)
         if found < least:
@@ -193,7 +207,10 @@ def double_booked(plans: Sequence[Plan], problems: Sequence[Problem]) -> tuple[V
         for name, share in loads(laid, problem).items():
             shares.setdefault(name, []).append(share)
     memory = tuple(
-        Violation(constraint="memory", message=f"{'/'.join(filter(None, place))}: {needed} bytes for all plans, {free[place]} free")
+        Violation(
+            constraint="memory",
+            message=f"{'/'.join(filter(None, place))}: {_mib(needed)} MiB for all plans, {free[place] // _MIB} MiB free",
+        )
         for place, needed in sorted(taken.items())
         if needed > free[place]
     )

@@ -1,7 +1,6 @@
-"""Where a move that may be left would take layers from a calm node to one that is too busy: that is not what it is for.
+"""Keeps optional moves from taking layers from a calm node to one that is too busy.
 
-The more others take of a node, the less is known of what they leave, and what is predicted there is mostly hope: a plan that follows it
-meets the reason to move again as soon as it is there.
+The busier a node is, the less certain is its prediction. A plan that moved there would meet the reason to move again at once.
 """
 
 from splitinference.core.cost.stage import memory_bytes
@@ -11,8 +10,8 @@ from splitinference.core.values.problem import Problem
 
 
 def goes_to_busier(current: Plan, plan: Plan, problem: Problem, limit: float) -> bool:
-    """Whether a layer would be computed on a node of which others use more than `limit`, 0..1, and more than of the node where it is now.
-    Of several pipelines only those are compared that both plans have."""
+    """Whether a layer would move to a node of which others use more than `limit`, 0..1, and more than of its present node. Of several
+    pipelines, only those that both plans have are compared."""
     used = {node.name: node.utilization or 0.0 for node in problem.snapshot.nodes}
 
     def computed(of: Plan) -> list[dict[int, float]]:
@@ -26,7 +25,7 @@ def goes_to_busier(current: Plan, plan: Plan, problem: Problem, limit: float) ->
 
 
 def no_more_on_busy(current: Plan, problem: Problem, limit: float) -> Problem:
-    """The problem where nodes that are too busy hold no more than they do in the current plan."""
+    """The problem in which busy nodes hold no more memory than in the current plan."""
     held = {node.name: 0 for node in problem.snapshot.nodes if (node.utilization or 0.0) > limit}
     for segment in current.segments:
         for name in segment.nodes:

@@ -1,33 +1,33 @@
-"""What to do now. Composes triggers, the solver and the judge of plans; a decision is a value with its reason."""
+"""One decision: check triggers, solve, compare. The decision is a value with its reason."""
 
 from splitinference.core.decide import stabilization_window
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory, Policy
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
 from splitinference.core.decide.base.triggers import Reason, check
-from splitinference.core.decide.base.validated_solver import Ends, Solve, Solver, arrives
-from splitinference.core.decide.early_load_signal import noticed
+from splitinference.core.decide.base.validated_solver import DryRun, Solve, Solver, always_reachable
+from splitinference.core.decide.early_load_signal import with_early_load
 from splitinference.core.decide.mandatory import mandatory
-from splitinference.core.decide.metrics_settling import followed, settling
+from splitinference.core.decide.metrics_settling import settling, update_levels
 from splitinference.core.decide.optional import optional
 from splitinference.core.values.result import Limits
 
 _MAY_WAIT = (Reason.UTILIZATION_SHIFTED, Reason.LINK_DEGRADED)
-"""Where clients do not feel it yet. A better plan waits too, once it is known that there is one."""
+"""Reasons that wait while metrics settle, because the SLO is not violated. A better plan waits too, once one is known."""
 
 
 def decide(
-    facts: Facts, policy: Policy, memory: Memory, solve: Solve, limits: Limits, *, ends: Ends = arrives
+    inputs: DecisionInputs, policy: Policy, memory: Memory, solve: Solve, limits: Limits, *, dry_run: DryRun = always_reachable
 ) -> tuple[Adopt | Keep, Memory]:
-    """The decision, and the memory after it. `ends`: how a walk to a plan would end; none but a first is adopted that has no way."""
-    memory = stabilization_window.followed(facts, policy, memory)
-    facts, memory = noticed(stabilization_window.counting(facts, memory), memory)
-    memory = followed(facts, policy, memory)
-    trigger, memory = check(facts, policy, memory)
+    """The decision, and the memory after it. `dry_run`: how the transition to a plan would end."""
+    memory = stabilization_window.update_window(inputs, policy, memory)
+    inputs, memory = with_early_load(stabilization_window.hide_unsettled(inputs, memory), memory)
+    memory = update_levels(inputs, policy, memory)
+    trigger, memory = check(inputs, policy, memory)
     if trigger is None:
         return Keep(reason=Kept.STEADY), memory
-    solver = Solver(solve, limits, ends)
+    solver = Solver(solve, limits, dry_run)
     if trigger.mandatory:
-        return mandatory(facts, policy, memory, solver, trigger)
-    if trigger.reason in _MAY_WAIT and settling(memory, facts, policy):
+        return mandatory(inputs, policy, memory, solver, trigger)
+    if trigger.reason in _MAY_WAIT and settling(memory, inputs, policy):
         return Keep(reason=Kept.SETTLING, trigger=trigger), memory
-    return optional(facts, policy, memory.model_copy(update={"reviewed": facts.now}), solver, trigger)
+    return optional(inputs, policy, memory.model_copy(update={"reviewed": inputs.now}), solver, trigger)

@@ -1,11 +1,11 @@
-"""What stages that serve show of their nodes before metrics do: a mean over a minute shows a change fully after a minute, steps at once.
+"""Notices load on a node earlier than metrics do. A mean over one minute shows a change fully after a minute; decode steps show it at once.
 
-Where three of four steps of a stage, each computed alone, take clearly longer than the cost model says of the node as metrics have it, in
-several observations in a row, and metrics begin to rise, others take more of the node than metrics say yet. The snapshot that is decided by
-has the utilization then that the steps imply. It is only ever raised; thresholds, windows and confirmations hold for it as for any other.
+Steps that are clearly slower than predicted, in several observations in a row, show that others use more of the node than the metrics say
+yet, if the metrics begin to rise too. The snapshot then gets the utilization that the steps imply. It is only ever raised, and the usual
+thresholds, windows and confirmations apply to it.
 
-What is no sign: queueing (it is not part of a step's compute), a batch (its steps did not compute alone), few steps, old ones, a node whose
-factor was not measured yet, or whose use by others is not known.
+Not counted: queueing (it is not part of a step's compute), batches (their steps were not computed alone), few or old steps, nodes whose
+calibration factor was not measured, and nodes whose use by others is unknown.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,46 +13,46 @@ from datetime import datetime, timedelta
 
 from splitinference.core.cost.calibrate import TELLING_MS, decode_compute_ms
 from splitinference.core.cost.site import LEAST_SHARE
-from splitinference.core.decide.base.policy import Facts, Memory, Slowed, StageTime
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Slowed, StageTime
 from splitinference.core.values.problem import Problem
 
 SLOWER = 1.5
-"""So many times its prediction a stage must take to be clearly slower."""
+"""A stage is clearly slower if it takes at least this many times its predicted time."""
 STILL_SLOWER = 1.2
-"""And so many times, to be slower still: what wavers around one threshold makes no sign come and go."""
+"""A slow stage counts as slow until it takes less than this many times its predicted time (hysteresis)."""
 ENOUGH_OBSERVATIONS = 3
 SPACING = timedelta(seconds=2)
-"""At least so long between two observations that count."""
+"""Least time between two observations that count."""
 FRESH = timedelta(seconds=15)
-"""Steps are a sign for so long."""
+"""Steps older than this do not count."""
 RISEN = 0.03
-"""And metrics must have begun to say the same: a node that is slower for another reason (heat, say) is for calibration to learn."""
+"""The metric must have risen by this much. A node that is slow for another reason, such as heat, is left to calibration."""
 SHOWN = timedelta(seconds=90)
-"""By then a mean over a minute shows what there is to show."""
+"""After this time a mean over a minute shows the whole change."""
 LEFT = SHOWN
-"""A node that was left, where no steps are seen any more, counts as it was seen last for so long."""
+"""A node that the plan left keeps its last observation for this long."""
 LEAST_STEPS = 3
-"""A stage that is ten times slower has few of them; the lower quartile of three is the least."""
+"""Fewer steps do not count. A stage that is ten times slower has few of them."""
 
 
-def noticed(facts: Facts, memory: Memory) -> tuple[Facts, Memory]:
-    """The facts with the utilization that stages imply, and the memory after looking."""
-    ratios = slower(facts.problem, facts.stages)
+def with_early_load(inputs: DecisionInputs, memory: Memory) -> tuple[DecisionInputs, Memory]:
+    """The inputs with the utilization that stages imply, and the memory after it."""
+    ratios = slower(inputs.problem, inputs.stages)
     if not ratios and not memory.slowed:
-        return facts, memory
-    used = {node.name: node.utilization for node in facts.problem.snapshot.nodes if node.utilization is not None}
-    slowed = {name: seen for name, ratio in ratios.items() if (seen := _seen(memory.slowed.get(name), ratio, used[name], facts.now))}
-    serving = {name for segment in (facts.plan.segments if facts.plan else ()) for name in segment.nodes}
+        return inputs, memory
+    used = {node.name: node.utilization for node in inputs.problem.snapshot.nodes if node.utilization is not None}
+    slowed = {name: seen for name, ratio in ratios.items() if (seen := _seen(memory.slowed.get(name), ratio, used[name], inputs.now))}
+    serving = {name for segment in (inputs.plan.segments if inputs.plan else ()) for name in segment.nodes}
     for name, was in memory.slowed.items():
         keeps = FRESH if name in serving else LEFT
-        if name not in ratios and was.observations >= ENOUGH_OBSERVATIONS and timedelta(0) <= facts.now - was.last < keeps:
+        if name not in ratios and was.observations >= ENOUGH_OBSERVATIONS and timedelta(0) <= inputs.now - was.last < keeps:
             slowed[name] = was
     implied = {name: seen.implied for name, seen in slowed.items() if name in used and _counts(seen, used[name])}
-    return facts.model_copy(update={"problem": _with(facts.problem, implied)}), memory.model_copy(update={"slowed": slowed})
+    return inputs.model_copy(update={"problem": _with(inputs.problem, implied)}), memory.model_copy(update={"slowed": slowed})
 
 
 def _seen(was: Slowed | None, ratio: float, used: float, now: datetime) -> Slowed | None:
-    """What is remembered after one more observation of a node; None where it is no sign."""
+    """The record of a node after one more observation. None if the observation does not count."""
     if was is not None and not timedelta(0) <= now - was.last < FRESH:
         was = None  # observations with a gap between them are not in a row
     if ratio < (SLOWER if was is None else STILL_SLOWER):
@@ -66,12 +66,12 @@ def _seen(was: Slowed | None, ratio: float, used: float, now: datetime) -> Slowe
 
 
 def _counts(seen: Slowed, used: float) -> bool:
-    """Whether it is others who slow the node down, and only lately: then metrics begin to rise, and have not had the time to show all."""
+    """Whether others slow the node down, and only lately: the metric has begun to rise and has not had time to show everything."""
     return seen.observations >= ENOUGH_OBSERVATIONS and used - seen.metric >= RISEN and seen.last - seen.since < SHOWN
 
 
 def slower(problem: Problem, stages: Iterable[StageTime]) -> Mapping[str, float]:
-    """By node: how many times its prediction the compute of its stages takes, where that can be said; of several stages the least."""
+    """For each node with enough steps: measured compute time divided by the predicted one. The least of its stages counts."""
     nodes = {node.name: node for node in problem.snapshot.nodes}
     found: dict[str, float] = {}
     for stage in stages:
@@ -88,7 +88,7 @@ def slower(problem: Problem, stages: Iterable[StageTime]) -> Mapping[str, float]
 
 
 def _with(problem: Problem, raised: Mapping[str, float]) -> Problem:
-    """The problem with these nodes at least so busy; what is not known stays unknown."""
+    """The problem with the utilization of these nodes raised to at least these values. Unknown utilization stays unknown."""
     if not raised:
         return problem
     nodes = tuple(

@@ -1,85 +1,85 @@
-"""What to do where something must be done at once: the best plan that can be walked to; the plan as it is while there is none."""
+"""The decision for a mandatory reason: the best plan that can be reached at once. Without one, the plan stays."""
 
 from dataclasses import dataclass
 
 from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.decide.base.compare import Change, change, figures, gain, move_seconds, moving
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory, Policy
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
 from splitinference.core.decide.base.triggers import Reason, Trigger
 from splitinference.core.decide.base.validated_solver import Solver
-from splitinference.core.decide.feasibility.capacity_memory import remembered, room
-from splitinference.core.decide.feasibility.reachable_plans import instead
+from splitinference.core.decide.feasibility.capacity_memory import memory_limits, update_obstacles
+from splitinference.core.decide.feasibility.reachable_plans import best_reachable
 from splitinference.core.decide.feasibility.restrict import may_stay, pinned, same_cuts, with_room, without
-from splitinference.core.decide.retry_backoff import Try
-from splitinference.core.decide.stabilization_window import begun
+from splitinference.core.decide.retry_backoff import Attempt
+from splitinference.core.decide.stabilization_window import start_window
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
 
 Found = tuple[Plan | Keep, tuple[str, ...]]
-"""A plan and what is to be said of it; or why there is none."""
+"""A plan with notes for the message, or why there is none."""
 
 
-def mandatory(facts: Facts, policy: Policy, memory: Memory, solver: Solver, trigger: Trigger) -> tuple[Adopt | Keep, Memory]:
+def mandatory(inputs: DecisionInputs, policy: Policy, memory: Memory, solver: Solver, trigger: Trigger) -> tuple[Adopt | Keep, Memory]:
     """The decision for a mandatory reason, and the memory after it."""
-    memory = remembered(memory, facts, policy, trigger)
-    problem = without(facts.problem, [*facts.quarantined, *facts.pressured])
-    if trigger.reason is Reason.WALK_BLOCKED and facts.serving is not None:
-        # The plan does not serve, so the cost of another is counted from what does.
-        problem = problem.model_copy(update={"serving": tuple((s.start, s.end, s.node) for s in facts.serving.segments)})
-    this = Try.of(problem, facts, trigger.reason)
-    if this.too_soon(memory, policy, facts.now):
+    memory = update_obstacles(memory, inputs, policy, trigger)
+    problem = without(inputs.problem, [*inputs.quarantined, *inputs.pressured])
+    if trigger.reason is Reason.TRANSITION_BLOCKED and inputs.serving is not None:
+        # The plan does not serve yet, so the cost of another plan is counted from what serves.
+        problem = problem.model_copy(update={"serving": tuple((s.start, s.end, s.node) for s in inputs.serving.segments)})
+    attempt = Attempt.of(problem, inputs, trigger.reason)
+    if attempt.too_soon(memory, policy, inputs.now):
         return Keep(reason=Kept(memory.tried_reason), message=memory.tried_message, trigger=trigger), memory
-    case = _Case(facts, policy, solver, trigger)
-    found, notes = case.best(with_room(problem, room(memory.obstacles, facts)))
+    case = _MandatoryDecision(inputs, policy, solver, trigger)
+    found, notes = case.best(with_room(problem, memory_limits(memory.obstacles, inputs)))
     if isinstance(found, Keep) and memory.obstacles:
         found, notes = case.best(problem)
-    if isinstance(found, Plan) and (kept := case.good_enough(found, problem)) is not None and solver.reaches(kept):
-        message = f"{trigger.message}; the plan stays: another is not better by {policy.min_gain:.0%}"
-        return Adopt(plan=kept, change=Change.KEEP, reason=trigger.reason, message=message, mandatory=True), memory.afresh()
+    if isinstance(found, Plan) and (kept := case.good_enough(found, problem)) is not None and solver.reachable(kept):
+        message = f"{trigger.message}; the plan stays: no other plan is better by more than {policy.min_gain:.0%}"
+        return Adopt(plan=kept, change=Change.KEEP, reason=trigger.reason, message=message, mandatory=True), memory.after_adoption()
     if isinstance(found, Plan):
-        found, further = case.walkable(found, problem)
+        found, further = case.reachable_plan(found, problem)
         notes += further
     if isinstance(found, Keep):
-        unsaid = [f"{node} is avoided: {why}" for node, why in facts.quarantined.items() if why not in trigger.message]
-        message = "; ".join([trigger.message, found.message, *unsaid])
-        return Keep(reason=found.reason, message=message, trigger=trigger), this.failed(memory, found.reason, message, facts.now)
-    parts = [trigger.message, *notes, figures(found, problem), moving(found, problem, policy) if facts.plan else ""]
+        unmentioned = [f"{node} is not used: {why}" for node, why in inputs.quarantined.items() if why not in trigger.message]
+        message = "; ".join([trigger.message, found.message, *unmentioned])
+        return Keep(reason=found.reason, message=message, trigger=trigger), attempt.failed(memory, found.reason, message, inputs.now)
+    parts = [trigger.message, *notes, figures(found, problem), moving(found, problem, policy) if inputs.plan else ""]
     message = "; ".join(filter(None, parts))
-    adopted = Adopt(plan=found, change=change(facts.plan, found), reason=trigger.reason, message=message, mandatory=True)
-    afresh = memory.afresh(detoured=facts.now if trigger.reason is Reason.WALK_BLOCKED else None)
-    return adopted, begun(afresh, adopted.change)
+    adopted = Adopt(plan=found, change=change(inputs.plan, found), reason=trigger.reason, message=message, mandatory=True)
+    after_adoption = memory.after_adoption(detoured=inputs.now if trigger.reason is Reason.TRANSITION_BLOCKED else None)
+    return adopted, start_window(after_adoption, adopted.change)
 
 
 @dataclass(frozen=True)
-class _Case:
-    """What is known, and whom to ask."""
+class _MandatoryDecision:
+    """The inputs of one mandatory decision, and the solver."""
 
-    facts: Facts
+    inputs: DecisionInputs
     policy: Policy
     solver: Solver
     trigger: Trigger
 
     def best(self, problem: Problem) -> Found:
-        """The best plan, whatever stands in the way to it."""
-        current = self.facts.plan
+        """The best plan, reachable or not."""
+        current = self.inputs.plan
         found: Plan | Keep | None = None
-        if current is not None and self.trigger.reason not in (Reason.SPEC_CHANGED, Reason.WALK_BLOCKED):
+        if current is not None and self.trigger.reason not in (Reason.SPEC_CHANGED, Reason.TRANSITION_BLOCKED):
             same = same_cuts(problem, current)
-            found = self._mended(same, current) if same is not None else None
+            found = self._with_same_cuts(same, current) if same is not None else None
         if not isinstance(found, Plan):
             found = self.solver.best(problem, None)
         if isinstance(found, Keep) and problem.slo != Slo():
             relaxed = self.solver.best(problem.model_copy(update={"slo": Slo()}), None)
             if isinstance(relaxed, Plan):
-                return relaxed, (f"the SLO cannot be kept: {found.message}",)
+                return relaxed, (f"no plan meets the SLO: {found.message}",)
         return found, ()
 
-    def _mended(self, same: Problem, current: Plan) -> Plan | Keep:
-        """The best plan of the same cuts; but one that leaves alone what still runs, unless the other is better by more than its move.
+    def _with_same_cuts(self, same: Problem, current: Plan) -> Plan | Keep:
+        """The best plan with the same split points. One that keeps running segments in place wins, unless moving them pays.
 
-        While something is lost nobody is served, so every segment that is moved without need makes the gap longer.
+        While a segment is lost, nothing is served, so each needless move makes the interruption longer.
         """
         best = self.solver.best(same, None)
         staying = may_stay(current, same)
@@ -93,8 +93,8 @@ class _Case:
         return best if further - longer / self.policy.payback.total_seconds() > self.policy.min_gain else least
 
     def good_enough(self, found: Plan, problem: Problem) -> Plan | None:
-        """Where only the specification has changed: the plan with its prediction as it is now, if it is as good as the one found."""
-        current = self.facts.plan
+        """If only the spec changed: the present plan with a new prediction, if it is as good as the one found."""
+        current = self.inputs.plan
         if self.trigger.reason is not Reason.SPEC_CHANGED or current is None:
             return None
         if current.model_digest != found.model_digest or violations(current, problem):
@@ -103,21 +103,21 @@ class _Case:
             return None
         return current.model_copy(update={"prediction": predict(current, problem), "value": objective_value(current, problem)})
 
-    def walkable(self, found: Plan, problem: Problem) -> Found:
-        """The plan if it can be walked to, else the best that can. A first plan is taken in any case: nothing else is there to be kept."""
-        end = self.solver.ends(found)
+    def reachable_plan(self, found: Plan, problem: Problem) -> Found:
+        """The plan if it can be reached, else the best that can. A first plan is adopted in any case, since there is none to keep."""
+        end = self.solver.dry_run(found)
         if not isinstance(end, Blocked):
             return found, ()
-        other = instead(found, problem, self.facts, self.policy, self.solver)
+        other = best_reachable(found, problem, self.inputs, self.policy, self.solver)
         if other is not None:
             broken = [v.message for v in violations(other, problem) if v.constraint.startswith("slo")]
-            limits = (f"no plan that can be reached keeps the SLO: {'; '.join(broken)}",) if broken else ()
-            return other, (f"the best plan cannot be reached{self._why(end)}", *limits)
-        if self.facts.plan is None:
+            limits = (f"no reachable plan meets the SLO: {'; '.join(broken)}",) if broken else ()
+            return other, (f"this is the best reachable plan; the best of all cannot be reached{self._why(end)}", *limits)
+        if self.inputs.plan is None:
             return found, ()
-        return Keep(reason=Kept.BLOCKED, message=f"no plan can be reached from what serves{self._why(end)}"), ()
+        return Keep(reason=Kept.BLOCKED, message=f"no plan can be reached from the serving segments{self._why(end)}"), ()
 
     def _why(self, end: Blocked) -> str:
-        """What is in the way, unless the reason to decide has said it."""
-        said = self.trigger.reason is Reason.WALK_BLOCKED and self.facts.blocked is not None and self.facts.blocked.why == end.why
+        """What blocks the transition, unless the trigger's message already says it."""
+        said = self.trigger.reason is Reason.TRANSITION_BLOCKED and self.inputs.blocked is not None and self.inputs.blocked.why == end.why
         return "" if said else f": {end.why}"

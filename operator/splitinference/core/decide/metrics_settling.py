@@ -1,36 +1,35 @@
-"""Whether what is known of the plan's nodes still changes: a mean over a window says on its way up neither what was nor what will be.
+"""Whether the utilization of the plan's nodes still changes. While it does, a mean over a window shows neither the old nor the new load.
 
-Where several nodes get busy at once, the first that shows would be answered by a move, and the second by another. So a move that may
-wait waits until the utilization of the plan's nodes keeps still, within bounds: what never keeps still puts nothing off for ever. Where
-clients' limits are broken nothing waits.
+If several nodes get busy at once, the first one to show would cause a move, and the second one another. So an optional move waits until
+the utilization of the plan's nodes is stable, for two windows at most. While the SLO is violated, nothing waits.
 """
 
 from datetime import datetime
 
-from splitinference.core.decide.base.policy import Facts, Level, Memory, Policy
+from splitinference.core.decide.base.policy import DecisionInputs, Level, Memory, Policy
 
 STEP = 0.1
-"""So much of a node, gained or lost, is a change."""
+"""A change of utilization by more than this is a change of level."""
 
 
-def followed(facts: Facts, policy: Policy, memory: Memory) -> Memory:
-    """The memory with the levels of the plan's nodes as they are now. What is not known now stays as it was."""
-    used = {node.name: node.utilization for node in facts.problem.snapshot.nodes}
+def update_levels(inputs: DecisionInputs, policy: Policy, memory: Memory) -> Memory:
+    """The memory with the present levels of the plan's nodes. Unknown ones keep their last level."""
+    used = {node.name: node.utilization for node in inputs.problem.snapshot.nodes}
     levels = {}
-    for name in dict.fromkeys(name for segment in (facts.plan.segments if facts.plan else ()) for name in segment.nodes):
+    for name in dict.fromkeys(name for segment in (inputs.plan.segments if inputs.plan else ()) for name in segment.nodes):
         was, now = memory.levels.get(name), used.get(name)
-        level = was if now is None else _moved(was, now, facts.now, policy)
+        level = was if now is None else _moved(was, now, inputs.now, policy)
         if level is not None:
             levels[name] = level
     return memory if levels == memory.levels else memory.model_copy(update={"levels": levels})
 
 
-def settling(memory: Memory, facts: Facts, policy: Policy) -> bool:
-    """Whether a node of the plan changed within the last share of the window, and has not been changing for two windows already."""
+def settling(memory: Memory, inputs: DecisionInputs, policy: Policy) -> bool:
+    """Whether a node of the plan changed within the last `spacing`, and has not been changing for two windows already."""
     return any(
         level.changing_since is not None
-        and facts.now - level.since < policy.spacing
-        and facts.now - level.changing_since < 2 * policy.window
+        and inputs.now - level.since < policy.spacing
+        and inputs.now - level.changing_since < 2 * policy.window
         for level in memory.levels.values()
     )
 

@@ -1,17 +1,19 @@
-"""What to do where something better may be had: keep → migrate → re-split.
+"""The decision for an optional reason: keep → migrate → re-split.
 
-Same cuts come first: a segment that moves is cheaper than a model that is cut anew. New cuts are taken only when moving cannot keep the SLO
-or does not pay, or when they are better than moving by more than a threshold. Staying wins ties.
+Plans with the same split points come first, because moving a segment costs less than cutting the model anew. New split points are taken
+only if moving cannot keep the SLO or does not pay, or if they are better than moving by more than a threshold. Staying wins ties.
 """
+
+from dataclasses import dataclass
 
 from splitinference.core.cost import objective_value, predict
 from splitinference.core.decide.avoid_hot_targets import goes_to_busier, no_more_on_busy
 from splitinference.core.decide.base.compare import before_after, change, gain, move_seconds, moving, net_gain
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory, Mode, Policy, sustained
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy, sustained
 from splitinference.core.decide.base.triggers import Reason, Trigger
 from splitinference.core.decide.base.validated_solver import Solver
-from splitinference.core.decide.feasibility.capacity_memory import remembered, room
+from splitinference.core.decide.feasibility.capacity_memory import memory_limits, update_obstacles
 from splitinference.core.decide.feasibility.restrict import pinned, same_cuts, with_room, without
 from splitinference.core.decide.metrics_settling import settling
 from splitinference.core.transition.steps import Blocked
@@ -19,47 +21,98 @@ from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
 
 
-def optional(facts: Facts, policy: Policy, memory: Memory, solver: Solver, trigger: Trigger) -> tuple[Adopt | Keep, Memory]:
+@dataclass(frozen=True)
+class _Move:
+    """The move from `current` to `best`: `net` is its gain less its cost, as a share of the objective; `pays` is whether that is enough."""
+
+    current: Plan
+    best: Plan
+    net: float
+    pays: bool
+
+    @property
+    def changes_nothing(self) -> bool:
+        return self.best.revision == self.current.revision
+
+
+def optional(inputs: DecisionInputs, policy: Policy, memory: Memory, solver: Solver, trigger: Trigger) -> tuple[Adopt | Keep, Memory]:
     """The decision for an optional reason, and the memory after it."""
-    current, problem = facts.plan, facts.problem
-    assert current is not None  # noqa: S101 - without a plan the trigger is a mandatory one
-    unknown = _unknown(current, facts)
-    if unknown:
-        message = f"{trigger.message}; no move while the utilization of {unknown} is not known"
+    current, problem = inputs.plan, inputs.problem
+    assert current is not None  # noqa: S101 - without a plan the trigger is mandatory
+    if unknown := _unknown(current, inputs):
+        message = f"{trigger.message}; nothing moves while the utilization of {unknown} is unknown"
         return Keep(reason=Kept.UNKNOWN_METRICS, message=message, trigger=trigger), memory
-    doubtful = [node.name for node in problem.snapshot.nodes if node.utilization is None]
-    memory = remembered(memory, facts, policy)
-    known = with_room(without(problem, [*doubtful, *facts.quarantined, *facts.pressured]), room(memory.obstacles, facts))
-    best = _candidate(current, known, policy, solver)
-    if isinstance(best, Plan) and goes_to_busier(current, best, known, policy.utilization_limit):
-        known = no_more_on_busy(current, known, policy.utilization_limit)
-        best = _candidate(current, known, policy, solver)
+    memory = update_obstacles(memory, inputs, policy)
+    best = _best(current, _usable(inputs, memory), policy, solver)
     if isinstance(best, Keep):
         return best.model_copy(update={"trigger": trigger, "message": f"{trigger.message}; {best.message}"}), memory
-    if best.revision != current.revision and not solver.reaches(best):
-        best = _nearer(current, known, policy, solver) or best
     net = net_gain(current, best, problem, policy)
-    wins = best.revision != current.revision and net > policy.min_gain
+    move = _Move(current, best, net, pays=best.revision != current.revision and net > policy.min_gain)
+    lead = trigger.message
     if trigger.reason is Reason.BETTER_PLAN:
-        watch, memory = memory.watching(Reason.BETTER_PLAN, wins, policy, facts.now)
-        if wins and not sustained(watch, policy, facts.now):
-            return Keep(reason=Kept.CONFIRMING, trigger=trigger), memory
-        if wins and settling(memory, facts, policy):
-            return Keep(reason=Kept.SETTLING, trigger=trigger), memory
-        lead = "" if watch is None else f"a better plan for {(facts.now - watch.since).total_seconds():.0f} s"
-    else:
-        lead = trigger.message
-    if best.revision == current.revision:
-        message = f"{lead}; no plan is better than this one" if lead else ""
+        waits, lead, memory = _confirm(move, inputs, policy, memory)
+        if waits is not None:
+            return Keep(reason=waits, trigger=trigger), memory
+    return _conclude(move, lead, inputs, policy, memory=memory, solver=solver, trigger=trigger)
+
+
+def _unknown(plan: Plan, inputs: DecisionInputs) -> str:
+    """Names of the plan's nodes whose utilization is unknown, with commas between them."""
+    nodes = {node.name: node for node in inputs.problem.snapshot.nodes}
+    used = dict.fromkeys(name for segment in plan.segments for name in segment.nodes)
+    return ", ".join(name for name in used if nodes[name].utilization is None)
+
+
+def _usable(inputs: DecisionInputs, memory: Memory) -> Problem:
+    """The problem without nodes that are avoided or unknown, and with the room that earlier transitions found on nodes."""
+    unknown = [node.name for node in inputs.problem.snapshot.nodes if node.utilization is None]
+    problem = without(inputs.problem, [*unknown, *inputs.quarantined, *inputs.pressured])
+    return with_room(problem, memory_limits(memory.obstacles, inputs))
+
+
+def _best(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Plan | Keep:
+    """The best plan that loads no busy node further, and that can be reached if one such plan is found."""
+    best = _candidate(current, problem, policy, solver)
+    if isinstance(best, Plan) and goes_to_busier(current, best, problem, policy.utilization_limit):
+        problem = no_more_on_busy(current, problem, policy.utilization_limit)
+        best = _candidate(current, problem, policy, solver)
+    if isinstance(best, Plan) and best.revision != current.revision and not solver.reachable(best):
+        return _best_single_move(current, problem, policy, solver) or best
+    return best
+
+
+def _confirm(move: _Move, inputs: DecisionInputs, policy: Policy, memory: Memory) -> tuple[Kept | None, str, Memory]:
+    """Watch how long a better plan has been there: why the decision has to wait (None: it need not), what to say of it, the memory."""
+    watch, memory = memory.watching(Reason.BETTER_PLAN, move.pays, policy, inputs.now)
+    lead = "" if watch is None else f"a better plan has existed for {(inputs.now - watch.since).total_seconds():.0f} s"
+    if move.pays and not sustained(watch, policy, inputs.now):
+        return Kept.CONFIRMING, lead, memory
+    if move.pays and settling(memory, inputs, policy):
+        return Kept.SETTLING, lead, memory
+    return None, lead, memory
+
+
+def _conclude(
+    move: _Move, lead: str, inputs: DecisionInputs, policy: Policy, *, memory: Memory, solver: Solver, trigger: Trigger
+) -> tuple[Adopt | Keep, Memory]:
+    """Adopt the plan if the move pays, is allowed and can be reached."""
+    current, best, problem = move.current, move.best, inputs.problem
+    if move.changes_nothing:
+        message = f"{lead}; no other plan is better" if lead else ""
         return Keep(reason=Kept.GAIN_TOO_SMALL if lead else Kept.STEADY, message=message, trigger=trigger), memory
     figures = f"{before_after(current, best, problem)}, {moving(best, problem, policy)}"
-    if not wins:
-        message = f"{lead or 'another plan'}; {figures}: net gain {net:.0%}, at least {policy.min_gain:.0%} is asked for"
+    if not move.pays:
+        message = f"{lead or 'another plan'}; {figures}: net gain {move.net:.0%}, required are more than {policy.min_gain:.0%}"
         return Keep(reason=Kept.GAIN_TOO_SMALL, message=message, trigger=trigger), memory
-    message = f"{lead}; {figures}: net gain {net:.0%}"
+    message = f"{lead}; {figures}: net gain {move.net:.0%}"
     if policy.mode is Mode.ADVISORY:
-        where = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in best.segments)
-        return Keep(reason=Kept.ADVISED, message=f"{message}; would go to {where}", trigger=trigger), memory
+        segments = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in best.segments)
+        return Keep(reason=Kept.ADVISED, message=f"{message}; mode Advisory: the plan would be {segments}", trigger=trigger), memory
+    if isinstance(end := solver.dry_run(best), Blocked):
+        # A plan that cannot be reached is no move. Other reasons stay watched; only this plan is not tried again at once.
+        watches = {k: w for k, w in memory.watches.items() if k != Reason.BETTER_PLAN}
+        message = f"{message}; the plan cannot be reached: {end.why}"
+        return Keep(reason=Kept.BLOCKED, message=message, trigger=trigger), memory.model_copy(update={"watches": watches})
     adopted = Adopt(
         plan=best,
         before_ms=predict(current, problem).time_per_output_token_ms,
@@ -68,27 +121,22 @@ def optional(facts: Facts, policy: Policy, memory: Memory, solver: Solver, trigg
         message=message,
         mandatory=False,
     )
-    if isinstance(end := solver.ends(best), Blocked):
-        # One that cannot be begun is no move: other reasons go on being watched, only this plan is not looked for again at once.
-        watches = {k: w for k, w in memory.watches.items() if k != Reason.BETTER_PLAN}
-        message = f"{message}; it cannot be reached: {end.why}"
-        return Keep(reason=Kept.BLOCKED, message=message, trigger=trigger), memory.model_copy(update={"watches": watches})
-    return adopted, memory.afresh(reviewed=facts.now)
+    return adopted, memory.after_adoption(reviewed=inputs.now)
 
 
-def _nearer(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Plan | None:
-    """Where the best plan has no room beside what serves: the best that moves one segment only and can be walked to; None if none can."""
+def _best_single_move(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Plan | None:
+    """The best reachable plan that moves one segment only. None if there is none."""
     if len(current.pipelines) > 1 or any(len(segment.nodes) > 1 for segment in current.segments):
         return None
-    for limits in dict.fromkeys((problem.slo, Slo())):
-        same = same_cuts(problem.model_copy(update={"slo": limits}), current)
+    for slo in dict.fromkeys((problem.slo, Slo())):
+        same = same_cuts(problem.model_copy(update={"slo": slo}), current)
         if same is None:
             return None
         found = []
-        for moving_on in current.segments:
-            staying = (segment for segment in current.segments if segment is not moving_on)
+        for moved in current.segments:
+            staying = (segment for segment in current.segments if segment is not moved)
             plan = solver.best(pinned(same, staying), current)
-            if isinstance(plan, Plan) and plan.revision != current.revision and solver.reaches(plan):
+            if isinstance(plan, Plan) and plan.revision != current.revision and solver.reachable(plan):
                 found.append(plan)
         if found:
             return max(found, key=lambda plan: net_gain(current, plan, problem, policy))
@@ -96,31 +144,25 @@ def _nearer(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> 
 
 
 def _candidate(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Plan | Keep:
-    """The plan to compare with: one of the same cuts where that will do, else one of new cuts. Kept SLOs win over broken ones.
+    """The plan to compare with: one with the same split points if that is enough, else one with new ones. A plan that keeps the SLO wins.
 
-    A plan that cannot be reached (no room beside what serves) stands in the way of no other that pays and can.
+    A plan that cannot be reached does not hide another plan that pays and can be reached.
     """
     same = same_cuts(problem, current)
     migrated = solver.best(same, current) if same is not None else None
-    cut_anew = solver.best(problem, current)
-    if isinstance(cut_anew, Keep):
+    resplit = solver.best(problem, current)
+    if isinstance(resplit, Keep):
         if isinstance(migrated, Plan) or problem.slo == Slo():
-            return migrated if isinstance(migrated, Plan) else cut_anew
+            return migrated if isinstance(migrated, Plan) else resplit
         return _candidate(current, problem.model_copy(update={"slo": Slo()}), policy, solver)
     if not isinstance(migrated, Plan):
-        if problem.slo != Slo() and not solver.reaches(cut_anew):
+        if problem.slo != Slo() and not solver.reachable(resplit):
             other = _candidate(current, problem.model_copy(update={"slo": Slo()}), policy, solver)
-            if isinstance(other, Plan) and other.revision != current.revision and solver.reaches(other):
+            if isinstance(other, Plan) and other.revision != current.revision and solver.reachable(other):
                 return other
-        return cut_anew
-    further = gain(objective_value(migrated, problem), objective_value(cut_anew, problem), problem)
-    extra = (move_seconds(cut_anew, problem, policy) - move_seconds(migrated, problem, policy)) / policy.payback.total_seconds()
+        return resplit
+    further = gain(objective_value(migrated, problem), objective_value(resplit, problem), problem)
+    extra = (move_seconds(resplit, problem, policy) - move_seconds(migrated, problem, policy)) / policy.payback.total_seconds()
     pays = net_gain(current, migrated, problem, policy) > policy.min_gain
     least = policy.resplit_gain if pays else 0.0
-    return cut_anew if further - extra > least and (not pays or solver.reaches(cut_anew)) else migrated
-
-
-def _unknown(plan: Plan, facts: Facts) -> str:
-    nodes = {node.name: node for node in facts.problem.snapshot.nodes}
-    used = dict.fromkeys(name for segment in plan.segments for name in segment.nodes)
-    return ", ".join(name for name in used if nodes[name].utilization is None)
+    return resplit if further - extra > least and (not pays or solver.reachable(resplit)) else migrated

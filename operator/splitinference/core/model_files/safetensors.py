@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from splitinference.core.values.profile import Profile
 from splitinference_modelfiles.headers import TensorInfo
 
 BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -27,3 +28,12 @@ def content_digest(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo])
     table = {name: [t.dtype, list(t.shape), t.bytes] for name, t in tensors.items()}
     content = json.dumps([dict(config), table], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def with_content(profile: Profile, content: str, commit: str) -> Profile:
+    """The profile of a model whose content is known by a digest or a commit: its own digest then names that too, so that other weights of
+    the same shape are another model."""
+    if not content and not commit:
+        return profile
+    named = hashlib.sha256(f"{profile.digest} {content} {commit}".encode()).hexdigest()
+    return profile.model_copy(update={"digest": named, "content": content, "commit": commit})

@@ -5,14 +5,14 @@ alone, constraints are relaxed one after the other until a plan exists, and the 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from splitinference.core.cost.eligible import label_words, unusable
 from splitinference.core.cost.predict import predict
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
-from splitinference.core.values.cluster import Node
+from splitinference.core.values.cluster import Node, Way
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Constraints, Goal, Objective, Problem
 from splitinference.core.values.result import BindingConstraint
@@ -105,15 +105,16 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
     if bounds.min_bandwidth_bytes_per_s is not None:
         message = f"links need {bounds.min_bandwidth_bytes_per_s:.0f} B/s"
         yield _Relaxation("min-bandwidth", message, _dropping("min_bandwidth_bytes_per_s", None), _most_bandwidth)
+    yield from _closed_ways(problem)
     if bounds.pipelines > 1:
         yield _Relaxation(
             "pipelines",
-            f"{bounds.pipelines} pipelines are asked for",
+            f"{bounds.pipelines} pipelines are required",
             _dropping("pipelines", 1),
             _counted("pipelines", 1, bounds.pipelines, -1),
         )
     if bounds.min_segments > 1:
-        message = f"at least {bounds.min_segments} segments are asked for"
+        message = f"at least {bounds.min_segments} segments are required"
         yield _Relaxation("min-segments", message, _dropping("min_segments", 1), _counted("min_segments", 1, bounds.min_segments, -1))
     layers = len(problem.profile.layers)
     if bounds.max_segments is not None:
@@ -142,6 +143,15 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
         message = f"{len(shut)} of {len(problem.snapshot.nodes)} nodes may not be used: {words}"
         yield _Relaxation("nodes", message, _admitting, _admit_one)
     yield _Relaxation("memory", _memory_words(problem), lambda p: _with_memory(p, _HUGE), _least_memory)
+
+
+def _closed_ways(problem: Problem) -> Iterator[_Relaxation]:
+    network = problem.snapshot.network
+    if network.closed or network.closed_zones or network.only_listed:
+        count = len(network.closed) + len(network.closed_zones)
+        message = f"{count} ways are closed" + ("; no hop goes where no link is listed" if network.only_listed else "")
+        opened: dict[str, object] = {"closed": (), "closed_zones": (), "only_listed": False}
+        yield _Relaxation("closed-link", message, lambda p: _with_network(p, opened), _open_one)
 
 
 def _dropping(name: str, value: object) -> Callable[[Problem], Problem]:
@@ -220,6 +230,24 @@ def _most_bandwidth(problem: Problem, exists: Exists) -> str:
         does = exists(_dropping("min_bandwidth_bytes_per_s", found[middle])(problem)) is not None
         low, high = (middle, high) if does else (low, middle)
     return f"{_down(found[low])} B/s instead of {now:.0f} B/s" if low >= 0 else "no minimum"
+
+
+def _with_network(problem: Problem, update: Mapping[str, object]) -> Problem:
+    network = problem.snapshot.network.model_copy(update=dict(update))
+    return problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"network": network})})
+
+
+def _open_one(problem: Problem, exists: Exists) -> str:
+    """One closed way that does if it is opened; else that several have to be."""
+    network = problem.snapshot.network
+    for field in ("closed", "closed_zones"):
+        ways: tuple[Way, ...] = getattr(network, field)
+        for number, way in enumerate(ways[:_MOST_ADMITTED]):
+            if exists(_with_network(problem, {field: (*ways[:number], *ways[number + 1 :])})) is not None:
+                return f"open the way from {way.source} to {way.target}"
+    if network.only_listed and exists(_with_network(problem, {"only_listed": False})) is not None:
+        return "list the links that are missing"
+    return "open several ways"
 
 
 def _down(value: float) -> str:

@@ -18,6 +18,7 @@ UNITS = {
 }
 _MIB = 2**20
 _MOST_NODES = 20
+_MOST_STAGES = 400
 
 
 def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) -> tuple[str, ...]:
@@ -30,7 +31,8 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
     nodes = {node.name: node for node in problem.snapshot.nodes}
     used = {name for segment in plan.segments for name in segment.nodes}
     lines.append(_likely(prediction, [nodes[name] for name in sorted(used)]))
-    for segment, stage in zip(plan.segments, prediction.stages, strict=True):
+    stages = list(zip(plan.segments, prediction.stages, strict=True))
+    for segment, stage in stages[:_MOST_STAGES]:
         where = "+".join(segment.nodes) + (f"/{segment.processor}" if segment.processor else "")
         node = nodes[segment.node]
         free = next((s.memory_bytes for s in sites(node) if s.processor == segment.processor), node.memory_free_bytes)
@@ -38,6 +40,8 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
             f"layers [{segment.start}, {segment.end}) on {where}: {stage.prefill_ms:.3g} ms for the prompt, "
             f"{stage.decode_ms:.3g} ms a token, {stage.memory_bytes // _MIB} of {free // _MIB} MiB; {_capacity(node)}{_source(node)}"
         )
+    if len(stages) > _MOST_STAGES:
+        lines.append(f"and {len(stages) - _MOST_STAGES} more segments of {len(plan.pipelines)} pipelines")
     left = [node for node in problem.snapshot.nodes if node.name not in used]
     smallest = smallest_bytes(problem)
     lines.extend(f"{node.name} left: {why_left(node, problem, smallest)}" for node in left[:_MOST_NODES])

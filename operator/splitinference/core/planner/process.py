@@ -8,21 +8,23 @@ import math
 import os
 import pickle
 import select
+import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import IO, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import IO, Any, TypeAlias
 
 from splitinference.core.planner.columns.share import check_together
 from splitinference.core.values.plan import Plan
-from splitinference.core.values.problem import Problem
+from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.result import (
     DEFAULT_LIMITS,
     Incumbent,
     Infeasible,
+    JointIncumbent,
     JointlySolved,
     JointOutcome,
     Limits,
@@ -35,8 +37,8 @@ GRACE_SECONDS = 2.0
 """How long after its own deadline the process may take to hand over what it has; then it is killed."""
 START_SECONDS = 60.0
 """How long the process may take to start on a busy machine; not part of a problem's time."""
-MANY_NODES = 256
-"""From so many nodes on a plan by quick rules is reported first: the search may not come to an end within time and memory."""
+INTERRUPT_SECONDS = 0.25
+"""How long after its deadline the process interrupts itself, where the search has not looked at the clock."""
 _LENGTH = struct.Struct("<Q")
 Question: TypeAlias = tuple[str, list[str], float, str | None]
 """One problem, or several jointly or in turn; the problems as JSON; seconds; a hint as JSON."""
@@ -70,25 +72,44 @@ class SolverProcess:
             answer = None
         if isinstance(answer, Solved | Infeasible | TimedOut):
             return answer
-        if reported:
-            return TimedOut(reported[-1].plan, reported[-1].bound)
-        if answer is None:
-            return TimedOut(hint, -math.inf)
-        raise SolverFailed(str(answer))
+        if isinstance(answer, str) and not reported:
+            raise SolverFailed(answer)
+        return self._best_of(problem, reported, limits.seconds, hint)
+
+    @staticmethod
+    def _best_of(problem: Problem, reported: Sequence[Incumbent], seconds: float, hint: Plan | None) -> Outcome:
+        """The outcome for the last that was reported, after the judge has seen it: solved where the gap is small."""
+        from splitinference.core.planner.judge import judged
+
+        if not reported:
+            return TimedOut(hint, math.inf if problem.objective.goal is Goal.THROUGHPUT else -math.inf)
+        plan, bound = reported[-1].plan, reported[-1].bound
+        return TimedOut(None, bound) if plan is None else judged(plan, problem, bound, seconds, late=True)
 
     def solve_several(self, problems: Sequence[Problem], limits: Limits = DEFAULT_LIMITS, *, jointly: bool) -> JointOutcome:
-        """As `solve_jointly` or `solve_in_turn`, in the process. Raises ValueError for problems that cannot be planned together."""
+        """As `solve_jointly` or `solve_in_turn`, in the process; where that is killed or breaks, the best plans that it reported.
+
+        Raises ValueError for problems that cannot be planned together, and SolverFailed if it breaks before it has reported plans.
+        """
         check_together(problems, jointly=jointly)
         how = "jointly" if jointly else "in turn"
-        answer = self._ask((how, [problem.model_dump_json() for problem in problems], limits.seconds, None), limits)
-        if answer is None:
-            return TimedOut(None, -math.inf)
+        reported: list[JointIncumbent] = []
+        answer: object | None = None
+        try:
+            answer = self._ask((how, [problem.model_dump_json() for problem in problems], limits.seconds, None), limits, reported)
+        except SolverFailed:
+            if not reported:
+                raise
         if isinstance(answer, JointlySolved | Infeasible | TimedOut):
             return answer
+        if reported:
+            return reported[-1].found
+        if answer is None:
+            return TimedOut(None, -math.inf)
         raise SolverFailed(str(answer))
 
-    def _ask(self, question: "Question", limits: Limits, reported: list[Incumbent] | None = None) -> object | None:
-        """The process's answer; None if it had to be killed. Plans that it reports on the way are added to `reported`."""
+    def _ask(self, question: "Question", limits: Limits, reported: list[Any]) -> object | None:
+        """The process's answer; None if it had to be killed. What it reports on the way is added to `reported`."""
         with self._lock:
             process = self._running()
             try:
@@ -96,10 +117,10 @@ class SolverProcess:
                 deadline = time.monotonic() + limits.seconds + GRACE_SECONDS
                 while (data := _receive(process, deadline)) is not None:
                     found: object = pickle.loads(data)
-                    if not isinstance(found, Incumbent):
+                    if not isinstance(found, Incumbent | JointIncumbent):
                         return found
-                    if reported is not None:
-                        reported.append(found)
+                    # The last is the best: the others would only fill memory.
+                    reported[:] = [found]
             except (BrokenPipeError, EOFError) as error:
                 raise SolverFailed(self._last_words()) from error
             self._stop()
@@ -200,47 +221,56 @@ def serve(memory_mib: int, niceness: int) -> None:
     out, inward = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # a library that prints must not disturb the messages
     # Loaded before it is ready, so that no problem pays for it.
-    from splitinference.core.planner import solver  # noqa: F401
+    from splitinference.core.planner import solver
 
+    def interrupt(_number: int, _frame: object) -> None:
+        raise solver.DeadlinePassed
+
+    def report(found: Incumbent | JointIncumbent) -> None:
+        # A message that is interrupted in its middle could not be read.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGALRM,))
+        try:
+            _send(out, pickle.dumps(found))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
+
+    signal.signal(signal.SIGALRM, interrupt)
     _send(out, b"ready")
     while len(head := inward.read(_LENGTH.size)) == _LENGTH.size:
-        answer: object
-        try:
-            question = pickle.loads(inward.read(_LENGTH.unpack(head)[0]))
-            first = _first_plan(question)
-            if first is not None:
-                _send(out, pickle.dumps(first))
-            answer = _answer(question, memory_mib)
-        except MemoryError:
-            answer = f"out of memory: the cap is {memory_mib} MiB"
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
-            answer = f"{type(error).__name__}: {error}"
-        _send(out, pickle.dumps(answer))
+        question = pickle.loads(inward.read(_LENGTH.unpack(head)[0]))
+        _send(out, pickle.dumps(_answered(question, memory_mib, report)))
 
 
-def _first_plan(question: Question) -> Incumbent | None:
-    """A plan by quick rules for a large problem, before the search for the best begins: what is left if that does not come to an end."""
-    how, texts, _, hint = question
-    if how != "one":
-        return None
-    problem = Problem.model_validate_json(texts[0])
-    if len(problem.snapshot.nodes) < MANY_NODES:
-        return None
-    from splitinference.core.planner.solver import quick_plan
+def _answered(question: Question, memory_mib: int, report: Callable[[Any], None]) -> object:
+    """The answer to a question, or in words why there is none. Whatever does not look at the clock is interrupted."""
+    from splitinference.core.planner.solver import DeadlinePassed
 
-    plan = quick_plan(problem, Plan.model_validate_json(hint) if hint else None)
-    return Incumbent(plan) if plan else None
+    found: object | None = None
+    try:
+        signal.setitimer(signal.ITIMER_REAL, question[2] + INTERRUPT_SECONDS)
+        found = _answer(question, memory_mib, report)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except DeadlinePassed:
+        # What was reported is the answer, unless there is one by now.
+        return found
+    except MemoryError:
+        return f"out of memory: the cap is {memory_mib} MiB"
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        return f"{type(error).__name__}: {error}"
+    return found
 
 
-def _answer(question: Question, memory_mib: int) -> Outcome | JointOutcome:
+def _answer(question: Question, memory_mib: int, report: Callable[[Any], None]) -> Outcome | JointOutcome:
     from splitinference.core.planner.joint import solve_in_turn, solve_jointly
     from splitinference.core.planner.solver import solve
 
     how, texts, seconds, hint = question
     problems, limits = tuple(Problem.model_validate_json(text) for text in texts), Limits(seconds, memory_mib)
     if how == "one":
-        return solve(problems[0], limits, Plan.model_validate_json(hint) if hint else None)
-    return (solve_jointly if how == "jointly" else solve_in_turn)(problems, limits)
+        return solve(problems[0], limits, Plan.model_validate_json(hint) if hint else None, report)
+    if how == "jointly":
+        return solve_jointly(problems, limits, report)
+    return solve_in_turn(problems, limits)
 
 
 if __name__ == "__main__":

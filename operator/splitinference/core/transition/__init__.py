@@ -1,1 +1,1 @@
-"""The way from what is observed to a plan, step by step."""
+"""The transition from the observed state to a plan, step by step."""

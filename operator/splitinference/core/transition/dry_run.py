@@ -1,4 +1,4 @@
-"""Would a walk arrive? The same steps as the real walk, over a picture in which everything that is started succeeds."""
+"""Dry run of a transition: the same steps as the real one, on a model in which every started segment succeeds."""
 
 from splitinference.core.transition.state import Observed, ObservedSegment, Phase, Target
 from splitinference.core.transition.steps import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
@@ -6,8 +6,8 @@ from splitinference.core.transition.steps import Action, Blocked, CreateSegment,
 _MOST_STEPS = 200
 
 
-def rehearse(target: Target, observed: Observed, strategy: Strategy) -> Done | Blocked:
-    """How the walk ends if nothing fails and everything drains."""
+def dry_run(target: Target, observed: Observed, strategy: Strategy) -> Done | Blocked:
+    """How the transition ends if nothing fails and every route drains."""
     for _ in range(_MOST_STEPS):
         result = next_steps(target, observed, strategy)
         if not isinstance(result, Steps):
@@ -15,7 +15,7 @@ def rehearse(target: Target, observed: Observed, strategy: Strategy) -> Done | B
         for action in result.actions:
             observed = _after(action, observed)
         observed = _settled(observed)
-    return Blocked(why=f"no end is in sight after {_MOST_STEPS} steps")
+    return Blocked(why=f"the transition does not end within {_MOST_STEPS} steps")
 
 
 def _after(action: Action, observed: Observed) -> Observed:
@@ -31,7 +31,7 @@ def _after(action: Action, observed: Observed) -> Observed:
 
 
 def _settled(observed: Observed) -> Observed:
-    """What is under way has succeeded, what was leaving is gone, what drained has drained."""
+    """Starting segments are proven, leaving ones are gone, and old routes have drained."""
     segments = {
         name: segment.model_copy(update={"phase": Phase.PROVEN}) if segment.phase in (Phase.STARTING, Phase.READY) else segment
         for name, segment in observed.segments.items()

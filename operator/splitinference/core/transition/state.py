@@ -1,4 +1,4 @@
-"""What a transition walks over: segments by name, routes, and what the cluster shows of them."""
+"""The values of a transition: segments by name, routes, and the observed state."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from splitinference.core.values.value import Value
 
 
 class Phase(StrEnum):
-    """How far a segment is. Only a proven one may be in a new route; a leaving one is being deleted and still holds its memory."""
+    """Life cycle of a segment. Only proven ones may be in a new route. A leaving one is being deleted and still holds its memory."""
 
     STARTING = "Starting"
     READY = "Ready"
@@ -22,19 +22,19 @@ class Phase(StrEnum):
 
 
 class NamedSegment(Value):
-    """A segment of a target. The name covers all that makes its content, so equal names are equal segments."""
+    """A segment of a target. The name is a hash of the content, so equal names are equal segments."""
 
     name: str
     start: int = Field(ge=0)
     end: int = Field(gt=0)
     node: str
     memory_bytes: int = Field(ge=0)
-    millicores: int = Field(default=0, ge=0, description="CPU that it requests")
-    family: str = Field(default="", description="model and dtype: only segments of one family may be in one route")
+    millicores: int = Field(default=0, ge=0, description="CPU request")
+    family: str = Field(default="", description="model and dtype; all segments of a route have the same family")
 
 
 class ObservedSegment(NamedSegment):
-    """A segment that the cluster shows; `why` says in words what is wrong or missing."""
+    """An observed segment. `why` says in words what is wrong or missing."""
 
     phase: Phase
     why: str = ""
@@ -44,7 +44,7 @@ Names = tuple[str, ...]
 
 
 class Route(Value):
-    """What the gateway sends requests along: pipelines of segment names."""
+    """The route of requests: pipelines of segment names."""
 
     pipelines: tuple[Names, ...] = Field(min_length=1)
 
@@ -85,7 +85,7 @@ class Target(Value):
 
 
 class Resource(StrEnum):
-    """What a node may lack. NODE: all of it, as it cannot be used now."""
+    """What a node is short of. NODE: the node cannot be used at all."""
 
     MEMORY = "memory"
     CPU = "cpu"
@@ -93,7 +93,7 @@ class Resource(StrEnum):
 
 
 class Shortage(Value):
-    """A node without room for a segment beside those that are there: what is needed and what is free, bytes or millicores."""
+    """A node without room for a segment beside the present ones: needed and free amounts, in bytes or millicores."""
 
     node: str
     resource: Resource
@@ -102,19 +102,19 @@ class Shortage(Value):
 
 
 class OldRoute(Value):
-    """A route that was cut over from. `in_flight` stays True until it is known that nothing is left on it."""
+    """An earlier route. `in_flight` stays True until it is known that no request uses it any more."""
 
     revision: str
     names: frozenset[str]
     in_flight: bool
-    why: str = Field(default="", description="in words: how many are in flight, or why that is not known")
+    why: str = Field(default="", description="in words: the number of requests in flight, or why it is unknown")
 
 
 class Observed(Value):
-    """What the cluster shows of one resource.
+    """The observed state of one SplitInference.
 
-    `room_bytes` is what its segments may hold on each usable node in all, those that run now included; `room_millicores` what they may
-    request of its CPU, where that is known.
+    `room_bytes`: memory that all its segments together may hold on each usable node. `room_millicores`: CPU that they may request together,
+    if known.
     """
 
     segments: Mapping[str, ObservedSegment] = Field(default_factory=dict)
@@ -124,13 +124,13 @@ class Observed(Value):
     room_millicores: Mapping[str, int] = Field(default_factory=dict)
 
     def held_bytes(self, node: str) -> int:
-        """What our segments hold on a node now, leaving ones included."""
+        """Memory that our segments hold on a node, including leaving ones."""
         return sum(segment.memory_bytes for segment in self.segments.values() if segment.node == node)
 
     def held_millicores(self, node: str) -> int:
-        """What our segments request of a node's CPU now, leaving ones included."""
+        """CPU that our segments request on a node, including leaving ones."""
         return sum(segment.millicores for segment in self.segments.values() if segment.node == node)
 
     def is_in(self, name: str, *phases: Phase) -> bool:
-        """Whether the segment is there and in one of these phases."""
+        """Whether the segment exists and is in one of these phases."""
         return name in self.segments and self.segments[name].phase in phases

@@ -1,11 +1,10 @@
-"""The way from what is observed to a plan: make before break, each step derived from what is seen now, nothing remembered between steps.
+"""The steps of a transition: make before break. Each step follows from the observed state alone; nothing is remembered between steps.
 
-The rules, which tests assert at every step of simulated walks:
-- a route is cut over to only when each of its segments has been proved;
-- no live segment goes that the serving route names, or that an older route names while something is in flight on it. Two exceptions,
-  both only to make room for a missing segment: the strategy is BreakFirst, or the serving route has already lost a segment that nobody
-  makes again;
-- segments that are in both plans are not touched.
+Tests assert these rules at every step of simulated transitions:
+- Requests are cut over to a route only if all its segments are proven.
+- A live segment of the serving route is not deleted, nor one of an older route with requests in flight. There are two exceptions, both only
+  to make room for a missing segment: the strategy is BreakFirst, or the serving route has lost a segment that is not created again.
+- Segments that are in both plans are not touched.
 """
 
 from collections.abc import Sequence
@@ -21,27 +20,27 @@ MIB = 1024 * 1024
 
 
 class Strategy(StrEnum):
-    """Whether a new segment is made before the old one goes, where a node cannot hold both."""
+    """What to do if a node cannot hold the old and the new segment: wait for room (Surge), or delete the old one first (BreakFirst)."""
 
     SURGE = "Surge"
     BREAK_FIRST = "BreakFirst"
 
 
 class CreateSegment(Value):
-    """Make this segment."""
+    """Create this segment."""
 
     segment: NamedSegment
 
 
 class Cutover(Value):
-    """Write this route. `whole`: it is the plan's own route; else one on the way, which frees a node."""
+    """Write this route. `whole`: it is the plan's own route, not an intermediate one that frees a node."""
 
     route: Route
     whole: bool = True
 
 
 class DeleteSegment(Value):
-    """Delete this segment, because of `why`."""
+    """Delete this segment for the reason `why`."""
 
     name: str
     why: str
@@ -51,18 +50,18 @@ Action = CreateSegment | Cutover | DeleteSegment
 
 
 class Steps(Value):
-    """What to do now, all of it independent; and what the walk waits for, in words."""
+    """Independent actions to take now, and what the transition waits for, in words."""
 
     actions: tuple[Action, ...] = ()
     waiting: tuple[str, ...] = ()
 
 
 class Done(Value):
-    """The plan serves, and nothing else is left."""
+    """The plan serves, and nothing is left to do."""
 
 
 class Blocked(Value):
-    """Nothing can be done, and nothing is under way that would change that. What serves goes on serving. `short`: what is missing where."""
+    """No action is possible, and nothing in progress will change that. The serving route stays. `short`: what is missing on which node."""
 
     why: str = Field(min_length=1)
     short: tuple[Shortage, ...] = ()
@@ -74,18 +73,18 @@ def next_steps(target: Target, observed: Observed, strategy: Strategy = Strategy
     route = target.route
     if observed.serving != route and all(observed.is_in(name, Phase.PROVEN) for name in wanted):
         return Steps(actions=(Cutover(route=route),))
-    if around := _around_what_is_lost(target, observed):
+    if around := _route_without_lost_segments(target, observed):
         return Steps(actions=(Cutover(route=around, whole=False),))
 
-    removals, draining = _leftovers(target, observed)
+    removals, draining = _obsolete(target, observed)
     failed = tuple(
-        DeleteSegment(name=name, why=f"it failed: {observed.segments[name].why or 'no reason given'}")
+        DeleteSegment(name=name, why=f"it failed: {observed.segments[name].why or 'no reason is known'}")
         for name in wanted
         if observed.is_in(name, Phase.FAILED)
     )
     creations, stuck = _creations(target, observed)
     waiting = tuple(
-        _awaited(name, observed) for name in wanted if observed.is_in(name, Phase.STARTING, Phase.READY, Phase.LEAVING, Phase.FAILED)
+        _waiting_for(name, observed) for name in wanted if observed.is_in(name, Phase.STARTING, Phase.READY, Phase.LEAVING, Phase.FAILED)
     )
     actions: tuple[Action, ...] = (*failed, *removals, *creations)
     if actions:
@@ -97,19 +96,19 @@ def next_steps(target: Target, observed: Observed, strategy: Strategy = Strategy
     return Done()
 
 
-def _awaited(name: str, observed: Observed) -> str:
+def _waiting_for(name: str, observed: Observed) -> str:
     segment = observed.segments[name]
     doing = {
         Phase.STARTING: "is starting",
-        Phase.READY: "is ready and not yet proved",
-        Phase.LEAVING: "is being deleted, to be made again",
+        Phase.READY: "is ready, and its probe is outstanding",
+        Phase.LEAVING: "is being deleted and will be created again",
         Phase.FAILED: "failed",
     }[segment.phase]
     return f"{name} on {segment.node} {doing}" + (f": {segment.why}" if segment.why else "")
 
 
-def _leftovers(target: Target, observed: Observed) -> tuple[tuple[DeleteSegment, ...], tuple[str, ...]]:
-    """Segments that neither the plan nor any route in use needs; and, in words, those that still have to stay for what is in flight."""
+def _obsolete(target: Target, observed: Observed) -> tuple[tuple[DeleteSegment, ...], tuple[str, ...]]:
+    """Segments that neither the plan nor a route in use needs; and, in words, those that stay for requests in flight."""
     serving = observed.serving.names if observed.serving else frozenset[str]()
     removals: list[DeleteSegment] = []
     draining: list[str] = []
@@ -121,12 +120,12 @@ def _leftovers(target: Target, observed: Observed) -> tuple[tuple[DeleteSegment,
             reasons = "; ".join(f"route {route.revision}" + (f" ({route.why})" if route.why else "") for route in users)
             draining.append(f"{name} on {segment.node} drains: {reasons}")
         else:
-            removals.append(DeleteSegment(name=name, why="no plan and no route in use has it"))
+            removals.append(DeleteSegment(name=name, why="neither the plan nor a route in use needs it"))
     return tuple(removals), tuple(draining)
 
 
 def _creations(target: Target, observed: Observed) -> tuple[tuple[CreateSegment, ...], tuple[NamedSegment, ...]]:
-    """Missing segments that fit now, one at a time on a node that also holds segments to be replaced; and those that do not fit."""
+    """Missing segments that fit now, and those that do not. Nodes that hold segments to replace get one at a time."""
     wanted = target.segments
     creations: list[CreateSegment] = []
     stuck: list[NamedSegment] = []
@@ -138,15 +137,15 @@ def _creations(target: Target, observed: Observed) -> tuple[tuple[CreateSegment,
         shared = any(other.name not in wanted and other.phase in LIVE for other in others)
         before = [made.segment for made in creations if made.segment.node == node]
         starting = before or any(other.name in wanted and other.phase in (Phase.STARTING, Phase.READY) for other in others)
-        if _short(segment, observed, before):
+        if _shortages(segment, observed, before):
             stuck.append(segment)
         elif not (shared and starting):
             creations.append(CreateSegment(segment=segment))
     return tuple(creations), tuple(stuck)
 
 
-def _short(segment: NamedSegment, observed: Observed, made: Sequence[NamedSegment] = ()) -> tuple[Shortage, ...]:
-    """What the segment's node lacks for it, beside the segments that are there and those that are just being `made` there."""
+def _shortages(segment: NamedSegment, observed: Observed, made: Sequence[NamedSegment] = ()) -> tuple[Shortage, ...]:
+    """What the segment's node is short of, beside its present segments and those `made` in this step."""
     node = segment.node
     if node not in observed.room_bytes:
         return (Shortage(node=node, resource=Resource.NODE, needed=segment.memory_bytes),)
@@ -161,13 +160,13 @@ def _short(segment: NamedSegment, observed: Observed, made: Sequence[NamedSegmen
 def _make_room(
     target: Target, observed: Observed, stuck: tuple[NamedSegment, ...], strategy: Strategy, waiting: tuple[str, ...]
 ) -> Steps | Blocked:
-    """Missing segments do not fit, and no other step is left. What still starts, drains or leaves may free memory: wait for it first."""
-    leaving = tuple(f"{s.name} leaves {s.node}" for s in observed.segments.values() if s.phase is Phase.LEAVING)
+    """Missing segments do not fit, and no other step is left. First wait for what still starts, drains or leaves, as it may free memory."""
+    leaving = tuple(f"{s.name} on {s.node} is being deleted" for s in observed.segments.values() if s.phase is Phase.LEAVING)
     lost = sorted(_lost(target, observed))
     if strategy is Strategy.BREAK_FIRST:
-        # What waited through the last break has its turn before the next one.
+        # Requests that waited during the last deletion come first.
         moving_on = (f"{route.revision} ({route.why})" if route.why else route.revision for route in observed.old_routes if route.in_flight)
-        waiting += tuple(f"requests leave route {route}" for route in moving_on)
+        waiting += tuple(f"requests are leaving route {route}" for route in moving_on)
     in_the_way = False
     for node in dict.fromkeys(segment.node for segment in stuck):
         blockers = _blockers(node, target, observed)
@@ -180,16 +179,16 @@ def _make_room(
         if waiting or leaving:
             continue
         if strategy is Strategy.BREAK_FIRST:
-            why = f"{node} cannot hold it beside the segment that follows it, and the strategy is BreakFirst"
+            why = f"{node} cannot hold it beside its successor, and the strategy is BreakFirst"
             return Steps(actions=tuple(DeleteSegment(name=name, why=why) for name in sorted(blockers)))
         if lost:
-            why = f"the serving route has lost {lost[0]} and cannot serve; {node} needs the room"
+            why = f"the serving route has lost {lost[0]} and serves nothing; {node} needs the room for a new segment"
             return Steps(actions=tuple(DeleteSegment(name=name, why=why) for name in sorted(blockers)))
     if waiting or leaving:
         return Steps(waiting=(*waiting, *leaving))
     why = "; ".join(_no_room(segment, observed) for segment in stuck)
-    why += "; strategy BreakFirst would delete those first, one node at a time" if in_the_way else ""
-    return Blocked(why=why, short=tuple(shortage for segment in stuck for shortage in _short(segment, observed)))
+    why += "; the strategy BreakFirst would delete the old segments first, one node at a time" if in_the_way else ""
+    return Blocked(why=why, short=tuple(shortage for segment in stuck for shortage in _shortages(segment, observed)))
 
 
 def _blockers(node: str, target: Target, observed: Observed) -> frozenset[str]:
@@ -199,15 +198,15 @@ def _blockers(node: str, target: Target, observed: Observed) -> frozenset[str]:
 
 
 def _lost(target: Target, observed: Observed) -> frozenset[str]:
-    """Segments of the serving route that are gone and that nobody makes again: that route serves nobody."""
+    """Segments that the serving route has lost and that the plan does not create again. That route serves nothing."""
     serving = observed.serving.names if observed.serving else frozenset[str]()
     return frozenset(name for name in serving - target.segments.keys() if not observed.is_in(name, *LIVE))
 
 
-def _around_what_is_lost(target: Target, observed: Observed) -> Route | None:
-    """A whole route on the way to the plan, where the serving one lost a segment for good; None where it did not, or there is none.
+def _route_without_lost_segments(target: Target, observed: Observed) -> Route | None:
+    """An intermediate route if the serving one has lost a segment for good. None if it has not, or if there is no such route.
 
-    So a walk that breaks first breaks one node at a time: between two breaks requests are served by old and new segments together.
+    So BreakFirst interrupts one node at a time: between two deletions old and new segments serve together.
     """
     lost = _lost(target, observed)
     return _route_without(lost, target, observed) if lost else None
@@ -216,16 +215,16 @@ def _around_what_is_lost(target: Target, observed: Observed) -> Route | None:
 def _no_room(segment: NamedSegment, observed: Observed) -> str:
     node, words = segment.node, []
     where = f"segment [{segment.start}, {segment.end})"
-    for short in _short(segment, observed):
+    for short in _shortages(segment, observed):
         match short.resource:
             case Resource.NODE:
-                return f"{where} needs {_mib(segment.memory_bytes, up=True)} MiB on {node}, which is not usable now"
+                return f"{where} needs {_mib(segment.memory_bytes, up=True)} MiB on {node}, but that node cannot be used now"
             case Resource.MEMORY:
-                beside = f"{_mib(short.free, up=False)} MiB free beside the {_mib(observed.held_bytes(node), up=True)} MiB"
-                words.append(f"{where} needs {_mib(short.needed, up=True)} MiB on {node}, which has {beside} of segments that serve")
+                beside = f"{_mib(short.free, up=False)} MiB free beside {_mib(observed.held_bytes(node), up=True)} MiB"
+                words.append(f"{where} needs {_mib(short.needed, up=True)} MiB, but {node} has {beside} of present segments")
             case Resource.CPU:
-                beside = f"{short.free / 1000:g} left beside the {observed.held_millicores(node) / 1000:g} of segments that serve"
-                words.append(f"{where} requests {short.needed / 1000:g} cores on {node}, which has {beside}")
+                beside = f"{short.free / 1000:g} free beside {observed.held_millicores(node) / 1000:g}"
+                words.append(f"{where} requests {short.needed / 1000:g} cores, but {node} has {beside} of present segments")
     return "; ".join(words)
 
 
@@ -234,9 +233,9 @@ def _mib(amount: int, *, up: bool) -> int:
 
 
 def _route_without(blockers: frozenset[str], target: Target, observed: Observed) -> Route | None:
-    """A route over proven segments, of the plan and of the serving route, that does without `blockers`; None where there is none.
+    """A route without `blockers`, made of proven segments of the plan and of the serving route. None if there is none.
 
-    Each such route has fewer segments that are to go than the one before, so a walk makes finitely many of them.
+    Each such route has fewer obsolete segments than the one before, so a transition makes finitely many of them.
     """
     assert observed.serving is not None  # noqa: S101 - blockers are segments of the serving route
     pipelines: list[Names] = []
@@ -255,7 +254,7 @@ def _route_without(blockers: frozenset[str], target: Target, observed: Observed)
 
 
 def _path(usable: set[str], target: Target, observed: Observed) -> Names | None:
-    """The run of usable segments that covers the model with most layers in the plan's own segments; None where none covers it."""
+    """The chain of usable segments that covers the model with most layers in the plan's own segments. None if no chain covers it."""
     layers = max(segment.end for segment in target.segments.values())
     family = next(iter(target.segments.values())).family
     best: dict[int, tuple[int, Names]] = {0: (0, ())}

@@ -112,14 +112,63 @@ class Link(Value):
     quality: LinkQuality
 
 
+class Way(Value):
+    """From one node, or one zone, to another: in this direction alone."""
+
+    source: str
+    target: str
+
+
+class SharedLink(Value):
+    """A link that several nodes share on their way to all others: the uplink of a site, the NIC of a host. Both directions have all of it.
+
+    Its members are nodes by name, and all nodes of the named zones.
+    """
+
+    name: str = Field(min_length=1)
+    nodes: tuple[str, ...] = ()
+    zones: tuple[str, ...] = ()
+    bandwidth_bytes_per_s: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _has_members(self) -> Self:
+        if not self.nodes and not self.zones:
+            raise ValueError(f"shared link {self.name!r} has neither nodes nor zones, expected at least one")
+        return self
+
+    def holds(self, node: str, zone: str) -> bool:
+        """Whether a node of this name and zone is behind the link."""
+        return node in self.nodes or zone in self.zones
+
+
 class Network(Value):
-    """Links, most particular first: node to node, then zone to zone, then the default. Inside a node: `local`."""
+    """Links, most particular first: node to node, then zone to zone, then the default. Inside a node: `local`.
+
+    What is closed is most particular, too: a closed way from node to node wins over a link, one from zone to zone over a zone's link.
+    """
 
     default: LinkQuality = LinkQuality(bandwidth_bytes_per_s=125e6, rtt_ms=0.5)
     local: LinkQuality = LinkQuality(bandwidth_bytes_per_s=2e9, rtt_ms=0.2)
     zones: tuple[Link, ...] = ()
     links: tuple[Link, ...] = ()
+    closed: tuple[Way, ...] = Field(
+        default=(), description="from node to node: no hop goes this way; a link with one way closed is one-way"
+    )
+    closed_zones: tuple[Way, ...] = Field(default=(), description="from zone to zone: likewise")
+    only_listed: bool = Field(default=False, description="no hop goes where neither `links` nor `zones` lists a link: the default is none")
+    shared: tuple[SharedLink, ...] = Field(default=(), description="links that several nodes share on their way to all others")
     ingress: str = Field(default="", description="node where requests enter (the gateway's); empty: reached by `default`")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        names = Counter(link.name for link in self.shared)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            raise ValueError(f"shared link {twice[0]!r} occurs twice")
+        for way in self.closed:
+            if way.source == way.target:
+                raise ValueError(f"closed: {way.source!r} to itself is no link")
+        return self
 
 
 class Snapshot(Value):

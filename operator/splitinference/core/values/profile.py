@@ -72,6 +72,8 @@ class Profile(Value):
     model: str
     digest: str = Field(description="content hash of the configuration and the tensor table: names the model's content")
     dtype: str
+    content: str = Field(default="", description="digest of the tensors' bytes, `sha256:…`; empty: not known")
+    commit: str = Field(default="", description="commit of the hub's repository that it was read from; empty: it is from no hub")
     layers: tuple[Layer, ...] = Field(min_length=1)
     runtime_bytes: int = Field(default=0, ge=0, description="memory of an empty segment server: server, stub, libraries")
     positions: int | None = Field(

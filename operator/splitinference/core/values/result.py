@@ -1,6 +1,7 @@
 """What solving can come to: one type per meaning."""
 
 import math
+import time
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -9,10 +10,18 @@ from splitinference.core.values.plan import Plan
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a solve may take, and how much memory its child process may have."""
+    """How long a solve may take, and how much memory its child process may have.
+
+    `cpu_time`: the seconds are the process's own on a processor, not the clock's. For measurements on a busy machine.
+    """
 
     seconds: float = 10.0
     memory_mib: int = 500
+    cpu_time: bool = False
+
+    def now(self) -> float:
+        """Seconds of the clock that the limit counts by."""
+        return time.process_time() if self.cpu_time else time.monotonic()
 
 
 DEFAULT_LIMITS = Limits()
@@ -60,9 +69,9 @@ class TimedOut:
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The best plan so far of a solve that goes on, and a bound that holds already."""
+    """The best plan so far of a solve that goes on (None: none yet), and a bound that holds already."""
 
-    plan: Plan
+    plan: Plan | None
     bound: float = -math.inf
 
 
@@ -82,6 +91,13 @@ class JointlySolved:
     optimal: bool
     seconds: float
     alone: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class JointIncumbent:
+    """The best plans so far of a joint solve that goes on."""
+
+    found: JointlySolved
 
 
 Outcome: TypeAlias = Solved | Infeasible | TimedOut

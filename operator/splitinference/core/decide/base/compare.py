@@ -1,4 +1,4 @@
-"""Two plans side by side: what changes, what is gained, what the move costs; in numbers and in words."""
+"""Compares two plans: what changes, the gain, and the cost of the move; in numbers and in words."""
 
 from enum import StrEnum
 
@@ -21,7 +21,7 @@ class Change(StrEnum):
 
 
 def change(current: Plan | None, plan: Plan) -> Change:
-    """The word for the way from one plan to the other: a label computed from the two, nothing more."""
+    """What the transition from one plan to the other is called: a label computed from the two plans."""
     if current is None or current.model_digest != plan.model_digest:
         return Change.FIRST
     if current.revision == plan.revision:
@@ -31,21 +31,20 @@ def change(current: Plan | None, plan: Plan) -> Change:
 
 
 def gain(before: float, after: float, problem: Problem) -> float:
-    """Share of the objective that is gained by going from one value to the other; negative when it gets worse."""
+    """Share of the objective gained by the change from one value to the other. Negative if it gets worse."""
     if before == 0:
         return 0.0
     return (after - before) / before if problem.objective.goal is Goal.THROUGHPUT else (before - after) / before
 
 
 def net_gain(current: Plan, plan: Plan, problem: Problem, policy: Policy) -> float:
-    """Share of the objective that the move gains, with the cost of moving taken off: its seconds over the policy's horizon."""
+    """Share of the objective that the move gains, less the cost of the move: its seconds divided by the policy's `payback`."""
     gained = gain(objective_value(current, problem), objective_value(plan, problem), problem)
     return gained - move_seconds(plan, problem, policy) / policy.payback.total_seconds()
 
 
 def move_seconds(plan: Plan, problem: Problem, policy: Policy) -> float:
-    """How long the move takes, about: the slowest start of a server, and the load of all weights that are to be moved; on the nodes as
-    others keep them now."""
+    """Estimated seconds of the move: the slowest start of a server and the loading of all weights to move, with today's load on nodes."""
     return starting_seconds(plan, problem, policy.start)[0]
 
 
@@ -53,10 +52,10 @@ def moving(plan: Plan, problem: Problem, policy: Policy) -> str:
     """The cost of the move, in words."""
     mib = -(-predict(plan, problem).moved_bytes // MIB)
     if not mib:
-        return "nothing is to be moved"
+        return "no weights have to move"
     seconds, slowest = starting_seconds(plan, problem, policy.start)
     cores = next(usable_cores(node) for node in problem.snapshot.nodes if node.name == slowest)
-    return f"moving {mib} MiB costs {seconds:.0f} s" + (f" ({slowest} has {cores:.2g} cores to start with)" if cores < 1 else "")
+    return f"moving {mib} MiB takes about {seconds:.0f} s" + (f" ({slowest} has only {cores:.2g} free cores for it)" if cores < 1 else "")
 
 
 _UNITS = {
@@ -70,13 +69,13 @@ _UNITS = {
 
 
 def figures(plan: Plan, problem: Problem) -> str:
-    """What is expected of the plan, in words."""
+    """The plan's predicted times, in words."""
     p = predict(plan, problem)
     return f"predicted {p.time_to_first_token_ms:.0f} ms to the first token, {p.time_per_output_token_ms:.1f} ms per token"
 
 
 def before_after(current: Plan, plan: Plan, problem: Problem) -> str:
-    """What is expected of the current plan and of the other, as things are now, in words."""
+    """Predicted times of both plans under today's load, in words."""
     old, new = predict(current, problem), predict(plan, problem)
     text = f"predicted {old.time_per_output_token_ms:.1f} ms → {new.time_per_output_token_ms:.1f} ms per token"
     goal = problem.objective.goal

@@ -1,4 +1,4 @@
-"""What a decision is, as values: a plan to go to, or why the present one stays."""
+"""A decision as a value: adopt a plan, or keep the present one and say why."""
 
 from enum import StrEnum
 
@@ -9,7 +9,7 @@ from splitinference.core.values.value import Value
 
 
 class Adopt(Value):
-    """Make this the plan. `before_ms`: time per output token predicted for the old plan, as things are now; None for a mandatory change."""
+    """Adopt this plan. `before_ms`: predicted time per output token of the old plan under today's load; None for a mandatory change."""
 
     plan: Plan
     before_ms: float | None = None
@@ -20,7 +20,7 @@ class Adopt(Value):
 
 
 class Kept(StrEnum):
-    """Why a plan is kept although something spoke for another."""
+    """Why the plan stays although there was a reason to plan again."""
 
     STEADY = "Steady"
     INFEASIBLE = "Infeasible"
@@ -37,7 +37,7 @@ class Kept(StrEnum):
 
 
 class Keep(Value):
-    """Leave the plan as it is (None: there still is none). `trigger`: what spoke for another, if anything did."""
+    """Keep the plan, or keep having none. `trigger`: the reason to plan again, if there was one."""
 
     reason: Kept
     message: str = ""

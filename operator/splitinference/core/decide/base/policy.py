@@ -1,4 +1,4 @@
-"""What an answer to change depends on, as values: the policy, what is known of the present, and what must be remembered between passes."""
+"""What a decision depends on: the policy, the inputs of this pass, and the memory between passes."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -14,7 +14,7 @@ from splitinference.core.values.value import Value
 
 
 class Mode(StrEnum):
-    """What may be done without being asked: everything; optional moves only said; optional moves not even looked for."""
+    """Auto: all moves. Advisory: optional moves are only announced. Frozen: no optional moves are looked for."""
 
     AUTO = "Auto"
     ADVISORY = "Advisory"
@@ -22,35 +22,45 @@ class Mode(StrEnum):
 
 
 class Policy(Value):
-    """When an optional move is worth it."""
+    """When an optional move is worth its cost."""
 
     mode: Mode = Mode.AUTO
-    utilization_limit: float = Field(default=0.7, gt=0, le=1, description="use by others above which a node that serves is too busy")
-    link_factor: float = Field(default=2.0, gt=1, description="a hop so many times slower than planned is degraded")
-    link_floor_ms: float = Field(default=2.0, ge=0, description="and slower by at least so much: small hops are noisy")
-    window: timedelta = Field(default=timedelta(seconds=60), description="so long a reason must hold")
-    confirmations: int = Field(default=3, ge=1, description="and be seen so often, evenly over the window")
-    cooldown: timedelta = Field(default=timedelta(minutes=5), description="no optional move for so long after any move")
-    min_gain: float = Field(default=0.1, ge=0, le=1, description="share of the objective that a move must gain, its cost taken off")
-    resplit_gain: float = Field(default=0.1, ge=0, le=1, description="share by which new cuts must be better than the same cuts")
+    utilization_limit: float = Field(default=0.7, gt=0, le=1, description="a node is too busy if others use more than this")
+    link_factor: float = Field(
+        default=2.0, gt=1, description="a link is degraded if its hop takes more than this many times the planned time"
+    )
+    link_floor_ms: float = Field(default=2.0, ge=0, description="and more than this much longer, since short hops are noisy")
+    window: timedelta = Field(default=timedelta(seconds=60), description="how long a reason must hold")
+    confirmations: int = Field(default=3, ge=1, description="how often it must be confirmed, evenly over the window")
+    cooldown: timedelta = Field(default=timedelta(minutes=5), description="no optional move for this long after any move")
+    min_gain: float = Field(default=0.1, ge=0, le=1, description="share of the objective that a move must gain, net of its cost")
+    resplit_gain: float = Field(
+        default=0.1, ge=0, le=1, description="share by which new split points must be better than the same split points"
+    )
     stabilization: timedelta = Field(
         default=timedelta(minutes=10),
-        description="after a mandatory move, optional ones wait at most so long for the new stages to be measured",
+        description="how long optional moves wait at most, after a mandatory move, until the new stages have been measured",
     )
-    moves_per_hour: int = Field(default=6, ge=0, description="most moves within an hour; optional ones wait beyond it")
-    review: timedelta = Field(default=timedelta(seconds=60), description="how often a better plan is looked for without any other reason")
-    retry: timedelta = Field(default=timedelta(seconds=15), description="how soon an unchanged problem without a plan is tried again")
-    obstacle: timedelta = Field(default=timedelta(minutes=10), description="so long what stood in the way of a walk counts as a fact")
-    load_bytes_per_s: float = Field(default=100e6, gt=0, description="weights that one core loads in a second, for the cost of moving")
-    start_seconds: float = Field(default=3.3, ge=0, description="of a segment's start, what passes on any node: scheduling, probes, proof")
-    start_core_seconds: float = Field(default=4.7, ge=0, description="of a segment's start without weights, the work of one core")
+    moves_per_hour: int = Field(default=6, ge=0, description="limit of moves within an hour; beyond it optional moves wait")
+    review: timedelta = Field(default=timedelta(seconds=60), description="how often to look for a better plan without any other reason")
+    retry: timedelta = Field(default=timedelta(seconds=15), description="how soon to try again when an unchanged problem had no plan")
+    obstacle: timedelta = Field(
+        default=timedelta(minutes=10), description="how long the node that blocked a transition counts as too small"
+    )
+    load_bytes_per_s: float = Field(
+        default=100e6, gt=0, description="bytes of weights that one core loads in a second, for the cost of a move"
+    )
+    start_seconds: float = Field(
+        default=3.3, ge=0, description="seconds of a segment's start that are the same on every node: scheduling, probes, proof"
+    )
+    start_core_seconds: float = Field(default=4.7, ge=0, description="core seconds of a segment's start, without loading weights")
     payback: timedelta = Field(
-        default=timedelta(minutes=10), description="horizon of the cost of moving: a move that takes a tenth of it costs a tenth"
+        default=timedelta(minutes=10), description="time over which a move must pay for itself: a move that takes a tenth of it costs 10 %"
     )
 
     @property
     def spacing(self) -> timedelta:
-        """Time from one confirmation to the next: its share of the window."""
+        """Least time between two confirmations: window / confirmations."""
         return self.window / self.confirmations
 
     @property
@@ -60,7 +70,7 @@ class Policy(Value):
 
 
 class Traffic(Value):
-    """What clients got lately; None: nobody asked, or it is not known."""
+    """Latency that clients measured lately. None: no requests, or unknown."""
 
     requests: int = Field(default=0, ge=0)
     time_to_first_token_ms: float | None = None
@@ -68,8 +78,8 @@ class Traffic(Value):
 
 
 class StageTime(Value):
-    """Compute of one stage's decode steps of the last seconds, of those that computed alone: the lower quartile, so three of four took at
-    least so long. `age_seconds`: how old the oldest of them may be; `learned`: the node's factor was measured."""
+    """Compute time of one stage's recent decode steps that were not batched with others: the lower quartile, so three of four took longer.
+    `age_seconds`: greatest age of the steps. `learned`: the node's calibration factor was measured."""
 
     node: str
     processor: str = ""
@@ -81,33 +91,33 @@ class StageTime(Value):
     learned: bool = True
 
 
-class Facts(Value):
-    """What is known now. `plan` is the plan in service or under way."""
+class DecisionInputs(Value):
+    """What one decision depends on. `plan` is the plan that serves, or that a transition leads to."""
 
     now: datetime
     problem: Problem
     plan: Plan | None = None
-    planned_for: str = Field(default="", description="hash of the specification that the plan was made for")
-    asked: str = Field(default="", description="hash of the specification as it is now")
-    quarantined: Mapping[str, str] = Field(default_factory=dict, description="nodes where segments keep failing, and how")
+    plan_spec_digest: str = Field(default="", description="hash of the spec that the plan was made for")
+    spec_digest: str = Field(default="", description="hash of the present spec")
+    quarantined: Mapping[str, str] = Field(default_factory=dict, description="nodes where segments keep failing, and the last failure")
     distrusted: Mapping[str, str] = Field(
-        default_factory=dict, description="those of them on which a segment gave a wrong output, and what was found"
+        default_factory=dict, description="those of them on which a segment gave a wrong output, and the evidence"
     )
-    pressured: Mapping[str, str] = Field(default_factory=dict, description="nodes that run out of memory, and how that shows")
-    walking: bool = Field(default=False, description="a transition is under way")
-    moves: tuple[datetime, ...] = Field(default=(), description="when plans were moved to, oldest first")
+    pressured: Mapping[str, str] = Field(default_factory=dict, description="nodes that run out of memory, and the evidence")
+    in_transition: bool = Field(default=False, description="a transition is in progress")
+    moves: tuple[datetime, ...] = Field(default=(), description="times of the moves, oldest first")
     traffic: Traffic = Traffic()
-    stages: tuple[StageTime, ...] = Field(default=(), description="the plan's stages as they serve now; none on the way to it")
+    stages: tuple[StageTime, ...] = Field(default=(), description="measured stages of the plan; empty during a transition")
     measured_windows: int = Field(
         default=0,
         ge=0,
-        description="windows of the gateway's figures in which all stages of the plan were measured, since its route serves",
+        description="windows in which all stages of the plan were measured, since its route serves",
     )
-    may_review: bool = Field(default=True, description="there is leave to look for a better plan without any other reason")
-    serving: Plan | None = Field(default=None, description="what serves now, as a plan, where it can be stated as one")
-    served: bool = Field(default=True, description="a route serves and all of it is proven")
-    held_bytes: Mapping[str, int] = Field(default_factory=dict, description="memory that our segments hold on each node now")
-    blocked: Blocked | None = Field(default=None, description="why the walk to the plan cannot go on, if it cannot")
+    may_review: bool = Field(default=True, description="this pass may look for a better plan without any other reason")
+    serving: Plan | None = Field(default=None, description="what serves now, if that can be stated as a plan")
+    served: bool = Field(default=True, description="a route serves and all its segments are proven")
+    held_bytes: Mapping[str, int] = Field(default_factory=dict, description="memory that our segments hold on each node")
+    blocked: Blocked | None = Field(default=None, description="why the transition to the plan cannot continue, if it cannot")
     strategy: Strategy = Strategy.SURGE
 
 
@@ -120,15 +130,15 @@ class Watch(Value):
 
 
 class Obstacle(Value):
-    """A node that stood in the way of a walk, and the memory that was free there beside the segments that serve."""
+    """A node that blocked a transition, and the memory that was free on it beside the serving segments."""
 
     at: datetime
     free_bytes: int = Field(ge=0)
 
 
 class Slowed(Value):
-    """A node whose stage has been slower than predicted: since when, when last, and in how many observations. `metric`: use by others, as
-    metrics had it at the first of them, 0..1; `implied`: as the last one implied it."""
+    """A node whose stage is slower than predicted: first and last observation, and their number. `metric`: use by others according to the
+    metrics at the first observation, 0..1. `implied`: use by others according to the last observation, 0..1."""
 
     since: datetime
     last: datetime
@@ -138,8 +148,8 @@ class Slowed(Value):
 
 
 class Level(Value):
-    """Where a node's utilization has been lately, 0..1: since when it keeps near `utilization`, and since when it had kept changing before
-    that (None: it was there when it was first seen, or has been for long)."""
+    """A node's recent utilization, 0..1. `since`: when it came near this value. `changing_since`: when it began to change before that;
+    None: it did not change."""
 
     utilization: float = Field(ge=0, le=1)
     since: datetime
@@ -147,37 +157,39 @@ class Level(Value):
 
 
 class Stabilizing(Value):
-    """A mandatory move was made, and its stages have not been measured yet. `since`: when the plan began to serve; None: not yet."""
+    """The stabilization window after a mandatory move. `since`: when the plan began to serve; None: not yet."""
 
     since: datetime | None = None
 
 
 class Memory(Value):
-    """What must be remembered between passes to be steady. Losing it (a restart) only makes optional moves later."""
+    """What the operator remembers between passes. Losing it, by a restart, only delays optional moves."""
 
     watches: Mapping[str, Watch] = Field(default_factory=dict)
-    reviewed: datetime | None = Field(default=None, description="when a better plan was last looked for")
-    obstacles: Mapping[str, Obstacle] = Field(default_factory=dict, description="nodes that stood in the way of walks lately")
+    reviewed: datetime | None = Field(default=None, description="when the operator last looked for a better plan")
+    obstacles: Mapping[str, Obstacle] = Field(default_factory=dict, description="nodes that blocked transitions lately")
     slowed: Mapping[str, Slowed] = Field(default_factory=dict, description="nodes whose stages are slower than metrics explain")
-    levels: Mapping[str, Level] = Field(default_factory=dict, description="utilization of the plan's nodes, and whether it still changes")
+    levels: Mapping[str, Level] = Field(
+        default_factory=dict, description="recent utilization of the plan's nodes, and whether it still changes"
+    )
     stabilizing: Stabilizing | None = Field(default=None, description="the stabilization window after a mandatory move, while it lasts")
-    detoured: datetime | None = Field(default=None, description="when a blocked walk was last given up for another plan")
-    tried: str = Field(default="", description="hash of the problem that was last tried without getting a plan")
-    tried_room: str = Field(default="", description="hash of the room that there was then")
-    tries: int = Field(default=0, ge=0, description="how often that problem was tried with that room")
+    detoured: datetime | None = Field(default=None, description="when a blocked transition was last abandoned for another plan")
+    tried: str = Field(default="", description="hash of the last problem that had no plan")
+    tried_room: str = Field(default="", description="hash of the free memory and CPU at that time")
+    tries: int = Field(default=0, ge=0, description="number of attempts at that problem with that room")
     tried_at: datetime | None = None
-    tried_reason: str = Field(default="", description="why that gave no plan: the reason and the message of that decision")
+    tried_reason: str = Field(default="", description="reason of that decision to keep the plan")
     tried_message: str = ""
 
-    def afresh(self, *, reviewed: datetime | None = None, detoured: datetime | None = None) -> "Memory":
-        """After another plan was taken: nothing is watched and nothing was tried; what nodes showed still counts."""
+    def after_adoption(self, *, reviewed: datetime | None = None, detoured: datetime | None = None) -> "Memory":
+        """The memory after a plan was adopted: no watches and no attempts. What was learned of nodes stays."""
         kept = {"obstacles": self.obstacles, "slowed": self.slowed, "levels": self.levels, "stabilizing": self.stabilizing}
         return Memory(reviewed=reviewed, detoured=detoured or self.detoured).model_copy(update=kept)
 
     def watching(self, key: str, holds: bool | None, policy: Policy, now: datetime) -> tuple[Watch | None, "Memory"]:
-        """Note that a reason holds, holds no longer, or that it is not known (None: neither confirms nor forgets, for two windows).
+        """Record whether a reason holds. None means unknown: for two windows it neither confirms nor resets.
 
-        Confirmations count at most once in window / confirmations, so they are spread over the window.
+        At most one confirmation counts per window / confirmations, so they are spread over the window.
         """
         watch = self.watches.get(key)
         if watch is not None and now - watch.last > 2 * policy.window:
@@ -194,10 +206,10 @@ class Memory(Value):
         return watch, self.model_copy(update={"watches": watches})
 
 
-def sustained(watch: Watch | None, policy: Policy, now: datetime, *, felt: bool = False) -> bool:
-    """Whether a reason has held for the window and was confirmed often enough. `felt`: two independent witnesses speak for it, so one
-    confirmation and its share of the window will do."""
+def sustained(watch: Watch | None, policy: Policy, now: datetime, *, corroborated: bool = False) -> bool:
+    """Whether a reason has held for the window and was confirmed often enough. `corroborated`: two independent measurements agree, so one
+    further confirmation and its share of the window are enough."""
     if watch is None:
         return False
-    window, confirmations = (policy.spacing, min(2, policy.confirmations)) if felt else (policy.window, policy.confirmations)
+    window, confirmations = (policy.spacing, min(2, policy.confirmations)) if corroborated else (policy.window, policy.confirmations)
     return now - watch.since >= window and watch.confirmations >= confirmations

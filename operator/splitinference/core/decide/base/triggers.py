@@ -1,6 +1,6 @@
-"""Why to solve again now: an ordered chain of pure checks, each with a reason and a message with its numbers.
+"""Reasons to plan again: an ordered list of pure checks. Each has a name and a message with its numbers.
 
-Mandatory reasons count at once. Optional ones must hold over the policy's window; what is unknown is never zero and never a reason.
+Mandatory reasons count at once. Optional ones must hold over the policy's window. An unknown value is never zero and never a reason.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from splitinference.core.cost import predict, violations
 from splitinference.core.cost.eligible import forbidden, unusable
-from splitinference.core.decide.base.policy import Facts, Memory, Mode, Policy, sustained
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy, sustained
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.value import Value
 
@@ -23,7 +23,7 @@ class Reason(StrEnum):
     SEGMENT_FAILED = "SegmentFailed"
     MEMORY_PRESSURE = "MemoryPressure"
     PRIVACY_CHANGED = "PrivacyChanged"
-    WALK_BLOCKED = "WalkBlocked"
+    TRANSITION_BLOCKED = "TransitionBlocked"
     SLO_VIOLATED = "SloViolated"
     UTILIZATION_SHIFTED = "UtilizationShifted"
     LINK_DEGRADED = "LinkDegraded"
@@ -31,105 +31,105 @@ class Reason(StrEnum):
 
 
 class Trigger(Value):
-    """A reason to solve again."""
+    """A reason to plan again."""
 
     reason: Reason
     message: str
     mandatory: bool
 
 
-def check(facts: Facts, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
-    """The first reason to solve again, and the memory after looking."""
-    if facts.plan is None:
+def check(inputs: DecisionInputs, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
+    """The first reason to plan again, and the memory after the checks."""
+    if inputs.plan is None:
         return Trigger(reason=Reason.NO_PLAN, message="there is no plan yet", mandatory=True), memory
-    for reason, look in _MANDATORY:
-        message = look(facts, facts.plan)
+    for reason, applies in _MANDATORY:
+        message = applies(inputs, inputs.plan)
         if message:
             return Trigger(reason=reason, message=message, mandatory=True), memory
-    blocked, memory = _walk_blocked(facts, policy, memory)
+    blocked, memory = _transition_blocked(inputs, policy, memory)
     if blocked is not None:
         return blocked, memory
     if policy.mode is Mode.FROZEN:
-        return None, memory.model_copy(update={"watches": {k: w for k, w in memory.watches.items() if k == Reason.WALK_BLOCKED}})
-    return _optional(facts, facts.plan, policy, memory)
+        return None, memory.model_copy(update={"watches": {k: w for k, w in memory.watches.items() if k == Reason.TRANSITION_BLOCKED}})
+    return _optional(inputs, inputs.plan, policy, memory)
 
 
 # --- mandatory -----------------------------------------------------------------------------------------------------------------------
 
 
-def _spec_changed(facts: Facts, _: Plan) -> str:
-    if facts.planned_for == facts.asked:
+def _spec_changed(inputs: DecisionInputs, _: Plan) -> str:
+    if inputs.plan_spec_digest == inputs.spec_digest:
         return ""
-    return "what is asked for has changed since the plan was made"
+    return "the spec has changed since the plan was made"
 
 
-def _node_lost(facts: Facts, plan: Plan) -> str:
-    nodes = {node.name: node for node in facts.problem.snapshot.nodes}
+def _node_lost(inputs: DecisionInputs, plan: Plan) -> str:
+    nodes = {node.name: node for node in inputs.problem.snapshot.nodes}
     found = []
-    for where, segment in _places(plan):
+    for where, segment in _stages(plan):
         for name in segment.nodes:
-            why = "it is gone" if name not in nodes else unusable(nodes[name], facts.problem)
+            why = "it no longer exists" if name not in nodes else unusable(nodes[name], inputs.problem)
             if why:
-                found.append(f"{where} on {name}, which cannot be used: {why}")
+                found.append(f"{where} runs on {name}, which cannot be used: {why}")
     return "; ".join(found)
 
 
-def _verification_failed(facts: Facts, plan: Plan) -> str:
+def _verification_failed(inputs: DecisionInputs, plan: Plan) -> str:
     return "; ".join(
-        f"{where} on {name} cannot be trusted: {facts.distrusted[name]}"
-        for where, segment in _places(plan)
+        f"{where} on {name} cannot be trusted: {inputs.distrusted[name]}"
+        for where, segment in _stages(plan)
         for name in segment.nodes
-        if name in facts.distrusted
+        if name in inputs.distrusted
     )
 
 
-def _segment_failed(facts: Facts, plan: Plan) -> str:
+def _segment_failed(inputs: DecisionInputs, plan: Plan) -> str:
     return "; ".join(
-        f"{where} on {name} keeps failing: {facts.quarantined[name]}"
-        for where, segment in _places(plan)
+        f"{where} on {name} keeps failing: {inputs.quarantined[name]}"
+        for where, segment in _stages(plan)
         for name in segment.nodes
-        if name in facts.quarantined
+        if name in inputs.quarantined
     )
 
 
-def _memory_pressure(facts: Facts, plan: Plan) -> str:
+def _memory_pressure(inputs: DecisionInputs, plan: Plan) -> str:
     found = [
-        f"{where} on {name}: {facts.pressured[name]}"
-        for where, segment in _places(plan)
+        f"{where} on {name}: {inputs.pressured[name]}"
+        for where, segment in _stages(plan)
         for name in segment.nodes
-        if name in facts.pressured
+        if name in inputs.pressured
     ]
-    found += [violation.message for violation in violations(plan, facts.problem) if violation.constraint == "memory"]
+    found += [violation.message for violation in violations(plan, inputs.problem) if violation.constraint == "memory"]
     return "; ".join(found)
 
 
-def _privacy_changed(facts: Facts, plan: Plan) -> str:
-    nodes = {node.name: node for node in facts.problem.snapshot.nodes}
+def _privacy_changed(inputs: DecisionInputs, plan: Plan) -> str:
+    nodes = {node.name: node for node in inputs.problem.snapshot.nodes}
     found = []
-    for where, segment in _places(plan):
+    for where, segment in _stages(plan):
         for name in segment.nodes:
-            reasons = {forbidden(nodes[name], layer, facts.problem.constraints) for layer in range(*segment.held)}
+            reasons = {forbidden(nodes[name], layer, inputs.problem.constraints) for layer in range(*segment.held)}
             found += [f"{where} on {name}: {reason}" for reason in sorted(filter(None, reasons))]
     return "; ".join(found)
 
 
-def _walk_blocked(facts: Facts, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
-    """The walk to the plan has had no way on for a while, and the last one to be given up is past its cooldown. Where nobody is served, the
-    cooldown and the budget of moves do not count."""
-    watch, memory = memory.watching(Reason.WALK_BLOCKED, facts.blocked is not None, policy, facts.now)
-    if facts.blocked is None or watch is None or facts.now - watch.since < policy.retry:
+def _transition_blocked(inputs: DecisionInputs, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
+    """The transition has been blocked for a while, and the cooldown after the last abandoned transition is over. If nothing serves, neither
+    the cooldown nor the budget of moves counts."""
+    watch, memory = memory.watching(Reason.TRANSITION_BLOCKED, inputs.blocked is not None, policy, inputs.now)
+    if inputs.blocked is None or watch is None or inputs.now - watch.since < policy.retry:
         return None, memory
-    pause = policy.cooldown if facts.served else policy.retry
-    if memory.detoured is not None and facts.now - memory.detoured < pause:
+    pause = policy.cooldown if inputs.served else policy.retry
+    if memory.detoured is not None and inputs.now - memory.detoured < pause:
         return None, memory
-    if facts.served and _moves_within_an_hour(facts) >= policy.moves_per_hour:
+    if inputs.served and _moves_within_an_hour(inputs) >= policy.moves_per_hour:
         return None, memory
-    held = (facts.now - watch.since).total_seconds()
-    message = f"the walk to the plan has had no way on for {held:.0f} s: {facts.blocked.why}"
-    return Trigger(reason=Reason.WALK_BLOCKED, message=message, mandatory=True), memory
+    held = (inputs.now - watch.since).total_seconds()
+    message = f"the transition has been blocked for {held:.0f} s: {inputs.blocked.why}"
+    return Trigger(reason=Reason.TRANSITION_BLOCKED, message=message, mandatory=True), memory
 
 
-_MANDATORY: tuple[tuple[Reason, Callable[[Facts, Plan], str]], ...] = (
+_MANDATORY: tuple[tuple[Reason, Callable[[DecisionInputs, Plan], str]], ...] = (
     (Reason.SPEC_CHANGED, _spec_changed),
     (Reason.NODE_LOST, _node_lost),
     (Reason.VERIFICATION_FAILED, _verification_failed),
@@ -139,7 +139,7 @@ _MANDATORY: tuple[tuple[Reason, Callable[[Facts, Plan], str]], ...] = (
 )
 
 
-def _places(plan: Plan) -> Iterator[tuple[str, Segment]]:
+def _stages(plan: Plan) -> Iterator[tuple[str, Segment]]:
     many = len(plan.pipelines) > 1
     for number, pipeline in enumerate(plan.pipelines):
         for stage, segment in enumerate(pipeline.segments):
@@ -148,100 +148,100 @@ def _places(plan: Plan) -> Iterator[tuple[str, Segment]]:
 
 # --- optional ------------------------------------------------------------------------------------------------------------------------
 
-Seen = tuple[str, bool | None, str]
-"""Key of a watch; whether the reason holds, None when that is not known; the message without its duration."""
+Observation = tuple[str, bool | None, str]
+"""Key of a watch; whether the reason holds (None: unknown); the message with `{held}` for its duration."""
 
 
-def _optional(facts: Facts, plan: Plan, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
-    keys: set[str] = {Reason.BETTER_PLAN, Reason.WALK_BLOCKED}
+def _optional(inputs: DecisionInputs, plan: Plan, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
+    keys: set[str] = {Reason.BETTER_PLAN, Reason.TRANSITION_BLOCKED}
     first: Trigger | None = None
-    felt = _felt(facts, plan, policy)
-    for reason, look in _OPTIONAL:
-        for key, holds, message in look(facts, plan, policy):
+    corroborated = _slowdown_confirmed(inputs, plan, policy)
+    for reason, observe in _OPTIONAL:
+        for key, holds, message in observe(inputs, plan, policy):
             keys.add(key)
-            watch, memory = memory.watching(key, holds, policy, facts.now)
-            if first is None and holds and watch is not None and sustained(watch, policy, facts.now, felt=felt):
-                held = (facts.now - watch.since).total_seconds()
+            watch, memory = memory.watching(key, holds, policy, inputs.now)
+            if first is None and holds and watch is not None and sustained(watch, policy, inputs.now, corroborated=corroborated):
+                held = (inputs.now - watch.since).total_seconds()
                 first = Trigger(reason=reason, message=message.format(held=f"for {held:.0f} s"), mandatory=False)
     memory = memory.model_copy(update={"watches": {key: watch for key, watch in memory.watches.items() if key in keys}})
-    if not may_move(facts, policy):
+    if not may_move(inputs, policy):
         return None, memory
     if memory.stabilizing is not None and (first is None or first.reason is not Reason.SLO_VIOLATED):
         return None, memory
-    since = None if memory.reviewed is None else facts.now - memory.reviewed
+    since = None if memory.reviewed is None else inputs.now - memory.reviewed
     confirming = Reason.BETTER_PLAN in memory.watches
     retry = min(policy.retry, policy.spacing) if confirming else policy.retry
     if first is not None and (since is None or since >= retry):
         return first, memory
     pause = policy.spacing if confirming else policy.review
-    if first is None and facts.may_review and (since is None or since >= pause):
-        message = f"a better plan is looked for every {policy.review.total_seconds():.0f} s"
+    if first is None and inputs.may_review and (since is None or since >= pause):
+        message = f"the review for a better plan is due, every {policy.review.total_seconds():.0f} s"
         return Trigger(reason=Reason.BETTER_PLAN, message=message, mandatory=False), memory
     return None, memory
 
 
-def _felt(facts: Facts, plan: Plan, policy: Policy) -> bool:
-    """Whether clients feel that the plan no longer is what it was: their limits are broken, as the gateway saw, and the cost model says of
-    what was measured on nodes and links that the plan is slower than it was made for. Either alone may be noise; both are not."""
-    if plan.prediction is None or not any(holds for _, holds, _ in _slo_violated(facts, plan, policy)):
+def _slowdown_confirmed(inputs: DecisionInputs, plan: Plan, policy: Policy) -> bool:
+    """Whether two independent measurements agree that the plan has slowed down: the latency that the gateway measured violates the SLO, and
+    the cost model predicts from node and link metrics that the plan is slower than planned. Either alone may be noise."""
+    if plan.prediction is None or not any(holds for _, holds, _ in _slo_violated(inputs, plan, policy)):
         return False
-    return predict(plan, facts.problem).time_per_output_token_ms > (1 + policy.min_gain) * plan.prediction.time_per_output_token_ms
+    return predict(plan, inputs.problem).time_per_output_token_ms > (1 + policy.min_gain) * plan.prediction.time_per_output_token_ms
 
 
-def may_move(facts: Facts, policy: Policy) -> bool:
-    """Whether an optional move may be made now: none under way, past the cooldown, within the budget of an hour."""
-    if facts.walking:
+def may_move(inputs: DecisionInputs, policy: Policy) -> bool:
+    """Whether an optional move may start: no transition in progress, cooldown over, budget of the hour not used up."""
+    if inputs.in_transition:
         return False
-    if facts.moves and facts.now - facts.moves[-1] < policy.cooldown:
+    if inputs.moves and inputs.now - inputs.moves[-1] < policy.cooldown:
         return False
-    return _moves_within_an_hour(facts) < policy.moves_per_hour
+    return _moves_within_an_hour(inputs) < policy.moves_per_hour
 
 
-def _moves_within_an_hour(facts: Facts) -> int:
-    return sum(1 for moved in facts.moves if (facts.now - moved).total_seconds() < 3600)
+def _moves_within_an_hour(inputs: DecisionInputs) -> int:
+    return sum(1 for moved in inputs.moves if (inputs.now - moved).total_seconds() < 3600)
 
 
-def _slo_violated(facts: Facts, _plan: Plan, _policy: Policy) -> Iterator[Seen]:
-    slo, traffic = facts.problem.slo, facts.traffic
+def _slo_violated(inputs: DecisionInputs, _plan: Plan, _policy: Policy) -> Iterator[Observation]:
+    slo, traffic = inputs.problem.slo, inputs.traffic
     for name, limit, value in (
         ("time to first token", slo.time_to_first_token_ms, traffic.time_to_first_token_ms),
         ("time per output token", slo.time_per_output_token_ms, traffic.time_per_output_token_ms),
     ):
         if limit is not None:
             holds = value > limit if value is not None and traffic.requests > 0 else None
-            yield f"{Reason.SLO_VIOLATED}/{name}", holds, f"{name} {value or 0:.0f} ms {{held}} (limit {limit:.0f} ms)"
+            yield f"{Reason.SLO_VIOLATED}/{name}", holds, f"p95 {name} {value or 0:.0f} ms {{held}} (limit {limit:.0f} ms)"
 
 
-def _utilization_shifted(facts: Facts, plan: Plan, policy: Policy) -> Iterator[Seen]:
-    nodes = {node.name: node for node in facts.problem.snapshot.nodes}
-    for where, segment in _places(plan):
+def _utilization_shifted(inputs: DecisionInputs, plan: Plan, policy: Policy) -> Iterator[Observation]:
+    nodes = {node.name: node for node in inputs.problem.snapshot.nodes}
+    for where, segment in _stages(plan):
         for name in segment.nodes:
             used = nodes[name].utilization
             holds = None if used is None else used > policy.utilization_limit
             waits = used is not None and (nodes[name].waiting or 0.0) >= used > 0
-            why = "lost to waiting for a processor" if waits else "by others"
-            message = f"{where} on {name} at {(used or 0) * 100:.0f} % {why} {{held}} (limit {policy.utilization_limit * 100:.0f} %)"
+            why = "lost to waiting for a processor" if waits else "used by others"
+            message = f"{where} on {name}: {(used or 0) * 100:.0f} % {why} {{held}} (limit {policy.utilization_limit * 100:.0f} %)"
             yield f"{Reason.UTILIZATION_SHIFTED}/{name}", holds, message
 
 
-def _link_degraded(facts: Facts, plan: Plan, policy: Policy) -> Iterator[Seen]:
-    """No link is judged while a node at one of its ends is over the limit: such a hop waits for a processor, not for the link."""
+def _link_degraded(inputs: DecisionInputs, plan: Plan, policy: Policy) -> Iterator[Observation]:
+    """Links that became slower than planned. A link is unknown while a node at one end is over its limit: the hop waits for a processor."""
     if plan.prediction is None:
         return
-    now = predict(plan, facts.problem)
-    over = {node.name for node in facts.problem.snapshot.nodes if (node.utilization or 0.0) > policy.utilization_limit}
-    places = list(_places(plan))
+    now = predict(plan, inputs.problem)
+    over = {node.name for node in inputs.problem.snapshot.nodes if (node.utilization or 0.0) > policy.utilization_limit}
+    places = list(_stages(plan))
     following = [segment.nodes for _, segment in places[1:]] + [()]
     for (where, segment), after, planned, present in zip(places, following, plan.prediction.stages, now.stages, strict=True):
         slower = present.link_ms - planned.link_ms
         degraded = present.link_ms > policy.link_factor * planned.link_ms and slower > policy.link_floor_ms
         holds = None if degraded and not over.isdisjoint((*segment.nodes, *after)) else degraded
-        figures = f"{present.link_ms:.1f} ms for a token {{held}} (planned {planned.link_ms:.1f} ms)"
+        figures = f"{present.link_ms:.1f} ms per token {{held}} (planned {planned.link_ms:.1f} ms)"
         message = f"the link after {where} on {segment.node} takes {figures}"
         yield f"{Reason.LINK_DEGRADED}/{segment.start}/{segment.node}", holds, message
 
 
-_OPTIONAL: tuple[tuple[Reason, Callable[[Facts, Plan, Policy], Iterator[Seen]]], ...] = (
+_OPTIONAL: tuple[tuple[Reason, Callable[[DecisionInputs, Plan, Policy], Iterator[Observation]]], ...] = (
     (Reason.SLO_VIOLATED, _slo_violated),
     (Reason.UTILIZATION_SHIFTED, _utilization_shifted),
     (Reason.LINK_DEGRADED, _link_degraded),

@@ -1,4 +1,4 @@
-"""The solver as decisions use it: with its limits, the judge of plans after it, and whether a walk to a plan would arrive."""
+"""The solver as decisions use it: with limits, a check of each plan, and a dry run of the transition to it."""
 
 from typing import Protocol
 
@@ -18,37 +18,37 @@ class Solve(Protocol):
         """Solve within the limits; `hint` is a plan to start from."""
 
 
-class Ends(Protocol):
-    """How the walk from what is there to a plan would end, if everything that is started succeeds."""
+class DryRun(Protocol):
+    """How the transition from the observed state to a plan would end if every started segment succeeds."""
 
     def __call__(self, plan: Plan, /) -> Done | Blocked:
-        """Rehearse the walk."""
+        """Simulate the transition."""
 
 
-def arrives(_plan: Plan, /) -> Done | Blocked:
-    """For those who have nothing in the way."""
+def always_reachable(_plan: Plan, /) -> Done | Blocked:
+    """The dry run for callers without observed segments: every plan is reachable."""
     return Done()
 
 
 class Solver:
-    """The solver with its limits, and the judge after it."""
+    """The solver with its limits and the check of its plans."""
 
-    def __init__(self, solve: Solve, limits: Limits, ends: Ends = arrives) -> None:
+    def __init__(self, solve: Solve, limits: Limits, dry_run: DryRun = always_reachable) -> None:
         self._solve = solve
         self._limits = limits
-        self.ends = ends
+        self.dry_run = dry_run
 
-    def reaches(self, plan: Plan) -> bool:
-        """Whether a walk to the plan would arrive."""
-        return isinstance(self.ends(plan), Done)
+    def reachable(self, plan: Plan) -> bool:
+        """Whether the transition to the plan would complete."""
+        return isinstance(self.dry_run(plan), Done)
 
     def best(self, problem: Problem, hint: Plan | None) -> Plan | Keep:
-        """The best valid plan; or why there is none."""
+        """The best valid plan, or why there is none."""
         try:
             outcome = self._solve(problem, self._limits, hint)
         except SolverFailed as error:
             return Keep(reason=Kept.SOLVER_FAILED, message=f"the solver failed: {error}")
-        late = Keep(reason=Kept.SOLVE_TIMED_OUT, message=f"no plan was found within {self._limits.seconds:g} s")
+        late = Keep(reason=Kept.SOLVE_TIMED_OUT, message=f"the solver found no plan within {self._limits.seconds:g} s")
         match outcome:
             case Solved(plan=plan):
                 proof = {"bound": outcome.bound, "gap": outcome.gap, "optimal": outcome.optimal, "explanation": outcome.explanation}
@@ -62,5 +62,5 @@ class Solver:
                 return Keep(reason=Kept.INFEASIBLE, message="; ".join(said))
         wrong = violations(found, problem)
         if wrong:
-            return Keep(reason=Kept.PLAN_REJECTED, message="the solver's plan breaks: " + "; ".join(v.message for v in wrong))
+            return Keep(reason=Kept.PLAN_REJECTED, message="the solver's plan violates: " + "; ".join(v.message for v in wrong))
         return found.model_copy(update={"prediction": predict(found, problem), "value": objective_value(found, problem)})

@@ -1,1 +1,1 @@
-"""Which plans can be reached from what serves, and what stood in the way."""
+"""Which plans can be reached from the serving segments, and what blocked earlier transitions."""

@@ -1,4 +1,4 @@
-"""Where a segment would go if its node could not have it any more: the likely target of a move that nobody has asked for yet."""
+"""The likely target of a future move: where a segment would go if its node could no longer hold it."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -12,13 +12,13 @@ from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Problem, Slo
 
 _MOST_JUDGED = 8
-"""So many nodes, the quickest for the segment alone, are judged with the whole chain, links included."""
+"""Number of nodes, quickest for the segment alone first, that are compared with the whole chain, links included."""
 
 
 def likely_target(segment: Segment, plan: Plan, problem: Problem) -> str | None:
-    """The node outside of the plan that would take this segment best, all others staying where they are; None where none could.
+    """The best node outside the plan for this segment if all others stay. None if no node can hold it.
 
-    It is an estimate by the cost model and no solve: cuts stay, and one segment moves. The SLO is no limit here.
+    This is an estimate by the cost model, without the solver: split points stay, and one segment moves. The SLO is not a limit here.
     """
     if len(plan.pipelines) != 1 or segment.processor or segment.replicas:
         return None
@@ -33,7 +33,7 @@ def likely_target(segment: Segment, plan: Plan, problem: Problem) -> str | None:
 
 
 def quickest(segment: Segment, plan: Plan, problem: Problem) -> Iterator[Node]:
-    """Nodes outside of the plan that could hold the segment, the quickest for it alone first; none whose use by others is not known."""
+    """Nodes outside the plan that can hold the segment, quickest first. Nodes whose use by others is unknown are left out."""
     taken = {name for other in plan.segments for name in other.nodes}
     needed = memory_bytes(problem, segment.start, segment.end)
     able = []

@@ -1,4 +1,4 @@
-"""The problem made narrower: without some nodes, with less room on them, with the same cuts, with segments that stay."""
+"""Restricts a problem: without some nodes, with less memory on them, with the same split points, with segments that stay."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,7 +8,7 @@ from splitinference.core.values.problem import Pin, Problem
 
 
 def without(problem: Problem, nodes: Iterable[str]) -> Problem:
-    """The problem where these nodes are not to be used."""
+    """The problem without these nodes."""
     names = frozenset(nodes)
     if not names:
         return problem
@@ -17,7 +17,7 @@ def without(problem: Problem, nodes: Iterable[str]) -> Problem:
 
 
 def with_room(problem: Problem, most_bytes: Mapping[str, int]) -> Problem:
-    """The problem where these nodes have at most so much memory for our segments."""
+    """The problem in which these nodes have at most this many bytes for our segments."""
     if not most_bytes:
         return problem
     nodes = tuple(
@@ -30,7 +30,7 @@ def with_room(problem: Problem, most_bytes: Mapping[str, int]) -> Problem:
 
 
 def same_cuts(problem: Problem, plan: Plan) -> Problem | None:
-    """The problem with the cuts of the plan; None where it cannot be stated (another model, cuts that are not allowed any more)."""
+    """The problem with the plan's split points. None if it cannot be stated: another model, or split points that are no longer allowed."""
     bounds = problem.constraints
     lengths = {len(pipeline.segments) for pipeline in plan.pipelines}
     points = tuple(sorted({point for pipeline in plan.pipelines for point in pipeline.split_points}))
@@ -46,13 +46,13 @@ def same_cuts(problem: Problem, plan: Plan) -> Problem | None:
 
 
 def pinned(problem: Problem, staying: Iterable[Segment]) -> Problem:
-    """The problem where these segments stay where they are; its cuts are to be theirs already."""
+    """The problem in which these segments stay on their nodes. Its split points must already be theirs."""
     pins = tuple(Pin(start=s.start, end=s.end, node=s.node) for s in staying)
     return problem.model_copy(update={"constraints": problem.constraints.model_copy(update={"pins": (*problem.constraints.pins, *pins)})})
 
 
 def may_stay(plan: Plan, problem: Problem) -> tuple[Segment, ...]:
-    """The plan's segments that may be where they are."""
+    """The plan's segments that may stay on their nodes."""
     nodes = {node.name: node for node in problem.snapshot.nodes}
     return tuple(
         s

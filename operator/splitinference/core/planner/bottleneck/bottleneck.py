@@ -14,13 +14,13 @@ import numpy as np
 
 from splitinference.core.planner.chain.chain import Chain
 from splitinference.core.planner.chain.criterion import Arrays, hop_occupancy, sum_of
-from splitinference.core.planner.chain.dive import down
-from splitinference.core.planner.chain.dual import keeps_counts, sum_along, uses_of
+from splitinference.core.planner.chain.dual import down, keeps_counts, sum_along, uses_of
 from splitinference.core.planner.chain.equivalence import longest_only, merged
-from splitinference.core.planner.chain.relaxed import Step, complete, path
+from splitinference.core.planner.chain.relaxed import Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.search import Search
 from splitinference.core.planner.chain.tables import Floats
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
+from splitinference.core.planner.chain.tell import SILENT, Tell
 
 _TINY = 1e-6
 ROUNDS = 24
@@ -37,9 +37,9 @@ class _Verdict:
     refuted: bool
 
 
-def least_bottleneck(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
+def least_bottleneck(task: Task, known: float, expired: Callable[[], bool], tell: Tell = SILENT) -> Chain:
     """The chain of least occupancy, for a task whose objective is that alone; `known`: the value of a chain that is known already."""
-    return _Thresholds(task, expired).solve(known)
+    return _Thresholds(task, expired, tell).solve(known)
 
 
 def occupancy_of(task: Task, steps: tuple[Step, ...]) -> float:
@@ -67,7 +67,8 @@ def longest(task: Task) -> Floats:
 
 
 class _Thresholds:
-    def __init__(self, task: Task, expired: Callable[[], bool]) -> None:
+    def __init__(self, task: Task, expired: Callable[[], bool], tell: Tell) -> None:
+        self.tell = tell
         self.task = replace(task, objective=sum_of(task.tables), occupancy_weight=0.0)
         self.tables = task.tables
         self.expired = expired
@@ -83,6 +84,7 @@ class _Thresholds:
                 bound = math.inf if first.refuted else 0.0
                 return Chain(self.task, None, math.inf, bound, "no chain at any threshold" if first.refuted else "search, not complete")
             best, value = first.steps, occupancy_of(self.task, first.steps)
+            self.tell.chain(best)
         for widths in (WIDTHS[:1], WIDTHS[:2], WIDTHS):
             floor = low
             high = int(np.searchsorted(values, value * (1 - SLACK)))
@@ -91,11 +93,14 @@ class _Thresholds:
                 verdict = self._verdict(float(values[middle]), widths)
                 if verdict.steps is not None:
                     best, value = verdict.steps, occupancy_of(self.task, verdict.steps)
+                    self.tell.chain(best)
                     high = min(middle, int(np.searchsorted(values, value * (1 - SLACK))))
                 else:
                     floor = middle + 1
                     if verdict.refuted:
                         low = max(low, middle + 1)
+                        if low < high:
+                            self.tell.bound(float(values[low]))
             bound = float(values[low]) if low < len(values) else value
             if bound >= value * (1 - SLACK):
                 return Chain(self.task, best, value, value, "every smaller threshold refuted")
@@ -139,9 +144,13 @@ class _Thresholds:
         sums = [(arrays, r.limit) for arrays, r in zip(task.sums, task.resources, strict=True)]
         starts = [held / float(held @ most) for held in (np.median(reach, axis=0), reach.max(axis=0)) if held.any()]
         prices = max(starts, key=lambda found: complete(arrays, found).value / self._budget(task, found, most))
-        best, best_prices, pace = -math.inf, prices, 0.5
+        best, best_prices, pace, turning = -math.inf, prices, 0.5, False
         for _ in range(ROUNDS):
-            relaxed = complete(arrays, prices)
+            if self.expired():
+                break
+            relaxed = onward(arrays, prices) if turning else complete(arrays, prices)
+            if not turning and math.isfinite(relaxed.value) and turns_back(arrays, path(arrays, relaxed)):
+                turning, relaxed = True, onward(arrays, prices)
             if not math.isfinite(relaxed.value) or relaxed.value > (1.0 + SLACK) * self._budget(task, prices, most):
                 return _Verdict(None, refuted=True), prices
             steps = path(arrays, relaxed)

@@ -16,13 +16,16 @@ from splitinference.core.planner.chain.chain import WIDTHS, Chain, best_chain
 from splitinference.core.planner.chain.criterion import sum_of
 from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.task import SLACK, Task
+from splitinference.core.planner.chain.tell import SILENT, Tell
 
 
-def least_with_moves(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
+def least_with_moves(task: Task, known: float, expired: Callable[[], bool], tell: Tell = SILENT) -> Chain:
     """The best chain for bottleneck + weight * GiB moved; `known`: the value of a known chain (inf: none)."""
     quickest = least_bottleneck(replace(task, objective=sum_of(task.tables)), math.inf, expired)
     if quickest.steps is None:
         return replace(quickest, task=task)
+    tell.chain(quickest.steps)
+    tell.bound(quickest.bound)
     values = occupancies(task)
     first = int(np.searchsorted(values, quickest.bound * (1 - SLACK)))
     best: tuple[Step, ...] | None = None
@@ -38,6 +41,7 @@ def least_with_moves(task: Task, known: float, expired: Callable[[], bool]) -> C
             reached = min(reached, int(np.searchsorted(values, slowest * (1 - SLACK))))
             if slowest + found.value < value * (1 - SLACK):
                 best, value = found.steps, slowest + found.value
+                tell.chain(best)
         # Of the thresholds from `reached` to `high` none moves less than the one at `high`, and none is lower than `reached`.
         least = max(floor, found.bound + float(values[reached]))
         if found.proven or effort + 1 == len(WIDTHS):

@@ -15,11 +15,12 @@ from splitinference.core.planner.bottleneck.bottleneck import least_bottleneck
 from splitinference.core.planner.chain.chain import Chain
 from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.task import SLACK, Task
+from splitinference.core.planner.chain.tell import SILENT, Tell
 
 MOST_LEVELS = 64
 
 
-def least_with_peak(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
+def least_with_peak(task: Task, known: float, expired: Callable[[], bool], tell: Tell = SILENT) -> Chain:
     """The best chain for bottleneck + weight * peak utilization, on nodes without processors; `known`: the value of a known chain."""
     t, weight = task.tables, task.utilization_weight
     used = [t.utilization_from(a) for a in range(t.layers)]
@@ -42,6 +43,7 @@ def least_with_peak(task: Task, known: float, expired: Callable[[], bool]) -> Ch
             peak = max(float(used[s.start][s.place, s.end]) for s in found.steps)
             if found.value + weight * peak < value * (1 - SLACK):
                 best, value = found.steps, found.value + weight * peak
+                tell.chain(best)
         left_open = min(left_open, found.bound + weight * float(floors[high]))
         middle = (low + high) // 2
         for first, last in ((low, min(middle, high - 1)), (middle + 1, high - 1)):

@@ -1,25 +1,32 @@
 """The best chain for a task: dynamic programme, then prices, then search; as far as it takes to prove it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from splitinference.core.planner.chain.dive import dive
 from splitinference.core.planner.chain.dual import crowded, keeps_counts, price, rounds_for, sum_along
 from splitinference.core.planner.chain.equivalence import Alike, alike, needed
 from splitinference.core.planner.chain.levels import Cut, Refutation, levels_of
-from splitinference.core.planner.chain.relaxed import Step, complete, most_segments, path, promising
+from splitinference.core.planner.chain.relaxed import Step, complete, most_segments, onward, path, promising, through, turns_back
 from splitinference.core.planner.chain.search import Search
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
+from splitinference.core.planner.chain.tell import SILENT, Tell
 
 WIDTHS = (64, 1_000, 12_000)
 """Labels kept at a boundary, one try after the other; a number, not a time, so that the same problem gets the same plan."""
 
 
+FAR_APART, PATIENT = 0.01, 8
+"""Where a search leaves so large a gap, so many times the rounds of prices come before the next one: wider searches close little."""
 NARROW = 16
 LEVEL_ROUNDS = 12
 MOST_SEGMENTS = 20
 FEW = 300
+CORE = 120
+"""Of more than `FEW` classes, so many are looked at first."""
 FAR = 0.7
 """A bound below this share of the value leaves out few classes by itself: those behind enough better ones go first, which is quicker."""
 FEW_CLASSES = 12
@@ -42,17 +49,19 @@ class Chain:
         return self.value - self.bound <= 2 * SLACK * abs(self.value) if self.steps else math.isinf(self.bound)
 
 
-def best_chain(task: Task, known: float, expired: Callable[[], bool], widths: tuple[int, ...] = WIDTHS) -> Chain:
+def best_chain(task: Task, known: float, expired: Callable[[], bool], widths: tuple[int, ...] = WIDTHS, tell: Tell = SILENT) -> Chain:
     """The best chain for `task` that is better than `known` (inf: no chain is known), with searches of these widths.
 
-    With a `known` value, `steps` is None and bound at least `known` means that nothing better exists.
+    With a `known` value, `steps` is None and bound at least `known` means that nothing better exists. `tell` hears of each chain and bound.
     """
     if task.tables.count == 0:
         return Chain(task, None, math.inf, math.inf, "no place is left")
     quick = _by_dynamic_programme(task)
     if quick is not None and (quick.proven or quick.bound >= known):
         return quick
-    return _Hunt(task, known, quick.bound if quick else -math.inf, expired, widths).chain()
+    if quick is not None:
+        tell.bound(quick.bound)
+    return _Hunt(task, known, quick.bound if quick else -math.inf, expired, widths, tell=tell).chain()
 
 
 class _Hunt:
@@ -61,8 +70,10 @@ class _Hunt:
     `part` is the task over `classes`, those that a chain better than `value` may need; `prices` are for them.
     """
 
-    def __init__(self, task: Task, known: float, bound: float, expired: Callable[[], bool], widths: tuple[int, ...]) -> None:
-        self.task, self.expired, self.widths = task, expired, widths
+    def __init__(
+        self, task: Task, known: float, bound: float, expired: Callable[[], bool], widths: tuple[int, ...], *, tell: Tell = SILENT
+    ) -> None:
+        self.task, self.expired, self.widths, self.tell = task, expired, widths, tell
         self.steps: tuple[Step, ...] | None = None
         self.value, self.bound = known, bound
         self.classes = list(range(task.tables.count))
@@ -71,6 +82,7 @@ class _Hunt:
 
     def chain(self) -> Chain:
         """The answer: closed by prices, by searches, or as far as they came."""
+        self._start()
         self._dive()
         self._narrow()
         rounds = rounds_for(self.part)
@@ -93,17 +105,37 @@ class _Hunt:
         bound = math.inf if self.steps is None and math.isinf(self.value) and math.isinf(self.bound) else min(self.bound, self.value)
         return Chain(self.task, self.steps, self.value, bound, note)
 
-    def _found(self, steps: tuple[Step, ...] | None, value: float) -> None:
+    def _found(self, steps: tuple[Step, ...] | None, value: float, classes: Sequence[int] | None = None) -> None:
+        """A chain over the part's classes, or over `classes` of the task."""
         if steps is not None and value < self.value:
-            self.steps, self.value = tuple(Step(s.start, s.end, self.classes[s.place]) for s in steps), value
+            named = self.classes if classes is None else classes
+            self.steps, self.value = tuple(Step(s.start, s.end, named[s.place]) for s in steps), value
+            self.tell.chain(self.steps)
 
     def _proved(self, bound: float) -> bool:
         """Take a bound for the chains of the part; those outside are no better than `value`. Whether the answer is final now."""
         self.bound = max(self.bound, min(bound, self.value))
+        if self.bound < self.value:
+            self.tell.bound(self.bound)
         return self.bound >= self.value - SLACK * abs(self.value)
 
+    def _start(self) -> None:
+        """Of many classes, first those alone that the relaxation goes through at the least cost: their best chain leaves few others."""
+        if not self.task.is_a_sum or self.task.tables.count <= FEW:
+            return
+        kept: set[int] = set()
+        for arrays in (self.task.plain, *self.task.sums):
+            order = np.argsort(through(arrays, complete(arrays)), kind="stable")
+            kept.update(int(c) for c in order[: CORE // (1 + len(self.task.sums))])
+            if self.expired():
+                break
+        core = sorted(kept)
+        found = _Hunt(self.task.only(core), self.value, -math.inf, self.expired, WIDTHS[:1]).chain()
+        self._found(found.steps, found.value, core)
+
     def _dive(self) -> None:
-        self._found(*dive(self.part, self.prices))
+        if self.part.tables.count <= FEW:
+            self._found(*dive(self.part, self.prices))
 
     def _price(self, rounds: int) -> str:
         if not self.part.tables.count:
@@ -187,12 +219,20 @@ class _Hunt:
             if self._proved(self.bound):
                 return "no cheaper chain keeps the limits, level by level of cost"
             prices = self.prices if cut is None else cut.ahead.prices.times(self.value)
-            found = Search(self.part, prices, cut).run(width, self.value, self.expired)
+            try:
+                found = Search(self.part, prices, cut).run(width, self.value, self.expired)
+            except MemoryError:
+                # So many labels are too many: prices take no more memory than before.
+                return self._price(PATIENT * rounds_for(self.part)) or "search, out of memory"
             self._found(found.steps, found.value)
             if self._proved(found.bound) and found.complete:
                 return f"search with {width} labels a boundary, complete"
             if self.expired():
                 break
+            if cut is None and self.task.is_a_sum and self.value - self.bound > FAR_APART * abs(self.value):
+                note = self._price(PATIENT * rounds_for(self.part))
+                if note:
+                    return note
         return "search, not complete"
 
     def _by_levels(self, width: int) -> Cut | None:
@@ -246,6 +286,11 @@ def _by_dynamic_programme(task: Task) -> Chain | None:
     if not task.is_a_sum:
         return None
     steps = path(arrays, completion)
+    if turns_back(arrays, steps):
+        completion = onward(arrays)
+        if math.isinf(completion.value):
+            return Chain(task, None, math.inf, math.inf, "every chain of the relaxation turns back")
+        steps = path(arrays, completion)
     sums = [sum_along(arrays, steps) for arrays in task.sums]
     kept = all(total <= r.limit * (1 + SLACK) for total, r in zip(sums, task.resources, strict=True))
     if kept and keeps_counts(task, steps) and not crowded(task):
@@ -255,4 +300,7 @@ def _by_dynamic_programme(task: Task) -> Chain | None:
 
 def _promising(task: Task, prices: Multipliers, value: float) -> list[int]:
     arrays = task.under(prices)
-    return promising(arrays, complete(arrays), value + prices.constant(task))
+    completion = complete(arrays)
+    if math.isfinite(completion.value) and turns_back(arrays, path(arrays, completion)):
+        completion = onward(arrays)
+    return promising(arrays, completion, value + prices.constant(task))

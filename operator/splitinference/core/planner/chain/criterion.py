@@ -200,6 +200,7 @@ class Arrays:
     def entering(self) -> Floats:
         """Per class: cost of the hop from the gateway and of entering the first node."""
         cost = self._hop_cost(self.tables.tensor_bytes(0), self.tables.ingress) + self.criterion.entry
+        cost[~self.tables.open_ingress] = np.inf
         return cost if self._hops_open is None else np.where(self._hops_open[0][0], cost, np.inf)
 
     def _hop_cost(self, tensor_bytes: int, quality: tuple[Floats, Floats, Floats]) -> Floats:

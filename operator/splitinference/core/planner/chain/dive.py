@@ -6,13 +6,9 @@ closes labels, leaves out classes and sets the length of the steps of the prices
 
 import math
 
-import numpy as np
-
-from splitinference.core.planner.chain.criterion import Arrays
-from splitinference.core.planner.chain.dual import crowded, keeps_counts, sum_along
+from splitinference.core.planner.chain.dual import crowded, down, keeps_counts, sum_along
 from splitinference.core.planner.chain.local_search import mended
-from splitinference.core.planner.chain.relaxed import Completion, Step, complete
-from splitinference.core.planner.chain.tables import Ints
+from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 
 MOST_MENDED = 16
@@ -43,30 +39,3 @@ def dive(task: Task, prices: Multipliers) -> tuple[tuple[Step, ...] | None, floa
 def _valid(task: Task, steps: tuple[Step, ...]) -> bool:
     within = all(sum_along(arrays, steps) <= r.limit * (1 + SLACK) for arrays, r in zip(task.sums, task.resources, strict=True))
     return within and keeps_counts(task, steps)
-
-
-def down(task: Task, arrays: Arrays, completion: Completion | None = None, free: Ints | None = None) -> tuple[Step, ...] | None:
-    """Step by step to the least of the relaxation, never to a place that is taken; None where the way ends.
-
-    With a `completion` that is followed throughout; else the relaxation is solved anew on what is free before each step. `free`:
-    how many places of each class there are; all of them by default.
-    """
-    t = task.tables
-    left = (t.multiplicity if free is None else free).copy()
-    taken = np.where(left > 0, 0.0, np.inf)
-    steps: list[Step] = []
-    boundary = 0
-    while boundary < t.layers:
-        rest = completion or complete(arrays, taken, since=boundary)
-        reach = (arrays.entering() if boundary == 0 else arrays.hops(boundary)[steps[-1].place]) + rest.starting[boundary] + taken
-        place = int(np.argmin(reach))
-        if not math.isfinite(reach[place]):
-            return None
-        ways = arrays.segments_from(boundary)[place] + rest.ended[place, boundary + 1 : arrays.stop[boundary]]
-        end = boundary + 1 + int(np.argmin(ways))
-        steps.append(Step(boundary, end, place))
-        left[place] -= 1
-        if left[place] == 0:
-            taken[place] = np.inf
-        boundary = end
-    return tuple(steps)

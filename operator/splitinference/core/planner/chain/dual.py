@@ -4,16 +4,18 @@ A path of the priced relaxation that forgets nothing after all is a valid chain,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from splitinference.core.planner.chain.criterion import Arrays
-from splitinference.core.planner.chain.relaxed import Step, complete, path
-from splitinference.core.planner.chain.tables import Floats
+from splitinference.core.planner.chain.relaxed import Completion, Step, complete, onward, path, turns_back
+from splitinference.core.planner.chain.tables import Floats, Ints
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 
+DIVE_EVERY = 4
+"""Every so many rounds the priced relaxation is followed without coming back: under good prices that is a good chain."""
 REACH = 0.3
 """How far above a bound a step aims at most, as a share of it: a step to the known value at once overshoots where that is far."""
 
@@ -73,25 +75,54 @@ def crowded(task: Task) -> bool:
     return bool(task.tables.shares_node.any()) and task.tables.problem.constraints.utilization_ceiling is not None
 
 
+def _within(task: Task, sums: Sequence[Arrays], steps: tuple[Step, ...]) -> bool:
+    return all(sum_along(arrays, steps) <= r.limit * (1 + SLACK) for arrays, r in zip(sums, task.resources, strict=True))
+
+
+def down(task: Task, arrays: Arrays, completion: Completion | None = None, free: Ints | None = None) -> tuple[Step, ...] | None:
+    """Step by step to the least of the relaxation, never to a place that is taken; None where the way ends.
+
+    With a `completion` that is followed throughout; else the relaxation is solved anew on what is free before each step. `free`:
+    how many places of each class there are; all of them by default.
+    """
+    t = task.tables
+    left = (t.multiplicity if free is None else free).copy()
+    taken = np.where(left > 0, 0.0, np.inf)
+    steps: list[Step] = []
+    boundary = 0
+    while boundary < t.layers:
+        rest = completion or complete(arrays, taken, since=boundary)
+        reach = (arrays.entering() if boundary == 0 else arrays.hops(boundary)[steps[-1].place]) + rest.starting[boundary] + taken
+        place = int(np.argmin(reach))
+        if not math.isfinite(reach[place]):
+            return None
+        ways = arrays.segments_from(boundary)[place] + rest.ended[place, boundary + 1 : arrays.stop[boundary]]
+        end = boundary + 1 + int(np.argmin(ways))
+        steps.append(Step(boundary, end, place))
+        left[place] -= 1
+        if left[place] == 0:
+            taken[place] = np.inf
+        boundary = end
+    return tuple(steps)
+
+
 def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], start: Multipliers | None = None) -> Priced:
     """At most `rounds` subgradient steps from `start` towards the best prices, given the value `best` of a known chain (inf: none)."""
     t = task.tables
     sums = task.sums
-    counted = task.max_nodes is not None and not t.shares_node.any()
     multiplicity = np.minimum(t.multiplicity, t.layers).astype(float)
     current = start or Multipliers.none(task)
     base, built = None, current.resources
     result = Priced(current, -math.inf, None, best)
-    pace, stale = 1.0, 0
-    for _ in range(rounds):
+    pace, stale, turning = 1.0, 0, False
+    dives = task.is_a_sum and not t.shares_node.any() and not crowded(task)
+    for number in range(rounds):
         if base is None or (current.resources != built).any():
             flat = Multipliers(np.zeros(t.count), current.resources)
             base, built = task.arrays(flat.priced(task)) if current.resources.any() else task.plain, current.resources
-        uses = current.uses + current.per_node
-        priced = complete(base, uses)
-        if not math.isfinite(priced.value):
+        priced, steps, turning = _cheapest(base, current.uses + current.per_node, turning=turning)
+        if not steps:
             return Priced(current, math.inf, None, math.inf)
-        steps = path(base, priced)
         bound = priced.value - current.constant(task)
         slack = bound - result.bound
         if slack > 0:
@@ -106,21 +137,46 @@ def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], sta
             value = sum_along(task.plain, steps) if plain else math.inf
             if value < result.value:
                 result = Priced(result.prices, result.bound, steps, value)
+        if dives and number % DIVE_EVERY == 0:
+            chain = down(task, base, priced)
+            if chain is not None and keeps_counts(task, chain) and _within(task, sums, chain):
+                value = sum_along(task.plain, chain)
+                if value < result.value:
+                    result = Priced(result.prices, result.bound, chain, value)
         closed = math.isfinite(result.value) and result.value - result.bound <= SLACK * abs(result.value)
         if closed or expired() or pace < 0.02:
             break
-        extra = uses_of(task, steps) - multiplicity
-        more_nodes = float(len(steps) - task.max_nodes) if counted and task.max_nodes is not None else 0.0
-        active = np.where((current.uses > 0) | (extra > 0), extra, 0.0)
-        norm = float((active**2).sum()) + more_nodes**2
-        target = min(result.value, bound + REACH * abs(bound))
-        length = pace * max(target - bound, 0.005 * abs(bound)) / max(norm, 1e-12) if norm else 0.0
-        raised = np.maximum(0.0, current.uses + length * active)
-        per_node = max(0.0, current.per_node + length * more_nodes) if counted else 0.0
-        gaps = np.array([max(target - bound, 0.005 * abs(bound)) for _ in over])
-        resources = np.maximum(0.0, current.resources + pace * gaps * over / np.maximum(over**2, 1e-12)) if len(over) else current.resources
-        current = Multipliers(raised, resources, per_node)
+        goal = max(min(result.value, bound + REACH * abs(bound)) - bound, 0.005 * abs(bound))
+        current = _raised(task, current, uses_of(task, steps) - multiplicity, over, (goal, pace))
     return result
+
+
+def _cheapest(arrays: Arrays, uses: Floats, *, turning: bool) -> tuple[Completion, tuple[Step, ...], bool]:
+    """The priced relaxation, its chain (empty: none), and whether chains that turn back had to be left out."""
+    if not turning:
+        priced = complete(arrays, uses)
+        steps = path(arrays, priced) if math.isfinite(priced.value) else ()
+        if not turns_back(arrays, steps):
+            return priced, steps, False
+    priced = onward(arrays, uses)
+    return priced, path(arrays, priced) if math.isfinite(priced.value) else (), True
+
+
+def _raised(task: Task, current: Multipliers, extra: Floats, over: Floats, aim: tuple[float, float]) -> Multipliers:
+    """One subgradient step: prices rise for classes and limits that the chain overdraws, and fall for others. `aim`: by how much the
+    bound should rise, and the share of that which is tried."""
+    goal, pace = aim
+    counted = task.max_nodes is not None and not task.tables.shares_node.any()
+    visited = float((extra + np.minimum(task.tables.multiplicity, task.tables.layers)).sum())
+    more_nodes = visited - task.max_nodes if counted and task.max_nodes is not None else 0.0
+    active = np.where((current.uses > 0) | (extra > 0), extra, 0.0)
+    norm = float((active**2).sum()) + more_nodes**2
+    length = pace * goal / max(norm, 1e-12) if norm else 0.0
+    per_node = max(0.0, current.per_node + length * more_nodes) if counted else 0.0
+    resources = current.resources
+    if len(over):
+        resources = np.maximum(0.0, resources + pace * goal * over / np.maximum(over**2, 1e-12))
+    return Multipliers(np.maximum(0.0, current.uses + length * active), resources, per_node)
 
 
 def rounds_for(task: Task) -> int:

@@ -6,6 +6,7 @@ used, from the head of every row up to any point of it, no more places than anot
 """
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from splitinference.core.planner.chain.criterion import Arrays
 from splitinference.core.planner.chain.tables import Bools, Floats, Ints
 from splitinference.core.planner.chain.task import Task, each_once
 
+MOST_MASKS = 3
+"""Of more distinct links by boundary, classes are compared one by one."""
 MOST_COMPARED = 1_200
 """More classes are not compared: it would take longer than it saves."""
 
@@ -95,7 +98,7 @@ def _matrices(task: Task) -> list[tuple[Floats | Bools, Floats | Bools]]:
     """What tells links apart: pairs of (class by class, from the gateway)."""
     t = task.tables
     result: list[tuple[Floats | Bools, Floats | Bools]] = list(zip(t.links, t.ingress, strict=True))
-    result.append((t.open_links, np.ones(t.count, dtype=bool)))
+    result.append((t.open_links, t.open_ingress))
     if task.hops_open is not None:
         seen: set[int] = set()
         for b in range(1, t.layers):
@@ -137,35 +140,60 @@ def merged(task: Task) -> tuple[Task, list[list[int]]]:
     t = task.tables
     if task.resources or t.shares_node.any() or task.hops_open is None:
         return task, [[c] for c in range(t.count)]
-    opened = [task.hops_open[0], *each_once(task.hops_open[1:], lambda mask: mask & t.open_links)]
+    opened = [task.hops_open[0] & t.open_ingress, *each_once(task.hops_open[1:], lambda mask: mask & t.open_links)]
     distinct = list({t.tensor_bytes(b): opened[b] for b in range(1, t.layers)}.values())
     rows = np.concatenate([np.packbits(mask, axis=1) for mask in task.allowed], axis=1)
     groups: list[list[int]] = []
-    of_mask: dict[tuple[bytes, bool], list[int]] = {}
+    of_key: dict[tuple[object, ...], list[int]] = {}
     matrices = [(mask, opened[0][0]) for mask in distinct]
+    links = _link_keys(distinct, t.count)
     for c in range(t.count):
-        key = (rows[c].tobytes(), bool(opened[0][0][c]))
-        for g in of_mask.setdefault(key, []):
+        held = (rows[c].tobytes(), bool(opened[0][0][c]))
+        keys = [(*held, key) for key in links[c]]
+        near = dict.fromkeys(g for key in keys for g in of_key.get(key, ()))
+        for g in near:
             if _interchangeable(task, matrices, groups[g][0], c):  # type: ignore[arg-type]
                 groups[g].append(c)
                 break
         else:
-            of_mask[key].append(len(groups))
+            for key in keys:
+                of_key.setdefault(key, []).append(len(groups))
             groups.append([c])
     heads = [group[0] for group in groups]
     small = task.only(heads)
     assert small.hops_open is not None  # noqa: S101 - the task has them
     small.tables.multiplicity = np.array([int(t.multiplicity[group].sum()) for group in groups], dtype=np.int64)
+    small.tables.open_ingress = np.ones(len(heads), dtype=bool)
     small.tables.open_links = np.ones((len(heads), len(heads)), dtype=bool)
     grid = np.ix_(heads, heads)
-    own = [(group[0], group[min(1, len(group) - 1)]) for group in groups]
+    pairs = [(group[0], group[min(1, len(group) - 1)]) for group in groups]
 
     def of_heads(mask: Bools) -> Bools:
         part = mask[grid].copy()
-        part[np.arange(len(heads)), np.arange(len(heads))] = [mask[i, j] for i, j in own]
+        part[np.arange(len(heads)), np.arange(len(heads))] = [mask[i, j] for i, j in pairs]
         return part
 
     return replace(small, hops_open=[opened[0][:, heads], *each_once(opened[1:], of_heads)]), groups
+
+
+def _link_keys(masks: list[Bools], count: int) -> list[list[object]]:
+    """Per class what it has in common with each class that the masks cannot tell from it, so that few need be compared.
+
+    Two such classes have equal rows and columns but for their own places, where both have what is between the two: so with their
+    own place set, or with it not set, the rows are equal. One of the keys of both is the same.
+    """
+    if not masks or len(masks) > MOST_MASKS:
+        return [[None]] * count
+    per_mask: list[list[tuple[bytes, bytes]]] = []
+    for mask in masks:
+        sides = []
+        for own in (True, False):
+            with_own = mask.copy()
+            np.fill_diagonal(with_own, own)
+            both = np.concatenate([np.packbits(with_own, axis=1), np.packbits(with_own.T, axis=1)], axis=1)
+            sides.append([row.tobytes() for row in both])
+        per_mask.append(list(zip(*sides, strict=True)))
+    return [list(dict.fromkeys(product(*(keys[c] for keys in per_mask)))) for c in range(count)]
 
 
 def longest_only(task: Task) -> Task:

@@ -16,7 +16,7 @@ from splitinference.core.planner.chain.criterion import Arrays, hop_occupancy
 from splitinference.core.planner.chain.dominance import Dominance
 from splitinference.core.planner.chain.labels import Labels
 from splitinference.core.planner.chain.levels import Cut
-from splitinference.core.planner.chain.relaxed import Completion, Step, complete
+from splitinference.core.planner.chain.relaxed import Completion, Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.tables import Bools, Floats, Ints
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 
@@ -49,6 +49,8 @@ class Search:
         self.constant = prices.constant(task)
         self.priced = task.under(prices)
         self.completion = complete(self.priced)
+        if np.isfinite(self.completion.value) and turns_back(self.priced, path(self.priced, self.completion)):
+            self.completion = onward(self.priced)
         self.plain = task.plain
         self.sums = task.sums
         self.sum_completions = [complete(arrays) for arrays in self.sums]

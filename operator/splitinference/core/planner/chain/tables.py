@@ -16,7 +16,7 @@ from splitinference.core.cost.link import MESSAGE_BYTES, bytes_per_token
 from splitinference.core.cost.predict import added_watts
 from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import layer_cost
-from splitinference.core.values.cluster import LinkQuality, Node
+from splitinference.core.values.cluster import LinkQuality, Network, Node
 from splitinference.core.values.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -27,7 +27,7 @@ Bools = NDArray[np.bool_]
 _AT_ONCE = 2_000_000
 """Figures that are computed in one array; more would only fill memory."""
 _PER_CLASS = ("prefill", "decode", "overhead", "price", "watts", "others", "free", "bad")
-_PER_PAIR = ("links", "ingress", "open_links")
+_PER_PAIR = ("links", "ingress", "open_links", "open_ingress")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Tables:
             part.__dict__["ingress"] = tuple(row[classes] for row in self.ingress)
         if "open_links" in self.__dict__:
             part.__dict__["open_links"] = self.open_links[grid]
+        if "open_ingress" in self.__dict__:
+            part.__dict__["open_ingress"] = self.open_ingress[classes]
         part.members = [self.members[c] for c in classes]
         part.sites = [self.sites[c] for c in classes]
         part.count = len(classes)
@@ -240,8 +242,8 @@ class Tables:
         return bytes_per_token(self.problem, boundary)
 
     def _quality(self, there: NDArray[np.int32], back: NDArray[np.int32]) -> tuple[Floats, Floats, Floats]:
-        rtt = np.array([q.rtt_ms for q in self._qualities])
-        inverse = np.array([1e3 / q.bandwidth_bytes_per_s for q in self._qualities])
+        rtt = np.array([q.rtt_ms for q, _ in self._qualities])
+        inverse = np.array([1e3 / q.bandwidth_bytes_per_s for q, _ in self._qualities])
         return (rtt[there] + rtt[back]) / 2.0, inverse[there], inverse[back]
 
     def _within(self, c: int) -> int:
@@ -252,9 +254,13 @@ class Tables:
     @cached_property
     def links(self) -> tuple[Floats, Floats, Floats]:
         """Class by class: half of both RTTs, inverse bandwidth there and back (ms per byte); the diagonal is between two members."""
+        there = self._between()
+        return self._quality(there, there.T)
+
+    def _between(self) -> NDArray[np.int32]:
         there = self._kinds[np.ix_(self._number, self._number)]
         there[np.arange(self.count), np.arange(self.count)] = [self._within(c) for c in range(self.count)]
-        return self._quality(there, there.T)
+        return there
 
     @cached_property
     def ingress(self) -> tuple[Floats, Floats, Floats]:
@@ -263,41 +269,96 @@ class Tables:
 
     @cached_property
     def open_links(self) -> Bools:
-        """Class by class: whether a hop keeps the minimum bandwidth."""
+        """Class by class: whether a hop may go there, and keeps the minimum bandwidth."""
         least = self.problem.constraints.min_bandwidth_bytes_per_s
         _, there, back = self.links
-        return np.ones_like(there, dtype=bool) if least is None else np.maximum(there, back) <= 1e3 / least * (1 + 1e-12)
+        way: Bools = np.array([is_open for _, is_open in self._qualities])[self._between()]
+        return way if least is None else way & (np.maximum(there, back) <= 1e3 / least * (1 + 1e-12))
+
+    @cached_property
+    def open_ingress(self) -> Bools:
+        """Per class: whether requests may enter there."""
+        return np.asarray(np.array([is_open for _, is_open in self._qualities])[self._kinds[-1, self._number]])
 
 
-def _qualities(problem: Problem, usable: tuple[Node, ...]) -> tuple[list[LinkQuality], NDArray[np.int32]]:
-    """The distinct link qualities, and which one leads from node to node; the last row and column is where requests enter."""
+Kind = tuple[LinkQuality, bool]
+"""A link's quality, and whether a hop may go over it."""
+
+
+def _qualities(problem: Problem, usable: tuple[Node, ...]) -> tuple[list[Kind], NDArray[np.int32]]:
+    """The distinct kinds of links, and which one leads from node to node; the last row and column is where requests enter."""
     network = problem.snapshot.network
-    table: dict[LinkQuality, int] = {}
-
-    def kind(quality: LinkQuality) -> int:
-        return table.setdefault(quality, len(table))
-
-    zones = {zone: number for number, zone in enumerate(dict.fromkeys([*(n.zone for n in problem.snapshot.nodes), ""]))}
-    between = np.full((len(zones), len(zones)), kind(network.default), dtype=np.int32)
-    for link in network.zones:
-        if link.source in zones and link.target in zones:
-            between[zones[link.source], zones[link.target]] = kind(link.quality)
-    home = {node.name: zones[node.zone] for node in problem.snapshot.nodes}
+    found = _Kinds()
     names = [node.name for node in usable] + [network.ingress]
-    zone = np.array([home.get(name, zones[""]) for name in names], dtype=np.int64)
-    kinds = between[np.ix_(zone, zone)]
+    kinds = _between_zones(problem, names, found)
     position: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(names):
         position[name].append(number)
     for link in network.links:
         for i in position.get(link.source, ()):
             for j in position.get(link.target, ()):
-                kinds[i, j] = kind(link.quality)
-    for numbers in position.values():
-        for i in numbers:
-            for j in numbers:
-                kinds[i, j] = kind(network.local if names[i] else network.default)
-    return list(table), kinds
+                kinds[i, j] = found.of(link.quality)
+    for way in network.closed:
+        for i in position.get(way.source, ()):
+            for j in position.get(way.target, ()):
+                kinds[i, j] = found.closed(kinds[i, j])
+    if not network.ingress and (network.only_listed or network.closed_zones):
+        # A place outside is always reached.
+        for row in (kinds[-1, :], kinds[:, -1]):
+            row[:] = [found.of(found.known[k][0]) for k in row]
+    for name, numbers in position.items():
+        kinds[np.ix_(numbers, numbers)] = found.of(network.local if name else network.default)
+    _narrowed(network, problem, names, found, kinds)
+    return found.known, kinds
+
+
+class _Kinds:
+    """The kinds of links met so far, by number."""
+
+    def __init__(self) -> None:
+        self.known: list[Kind] = []
+        self._number: dict[Kind, int] = {}
+
+    def of(self, quality: LinkQuality, *, is_open: bool = True) -> int:
+        """The number of a kind, a new one where it is new."""
+        kind = (quality, is_open)
+        if kind not in self._number:
+            self._number[kind] = len(self.known)
+            self.known.append(kind)
+        return self._number[kind]
+
+    def closed(self, number: int) -> int:
+        """The number of the same kind, closed."""
+        return self.of(self.known[number][0], is_open=False)
+
+
+def _between_zones(problem: Problem, names: list[str], found: _Kinds) -> NDArray[np.int32]:
+    """Kinds from node to node, as far as zones and the default say."""
+    network = problem.snapshot.network
+    zones = {zone: number for number, zone in enumerate(dict.fromkeys([*(n.zone for n in problem.snapshot.nodes), ""]))}
+    between = np.full((len(zones), len(zones)), found.of(network.default, is_open=not network.only_listed), dtype=np.int32)
+    for link in network.zones:
+        if link.source in zones and link.target in zones:
+            between[zones[link.source], zones[link.target]] = found.of(link.quality)
+    for way in network.closed_zones:
+        if way.source in zones and way.target in zones:
+            here, there = zones[way.source], zones[way.target]
+            between[here, there] = found.closed(between[here, there])
+    home = {node.name: zones[node.zone] for node in problem.snapshot.nodes}
+    zone = np.array([home.get(name, zones[""]) for name in names], dtype=np.int64)
+    return between[np.ix_(zone, zone)]
+
+
+def _narrowed(network: Network, problem: Problem, names: list[str], found: _Kinds, kinds: NDArray[np.int32]) -> None:
+    """No way is wider than the shared links on it."""
+    homes = {node.name: node.zone for node in problem.snapshot.nodes}
+    for shared in network.shared:
+        behind = np.array([bool(name) and shared.holds(name, homes.get(name, "")) for name in names])
+        crossing = behind[:, None] != behind[None, :]
+        for number, (quality, is_open) in enumerate(list(found.known)):
+            if quality.bandwidth_bytes_per_s > shared.bandwidth_bytes_per_s:
+                narrow = LinkQuality(bandwidth_bytes_per_s=shared.bandwidth_bytes_per_s, rtt_ms=quality.rtt_ms)
+                kinds[crossing & (kinds == number)] = found.of(narrow, is_open=is_open)
 
 
 def _classes(problem: Problem, usable: tuple[Node, ...], kinds: NDArray[np.int32]) -> list[list[tuple[int, Site]]]:

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from splitinference.core.cost.evaluate import Evaluation, evaluate
+from splitinference.core.cost.objective import value_of
 from splitinference.core.cost.predict import prediction_of
 from splitinference.core.cost.site import Site
 from splitinference.core.cost.violations import inspected
@@ -17,12 +18,15 @@ from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import Task, task_of
 from splitinference.core.planner.columns.disjoint import least_apart
+from splitinference.core.planner.columns.heuristics import greedy, memory_proportional
 from splitinference.core.planner.columns.shared import Chains, Shared, least_shared
+from splitinference.core.planner.progress import Progress
 from splitinference.core.values.plan import Pipeline, Plan, Prediction, Segment
 from splitinference.core.values.problem import Goal, Objective, Problem
 
 MOST_ENUMERATED = 2_500
 """Up to so many chains all are columns, and the choice among them is exact."""
+MANY_CLASSES = 300
 MOST_STEPS = 20_000
 """Segments laid while chains are counted; beyond, they count as many."""
 
@@ -60,8 +64,8 @@ def alone(problem: Problem) -> Problem:
     return problem.model_copy(update={"constraints": bounds})
 
 
-def pool(problem: Problem, expired: Callable[[], bool]) -> Pool:
-    """All chains of a small problem; of a large one, good and varied ones."""
+def pool(problem: Problem, expired: Callable[[], bool], progress: Progress | None = None) -> Pool:
+    """All chains of a small problem; of a large one, good and varied ones. `progress` hears of plans on the way."""
     single = alone(problem)
     tables = Tables(single)
     found: dict[Pipeline, Column] = {}
@@ -74,11 +78,16 @@ def pool(problem: Problem, expired: Callable[[], bool]) -> Pool:
     shared = shared_stages(tables, problem, expired)
     for pipeline in pipelines_of(tables, shared.chains or ()):
         _add(found, pipeline, single)
+    told = len(found)
+    _tell(found, problem, progress)
     for pipeline in _varied(tables, single, problem.constraints.pipelines, expired):
         _add(found, pipeline, single)
         if problem.constraints.max_stage_nodes > 1:
             for wider in _widened(pipeline, single):
                 _add(found, wider, single)
+        if len(found) > told:
+            told = len(found)
+            _tell(found, problem, progress)
     return Pool(tuple(found.values()), whole=False, bound=shared.bound)
 
 
@@ -137,6 +146,23 @@ def plan_with(problem: Problem, columns: tuple[Column, ...]) -> Plan:
 def _add(found: dict[Pipeline, Column], pipeline: Pipeline, problem: Problem) -> None:
     if pipeline not in found and (made := column(pipeline, problem)) is not None:
         found[pipeline] = made
+
+
+def _tell(found: dict[Pipeline, Column], problem: Problem, progress: Progress | None) -> None:
+    """A plan of the columns found so far, the latest and the best first, on nodes of their own."""
+    count = problem.constraints.pipelines
+    if progress is None or len(found) < count:
+        return
+    by_value = sorted(found.values(), key=lambda c: value_of(c.prediction, problem))
+    for order in (by_value, list(reversed(found.values()))):
+        taken: list[Column] = []
+        used: set[str] = set()
+        for one in order:
+            if len(taken) < count and not used & one.nodes:
+                taken.append(one)
+                used |= one.nodes
+        if len(taken) == count:
+            progress.plan(plan_with(problem, tuple(taken)))
 
 
 def _groups(tables: Tables, most: int) -> list[tuple[int, tuple[str, ...], str]]:
@@ -216,6 +242,9 @@ def best_of(task: Task, expired: Callable[[], bool]) -> tuple[tuple[Step, ...] |
 
 def _varied(tables: Tables, problem: Problem, pipelines: int, expired: Callable[[], bool]) -> Iterator[Pipeline]:
     """The best chain; then chains of what is left; then the best of every part of the nodes dealt out evenly, and of every zone."""
+    if pipelines > 1 and tables.count > MANY_CLASSES:
+        # Of many places a first plan comes before the search for the best: one chain after the other on what is left.
+        yield from _one_after_the_other(problem, pipelines, expired)
     if pipelines > 1 and problem.objective.goal is Goal.BOTTLENECK and not tables.shares_node.any():
         apart = least_apart(replace(task_of(tables), resources=()), pipelines, expired)
         members = [list(found) for found in tables.members]
@@ -243,6 +272,20 @@ def _varied(tables: Tables, problem: Problem, pipelines: int, expired: Callable[
             pipeline = _best_on(problem, goal, {n.name for n in nodes if n.zone == zone}, expired)
             if pipeline is not None:
                 yield pipeline
+
+
+def _one_after_the_other(problem: Problem, pipelines: int, expired: Callable[[], bool]) -> Iterator[Pipeline]:
+    """Good chains by simple rules, each on the nodes that those before it leave."""
+    left = {node.name for node in problem.snapshot.nodes}
+    for _ in range(pipelines):
+        nodes = tuple(node for node in problem.snapshot.nodes if node.name in left)
+        part = problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes})})
+        made = [found for rule in (greedy, memory_proportional) for pipeline in rule(part) if (found := column(pipeline, part))]
+        if not made or expired():
+            return
+        best = min(made, key=lambda found: value_of(found.prediction, part))
+        yield best.pipeline
+        left -= best.nodes
 
 
 def _best_on(problem: Problem, goal: Goal, names: set[str], expired: Callable[[], bool]) -> Pipeline | None:

@@ -12,8 +12,7 @@ import numpy as np
 
 from splitinference.core.planner.bottleneck.bottleneck import longest, occupancies, occupancy_of
 from splitinference.core.planner.chain.criterion import sum_of
-from splitinference.core.planner.chain.dive import down
-from splitinference.core.planner.chain.dual import keeps_counts, uses_of
+from splitinference.core.planner.chain.dual import down, keeps_counts, uses_of
 from splitinference.core.planner.chain.relaxed import Step, complete, path
 from splitinference.core.planner.chain.tables import Floats
 from splitinference.core.planner.chain.task import SLACK, Task
@@ -37,7 +36,7 @@ def least_apart(task: Task, copies: int, expired: Callable[[], bool]) -> Apart:
     refuted = 0
     while low < high and not expired():
         middle = (low + high) // 2
-        chains, none = _within(plain.below(float(values[middle])), copies)
+        chains, none = _within(plain.below(float(values[middle])), copies, expired)
         if chains is not None:
             best = chains
             slowest = max(occupancy_of(plain, chain) for chain in chains)
@@ -48,7 +47,7 @@ def least_apart(task: Task, copies: int, expired: Callable[[], bool]) -> Apart:
     return Apart(best, float(values[refuted]) if refuted < len(values) else math.inf)
 
 
-def _within(task: Task, copies: int) -> tuple[tuple[tuple[Step, ...], ...] | None, bool]:
+def _within(task: Task, copies: int, expired: Callable[[], bool]) -> tuple[tuple[tuple[Step, ...], ...] | None, bool]:
     """Chains on the open segments and hops; else whether there are none."""
     t = task.tables
     arrays, most, reach = task.plain, t.multiplicity.astype(float), longest(task)
@@ -57,6 +56,8 @@ def _within(task: Task, copies: int) -> tuple[tuple[tuple[Step, ...], ...] | Non
     held = np.median(reach, axis=0) if np.median(reach, axis=0).any() else reach.max(axis=0)
     prices, pace = held / float(held @ most), 0.5
     for _ in range(ROUNDS):
+        if expired():
+            break
         relaxed = complete(arrays, prices)
         if not math.isfinite(relaxed.value) or copies * relaxed.value > 1.0 + SLACK:
             return None, True

@@ -25,18 +25,22 @@ _TOGETHER = 500
 def needed_nodes(problem: Problem, many: int = MANY) -> Problem:
     """The problem without nodes that a best chain does not need; the problem itself where it has fewer than `many` nodes."""
     nodes, bounds = problem.snapshot.nodes, problem.constraints
-    if len(nodes) < many or bounds.pipelines > 1 or bounds.max_stage_nodes > 1:
+    if len(nodes) < many or bounds.max_stage_nodes > 1:
         return problem
-    most = min(n for n in (len(problem.profile.layers), bounds.max_segments, bounds.max_nodes) if n is not None)
+    # Of several pipelines each has as many segments.
+    each = min(n for n in (len(problem.profile.layers), bounds.max_segments) if n is not None)
+    most = min(n for n in (each * bounds.pipelines, bounds.max_nodes) if n is not None)
     network = problem.snapshot.network
     special = {name for link in network.links for name in (link.source, link.target)}
+    special |= {name for way in network.closed for name in (way.source, way.target)}
     special |= {network.ingress, *(pin.node for pin in bounds.pins), *(name for _, _, name in problem.serving)}
     groups: dict[object, list[int]] = defaultdict(list)
     for number, node in enumerate(nodes):
         if node.name in special or node.processors or node.layer_times or unusable(node, problem):
             continue
         trust = tuple(all(node.labels.get(k) == v for k, v in rule.labels.items()) for rule in bounds.trust)
-        groups[node.zone, trust].append(number)
+        behind = tuple(shared.holds(node.name, node.zone) for shared in network.shared)
+        groups[node.zone, trust, behind].append(number)
     dropped: set[int] = set()
     for members in groups.values():
         if len(members) > most:

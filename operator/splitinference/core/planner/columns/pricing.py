@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from splitinference.core.cost import goal_value
 from splitinference.core.cost.objective import value_of
@@ -14,14 +14,16 @@ from splitinference.core.planner.chain.criterion import of_goal, sum_of
 from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import Task, task_of
-from splitinference.core.planner.columns.columns import Column, Pool, column, unchecked
+from splitinference.core.planner.chain.tell import SILENT, Tell
+from splitinference.core.planner.columns.columns import Column, Pool, column, plan_with, unchecked
 from splitinference.core.planner.columns.heuristics import heuristic_chains
 from splitinference.core.planner.columns.presolve import needed_nodes
+from splitinference.core.planner.progress import Progress
 from splitinference.core.values.plan import Pipeline, Plan, Segment
-from splitinference.core.values.problem import Goal, Problem
+from splitinference.core.values.problem import Goal, Objective, Problem
 
 
-def chain_pool(problem: Problem, known: Plan | None, expired: Callable[[], bool], hint: Plan | None) -> Pool:
+def chain_pool(problem: Problem, known: Plan | None, expired: Callable[[], bool], hint: Plan | None, progress: Progress) -> Pool:
     """Columns for a problem of one chain: the best by its goals in order, and the valid plan that is `known`.
 
     Where the best is not proven, chains by heuristics are columns too: the choice is never worse than the best of them.
@@ -30,18 +32,61 @@ def chain_pool(problem: Problem, known: Plan | None, expired: Callable[[], bool]
     task = task_of(tables)
     columns = [unchecked(known.pipelines[0], problem)] if known else []
     value = value_of(columns[0].prediction, problem) if columns else math.inf
-    found = answer_of(task, value, expired)
+    found = answer_of(task, value, expired, _Teller(problem, tables, hint, progress))
     if found.steps is not None:
         columns.append(unchecked(pipeline_by(tables, found.steps, hint), problem))
     elif not columns and found.proven:
         return Pool((), whole=False, bound=math.inf, refuted=True)
     if not found.proven and found.bound < value:
         columns.extend(_by_heuristics(problem))
+    if problem.snapshot.network.shared and task.occupancy_weight:
+        columns.extend(_beside_shared_links(problem, expired))
     bound = min(found.bound, found.value)
     if not columns:
         return Pool((), whole=False, bound=bound)
     columns.extend(_by_further_goals(task, min(columns, key=lambda c: value_of(c.prediction, problem)), expired, hint))
     return Pool(tuple(columns), whole=False, bound=bound)
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """Turns chains over classes into plans for the progress of a problem."""
+
+    problem: Problem
+    tables: Tables
+    hint: Plan | None
+    progress: Progress
+
+    def chain(self, steps: tuple[Step, ...]) -> None:
+        """A chain that is better than all before."""
+        self.progress.plan(plan_with(self.problem, (unchecked(pipeline_by(self.tables, steps, self.hint), self.problem),)))
+
+    def bound(self, value: float) -> None:
+        """No chain is better."""
+        self.progress.bound(value)
+
+
+def _beside_shared_links(problem: Problem, expired: Callable[[], bool]) -> Iterator[Column]:
+    """Chains that pass shared links less often: quickest for one request, and on one side of each link alone.
+
+    Prices see each hop's own time on a shared link and not what several hops take of it together: their bound holds, but their chain
+    may not be the best. That is for the choice among columns, which counts all.
+    """
+    yield from _by_heuristics(problem)
+    snapshot = problem.snapshot
+    sides: list[Problem] = [problem]
+    for shared in snapshot.network.shared:
+        behind = tuple(node for node in snapshot.nodes if shared.holds(node.name, node.zone))
+        beyond = tuple(node for node in snapshot.nodes if not shared.holds(node.name, node.zone))
+        sides += [problem.model_copy(update={"snapshot": snapshot.model_copy(update={"nodes": part})}) for part in (behind, beyond) if part]
+    for number, side in enumerate(sides):
+        for goal in (Goal.LATENCY, problem.objective.goal):
+            if expired() or (number == 0 and goal is problem.objective.goal):
+                continue
+            tables = Tables(side.model_copy(update={"objective": Objective(goal=goal)}))
+            found = answer_of(task_of(tables), math.inf, expired) if tables.count else None
+            if found is not None and found.steps and (made := column(pipeline_by(tables, found.steps, None), problem)):
+                yield made
 
 
 def _by_heuristics(problem: Problem) -> Iterator[Column]:
@@ -65,15 +110,15 @@ def _by_further_goals(task: Task, best: Column, expired: Callable[[], bool], hin
             yield best
 
 
-def answer_of(task: Task, known: float, expired: Callable[[], bool]) -> Chain:
-    """The best chain for a task, by thresholds where only the slowest stage or link counts."""
+def answer_of(task: Task, known: float, expired: Callable[[], bool], tell: Tell = SILENT) -> Chain:
+    """The best chain for a task, by thresholds where only the slowest stage or link counts; `tell` hears of it as it goes."""
     if task.occupancy_weight and not task.utilization_weight and not task.objective.moved:
-        return least_bottleneck(task, known, expired)
+        return least_bottleneck(task, known, expired, tell)
     if task.occupancy_weight and not task.objective.moved and not task.tables.shares_node.any():
-        return least_with_peak(task, known, expired)
+        return least_with_peak(task, known, expired, tell)
     if task.occupancy_weight and not task.utilization_weight:
-        return least_with_moves(task, known, expired)
-    return best_chain(task, known, expired)
+        return least_with_moves(task, known, expired, tell)
+    return best_chain(task, known, expired, tell=tell)
 
 
 def keep_goal(task: Task, goal: Goal, reached: float) -> Task:

@@ -11,7 +11,9 @@ from splitinference.core.planner.columns.columns import Pool, alone, best_of, co
 from splitinference.core.planner.columns.disjoint import least_apart, least_sum_apart
 from splitinference.core.planner.columns.fluid import least_step_ms
 from splitinference.core.planner.columns.master import choose
+from splitinference.core.planner.columns.presolve import needed_nodes
 from splitinference.core.planner.columns.share import left_by
+from splitinference.core.planner.progress import Progress
 from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Goal, Problem
 
@@ -47,14 +49,19 @@ def plan_together(
     seconds: float,
     reached: Sequence[Reached] = (),
     known: Callable[[], Iterable[tuple[Plan, ...]]] = tuple,
+    *,
+    progress: Progress | None = None,
 ) -> Together:
     """Plans for all problems within what their nodes can hold; each problem's snapshot has the same nodes.
 
     What is minimised is the sum of the values; with `reached`, one for each problem, of the values over their units. `known` gives
     plans for all that share the nodes rightly: where not all chains are tried, the answer is no worse than the best of them.
+    `progress`: of one problem alone, what it has so far.
     """
+    if len(problems) == 1:
+        problems = [needed_nodes(problems[0])]
     weights = [1.0 / found.unit for found in reached] or [1.0] * len(problems)
-    pools = [pool(problem, expired) for problem in problems]
+    pools = [pool(problem, expired, progress) for problem in problems]
     whole = all(p.whole for p in pools)
     given: list[tuple[Plan, ...]] = []
     if len(problems) > 1 and not whole:
@@ -63,6 +70,8 @@ def plan_together(
     choice = choose(problems, pools, min(seconds, CHOICE_SECONDS), weights)
     if choice.columns is not None:
         given.append(tuple(plan_with(p, columns) for p, columns in zip(problems, choice.columns, strict=True)))
+        if progress is not None:
+            progress.plan(given[-1][0])
     bound = choice.bound
     if not whole:
         bounds = [found.bound for found in reached] or [

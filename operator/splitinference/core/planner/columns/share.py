@@ -1,9 +1,10 @@
 """Several problems on the same nodes: what they must have in common, and what the plans of some leave to the others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from splitinference.core.cost.evaluate import evaluate
-from splitinference.core.cost.violations import loads
+from splitinference.core.cost.violations import TOLERANCE, loads
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
@@ -35,18 +36,48 @@ def at_pace(problem: Problem, tokens_per_s: float) -> Problem:
     return problem.model_copy(update={"workload": problem.workload.model_copy(update={"requests_per_s": rate})})
 
 
+@dataclass(frozen=True)
+class Taking:
+    """What a plan takes of its nodes: bytes of each place, and the share of each node's free compute."""
+
+    memory: Mapping[tuple[str, str], int]
+    shares: Mapping[str, float]
+
+
+def taking(plan: Plan, owner: Problem) -> Taking:
+    """What a plan takes, by the problem that it is for."""
+    laid = evaluate(plan, owner)
+    return Taking(laid.load.memory, loads(laid, owner))
+
+
+def crowded(plans: Sequence[Taking]) -> set[str]:
+    """Nodes of which several plans together take more compute than there is, as `double_booked` has it."""
+    shares: dict[str, list[float]] = {}
+    for one in plans:
+        for name, share in one.shares.items():
+            shares.setdefault(name, []).append(share)
+    return {name for name, found in shares.items() if len(found) > 1 and sum(found) > 1 + TOLERANCE}
+
+
 def left_by(problem: Problem, plans: Sequence[Plan], owners: Sequence[Problem]) -> Problem:
     """The problem on what other problems' plans leave: their memory is gone, and their requests are use by others."""
+    return left_after(problem, [taking(plan, owner) for plan, owner in zip(plans, owners, strict=True)])
+
+
+def left_after(problem: Problem, takings: Iterable[Taking]) -> Problem:
+    """As `left_by`, for what is known of the plans already."""
     taken: dict[tuple[str, str], int] = {}
     idle: dict[str, float] = {}
-    for plan, owner in zip(plans, owners, strict=True):
-        laid = evaluate(plan, owner)
-        for place, needed in laid.load.memory.items():
+    for one in takings:
+        for place, needed in one.memory.items():
             taken[place] = taken.get(place, 0) + needed
-        for name, share in loads(laid, owner).items():
+        for name, share in one.shares.items():
             idle[name] = max(0.0, idle.get(name, 1.0) - share)
+    touched = {name for name, _ in taken} | set(idle)
 
     def rest(node: Node) -> Node:
+        if node.name not in touched:
+            return node
         processors = tuple(
             p.model_copy(update={"memory_free_bytes": max(0, p.memory_free_bytes - taken.get((node.name, p.name), 0))})
             for p in node.processors

@@ -46,6 +46,9 @@ def covers(problem: Problem) -> bool:
     bounds, objective = problem.constraints, problem.objective
     single = bounds.pipelines == 1 and bounds.max_stage_nodes == 1 and not objective.then
     crowded = bounds.utilization_ceiling is not None and any(node.processors for node in problem.snapshot.nodes)
+    network = problem.snapshot.network
+    if network.closed or network.closed_zones or network.only_listed or network.shared:
+        return False
     return single and objective.goal is not Goal.THROUGHPUT and not objective.utilization_weight and not crowded
 
 

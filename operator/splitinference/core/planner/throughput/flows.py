@@ -32,7 +32,7 @@ class Flows:
         self.partial = tables.problem.constraints.partial_runs
         self._rates: dict[int, Floats] = {}
         self._links: dict[int, Floats] = {}
-        self.ingress: Floats = 1.0 / hop_occupancy(tables, 0)[0]
+        self.ingress: Floats = np.where(tables.open_ingress, 1.0 / hop_occupancy(tables, 0)[0], 0.0)
 
     def rates_from(self, a: int) -> Floats:
         """Class by end: steps per ms of run [a, b); 0 where it may not be."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.flow import Run, flow_over, runs_of
 from splitinference.core.planner.bottleneck.bottleneck import least_bottleneck
 from splitinference.core.planner.chain.tables import Tables
@@ -19,8 +18,10 @@ from splitinference.core.planner.chain.task import task_of
 from splitinference.core.planner.columns.fluid import most_steps_per_ms
 from splitinference.core.planner.columns.presolve import needed_nodes
 from splitinference.core.planner.columns.share import without_nodes
+from splitinference.core.planner.progress import Progress
 from splitinference.core.planner.throughput.flows import Flows, Held
 from splitinference.core.planner.throughput.master import choose_runs
+from splitinference.core.planner.throughput.mixes import mixed
 from splitinference.core.planner.throughput.rules import RULES
 from splitinference.core.planner.throughput.stages import staged
 from splitinference.core.values.plan import Pipeline, Plan, Segment
@@ -34,50 +35,97 @@ EXACT_EFFORT, CHOICE_EFFORT = 6.0, 3.0
 NEAR = 0.05
 """Gap at which no further proposals are looked for."""
 MOST_CHAINS = 12
+MOST_RULED = 128
+"""Of more places the simple rules take longer than the programme that is better than they."""
+MOST_ZONES = 16
+"""Of so many zones each is also planned for itself."""
 MOST_TRIED = 60_000
 """Single changes that are tried at most, times the number of places."""
 LEVELS = 4
 
 
-def most_throughput(problem: Problem, known: Plan | None, expired: Callable[[], bool], seconds: float) -> tuple[Plan | None, float] | None:
-    """The plan of most tokens per second and an upper bound; None if nothing can hold the whole model."""
+def most_throughput(
+    problem: Problem, known: Plan | None, expired: Callable[[], bool], seconds: float, progress: Progress
+) -> tuple[Plan | None, float] | None:
+    """The plan of most tokens per second and an upper bound; None if nothing can hold the whole model. `progress` hears of both."""
     tables = Tables(problem)
     if not tables.count:
         return None
-    flows, scale = Flows(tables), 1e3 * problem.workload.batch
-    # On many places chains come first: they are quick, and then there is an answer whenever the time is over.
-    first = _chains(flows, expired) if len(flows.places) > MOST_PLACES else ()
-    if first is None and known is None:
-        return None
-    best = [] if known is None else [known]
-    few = _all_runs(flows)
-    if few is not None:
-        choice = choose_runs(flows, few, (), seconds / 2, EXACT_EFFORT)
-        if choice.exact and not choice.runs:
-            return None
-        best += _plans(flows, [choice.runs or ()])
-        if choice.exact and len(best) > (known is not None):
-            return _most(best, problem), scale * choice.bound
-    bound = scale * most_steps_per_ms(tables)
-    candidates = [held for held in [first or (), *([] if expired() else [staged(flows, expired) or ()])] if held]
-    reached = scale * max(map(flows.value, candidates), default=0.0)
-    if reached < (1 - NEAR) * bound and not (candidates and expired()):
-        chains = first or _chains(flows, expired)
-        if chains is None and not candidates and known is None:
-            return None
-        candidates += [chains or (), *_by_rules(flows), *_apart(flows, expired)]
-        if known is not None:
-            candidates.append(tuple((flows.number[s.node.name, s.processor], a, b) for s, a, b in runs_of(known, problem)))
-        candidates = _polished([held for held in candidates if held and _few_nodes(held, flows)], flows, expired, seconds)
-    best += _plans(flows, sorted(candidates, key=flows.value, reverse=True))
-    return (_most(best, problem) if best else None), bound
+    return _Search(Flows(tables), known, expired, seconds, progress).run()
 
 
-def _most(plans: list[Plan], problem: Problem) -> Plan:
-    """The plan of most tokens per second; of equals the first."""
-    value = {id(plan): objective_value(plan, problem) for plan in plans}
-    best = max(value.values())
-    return next(plan for plan in plans if value[id(plan)] >= best * (1 - 1e-9))
+class _Search:
+    def __init__(self, flows: Flows, known: Plan | None, expired: Callable[[], bool], seconds: float, progress: Progress) -> None:
+        self.flows, self.known, self.expired, self.seconds, self.progress = flows, known, expired, seconds, progress
+        self.scale = 1e3 * flows.tables.problem.workload.batch
+        self.bound = math.inf
+        self.tried: set[tuple[Held, ...]] = set()
+
+    def run(self) -> tuple[Plan | None, float] | None:
+        few = _all_runs(self.flows)
+        if few is not None:
+            choice = choose_runs(self.flows, few, (), self.seconds / 2, EXACT_EFFORT)
+            if choice.exact and not choice.runs:
+                return None
+            self._offer([choice.runs or ()])
+            if choice.exact and self.progress.best is not None and not self.flows.tables.problem.snapshot.network.shared:
+                return self.progress.best, self.scale * choice.bound
+        self.bound = self.scale * most_steps_per_ms(self.flows.tables)
+        self.progress.bound(self.bound)
+        candidates = [held for held in self._quick() if held and _few_nodes(held, self.flows)]
+        self._offer(candidates)
+        if self.progress.best is not None and self.expired():
+            return self.progress.best, self.bound
+        # What `bottleneck` answers and what simple rules give is compared with in any case: no answer is worse.
+        chains = _chains(self.flows, self.expired, most=1 if self._near() else MOST_CHAINS)
+        if chains is None and self.progress.best is None:
+            return None
+        candidates.append(chains or ())
+        if len(self.flows.places) <= MOST_RULED and not self.expired():
+            candidates += _by_rules(self.flows)
+        candidates = [held for held in candidates if held and _few_nodes(held, self.flows)]
+        self._offer(candidates)
+        if self._near() or self.expired():
+            return self.progress.best, self.bound
+        candidates += [staged(self.flows, self.expired) or (), *_apart(self.flows, self.expired)]
+        if self.known is not None:
+            held = ((self.flows.number[s.node.name, s.processor], a, b) for s, a, b in runs_of(self.known, self.flows.tables.problem))
+            candidates.append(tuple(held))
+        candidates = [held for held in candidates if held and _few_nodes(held, self.flows)]
+        self._offer(candidates)
+        if not self._near():
+            self._offer(_polished(candidates, self.flows, self.expired, self.seconds))
+        return self.progress.best, self.bound
+
+    def _quick(self) -> Iterator[tuple[Held, ...]]:
+        """Proposals that take about a second, however many places there are."""
+        yield from mixed(self.flows, self.expired)
+        zones: dict[str, list[int]] = {}
+        for c, site in enumerate(self.flows.tables.sites):
+            zones.setdefault(site.node.zone, []).append(c)
+        if 1 < len(zones) <= MOST_ZONES:
+            apart = [mixed(self.flows, self.expired, classes) for classes in zones.values()]
+            yield tuple(run for proposals in apart if proposals for run in max(proposals, key=self.flows.value))
+        if len(self.flows.places) <= MOST_PLACES and not self.expired():
+            yield staged(self.flows, self.expired) or ()
+
+    def _near(self) -> bool:
+        return self.progress.best is not None and self.progress.value >= (1 - NEAR) * self.bound
+
+    def _offer(self, candidates: Iterable[tuple[Held, ...]]) -> None:
+        """The best by flow becomes a plan; where the judge refuses it, the next one."""
+        problem = self.flows.tables.problem
+        values = {held: self.scale * self.flows.value(held) for held in candidates if held and held not in self.tried}
+        for held in sorted(values, key=lambda one: values[one], reverse=True):
+            if self.progress.best is not None and values[held] <= self.progress.value * (1 + 1e-9):
+                return
+            self.tried.add(held)
+            plan = _plan([(self.flows.places[p][1], a, b) for p, a, b in held], problem)
+            if plan is None or not self.progress.plan(plan):
+                continue
+            # What the judge finds less of than the flow promised is a shared link's: another proposal may be better over it.
+            if not problem.snapshot.network.shared:
+                return
 
 
 def _all_runs(flows: Flows) -> list[Held] | None:
@@ -96,13 +144,10 @@ def _few_nodes(held: tuple[Held, ...], flows: Flows) -> bool:
     return most is None or len({flows.places[p][1].node.name for p, _, _ in held}) <= most
 
 
-def _chains(flows: Flows, expired: Callable[[], bool]) -> tuple[Held, ...] | None:
-    """Chains of least bottleneck, one after the other on what is left; None if there is proven to be none."""
+def _chains(flows: Flows, expired: Callable[[], bool], most: int = MOST_CHAINS) -> tuple[Held, ...] | None:
+    """At most so many chains of least bottleneck, one after the other on what is left; None if there is proven to be none."""
     problem, result, used = flows.tables.problem, list[Held](), set[str]()
-    most = problem.constraints.max_nodes
-    for number in range(MOST_CHAINS):
-        if most is not None and number:
-            break
+    for number in range(1 if problem.constraints.max_nodes is not None else most):
         tables = Tables(needed_nodes(without_nodes(problem, used))) if used or len(flows.places) > MOST_PLACES else flows.tables
         if not tables.count:
             break
@@ -243,28 +288,22 @@ def _changes(now: dict[int, tuple[int, int]], flows: Flows) -> Iterator[dict[int
                 yield {**now, place: span}
 
 
-def _plans(flows: Flows, candidates: Iterable[tuple[Held, ...]]) -> list[Plan]:
-    """The first candidate that the judge accepts as a plan."""
-    problem = flows.tables.problem
-    for held in candidates:
-        plan = _plan([(flows.places[p][1], a, b) for p, a, b in held], problem)
-        if plan is not None and not violations(plan, problem):
-            return [plan]
-    return []
-
-
 def _plan(runs: list[Run], problem: Problem) -> Plan | None:
-    """The runs as pipelines: the flow taken apart into paths, widest first, each with its share. None if nothing flows."""
+    """The runs as pipelines: the flow taken apart into paths, each with its share. None if nothing flows."""
     total, edges = flow_over(runs, problem)
-    left = {(a, b): flow for a, b, flow in edges}
-    paths: list[tuple[tuple[int, ...], float]] = []
-    for _ in range(len(edges) + 1):
-        path, flow = _widest(runs, left, len(problem.profile.layers))
-        if not path or flow <= total * 1e-9:
+    if total <= 0:
+        return None
+    onward: dict[int, list[tuple[int, float]]] = {}
+    for a, b, flow in sorted(edges, key=lambda edge: (edge[0], edge[2], -edge[1])):
+        onward.setdefault(a, []).append((b, flow))
+    layers, paths = len(problem.profile.layers), list[tuple[tuple[int, ...], float]]()
+    # Each path uses up an edge, so there are no more paths than edges.
+    for _ in range(len(edges)):
+        path, width = _next_path(runs, onward, layers)
+        if not path:
             break
-        for edge in zip((-1, *path), path, strict=False):
-            left[edge] -= flow
-        paths.append((path, flow))
+        if width > total * 1e-9:
+            paths.append((path, width))
     if not paths:
         return None
     carried = math.fsum(flow for _, flow in paths)
@@ -272,24 +311,27 @@ def _plan(runs: list[Run], problem: Problem) -> Plan | None:
     return Plan(model_digest=problem.profile.digest, pipelines=tuple(pipelines))
 
 
-def _widest(runs: list[Run], left: dict[tuple[int, int], float], layers: int) -> tuple[tuple[int, ...], float]:
-    """The path from the gateway to the last layer over which most flow is left."""
-    width = {-1: math.inf}
-    path: dict[int, tuple[int, ...]] = {-1: ()}
-    into: dict[int, list[int]] = {}
-    for (a, b), flow in sorted(left.items()):
-        if flow > 0:
-            into.setdefault(b, []).append(a)
-    for here in sorted(into, key=lambda n: (runs[n][2], n)):
-        wide = [(min(width[a], left[a, here]), -a) for a in into[here] if width.get(a, 0.0) > 0]
-        if wide:
-            width[here], before = max(wide)
-            path[here] = (*path[-before], here)
-    done = [n for n in width if n >= 0 and runs[n][2] == layers]
-    if not done:
-        return (), 0.0
-    best = max(done, key=lambda n: (width[n], -n))
-    return path[best], width[best]
+def _next_path(runs: list[Run], onward: dict[int, list[tuple[int, float]]], layers: int) -> tuple[tuple[int, ...], float]:
+    """A path of what is left of the flow, from the gateway to the last layer over the widest edge of each run; it is taken away."""
+    path, here, width = list[int](), -1, math.inf
+    while here < 0 or runs[here][2] < layers:
+        if not onward.get(here):
+            # What is left here is rounding: the edge that led here is done with.
+            if path:
+                onward[path[-2] if len(path) > 1 else -1].pop()
+                path, here, width = [], -1, math.inf
+                continue
+            return (), 0.0
+        there, flow = onward[here][-1]
+        width, here = min(width, flow), there
+        path.append(here)
+    for before in (-1, *path[:-1]):
+        there, flow = onward[before][-1]
+        if flow > width:
+            onward[before][-1] = (there, flow - width)
+        else:
+            onward[before].pop()
+    return tuple(path), width
 
 
 def _segments(path: list[Run]) -> tuple[Segment, ...]:

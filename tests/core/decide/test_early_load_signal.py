@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.decide.base.policy import Facts, Memory, Policy, StageTime
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy, StageTime
 from splitinference.core.decide.base.triggers import Reason, check
-from splitinference.core.decide.early_load_signal import ENOUGH_OBSERVATIONS, FRESH, LEAST_STEPS, LEFT, SHOWN, noticed
+from splitinference.core.decide.early_load_signal import ENOUGH_OBSERVATIONS, FRESH, LEAST_STEPS, LEFT, SHOWN, with_early_load
 from splitinference.simulation.stepping import RECENT_SECONDS, RecentSteps, Steps
-from tests.core.planning import START, a_node, a_plan, a_problem, facts
+from tests.core.planning import START, a_node, a_plan, a_problem, inputs
 from tests.examples import examples
 
 ALONE_MS = 2.0
@@ -22,10 +22,10 @@ Truth = Callable[[float], float]
 """Use of node b by others, second by second."""
 
 
-def told(used: float | None, *stages: StageTime, seconds: float = 0.0, text: str = "a[0:2] b[2:4]") -> Facts:
-    """Facts with metrics that say `used` of node b."""
+def told(used: float | None, *stages: StageTime, seconds: float = 0.0, text: str = "a[0:2] b[2:4]") -> DecisionInputs:
+    """DecisionInputs with metrics that say `used` of node b."""
     problem = a_problem(a_node("a"), a_node("b", utilization=used), a_node("c"))
-    return facts(problem, a_plan(text, a_problem(a_node("a"), a_node("b"), a_node("c"))), seconds, stages=stages)
+    return inputs(problem, a_plan(text, a_problem(a_node("a"), a_node("b"), a_node("c"))), seconds, stages=stages)
 
 
 def stage(milliseconds: float, **more: Any) -> StageTime:
@@ -33,7 +33,7 @@ def stage(milliseconds: float, **more: Any) -> StageTime:
     return StageTime(**{"node": "b", "start": 2, "end": 4, "alone_ms": milliseconds, "steps": 50, "age_seconds": 10.0, **more})
 
 
-def used(found: Facts, name: str = "b") -> float | None:
+def used(found: DecisionInputs, name: str = "b") -> float | None:
     return next(node.utilization for node in found.problem.snapshot.nodes if node.name == name)
 
 
@@ -42,7 +42,7 @@ def mean(truth: Truth, end: float, window: float = 60.0, parts: int = 240) -> fl
     return round(sum(truth(end - window * (part + 0.5) / parts) for part in range(parts)) / parts, 4)
 
 
-def played(truth: Truth, seconds: float, **more: Any) -> list[tuple[float, float, Facts, Memory]]:
+def played(truth: Truth, seconds: float, **more: Any) -> list[tuple[float, float, DecisionInputs, Memory]]:
     """Passes five seconds apart over a stage that never stops stepping: the time, what metrics said (read every 15 s), what was noticed."""
     steps, at, memory, met = RecentSteps(), -60.0, Memory(), []
     for number in range(1, int(seconds / PASS) + 1):
@@ -55,7 +55,7 @@ def played(truth: Truth, seconds: float, **more: Any) -> list[tuple[float, float
         quartile = steps.quartile(now)
         assert quartile is not None
         said = mean(truth, now - now % 15)
-        found, memory = noticed(told(said, stage(quartile[0], steps=quartile[1], **more), seconds=now), memory)
+        found, memory = with_early_load(told(said, stage(quartile[0], steps=quartile[1], **more), seconds=now), memory)
         met.append((now, said, found, memory))
     return met
 
@@ -113,7 +113,7 @@ def test_it_only_ever_raises_and_only_what_is_known(observed: Sequence[tuple[flo
     memory = Memory()
     for number, (said, (took, steps, age, learned)) in enumerate(zip(metrics, observed, strict=False)):
         given_facts = told(said, stage(took, steps=steps, age_seconds=age, learned=learned), seconds=5.0 * number)
-        found, memory = noticed(given_facts, memory)
+        found, memory = with_early_load(given_facts, memory)
         now = used(found)
         assert (now is None) == (said is None)
         assert now is None or (said is not None and said <= now <= 1)
@@ -122,11 +122,11 @@ def test_it_only_ever_raises_and_only_what_is_known(observed: Sequence[tuple[flo
         assert Memory.model_validate_json(memory.model_dump_json()) == memory
 
 
-def many(said: Sequence[float | None], spacing: float = 5.0, **more: Any) -> tuple[Facts, Memory]:
+def many(said: Sequence[float | None], spacing: float = 5.0, **more: Any) -> tuple[DecisionInputs, Memory]:
     """The last of some passes in which the stage took five times what it should have of an idle node."""
     found, memory = told(0.0), Memory()
     for number, share in enumerate(said):
-        found, memory = noticed(told(share, stage(5 * ALONE_MS, **more), seconds=number * spacing), memory)
+        found, memory = with_early_load(told(share, stage(5 * ALONE_MS, **more), seconds=number * spacing), memory)
     return found, memory
 
 
@@ -158,7 +158,7 @@ def test_what_is_no_sign(more: dict[str, Any]):
 
 
 def test_without_a_step_that_computed_alone_nothing_is_noticed():
-    found, memory = noticed(told(0.3), Memory())
+    found, memory = with_early_load(told(0.3), Memory())
     assert (used(found), memory) == (0.3, Memory())
 
 
@@ -179,14 +179,16 @@ def test_a_node_that_was_left_counts_as_it_was_seen_until_metrics_show_it():
     last = memory.slowed["b"].last
     for after, expected in ((30.0, pytest.approx(0.8)), (LEFT.total_seconds() + 1, 0.3)):
         at = (last - START).total_seconds() + after
-        found, _ = noticed(told(0.3, seconds=at, text="a[0:2] c[2:4]"), memory)
+        found, _ = with_early_load(told(0.3, seconds=at, text="a[0:2] c[2:4]"), memory)
         assert used(found) == expected
-    assert used(noticed(told(0.3, seconds=(last - START).total_seconds() + 30), memory)[0]) == 0.3, "one that serves without steps does not"
+    assert used(with_early_load(told(0.3, seconds=(last - START).total_seconds() + 30), memory)[0]) == 0.3, (
+        "one that serves without steps does not"
+    )
 
 
 def test_a_stage_that_is_quick_again_is_believed_at_once():
     _, memory = many(RISING)
-    found, memory = noticed(told(0.2, stage(ALONE_MS / 0.8), seconds=20), memory)
+    found, memory = with_early_load(told(0.2, stage(ALONE_MS / 0.8), seconds=20), memory)
     assert used(found) == 0.2
     assert memory.slowed == {}
 

@@ -58,3 +58,21 @@ def test_a_limit_that_the_target_would_not_keep_is_no_reason_to_have_none():
 
 def test_a_plan_that_has_every_node_has_no_target():
     assert target() is None
+
+
+@pytest.mark.parametrize("apart", [{"processor": "gpu0"}, {"replicas": ("c",)}])
+def test_a_stage_with_a_processor_or_with_replicas_has_no_target(apart: dict[str, Any]):
+    problem = a_problem(a_node("a", mib=250), a_node("b", mib=250), a_node("c"), a_node("d"))
+    plan = a_plan("a[0:2] b[2:4]", problem)
+    assert likely_target(plan.segments[1].model_copy(update=apart), plan, problem) is None
+
+
+def test_only_the_quickest_eight_nodes_are_compared_with_the_chain():
+    """The ninth would be best with its link, and is not looked at: the estimate is bounded."""
+    slow = LinkQuality(bandwidth_bytes_per_s=1e4, rtt_ms=200)
+    names = "cdefghij"
+    links = tuple(Link(source="a", target=name, quality=slow) for name in names)
+    network = Network(default=LinkQuality(bandwidth_bytes_per_s=125e6, rtt_ms=0.5), links=links)
+    quick = [a_node(name, gflops=80) for name in names]
+    assert target(*quick[1:], a_node("z", gflops=50), network=network) == "z"
+    assert target(*quick, a_node("z", gflops=50), network=network) in names

@@ -9,13 +9,13 @@ from splitinference.core.decide.base.compare import Change, gain, move_seconds, 
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import Memory, Mode, Policy
 from splitinference.core.decide.base.triggers import Reason
-from splitinference.core.decide.base.validated_solver import arrives
+from splitinference.core.decide.base.validated_solver import always_reachable
 from splitinference.core.decide.decide import decide
 from splitinference.core.transition.steps import Blocked, Done
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Constraints, Problem, Slo
 from splitinference.core.values.result import Limits, Outcome, Solved, TimedOut
-from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, a_profile, facts, text_of
+from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, a_profile, inputs, text_of
 
 POLICY = Policy(
     window=timedelta(seconds=20), confirmations=3, cooldown=timedelta(seconds=60), review=timedelta(hours=1), load_bytes_per_s=1e9
@@ -31,7 +31,7 @@ def after(problem: Problem, plan: Plan | None, policy: Policy = POLICY, steps: i
     memory, solver = Memory(reviewed=START), solve or Exhaustive()
     decision: Adopt | Keep | None = None
     for step in range(steps):
-        decision, memory = decide(facts(problem, plan, 100 + 5 * step, **more), policy, memory, solver, LIMITS)
+        decision, memory = decide(inputs(problem, plan, 100 + 5 * step, **more), policy, memory, solver, LIMITS)
         if isinstance(decision, Adopt):
             break
     return decision
@@ -50,7 +50,7 @@ def test_the_first_plan():
 
 def test_nothing_to_say_keeps_the_plan_and_does_not_solve():
     solver = Exhaustive()
-    found, _ = decide(facts(IDLE, PLAN, 1), POLICY, Memory(reviewed=START), solver, LIMITS)
+    found, _ = decide(inputs(IDLE, PLAN, 1), POLICY, Memory(reviewed=START), solver, LIMITS)
     assert found == Keep(reason=Kept.STEADY)
     assert solver.asked == []
 
@@ -61,9 +61,9 @@ def test_a_busy_node_loses_its_segment_to_an_idle_one_with_the_same_cuts():
     assert text_of(found.plan) == "a[0:2] c[2:4]"
     assert found.change is Change.MIGRATION
     assert found.reason is Reason.UTILIZATION_SHIFTED
-    assert found.message.startswith("stage 1 on b at 93 % by others for 20 s (limit 70 %); predicted ")
+    assert found.message.startswith("stage 1 on b: 93 % used by others for 20 s (limit 70 %); predicted ")
     assert "ms per token" in found.message
-    assert "moving 200 MiB costs 8 s" in found.message
+    assert "moving 200 MiB takes about 8 s" in found.message
 
 
 def test_the_model_is_cut_anew_when_moving_does_not_pay():
@@ -85,12 +85,12 @@ def test_new_cuts_that_cannot_be_reached_do_not_stand_in_the_way_of_a_migration_
     def last(ends) -> Adopt | Keep | None:
         memory, decision = Memory(reviewed=START), None
         for step in range(6):
-            decision, memory = decide(facts(now, PLAN, 100 + 5 * step), POLICY, memory, Exhaustive(), LIMITS, ends=ends)
+            decision, memory = decide(inputs(now, PLAN, 100 + 5 * step), POLICY, memory, Exhaustive(), LIMITS, dry_run=ends)
             if isinstance(decision, Adopt):
                 break
         return decision
 
-    freely, bound = last(arrives), last(migrations)
+    freely, bound = last(always_reachable), last(migrations)
     assert isinstance(freely, Adopt)
     assert isinstance(bound, Adopt)
     assert (freely.change, text_of(freely.plan)) == (Change.RESPLIT, "d[0:4]")
@@ -117,7 +117,7 @@ def test_advisory_says_what_it_would_do():
     found = after(busy_b(0.93), PLAN, POLICY.model_copy(update={"mode": Mode.ADVISORY}), steps=5)
     assert isinstance(found, Keep)
     assert found.reason is Kept.ADVISED
-    assert found.message.endswith("would go to a[0:2] c[2:4]")
+    assert found.message.endswith("mode Advisory: the plan would be a[0:2] c[2:4]")
 
 
 def test_frozen_mends_and_nothing_else():
@@ -142,7 +142,7 @@ def test_without_metrics_a_better_plan_is_not_taken():
     found = after(now, PLAN, policy, steps=20)
     assert isinstance(found, Keep)
     assert found.reason is Kept.UNKNOWN_METRICS
-    assert "not known" in found.message
+    assert found.message == "the review for a better plan is due, every 1 s; nothing moves while the utilization of a, b is unknown"
 
 
 def test_a_better_plan_must_be_better_for_the_window_and_again_and_again():
@@ -150,7 +150,7 @@ def test_a_better_plan_must_be_better_for_the_window_and_again_and_again():
     now = a_problem(a_node("a", **SMALL), a_node("b", **SMALL), a_node("c", gflops=900, mib=1000))
     memory, solver, decisions = Memory(reviewed=START), Exhaustive(), []
     for step in range(8):
-        found, memory = decide(facts(now, PLAN, 100 + 5 * step), policy, memory, solver, LIMITS)
+        found, memory = decide(inputs(now, PLAN, 100 + 5 * step), policy, memory, solver, LIMITS)
         decisions.append(found)
         if isinstance(found, Adopt):
             break
@@ -187,35 +187,38 @@ def test_a_lost_node_means_new_cuts_where_the_old_do_not_fit():
 def test_what_cannot_be_planned_keeps_the_plan_says_why_and_is_not_tried_at_every_pass():
     solver = Exhaustive()
     small = a_problem(a_node("a", mib=100))
-    first, memory = decide(facts(small, PLAN, 0), POLICY, Memory(), solver, LIMITS)
+    first, memory = decide(inputs(small, PLAN, 0), POLICY, Memory(), solver, LIMITS)
     assert isinstance(first, Keep)
     assert first.reason is Kept.INFEASIBLE
-    assert first.message == "stage 1 on b, which cannot be used: it is gone; the model needs 400 MiB and no set of nodes holds it"
+    assert (
+        first.message
+        == "stage 1 runs on b, which cannot be used: it no longer exists; the model needs 400 MiB and no set of nodes holds it"
+    )
     asked = len(solver.asked)
-    again, memory = decide(facts(small, PLAN, 1), POLICY, memory, solver, LIMITS)
+    again, memory = decide(inputs(small, PLAN, 1), POLICY, memory, solver, LIMITS)
     assert again == first
     assert len(solver.asked) == asked
-    more, memory = decide(facts(a_problem(a_node("a", mib=1000)), PLAN, 6), POLICY, memory, solver, LIMITS)
+    more, memory = decide(inputs(a_problem(a_node("a", mib=1000)), PLAN, 6), POLICY, memory, solver, LIMITS)
     assert isinstance(more, Adopt)
 
 
 def test_an_unchanged_problem_is_tried_again_after_a_while():
     solver = Exhaustive()
     small = a_problem(a_node("a", mib=100))
-    _, memory = decide(facts(small, PLAN, 0), POLICY, Memory(), solver, LIMITS)
+    _, memory = decide(inputs(small, PLAN, 0), POLICY, Memory(), solver, LIMITS)
     asked = len(solver.asked)
-    decide(facts(small, PLAN, 16), POLICY, memory, solver, LIMITS)
+    decide(inputs(small, PLAN, 16), POLICY, memory, solver, LIMITS)
     assert len(solver.asked) > asked
 
 
 def test_an_slo_that_no_plan_keeps_is_said_and_the_best_plan_is_taken():
     found = after(a_problem(a_node("a"), slo=Slo(time_per_output_token_ms=0.001)), None)
     assert isinstance(found, Adopt)
-    assert "the SLO cannot be kept" in found.message
+    assert "no plan meets the SLO" in found.message
 
 
 def test_a_changed_specification_that_the_plan_still_meets_keeps_it():
-    found = after(IDLE, PLAN, asked="other")
+    found = after(IDLE, PLAN, spec_digest="other")
     assert isinstance(found, Adopt)
     assert found.change is Change.KEEP
     assert found.plan.revision == PLAN.revision
@@ -223,7 +226,7 @@ def test_a_changed_specification_that_the_plan_still_meets_keeps_it():
 
 def test_a_changed_specification_that_the_plan_breaks_gives_another():
     one = a_problem(a_node("a"), a_node("b"), constraints=Constraints(max_segments=1))
-    found = after(one, PLAN, asked="other")
+    found = after(one, PLAN, spec_digest="other")
     assert isinstance(found, Adopt)
     assert found.change is Change.RESPLIT
     assert len(found.plan.segments) == 1
@@ -231,7 +234,7 @@ def test_a_changed_specification_that_the_plan_breaks_gives_another():
 
 def test_another_model_is_a_first_plan():
     other = a_problem(a_node("a"), a_node("b"), profile=a_profile(digest="fedcba9876543210"))
-    found = after(other, PLAN, asked="other")
+    found = after(other, PLAN, spec_digest="other")
     assert isinstance(found, Adopt)
     assert found.change is Change.FIRST
 
@@ -249,7 +252,7 @@ def test_a_solver_that_runs_out_of_time_keeps_the_plan():
 
     found = after(IDLE, None, solve=slow)
     assert isinstance(found, Keep)
-    assert (found.reason, found.message) == (Kept.SOLVE_TIMED_OUT, "there is no plan yet; no plan was found within 1 s")
+    assert (found.reason, found.message) == (Kept.SOLVE_TIMED_OUT, "there is no plan yet; the solver found no plan within 1 s")
 
 
 def test_the_best_of_a_solver_that_ran_out_of_time_is_good_enough():
@@ -275,10 +278,10 @@ def test_a_load_that_swings_around_the_limit_moves_at_most_once(period):
     plan, memory, solver, moves = PLAN, Memory(reviewed=START), Exhaustive(), []
     for second in range(300):
         share = 0.75 if (second // period) % 2 else 0.65
-        found, memory = decide(facts(busy_b(share), plan, second, moves=tuple(moves)), policy, memory, solver, LIMITS)
+        found, memory = decide(inputs(busy_b(share), plan, second, moves=tuple(moves)), policy, memory, solver, LIMITS)
         if isinstance(found, Adopt):
             plan = found.plan
-            moves.append(facts(IDLE, plan, second).now)
+            moves.append(inputs(IDLE, plan, second).now)
     assert len(moves) <= 1
 
 
@@ -300,7 +303,7 @@ def looking(reaches, seconds=(100, 105, 110, 115, 120)) -> tuple[Adopt | Keep, M
 
     memory = Memory(reviewed=START)
     for at in seconds:
-        decision, memory = decide(facts(TWO_BUSY, BOTH, at), POLICY, memory, Exhaustive(), LIMITS, ends=ends)
+        decision, memory = decide(inputs(TWO_BUSY, BOTH, at), POLICY, memory, Exhaustive(), LIMITS, dry_run=ends)
     return decision, memory
 
 
@@ -319,7 +322,7 @@ def test_a_plan_without_any_way_to_it_does_not_make_the_reasons_be_forgotten():
     found, memory = looking(lambda plan: False)
     assert isinstance(found, Keep)
     assert found.reason is Kept.BLOCKED
-    assert found.message.endswith("; it cannot be reached: b has no room")
+    assert found.message.endswith("; the plan cannot be reached: b has no room")
     assert f"{Reason.UTILIZATION_SHIFTED}/a" in memory.watches
     assert Reason.BETTER_PLAN not in memory.watches
 
@@ -331,7 +334,7 @@ A_FASTER_C = a_problem(a_node("a", **SMALL), a_node("b", **SMALL), a_node("c", g
 def test_a_changed_specification_keeps_the_plan_unless_another_is_better_by_more_than_the_least_gain(above, expected):
     """The least gain lies this much above what the best other plan gains."""
     here, there = (objective_value(a_plan(text), A_FASTER_C) for text in ("a[0:2] b[2:4]", "a[0:2] c[2:4]"))
-    found = after(A_FASTER_C, PLAN, POLICY.model_copy(update={"min_gain": (here - there) / here + above}), asked="other")
+    found = after(A_FASTER_C, PLAN, POLICY.model_copy(update={"min_gain": (here - there) / here + above}), spec_digest="other")
     assert isinstance(found, Adopt)
     assert found.change is expected
 
@@ -343,7 +346,7 @@ SLOW_LOAD = POLICY.model_copy(update={"load_bytes_per_s": 2e7})
 @pytest.mark.parametrize(("above", "expected"), [(-1e-6, Change.RESPLIT), (0.0, Change.MIGRATION), (1e-6, Change.MIGRATION)])
 def test_new_cuts_must_be_better_than_moving_by_more_than_the_gain_of_a_re_split_with_their_longer_move_taken_off(above, expected):
     """The gain that a re-split must have lies this much above what it has."""
-    problem = facts(LARGER_E, PLAN).problem
+    problem = inputs(LARGER_E, PLAN).problem
     moved, cut = a_plan("a[0:2] e[2:4]"), a_plan("a[0:1] e[1:4]")
     further = gain(objective_value(moved, problem), objective_value(cut, problem), problem)
     longer = move_seconds(cut, problem, SLOW_LOAD) - move_seconds(moved, problem, SLOW_LOAD)
@@ -356,7 +359,7 @@ def test_new_cuts_must_be_better_than_moving_by_more_than_the_gain_of_a_re_split
 @pytest.mark.parametrize(("above", "moves"), [(-1e-6, True), (0.0, False), (1e-6, False)])
 def test_an_optional_move_must_gain_more_than_the_least_gain_with_its_cost_taken_off(above, moves):
     """The least gain lies this much above what the move gains."""
-    problem = facts(busy_b(0.93), PLAN).problem
+    problem = inputs(busy_b(0.93), PLAN).problem
     net = net_gain(PLAN, a_plan("a[0:2] c[2:4]"), problem, POLICY)
     found = after(busy_b(0.93), PLAN, POLICY.model_copy(update={"min_gain": net + above}), steps=5)
     assert isinstance(found, Adopt) is moves
@@ -367,7 +370,7 @@ def test_an_optional_move_must_gain_more_than_the_least_gain_with_its_cost_taken
 def test_what_still_runs_is_left_only_for_more_than_the_least_gain_with_the_longer_move_taken_off(above, expected):
     """b is lost, and a still runs. The least gain lies this much above what leaving a gains."""
     now = a_problem(a_node("a", **SMALL), a_node("c", gflops=300, **SMALL), a_node("d", gflops=300, **SMALL))
-    problem = facts(now, PLAN).problem
+    problem = inputs(now, PLAN).problem
     least, best = a_plan("a[0:2] c[2:4]"), a_plan("c[0:2] d[2:4]")
     further = gain(objective_value(least, problem), objective_value(best, problem), problem)
     longer = move_seconds(best, problem, SLOW_LOAD) - move_seconds(least, problem, SLOW_LOAD)

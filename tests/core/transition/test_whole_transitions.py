@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from splitinference.core.transition.state import Phase, Target
 from splitinference.core.transition.steps import Action, Blocked, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
-from tests.core.walking import Cluster, a_target, serving
+from tests.core.transition.pretend_cluster import Cluster, a_target, serving
 from tests.examples import examples
 
 NODES = ("a", "b", "c", "d")

@@ -4,7 +4,7 @@ import pytest
 
 from splitinference.core.transition.state import Observed, ObservedSegment, Phase, Resource, Route, Shortage, Target
 from splitinference.core.transition.steps import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
-from tests.core.walking import Cluster, a_segment, a_target, serving
+from tests.core.transition.pretend_cluster import Cluster, a_segment, a_target, serving
 
 ROOMY = {"a": 1000, "b": 1000, "c": 1000}
 
@@ -55,7 +55,7 @@ def test_a_ready_segment_that_is_not_proven_is_waited_for():
     result = next_steps(a_target("a[0:4] b[4:8]"), cluster.observed())
     assert names(result) == []
     assert isinstance(result, Steps)
-    assert result.waiting == ("m-4-8-b on b is ready and not yet proved",)
+    assert result.waiting == ("m-4-8-b on b is ready, and its probe is outstanding",)
 
 
 def test_moving_one_segment_leaves_the_others_alone():
@@ -112,7 +112,7 @@ def test_a_swap_without_room_for_both_goes_over_a_route_between():
 def test_without_room_and_without_a_way_between_the_walk_is_blocked_and_says_the_numbers():
     result = next_steps(a_target("a[0:3] b[3:8]"), serving("a[0:4] b[4:8]", {"a": 60, "b": 60}).observed())
     assert isinstance(result, Blocked)
-    assert "segment [0, 3) needs 30 MiB on a, which has 20 MiB free beside the 40 MiB of segments that serve" in result.why
+    assert "segment [0, 3) needs 30 MiB, but a has 20 MiB free beside 40 MiB of present segments" in result.why
     assert "BreakFirst" in result.why
 
 
@@ -146,7 +146,7 @@ def test_a_failed_segment_of_the_plan_is_deleted_and_made_again():
 def test_a_node_that_cannot_be_used_blocks_in_words():
     result = next_steps(a_target("a[0:4] z[4:8]"), serving("a[0:4] b[4:8]", ROOMY).observed())
     assert isinstance(result, Blocked)
-    assert result.why == "segment [4, 8) needs 40 MiB on z, which is not usable now"
+    assert result.why == "segment [4, 8) needs 40 MiB on z, but that node cannot be used now"
     assert [(short.node, short.resource) for short in result.short] == [("z", Resource.NODE)]
 
 
@@ -214,7 +214,7 @@ def test_the_next_node_is_broken_only_when_what_waited_through_the_last_break_ha
             cluster.progress()
     before = next_steps(target, cluster.observed(), Strategy.BREAK_FIRST)
     assert names(before) == []
-    assert any("requests leave route" in words for words in before.waiting)
+    assert any("requests are leaving route" in words for words in before.waiting)
     cluster.progress()
     assert names(next_steps(target, cluster.observed(), Strategy.BREAK_FIRST)) == ["delete m-4-8-b"]
 
@@ -238,7 +238,7 @@ def test_cores_that_a_node_has_not_left_are_asked_for_no_more_than_memory_is():
     )
     blocked = next_steps(target, with_it)
     assert isinstance(blocked, Blocked)
-    assert blocked.why == "segment [2, 4) requests 0.1 cores on c, which has 0.05 left beside the 0.1 of segments that serve"
+    assert blocked.why == "segment [2, 4) requests 0.1 cores, but c has 0.05 free beside 0.1 of present segments"
     assert blocked.short == (Shortage(node="c", resource=Resource.CPU, needed=100, free=50),)
 
 

@@ -7,16 +7,16 @@ import pytest
 
 from splitinference.core.cost import predict, violations
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import Facts, Memory, Obstacle, Policy
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Obstacle, Policy
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.decide.decide import decide
-from splitinference.core.transition.dry_run import rehearse
+from splitinference.core.transition.dry_run import dry_run
 from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, Phase, Resource, Shortage, Target
 from splitinference.core.transition.steps import Blocked, Done, Strategy
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
 from splitinference.core.values.result import Limits, Outcome, TimedOut
-from tests.core.planning import MIB, START, Exhaustive, a_node, a_plan, a_problem, all_plans, facts, text_of
+from tests.core.planning import MIB, START, Exhaustive, a_node, a_plan, a_problem, all_plans, inputs, text_of
 
 POLICY = Policy(cooldown=timedelta(seconds=60), review=timedelta(hours=1))
 LIMITS = Limits(seconds=1)
@@ -52,11 +52,11 @@ class Ground:
 
     def ends(self, made_for: str):
         """How the walk to a plan made for this would end."""
-        return lambda plan: rehearse(a_target(plan, made_for), self.observed, Strategy.SURGE)
+        return lambda plan: dry_run(a_target(plan, made_for), self.observed, Strategy.SURGE)
 
-    def facts(self, seconds: float = 0.0, **more) -> Facts:
+    def inputs(self, seconds: float = 0.0, **more) -> DecisionInputs:
         held = {node.name: self.observed.held_bytes(node.name) for node in self.problem.snapshot.nodes}
-        return facts(self.problem, self.plan, seconds, serving=self.plan, held_bytes=held, **more)
+        return inputs(self.problem, self.plan, seconds, serving=self.plan, held_bytes=held, **more)
 
 
 def small(*names: str, mib: int = 250):
@@ -65,35 +65,35 @@ def small(*names: str, mib: int = 250):
 
 def test_on_full_nodes_a_changed_specification_goes_over_the_node_that_is_free():
     ground = Ground(a_problem(*small("a", "b", "c")), "a[0:2] b[2:4]")
-    found, _ = decide(ground.facts(asked="new"), POLICY, Memory(), Exhaustive(), LIMITS, ends=ground.ends("new"))
+    found, _ = decide(ground.inputs(spec_digest="new"), POLICY, Memory(), Exhaustive(), LIMITS, dry_run=ground.ends("new"))
     assert isinstance(found, Adopt)
     assert ground.ends("new")(found.plan) == Done()
     assert "c[" in text_of(found.plan)
-    assert "the best plan cannot be reached: segment [0, 2) needs 221 MiB on a, which has 29 MiB free" in found.message
+    assert "the best of all cannot be reached: segment [0, 2) needs 221 MiB, but a has 29 MiB free" in found.message
 
 
 def test_a_limit_that_only_a_plan_without_a_way_would_keep_is_said_to_be_broken():
     slo = Slo(time_per_output_token_ms=8)
     ground = Ground(a_problem(*small("a", "b"), a_node("c", mib=250, gflops=25), slo=slo), "a[0:2] b[2:4]")
-    found, _ = decide(ground.facts(asked="new"), POLICY, Memory(), Exhaustive(), LIMITS, ends=ground.ends("new"))
+    found, _ = decide(ground.inputs(spec_digest="new"), POLICY, Memory(), Exhaustive(), LIMITS, dry_run=ground.ends("new"))
     assert isinstance(found, Adopt)
     assert ground.ends("new")(found.plan) == Done()
-    assert "no plan that can be reached keeps the SLO: " in found.message
+    assert "no reachable plan meets the SLO: " in found.message
     assert "the limit is 8.00 ms" in found.message
 
 
 def test_without_any_way_the_plan_stays_and_the_numbers_are_said():
     ground = Ground(a_problem(*small("a", "b")), "a[0:2] b[2:4]")
-    found, memory = decide(ground.facts(asked="new"), POLICY, Memory(), Exhaustive(), LIMITS, ends=ground.ends("new"))
+    found, memory = decide(ground.inputs(spec_digest="new"), POLICY, Memory(), Exhaustive(), LIMITS, dry_run=ground.ends("new"))
     assert isinstance(found, Keep)
     assert found.reason is Kept.BLOCKED
-    assert "needs 221 MiB on a, which has 29 MiB free beside the 221 MiB of segments that serve" in found.message
+    assert "needs 221 MiB, but a has 29 MiB free beside 221 MiB of present segments" in found.message
     assert memory.tries == 1
 
 
 def test_a_first_plan_is_made_even_where_others_are_in_the_way():
     problem = a_problem(*small("a", "b"))
-    found, _ = decide(facts(problem, None), POLICY, Memory(), Exhaustive(), LIMITS, ends=lambda _: Blocked(why="no room"))
+    found, _ = decide(inputs(problem, None), POLICY, Memory(), Exhaustive(), LIMITS, dry_run=lambda _: Blocked(why="no room"))
     assert isinstance(found, Adopt)
 
 
@@ -103,7 +103,7 @@ def times_asked(seconds: range, room=lambda second: 250) -> list[int]:
     for second in seconds:
         ground = Ground(a_problem(*small("a", "b", mib=room(second))), "a[0:2] b[2:4]")
         before = len(solver.asked)
-        _, memory = decide(ground.facts(second, asked="new"), POLICY, memory, solver, LIMITS, ends=ground.ends("new"))
+        _, memory = decide(ground.inputs(second, spec_digest="new"), POLICY, memory, solver, LIMITS, dry_run=ground.ends("new"))
         asked += [second] if len(solver.asked) > before else []
     return asked
 
@@ -120,7 +120,7 @@ def test_a_solver_that_ran_out_of_time_is_asked_again_as_soon_as_the_first_time(
         return TimedOut(best=None, bound=0.0)
 
     for second in range(100):
-        _, memory = decide(facts(a_problem(*small("a", "b")), None, second), POLICY, memory, slow, LIMITS)
+        _, memory = decide(inputs(a_problem(*small("a", "b")), None, second), POLICY, memory, slow, LIMITS)
     assert asked == [0, 15, 30, 45, 60, 75, 90]
 
 
@@ -130,8 +130,8 @@ def test_where_room_wavers_at_every_look_a_try_is_made_every_five_seconds_at_mos
 
 def test_a_wish_that_changed_is_tried_at_once():
     ground, memory = Ground(a_problem(*small("a", "b")), "a[0:2] b[2:4]"), Memory()
-    _, memory = decide(ground.facts(0, asked="new"), POLICY, memory, Exhaustive(), LIMITS, ends=ground.ends("new"))
-    found, _ = decide(ground.facts(1, asked="new", strategy=Strategy.BREAK_FIRST), POLICY, memory, Exhaustive(), LIMITS)
+    _, memory = decide(ground.inputs(0, spec_digest="new"), POLICY, memory, Exhaustive(), LIMITS, dry_run=ground.ends("new"))
+    found, _ = decide(ground.inputs(1, spec_digest="new", strategy=Strategy.BREAK_FIRST), POLICY, memory, Exhaustive(), LIMITS)
     assert isinstance(found, Adopt)
 
 
@@ -153,7 +153,7 @@ def test_what_is_adopted_can_be_walked_to_and_a_way_is_rarely_missed():
         if (ground := random_ground(numbers)) is None:
             continue
         ends = ground.ends("new")
-        found, _ = decide(ground.facts(asked="new"), POLICY, Memory(), Exhaustive(), LIMITS, ends=ends)
+        found, _ = decide(ground.inputs(spec_digest="new"), POLICY, Memory(), Exhaustive(), LIMITS, dry_run=ends)
         if isinstance(found, Adopt):
             ways += 1
             assert ends(found.plan) == Done()
@@ -172,8 +172,8 @@ SHORT = Blocked(why="segment [2, 4) needs 220 MiB on c", short=(Shortage(node="c
 
 def blocked_walk(seconds, memory: Memory, ground: Ground, **more):
     """The walk to a[0:2] c[2:4], while a[0:2] b[2:4] serves, has no way on."""
-    known = ground.facts(seconds, blocked=SHORT, **more).model_copy(update={"plan": a_plan("a[0:2] c[2:4]", ground.problem)})
-    return decide(known, POLICY, memory, Exhaustive(), LIMITS, ends=ground.ends("old"))
+    known = ground.inputs(seconds, blocked=SHORT, **more).model_copy(update={"plan": a_plan("a[0:2] c[2:4]", ground.problem)})
+    return decide(known, POLICY, memory, Exhaustive(), LIMITS, dry_run=ground.ends("old"))
 
 
 def stuck(**more) -> tuple[list[int], Adopt | Keep, Memory]:
@@ -193,9 +193,9 @@ def test_a_walk_without_a_way_is_given_up_after_a_moment_for_the_best_that_can_b
     taken, found, memory = stuck()
     assert taken[0] == 15
     assert isinstance(found, Adopt)
-    assert (found.reason, text_of(found.plan)) == (Reason.WALK_BLOCKED, "a[0:2] b[2:4]")
-    assert found.message.startswith("the walk to the plan has had no way on for 15 s: segment [2, 4) needs 220 MiB on c; ")
-    assert "nothing is to be moved" in found.message
+    assert (found.reason, text_of(found.plan)) == (Reason.TRANSITION_BLOCKED, "a[0:2] b[2:4]")
+    assert found.message.startswith("the transition has been blocked for 15 s: segment [2, 4) needs 220 MiB on c; ")
+    assert "no weights have to move" in found.message
     assert memory.obstacles["c"].free_bytes == 30 * MIB
 
 
@@ -219,7 +219,7 @@ def test_what_was_in_the_way_is_a_fact_for_ten_minutes(minutes, expected):
     now = a_problem(a_node("a", mib=250), a_node("b", mib=250, utilization=0.93), a_node("c", mib=250))
     memory = Memory(reviewed=START, obstacles={"c": Obstacle(at=START + timedelta(minutes=60 - minutes), free_bytes=30 * MIB)})
     for second in range(3600, 3700, 20):
-        found, memory = decide(facts(now, a_plan("a[0:2] b[2:4]", now), second), POLICY, memory, Exhaustive(), LIMITS)
+        found, memory = decide(inputs(now, a_plan("a[0:2] b[2:4]", now), second), POLICY, memory, Exhaustive(), LIMITS)
         if isinstance(found, Adopt):
             break
     assert isinstance(found, expected)
@@ -229,6 +229,6 @@ def test_an_obstacle_never_keeps_a_model_from_being_mended():
     """b is gone, and c is the only other: that it had no room lately is no reason to serve nobody."""
     now = a_problem(*small("a", "c"))
     memory = Memory(obstacles={"c": Obstacle(at=START, free_bytes=30 * MIB)})
-    found, _ = decide(facts(now, a_plan("a[0:2] b[2:4]"), 5), POLICY, memory, Exhaustive(), LIMITS)
+    found, _ = decide(inputs(now, a_plan("a[0:2] b[2:4]"), 5), POLICY, memory, Exhaustive(), LIMITS)
     assert isinstance(found, Adopt)
     assert text_of(found.plan) == "a[0:2] c[2:4]"

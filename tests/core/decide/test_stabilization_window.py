@@ -10,14 +10,14 @@ from splitinference.core.cost import predict
 from splitinference.core.cost.learn import ENOUGH_WINDOWS
 from splitinference.core.decide.base.compare import Change
 from splitinference.core.decide.base.decision import Adopt, Keep
-from splitinference.core.decide.base.policy import Facts, Memory, Policy, Stabilizing, StageTime, Traffic
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy, Stabilizing, StageTime, Traffic
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.decide.decide import decide
-from splitinference.core.decide.stabilization_window import begun, counting, followed
+from splitinference.core.decide.stabilization_window import hide_unsettled, start_window, update_window
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
 from splitinference.core.values.result import Limits
-from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, facts
+from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, inputs
 
 POLICY = Policy(
     window=timedelta(seconds=10),
@@ -43,7 +43,7 @@ PLAN = a_plan("a[0:2] b[2:4]", cluster())
 
 def moved_at(second: float, **more) -> tuple[Plan, Memory]:
     """The plan and the memory after node b was lost."""
-    found, memory = decide(facts(cluster("b"), PLAN, second, **more), POLICY, Memory(reviewed=START), Exhaustive(), LIMITS)
+    found, memory = decide(inputs(cluster("b"), PLAN, second, **more), POLICY, Memory(reviewed=START), Exhaustive(), LIMITS)
     assert isinstance(found, Adopt)
     assert found.reason is Reason.NODE_LOST
     return found.plan, memory
@@ -55,7 +55,7 @@ def first_optional(windows, *, serves: int = 20, until: int = 600, better: int =
     plan, memory = moved_at(0)
     for second in range(1, until):
         now = cluster("b", d=300.0 if second >= better else 100.0)
-        seen = facts(now, plan, second, moves=(START,), walking=second < serves, measured_windows=windows(second), **more)
+        seen = inputs(now, plan, second, moves=(START,), in_transition=second < serves, measured_windows=windows(second), **more)
         found, memory = decide(seen, POLICY, memory, Exhaustive(), LIMITS)
         if isinstance(found, Adopt):
             return second, found
@@ -99,7 +99,7 @@ def test_a_plan_that_was_better_for_a_while_only_is_not_taken():
     plan, memory = moved_at(0)
     for second in range(1, 400):
         spike = cluster("b", d=300.0 if second < 199 else 100.0)
-        seen = facts(spike, plan, second, moves=(START,), walking=second < 20, measured_windows=at_a_window_of(60)(second))
+        seen = inputs(spike, plan, second, moves=(START,), in_transition=second < 20, measured_windows=at_a_window_of(60)(second))
         found, memory = decide(seen, POLICY, memory, Exhaustive(), LIMITS)
         assert isinstance(found, Keep), second
 
@@ -107,53 +107,53 @@ def test_a_plan_that_was_better_for_a_while_only_is_not_taken():
 @pytest.mark.parametrize(("windows", "over"), [(0, False), (ENOUGH_WINDOWS - 1, False), (ENOUGH_WINDOWS, True), (ENOUGH_WINDOWS + 1, True)])
 def test_the_window_ends_with_the_last_measurement(windows: int, over: bool):
     memory = Memory(stabilizing=Stabilizing(since=START))
-    after = followed(facts(cluster(), PLAN, 1, measured_windows=windows), POLICY, memory)
+    after = update_window(inputs(cluster(), PLAN, 1, measured_windows=windows), POLICY, memory)
     assert (after.stabilizing is None) is over
 
 
 @pytest.mark.parametrize(("seconds", "over"), [(0, False), (299.999, False), (300, True), (300.001, True)])
 def test_the_window_ends_at_its_bound(seconds: float, over: bool):
     memory = Memory(stabilizing=Stabilizing(since=START))
-    after = followed(facts(cluster(), PLAN, seconds), POLICY, memory)
+    after = update_window(inputs(cluster(), PLAN, seconds), POLICY, memory)
     assert (after.stabilizing is None) is over
 
 
 def test_the_bound_counts_from_when_the_plan_serves():
     memory = Memory(stabilizing=Stabilizing())
-    memory = followed(facts(cluster(), PLAN, 1000, walking=True), POLICY, memory)
+    memory = update_window(inputs(cluster(), PLAN, 1000, in_transition=True), POLICY, memory)
     assert memory.stabilizing == Stabilizing()
-    memory = followed(facts(cluster(), PLAN, 1001), POLICY, memory)
+    memory = update_window(inputs(cluster(), PLAN, 1001), POLICY, memory)
     assert memory.stabilizing == Stabilizing(since=START + timedelta(seconds=1001))
-    assert followed(facts(cluster(), PLAN, 1300), POLICY, memory).stabilizing is not None
-    assert followed(facts(cluster(), PLAN, 1301), POLICY, memory).stabilizing is None
+    assert update_window(inputs(cluster(), PLAN, 1300), POLICY, memory).stabilizing is not None
+    assert update_window(inputs(cluster(), PLAN, 1301), POLICY, memory).stabilizing is None
 
 
 def test_zero_turns_it_off():
     off = POLICY.model_copy(update={"stabilization": timedelta(0)})
-    assert followed(facts(cluster(), PLAN, 1), off, Memory(stabilizing=Stabilizing())).stabilizing is None
+    assert update_window(inputs(cluster(), PLAN, 1), off, Memory(stabilizing=Stabilizing())).stabilizing is None
 
 
 def test_a_clock_that_was_set_back_does_not_make_it_longer():
     memory = Memory(stabilizing=Stabilizing(since=START + timedelta(hours=5)))
-    memory = followed(facts(cluster(), PLAN, 0), POLICY, memory)
+    memory = update_window(inputs(cluster(), PLAN, 0), POLICY, memory)
     assert memory.stabilizing == Stabilizing(since=START)
 
 
 @given(st.integers(0, 10), st.floats(0, 1000), st.booleans())
-def test_it_is_over_when_measured_or_at_its_bound_and_never_on_the_way(windows: int, seconds: float, walking: bool):
+def test_it_is_over_when_measured_or_at_its_bound_and_never_on_the_way(windows: int, seconds: float, in_transition: bool):
     memory = Memory(stabilizing=Stabilizing(since=START))
-    after = followed(facts(cluster(), PLAN, seconds, measured_windows=windows, walking=walking), POLICY, memory)
-    assert (after.stabilizing is None) is (not walking and (windows >= ENOUGH_WINDOWS or seconds >= 300))
+    after = update_window(inputs(cluster(), PLAN, seconds, measured_windows=windows, in_transition=in_transition), POLICY, memory)
+    assert (after.stabilizing is None) is (not in_transition and (windows >= ENOUGH_WINDOWS or seconds >= 300))
 
 
 @pytest.mark.parametrize("change", list(Change))
 def test_a_first_plan_and_one_that_stays_begin_no_window(change: Change):
-    assert (begun(Memory(), change).stabilizing is None) is (change in (Change.FIRST, Change.KEEP))
+    assert (start_window(Memory(), change).stabilizing is None) is (change in (Change.FIRST, Change.KEEP))
 
 
 def test_a_plan_that_stays_does_not_end_one_either():
     memory = Memory(stabilizing=Stabilizing(since=START))
-    found, after = decide(facts(cluster(), PLAN, 1, asked="new"), POLICY, memory, Exhaustive(), LIMITS)
+    found, after = decide(inputs(cluster(), PLAN, 1, spec_digest="new"), POLICY, memory, Exhaustive(), LIMITS)
     assert isinstance(found, Adopt)
     assert found.change is Change.KEEP
     assert after.stabilizing == memory.stabilizing
@@ -161,16 +161,16 @@ def test_a_plan_that_stays_does_not_end_one_either():
 
 def test_another_loss_meanwhile_is_answered_at_once_and_begins_it_anew():
     plan, memory = moved_at(0)
-    memory = followed(facts(cluster("b"), plan, 100, measured_windows=1), POLICY, memory)
+    memory = update_window(inputs(cluster("b"), plan, 100, measured_windows=1), POLICY, memory)
     gone = next(s.node for s in plan.segments if s.node != "a")
-    found, memory = decide(facts(cluster("b", gone), plan, 101, measured_windows=1), POLICY, memory, Exhaustive(), LIMITS)
+    found, memory = decide(inputs(cluster("b", gone), plan, 101, measured_windows=1), POLICY, memory, Exhaustive(), LIMITS)
     assert isinstance(found, Adopt)
     assert found.mandatory
     assert memory.stabilizing == Stabilizing()
 
 
 def test_an_optional_move_begins_no_window():
-    seen = facts(cluster(d=300.0), PLAN, 0)
+    seen = inputs(cluster(d=300.0), PLAN, 0)
     memory, found = Memory(reviewed=START), None
     for second in range(1, 40):
         found, memory = decide(seen.model_copy(update={"now": START + timedelta(seconds=second)}), POLICY, memory, Exhaustive(), LIMITS)
@@ -190,12 +190,12 @@ FELT = Traffic(requests=5, time_per_output_token_ms=500.0)
 def slo_move(windows) -> tuple[int, Adopt] | None:
     plan, memory = moved_at(0)
     for second in range(1, 400):
-        seen = facts(
+        seen = inputs(
             cluster("b", slo=SLO, d=300.0),
             plan,
             second,
             moves=(START,),
-            walking=second < 20,
+            in_transition=second < 20,
             measured_windows=windows(second),
             traffic=FELT,
         )
@@ -216,19 +216,19 @@ def test_a_broken_slo_waits_for_one_measured_window_and_not_for_all():
 def test_what_clients_got_during_the_move_is_no_reason():
     """Their figures are of the move itself; unknown neither confirms nor forgets."""
     memory = Memory(stabilizing=Stabilizing(since=START))
-    assert counting(facts(cluster(), PLAN, 1, traffic=FELT), memory).traffic == Traffic()
-    assert counting(facts(cluster(), PLAN, 1, traffic=FELT, measured_windows=1), memory).traffic == FELT
-    assert counting(facts(cluster(), PLAN, 1, traffic=FELT), Memory()).traffic == FELT
+    assert hide_unsettled(inputs(cluster(), PLAN, 1, traffic=FELT), memory).traffic == Traffic()
+    assert hide_unsettled(inputs(cluster(), PLAN, 1, traffic=FELT, measured_windows=1), memory).traffic == FELT
+    assert hide_unsettled(inputs(cluster(), PLAN, 1, traffic=FELT), Memory()).traffic == FELT
 
 
 # --- step times ----------------------------------------------------------------------------------------------------------------------
 
 
-def slow_steps(seconds: float, risen: float) -> Facts:
+def slow_steps(seconds: float, risen: float) -> DecisionInputs:
     """Stage 1 takes four times what is predicted, and metrics have begun to rise."""
     problem = a_problem(a_node("a", **SMALL), a_node("b", utilization=risen, **SMALL), a_node("c", **SMALL))
     alone = 4 * predict(PLAN, problem).stages[1].decode_ms
-    return facts(problem, PLAN, seconds, stages=(StageTime(node="b", start=2, end=4, alone_ms=alone, steps=50, age_seconds=10),))
+    return inputs(problem, PLAN, seconds, stages=(StageTime(node="b", start=2, end=4, alone_ms=alone, steps=50, age_seconds=10),))
 
 
 def test_steps_of_stages_that_were_just_started_do_not_say_that_their_node_is_busy():

@@ -10,7 +10,7 @@ from splitinference.core.decide.base.triggers import Reason, Trigger, check, may
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Taint
 from splitinference.core.values.problem import Constraints, Slo, Toleration, TrustRule
-from tests.core.planning import START, a_node, a_plan, a_problem, facts
+from tests.core.planning import START, a_node, a_plan, a_problem, inputs
 
 POLICY = Policy(window=timedelta(seconds=20), confirmations=3, cooldown=timedelta(seconds=60), review=timedelta(hours=1))
 IDLE = a_problem(a_node("a"), a_node("b"), a_node("c"))
@@ -26,13 +26,13 @@ def over_time(problems, policy=POLICY, step=5.0, memory=JUST_REVIEWED, **more) -
     """The trigger after each of the problems, so many seconds apart."""
     found = []
     for index, problem in enumerate(problems):
-        trigger, memory = check(facts(problem, PLAN, (index + 5) * step, **more), policy, memory)
+        trigger, memory = check(inputs(problem, PLAN, (index + 5) * step, **more), policy, memory)
         found.append(trigger)
     return found
 
 
 def mandatory(problem, plan=PLAN, **more) -> Trigger:
-    trigger, _ = check(facts(problem, plan, **more), POLICY, Memory())
+    trigger, _ = check(inputs(problem, plan, **more), POLICY, Memory())
     assert trigger is not None
     assert trigger.mandatory
     return trigger
@@ -43,18 +43,19 @@ def test_no_plan():
 
 
 def test_a_changed_specification():
-    assert mandatory(IDLE, asked="other").reason is Reason.SPEC_CHANGED
+    assert mandatory(IDLE, spec_digest="other").reason is Reason.SPEC_CHANGED
 
 
 def test_a_node_that_is_gone():
     found = mandatory(a_problem(a_node("a"), a_node("c")))
     assert found.reason is Reason.NODE_LOST
-    assert found.message == "stage 1 on b, which cannot be used: it is gone"
+    assert found.message == "stage 1 runs on b, which cannot be used: it no longer exists"
 
 
 def test_a_node_that_is_not_ready():
     assert (
-        "stage 1 on b, which cannot be used: not ready" in mandatory(a_problem(a_node("a"), a_node("b", ready=False), a_node("c"))).message
+        "stage 1 runs on b, which cannot be used: not ready"
+        in mandatory(a_problem(a_node("a"), a_node("b", ready=False), a_node("c"))).message
     )
 
 
@@ -76,13 +77,13 @@ def test_memory_pressure_is_said_by_the_node_or_follows_from_the_numbers():
     assert mandatory(IDLE, pressured={"b": "MemoryPressure"}).message == "stage 1 on b: MemoryPressure"
     found = mandatory(a_problem(a_node("a"), a_node("b", mib=100)))
     assert found.reason is Reason.MEMORY_PRESSURE
-    assert "bytes needed" in found.message
+    assert "MiB needed" in found.message
 
 
 def test_a_trust_label_that_was_removed():
     rules = Constraints(trust=(TrustRule(start=0, end=1, labels={"trust": "high"}),))
     trusted = a_problem(a_node("a", labels={"trust": "high"}), a_node("b"), constraints=rules)
-    assert check(facts(trusted, PLAN, 1), POLICY, JUST_REVIEWED)[0] is None
+    assert check(inputs(trusted, PLAN, 1), POLICY, JUST_REVIEWED)[0] is None
     found = mandatory(a_problem(a_node("a"), a_node("b"), constraints=rules))
     assert found.reason is Reason.PRIVACY_CHANGED
     assert found.message == "stage 0 on a: trust: layers 0 to 1 need trust=high"
@@ -90,14 +91,14 @@ def test_a_trust_label_that_was_removed():
 
 @pytest.mark.parametrize("mode", Mode)
 def test_mandatory_reasons_hold_in_every_mode(mode):
-    trigger, _ = check(facts(a_problem(a_node("a")), PLAN), Policy(mode=mode), Memory())
+    trigger, _ = check(inputs(a_problem(a_node("a")), PLAN), Policy(mode=mode), Memory())
     assert trigger is not None
     assert trigger.reason is Reason.NODE_LOST
 
 
 def test_the_order_is_the_priority():
     gone = a_problem(a_node("a"))
-    assert mandatory(gone, asked="other", quarantined={"a": "x"}).reason is Reason.SPEC_CHANGED
+    assert mandatory(gone, spec_digest="other", quarantined={"a": "x"}).reason is Reason.SPEC_CHANGED
     assert mandatory(gone, quarantined={"a": "x"}).reason is Reason.NODE_LOST
 
 
@@ -105,7 +106,7 @@ def test_utilization_by_others_must_hold_for_the_window_and_be_confirmed():
     found = over_time([busy(0.93)] * 6)
     assert found[:4] == [None] * 4
     assert found[4] == Trigger(
-        reason=Reason.UTILIZATION_SHIFTED, message="stage 1 on b at 93 % by others for 20 s (limit 70 %)", mandatory=False
+        reason=Reason.UTILIZATION_SHIFTED, message="stage 1 on b: 93 % used by others for 20 s (limit 70 %)", mandatory=False
     )
 
 
@@ -113,7 +114,7 @@ def test_what_is_lost_to_waiting_is_said_so():
     waiting = a_problem(a_node("a"), a_node("b", utilization=0.93, waiting=0.93))
     (*_, last) = over_time([waiting] * 5)
     assert last is not None
-    assert last.message == "stage 1 on b at 93 % lost to waiting for a processor for 20 s (limit 70 %)"
+    assert last.message == "stage 1 on b: 93 % lost to waiting for a processor for 20 s (limit 70 %)"
 
 
 def test_one_quiet_moment_starts_the_window_anew():
@@ -135,7 +136,7 @@ def test_a_reason_that_was_unknown_for_long_starts_anew():
 def test_a_watch_that_only_just_holds_must_also_be_confirmed_often_enough():
     memory = JUST_REVIEWED
     for seconds in (0, 30):
-        trigger, memory = check(facts(busy(0.93), PLAN, seconds), POLICY, memory)
+        trigger, memory = check(inputs(busy(0.93), PLAN, seconds), POLICY, memory)
         assert trigger is None, "two looks are not three confirmations"
 
 
@@ -147,7 +148,9 @@ def test_a_broken_slo_names_the_limit_and_needs_traffic():
     slow = a_problem(a_node("a"), a_node("b"), slo=Slo(time_per_output_token_ms=10))
     traffic = Traffic(requests=5, time_per_output_token_ms=41)
     found = over_time([slow] * 5, traffic=traffic)
-    assert found[-1] == Trigger(reason=Reason.SLO_VIOLATED, message="time per output token 41 ms for 20 s (limit 10 ms)", mandatory=False)
+    assert found[-1] == Trigger(
+        reason=Reason.SLO_VIOLATED, message="p95 time per output token 41 ms for 20 s (limit 10 ms)", mandatory=False
+    )
     assert over_time([slow] * 5, traffic=Traffic(requests=0, time_per_output_token_ms=41)) == [None] * 5
 
 
@@ -177,27 +180,27 @@ def test_no_optional_move_while_one_is_under_way_in_the_cooldown_or_beyond_the_b
     def moved(*seconds_ago: float):
         now = 10_000.0
         moves = tuple(START + timedelta(seconds=now - s) for s in seconds_ago)
-        return may_move(facts(IDLE, PLAN, now, moves=moves), Policy(cooldown=timedelta(seconds=60), moves_per_hour=2))
+        return may_move(inputs(IDLE, PLAN, now, moves=moves), Policy(cooldown=timedelta(seconds=60), moves_per_hour=2))
 
     assert moved()
     assert moved(61)
     assert not moved(59)
     assert not moved(200, 100)
     assert moved(3700, 100)
-    assert not may_move(facts(IDLE, PLAN, walking=True), Policy())
+    assert not may_move(inputs(IDLE, PLAN, in_transition=True), Policy())
 
 
 def test_a_better_plan_is_looked_for_now_and_then():
     policy = POLICY.model_copy(update={"review": timedelta(seconds=60)})
     quiet = Memory(reviewed=START)
-    assert check(facts(IDLE, PLAN, 59), policy, quiet)[0] is None
-    found, _ = check(facts(IDLE, PLAN, 60), policy, quiet)
+    assert check(inputs(IDLE, PLAN, 59), policy, quiet)[0] is None
+    found, _ = check(inputs(IDLE, PLAN, 60), policy, quiet)
     assert found is not None
     assert found.reason is Reason.BETTER_PLAN
 
 
 def test_memory_survives_being_written_and_read():
-    _, memory = check(facts(busy(0.93), PLAN, 0), POLICY, JUST_REVIEWED)
+    _, memory = check(inputs(busy(0.93), PLAN, 0), POLICY, JUST_REVIEWED)
     assert memory.watches
     assert Memory.model_validate_json(memory.model_dump_json()) == memory
 
@@ -213,12 +216,12 @@ def test_without_leave_no_better_plan_is_looked_for_but_a_reason_counts_all_the_
 def test_what_clients_feel_and_the_cost_model_confirms_counts_after_one_confirmation():
     """Window 20 s with 3 confirmations: one confirmation is due after 6.7 s, so at the third look instead of the fifth."""
     slo = Slo(time_per_output_token_ms=40)
-    felt = Traffic(requests=5, time_per_output_token_ms=60.0)
+    broken = Traffic(requests=5, time_per_output_token_ms=60.0)
     noise = Traffic(requests=5, time_per_output_token_ms=30.0)
     slow, fine = busy(0.9).model_copy(update={"slo": slo}), IDLE.model_copy(update={"slo": slo})
-    assert [t is not None for t in over_time([slow] * 5, traffic=felt)] == [False, False, True, True, True]
+    assert [t is not None for t in over_time([slow] * 5, traffic=broken)] == [False, False, True, True, True]
     assert [t is not None for t in over_time([slow] * 5, traffic=noise)] == [False, False, False, False, True], "a busy node alone"
-    assert [t is not None for t in over_time([fine] * 5, traffic=felt)] == [False, False, False, False, True], "slow requests alone"
+    assert [t is not None for t in over_time([fine] * 5, traffic=broken)] == [False, False, False, False, True], "slow requests alone"
 
 
 def planned_as(plan, **stage_or_plan: float):
@@ -234,7 +237,7 @@ def lasting(problem, plan, policy=POLICY, **more) -> Trigger | None:
     """The trigger when this has held for a window."""
     memory, trigger = JUST_REVIEWED, None
     for step in range(5):
-        trigger, memory = check(facts(problem, plan, 100 + 5 * step, **more), policy, memory)
+        trigger, memory = check(inputs(problem, plan, 100 + 5 * step, **more), policy, memory)
     return trigger
 
 
@@ -280,8 +283,8 @@ def test_a_limit_is_broken_above_it(ms, broken):
     assert (lasting(slow, PLAN, traffic=Traffic(requests=1, time_to_first_token_ms=ms)) is not None) is broken
 
 
-@pytest.mark.parametrize(("share_of_twice", "felt"), [(0.999, False), (1.0, False), (1.001, True)])
-def test_the_cost_model_confirms_what_clients_feel_only_above_the_least_gain(share_of_twice, felt):
+@pytest.mark.parametrize(("share_of_twice", "corroborated"), [(0.999, False), (1.0, False), (1.001, True)])
+def test_the_cost_model_confirms_what_clients_feel_only_above_the_least_gain(share_of_twice, corroborated):
     """The least gain is 100 %, so the plan must be predicted to be more than twice as slow as it was made for."""
     policy = POLICY.model_copy(update={"min_gain": 1.0})
     problem = busy(0.9).model_copy(update={"slo": Slo(time_per_output_token_ms=40)})
@@ -289,12 +292,12 @@ def test_the_cost_model_confirms_what_clients_feel_only_above_the_least_gain(sha
     plan = planned_as(PLAN, time_per_output_token_ms=now_ms / 2 / share_of_twice)
     memory, traffic = JUST_REVIEWED, Traffic(requests=5, time_per_output_token_ms=60.0)
     for seconds in (100, 107):
-        trigger, memory = check(facts(problem, plan, seconds, traffic=traffic), policy, memory)
-    assert (trigger is not None) is felt
+        trigger, memory = check(inputs(problem, plan, seconds, traffic=traffic), policy, memory)
+    assert (trigger is not None) is corroborated
 
 
 @pytest.mark.parametrize(
-    ("seconds", "confirmations", "felt", "holds"),
+    ("seconds", "confirmations", "corroborated", "holds"),
     [
         (60, 3, False, True),
         (59.9, 3, False, False),
@@ -304,15 +307,15 @@ def test_the_cost_model_confirms_what_clients_feel_only_above_the_least_gain(sha
         (60, 1, True, False),
     ],
 )
-def test_a_reason_is_sustained_after_its_window_and_confirmations(seconds, confirmations, felt, holds):
+def test_a_reason_is_sustained_after_its_window_and_confirmations(seconds, confirmations, corroborated, holds):
     watch = Watch(since=START, confirmations=confirmations, last=START)
     policy = Policy(window=timedelta(seconds=60), confirmations=3)
-    assert sustained(watch, policy, START + timedelta(seconds=seconds), felt=felt) is holds
+    assert sustained(watch, policy, START + timedelta(seconds=seconds), corroborated=corroborated) is holds
 
 
 def test_one_confirmation_is_enough_where_the_policy_asks_for_one():
     watch, policy = Watch(since=START, confirmations=1, last=START), Policy(window=timedelta(seconds=60), confirmations=1)
-    assert sustained(watch, policy, START + timedelta(seconds=60), felt=True)
+    assert sustained(watch, policy, START + timedelta(seconds=60), corroborated=True)
 
 
 @pytest.mark.parametrize(("seconds", "confirmations"), [(19.9, 1), (20, 2), (20.1, 2)])
@@ -333,21 +336,21 @@ def test_what_is_not_known_keeps_a_watch_for_two_windows(seconds, kept):
 
 @pytest.mark.parametrize(("seconds", "allowed"), [(59.9, False), (60, True), (60.1, True)])
 def test_the_cooldown_ends_when_its_time_has_passed(seconds, allowed):
-    assert may_move(facts(IDLE, PLAN, seconds, moves=(START,)), Policy(cooldown=timedelta(seconds=60))) is allowed
+    assert may_move(inputs(IDLE, PLAN, seconds, moves=(START,)), Policy(cooldown=timedelta(seconds=60))) is allowed
 
 
 @pytest.mark.parametrize(("seconds", "allowed"), [(3599.9, False), (3600, True)])
 def test_a_move_counts_for_the_budget_for_an_hour(seconds, allowed):
     policy = Policy(cooldown=timedelta(0), moves_per_hour=1)
-    assert may_move(facts(IDLE, PLAN, seconds, moves=(START,)), policy) is allowed
+    assert may_move(inputs(IDLE, PLAN, seconds, moves=(START,)), policy) is allowed
 
 
 @pytest.mark.parametrize(("seconds", "given_up"), [(14.9, False), (15, True), (15.1, True)])
 def test_a_walk_is_blocked_after_15_seconds_without_a_step_left(seconds, given_up):
-    stuck = {"blocked": Blocked(why="b has no room"), "walking": True}
-    _, memory = check(facts(IDLE, PLAN, 100, **stuck), POLICY, JUST_REVIEWED)
-    trigger, _ = check(facts(IDLE, PLAN, 100 + seconds, **stuck), POLICY, memory)
-    assert (trigger is not None and trigger.reason is Reason.WALK_BLOCKED) is given_up
+    stuck = {"blocked": Blocked(why="b has no room"), "in_transition": True}
+    _, memory = check(inputs(IDLE, PLAN, 100, **stuck), POLICY, JUST_REVIEWED)
+    trigger, _ = check(inputs(IDLE, PLAN, 100 + seconds, **stuck), POLICY, memory)
+    assert (trigger is not None and trigger.reason is Reason.TRANSITION_BLOCKED) is given_up
 
 
 @pytest.mark.parametrize(
@@ -367,5 +370,5 @@ def test_a_walk_is_blocked_after_15_seconds_without_a_step_left(seconds, given_u
 def test_a_taint_is_tolerated_where_key_value_and_effect_match(toleration, tolerated):
     tainted = a_node("b", taints=(Taint(key="gpu", value="yes", effect="NoSchedule"),))
     problem = a_problem(a_node("a"), tainted, constraints=Constraints(tolerations=(toleration,)))
-    trigger, _ = check(facts(problem, PLAN), POLICY, JUST_REVIEWED)
+    trigger, _ = check(inputs(problem, PLAN), POLICY, JUST_REVIEWED)
     assert (trigger is None) is tolerated

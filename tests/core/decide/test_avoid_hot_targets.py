@@ -13,7 +13,7 @@ from splitinference.core.decide.decide import decide
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.result import Limits
-from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, facts, text_of
+from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, inputs, text_of
 
 POLICY = Policy(
     window=timedelta(seconds=20), confirmations=2, review=timedelta(hours=1), min_gain=0.05, utilization_limit=0.6, load_bytes_per_s=1e9
@@ -24,7 +24,7 @@ BIG, SMALL = {"mib": 450}, {"mib": 150}
 def after_a_window(problem: Problem, plan: Plan) -> Adopt | Keep:
     memory = Memory(reviewed=START)
     for second in (100, 110, 120):
-        found, memory = decide(facts(problem, plan, second), POLICY, memory, Exhaustive(), Limits(seconds=1))
+        found, memory = decide(inputs(problem, plan, second), POLICY, memory, Exhaustive(), Limits(seconds=1))
     return found
 
 
