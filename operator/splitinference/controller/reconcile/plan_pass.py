@@ -37,8 +37,11 @@ class Course:
 
 @dataclass(frozen=True)
 class Question:
-    """What a decision goes by, beside what the transition shows. `facts`: all but the fields that `plan_pass` fills in from the course and from
-    what is observed (`plan`, `plan_spec_digest`, `in_transition`, `served`, `held_bytes`, `blocked`, `strategy`)."""
+    """What a decision goes by, beside what the transition shows.
+
+    `facts`: all but the fields that `plan_pass` fills in from the course and from what is observed (`plan`, `plan_spec_digest`,
+    `in_transition`, `served`, `held_bytes`, `blocked`, `strategy`).
+    """
 
     facts: DecisionInputs
     policy: Policy
@@ -81,8 +84,8 @@ class PassPlan:
 def plan_pass(inputs: PassInputs, solve: Solve, course_of: Callable[[Plan], Course]) -> PassPlan:
     """The decision, and the next steps after it. `course_of` names the segments of a plan that might be adopted.
 
-    The next steps towards the plan in force are computed once, for the decision and for the transition; after an adoption once more, towards the
-    new plan.
+    The next steps towards the plan in force are computed once, for the decision and for the transition; after an adoption once more,
+    towards the new plan.
     """
     steps = _towards(inputs.course, inputs.observed, inputs.strategy)
     if inputs.question is None:
