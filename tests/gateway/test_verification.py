@@ -192,6 +192,27 @@ async def test_no_sequence_begins_behind_its_first_token_while_segments_are_chec
 
 
 @pytest.mark.anyio
+async def test_a_sequence_that_waited_for_a_route_with_checks_begins_at_its_first_token(tmp_path: Path, model_path: Path) -> None:
+    """It came when nothing was checked, and its beginning is held."""
+    a, b, c, v = segments = await toy_segments("a", "b", "c", "v")
+    prompt = "x" * 300
+    async with serving(tmp_path, model_path, segments, routed=False) as world:
+        world.route([a, b, c], revision="r1")
+        await world.routed("r1")
+        expected = await world.complete(prompt, 2)
+        await world.idle()
+        first = sum(b.chunks)
+        world.route(revision="stopped", drain_seconds=0)
+        await until(lambda: world.gateway.routes.current is None)
+        asking = asyncio.create_task(world.complete(prompt, 2))
+        await until(lambda: world.gateway.admission.running == 1)
+        world.route([a, b, c], revision="r2", **verification(checks(a, [b], c, v)))
+        assert await asking == expected
+        assert sum(b.chunks) == 2 * first
+        await until(lambda: sum(count for _, count in v.verified) == first)
+
+
+@pytest.mark.anyio
 async def test_a_verifier_that_takes_long_keeps_its_connection(tmp_path: Path, model_path: Path) -> None:
     """It is in no route, and connections to what no route knows are closed every five seconds."""
     a, b, c, v = segments = await toy_segments("a", "b", "c", "v")
