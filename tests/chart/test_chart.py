@@ -257,6 +257,10 @@ def test_the_operator_may_make_what_it_makes():
         assert {(group, plural, verb) for verb in ("create", "patch", "get")} <= rights, obj["kind"]
 
 
+def test_the_operator_may_delete_the_network_policy_of_verifiers_that_are_gone():
+    assert ("networking.k8s.io", "networkpolicies", "delete") in allowed(only("ClusterRole")["rules"])
+
+
 def test_the_operator_has_each_right_that_it_gives_to_a_gateway():
     rights = allowed(only("ClusterRole")["rules"])
     (role,) = [obj for obj in Manifests(Settings()).gateway(parsed(a_resource()), a_profile()) if obj["kind"] == "Role"]

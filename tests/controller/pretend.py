@@ -18,7 +18,7 @@ from splitinference.controller.ports import Listing, Manifest, NameTakenError, P
 from splitinference.controller.trust.ownership import belongs_to, owner_uid, why_taken
 from splitinference.core.values.profile import Profile
 from splitinference.settings import AllowedToleration, Settings
-from splitinference_protocol.report import Failing, ObservedTraffic
+from splitinference_protocol.report import Failing, ObservedTraffic, Verified
 from tests.controller.objects import NAMESPACE, is_ready, listed, merged
 from tests.controller.pretend_ports import Authority, Clock, ClusterOf, Gateways, Models, Segments
 
@@ -50,6 +50,7 @@ class Pretend:
     in_flight: dict[str, int] = field(default_factory=dict)
     traffic: ObservedTraffic = field(default_factory=ObservedTraffic)
     failing: dict[str, Failing] = field(default_factory=dict)
+    verified: Verified = field(default_factory=Verified)
     dead: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
     stuck: set[str] = field(default_factory=set)

@@ -42,7 +42,9 @@ class Gateways:
         found = self.world.objects.get(("ConfigMap", namespace, f"{instance}-route"))
         revision = json.loads(found["data"]["route.json"])["revision"] if found and "route.json" in found["data"] else None
         routes = {name: RouteState(in_flight=count, state="draining") for name, count in self.world.in_flight.items()}
-        return GatewayReport(revision=revision, routes=routes, observed=self.world.traffic, failing=self.world.failing)
+        return GatewayReport(
+            revision=revision, routes=routes, observed=self.world.traffic, failing=self.world.failing, verification=self.world.verified
+        )
 
 
 @dataclass

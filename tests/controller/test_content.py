@@ -17,6 +17,7 @@ from splitinference.core.values.problem import Constraints
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
 from splitinference_modelfiles.digests import listed
+from tests.controller.objects import parsed
 from tests.controller.test_manifests import HUB, a_profile, a_resource, variables
 from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
 
@@ -26,7 +27,7 @@ WHY = "ModelDigestMismatch: model.layers.3.mlp.up_proj.weight has the digest 012
 
 
 def segment(profile: Profile, **spec: Any) -> Any:
-    return Manifests(Settings()).segment(a_resource(**spec), profile, Segment(start=0, end=4, node="n"), 2**29, 2**20)
+    return Manifests(Settings()).segment(parsed(a_resource(**spec)), profile, Segment(start=0, end=4, node="n"), 2**29, 2**20)
 
 
 def test_a_segment_knows_the_root_and_mounts_the_list():
@@ -54,10 +55,10 @@ def test_all_pods_fetch_the_commit_that_was_resolved_once():
     settings = Settings(model_cache_path="/cache")
     builder = Manifests(settings)
     pods = [segment(profile, model=HUB).pod["spec"]]
-    prefetch = builder.prefetch(a_resource(model=HUB), profile, Segment(start=0, end=4, node="n"))
+    prefetch = builder.prefetch(parsed(a_resource(model=HUB)), profile, Segment(start=0, end=4, node="n"))
     assert prefetch is not None
     pods += [prefetch["spec"] | {"initContainers": prefetch["spec"]["containers"]}]
-    pods += [o["spec"]["template"]["spec"] for o in builder.gateway(a_resource(model=HUB), profile) if o["kind"] == "Deployment"]
+    pods += [o["spec"]["template"]["spec"] for o in builder.gateway(parsed(a_resource(model=HUB)), profile) if o["kind"] == "Deployment"]
     assert [pod["initContainers"][0]["command"][5] for pod in pods] == [COMMIT] * 3
     without = segment(a_profile(), model=HUB).pod["spec"]
     assert without["initContainers"][0]["command"][5] == "abc", "a profile of an earlier version has no commit"
@@ -142,7 +143,7 @@ def _read() -> Resource:
 def test_the_init_container_knows_the_nodes_cache_and_its_limit():
     def command(**settings: Any) -> list[str]:
         builder = Manifests(Settings(**settings))
-        made = builder.segment(a_resource(model=HUB), a_profile(), Segment(start=0, end=4, node="n"), 2**29, 2**20)
+        made = builder.segment(parsed(a_resource(model=HUB)), a_profile(), Segment(start=0, end=4, node="n"), 2**29, 2**20)
         found: list[str] = made.pod["spec"]["initContainers"][0]["command"]
         return found
 

@@ -49,7 +49,7 @@ def observing(problem: Problem, plan: Plan | None = None, phase: Phase = Phase.P
 
 def inputs(problem: Problem, plan: Plan | None = None, **more: Any) -> PassInputs:
     serving = () if plan is None else tuple((s.start, s.end, s.node) for s in plan.segments)
-    facts = DecisionInputs(now=START, problem=problem.model_copy(update={"serving": serving}), asked="s", serving=plan)
+    facts = DecisionInputs(now=START, problem=problem.model_copy(update={"serving": serving}), spec_digest="s", serving=plan)
     given: dict[str, Any] = {
         "observed": observing(problem, plan),
         "strategy": Strategy.SURGE,

@@ -1,7 +1,5 @@
 """How hidden states travel: the bytes that the planner counts are those that a segment sends, and plans over thin links follow them."""
 
-import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +13,9 @@ from splitinference.core.planner.solver import solve
 from splitinference.core.values.cluster import LinkQuality, Network, Snapshot
 from splitinference.core.values.problem import Problem, Workload
 from splitinference.core.values.profile import Layer, LayerKind, LinkEncoding, Profile
+from splitinference_protocol.meta import INT8, TensorMeta
 from tests.core.planner_problems import MIB, a_node, a_plan, best_value
 
-PROTOCOL = runpy.run_path(str(Path(__file__).parents[2] / "images/segment/splitinference_segment/protocol.py"), run_name="protocol")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -60,8 +58,8 @@ def test_what_is_no_hidden_state_is_never_encoded() -> None:
 @given(width=st.integers(1, 9000), dtype=st.sampled_from(sorted(BYTES)))
 def test_the_bytes_are_those_that_a_segment_says_its_tensor_has(width: int, dtype: str) -> None:
     block = a_decoder(width, dtype).layers[1]
-    for encoding, name in ((LinkEncoding.PLAIN, "none"), (LinkEncoding.INT8, PROTOCOL["INT8"])):
-        assert block.sent_bytes_per_token(encoding) == PROTOCOL["TensorMeta"](dtype, (1, width), name).byte_size
+    for encoding, name in ((LinkEncoding.PLAIN, "none"), (LinkEncoding.INT8, INT8)):
+        assert block.sent_bytes_per_token(encoding) == TensorMeta(dtype, (1, width), name).byte_size
 
 
 @given(

@@ -52,11 +52,11 @@ class Serving:
         async with self.http.post(self.url + path, data=body if isinstance(body, bytes) else json.dumps(body), **more) as response:
             return response.status, json.loads(await response.text()), response.headers
 
-    def route(self, *pipelines: Sequence[ToySegment], revision: str, drain_seconds: float = 30) -> None:
-        """Write the route document, whole at once."""
+    def route(self, *pipelines: Sequence[ToySegment], revision: str, drain_seconds: float = 30, **more: Any) -> None:
+        """Write the route document, whole at once; `more` are further fields of it."""
         hops = [[segment.hop for segment in pipeline] for pipeline in pipelines]
         new = self.route_file.with_suffix(".new")
-        new.write_text(json.dumps({"v": 1, "revision": revision, "pipelines": hops, "drainSeconds": drain_seconds}))
+        new.write_text(json.dumps({"v": 1, "revision": revision, "pipelines": hops, "drainSeconds": drain_seconds, **more}))
         new.rename(self.route_file)
 
     async def routed(self, revision: str) -> None:

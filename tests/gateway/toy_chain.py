@@ -99,6 +99,10 @@ class ToySegment:
     pull_errors: deque[str] = field(default_factory=deque)
     pulled: list[int] = field(default_factory=list)
     kept: dict[str, list[int]] = field(default_factory=dict)
+    records: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # tokens that passed here, by sequence and side
+    wrong: float = 0.0  # relative error that this stage adds to what it sends on, from its token `wrong_from` on
+    wrong_from: int = 0
+    verified: list[tuple[int, int]] = field(default_factory=list)  # position and tokens of each check made here
     context: ssl.SSLContext | None = None  # of its listener
     port: int = 0
 
@@ -140,11 +144,7 @@ class ToySegment:
         if self.counts["step"] == self.die_at_step:
             self._dying = asyncio.create_task(self.die())
             await asyncio.sleep(60)
-        if self.stalled:
-            await asyncio.sleep(60)
-        if self.errors:
-            raise self._error(self.errors.popleft())
-        await asyncio.sleep(self.seconds)
+        await self._hindered()
         tokens = array.array("q", data).tolist()
         assert meta["tensor"] == {"dtype": "int64", "shape": [len(tokens)]}
         self.chunks.append(len(tokens))
@@ -156,6 +156,8 @@ class ToySegment:
         if len(self.sequences.get(name, ())) != position:
             raise self._error("kv_missing")
         self.sequences[name] += tokens
+        for key in self.records.keys() & {(name, "input"), (name, "output")}:
+            self.records[key] += tokens
         timing = {"segment": self.name, "queue_ms": 0.1, "compute_ms": 1.0 + self.seconds * 1000, "hop_ms": 0.0}
         if meta["route"]:
             answer = await self._forward(meta, data)
@@ -179,6 +181,13 @@ class ToySegment:
                 : sampling["logprobs"]
             ]
         return answer
+
+    async def _hindered(self) -> None:
+        if self.stalled:
+            await asyncio.sleep(60)
+        if self.errors:
+            raise self._error(self.errors.popleft())
+        await asyncio.sleep(self.seconds)
 
     def _scripted(self, name: str, held: Sequence[int]) -> int:
         assert self.script is not None
@@ -226,6 +235,39 @@ class ToySegment:
         if name not in self.kept:
             raise self._error("kv_missing")
         return list(self.kept[name])
+
+    async def _record(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        self.records[meta["sequence"], meta["side"]] = []
+        return {"v": 1, "ok": True}
+
+    async def _recorded(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        """A float32 for each token: its id."""
+        key = meta["sequence"], meta["side"]
+        if key not in self.records:
+            raise self._error("not_recorded")
+        if meta.get("last"):
+            del self.records[key]
+            return {"v": 1, "ok": True, "tensor": {"dtype": "float32", "shape": [0]}}
+        found = self.records[key][meta["position"] : meta["position"] + meta["tokens"]]
+        if len(found) != meta["tokens"]:
+            raise self._error("not_recorded")
+        told = {"dtype": "float32", "shape": [len(found), 1]}
+        return {"v": 1, "ok": True, "tensor": told, "data": array.array("f", found).tobytes()}
+
+    async def _verify(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        """The checked stages send their input on, so both halves are equal; `wrong` of a peer is looked up by the test's own hand."""
+        position, count = meta["position"], meta["tensor"]["shape"][0]
+        if position == 0:
+            self.sequences[meta["sequence"]] = []
+        if len(self.sequences.get(meta["sequence"], ())) != position:
+            raise self._error("kv_missing")
+        if meta["tensor"]["dtype"] == "float32":
+            half = len(data) // 2
+            assert data[:half] == data[half:], "the input and what came of it are of the same tokens"
+        self.sequences[meta["sequence"]] += [0] * count
+        self.verified.append((position, count))
+        worst = self.wrong if position + count > self.wrong_from else 0.0
+        return {"v": 1, "ok": True, "tokens": count, "mean": worst, "worst": worst, "worst_at": position}
 
     async def _probe(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         if self.stalled:

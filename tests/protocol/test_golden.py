@@ -2,14 +2,38 @@
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from splitinference_protocol import VERSION, answers, frames, leb128
 from splitinference_protocol.answers import Timing
-from splitinference_protocol.meta import ALONG_A_ROUTE, OPS, Hop, Prefix, Request, TensorMeta, encoded, forwarded, parse
-from splitinference_protocol.report import Failing, GatewayReport, ObservedTraffic, Percentiles, RouteState, StageTimes
-from splitinference_protocol.route import RouteDocument, withdrawn
+from splitinference_protocol.meta import (
+    ALONG_A_ROUTE,
+    GATEWAY,
+    LOCAL,
+    MAY,
+    OPS,
+    ROLES,
+    Hop,
+    Prefix,
+    Request,
+    TensorMeta,
+    encoded,
+    forwarded,
+    parse,
+)
+from splitinference_protocol.report import (
+    FailedCheck,
+    Failing,
+    GatewayReport,
+    ObservedTraffic,
+    Percentiles,
+    RouteState,
+    StageTimes,
+    Verified,
+)
+from splitinference_protocol.route import Check, RouteDocument, Verification, withdrawn
 from splitinference_protocol.sampling import Sampling
 
 ROUTE = (Hop("chat-3-7-b", "seg-ab-3-7"), Hop("chat-7-9-c", "seg-ab-7-9"))
@@ -47,6 +71,7 @@ def test_frames_and_greetings() -> None:
 
 def test_operations_and_their_numbers() -> None:
     assert OPS[:8] == ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
+    assert OPS[8:11] == ("record", "recorded", "verify")
     assert {"step", "infer", "echo", "release"} <= ALONG_A_ROUTE
 
 
@@ -98,6 +123,48 @@ def test_an_error() -> None:
     assert json.loads(meta) == {"v": 1, "error": {"code": "kv_full", "message": "no room", "segment": "chat-0-3-a"}}
 
 
+SPOT_CHECKS = [
+    ("record", {"side": "output"}, b'{"v": 1, "op": "record", "sequence": "s1", "deadline_ms": 1000, "side": "output"}'),
+    (
+        "recorded",
+        {"side": "input", "position": 64, "tokens": 32},
+        b'{"v": 1, "op": "recorded", "sequence": "s1", "deadline_ms": 1000, "side": "input", "position": 64, "tokens": 32}',
+    ),
+    (
+        "recorded",
+        {"side": "input", "last": True},
+        b'{"v": 1, "op": "recorded", "sequence": "s1", "deadline_ms": 1000, "side": "input", "last": true}',
+    ),
+    (
+        "verify",
+        {"position": 64, "tensor": {"dtype": "bfloat16", "shape": [32, 576]}},
+        b'{"v": 1, "op": "verify", "sequence": "s1", "deadline_ms": 1000, "position": 64, '
+        b'"tensor": {"dtype": "bfloat16", "shape": [32, 576]}}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("op", "fields", "meta"), SPOT_CHECKS)
+def test_spot_checks_are_json_alone_and_go_along_no_route(op: str, fields: dict[str, Any], meta: bytes) -> None:
+    assert answers.question(op, sequence="s1", deadline_ms=1000, **fields) == meta
+    read = parse(meta)
+    assert (read.op, read.sequence, read.deadline_ms, read.route) == (op, "s1", 1000.0, ())
+    assert (read.side, read.position, read.tokens, read.last) == (
+        fields.get("side", ""),
+        fields.get("position", 0),
+        fields.get("tokens", 0),
+        fields.get("last", False),
+    )
+    assert read.tensor == (TensorMeta("bfloat16", (32, 576)) if op == "verify" else None)
+    with pytest.raises(ValueError, match="does not go along a route"):
+        encoded(read)
+
+
+@pytest.mark.parametrize("op", ["record", "recorded", "verify"])
+def test_only_the_gateway_asks_for_spot_checks(op: str) -> None:
+    assert [role for role in (*ROLES, LOCAL) if op in MAY[role]] == [GATEWAY]
+
+
 def test_numbers_in_leb128() -> None:
     assert leb128.pack([0, 127, 128, 300]) == "AH+AAawC"
     assert leb128.pack_ids([9, 3, 9]) == "AwY="
@@ -111,7 +178,27 @@ def test_a_route() -> None:
         '{"model": "seg-ab-7-9", "segment": "chat-7-9-c"}]], "revision": "r1", "v": 1}'
     )
     assert RouteDocument.parse(text).pipelines == (ROUTE,)
+    assert RouteDocument.parse(text).verification is None
     assert withdrawn().text() == '{"drainSeconds": 0, "pipelines": [], "revision": "stopped", "v": 1}'
+
+
+def test_what_is_verified_of_a_route() -> None:
+    checks = (
+        Check(segments=("chat-3-7-b",), before=Hop("chat-0-3-a", "seg-ab-0-3"), after=ROUTE[1], verifier=Hop("chat-v-3-7-d", "seg-ab-3-7")),
+        Check(segments=("chat-0-3-x",), after=ROUTE[0], verifier=Hop("chat-v-0-3-d", "seg-ab-0-3")),
+    )
+    verification = Verification(sample_percent=5, tolerance=0.016, checks=checks, distrusted=("chat-3-7-x",))
+    made = RouteDocument(revision="r1", pipelines=(ROUTE,), drain_seconds=2.5, verification=verification)
+    assert made.text() == (
+        '{"drainSeconds": 2.5, "pipelines": [[{"model": "seg-ab-3-7", "segment": "chat-3-7-b"}, '
+        '{"model": "seg-ab-7-9", "segment": "chat-7-9-c"}]], "revision": "r1", "v": 1, "verification": {"checks": ['
+        '{"after": {"model": "seg-ab-7-9", "segment": "chat-7-9-c"}, "before": {"model": "seg-ab-0-3", "segment": "chat-0-3-a"}, '
+        '"segments": ["chat-3-7-b"], "verifier": {"model": "seg-ab-3-7", "segment": "chat-v-3-7-d"}}, '
+        '{"after": {"model": "seg-ab-3-7", "segment": "chat-3-7-b"}, "segments": ["chat-0-3-x"], '
+        '"verifier": {"model": "seg-ab-0-3", "segment": "chat-v-0-3-d"}}], '
+        '"distrusted": ["chat-3-7-x"], "samplePercent": 5.0, "tolerance": 0.016}}'
+    )
+    assert RouteDocument.parse(made.text()) == made
 
 
 REPORT = {
@@ -134,6 +221,14 @@ REPORT = {
         },
     },
     "failing": {"chat-3-7-b": {"since": "2026-11-01T10:00:00Z", "code": "next_hop_failed"}},
+    "verification": {
+        "sampled": 3,
+        "checkedTokens": 192,
+        "skipped": 1,
+        "failed": {
+            "chat-7-9-c": {"since": "2026-11-01T10:00:00Z", "sequence": "s1", "position": 64, "tokens": 64, "error": 0.035, "limit": 0.02}
+        },
+    },
 }
 
 
@@ -149,6 +244,7 @@ def test_a_report_is_written_and_read() -> None:
         kv_reserved=0.25,
         stages={"chat-0-3-a": stage},
     )
+    failed = FailedCheck(since=datetime(2026, 11, 1, 10, tzinfo=UTC), sequence="s1", position=64, tokens=64, error=0.035, limit=0.02)
     made = GatewayReport(
         revision="r1",
         routes={"r1": RouteState(in_flight=2)},
@@ -156,7 +252,10 @@ def test_a_report_is_written_and_read() -> None:
         queued=1,
         observed=observed,
         failing={"chat-3-7-b": Failing(since=datetime(2026, 11, 1, 10, tzinfo=UTC), code="next_hop_failed")},
+        verification=Verified(sampled=3, checked_tokens=192, skipped=1, failed={"chat-7-9-c": failed}),
     )
     assert made.written() == REPORT
     assert GatewayReport.model_validate(REPORT) == made
     assert GatewayReport().written()["revision"] is None
+    before = {name: value for name, value in REPORT.items() if name != "verification"}
+    assert GatewayReport.model_validate(before).verification == Verified(), "a gateway that knows no spot checks"

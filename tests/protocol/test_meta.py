@@ -83,6 +83,27 @@ def test_a_wrong_field_is_refused_by_name(changes: dict[str, Any], said: str) ->
     assert caught.value.code == "bad_request"
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"op": "record"}, "side"),
+        ({"op": "record", "side": "both"}, "side"),
+        ({"op": "record", "side": ["input"]}, "side"),
+        ({"op": "record", "side": "input", "sequence": ""}, "sequence"),
+        ({"op": "recorded", "side": "input", "position": -1}, "position"),
+        ({"op": "recorded", "side": "input", "tokens": 1.5}, "tokens"),
+        ({"op": "recorded", "side": "input", "last": 1}, "last"),
+        ({"op": "verify", "tensor": {"dtype": "int64", "shape": [1]}}, "position"),
+        ({"op": "verify", "position": 0}, "tensor"),
+        ({"op": "verify", "position": 0, "tensor": {"dtype": "int64", "shape": [0]}}, "shape"),
+    ],
+)
+def test_a_wrong_field_of_a_spot_check_is_refused_by_name(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(SegmentError, match=said) as caught:
+        parse(json.dumps({"v": 1, "sequence": "s", **fields}).encode())
+    assert caught.value.code == "bad_request"
+
+
 @pytest.mark.parametrize("meta", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 def test_meta_that_is_no_json_object_is_refused(meta: bytes) -> None:
     with pytest.raises(SegmentError) as caught:

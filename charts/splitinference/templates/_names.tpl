@@ -116,7 +116,7 @@ alone; all else goes with its SplitInference.
 {{- if .Values.networkPolicies.enabled }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 {{- end }}
 {{- if .Values.disruption.budgets }}
 - apiGroups: [policy]

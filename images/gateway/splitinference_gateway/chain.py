@@ -22,6 +22,7 @@ from splitinference_gateway.prefixes import MISSED, Prefixes, named
 from splitinference_gateway.routes import Lease, Routes
 from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.steps import STALLED, Answer, Scored, StepClient, StepError
+from splitinference_gateway.verification import FAILED, Audit, Verifier
 from splitinference_protocol.meta import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, KV_FULL, KV_MISSING, OVERLOADED, Hop, Prefix
 
 SUPERSEDED = "superseded"
@@ -43,12 +44,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """Times in seconds; `chunk` is the most tokens of one prefill step."""
+    """Times in seconds; `chunk` is the most tokens of one prefill step, `context` of a sequence."""
 
     step: float = 5.0
     step_per_token: float = 0.1
     replay: float = 60.0
     chunk: int = 256
+    context: int = 2048
 
 
 class Mending:
@@ -110,6 +112,7 @@ class Chain:
     _releasing: set["asyncio.Task[None]"] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.verifier = Verifier(self.routes, self.steps, self.metrics, max(1, min(self.limits.chunk, self.limits.context // 2)))
         self.handovers = HandOvers(self.routes, self.steps, self.metrics, lambda: self.failing.segments, self.release)
 
     def tokens(
@@ -125,9 +128,15 @@ class Chain:
         """
         return _Sequence(self, prompt, sampling, client, score=score, sample=sample).answers()
 
+    def names(self, tokens: Sequence[int], client: str) -> tuple[str, ...]:
+        """Names of the blocks of tokens whose KV may be used again. None while segments are checked: a verifier has no KV of others, and a
+        segment must not know from where a sequence begins that it is not checked."""
+        return () if self.verifier.active else self.prefixes.names(tokens, client)
+
     async def close(self) -> None:
         """Wait a moment for releases under way."""
         await self.handovers.close()
+        await self.verifier.close()
         if self._releasing:
             await asyncio.wait(self._releasing, timeout=2.0)
 
@@ -179,7 +188,7 @@ class _Sequence:
         self._tokens = list(prompt)
         self._held = 0  # how many of them the pipeline's segments hold
         self._reused = 0  # how many of those they held of others
-        self._names = () if client is None or score else chain.prefixes.names(prompt, client)  # what is scored has to be run
+        self._names = () if client is None or score else chain.names(prompt, client)  # what is scored has to be run
         self._scores: list[Scored | None] | None = [None] * len(prompt) if score else None
         self._history = History(sampling, prompt)
         self._lease: Lease | None = None
@@ -187,6 +196,7 @@ class _Sequence:
         self._resumed = ""  # one of RESUMED, since the last token
         self._mending = Mending(chain.limits.replay)
         self._handover = chain.handovers.of(self._name)
+        self._audit: Audit | None = None  # of this sequence on the pipeline in the lease, if it was sampled
 
     async def answers(self) -> AsyncGenerator[Answer, None]:
         """See Chain.tokens."""
@@ -215,17 +225,32 @@ class _Sequence:
         """The right to use a pipeline for the next step: the same as before, one that the KV was handed over to, or another.
 
         Raises:
-            StepError: there is no route.
+            StepError: there is no route, or a segment of the pipeline gave a wrong answer to somebody.
         """
         if self._lease is not None and not self._reason:
-            before, self._lease = self._lease, await self._handover.follow(self._lease, self._held)
-            if self._lease is not before:
-                self._resumed = self._resumed or HANDOVER
+            self._lease = await self._followed(self._lease)
         if self._lease is None or self._reason or self._lease.expired:
+            if self._audit is not None:
+                await self._audit.finish(self._tokens, self._held)
+                self._audit = None
             self._lease = self._moved(self._lease)
+            self._audit = await self._chain.verifier.begin(self._lease.pipeline, self._name)
             self._reason = ""
             self._handover.abandon(self._lease.pipeline)
         return self._lease
+
+    async def _followed(self, lease: Lease) -> Lease:
+        """The same pipeline, or one that the KV was handed over to. While segments are checked nothing is handed over: a verifier has no KV
+        of others. Raises StepError."""
+        chain = self._chain
+        if not chain.routes.is_trusted(lease.pipeline):
+            raise StepError(FAILED, "a segment gave a wrong answer", "")
+        if chain.verifier.active:
+            return lease
+        new = await self._handover.follow(lease, self._held)
+        if new is not lease:
+            self._resumed = self._resumed or HANDOVER
+        return new
 
     def _moved(self, old: Lease | None) -> Lease:
         """A pipeline of the current route, from the sequence's first token on, or after what the pipeline is believed to hold of others."""
@@ -233,6 +258,8 @@ class _Sequence:
         if old is not None:
             self._resumed = MENDING if self._reason or self._resumed == MENDING else REPLAY
         new = chain.move(old, self._name, self._reason or SUPERSEDED, total)
+        if chain.verifier.active:  # a route with checks may have come after the sequence did
+            self._names = ()
         self._held = self._reused = chain.prefixes.held(new.pipeline, self._names, total) if old is None else 0
         return new
 
@@ -291,6 +318,8 @@ class _Sequence:
         if self._scores is not None:
             self._scores[self._held + 1 : self._held + 1 + len(chunk.targets)] = answer.scored
         self._held += len(chunk.tokens)
+        if self._audit is not None:
+            self._audit.ran(self._tokens, self._held)
         if len(chunk.tokens) > 1:
             self._chain.prefixes.learned(lease.pipeline, self._names, self._held)
 
@@ -312,11 +341,13 @@ class _Sequence:
     def _end(self) -> None:
         """The reader has enough, or there was an error."""
         chain, lease = self._chain, self._lease
+        if self._audit is not None:
+            self._audit.end(self._tokens, self._held)
         self._handover.abandon()
         if lease is not None:
             # What was sampled is kept too: the next turn of a conversation begins with it.
             shared = self._client is not None and not self._reason
-            kept = chain.prefixes.names(self._tokens[: self._held], self._client or "") if shared else ()
+            kept = chain.names(self._tokens[: self._held], self._client or "") if shared else ()
             chain.prefixes.learned(lease.pipeline, kept, self._held)
             chain.release(lease.pipeline, self._name, named(kept))
             lease.give_back()

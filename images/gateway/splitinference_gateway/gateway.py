@@ -80,7 +80,9 @@ class Gateway:
             identity.context()
         steps = StepClient(settings.address_of, identity)
         failing = Failing(steps, routes)
-        limits = Limits(settings.step_seconds, settings.step_seconds_per_token, settings.replay_seconds, settings.prefill_chunk_tokens)
+        limits = Limits(
+            settings.step_seconds, settings.step_seconds_per_token, settings.replay_seconds, settings.prefill_chunk_tokens, context_tokens
+        )
         chain = Chain(routes, steps, failing, observed, metrics, limits, Prefixes(settings.prefix_reuse, PrefixKey(settings.tls_folder)))
 
         def admitted(running: int, waiting: int) -> None:
@@ -163,10 +165,11 @@ class Gateway:
         while True:
             await asyncio.sleep(_TIDY_SECONDS)
             known = self.routes.segments
-            self.steps.connections.retain(known)
+            self.steps.connections.retain(known | self.routes.verifiers)
             self.metrics.keep_revisions({route.revision for route in self.routes.known})
             self.observed.forget(known)
             self.chain.handovers.speeds.forget(known)
+            self.chain.verifier.forget(known)
 
 
 def _context_tokens(settings: Settings) -> int:

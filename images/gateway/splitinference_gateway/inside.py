@@ -38,6 +38,7 @@ def internal_app(gateway: Gateway) -> Starlette:
                 queued=gateway.admission.waiting,
                 observed=gateway.observed.report(round(gateway.admission.reserved, 4)),
                 failing=gateway.failing.report(),
+                verification=gateway.chain.verifier.report(),
             ).written()
         )
 

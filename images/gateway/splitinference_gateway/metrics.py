@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 _MOST_REVISIONS = 8
 _FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 13, 20, 30, 60)
 _TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30)
+_ERROR_BUCKETS = (1e-6, 1e-5, 1e-4, 1e-3, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.3, 1)
 _PAUSE_BUCKETS = tuple(round(0.005 * 10 ** (step / 8), 4) for step in range(34))  # 5 ms to a minute, each a third longer
 
 
@@ -71,6 +72,16 @@ class Metrics:
             f"{prefix}route_replays", "Times a sequence's tokens were run again, by the revision they went to.", ["revision"],
             registry=self.registry,
         )  # fmt: skip
+        self.verified_sequences = Counter(f"{prefix}verified_sequences", "Sequences that were sampled for checks.", registry=self.registry)
+        self.verified_tokens = Counter(f"{prefix}verified_tokens", "Tokens whose output a verifier compared.", registry=self.registry)
+        self.verification_failures = Counter(f"{prefix}verification_failures", "Checks that failed.", registry=self.registry)
+        self.verification_skipped = Counter(
+            f"{prefix}verification_skipped", "Sampled sequences that were not checked, or not wholly, by reason.", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.verification_error = Histogram(
+            f"{prefix}verification_error", "Mean relative error of a check.", buckets=_ERROR_BUCKETS, registry=self.registry
+        )
         self._revisions: dict[str, None] = {}
         self.tokens = Counter(f"{prefix}tokens", "Tokens by kind: prompt, completion, replayed.", ["kind"], registry=self.registry)
         self.running = Gauge(f"{prefix}running_sequences", "Sequences admitted and not ended.", registry=self.registry)

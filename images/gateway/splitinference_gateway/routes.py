@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from splitinference_protocol.route import Pipeline, RouteDocument
+from splitinference_protocol.route import Pipeline, RouteDocument, Verification
 
 HOLD_SECONDS = 30.0
 """So long after a route was withdrawn requests wait for the next one; those that come later are told at once to come again."""
@@ -56,6 +56,8 @@ class Routes:
     clock: Callable[[], float] = time.monotonic
     current: Route | None = None
     stopped: bool = False
+    verification: Verification | None = None
+    distrusted: frozenset[str] = frozenset()
     _held_until: float = 0.0
     _draining: list[Route] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,6 +65,9 @@ class Routes:
     def apply(self, document: RouteDocument) -> bool:
         """Make this document the current route; true if that changed anything. The same content again changes nothing."""
         now = self.clock()
+        self.verification = document.verification
+        if document.verification is not None:
+            self.distrust(document.verification.distrusted)
         if self.current is None and not document.pipelines:
             return False
         if self.current is not None and _same(self.current, document):
@@ -84,17 +89,29 @@ class Routes:
         return True
 
     def lease(self, avoid: Collection[str] = ()) -> Lease | None:
-        """The least loaded pipeline of the current route, if possible one without the segments to avoid; None: no route."""
+        """The least loaded pipeline of the current route, if possible one without the segments to avoid; None: no route, or none whose
+        segments are all trusted."""
         if self.current is None:
             return None
         route = self.current
+        sound = [index for index, pipeline in enumerate(route.pipelines) if self.is_trusted(pipeline)]
+        if not sound:
+            return None
 
         def order(index: int) -> tuple[bool, int, int]:
             return any(hop.segment in avoid for hop in route.pipelines[index]), route.in_flight[index], index
 
-        index = min(range(len(route.pipelines)), key=order)
+        index = min(sound, key=order)
         route.in_flight[index] += 1
         return Lease(route, index, self)
+
+    def distrust(self, segments: Collection[str]) -> None:
+        """Send nothing to these any more, as long as a route knows them: their answers were wrong."""
+        self.distrusted |= frozenset(segments)
+
+    def is_trusted(self, pipeline: Pipeline) -> bool:
+        """Whether none of its segments gave a wrong answer."""
+        return not self.distrusted or self.distrusted.isdisjoint(hop.segment for hop in pipeline)
 
     async def changed(self, seconds: float) -> None:
         """Return when the route changes, at the latest after `seconds`."""
@@ -108,6 +125,8 @@ class Routes:
     def retire(self) -> None:
         """Forget the draining routes on which nothing is in flight."""
         self._draining = [route for route in self._draining if any(route.in_flight)]
+        if self.distrusted:
+            self.distrusted &= self.segments
 
     @property
     def takes(self) -> bool:
@@ -123,6 +142,11 @@ class Routes:
     def segments(self) -> set[str]:
         """Names of all segments of all known routes."""
         return {hop.segment for route in self.known for pipeline in route.pipelines for hop in pipeline}
+
+    @property
+    def verifiers(self) -> set[str]:
+        """Names of those who check segments: they are in no route, and the gateway speaks to them."""
+        return {check.verifier.segment for check in self.verification.checks} if self.verification is not None else set()
 
     def in_flight(self) -> dict[str, int]:
         """Sequences by revision."""

@@ -16,7 +16,7 @@ from splitinference_gateway.wire_tls import Identity
 from splitinference_protocol import answers, leb128
 from splitinference_protocol.answers import Timing
 from splitinference_protocol.frames import MOST_ANSWER, NOTHING
-from splitinference_protocol.meta import INTERNAL, NEXT_HOP_FAILED, Hop, Prefix, Request, TensorMeta, encoded
+from splitinference_protocol.meta import INTERNAL, ITEM_BYTES, NEXT_HOP_FAILED, Hop, Prefix, Request, TensorMeta, encoded
 
 TRANSPORT = "transport"
 STALLED = "stalled"
@@ -68,6 +68,17 @@ class Pulled:
 
     bytes: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How far a segment's output is from a verifier's: relative errors of tokens from `position` on."""
+
+    tokens: int
+    position: int
+    mean: float
+    worst: float
+    worst_at: int
 
 
 @dataclass(eq=False)
@@ -184,6 +195,53 @@ class StepClient:
             pass
         raise StepError(INTERNAL, f"not the answer to a pull: {answer!r:.200}", hop.segment)
 
+    async def record(self, hop: Hop, sequence: str, side: str, seconds: float) -> None:
+        """Let a segment keep what it receives (side `input`) or sends (`output`) of a sequence, until it is asked for it.
+
+        Raises:
+            StepError: it does not, or did not say so within `seconds`.
+        """
+        await self._exchange(hop, _about("record", sequence, seconds, side=side), NOTHING, seconds)
+
+    async def unrecord(self, hop: Hop, sequence: str, side: str, seconds: float) -> None:
+        """Let it keep nothing more. Raises StepError as above."""
+        await self._exchange(hop, _about("recorded", sequence, seconds, side=side, last=True), NOTHING, seconds)
+
+    async def recorded(self, hop: Hop, sequence: str, side: str, which: tuple[int, int], seconds: float) -> tuple[str, list[int], bytes]:
+        """Dtype, shape and bytes of what a segment kept of `which` tokens (position, number); it is dropped there.
+
+        Raises:
+            StepError: it does not have them, or answered with something else.
+        """
+        position, tokens = which
+        asked = _about("recorded", sequence, seconds, side=side, position=position, tokens=tokens)
+        told = await self._exchange(hop, asked, NOTHING, seconds, _MOST_OUTPUTS)
+        try:
+            tensor = told.fields["tensor"]
+            dtype, shape = str(tensor["dtype"]), [int(size) for size in tensor["shape"]]
+            if dtype in ITEM_BYTES and shape[0] == tokens and math.prod(shape) * ITEM_BYTES[dtype] == len(told.data):
+                return dtype, shape, told.data
+        except (KeyError, TypeError, ValueError, IndexError):
+            pass
+        raise StepError(INTERNAL, f"not what was recorded: {told.fields!r:.200}", hop.segment)
+
+    async def verify(self, hop: Hop, sequence: str, position: int, tensor: tuple[str, Sequence[int], bytes], seconds: float) -> Compared:
+        """Let a verifier run a step's input, of this dtype and shape, and compare its output with the one that follows in the bytes.
+
+        Raises:
+            StepError: it could not, or answered with something else.
+        """
+        dtype, shape, data = tensor
+        asked = _about("verify", sequence, seconds, position=position, tensor={"dtype": dtype, "shape": list(shape)})
+        answer = (await self._exchange(hop, asked, data, seconds)).fields
+        try:
+            found = Compared(int(answer["tokens"]), position, float(answer["mean"]), float(answer["worst"]), int(answer["worst_at"]))
+            if found.tokens == shape[0] and min(found.mean, found.worst) >= 0 and math.isfinite(found.mean + found.worst):
+                return found
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise StepError(INTERNAL, f"not the answer of a verifier: {answer!r:.200}", hop.segment)
+
     async def probe(self, hop: Hop, seconds: float) -> None:
         """Run the segment's own tiny inference.
 
@@ -229,6 +287,11 @@ class _Told:
     fields: dict[str, Any]
     timings: tuple[Timing, ...]
     data: bytes
+
+
+def _about(op: str, sequence: str, seconds: float, **fields: object) -> bytes:
+    """META of a request about a sequence to one segment, beside the chain."""
+    return answers.question(op, sequence=sequence, deadline_ms=int(seconds * 1000), **fields)
 
 
 def _failure(code: str, message: str, segment: str) -> StepError:

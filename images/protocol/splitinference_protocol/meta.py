@@ -21,14 +21,16 @@ from typing import Any
 from splitinference_protocol import VERSION
 from splitinference_protocol.sampling import GREEDY, Sampling, parse_sampling
 
-OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
+OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export", "record", "recorded", "verify")
 """Operations; a new one comes last, as its place is its number."""
+SIDES = INPUT, OUTPUT = "input", "output"
+"""What `record` keeps of a sequence: the hidden states that a segment received, or those that it sent."""
 ALONG_A_ROUTE = frozenset({"step", "infer", "echo", "release"})
 GATEWAY, SEGMENT, OPERATOR = "gateway", "segment", "operator"
 ROLES = (GATEWAY, SEGMENT, OPERATOR)
 LOCAL = "local"  # who asks Triton itself, on the pod's own loopback
 MAY: Mapping[str, frozenset[str]] = {
-    GATEWAY: frozenset({"step", "infer", "release", "kv_pull", "echo", "stats", "probe"}),
+    GATEWAY: frozenset({"step", "infer", "release", "kv_pull", "echo", "stats", "probe", "record", "recorded", "verify"}),
     SEGMENT: frozenset({"step", "infer", "release", "kv_export", "echo"}),
     OPERATOR: frozenset({"probe"}),
     LOCAL: frozenset({"probe", "stats", "echo"}),
@@ -56,6 +58,7 @@ OVERLOADED = "overloaded"
 DEADLINE_EXCEEDED = "deadline_exceeded"
 INTERNAL = "internal"
 FORBIDDEN = "forbidden"
+NOT_RECORDED = "not_recorded"
 FAILED_INSIDE = "the segment failed; its log says why"
 """What others are told of a failure that nobody foresaw: its own words may name paths."""
 MAX_ROUTE = 1024  # hops
@@ -148,6 +151,9 @@ class Request:
     tokens: int = 0
     sources: tuple[Hop, ...] = ()
     blocks: tuple[int, int] = (0, 0)
+    # Of `record` and `recorded` alone: what the segment received or what it sent; `last`: nothing more is recorded.
+    side: str = ""
+    last: bool = False
     # Of a sequence's first step and of `release`: whose KV it may begin with, and what of its own may be kept for others.
     prefix: Prefix | None = None
     # As it came, where it came with a head: what is handed on.
@@ -241,6 +247,29 @@ def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: fl
     )
 
 
+def _verification(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
+    """`record`, `recorded` and `verify`: what the gateway asks for beside the chain."""
+    if op == "verify":
+        position, tensor = _integer(fields.get("position"), "position", 0, 1 << 31), _tensor(fields.get("tensor"))
+        return Request(op=op, sequence=sequence, position=position, tensor=tensor, deadline_ms=deadline_ms)
+    side, last = fields.get("side"), fields.get("last", False)
+    if side not in SIDES or not isinstance(last, bool):
+        raise _refuse("side should be input or output, and last true or false")
+    return Request(
+        op=op,
+        sequence=sequence,
+        side=side,
+        position=_integer(fields.get("position", 0), "position", 0, 1 << 31),
+        tokens=_integer(fields.get("tokens", 0), "tokens", 0, 1 << 31),
+        last=last,
+        deadline_ms=deadline_ms,
+    )
+
+
+_READ_BY = {"kv_pull": _transfer, "kv_export": _transfer, "record": _verification, "recorded": _verification, "verify": _verification}
+"""Operations about a sequence that one peer is asked for, along no route."""
+
+
 def check_role(op: str, role: str) -> None:
     """SegmentError `forbidden` when a peer of this role may not ask for the operation."""
     if op not in MAY.get(role, ()):
@@ -260,8 +289,8 @@ def parse(meta: bytes) -> Request:
     deadline = _number(fields.get("deadline_ms", DEFAULT_DEADLINE_MS), "deadline_ms", 0.0, MAX_DEADLINE_MS)
     if op in {"probe", "stats"}:
         return Request(op=op, deadline_ms=deadline)
-    if op in {"kv_pull", "kv_export"}:
-        return _transfer(op, _name(fields.get("sequence"), "sequence"), fields, deadline)
+    if (read := _READ_BY.get(op)) is not None:
+        return read(op, _name(fields.get("sequence"), "sequence"), fields, deadline)
     common = _common(op, fields)
     if op in {"step", "infer"}:
         common["tensor"] = _tensor(fields.get("tensor"))

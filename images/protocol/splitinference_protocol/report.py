@@ -100,6 +100,28 @@ class Failing(Reported):
     code: str
 
 
+class FailedCheck(Reported):
+    """Why the gateway sends nothing to a segment any more: the mean relative error of so many tokens of a sequence from `position` on, and
+    the limit that it exceeded."""
+
+    since: datetime
+    sequence: str = ""
+    position: int = Field(default=0, ge=0)
+    tokens: int = Field(default=1, ge=1)
+    error: float = Field(ge=0)
+    limit: float = Field(ge=0)
+
+
+class Verified(Reported):
+    """What spot checks found since the gateway started. `skipped`: sampled sequences that were not checked, or not wholly; `failed`: by
+    segment."""
+
+    sampled: int = Field(default=0, ge=0)
+    checked_tokens: int = Field(default=0, ge=0, alias="checkedTokens")
+    skipped: int = Field(default=0, ge=0)
+    failed: Mapping[str, FailedCheck] = Field(default_factory=dict)
+
+
 class GatewayReport(Reported):
     """The answer of `GET /internal/routes`, as docs/reference/data-plane.md has it: `GatewayReport.model_validate(response.json())`.
 
@@ -113,6 +135,7 @@ class GatewayReport(Reported):
     queued: Annotated[int | None, BeforeValidator(_count)] = None
     observed: Annotated[ObservedTraffic, WrapValidator(_nothing_where_unreadable)] = ObservedTraffic()
     failing: Mapping[str, Failing] = Field(default_factory=dict)
+    verification: Verified = Verified()
 
     def written(self) -> dict[str, Any]:
         """As JSON; what was not seen is left out, but for the revision."""

@@ -27,6 +27,31 @@ def _named(hop: Hop) -> Hop:
 
 
 Pipeline = tuple[Hop, ...]
+NamedHop = Annotated[Hop, AfterValidator(_named)]
+
+
+class Check(BaseModel):
+    """Segments side by side that one verifier checks, and their witnesses on trusted nodes: the segment before them (None: they begin the
+    model, and the gateway knows the tokens) and the one after them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    segments: tuple[str, ...] = Field(min_length=1)
+    before: NamedHop | None = None
+    after: NamedHop
+    verifier: NamedHop
+
+
+class Verification(BaseModel):
+    """Which share of sequences is checked, in percent, and the largest mean relative error of many tokens. `distrusted`: segments that gave
+    a wrong answer before this gateway started, or to another one."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    sample_percent: float = Field(gt=0, le=100, alias="samplePercent", allow_inf_nan=False)
+    tolerance: float = Field(gt=0, le=1, allow_inf_nan=False)
+    checks: tuple[Check, ...] = ()
+    distrusted: tuple[str, ...] = ()
 
 
 class RouteDocument(BaseModel):
@@ -36,8 +61,9 @@ class RouteDocument(BaseModel):
 
     v: int = Field(default=VERSION, ge=1, le=VERSION)
     revision: str = Field(min_length=1)
-    pipelines: tuple[tuple[Annotated[Hop, AfterValidator(_named)], ...], ...]
+    pipelines: tuple[tuple[NamedHop, ...], ...]
     drain_seconds: int | float = Field(default=DRAIN_SECONDS, ge=0, alias="drainSeconds")
+    verification: Verification | None = None
 
     @field_validator("pipelines")
     @classmethod
@@ -63,7 +89,7 @@ class RouteDocument(BaseModel):
 
     def text(self) -> str:
         """The ConfigMap's value: the same document is the same text."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
+        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=True)
 
 
 def withdrawn() -> RouteDocument:

@@ -24,6 +24,7 @@ COUNTERS: Mapping[str, str] = {
     "kv_sent_bytes_total": "Bytes of KV handed over to other segments",
     "kv_received_bytes_total": "Bytes of KV taken over from other segments",
     "kv_transfer_seconds_total": "Seconds in which KV was taken over",
+    "verified_tokens_total": "Tokens of other segments' steps that were run again here to compare the output",
     "errors_total": "Requests that failed here, by code",
     "wire_refused_total": "Connections and requests that were refused at the wire, by reason",
     "wire_closed_total": "Connections of peers that were closed here, by reason",

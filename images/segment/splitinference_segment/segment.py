@@ -12,7 +12,8 @@ from splitinference_protocol import answers, leb128
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.answers import Timing
 from splitinference_protocol.frames import MOST_ANSWER
-from splitinference_protocol.meta import INT8, Hop, Request, SegmentError, TensorMeta
+from splitinference_protocol.meta import INPUT, INT8, OUTPUT, Hop, Request, SegmentError, TensorMeta
+from splitinference_segment.comparison import verdict
 from splitinference_segment.encoding import encode
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.hops import Hops, Reply, address_of
@@ -21,6 +22,7 @@ from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.layers import Layers
 from splitinference_segment.links import Links
+from splitinference_segment.recording import Recorder
 from splitinference_segment.settings import Settings
 from splitinference_segment.stateless import Stateless, as_tensor
 from splitinference_segment.wire_server import Bounds, WireServer
@@ -65,6 +67,7 @@ class Segment:
         self._transfer = KvTransfer(self.table, settings.model_name, first, layers.count, send=self._hops.send, meters=meters)
         self.links = Links(settings.node)
         self._totals = Totals()
+        self._recorder = Recorder()
         self._wire = WireServer(
             settings.wire_port,
             settings.model_name,
@@ -95,6 +98,10 @@ class Segment:
                     self._transfer.handle(request, send, lambda failure: self._fail(failure, send))
                 case "probe":
                     self._probe(request, received_at, send)
+                case "record" | "recorded":
+                    self._record(request, send)
+                case "verify":
+                    self._verify(request, data, received_at, send)
                 case _:
                     send(answers.answer(self._stats()), b"")
         except SegmentError as failure:
@@ -135,6 +142,7 @@ class Segment:
         values = self._values(request, data)
         if self._layers.is_last:
             check_sampling(request, self._layers.vocabulary)
+        self._recorder.add(request.sequence, INPUT, request.position, values, received_at)
 
         def done(result: Result | SegmentError) -> None:
             if isinstance(result, SegmentError):
@@ -229,6 +237,7 @@ class Segment:
             else:
                 send(answers.timed(timing, fields | outputs_meta(named := {"logits": result.logits})), outputs_data(named))
             return
+        self._recorder.add(request.sequence, OUTPUT, request.position, result.hidden, received_at)
         self._send_on(request, result.hidden, self._settings.link_encoding, received_at=received_at, timing=timing, send=send)
 
     def _timing(self, queue_s: float = 0.0, compute_s: float = 0.0) -> Timing:
@@ -297,6 +306,39 @@ class Segment:
         for hop in request.route:
             address_of(hop.segment, self._settings)
         self._forward(request, None, b"", received_at=received_at, timing=self._timing(), send=send)
+
+    def _record(self, request: Request, send: Send) -> None:
+        """Keep what a sequence sends or receives here; or give it to the gateway."""
+        now = time.monotonic()
+        if request.op == "record":
+            self._recorder.begin(request.sequence, request.side, now)
+            send(answers.answer({"ok": True}), b"")
+            return
+        rows = self._recorder.take(request.sequence, request.side, request.position, request.tokens, last=request.last, now=now)
+        tensor = {"dtype": str(rows.dtype).removeprefix("torch."), "shape": list(rows.shape)}
+        send(answers.answer({"ok": True, "tensor": tensor}), rows.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+    def _verify(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+        """Run a step that ran elsewhere, and say how far its output is from ours. DATA: its input, then its output [tokens, hidden]."""
+        layers = self._layers
+        if layers.is_last:
+            raise SegmentError(protocol.WRONG_SEGMENT, "a verifier's layers end before the head: there is no output to compare")
+        if request.tensor is None or request.tensor.encoding != "none":
+            raise SegmentError(protocol.BAD_REQUEST, "verify needs a tensor that is not encoded")
+        values = self._values(request, data[: request.tensor.byte_size])
+        claimed = TensorMeta(self._settings.dtype, (request.tensor.tokens, layers.hidden))
+        received = as_tensor(claimed, data[request.tensor.byte_size :])
+
+        def done(result: Result | SegmentError) -> None:
+            if isinstance(result, SegmentError):
+                self._fail(result, send)
+            elif result.hidden is not None:
+                found = verdict(result.hidden, received, request.position)
+                self._meters.add("verified_tokens_total", found.tokens)
+                fields = {"tokens": found.tokens, "mean": found.mean, "worst": found.worst, "worst_at": found.worst_at}
+                send(answers.answer({"ok": True, **fields}), b"")
+
+        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
 
     def _probe(self, request: Request, received_at: float, send: Send) -> None:
         layers = self._layers

@@ -19,7 +19,7 @@ from splitinference.controller.identity import Owner, Role
 from splitinference.controller.manifests.gateway import GATEWAY, INTERNAL_PORT
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.ports import Manifest
-from splitinference_protocol.report import GatewayReport, RouteState
+from splitinference_protocol.report import GatewayReport, RouteState, Verified
 
 Owned = Callable[[str, str, str], Sequence[Manifest]]
 _MOST_BYTES = 1 << 20
@@ -156,6 +156,12 @@ def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
         routes=routes,
         observed=observed.model_copy(update={"tokens_per_second": sum(tokens)} if tokens else {}),
         failing=failing,
+        verification=Verified(
+            sampled=sum(report.verification.sampled for report in reports),
+            checked_tokens=sum(report.verification.checked_tokens for report in reports),
+            skipped=sum(report.verification.skipped for report in reports),
+            failed={name: failed for report in reports for name, failed in report.verification.failed.items()},
+        ),
     )
 
 

@@ -14,7 +14,7 @@ VERBS = {
     "status": "the plan that serves, stage by stage",
     "history": "the last ten decisions and why",
     "simulate": "simulate policies on a trace",
-    "bench": "measure the planner, the data plane, or the operator's own cost",
+    "bench": "measure the planner, the data plane, privacy, verification, or the operator's own cost",
     "digest": "the digest of a model's folder, for spec.model.digest",
     "calibrate": "the cost model's error on observed stage times, and factors",
 }

@@ -243,6 +243,9 @@ class Builder(Protocol):
     def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
 
+    def verifier(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+        """Pod and Service of a verifier: the same as a segment, but no part of any route."""
+
     def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that brings the segment's files into its node's cache and ends; None where there is nothing to be brought."""
 

@@ -3,14 +3,18 @@
 import argparse
 from typing import Any
 
-from splitinference.cli.bench import cost_model, operator, planner, serve
+from splitinference.cli.bench import cost_model, operator, planner, privacy, serve, verification
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add the command with its parts."""
-    parser = subparsers.add_parser("bench", help="measure the planner, the data plane, or the operator's own cost", description=__doc__)
+    parser = subparsers.add_parser(
+        "bench", help="measure the planner, the data plane, privacy, verification, or the operator's own cost", description=__doc__
+    )
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
     planner.register(parts)
     operator.register(parts)
     serve.register(parts)
+    privacy.register(parts)
+    verification.register(parts)
     cost_model.register(parts)

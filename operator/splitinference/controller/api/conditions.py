@@ -15,7 +15,7 @@ _LONGEST_MESSAGE = 2000
 
 
 class Kind(StrEnum):
-    """Types of conditions. The last two are there only while they hold: so kstatus has it."""
+    """Types of conditions. The last two are there only while they hold: so kstatus has it. The two before only where a spec asks."""
 
     ACCEPTED = "Accepted"
     PLANNED = "Planned"
@@ -23,6 +23,7 @@ class Kind(StrEnum):
     PROGRESSING = "Progressing"
     READY = "Ready"
     PRIVACY_LABELS_TRUSTED = "PrivacyLabelsTrusted"
+    VERIFIED = "Verified"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 

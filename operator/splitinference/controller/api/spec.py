@@ -24,6 +24,9 @@ PLURAL = "splitinferences"
 KIND = "SplitInference"
 DEFAULT_CLASS = "default"
 
+TRUSTED = "node-restriction.kubernetes.io/splitinference-trusted"
+"""The label of trusted nodes, unless a resource names others."""
+
 _DURATION = re.compile(r"^(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h))+$")
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -207,11 +210,27 @@ class OnViolation(StrEnum):
     DRAIN = "Drain"
 
 
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
 class Privacy(SpecValue):
-    """All rules that cover a layer hold for it."""
+    """All rules that cover a layer hold for it. `token_recovery_percent` has one figure for each boundary inside the model, as
+    `splitinference bench privacy` prints them: the first is for the boundary after layer 0."""
 
     rules: tuple[PrivacyRule, ...] = ()
     on_violation: OnViolation = OnViolation.STOP
+    trusted_node_labels: Mapping[str, str] = Field(default_factory=lambda: {TRUSTED: "true"}, min_length=1)
+    max_token_recovery_percent: int | None = Field(default=None, ge=0, le=100)
+    token_recovery_percent: tuple[Percent, ...] | None = Field(default=None, min_length=1, max_length=1024)
+
+    @model_validator(mode="after")
+    def _has_a_table(self) -> Self:
+        if self.max_token_recovery_percent is not None and self.token_recovery_percent is None:
+            raise ValueError(
+                "maxTokenRecoveryPercent needs tokenRecoveryPercent: measure your model with "
+                "`splitinference bench privacy --model DIR --yaml`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_one_runtime_class(self) -> Self:
@@ -219,6 +238,18 @@ class Privacy(SpecValue):
         if len(named) > 1:
             raise ValueError(f"rules must name at most one runtimeClassName, as a pod has only one; they name {', '.join(named)}")
         return self
+
+
+class VerificationSpec(SpecValue):
+    """Spot checks of segments on nodes that are not trusted. No tolerance means the one of the data type."""
+
+    sample_percent: float = Field(gt=0, le=100)
+    tolerance: float | None = Field(default=None, gt=0, le=1)
+    replicas: Literal[1] = 1
+
+
+TOLERANCES: Mapping[str, float] = {"bfloat16": 0.016, "float16": 0.004, "float32": 0.001}
+"""Of each data type: docs/reference/verification.md has the measurements."""
 
 
 class TolerationSpec(SpecValue):
@@ -379,11 +410,18 @@ class Spec(SpecValue):
     slo: SloSpec = SloSpec()
     partition: Partition = Partition()
     privacy: Privacy = Privacy()
+    verification: VerificationSpec | None = None
     placement: Placement = Placement()
     segments: SegmentsSpec = SegmentsSpec()
     gateway: GatewaySpec = GatewaySpec()
     pod_template: PodTemplates = PodTemplates()
     adaptation: Adaptation = Adaptation()
+
+    @model_validator(mode="after")
+    def _can_be_verified(self) -> Self:
+        if self.verification is not None and self.segments.link_encoding == "Int8":
+            raise ValueError("verification needs segments.linkEncoding Plain: the loss of Int8 would hide what is to be found")
+        return self
 
 
 class Resource(Value):

@@ -1,7 +1,7 @@
 """What a resource's passes remember in its status: the triggers' memory, when it moved, and where its segments failed."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -11,6 +11,7 @@ from splitinference.controller.cluster_state.series_owners import Speaker
 from splitinference.core.decide.base.policy import Memory
 from splitinference.core.transition.state import Phase
 from splitinference.core.values.value import Value
+from splitinference_protocol.report import FailedCheck
 
 _ENOUGH = 3
 _FORGOTTEN = timedelta(minutes=10)
@@ -44,6 +45,21 @@ class Failures(Value):
         return abs(now - self.last) < self.avoided
 
 
+DISTRUSTED = timedelta(hours=24)
+"""So long no plan uses a node whose output was wrong. It has to be looked at by a person meanwhile."""
+
+
+class Distrust(Value):
+    """A node on which a segment's output was wrong: since when, and what was found."""
+
+    since: datetime
+    why: str
+
+    def counts(self, now: datetime) -> bool:
+        """Whether the node is still avoided. A clock that was set back does not make that last."""
+        return abs(now - self.since) < DISTRUSTED
+
+
 class Promise(Value):
     """What an optional move promised, to be held against what is observed once it has settled. Times per output token in ms."""
 
@@ -69,6 +85,7 @@ class Recall(Value):
     memory: Memory = Memory()
     moves: tuple[datetime, ...] = ()
     failures: Mapping[str, Failures] = Field(default_factory=dict)
+    distrusted: Mapping[str, Distrust] = Field(default_factory=dict, description="nodes whose output was wrong")
     promise: Promise | None = None
     paid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they came quicker")
     unpaid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they did not come quicker")
@@ -107,6 +124,27 @@ class Recall(Value):
             )
         return self.model_copy(update={"failures": failures})
 
+    def verified(self, failed: Mapping[str, FailedCheck], segments: Sequence[SegmentPod], now: datetime) -> "Recall":
+        """With the nodes of the segments whose checks failed; those of long ago are forgotten."""
+        distrusted = {node: entry for node, entry in self.distrusted.items() if entry.counts(now)}
+        where = {pod.name: pod.segment.node for pod in segments}
+        for segment, found in sorted(failed.items()):
+            if (node := where.get(segment)) and node not in distrusted:
+                why = (
+                    f"{segment} gave a wrong output: relative error {found.error:.3g} of {found.tokens} tokens from token {found.position} "
+                    f"of a sequence on, the limit is {found.limit:.3g}"
+                )
+                distrusted[node] = Distrust(since=now, why=why)
+        return self if distrusted == self.distrusted else self.model_copy(update={"distrusted": distrusted})
+
+    def distrusted_now(self, now: datetime) -> Mapping[str, str]:
+        """Nodes that are avoided because an output was wrong, and what was found."""
+        return {
+            node: f"{entry.why}; the node is avoided until {stamp_of(entry.since + DISTRUSTED)}"
+            for node, entry in self.distrusted.items()
+            if entry.counts(now)
+        }
+
     def hearing(self, speakers: Iterable[Speaker], now: datetime, keep: timedelta) -> "Recall":
         """With the segments that are there now; those that are gone are kept for so long, and no more than so many."""
         there = {s.name: Heard(node=s.node, addresses=tuple(sorted(s.addresses))) for s in speakers if s.segment and s.addresses}
@@ -124,8 +162,9 @@ class Recall(Value):
         }
 
     def quarantined(self, now: datetime) -> Mapping[str, str]:
-        """Nodes on which segments failed so often that no new plan should use them for a while, and what was seen."""
-        return {node: _words(entry) for node, entry in self.failures.items() if entry.count >= _ENOUGH and entry.counts(now)}
+        """Nodes that no new plan should use for a while, and why: segments failed there often, or gave a wrong output."""
+        failing = {node: _words(entry) for node, entry in self.failures.items() if entry.count >= _ENOUGH and entry.counts(now)}
+        return {**failing, **self.distrusted_now(now)}
 
     def held_back(self, segments: Sequence[SegmentPod], now: datetime) -> Mapping[str, str]:
         """Failed segments that are not yet to be made again, and until when: the pause doubles with each failure on the node."""
@@ -151,6 +190,11 @@ def read_recall(status: Mapping[str, Any]) -> Recall:
         return Recall.model_validate(status.get("adaptation") or {})
     except ValidationError:
         return Recall()
+
+
+def stamp_of(moment: datetime) -> str:
+    """Date and time to the minute, UTC."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _same_pod(one: str, other: str) -> bool:

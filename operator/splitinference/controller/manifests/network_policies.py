@@ -12,6 +12,7 @@ from splitinference.settings import Settings
 
 GATEWAY = "gateway"
 SEGMENT = "segment"
+VERIFIER = "verifier"
 CLIENT_PORT = 8080
 KSERVE_PORT = 8001
 INTERNAL_PORT = 8444
@@ -22,8 +23,13 @@ SEGMENT_METRICS_PORT = 8002
 _OPERATOR = {"app.kubernetes.io/name": "splitinference", COMPONENT: "operator"}
 
 
+def verifiers_policy(resource_name: str) -> str:
+    """Name of the policy for verifiers."""
+    return f"{resource_name}-verifiers"
+
+
 def policies_of(resource: Resource, settings: Settings) -> Sequence[Manifest]:
-    """One for the segments, one for the gateway."""
+    """One for the segments, one for the gateway; one for verifiers, whom the gateway alone asks, where the resource wants them."""
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.operator_namespace}},
         "podSelector": {"matchLabels": _OPERATOR},
@@ -36,10 +42,14 @@ def policies_of(resource: Resource, settings: Settings) -> Sequence[Manifest]:
         _from([operator], INTERNAL_PORT),
         _from([monitoring], GATEWAY_METRICS_PORT),
     ]
-    return [
+    made = [
         _policy(resource, f"{resource.name}-segments", SEGMENT, segments),
         _policy(resource, f"{resource.name}-gateway", GATEWAY, gateway),
     ]
+    if resource.spec.verification is not None:
+        verifiers = [_from(peers[:1], WIRE_PORT), _from([monitoring], SEGMENT_METRICS_PORT)]
+        made.append(_policy(resource, verifiers_policy(resource.name), VERIFIER, verifiers))
+    return made
 
 
 def _policy(resource: Resource, name: str, component: str, ingress: Sequence[Manifest]) -> Manifest:

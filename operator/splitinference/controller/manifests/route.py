@@ -14,7 +14,7 @@ from splitinference.core.transition.state import Names, OldRoute, Route
 from splitinference.core.values.value import Value
 from splitinference_protocol.meta import Hop
 from splitinference_protocol.report import GatewayReport
-from splitinference_protocol.route import STOPPED, RouteDocument
+from splitinference_protocol.route import STOPPED, RouteDocument, RouteError, Verification
 from splitinference_protocol.route import withdrawn as stopped
 
 ROUTE_KEY = "route.json"
@@ -67,6 +67,17 @@ def cut_over(stored: Stored | None, route: Route, models: Mapping[str, str], dra
     file = RouteDocument(revision=route.revision, pipelines=pipelines, drain_seconds=drain_seconds)
     kept = [entry.model_dump(mode="json") for entry in former if entry.revision != route.revision]
     return {ROUTE_KEY: file.text(), HISTORY_KEY: json.dumps(kept, sort_keys=True)}
+
+
+def with_verification(data: Mapping[str, str], verification: Verification | None) -> Mapping[str, str]:
+    """The ConfigMap's data with what is checked, or without it; the same data where there is no route that can be read."""
+    try:
+        document = RouteDocument.parse(data[ROUTE_KEY])
+    except (KeyError, RouteError):
+        return data
+    if document.verification == verification:
+        return data
+    return {**data, ROUTE_KEY: document.model_copy(update={"verification": verification}).text()}
 
 
 def withdrawn() -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment,
 from splitinference.controller.manifests import gateway, network_policies
 from splitinference.controller.manifests.model_volume import model_files
 from splitinference.controller.manifests.pod_parts import (
+    COMPONENT,
     LAYERS_LABEL,
     MODEL_LABEL,
     Manifest,
@@ -36,6 +37,9 @@ from splitinference.core.values.profile import LinkEncoding, Profile
 from splitinference.settings import Settings
 
 SEGMENT = network_policies.SEGMENT
+VERIFIER = network_policies.VERIFIER
+VERIFIER_INFIX = "-v-"
+"""Two characters more than a segment's name has, so that one of a resource with 40 still is a DNS label."""
 METRICS_PORT = network_policies.SEGMENT_METRICS_PORT
 WIRE_PORT = network_policies.WIRE_PORT
 
@@ -112,6 +116,17 @@ class Manifests:
             },
         }
         return SegmentObjects(name=name, model=model, memory_bytes=memory_bytes, pod=pod, service=service)
+
+    def verifier(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
+        """The same pod and Service under another name and component: peers of the resource, and no part of a plan."""
+        made = self.segment(resource, profile, segment, memory_bytes, kv_bytes)
+        name = f"{resource.name}{VERIFIER_INFIX}{made.name.removeprefix(f'{resource.name}-')}"
+        text = json.dumps({"pod": made.pod, "service": made.service}).replace(json.dumps(made.name), json.dumps(name))
+        objects = json.loads(text)
+        for thing in objects.values():
+            thing["metadata"]["labels"][COMPONENT] = VERIFIER
+        objects["service"]["spec"]["selector"][COMPONENT] = VERIFIER
+        return made.model_copy(update={"name": name, **objects})
 
     def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that runs what a segment's init container would, on the segment's node; None for models that are on nodes or volumes."""

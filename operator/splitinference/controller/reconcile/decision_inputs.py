@@ -33,6 +33,7 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
         problem=problem,
         spec_digest=asked.digest,
         quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
+        distrusted=seen.recall.distrusted_now(seen.now),
         pressured=seen.reading.pressured,
         moves=seen.recall.moves,
         traffic=_traffic(seen),

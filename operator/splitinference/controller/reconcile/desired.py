@@ -50,6 +50,9 @@ def read_asked(body: Manifest, resource: Resource | Rejected, models: Models, se
     constraints = plan_constraints.constraints(resource.spec, len(profile.layers), profile.positions)
     if isinstance(constraints, Rejected):
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(constraints))
+    if resource.spec.verification is not None and not any(layer.kv_bytes_per_token for layer in profile.layers):
+        message = "spec.verification: it is for models that generate text; this model's segments keep no sequences"
+        return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=message)
     spec: Mapping[str, object] = body.get("spec") or {}
     return Asked(resource=resource, profile=profile, constraints=constraints, digest=asked_for(spec, profile))
 

@@ -140,6 +140,7 @@ class Looker:
         segments = read_segments(owned, known)
         keep = timedelta(seconds=self.settings.link_max_age_seconds)
         recall = recall.failed(segments, wanted, now).hearing(speakers_of(owned, self.settings.operator_namespace), now, keep)
+        recall = recall.verified(report.verification.failed if report else {}, segments, now)
         if held_back := recall.held_back(segments, now):
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)

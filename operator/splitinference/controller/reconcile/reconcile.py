@@ -32,6 +32,7 @@ from splitinference.controller.reconcile.plan_pass import Course, PassInputs, Pa
 from splitinference.controller.reconcile.prefetch import Prefetcher
 from splitinference.controller.reconcile.privacy import exposed_route, promised_rules, stops_exposed
 from splitinference.controller.reconcile.report import Report, events, status_of
+from splitinference.controller.reconcile.verification import Verifiers, without_trusted_node
 from splitinference.controller.runtime.solve_throttle import Reviews
 from splitinference.controller.spec_to_core.policy import policy, strategy
 from splitinference.core.decide.base.compare import Change
@@ -163,6 +164,7 @@ class _Pass:
         asked = read_asked(self.body, self.kept.specs.read(self.body), self.ports.models, self.settings)
         force = self._in_force(asked)
         seen, self.kept.proofs = self.looker.look(self.resources, force.wanted, self.kept.proofs)
+        asked = without_trusted_node(asked, seen)
         if isinstance(asked, Asked) or asked.holds is not False or force.planned is not None:
             self._ensure_secrets()
         if isinstance(asked, Asked) and force.planned is None and (report := self._waits_for_first(asked, seen)) is not None:
@@ -315,6 +317,7 @@ class _Pass:
             likely = resource.spec.adaptation.prefetch is Prefetch.LIKELY_TARGETS
             prefetcher = Prefetcher(self.ports, planned.resource, profile)
             self.refused += prefetcher.keep(planned.plan if likely else None, self.problem, seen.owned)
+        verified = self._verify(planned, built, profile, report) if isinstance(made.steps, Done) else None
         verdict = judge(seen, isinstance(made.steps, Done))
         report = replace(
             report,
@@ -323,9 +326,19 @@ class _Pass:
             steps=made.steps,
             serving=stored.route if stored else None,
             exposed=made.exposed,
+            verified=verified,
             endpoint=self.ports.builder.endpoint(planned.resource),
         )
         return self._finish(report, _WALKING_SECONDS if isinstance(made.steps, Steps) else None)
+
+    def _verify(self, planned: Planned, built: Built, profile: Profile, report: Report) -> Condition | None:
+        """Verifiers of a plan that serves; while a transition is under way they stay as they are."""
+        if report.resource is None or self.problem is None:
+            return None
+        verifiers = Verifiers(self.ports, planned.resource, profile, report.resource, report.seen, self.settings.network_policies)
+        kept = verifiers.keep(planned, built, self.problem)
+        self.refused += kept.refused
+        return kept.condition
 
     def _keep_services(self, built: Built, seen: Seen) -> None:
         """Every segment of the plan that is there has its Service: without it the segment before cannot find it."""

@@ -21,6 +21,7 @@ from splitinference.controller.plan_io.plan_status import Built, Planned, write_
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.reconcile.move_outcome import Verdict
 from splitinference.controller.reconcile.start_problems import NO_START, gateway_words, hindered_segments
+from splitinference.controller.spec_to_core.plan_constraints import trust_used
 from splitinference.controller.trust.trust_labels import trusted_labels
 from splitinference.core.cost.learn import ENOUGH_WINDOWS
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
@@ -58,6 +59,7 @@ class Report:
     exposed: tuple[str, ...] = ()
     verdict: Verdict | None = None
     measuring: tuple[str, ...] = ()
+    verified: Condition | None = None
 
     @property
     def new_decision(self) -> Decision | None:
@@ -147,8 +149,15 @@ def all_conditions(report: Report) -> Iterator[Condition]:
     yield _metrics(report)
     yield progressing
     yield ready
-    if report.resource is not None and (trusted := trusted_labels(report.resource.spec.privacy.rules)) is not None:
+    if (
+        report.resource is not None
+        and (trusted := trusted_labels(report.resource.spec.privacy.rules, trust_used(report.resource.spec))) is not None
+    ):
         yield trusted
+    if report.verified is not None:
+        yield report.verified
+    elif report.resource is not None and report.resource.spec.verification is not None:
+        yield from _verified_before(report)
     stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
         [progressing] if progressing.reason in ("Blocked", NAME_TAKEN) else []
     )
@@ -156,6 +165,12 @@ def all_conditions(report: Report) -> Iterator[Condition]:
         yield Condition(kind=Kind.STALLED, holds=True, reason=stuck[0].reason, message=stuck[0].message)
     elif progressing.holds:
         yield Condition(kind=Kind.RECONCILING, holds=True, reason=progressing.reason, message=progressing.message)
+
+
+def _verified_before(report: Report) -> Iterator[Condition]:
+    """While a transition is under way nothing new is known of verifiers."""
+    message = "verifiers are looked at again when the plan serves"
+    yield Condition(kind=Kind.VERIFIED, holds=None, reason="TransitionUnderWay", message=message)
 
 
 def _planned(report: Report) -> Condition:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from splitinference.controller.api.spec import FieldProblem, PrivacyRule, Rejected, Spec
+from splitinference.controller.spec_to_core import token_recovery
 from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Slo, Toleration, TrustRule, Workload
 from splitinference.core.values.profile import LinkEncoding
 
@@ -44,17 +45,12 @@ def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constr
     """
     problems: list[FieldProblem] = []
     pins: list[Pin] = []
-    trust: list[TrustRule] = []
     for index, pin in enumerate(spec.partition.pins):
         if (found := pin.layers.of(layers)) is None:
             problems.append(_outside(f"spec.partition.pins[{index}].layers", pin.layers.text, layers))
         else:
             pins.append(Pin(start=found[0], end=found[1], node=pin.node))
-    for index, rule in enumerate(spec.privacy.rules):
-        if (found := rule.layers.of(layers)) is None:
-            problems.append(_outside(f"spec.privacy.rules[{index}].layers", rule.layers.text, layers))
-        else:
-            trust.append(TrustRule(start=found[0], end=found[1], labels=rule.node_labels))
+    trust = _trust(spec, layers, problems)
     points = spec.partition.allowed_split_points
     for index, point in enumerate(points or ()):
         if not 0 < point < layers:
@@ -83,6 +79,26 @@ def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constr
     )
 
 
+def _trust(spec: Spec, layers: int, problems: list[FieldProblem]) -> list[TrustRule]:
+    """The rules of privacy and those that come from a limit on token recovery; what is wrong with them is added to `problems`."""
+    trust: list[TrustRule] = []
+    for index, rule in enumerate(spec.privacy.rules):
+        if (found := rule.layers.of(layers)) is None:
+            problems.append(_outside(f"spec.privacy.rules[{index}].layers", rule.layers.text, layers))
+        else:
+            trust.append(TrustRule(start=found[0], end=found[1], labels=rule.node_labels))
+    leaky = token_recovery.rules(spec.privacy, layers)
+    if isinstance(leaky, FieldProblem):
+        problems.append(leaky)
+    else:
+        trust += leaky
+    if spec.verification is not None:
+        # What the head gives are tokens, which a verifier cannot compare; and the segment with it witnesses what came before.
+        because = "verification: a trusted node has to see what the last layers but the head gave"
+        trust.append(TrustRule(start=layers - 1, end=layers, labels=spec.privacy.trusted_node_labels, because=because))
+    return trust
+
+
 def tolerations(spec: Spec) -> tuple[Toleration, ...]:
     """Taints that keep no pod of the resource away."""
     return tuple(Toleration(key=t.key, operator=t.operator, value=t.value, effect=t.effect) for t in spec.placement.tolerations)
@@ -90,7 +106,14 @@ def tolerations(spec: Spec) -> tuple[Toleration, ...]:
 
 def text_labels(spec: Spec, layers: int) -> tuple[Mapping[str, str], ...]:
     """The node labels of each rule that covers the first or the last layer: whoever sees text must keep them all, the gateway too."""
-    return tuple(rule.node_labels for rule in spec.privacy.rules if _sees_text(rule, layers))
+    found = [rule.node_labels for rule in spec.privacy.rules if _sees_text(rule, layers)]
+    return (*found, spec.privacy.trusted_node_labels) if trust_used(spec) else tuple(found)
+
+
+def trust_used(spec: Spec) -> Mapping[str, str]:
+    """The labels of trusted nodes, where anything depends on them: a limit on token recovery, or verification."""
+    used = spec.privacy.max_token_recovery_percent is not None or spec.verification is not None
+    return spec.privacy.trusted_node_labels if used else {}
 
 
 def runtime_class(spec: Spec, layers: int, start: int, end: int) -> str | None:

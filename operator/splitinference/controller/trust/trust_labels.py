@@ -6,11 +6,9 @@ The rules are those of Kubernetes' admission plugin NodeRestriction, for what a 
 from collections.abc import Iterable
 
 from splitinference.controller.api.conditions import Condition, Kind
-from splitinference.controller.api.spec import PrivacyRule
+from splitinference.controller.api.spec import TRUSTED, PrivacyRule
 
 PROTECTED = "node-restriction.kubernetes.io"
-TRUSTED = f"{PROTECTED}/splitinference-trusted"
-"""The label of samples and docs."""
 
 _RESERVED = ("kubernetes.io", "k8s.io")
 """Domains whose labels a kubelet may not change, but for those below."""
@@ -40,14 +38,15 @@ def settable_by_node(key: str) -> bool:
     return not _within(domain, _RESERVED) or key in _KUBELETS or _within(domain, _KUBELETS_DOMAINS)
 
 
-def trusted_labels(rules: Iterable[PrivacyRule]) -> Condition | None:
-    """Whether the rules use labels that nodes cannot give themselves; None where there are no rules."""
-    kind, used = Kind.PRIVACY_LABELS_TRUSTED, sorted({key for rule in rules for key in rule.node_labels})
+def trusted_labels(rules: Iterable[PrivacyRule], trusted: Iterable[str] = ()) -> Condition | None:
+    """Whether the rules use labels that nodes cannot give themselves; None where there are no rules. `trusted`: further labels that count,
+    those of trusted nodes where something depends on them."""
+    kind, used = Kind.PRIVACY_LABELS_TRUSTED, sorted({*trusted, *(key for rule in rules for key in rule.node_labels)})
     if not used:
         return None
     if found := [key for key in used if settable_by_node(key)]:
         message = (
-            f"spec.privacy.rules uses {', '.join(found)}. A kubelet may set this label on its own node, so a node that is broken into can "
+            f"spec.privacy uses {', '.join(found)}. A kubelet may set this label on its own node, so a node that is broken into can "
             f"make itself trusted. Use labels that begin with {PROTECTED}/, such as {TRUSTED}, and set them with kubectl label node"
         )
         return Condition(kind=kind, holds=False, reason="LabelSettableByNode", message=message)

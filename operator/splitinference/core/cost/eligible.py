@@ -48,7 +48,7 @@ def forbidden(node: Node, layer: int, bounds: Constraints) -> str | None:
     for rule in bounds.trust:
         if rule.start <= layer < rule.end and any(node.labels.get(k) != v for k, v in rule.labels.items()):
             wanted = label_words(rule.labels)
-            return f"trust: layers {rule.start} to {rule.end} need {wanted}"
+            return f"trust: layers {rule.start} to {rule.end} need {wanted}{f' ({rule.because})' if rule.because else ''}"
     for pin in bounds.pins:
         if pin.start <= layer < pin.end and pin.node != node.name:
             return f"pin: layers {pin.start} to {pin.end} must run on {pin.node}"

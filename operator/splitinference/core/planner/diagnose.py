@@ -133,7 +133,9 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
         words = ", ".join(f"[{p.start}, {p.end}) on {p.node}" for p in bounds.pins)
         yield _Relaxation("pins", f"pinned: {words}", _dropping("pins", ()), _one_less("pins"))
     if bounds.trust:
-        words = ", ".join(f"[{r.start}, {r.end}) needs {label_words(r.labels)}" for r in bounds.trust)
+        words = ", ".join(
+            f"[{r.start}, {r.end}) needs {label_words(r.labels)}{f' ({r.because})' if r.because else ''}" for r in bounds.trust
+        )
         yield _Relaxation("trust", f"trust: {words}; {_carrying(problem)}", _dropping("trust", ()), _one_less("trust"))
     shut = {node.name: reason for node in problem.snapshot.nodes if (reason := unusable(node, problem))}
     if shut:

@@ -91,6 +91,7 @@ class TrustRule(Value):
     start: int = Field(ge=0)
     end: int = Field(gt=0)
     labels: Mapping[str, str]
+    because: str = Field(default="", description="where the rule comes from, in words, if nobody wrote it as it is")
 
 
 class Pin(Value):

@@ -100,6 +100,9 @@ class DecisionInputs(Value):
     plan_spec_digest: str = Field(default="", description="hash of the spec that the plan was made for")
     spec_digest: str = Field(default="", description="hash of the present spec")
     quarantined: Mapping[str, str] = Field(default_factory=dict, description="nodes where segments keep failing, and the last failure")
+    distrusted: Mapping[str, str] = Field(
+        default_factory=dict, description="those of them on which a segment gave a wrong output, and the evidence"
+    )
     pressured: Mapping[str, str] = Field(default_factory=dict, description="nodes that run out of memory, and the evidence")
     in_transition: bool = Field(default=False, description="a transition is in progress")
     moves: tuple[datetime, ...] = Field(default=(), description="times of the moves, oldest first")

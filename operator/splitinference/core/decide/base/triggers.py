@@ -19,6 +19,7 @@ class Reason(StrEnum):
     NO_PLAN = "NoPlan"
     SPEC_CHANGED = "SpecChanged"
     NODE_LOST = "NodeLost"
+    VERIFICATION_FAILED = "VerificationFailed"
     SEGMENT_FAILED = "SegmentFailed"
     MEMORY_PRESSURE = "MemoryPressure"
     PRIVACY_CHANGED = "PrivacyChanged"
@@ -73,6 +74,15 @@ def _node_lost(inputs: DecisionInputs, plan: Plan) -> str:
     return "; ".join(found)
 
 
+def _verification_failed(inputs: DecisionInputs, plan: Plan) -> str:
+    return "; ".join(
+        f"{where} on {name} cannot be trusted: {inputs.distrusted[name]}"
+        for where, segment in _stages(plan)
+        for name in segment.nodes
+        if name in inputs.distrusted
+    )
+
+
 def _segment_failed(inputs: DecisionInputs, plan: Plan) -> str:
     return "; ".join(
         f"{where} on {name} keeps failing: {inputs.quarantined[name]}"
@@ -122,6 +132,7 @@ def _transition_blocked(inputs: DecisionInputs, policy: Policy, memory: Memory) 
 _MANDATORY: tuple[tuple[Reason, Callable[[DecisionInputs, Plan], str]], ...] = (
     (Reason.SPEC_CHANGED, _spec_changed),
     (Reason.NODE_LOST, _node_lost),
+    (Reason.VERIFICATION_FAILED, _verification_failed),
     (Reason.SEGMENT_FAILED, _segment_failed),
     (Reason.MEMORY_PRESSURE, _memory_pressure),
     (Reason.PRIVACY_CHANGED, _privacy_changed),
