@@ -66,15 +66,15 @@ def test_what_is_older_than_the_window_is_forgotten() -> None:
 def test_prompts_that_were_computed_alone_say_what_a_token_of_them_takes() -> None:
     clock = Clock()
     observed = Observed(60, clock)
-    observed.decode_step(PIPELINE, answer(Timing("a", 0, 5, 0, 1.0)))
+    observed.decode_step(PIPELINE, answer(Timing("a", 0, 5, share=1.0)))
     for milliseconds, tokens, share in ((400, 200, 1.0), (90, 30, 1.0), (300, 100, 1.0), (9000, 100, 0.5), (9000, 100, None), (50, 2, 1.0)):
-        observed.prompt_step(answer(Timing("a", 0, milliseconds, 0, share)), tokens)
+        observed.prompt_step(answer(Timing("a", 0, milliseconds, share=share)), tokens)
     stage = said(observed)["stages"]["a"]
     assert (stage["promptMsPerToken"], stage["promptTokens"], stage["prompts"]) == (3.0, 100.0, 3)
     clock.now += 61
-    observed.decode_step(PIPELINE, answer(Timing("a", 0, 5, 0, 1.0)))
+    observed.decode_step(PIPELINE, answer(Timing("a", 0, 5, share=1.0)))
     assert "prompts" not in said(observed)["stages"]["a"]
-    observed.prompt_step(answer(Timing("a", 0, 5, 0, 1.0)), 100)
+    observed.prompt_step(answer(Timing("a", 0, 5, share=1.0)), 100)
     observed.forget({"b"})
     assert said(observed)["stages"] == {}
 
