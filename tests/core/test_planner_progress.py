@@ -148,7 +148,7 @@ def test_an_answer_that_another_of_our_algorithms_beats_is_not_given(monkeypatch
     answer = solver.solve(problem, Limits(seconds=60))
     plan = answer.plan if isinstance(answer, Solved) else None
     assert plan is not None
-    assert plan.pipelines == better.pipelines
+    assert objective_value(plan, problem) <= objective_value(better, problem) < objective_value(worse, problem)
 
 
 def test_where_the_time_is_over_before_the_choice_the_best_priced_chain_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
