@@ -1,5 +1,6 @@
 """Hidden states in eight bits: near enough, as small as said, and nothing that is not finite becomes finite."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import test_encoder
 import test_sequential
 import torch
 from servers import Chain, Chains
-from test_chain import counted, series
+from test_chain import LONG_S, metrics, series
 from test_tensor_chain import infer
 
 from splitinference_protocol.meta import INT8, TensorMeta
@@ -15,10 +16,14 @@ from splitinference_segment.encoding import decode, encode
 
 
 def sent(chain: Chain) -> float:
-    """Bytes of hidden states that the first segment has sent to the second."""
+    """Bytes of hidden states that the first segment has sent to the second, which it did once: they are counted a moment later, all at once."""
     first, second = chain.servers[:2]
     name = series(first, "hop_bytes_total", to=second.name)
-    return counted(first, lambda found: name in found)[name]
+    deadline = time.monotonic() + LONG_S
+    while name not in (found := metrics(first)):
+        assert time.monotonic() < deadline, f"not handed over: {found}"
+        time.sleep(0.1)
+    return found[name]
 
 
 @pytest.mark.parametrize("width", [64, 576, 100])
