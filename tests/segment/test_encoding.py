@@ -16,7 +16,7 @@ from splitinference_segment.encoding import decode, encode
 
 
 def sent(chain: Chain) -> float:
-    """Bytes of hidden states that the first segment has sent to the second, which it did once: they are counted a moment later, all at once."""
+    """Bytes of hidden states that the first segment has sent to the second, in the one step there was: they are counted a moment later."""
     first, second = chain.servers[:2]
     name = series(first, "hop_bytes_total", to=second.name)
     deadline = time.monotonic() + LONG_S
