@@ -18,7 +18,7 @@ from splitinference.adapters.kubernetes.client import KubeCluster, connect
 from splitinference.adapters.kubernetes.own_namespace import OwnNamespace
 from splitinference.controller.cluster_state.node_benchmark import MEASURE, STORE
 from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
-from splitinference.controller.ports import Manifest, RefusedError
+from splitinference.controller.ports import Listing, RefusedError
 from splitinference.controller.reconcile.node_measuring import Measuring
 from splitinference.settings import Settings
 from tests.chart.helm import helm
@@ -72,11 +72,12 @@ class Watched:
     def __init__(self, cluster: KubeCluster, node: str) -> None:
         self._cluster, self._node = cluster, node
 
-    def nodes(self) -> list[Manifest]:
-        return [found for found in self._cluster.nodes() if found["metadata"]["name"] == self._node]
+    def nodes(self) -> Listing:
+        found = self._cluster.nodes()
+        return Listing((node for node in found if node["metadata"]["name"] == self._node), found.generation)
 
-    def pods(self) -> list[Manifest]:
-        return list(self._cluster.pods())
+    def pods(self) -> Listing:
+        return self._cluster.pods()
 
 
 def test_a_node_is_measured_and_the_figures_are_kept(

@@ -41,6 +41,14 @@ def template(who: str, **given: Any) -> dict[str, Any]:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"privacy": {"maxTokenRecoveryPercent": 50}}, "spec.privacy.maxTokenRecoveryPercent needs tokenRecoveryPercent"),
+    ({"verification": {"samplePercent": 0}}, "spec.verification.samplePercent must be more than 0"),
+    ({"verification": {"samplePercent": 1, "tolerance": 0}}, "spec.verification.tolerance must be more than 0"),
+    ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas must be 1"),
+    (
+        {"verification": {"samplePercent": 1}, "segments": {"linkEncoding": "Int8"}},
+        "spec.verification needs spec.segments.linkEncoding Plain",
+    ),
     ({"workload": {"promptTokens": 2000, "outputTokens": 49}}, "promptTokens + outputTokens must be at most spec.model.maxContextTokens"),
     ({"partition": {"minSegments": 3}, "placement": {"maxNodes": 2}}, "spec.partition.minSegments must be at most spec.placement.maxNodes"),
     ({"operatorClass": "Edge!"}, "spec.operatorClass must be lower-case letters, digits and '-'"),
