@@ -6,7 +6,7 @@ No kubelet runs the pod: the test says in its place what the measurement ended w
 import json
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from splitinference.adapters.kubernetes.client import KubeCluster, connect
 from splitinference.adapters.kubernetes.own_namespace import OwnNamespace
 from splitinference.controller.cluster_state.node_benchmark import MEASURE, STORE
 from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
-from splitinference.controller.ports import Listing, RefusedError
+from splitinference.controller.ports import Listing, Manifest, RefusedError
 from splitinference.controller.reconcile.node_measuring import Measuring
 from splitinference.settings import Settings
 from tests.chart.helm import helm
@@ -70,14 +70,17 @@ class Watched:
     """What the operator watches, of which only the test's node counts here: there may be others in the cluster."""
 
     def __init__(self, cluster: KubeCluster, node: str) -> None:
-        self._cluster, self._node = cluster, node
+        self._cluster, self._node, self._looks = cluster, node, 0
 
     def nodes(self) -> Listing:
-        found = self._cluster.nodes()
-        return Listing((node for node in found if node["metadata"]["name"] == self._node), found.generation)
+        return self._listed(node for node in self._cluster.nodes() if node["metadata"]["name"] == self._node)
 
     def pods(self) -> Listing:
-        return self._cluster.pods()
+        return self._listed(self._cluster.pods())
+
+    def _listed(self, found: Iterable[Manifest]) -> Listing:
+        self._looks += 1
+        return Listing(found, (self._looks,))
 
 
 def test_a_node_is_measured_and_the_figures_are_kept(
