@@ -103,7 +103,7 @@ def test_what_was_recorded_is_given_once_in_any_parts() -> None:
         recorder.add("s", INPUT, position, rows(position, count), 1.0)
     assert recorder.take("s", INPUT, 0, 3, last=False, now=1.0)[:, 0].tolist() == [0, 1, 2]
     assert recorder.take("s", INPUT, 3, 4, last=False, now=1.0)[:, 0].tolist() == [3, 4, 5, 6]
-    with pytest.raises(SegmentError, match="tokens 7 to 7 are recorded, 0 to 2 are asked for"):
+    with pytest.raises(SegmentError, match="tokens 7 to 7 are recorded, 0 to 2 are needed"):
         recorder.take("s", INPUT, 0, 2, last=False, now=1.0)
     recorder.add("s", INPUT, 7, rows(7, 1), 1.0)
     assert recorder.take("s", INPUT, 7, 1, last=True, now=1.0)[:, 0].tolist() == [7]

@@ -80,13 +80,13 @@ class Recorder:
                 self._records[sequence, side] = record
             if not tokens:
                 if not last:
-                    raise SegmentError(BAD_REQUEST, "no tokens are asked for")
+                    raise SegmentError(BAD_REQUEST, "at least one token is needed")
                 return torch.empty(0)
             start = record.rows[0][0] if record.rows else position
             found = torch.cat([rows for _, rows in record.rows]) if record.rows else torch.empty(0)
             if position < start or position + tokens > start + len(found):
                 raise SegmentError(
-                    NOT_RECORDED, f"tokens {start} to {start + len(found)} are recorded, {position} to {position + tokens} are asked for"
+                    NOT_RECORDED, f"tokens {start} to {start + len(found)} are recorded, {position} to {position + tokens} are needed"
                 )
             end = position + tokens - start
             record.rows = [(position + tokens, found[end:].clone())]
