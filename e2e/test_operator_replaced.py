@@ -27,7 +27,9 @@ Play = Callable[[str], AbstractContextManager[Scene]]
 
 @pytest.fixture
 def play(serving: Cluster) -> Play:
-    """Clients ask all the time, and none of their requests fails."""
+    """Clients ask all the time, and none of their requests fails. The sample may have been deleted by a test before."""
+    stack.apply_sample(serving)
+    stack.wait_ready(serving, NAME)
 
     @contextmanager
     def playing(what: str) -> Iterator[Scene]:
