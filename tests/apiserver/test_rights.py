@@ -133,6 +133,7 @@ def the_rest(server: ApiServer) -> None:
         cluster.apply(secret)
     cluster.apply(segments_budget(read, (made.name,)))
     cluster.delete(BUDGET, "team", budget_name("chat"))
+    cluster.delete("NetworkPolicy", "team", "chat-verifiers")  # as where verification has ended
     assert cluster.pod_warning("team", "a-pod-that-does-not-start") == ""
 
 
