@@ -49,6 +49,7 @@ def lease(cluster: Cluster) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_a_leader_that_is_killed_during_a_move_is_replaced_and_the_move_ends(serving: Cluster, play: Play) -> None:
     with play("the leader is killed during a move") as scene:
         left, before = scene.inner_node(), lease(serving)

@@ -133,6 +133,8 @@ def the_rest(server: ApiServer) -> None:
         cluster.apply(secret)
     cluster.apply(segments_budget(read, (made.name,)))
     cluster.delete(BUDGET, "team", budget_name("chat"))
+    policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata(read, "chat-verifiers", "verifier")}
+    cluster.apply({**policy, "spec": {"podSelector": {}}})
     cluster.delete("NetworkPolicy", "team", "chat-verifiers")  # as where verification has ended
     assert cluster.pod_warning("team", "a-pod-that-does-not-start") == ""
 
