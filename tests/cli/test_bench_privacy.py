@@ -33,14 +33,6 @@ def an_engine(folder: Path, answer: str, status: int = 0) -> Path:
     return folder
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    return folder
-
-
 def test_the_table_is_what_a_resource_takes(tmp_path, model, monkeypatch, capsys):
     monkeypatch.setenv("PATH", f"{an_engine(tmp_path, json.dumps(TABLE))}:/usr/bin:/bin")
     assert main(["bench", "privacy", "--model", str(model), "--yaml"]) == 0

@@ -1,7 +1,6 @@
 """`bench verification` with an engine that is not there, or answers something else; the measuring: tests/segment/test_calibration.py."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +17,6 @@ def a_report(refused: int = 0) -> dict[str, Any]:
     cheats = [{**ROW, "name": "a block is skipped", "refused": 1.0}, {**ROW, "name": "hardly", "refused": 0.0}]
     head = {"v": 1, "layers": "10:21", "dtype": "bfloat16", "sequences": 24, "tolerance": 0.016}
     return {**head, "honest": {**honest, "variations": [ROW]}, "cheats": cheats}
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    return folder
 
 
 def test_a_reader_is_told_how_soon_each_is_found(tmp_path, model, monkeypatch, capsys):

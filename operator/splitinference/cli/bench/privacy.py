@@ -6,19 +6,17 @@ text that they have not seen. Another attack may read more: the figures are a lo
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.bench.serve_containers import CannotMeasure, Docker
+from splitinference.cli.bench.segment_image import add_arguments, needed, report_of
+from splitinference.cli.bench.serve_containers import CannotMeasure
 from splitinference.core.values.value import Value
-
-SEGMENT_IMAGE = "localhost/splitinference/segment:dev"
 
 
 class Boundary(Value):
@@ -54,12 +52,9 @@ class Report(Value):
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = subparsers.add_parser("privacy", help="how many tokens a linear map reads at each boundary", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="config.json, tokenizer.json and safetensors")
-    parser.add_argument("--segment-image", default=SEGMENT_IMAGE, metavar="IMAGE")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"))
+    add_arguments(parser)
     parser.add_argument("--tokens", type=int, default=12_288, help="that the maps learn from (default 12288)")
     parser.add_argument("--test-tokens", type=int, default=2_048, help="that they are tried on (default 2048)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     words = "text to learn from and, the last part of it, to be tried on; several times for several files (default: Python's documentation)"
     parser.add_argument("--text", type=Path, action="append", default=[], metavar="FILE", help=words)
     form = parser.add_mutually_exclusive_group()
@@ -90,23 +85,15 @@ def measured(args: argparse.Namespace) -> Report:
     Raises:
         CannotMeasure: there is no engine, image or model, or the image says why not.
     """
-    if not (args.model / "config.json").is_file():
-        raise CannotMeasure(f"{args.model} has no config.json: --model names the folder of a model.")
-    docker = Docker.find()
-    docker.needs(args.segment_image)
-    mounts, files = ["-v", f"{args.model.resolve()}:/model:ro"], []
+    docker = needed(args)
+    mounts, files = [], []
     for number, text in enumerate(args.text):
         if not text.is_file():
             raise CannotMeasure(f"{text} is not a file: --text names a file of text.")
         mounts += ["-v", f"{text.resolve()}:/text/{number}:ro"]
         files += ["--text", f"/text/{number}"]
-    words = ["--model", "/model", "--dtype", args.dtype, "--tokens", str(args.tokens), "--test-tokens", str(args.test_tokens)]
-    options = ["--rm", "--network", "none", "--entrypoint", "segment-leakage", *mounts]
-    said = docker.run("run", *options, args.segment_image, *words, "--threads", str(args.threads), *files)
-    try:
-        report = Report.model_validate(json.loads(said))
-    except (ValidationError, ValueError) as wrong:
-        raise CannotMeasure(f"the image {args.segment_image} answered with no table: {wrong}") from wrong
+    words = ["--tokens", str(args.tokens), "--test-tokens", str(args.test_tokens), *files]
+    report = report_of(docker, args, "segment-leakage", words, kind=Report, what="table", mounts=mounts)
     return report if not args.text else report.model_copy(update={"text": ", ".join(map(str, args.text))})
 
 

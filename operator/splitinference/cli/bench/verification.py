@@ -5,17 +5,15 @@ skipped block, fewer bits or noise. A check is one of 64 tokens, as the gateway 
 """
 
 import argparse
-import json
 import math
 import sys
-from pathlib import Path
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.bench.privacy import SEGMENT_IMAGE
-from splitinference.cli.bench.serve_containers import CannotMeasure, Docker
+from splitinference.cli.bench.segment_image import add_arguments, needed, report_of
+from splitinference.cli.bench.serve_containers import CannotMeasure
 from splitinference.core.values.value import Value
 
 
@@ -59,14 +57,11 @@ class Report(Value):
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = subparsers.add_parser("verification", help="what spot checks of segments find, and how soon", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="config.json, tokenizer.json and safetensors")
-    parser.add_argument("--segment-image", default=SEGMENT_IMAGE, metavar="IMAGE")
+    add_arguments(parser)
     parser.add_argument("--layers", default="", metavar="START:END", help="of the segment (default: the middle third)")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"))
     parser.add_argument("--sequences", type=int, default=24, help="of 128 tokens each (default 24)")
     parser.add_argument("--tolerance", type=float, default=0.016, help="as in spec.verification (default 0.016)")
     parser.add_argument("--sample-percent", type=float, default=1.0, help="share of sequences that are checked (default 1)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -93,18 +88,8 @@ def measured(args: argparse.Namespace) -> Report:
     Raises:
         CannotMeasure: there is no engine, image or model, or the image says why not.
     """
-    if not (args.model / "config.json").is_file():
-        raise CannotMeasure(f"{args.model} has no config.json: --model names the folder of a model.")
-    docker = Docker.find()
-    docker.needs(args.segment_image)
-    options = ["--rm", "--network", "none", "--entrypoint", "segment-verification", "-v", f"{args.model.resolve()}:/model:ro"]
-    words = ["--model", "/model", "--dtype", args.dtype, "--sequences", str(args.sequences), "--tolerance", str(args.tolerance)]
-    words += ["--threads", str(args.threads), *(["--layers", args.layers] if args.layers else [])]
-    said = docker.run("run", *options, args.segment_image, *words)
-    try:
-        return Report.model_validate(json.loads(said))
-    except (ValidationError, ValueError) as wrong:
-        raise CannotMeasure(f"the image {args.segment_image} answered with no figures: {wrong}") from wrong
+    words = ["--sequences", str(args.sequences), "--tolerance", str(args.tolerance), *(["--layers", args.layers] if args.layers else [])]
+    return report_of(needed(args), args, "segment-verification", words, kind=Report, what="figures")
 
 
 def sequences_until_found(refused: float, sample_percent: float, certainty: float = 0.99) -> int | None:

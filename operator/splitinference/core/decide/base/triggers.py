@@ -3,7 +3,7 @@
 Mandatory reasons count at once. Optional ones must hold over the policy's window. An unknown value is never zero and never a reason.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 
 from splitinference.core.cost import predict, violations
@@ -75,20 +75,17 @@ def _node_lost(inputs: DecisionInputs, plan: Plan) -> str:
 
 
 def _verification_failed(inputs: DecisionInputs, plan: Plan) -> str:
-    return "; ".join(
-        f"{where} on {name} cannot be trusted: {inputs.distrusted[name]}"
-        for where, segment in _stages(plan)
-        for name in segment.nodes
-        if name in inputs.distrusted
-    )
+    return _on_nodes(plan, inputs.distrusted, "cannot be trusted")
 
 
 def _segment_failed(inputs: DecisionInputs, plan: Plan) -> str:
+    return _on_nodes(plan, inputs.quarantined, "keeps failing")
+
+
+def _on_nodes(plan: Plan, named: Mapping[str, str], what: str) -> str:
+    """The stages on nodes that are named, with why; empty where there is none."""
     return "; ".join(
-        f"{where} on {name} keeps failing: {inputs.quarantined[name]}"
-        for where, segment in _stages(plan)
-        for name in segment.nodes
-        if name in inputs.quarantined
+        f"{where} on {name} {what}: {named[name]}" for where, segment in _stages(plan) for name in segment.nodes if name in named
     )
 
 
