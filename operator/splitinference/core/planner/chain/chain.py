@@ -10,6 +10,7 @@ from splitinference.core.planner.chain.dive import dive
 from splitinference.core.planner.chain.dual import crowded, keeps_counts, price, rounds_for, sum_along
 from splitinference.core.planner.chain.equivalence import Alike, alike, needed
 from splitinference.core.planner.chain.levels import Cut, Refutation, levels_of
+from splitinference.core.planner.chain.regions import region_bound
 from splitinference.core.planner.chain.relaxed import Step, complete, most_segments, onward, path, promising, through, turns_back
 from splitinference.core.planner.chain.search import Search
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
@@ -230,10 +231,17 @@ class _Hunt:
             if self.expired():
                 break
             if cut is None and self.task.is_a_sum and self.value - self.bound > FAR_APART * abs(self.value):
-                note = self._price(PATIENT * rounds_for(self.part))
+                note = self._by_regions() or self._price(PATIENT * rounds_for(self.part))
                 if note:
                     return note
         return "search, not complete"
+
+    def _by_regions(self) -> str:
+        found = region_bound(self.part, self.value, self.bound, PATIENT * rounds_for(self.part), self.expired)
+        if found is None:
+            return ""
+        self._found(found.steps, found.value)
+        return "hops between regions close the gap" if self._proved(found.bound) else ""
 
     def _by_levels(self, width: int) -> Cut | None:
         """Where cost is what nodes cost and limits stand in the way: halve the levels of cost between refuted and known.

@@ -127,6 +127,7 @@ class Arrays:
         self._keep = tables.count * sum(stop - a - 1 for a, stop in enumerate(self.stop)) * 8 < 120 * 2**20
         self._plain_hop: dict[int, Floats] = {}
         self._hop: dict[tuple[int, int], Floats] = {}
+        self._less: Floats | None = None
         self._inside = (tables.node[:, None] == tables.node[None, :]) & tables.shares_node[None, :] if tables.shares_node.any() else None
         self._served = [
             (c, start, end)
@@ -183,6 +184,14 @@ class Arrays:
         """The same criterion and a penalty for each use of a class."""
         made = Arrays(self.tables, self.criterion.with_use(penalties), self.allowed, self._hops_open, self.stop)
         made._base, made._penalties, made._hops_at, made._plain_hop = self, penalties[:, None], self._hops_at, self._plain_hop
+        made._less = self._less
+        return made
+
+    def lowered(self, less: Floats) -> "Arrays":
+        """The same criterion with each hop cheaper by `less`, class by class."""
+        made = Arrays(self.tables, self.criterion, self.allowed, self._hops_open, self.stop)
+        made._base, made._penalties, made._kept = self._base, self._penalties, self._kept
+        made._less = less if self._less is None else self._less + less
         return made
 
     def _hops_of(self, tensor_bytes: int) -> Floats:
@@ -194,6 +203,8 @@ class Arrays:
             cost[~self.tables.open_links] = np.inf
             single = np.flatnonzero(self.tables.multiplicity == 1)
             cost[single, single] = np.inf
+            if self._less is not None:
+                cost -= self._less
             self._plain_hop[tensor_bytes] = cost
         return cost
 

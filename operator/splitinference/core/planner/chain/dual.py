@@ -106,8 +106,13 @@ def down(task: Task, arrays: Arrays, completion: Completion | None = None, free:
     return tuple(steps)
 
 
-def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], start: Multipliers | None = None) -> Priced:
-    """At most `rounds` subgradient steps from `start` towards the best prices, given the value `best` of a known chain (inf: none)."""
+def price(
+    task: Task, best: float, rounds: int, expired: Callable[[], bool], start: Multipliers | None = None, *, lowered: Arrays | None = None
+) -> Priced:
+    """At most `rounds` subgradient steps from `start` towards the best prices, given the value `best` of a known chain (inf: none).
+
+    `lowered`: bound this instead of the objective; only for a task without limits on sums. Chains are still judged by the objective.
+    """
     t = task.tables
     sums = task.sums
     multiplicity = np.minimum(t.multiplicity, t.layers).astype(float)
@@ -119,7 +124,7 @@ def price(task: Task, best: float, rounds: int, expired: Callable[[], bool], sta
     for number in range(rounds):
         if base is None or (current.resources != built).any():
             flat = Multipliers(np.zeros(t.count), current.resources)
-            base, built = task.arrays(flat.priced(task)) if current.resources.any() else task.plain, current.resources
+            base, built = task.arrays(flat.priced(task)) if current.resources.any() else lowered or task.plain, current.resources
         priced, steps, turning = _cheapest(base, current.uses + current.per_node, turning=turning)
         if not steps:
             return Priced(current, math.inf, None, math.inf)
