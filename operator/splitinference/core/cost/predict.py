@@ -21,7 +21,7 @@ def prediction_of(laid: Evaluation, plan: Plan, problem: Problem) -> Prediction:
     each = max(chain.time_per_output_token_ms for chain in laid.chains)
     after = utilizations(laid, problem)
     batch = problem.workload.batch
-    if problem.objective.goal is Goal.THROUGHPUT:
+    if problem.objective.goal is Goal.THROUGHPUT and not problem.limits_paths:
         from splitinference.core.cost.flow import tokens_per_s
 
         rate = tokens_per_s(plan, problem)

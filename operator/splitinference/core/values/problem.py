@@ -162,6 +162,12 @@ class Problem(Value):
                 raise ValueError(f"{node.name}: memory_free_bytes is {free}, expected at most {MOST_BYTES}")
         return self
 
+    @property
+    def limits_paths(self) -> bool:
+        """Whether each path of requests has limits of its own: the SLO, or the most segments it may have."""
+        slo = self.slo
+        return bool(slo.time_to_first_token_ms or slo.time_per_output_token_ms or self.constraints.max_segments)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         layers, bounds = len(self.profile.layers), self.constraints
@@ -173,12 +179,10 @@ class Problem(Value):
                 raise ValueError(f"split point {point} is not inside the model's {layers} layers")
         if self.objective.goal is Goal.THROUGHPUT and (bounds.pipelines > 1 or bounds.max_stage_nodes > 1):
             raise ValueError("throughput spreads requests over all paths: pipelines and max_stage_nodes must be 1")
-        narrow = (bounds.min_segments > 1, bounds.max_segments, bounds.utilization_ceiling,
-                  self.slo.time_to_first_token_ms, self.slo.time_per_output_token_ms)  # fmt: skip
-        if self.objective.goal is Goal.THROUGHPUT and any(narrow):
-            raise ValueError(
-                "throughput keeps nodes busy on paths of any length: limits on segments, utilization and the SLO are for the other goals"
-            )
+        if self.objective.goal is Goal.THROUGHPUT and (bounds.min_segments > 1 or bounds.utilization_ceiling):
+            raise ValueError("throughput keeps nodes busy: a least number of segments and a utilization ceiling are for the other goals")
+        if bounds.partial_runs and self.limits_paths:
+            raise ValueError("partial_runs: a path that enters a run in its middle has no limit on its segments or by the SLO")
         if self.objective.then and (bounds.pipelines > 1 or bounds.max_stage_nodes > 1):
             raise ValueError("further goals (then) are for one pipeline with stages on one node each")
         if bounds.partial_runs and self.objective.goal is not Goal.THROUGHPUT:

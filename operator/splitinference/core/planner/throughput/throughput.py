@@ -8,20 +8,24 @@ The bound is what all places could do if work were a fluid, with weights of the 
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from splitinference.core.cost.flow import Run, flow_over, runs_of
 from splitinference.core.planner.bottleneck.bottleneck import least_bottleneck
+from splitinference.core.planner.chain.chain import Chain, best_chain
+from splitinference.core.planner.chain.criterion import sum_of
 from splitinference.core.planner.chain.tables import Tables
-from splitinference.core.planner.chain.task import task_of
+from splitinference.core.planner.chain.task import Task, task_of
 from splitinference.core.planner.columns.fluid import most_steps_per_ms
 from splitinference.core.planner.columns.presolve import needed_nodes
 from splitinference.core.planner.columns.share import without_nodes
 from splitinference.core.planner.progress import Progress
 from splitinference.core.planner.throughput.flows import Flows, Held
-from splitinference.core.planner.throughput.master import choose_runs
+from splitinference.core.planner.throughput.master import FlowChoice, choose_runs
 from splitinference.core.planner.throughput.mixes import mixed
+from splitinference.core.planner.throughput.paths import choose_paths, spread
 from splitinference.core.planner.throughput.rules import RULES
 from splitinference.core.planner.throughput.stages import staged
 from splitinference.core.values.plan import Pipeline, Plan, Segment
@@ -41,6 +45,8 @@ MOST_ZONES = 16
 """Of so many zones each is also planned for itself."""
 MOST_TRIED = 60_000
 """Single changes that are tried at most, times the number of places."""
+FEW_TRIED = 300
+"""As many where each one is a linear programme over paths."""
 LEVELS = 4
 
 
@@ -60,11 +66,24 @@ class _Search:
         self.scale = 1e3 * flows.tables.problem.workload.batch
         self.bound = math.inf
         self.tried: set[tuple[Held, ...]] = set()
+        self.by_path = flows.tables.problem.limits_paths
+
+    def value(self, held: tuple[Held, ...]) -> float:
+        """Steps per ms through runs, over paths that keep their limits."""
+        return spread(self.flows, held, self.expired).value if self.by_path else self.flows.value(held)
+
+    def _exact(self) -> FlowChoice | None:
+        """CP-SAT's choice among all runs; None where they are many."""
+        few = _all_runs(self.flows)
+        if few is None:
+            return None
+        if self.by_path:
+            return choose_paths(self.flows, few, self.seconds / 2, EXACT_EFFORT)
+        return choose_runs(self.flows, few, (), self.seconds / 2, EXACT_EFFORT)
 
     def run(self) -> tuple[Plan | None, float] | None:
-        few = _all_runs(self.flows)
-        if few is not None:
-            choice = choose_runs(self.flows, few, (), self.seconds / 2, EXACT_EFFORT)
+        choice = self._exact()
+        if choice is not None:
             if choice.exact and not choice.runs:
                 return None
             self._offer([choice.runs or ()])
@@ -77,7 +96,9 @@ class _Search:
         if self.progress.best is not None and self.expired():
             return self.progress.best, self.bound
         # What `bottleneck` answers and what simple rules give is compared with in any case: no answer is worse.
-        chains = _chains(self.flows, self.expired, most=1 if self._near() else MOST_CHAINS)
+        # With limits on paths, the quickest chains: a chain of least bottleneck may be long, and its proof takes all the time.
+        best = _quickest if self.by_path else _bottleneck
+        chains = _chains(self.flows, self.expired, best, 1 if self._near() and not self.by_path else MOST_CHAINS)
         if chains is None and self.progress.best is None:
             return None
         candidates.append(chains or ())
@@ -94,8 +115,20 @@ class _Search:
         candidates = [held for held in candidates if held and _few_nodes(held, self.flows)]
         self._offer(candidates)
         if not self._near():
-            self._offer(_polished(candidates, self.flows, self.expired, self.seconds))
+            self._offer(self._together(candidates) if self.by_path else _polished(candidates, self.flows, self.expired, self.seconds))
         return self.progress.best, self.bound
+
+    def _together(self, candidates: list[tuple[Held, ...]]) -> list[tuple[Held, ...]]:
+        """What CP-SAT makes of the paths of the best candidates, as many of them as it can choose among."""
+        ordered = sorted({held for held in candidates if self.value(held) > 0}, key=self.value, reverse=True)
+        for count in range(len(ordered), 0, -1):
+            columns = {run for held in ordered[:count] for path, _ in spread(self.flows, held, self.expired).paths for run in path}
+            choice = choose_paths(self.flows, sorted(columns), self.seconds / 4, CHOICE_EFFORT, ordered[0])
+            if choice is not None and choice.runs:
+                ordered.insert(0, choice.runs)
+            if choice is not None or self.expired():
+                break
+        return [_improved(held, self.flows, self.expired, self.value, FEW_TRIED) for held in ordered[:1]]
 
     def _quick(self) -> Iterator[tuple[Held, ...]]:
         """Proposals that take about a second, however many places there are."""
@@ -115,17 +148,28 @@ class _Search:
     def _offer(self, candidates: Iterable[tuple[Held, ...]]) -> None:
         """The best by flow becomes a plan; where the judge refuses it, the next one."""
         problem = self.flows.tables.problem
-        values = {held: self.scale * self.flows.value(held) for held in candidates if held and held not in self.tried}
+        values = {held: self.scale * self.value(held) for held in candidates if held and held not in self.tried}
         for held in sorted(values, key=lambda one: values[one], reverse=True):
             if self.progress.best is not None and values[held] <= self.progress.value * (1 + 1e-9):
                 return
             self.tried.add(held)
-            plan = _plan([(self.flows.places[p][1], a, b) for p, a, b in held], problem)
+            plan = self._plan(held)
             if plan is None or not self.progress.plan(plan):
                 continue
             # What the judge finds less of than the flow promised is a shared link's: another proposal may be better over it.
             if not problem.snapshot.network.shared:
                 return
+
+    def _plan(self, held: tuple[Held, ...]) -> Plan | None:
+        problem = self.flows.tables.problem
+        if not self.by_path:
+            return _plan([(self.flows.places[p][1], a, b) for p, a, b in held], problem)
+        found = spread(self.flows, held, self.expired)
+        if not found.paths:
+            return None
+        runs = [([(self.flows.places[p][1], a, b) for p, a, b in path], flow / found.value) for path, flow in found.paths]
+        pipelines = (Pipeline(segments=_segments(path), share=min(1.0, share)) for path, share in runs)
+        return Plan(model_digest=problem.profile.digest, pipelines=tuple(pipelines))
 
 
 def _all_runs(flows: Flows) -> list[Held] | None:
@@ -144,14 +188,23 @@ def _few_nodes(held: tuple[Held, ...], flows: Flows) -> bool:
     return most is None or len({flows.places[p][1].node.name for p, _, _ in held}) <= most
 
 
-def _chains(flows: Flows, expired: Callable[[], bool], most: int = MOST_CHAINS) -> tuple[Held, ...] | None:
-    """At most so many chains of least bottleneck, one after the other on what is left; None if there is proven to be none."""
+def _bottleneck(task: Task) -> Chain:
+    return least_bottleneck(task, math.inf, lambda: False)
+
+
+def _quickest(task: Task) -> Chain:
+    """The chain of least time within the limits."""
+    return best_chain(replace(task, objective=sum_of(task.tables, prefill=1.0, decode=1.0), occupancy_weight=0.0), math.inf, lambda: False)
+
+
+def _chains(flows: Flows, expired: Callable[[], bool], best: Callable[[Task], Chain], most: int) -> tuple[Held, ...] | None:
+    """At most so many chains, each the `best` on what the ones before left; None if there is proven to be none."""
     problem, result, used = flows.tables.problem, list[Held](), set[str]()
     for number in range(1 if problem.constraints.max_nodes is not None else most):
         tables = Tables(needed_nodes(without_nodes(problem, used))) if used or len(flows.places) > MOST_PLACES else flows.tables
         if not tables.count:
             break
-        found = least_bottleneck(task_of(tables), math.inf, expired if number else lambda: False)
+        found = best(task_of(tables))
         if found.steps is None:
             if not number and math.isinf(found.bound):
                 return None
@@ -214,7 +267,7 @@ def _on_part(flows: Flows, classes: list[int], expired: Callable[[], bool]) -> I
     if not tables.count:
         return ()
     part = Flows(tables)
-    proposals = [held for held in (staged(part, expired), _chains(part, expired), *_by_rules(part)) if held]
+    proposals = [held for held in (staged(part, expired), _chains(part, expired, _bottleneck, MOST_CHAINS), *_by_rules(part)) if held]
     if not proposals:
         return ()
     best = max(proposals, key=part.value)
@@ -225,14 +278,15 @@ def _on_part(flows: Flows, classes: list[int], expired: Callable[[], bool]) -> I
 def _polished(candidates: list[tuple[Held, ...]], flows: Flows, expired: Callable[[], bool], seconds: float) -> list[tuple[Held, ...]]:
     """The candidates, the best of them improved, and what CP-SAT makes of the runs of all."""
     ordered = sorted(candidates, key=flows.value, reverse=True)
-    ordered = [*(_improved(held, flows, expired) for held in ordered[:2]), *ordered]
+    tries = MOST_TRIED // max(1, len(flows.places))
+    ordered = [*(_improved(held, flows, expired, flows.value, tries) for held in ordered[:2]), *ordered]
     columns = {run for held in ordered for run in held}
     if columns and len(flows.places) <= MOST_PLACES and not expired():
         columns |= set(_crossed(columns, flows))
         best = max(ordered, key=flows.value)
         choice = choose_runs(flows, columns, best, seconds / 4, CHOICE_EFFORT)
         if choice.runs:
-            ordered.append(_improved(choice.runs, flows, expired))
+            ordered.append(_improved(choice.runs, flows, expired, flows.value, tries))
     return ordered
 
 
@@ -248,10 +302,12 @@ def _crossed(columns: Iterable[Held], flows: Flows) -> Iterator[Held]:
                 yield place, a, b
 
 
-def _improved(held: tuple[Held, ...], flows: Flows, expired: Callable[[], bool]) -> tuple[Held, ...]:
-    """Single changes while the flow grows: a place holds another run or none, or a cut shifts for all."""
+def _improved(
+    held: tuple[Held, ...], flows: Flows, expired: Callable[[], bool], value_of: Callable[[tuple[Held, ...]], float], tries: int
+) -> tuple[Held, ...]:
+    """Single changes while the value grows: a place holds another run or none, or a cut shifts for all."""
     now = {place: (a, b) for place, a, b in held}
-    value, tries = flows.value(held), MOST_TRIED // max(1, len(flows.places))
+    value = value_of(held)
     again = True
     while again:
         again = False
@@ -260,7 +316,7 @@ def _improved(held: tuple[Held, ...], flows: Flows, expired: Callable[[], bool])
             if tries < 0 or expired():
                 return _held(now)
             other = _held(changed)
-            found = flows.value(other)
+            found = value_of(other)
             if found > value * (1 + 1e-9) and _few_nodes(other, flows):
                 now, value, again = changed, found, True
                 break
