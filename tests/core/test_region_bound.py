@@ -30,7 +30,8 @@ def in_zones(rtts: list[float], free_mib: list[int], gbps: list[float], *, close
     fast = LinkQuality(bandwidth_bytes_per_s=1e10, rtt_ms=0.2)
     inside = tuple(Link(source=z, target=z, quality=fast) for z in zones)
     nodes = tuple(
-        a_node(f"n{k}", zone=zones[k // in_one], free_mib=free, gbps=speed) for k, (free, speed) in enumerate(zip(free_mib, gbps, strict=True))
+        a_node(f"n{k}", zone=zones[k // in_one], free_mib=free, gbps=speed)
+        for k, (free, speed) in enumerate(zip(free_mib, gbps, strict=True))
     )
     network = Network(default=fast, zones=(*inside, *between), closed_zones=(Way(source="x", target="y"),) if closed else ())
     return Problem(
