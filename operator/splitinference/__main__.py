@@ -29,6 +29,7 @@ from splitinference.adapters.profiler import Profiler
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
 from splitinference.adapters.triton import TritonSegments
+from splitinference.catalogue import CatalogueError, extended
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import Ports, RefusedError, UnavailableError
 from splitinference.controller.reconcile.node_measuring import Measuring
@@ -170,6 +171,11 @@ def main() -> int:
         for problem in error.errors():
             name = "_".join(str(part) for part in problem["loc"]).upper()
             sys.stderr.write(f"SPLITINFERENCE_{name}: {problem['msg']}\n")
+        return 2
+    try:
+        extended(settings.catalogue_folder)
+    except CatalogueError as error:
+        sys.stderr.write(f"SPLITINFERENCE_CATALOGUE_FOLDER: {error}\n")
         return 2
     log_format = kopf.LogFormat.JSON if settings.log_format == "json" else kopf.LogFormat.FULL
     kopf.configure(verbose=settings.log_level == "DEBUG", log_format=log_format)

@@ -402,6 +402,13 @@ class Settings(BaseSettings):
     )
 
     # --- nodes without labels ----------------------------------------------------------------------------------------------------
+    catalogue_folder: str = Field(
+        default="",
+        description=(
+            "Folder with catalogue files (`*.json`, as `splitinference calibrate fit` writes them) that add to the built-in catalogue "
+            "of processor products. The operator does not start with a file that it cannot use. Empty: the built-in one alone."
+        ),
+    )
     core_gflops: float = Field(
         default=20.0,
         gt=0,

@@ -1,7 +1,7 @@
 """The catalogue that comes with the package: products, what engines reach on them (`priors.json`), and the measured rows behind it.
 
 `facts.json` has nominal figures, sizes of models and the sources of `rows.csv`.
-`splitinference calibrate fit` makes an entry from rows of your own.
+`splitinference calibrate fit` makes an entry from rows of your own; `extended` reads such files beside the built-in catalogue.
 """
 
 import csv
@@ -10,9 +10,13 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
-from splitinference.core.cost.catalogue import Catalogue
+from splitinference.core.cost.catalogue import Catalogue, CatalogueFile
 from splitinference.core.cost.rows import Models, Row, Shape
+
+MOST_FILES, MOST_BYTES = 64, 2**20
+"""A ConfigMap holds at most 1 MiB."""
 
 
 def _text(name: str) -> str:
@@ -25,6 +29,43 @@ def built_in() -> Catalogue:
     return Catalogue.model_validate(
         {"processors": json.loads(_text("facts.json"))["processors"], "entries": json.loads(_text("priors.json"))}
     )
+
+
+class CatalogueError(ValueError):
+    """A file of the catalogue that cannot be used, and why."""
+
+
+@cache
+def extended(folder: str) -> Catalogue:
+    """The built-in catalogue and every `*.json` file of `folder`, by name; the later one wins. An empty name adds nothing.
+
+    A file is a catalogue as `splitinference calibrate fit` writes it. Its products and entries replace those of the same name. It is
+    read once in a process. Raises CatalogueError, which names the file and the place in it.
+    """
+    found = built_in()
+    for path in _files(folder) if folder else ():
+        try:
+            text = path.read_bytes()[: MOST_BYTES + 1]
+        except OSError as error:
+            raise CatalogueError(f"{path}: {error.strerror}") from None
+        if len(text) > MOST_BYTES:
+            raise CatalogueError(f"{path}: more than {MOST_BYTES // 2**20} MiB")
+        try:
+            found = found.with_more(CatalogueFile.model_validate_json(text))
+        except ValueError as error:
+            raise CatalogueError(f"{path}: {_first(error)}") from None
+    return found
+
+
+def _files(folder: str) -> list[Path]:
+    """Of a mounted ConfigMap the names that start with a dot are its own folders."""
+    try:
+        paths = sorted(path for path in Path(folder).iterdir() if path.suffix == ".json" and not path.name.startswith("."))
+    except OSError as error:
+        raise CatalogueError(f"{folder}: {error.strerror}") from None
+    if len(paths) > MOST_FILES:
+        raise CatalogueError(f"{folder}: {len(paths)} files, at most {MOST_FILES} are read")
+    return paths
 
 
 @cache

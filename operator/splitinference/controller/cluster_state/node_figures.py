@@ -4,7 +4,7 @@ product, and these over the settings' defaults."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from splitinference.catalogue import built_in
+from splitinference.catalogue import extended
 from splitinference.controller.cluster_state.node_benchmark import MEASURED, Record
 from splitinference.controller.cluster_state.node_metrics import GPU, PREFIX, processor_of
 from splitinference.controller.cluster_state.pods import labels_of
@@ -39,7 +39,7 @@ def capacity_of(node: Manifest, gflops: float | None, gbps: float | None, cores:
     """`gflops` and `gbps` are what labels say; zero is as good as none."""
     record = node.get(MEASURED)
     rates = record.rate(USUAL) if isinstance(record, Record) else None
-    prior = None if gflops or gbps or rates else _prior(node)
+    prior = None if gflops or gbps or rates else _prior(node, settings)
     if prior is not None:
         nominal, efficiency = prior
         return Capacity(nominal.flops_per_s / 1e9, nominal.memory_bandwidth_bytes_per_s / 1e9, "catalogue", efficiency=efficiency)
@@ -57,11 +57,11 @@ def capacity_of(node: Manifest, gflops: float | None, gbps: float | None, cores:
     return Capacity(compute, bandwidth, by if by == other else " and ".join(sorted({by, other})), by_dtype, tuple(notes))
 
 
-def _prior(node: Manifest) -> tuple[Nominal, Efficiency] | None:
+def _prior(node: Manifest, settings: Settings) -> tuple[Nominal, Efficiency] | None:
     """What the catalogue says of one of the node's GPUs; None for nodes that compute with CPUs, and for unknown products."""
     labels = labels_of(node)
     product = next((labels[key] for key in PRODUCTS if labels.get(key)), None)
-    return built_in().prior(product, ENGINE) if product and processor_of(node) == GPU else None
+    return extended(settings.catalogue_folder).prior(product, ENGINE) if product and processor_of(node) == GPU else None
 
 
 def _first(labelled: float | None, measured: float | None, assumed: float) -> tuple[float, str]:

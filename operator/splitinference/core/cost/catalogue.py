@@ -34,11 +34,15 @@ class Entry(Value):
     efficiency: Efficiency
 
 
-class Catalogue(Value):
-    """Products by name, and entries by product and engine."""
+class CatalogueFile(Value):
+    """Products and entries that add to a catalogue; an entry's product may be one that the catalogue knows already."""
 
     processors: Mapping[str, Nominal] = Field(default_factory=dict)
     entries: tuple[Entry, ...] = ()
+
+
+class Catalogue(CatalogueFile):
+    """Products by name, and entries by product and engine."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Catalogue":
@@ -54,6 +58,13 @@ class Catalogue(Value):
         if twice:
             raise ValueError(f"{', '.join(twice)}: named by two processors")
         return self
+
+    def with_more(self, more: CatalogueFile) -> "Catalogue":
+        """With products and entries that replace those of the same name (and engine). Raises ValueError where they do not agree."""
+        named = [entry.model_copy(update={"processor": self.name_of(entry.processor) or entry.processor}) for entry in more.entries]
+        own = {(entry.processor, entry.engine) for entry in named}
+        kept = [entry for entry in self.entries if (entry.processor, entry.engine) not in own]
+        return Catalogue(processors={**self.processors, **more.processors}, entries=(*kept, *named))
 
     def name_of(self, product: str) -> str | None:
         """The catalogue's name of a product, which may be given by an alias; None where it is not known."""
