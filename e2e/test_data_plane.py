@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -46,24 +48,49 @@ def test_the_speed_comparison_compares_what_is_the_same(engine: Cluster, runs: d
     """`bench serve --quick`: one and three segments say what the unsplit model says. How fast is for a quiet machine to find out."""
     runs["segment"].process.wait()  # one after the other: memory
     runs["gateway"].process.wait()
-    docker, made = engine.images_engine(), engine.build_images(("segment", "gateway"))
-    command = [sys.executable, "-m", "splitinference.cli.main", "bench", "serve", "--quick", "--json", "--dtype", "float32"]
-    command += ["--model", str(engine.settings.models / stack.MODEL)]
-    command += ["--segment-image", made["segment"], "--gateway-image", made["gateway"]]
-    environment = {**os.environ, **docker.env(), "PATH": f"{Path(docker.client).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = bench(engine, "serve", "--dtype", "float32")
     jsonschema.validate(report, schemas()["bench-serve.schema.json"])
     assert {(s["name"], s["clients"]) for s in report["setups"]} >= {("unsplit", 1), ("segments-1", 1), ("segments-3", 3)}
     assert all(setup["same_text_as_unsplit"] for setup in report["setups"])
-    left = docker.docker("ps", "-aq", "--filter", "name=splitinference-bench").split()
-    assert left == []
+
+
+def bench(engine: Cluster, part: str, *words: str) -> dict[str, Any]:
+    """What `splitinference bench PART --quick` measures with the images of this checkout; it leaves no container."""
+    docker, made = engine.images_engine(), engine.build_images(("segment", "gateway"))
+    command = [sys.executable, "-m", "splitinference.cli.main", "bench", part, "--quick", "--json", *words]
+    command += ["--model", str(engine.settings.models / stack.MODEL)]
+    command += ["--segment-image", made["segment"], "--gateway-image", made["gateway"]]
+    environment = {**os.environ, **docker.env(), "PATH": f"{Path(docker.client).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert docker.docker("ps", "-aq", "--filter", "name=splitinference-bench").split() == []
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def test_gateway_with_real_segments(runs: dict[str, Run]) -> None:
     """The same text from three real segments as from the whole model, also when one is killed in mid-stream."""
     runs["gateway"].passed()
+
+
+def test_loadgen_before_and_after_a_re_split(engine: Cluster) -> None:
+    """`bench mlperf --quick`: MLPerf's LoadGen on even cuts over unequal segments, and on the planner's. No request fails."""
+    cores = [0.5, 0.15, 0.5]
+    report = bench(engine, "mlperf", "--cores", ",".join(map(str, cores)), "--tokens", "4", "--bounds", "120000,60000")
+    even, planned = report["setups"]
+    assert {result["scenario"] for setup in (even, planned) for result in setup["results"]} == {
+        "SingleStream",
+        "MultiStream",
+        "Server",
+        "Offline",
+    }
+    assert all(result["failed"] == 0 for setup in (even, planned) for result in setup["results"])
+    assert sorted(planned["cores"]) == sorted(cores)
+    weak = planned["cores"].index(0.15)
+    layers = [end - start for start, end in pairwise(planned["cuts"])]
+    assert layers[weak] == min(layers), "the planner gives the weak node the fewest layers"
+    assert even["rate"]["requests_per_second"] > 0
+    assert planned["rate"]["requests_per_second"] > 0
 
 
 @pytest.mark.long

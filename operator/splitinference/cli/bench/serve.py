@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     size = QUICK if args.quick else Size()
     size = size if args.rounds is None else Size(**{**size.__dict__, "rounds": args.rounds})
     try:
-        model = args.model or _converted()
+        model = args.model or model_here()
         docker = Docker.find()
         docker.needs(args.segment_image, args.gateway_image)
         options = Options(
@@ -292,7 +292,12 @@ def show(report: Report) -> None:
         console.print(f"{name}: {value}")
 
 
-def _converted() -> Path:
+def model_here() -> Path:
+    """The model that the demo converted.
+
+    Raises:
+        CannotMeasure: there is none.
+    """
     base = os.environ.get("SPLITINFERENCE_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/splitinference"
     found = sorted(path.parent for path in Path(base).expanduser().glob("models/*/config.json"))
     if not found:

@@ -141,10 +141,11 @@ class Bench:
         script = resources.files("splitinference.cli.bench").joinpath("serve_load.py").read_text()
         return json.loads(self.docker.run("exec", "-i", self.identity, "python", "-", json.dumps(asked), stdin=script))
 
-    def start_chain(self, cuts: Sequence[int]) -> Chain:
-        """Start one server per segment, and a gateway; not ready yet."""
+    def start_chain(self, cuts: Sequence[int], label: str = "", cores: Sequence[float] = ()) -> Chain:
+        """Start one server per segment, and a gateway; not ready yet. `label` tells chains of as many segments apart; `cores`: each
+        segment gets so many, without it as many as there are."""
         ranges = list(itertools.pairwise(cuts))
-        chain = len(ranges)
+        chain = label or str(len(ranges))
         names = [f"{PREFIX}-{chain}-{start}-{end}" for start, end in ranges]
         ports = [self._port() for _ in range(4 * len(ranges) + 3)]
         peers = json.dumps({name: f"127.0.0.1:{ports[4 * i]}" for i, name in enumerate(names)})
@@ -167,7 +168,8 @@ class Bench:
                 "SI_PEER_ADDRESSES": peers,
             }
             known, mount = self._known("segment")
-            self._container(hop["segment"], self.options.segment_image, settings | known, "--shm-size", "256m", *mount)
+            limit = ("--cpus", f"{cores[i]:g}") if cores else ()
+            self._container(hop["segment"], self.options.segment_image, settings | known, "--shm-size", "256m", *limit, *mount)
         route = json.dumps({"v": 1, "revision": "bench", "pipelines": [hops], "drainSeconds": 30})
         settings = {
             "SI_MODEL_ID": PREFIX,
@@ -186,7 +188,7 @@ class Bench:
         known, mount = self._known("gateway")
         name = f"{PREFIX}-{chain}-gateway"
         self._container(name, self.options.gateway_image, settings | known, *mount, "--entrypoint", "sh", words=words)
-        return Chain(f"segments-{chain}", hops, tuple(ports[1 : 4 * len(ranges) : 4]), ports[-1], ports[-2])
+        return Chain(label or f"segments-{chain}", hops, tuple(ports[1 : 4 * len(ranges) : 4]), ports[-1], ports[-2])
 
     def start_llama(self, packages: Path, gguf: Path) -> Chain:
         """Start llama.cpp's server in the segment image; not ready yet: it encodes its weights first."""

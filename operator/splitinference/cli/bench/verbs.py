@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from splitinference.cli.bench import cost_model, operator, planner, privacy, serve, verification
+from splitinference.cli.bench import cost_model, mlperf, operator, planner, privacy, serve, verification
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -18,3 +18,4 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     privacy.register(parts)
     verification.register(parts)
     cost_model.register(parts)
+    mlperf.register(parts)
