@@ -73,7 +73,7 @@ prepare: install ## what a cluster and the images are made of, into the cache
 test: check prepare unit data-plane e2e ## every check, each disturbance that is quick to play
 
 crd: install ## after a change of crds/: the chart's copy and the reference page
-	@cp crds/splitinference.yaml charts/splitinference/crds/splitinference.yaml
+	@cp crds/splitinference.yaml charts/splitinference/files/crd.yaml
 	@$(PY) -m tests.crd_reference
 
 models: install ## after a change of the rules of models: their reference page
