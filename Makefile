@@ -76,6 +76,9 @@ crd: install ## after a change of crds/: the chart's copy and the reference page
 	@cp crds/splitinference.yaml charts/splitinference/files/crd.yaml
 	@$(PY) -m tests.crd_reference
 
+manifests: install ## after a change of the chart: config/base, for those who use Kustomize
+	@$(PY) -m tests.manifests
+
 models: install ## after a change of the rules of models: their reference page
 	@$(PY) -m tests.models_reference
 
@@ -102,4 +105,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd models requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd models manifests requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
