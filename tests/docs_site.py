@@ -11,8 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.exceptions import PluginError
-
 ROOT = Path(__file__).parents[1]
 URL = os.environ.get("SPLITINFERENCE_REPOSITORY_URL", "").rstrip("/")
 _LINK = re.compile(r"\[(?P<text>(?:[^\]\[]|\[[^\]]*\])*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
@@ -20,13 +18,22 @@ _FENCE = re.compile(r"^\s*(```|~~~)")
 _ITEM = re.compile(r"^([-*]|\d+\.) ")
 
 
+class LeadsNowhereError(ValueError):
+    """A link to a file that is not there."""
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The page's text, as Python-Markdown understands it."""
-    return lists_apart(links_inside(markdown, page.file.src_uri))
+    from mkdocs.exceptions import PluginError  # the tests of this module need no MkDocs
+
+    try:
+        return lists_apart(links_inside(markdown, page.file.src_uri))
+    except LeadsNowhereError as error:
+        raise PluginError(str(error)) from error
 
 
 def links_inside(markdown: str, page: str) -> str:
-    """Links that lead out of docs/ become paths or absolute links. Raises PluginError where the file is not there."""
+    """Links that lead out of docs/ become paths or absolute links. Raises LeadsNowhereError."""
 
     def replaced(found: re.Match[str]) -> str:
         target = found["target"]
@@ -36,7 +43,7 @@ def links_inside(markdown: str, page: str) -> str:
         if path.startswith("docs/") and path.endswith((".md", ".svg", ".png", ".json")):
             return found[0]
         if path.startswith("..") or not (ROOT / path).exists():
-            raise PluginError(f"{page}: the link to {target} leads nowhere")
+            raise LeadsNowhereError(f"{page}: the link to {target} leads nowhere")
         if path == "README.md":
             return f"[{found['text']}]({posixpath.relpath('index.md', posixpath.dirname(page) or '.')})"
         return f"[{found['text']}]({URL}/blob/main/{path}{found['anchor'] or ''})" if URL else f"{found['text']} (`{path}`)"
