@@ -77,6 +77,11 @@ soak: install ## load with cancels, cutovers and kills for SECONDS (1800), then 
 bench-operator: install ## the operator's time, memory and API requests with pretend nodes; JSON=1 likewise
 	@$(PY) -m e2e.bench_operator $(if $(JSON),--json)
 
+release-dry-run: install ## package, chart, parts lists and notes of a release, made and checked in build/release; uploads nothing
+	@[ -x build/release-venv/bin/python ] || .venv/bin/uv venv --quiet --python .venv/bin/python build/release-venv
+	@.venv/bin/uv pip install --quiet --python build/release-venv/bin/python --require-hashes -r requirements-uv.txt -r requirements-release.txt
+	@build/release-venv/bin/python -m tests.release build/release
+
 prepare: install ## what a cluster and the images are made of, into the cache
 	@$(PY) -m e2e.cluster --name splitinference-test prepare
 
@@ -100,6 +105,7 @@ requirements: install ## all requirements*.txt anew, with hashes, from pyproject
 	@$(COMPILE) $(RAISE) pyproject.toml --extra dev --universal --python-version 3.11 -o requirements-dev.txt
 	@$(COMPILE) $(RAISE) requirements-mutants.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-mutants.txt
 	@$(COMPILE) $(RAISE) requirements-uv.in --universal --python-version 3.11 -o requirements-uv.txt
+	@$(COMPILE) requirements-build.in --universal --python-version 3.11 -o requirements-build.txt
 	@$(COMPILE) $(RAISE) requirements-docs.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-docs.txt
 	@$(COMPILE) $(RAISE) requirements-release.in --python-version 3.12 $(WHEELS) -o requirements-release.txt
 	@$(COMPILE) $(RAISE) pyproject.toml --python-version 3.13 $(WHEELS) -o images/operator/requirements.txt
@@ -116,4 +122,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd models manifests docs upgrade-test tutorial requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
