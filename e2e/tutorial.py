@@ -42,7 +42,8 @@ def played() -> list[tuple[str, str, float]]:
     assert shell.stdout is not None
     found = []
     for command in COMMANDS:
-        begun, printed = time.monotonic(), []
+        begun = time.monotonic()
+        printed: list[str] = []
         shell.stdin.write(f"{command}\necho '{_MARK}'$?\n")
         shell.stdin.flush()
         while not (line := shell.stdout.readline()).startswith(_MARK):
