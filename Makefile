@@ -24,6 +24,10 @@ check: install ## format, lint, types, import contracts
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
+docs: install ## the documentation's site into build/site; fails for a link that leads nowhere
+	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-docs.txt
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
 unit: install ## tests that need no cluster and no Docker engine
 	@.venv/bin/pytest tests -m "not cluster" -n 3 --dist loadfile
 
@@ -53,7 +57,10 @@ cluster-cases: install ## what real clusters do to the control plane, played on 
 	@$(PY) -m e2e.cluster_cases $(if $(QUICK),--quick) $(if $(JSON),--json) $(ROWS)
 
 e2e-long: install ## every disturbance under steady and bursty load, new certificates, links, a soak; figures to docs/reference/adaptation-results.md
-	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_operator_replaced.py e2e/test_links.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind
+	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_operator_replaced.py e2e/test_upgrade.py e2e/test_links.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind
+
+upgrade-test: install ## the release before upgraded to this tree and rolled back, on a kind cluster under load; PREVIOUS_RELEASE=tag for another one
+	@.venv/bin/pytest e2e/test_upgrade.py
 
 bench-adaptation: install ## static against adaptive on the kind cluster, as a table, or with JSON=1 as JSON
 	@$(PY) -m e2e.bench_adaptation $(if $(JSON),--json)
@@ -61,20 +68,31 @@ bench-adaptation: install ## static against adaptive on the kind cluster, as a t
 bench-model: install ## what is predicted of plans beside what is measured on the kind cluster; JSON=1 likewise
 	@$(PY) -m e2e.bench_model $(if $(JSON),--json)
 
+tutorial: install ## run the commands of docs/tutorial.md, and put what they print into the page
+	@$(PY) -m e2e.tutorial
+
 soak: install ## load with cancels, cutovers and kills for SECONDS (1800), then a look for leaks; one line of figures
 	@$(PY) -m e2e.soak $(if $(SECONDS),--seconds $(SECONDS))
 
 bench-operator: install ## the operator's time, memory and API requests with pretend nodes; JSON=1 likewise
 	@$(PY) -m e2e.bench_operator $(if $(JSON),--json)
 
+release-dry-run: install ## package, chart, parts lists and notes of a release, made and checked in build/release; uploads nothing
+	@[ -x build/release-venv/bin/python ] || .venv/bin/uv venv --quiet --python .venv/bin/python build/release-venv
+	@.venv/bin/uv pip install --quiet --python build/release-venv/bin/python --require-hashes -r requirements-uv.txt -r requirements-release.txt
+	@build/release-venv/bin/python -m tests.release build/release
+
 prepare: install ## what a cluster and the images are made of, into the cache
 	@$(PY) -m e2e.cluster --name splitinference-test prepare
 
-test: check prepare unit data-plane e2e ## every check, each disturbance that is quick to play
+test: check docs prepare unit data-plane e2e ## every check, each disturbance that is quick to play
 
 crd: install ## after a change of crds/: the chart's copy and the reference page
-	@cp crds/splitinference.yaml charts/splitinference/crds/splitinference.yaml
+	@cp crds/splitinference.yaml charts/splitinference/files/crd.yaml
 	@$(PY) -m tests.crd_reference
+
+manifests: install ## after a change of the chart: config/base, for those who use Kustomize
+	@$(PY) -m tests.manifests
 
 models: install ## after a change of the rules of models: their reference page
 	@$(PY) -m tests.models_reference
@@ -87,6 +105,8 @@ requirements: install ## all requirements*.txt anew, with hashes, from pyproject
 	@$(COMPILE) $(RAISE) pyproject.toml --extra dev --universal --python-version 3.11 -o requirements-dev.txt
 	@$(COMPILE) $(RAISE) requirements-mutants.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-mutants.txt
 	@$(COMPILE) $(RAISE) requirements-uv.in --universal --python-version 3.11 -o requirements-uv.txt
+	@$(COMPILE) requirements-build.in --universal --python-version 3.11 -o requirements-build.txt
+	@$(COMPILE) $(RAISE) requirements-docs.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-docs.txt
 	@$(COMPILE) $(RAISE) requirements-release.in --python-version 3.12 $(WHEELS) -o requirements-release.txt
 	@$(COMPILE) $(RAISE) pyproject.toml --python-version 3.13 $(WHEELS) -o images/operator/requirements.txt
 	@$(COMPILE) $(RAISE) images/gateway/requirements.in --python-version 3.13 $(WHEELS) $(NOT_IN_GATEWAY) -o images/gateway/requirements.txt
@@ -102,4 +122,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd models requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

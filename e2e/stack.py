@@ -131,7 +131,8 @@ def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: 
         toleration = {"key": CONTROL_PLANE, "operator": "Exists", "effect": "NoSchedule"}
         values["operator"] = {"nodeSelector": {CONTROL_PLANE: ""}, "tolerations": [toleration]}
         values["segments"] = {"cpuRequest": f"{_request_millicores(cluster)}m"}
-    words = ["upgrade", "--install", "splitinference", str(CHART), "-n", SYSTEM, "--create-namespace"]
+    # tests without the operator apply the CRD themselves
+    words = ["upgrade", "--install", "splitinference", str(CHART), "-n", SYSTEM, "--create-namespace", "--take-ownership"]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
         file.flush()

@@ -25,7 +25,7 @@ def test_the_operator_folder_is_no_package():
 def test_the_crd_is_kept_once_and_copied_into_the_chart():
     """Helm packages only what is in the chart's folder, and some checkouts drop symbolic links. `make crd` copies it."""
     crds = [p for p in tracked("*.yaml", "*.yml") if "kind: CustomResourceDefinition" in p.read_text()]
-    assert [str(p.relative_to(ROOT).parent) for p in crds] == ["charts/splitinference/crds", "crds"]
+    assert [str(p.relative_to(ROOT).parent) for p in crds] == ["charts/splitinference/files", "crds"]
     assert len({p.read_bytes() for p in crds}) == 1, "make crd"
 
 

@@ -45,5 +45,5 @@ def _kubernetes_minor() -> int:
 
 KIND = Tool("kind", gobuild.KIND, ("version",), lambda v: v >= (0, 27))
 KUBECTL = Tool("kubectl", gobuild.KUBERNETES, ("version", "--client"), lambda v: v[0] == 1 and abs(v[1] - _kubernetes_minor()) <= 1)
-HELM = Tool("helm", gobuild.HELM, ("version", "--short"), lambda v: v >= (3, 14))
+HELM = Tool("helm", gobuild.HELM, ("version", "--short"), lambda v: v >= (3, 17))
 ALL = (KIND, KUBECTL, HELM)

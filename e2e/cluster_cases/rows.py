@@ -280,10 +280,11 @@ def second_release(cluster: Cluster) -> Happened:
     before, pods = stack.resource(cluster, NAME)["status"]["operator"], _pods(cluster)
     values = json.loads(cluster.helm("get", "values", "splitinference", "-n", stack.SYSTEM, "-o", "json"))
     values["operator"]["replicas"] = 1
+    values["crds"] = {"install": False}
     values["images"]["segment"]["tag"] = "of-another-version"
     values["policy"] = {"admission": False, **values.get("policy", {})}
     try:
-        words = ("upgrade", "--install", "second", str(stack.CHART), "-n", "second", "--create-namespace", "--skip-crds", "-f", "-")
+        words = ("upgrade", "--install", "second", str(stack.CHART), "-n", "second", "--create-namespace", "-f", "-")
         run([cluster.tool(tools.HELM), *words], env=cluster.env(), stdin=yaml.safe_dump(values))
         event = stack.until(lambda: _event(cluster, "ServedByAnother"), 2 * SECONDS, "an event ServedByAnother")
         assert stack.resource(cluster, NAME)["status"]["operator"] == before

@@ -92,10 +92,11 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
     clock = SystemClock()
     may_write = leadership.must_lead if leadership else lambda: None
     cluster = WatchedCluster(
-        api, settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided, telemetry.called, before_write=may_write
-    )
+        api, settings.kube_timeout_seconds, settings.watched_namespaces, telemetry.decided, telemetry.called,
+        before_write=may_write, certified=telemetry.certified,
+    )  # fmt: skip
     threads = ThreadPoolExecutor(settings.pass_threads, thread_name_prefix="pass")
-    telemetry.registry.register(ResourceGauges(cluster.split_inferences))
+    telemetry.registry.register(ResourceGauges(cluster.split_inferences, telemetry.certificates))
     root = RootSecret(cluster, settings.operator_namespace, settings.root_key_secret, clock)
     authority = CertificateAuthority(root, settings.trust_domain)
     peers = Peers(authority, clock, settings.trust_domain)

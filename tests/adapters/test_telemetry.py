@@ -3,8 +3,12 @@
 import pytest
 from prometheus_client import generate_latest
 
+from splitinference.adapters.kubernetes.counted import CountedCluster
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
+from splitinference.controller.identity import Owner
+from splitinference.controller.manifests.pod_parts import metadata
 from splitinference.controller.ports import UnavailableError
+from splitinference.controller.reconcile.credentials import NOT_AFTER
 from splitinference.controller.runtime.workqueue import Ended, Pass
 from splitinference.core.values.result import Infeasible, Limits
 
@@ -77,3 +81,47 @@ def test_an_api_server_that_is_away_leaves_the_rest_of_the_scrape():
     telemetry.registry.register(ResourceGauges(away))
     telemetry.passed(KEY, Pass(Ended.RETRY), 1)
     assert 'splitinference_passes_total{ended="retry"} 1.0' in lines(telemetry)
+
+
+def test_conditions_are_there_with_their_reason_and_the_slo_as_it_is_asked_for():
+    telemetry = Telemetry()
+    conditions = [{"type": "Progressing", "status": "False", "reason": "Blocked"}]
+    slo = {"timeToFirstToken": "1.5s", "timePerOutputToken": "40ms"}
+    resources = [
+        {"metadata": {"namespace": "team", "name": "chat"}, "spec": {"slo": slo}, "status": {"conditions": conditions}},
+        {"metadata": {"namespace": "team", "name": "wrong"}, "spec": {"slo": {"timeToFirstToken": "soon"}}},
+    ]
+    telemetry.registry.register(ResourceGauges(lambda: resources))
+    found = lines(telemetry)
+    assert 'splitinference_condition{name="chat",namespace="team",reason="Blocked",status="False",type="Progressing"} 1.0' in found
+    assert 'splitinference_slo_time_to_first_token_ms{name="chat",namespace="team"} 1500.0' in found
+    assert 'splitinference_slo_time_per_output_token_ms{name="chat",namespace="team"} 40.0' in found
+    assert not any("wrong" in line and "slo" in line for line in found)
+
+
+def test_the_end_of_a_certificate_is_told_until_its_resource_is_gone():
+    telemetry = Telemetry()
+    resources = [RESOURCE]
+    telemetry.registry.register(ResourceGauges(lambda: resources, telemetry.certificates))
+    telemetry.certified(KEY, "gateway", "2026-01-01T00:00:00Z")
+    telemetry.certified(KEY, "gateway", "2026-01-02T00:00:00Z")
+    line = 'splitinference_certificate_expiry_timestamp_seconds{name="chat",namespace="team",role="gateway"} 1.7673120e+09'
+    assert line.replace("1.7673120e+09", "1.767312e+09") in lines(telemetry)
+    resources.clear()
+    assert not any("certificate_expiry" in found and "chat" in found for found in lines(telemetry))
+
+
+def test_whoever_writes_a_secret_tells_when_its_certificate_ends():
+    about = metadata(Owner(namespace="team", name="chat", uid="of-chat"), "chat-gateway-tls", "gateway")
+
+    class Silent(CountedCluster):
+        def _call(self, method, path, **how):
+            return {"metadata": {**about, "uid": "1"}}
+
+    told: list[tuple[object, ...]] = []
+    cluster = Silent(None, 5.0, (), lambda *_: None, lambda _: None, certified=lambda *words: told.append(words))  # type: ignore[arg-type]
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": about}
+    cluster.apply_unread(secret)
+    assert told == []
+    cluster.apply_unread({**secret, "metadata": {**about, "annotations": {NOT_AFTER: "2026-01-01T00:00:00Z"}}})
+    assert told == [(KEY, "gateway", "2026-01-01T00:00:00Z")]

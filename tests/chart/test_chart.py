@@ -32,7 +32,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @cache
 def render(*sets: str) -> tuple[dict[str, Any], ...]:
     words = [word for value in sets for word in ("--set", value)]
-    done = run("template", "si", str(CHART), "--namespace", "ops", "--include-crds", *words)
+    done = run("template", "si", str(CHART), "--namespace", "ops", *words)
     assert done.returncode == 0, done.stderr
     return tuple(found for found in yaml.safe_load_all(done.stdout) if found)
 
@@ -71,8 +71,15 @@ def test_lint_has_nothing_to_say():
     assert "ERROR" not in done.stdout
 
 
-def test_the_crd_comes_with_the_chart():
-    assert only("CustomResourceDefinition") == yaml.safe_load((ROOT / "crds" / "splitinference.yaml").read_text())
+def test_the_crd_comes_with_the_chart_and_stays_when_it_goes():
+    found, origin = only("CustomResourceDefinition"), yaml.safe_load((ROOT / "crds" / "splitinference.yaml").read_text())
+    about = found["metadata"]
+    assert about["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert origin["metadata"]["labels"].items() <= about["labels"].items()
+    assert {**found, "metadata": origin["metadata"]} == origin
+    assert about["name"] == origin["metadata"]["name"]
+    assert "annotations" not in only("CustomResourceDefinition", "crds.keep=false")["metadata"]
+    assert "CustomResourceDefinition" not in {obj["kind"] for obj in render("crds.install=false")}
 
 
 def test_every_setting_that_the_chart_gives_is_one_of_the_operators():
@@ -117,6 +124,7 @@ def test_values_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
 
 def test_credentials_for_prometheus_are_files_and_no_right_on_secrets_is_asked_for():
     sets = (
+        "prometheus.url=https://p",
         "prometheus.auth.tokenSecret.name=token",
         "prometheus.auth.headersSecret=tenant",
         "prometheus.auth.caSecret.name=ca",
@@ -162,7 +170,11 @@ def test_tolerations_of_the_pods_that_measure_reach_the_operator(monkeypatch: py
 
 
 def test_a_token_of_the_operators_own_account_is_projected_for_prometheus():
-    sets = ("prometheus.auth.serviceAccountToken.enabled=true", "prometheus.auth.serviceAccountToken.audience=thanos")
+    sets = (
+        "prometheus.url=https://p",
+        "prometheus.auth.serviceAccountToken.enabled=true",
+        "prometheus.auth.serviceAccountToken.audience=thanos",
+    )
     volumes = {volume["name"]: volume for volume in only("Deployment", *sets)["spec"]["template"]["spec"]["volumes"]}
     (source,) = volumes["prometheus-token"]["projected"]["sources"]
     assert source["serviceAccountToken"] == {"path": "token", "expirationSeconds": 3600, "audience": "thanos"}
@@ -181,6 +193,71 @@ def test_a_token_of_the_operators_own_account_is_projected_for_prometheus():
 def test_credentials_that_contradict_each_other_are_refused(sets: tuple[str, ...]):
     words = [word for value in sets for word in ("--set", value)]
     assert run("template", "si", str(CHART), *words).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        ("prometheus.auth.tokenSecret.name=a", "prometheus.auth has credentials, but prometheus.url is empty"),
+        ("prometheus.auth.headersSecret=a", "prometheus.auth has credentials, but prometheus.url is empty"),
+        ("prometheus.url=http://p,prometheus.auth.caSecret.name=a", "prometheus.url (http://p) is plain HTTP"),
+        ("disruption.safeToEvict=true,disruption.doNotDisrupt=true", "set one of them"),
+        ("serviceAccount.name=own,serviceAccount.annotations.a=b", "serviceAccount.name (own) names one that exists"),
+        (
+            "probe.enabled=true,probe.burstBytes=20000000",
+            "probe.burstBytes (20000000) must be at most probe.budgetBytesPerMinute (16777216)",
+        ),
+        ("segments.cpuRequest=2,segments.cpuLimit=1500m", "segments.cpuRequest (2) must be at most segments.cpuLimit (1500m)"),
+        ("gateway.memory=2Gi,gateway.resources.limits.memory=1024Mi", "gateway.memory (2Gi) must be at most"),
+        ("gateway.cpuRequest=2,gateway.resources.limits.cpu=1", "gateway.cpuRequest (2) must be at most gateway.resources.limits.cpu (1)"),
+        ("operator.resources.requests.memory=2Gi", "operator.resources.requests.memory (2Gi) must be at most"),
+        ("probe.resources.requests.cpu=1", "probe.resources.requests.cpu (1) must be at most probe.resources.limits.cpu (250m)"),
+        ("extraSettings.PROMETHEUS_URL=http://p", "SPLITINFERENCE_PROMETHEUS_URL is given twice"),
+        ("operator.env[0].name=SPLITINFERENCE_NAMESPACES", "SPLITINFERENCE_NAMESPACES is given twice"),
+        ("watchNamespaces={a,b},tokenReview.gateways[0].namespace=c,tokenReview.gateways[0].name=d", "names the namespace c"),
+        ("crds.instal=true", "instal"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused_in_words(sets: str, said: str):
+    done = run("template", "si", str(CHART), "--set", sets)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        "disruption.safeToEvict=false,disruption.doNotDisrupt=true",
+        "probe.enabled=true,probe.budgetBytesPerMinute=0",
+        "segments.cpuRequest=500m,segments.cpuLimit=0.5",
+        "gateway.memory=1024Mi,gateway.resources.limits.memory=1Gi",
+        "gateway.memory=1000M,gateway.resources.limits.memory=1Gi",
+        "watchNamespaces={a},tokenReview.gateways[0].namespace=a,tokenReview.gateways[0].name=d",
+    ],
+)
+def test_values_that_agree_are_taken(sets: str):
+    done = run("template", "si", str(CHART), "--set", sets)
+    assert done.returncode == 0, done.stderr
+
+
+def test_values_of_a_chart_before_are_taken_by_an_upgrade_that_reuses_them():
+    """`--reuse-values` has none of the values that are new here."""
+    done = run("template", "si", str(CHART), "--set-json", "crds=null")
+    assert done.returncode == 0, done.stderr
+    assert "helm.sh/resource-policy: keep" in done.stdout
+
+
+def test_helm_test_runs_as_the_operator_and_is_no_part_of_what_is_installed():
+    (test,) = [obj for obj in render("prometheus.url=https://p", "prometheus.auth.tokenSecret.name=t") if obj["kind"] == "Pod"]
+    assert test["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    given = ("prometheus.url=https://p", "prometheus.auth.tokenSecret.name=t")
+    pod, operator = test["spec"], only("Deployment", *given)["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == operator["serviceAccountName"]
+    for part in ("image", "env", "volumeMounts", "securityContext"):
+        assert pod["containers"][0][part] == operator["containers"][0][part]
+    assert pod["volumes"] == operator["volumes"]
+    selector = only("Deployment")["spec"]["selector"]["matchLabels"].items()
+    assert not selector <= test["metadata"]["labels"].items(), "the Service would send scrapes to it"
 
 
 def test_the_operator_is_restricted():
@@ -483,7 +560,7 @@ def test_only_the_gateways_that_are_named_may_review_tokens():
 
 
 def test_the_charts_crd_is_a_file_of_its_own_that_equals_the_repositorys():
-    copy, origin = CHART / "crds" / "splitinference.yaml", ROOT / "crds" / "splitinference.yaml"
+    copy, origin = CHART / "files" / "crd.yaml", ROOT / "crds" / "splitinference.yaml"
     assert not any(path.is_symlink() for path in CHART.rglob("*")), "Flux and Windows drop symlinks"
     assert copy.read_bytes() == origin.read_bytes(), f"cp {origin.relative_to(ROOT)} {copy.relative_to(ROOT)}"
 
@@ -492,7 +569,7 @@ def test_a_packaged_chart_brings_the_crd_and_lints(tmp_path):
     assert run("package", str(CHART), "--destination", str(tmp_path)).returncode == 0
     (packed,) = tmp_path.glob("splitinference-*.tgz")
     assert run("lint", "--strict", str(packed)).returncode == 0
-    done = run("template", "si", str(packed), "--include-crds")
+    done = run("template", "si", str(packed))
     assert "CustomResourceDefinition" in {obj["kind"] for obj in yaml.safe_load_all(done.stdout) if obj}
 
 
@@ -543,7 +620,7 @@ def test_numbers_stand_where_kubernetes_wants_strings(tmp_path):
         """
 segments: {cpuRequest: 1, cpuLimit: 2.5, user: 1000660000, resources: {limits: {ephemeral-storage: 1000000000}}}
 operator: {podAnnotations: {a: 8080, b: true, c: 1.5}, nodeSelector: {gpu: true, pool: 3}}
-extraSettings: {PROFILE_SECONDS: 1000000, LINK_MBPS: 0.5}
+extraSettings: {PROFILE_SECONDS: 1000000, RETRY_SECONDS: 0.5}
 podTemplate: {segments: {annotations: {port: 8080, enabled: true}, env: [{name: THREADS, value: 8}]}}
 disruption: {safeToEvict: true}
 """,
@@ -555,7 +632,7 @@ disruption: {safeToEvict: true}
     assert template["spec"]["nodeSelector"] == {"gpu": "true", "pool": "3"}
     assert (given["SPLITINFERENCE_SEGMENT_CPU_REQUEST"], given["SPLITINFERENCE_SEGMENT_CPU_LIMIT"]) == ("1", "2.5")
     assert given["SPLITINFERENCE_POD_USER"] == "1000660000"
-    assert (given["SPLITINFERENCE_PROFILE_SECONDS"], given["SPLITINFERENCE_LINK_MBPS"]) == ("1000000", "0.5")
+    assert (given["SPLITINFERENCE_PROFILE_SECONDS"], given["SPLITINFERENCE_RETRY_SECONDS"]) == ("1000000", "0.5")
     for name in ("SPLITINFERENCE_POD_TEMPLATE", "SPLITINFERENCE_SEGMENT_RESOURCES", "SPLITINFERENCE_SAFE_TO_EVICT"):
         assert given[name]
 

@@ -1,8 +1,10 @@
 """The operator's own metrics: passes and solves as they happen, and the resources as their status has them when Prometheus asks."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
@@ -10,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from splitinference.controller.api.spec import parse_duration
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
 from splitinference.controller.runtime.workqueue import Key, Pass
 from splitinference.core.decide.base.validated_solver import Solve
@@ -47,6 +50,18 @@ class Telemetry:
             ["namespace", "name", "transition", "reason"],
             registry=self.registry,
         )
+        self._certificates: dict[tuple[Key, str], float] = {}
+        self._lock = threading.Lock()
+
+    def certified(self, key: Key, role: str, ends: str) -> None:
+        """A certificate of this role was written, which ends then (RFC 3339)."""
+        with self._lock:
+            self._certificates[key, role] = datetime.fromisoformat(ends).timestamp()
+
+    def certificates(self) -> Mapping[tuple[Key, str], float]:
+        """End of the certificate that was written last, in seconds since 1970, by resource and role."""
+        with self._lock:
+            return dict(self._certificates)
 
     def passed(self, key: Key, done: Pass, seconds: float) -> None:
         """A pass ended."""
@@ -86,8 +101,10 @@ class Telemetry:
 class ResourceGauges(Collector):
     """Figures of each resource, read from the API server at each scrape: so they go when the resource goes."""
 
-    def __init__(self, resources: Callable[[], Sequence[Manifest]]) -> None:
-        self._resources = resources
+    def __init__(
+        self, resources: Callable[[], Sequence[Manifest]], certificates: Callable[[], Mapping[tuple[Key, str], float]] = dict
+    ) -> None:
+        self._resources, self._certificates = resources, certificates
 
     def collect(self) -> Iterator[Metric]:
         """One family for each figure."""
@@ -105,6 +122,9 @@ class ResourceGauges(Collector):
             yield family
         yield from _moves(resources)
         yield from _calibration(resources)
+        yield _conditions(resources)
+        yield from _slo(resources)
+        yield _certificates(resources, self._certificates())
 
 
 def _named(resource: Manifest) -> list[str]:
@@ -138,6 +158,52 @@ def _calibration(resources: Sequence[Manifest]) -> Iterator[Metric]:
                     family.add_metric([*_named(resource), node], float(factor))
     yield factors
     yield prefills
+
+
+def _conditions(resources: Sequence[Manifest]) -> Metric:
+    """One series for each condition, so that alerts can go by type, status and reason."""
+    family = GaugeMetricFamily(
+        f"{_PREFIX}_condition", "1 for each condition, by its status and reason", labels=["namespace", "name", "type", "status", "reason"]
+    )
+    for resource in resources:
+        for found in (resource.get("status") or {}).get("conditions") or ():
+            words = [str(found.get(field) or "") for field in ("type", "status", "reason")]
+            family.add_metric([*_named(resource), *words], 1.0)
+    return family
+
+
+def _slo(resources: Sequence[Manifest]) -> Iterator[Metric]:
+    """What the resources ask for."""
+    for name, field in (("time_to_first_token", "timeToFirstToken"), ("time_per_output_token", "timePerOutputToken")):
+        family = GaugeMetricFamily(
+            f"{_PREFIX}_slo_{name}_ms", f"spec.slo.{field}: what clients should see at most", labels=["namespace", "name"]
+        )
+        for resource in resources:
+            if (limit := _duration_ms(((resource.get("spec") or {}).get("slo") or {}).get(field))) is not None:
+                family.add_metric(_named(resource), limit)
+        yield family
+
+
+def _duration_ms(text: object) -> float | None:
+    try:
+        found = parse_duration(text)
+    except ValueError:
+        return None
+    return found.total_seconds() * 1e3 if isinstance(found, timedelta) else None
+
+
+def _certificates(resources: Sequence[Manifest], ends: Mapping[tuple[Key, str], float]) -> Metric:
+    """Of the resources that there are: their gateways and segments would not find each other after this time."""
+    family = GaugeMetricFamily(
+        f"{_PREFIX}_certificate_expiry_timestamp_seconds",
+        "End of the certificates that this replica wrote last, by role",
+        labels=["namespace", "name", "role"],
+    )
+    there = {tuple(_named(resource)) for resource in resources}
+    for (key, role), end in sorted(ends.items()):
+        if key in there:
+            family.add_metric([*key, role], end)
+    return family
 
 
 def _plan(status: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,0 +1,77 @@
+"""The release before this tree: its chart and its images, from git, brought onto the same cluster by that tree's own harness.
+
+PREVIOUS_RELEASE names it, as a tag or a commit. Without it: the newest tag `v…` before this commit, else the commit before this one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.cluster import Cluster
+from e2e.cluster.settings import REPOSITORY
+
+_INSTALL = """
+import json, sys
+from e2e import stack
+from e2e.cluster import Cluster, Settings
+from e2e.session import SETTINGS
+cluster = Cluster(SETTINGS)
+images = cluster.load_images(stack.IMAGES)
+stack.install_operator(cluster, images)
+print(json.dumps(images))
+"""
+
+
+@dataclass(frozen=True)
+class Before:
+    """A tree of the release before."""
+
+    revision: str
+    tree: Path
+
+    def install(self, cluster: Cluster) -> dict[str, str]:
+        """Its images and its chart, on the cluster; the images' names."""
+        environment = {
+            **os.environ,
+            "E2E_NAME": cluster.settings.name,
+            "PYTHONPATH": f"{self.tree}:{self.tree}/operator:{self.tree}/images/protocol",
+        }
+        done = subprocess.run([sys.executable, "-c", _INSTALL], cwd=self.tree, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{self.revision} cannot be installed:\n{done.stderr[-3000:]}")
+        found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def revision() -> str:
+    """Which commit is the release before."""
+    if given := os.environ.get("PREVIOUS_RELEASE"):
+        return _git("rev-parse", f"{given}^{{commit}}")
+    try:
+        tag = _git("describe", "--tags", "--match", "v*", "--abbrev=0", "HEAD^")
+    except subprocess.CalledProcessError:
+        return _git("rev-parse", "HEAD^")
+    return _git("rev-parse", f"{tag}^{{commit}}")
+
+
+@contextmanager
+def release_before() -> Iterator[Before]:
+    """Its tree, until the block ends."""
+    commit = revision()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        _git("worktree", "add", "--detach", str(tree), commit)
+        try:
+            yield Before(commit, tree)
+        finally:
+            _git("worktree", "remove", "--force", str(tree))
