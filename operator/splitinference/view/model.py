@@ -22,7 +22,7 @@ class SegmentView(Value):
     end: int = 0
     node: str = ""
     processor: str = ""
-    phase: str = Field(default="", description="Starting, Ready, Proven, Failed, Leaving or Missing")
+    phase: str = Field(default="", description="Starting, Ready, Proven, Failed, Leaving, Missing, or New in a proposal")
     weight_mib: float | None = None
     kv_mib: float | None = None
     memory_mib: float | None = Field(default=None, description="what its pod requests: weights, KV, runtime")

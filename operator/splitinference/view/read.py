@@ -56,7 +56,7 @@ def read(resource: Json, pods: Iterable[Json] = (), routes: Iterable[Json] = ())
         serving=serving,
         serving_nodes=text(status.get("nodes")),
         leaving=tuple(segment for segment in mine.values() if segment.name not in planned),
-        proposal=_proposal(mapping(status.get("proposal"))),
+        proposal=_proposal(mapping(status.get("proposal")), plan),
         proven=text(status.get("segments")),
         predicted=text(status.get("predicted")),
         latency=text(status.get("latency")),
@@ -182,9 +182,13 @@ def _serving(names: list[list[str]], plan: PlanView | None, pods: Mapping[str, S
     return tuple(chains)
 
 
-def _proposal(written: Json) -> ProposalView | None:
+def _proposal(written: Json, plan: PlanView | None) -> ProposalView | None:
+    """The offer. Its segments have the phases of the present plan's; those that would be made have the phase New."""
     if not written.get("revision"):
         return None
+    phases = {segment.name: segment.phase for segment in plan.segments} if plan else {}
+    segments = [{**entry, "phase": phases.get(text(entry.get("name")), "New")} for entry in items(written.get("segments"))]
+    written = {**written, "segments": segments}
     words = {key: text(written.get(key)) for key in ("time", "reason", "message")}
     return ProposalView(plan=_plan(written), source=text(written.get("from")), **words)
 
