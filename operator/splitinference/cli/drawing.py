@@ -130,8 +130,8 @@ def move_lines(moves: Sequence[MoveView], pen: Pen, many_pipelines: bool = False
 
 
 def stage_lines(plan: PlanView) -> Iterator[Text]:
-    """Every figure of each segment, as a table. STAGE: predicted compute of one decode step; BATCH: steps computed together; WAIT: what a step
-    waited for others; FACTOR: measured over predicted time of the node."""
+    """Every figure of each segment, as a table. STAGE: predicted compute of one decode step; BATCH: steps computed together; WAIT: how long
+    a step waited for others; FACTOR: measured over predicted time of the node."""
     heads = ("SEGMENT", "LAYERS", "NODE", "WEIGHTS", "KV", "STAGE", "OBSERVED", "BATCH", "WAIT", "LINK", "OBSERVED", "FACTOR", "PHASE")
     rows: list[tuple[str, ...]] = [heads]
     for pipeline in plan.pipelines:

@@ -51,7 +51,7 @@ def from_cluster(error: RefusedError | UnavailableError) -> SplitError:
     text = str(error)
     if found := _FORBIDDEN.search(text):
         return SplitError(f"You may not do this: {found[0]}.", grant(found.groupdict()))
-    if "is not known to the API server" in text:
+    if "is not known to the API server" in text and "splitinferences" in text:
         return SplitError("This cluster does not know SplitInference: its CRD is not installed.", f"Install it: {INSTALL}")
     if isinstance(error, RefusedError):
         return SplitError(f"The API server refused this: {text}")

@@ -72,7 +72,10 @@ class ArgparseCommand(click.Command):
         """`register` adds the command to argparse's subparsers; the parsed arguments carry its function as `run`."""
         super().__init__(name, help=summary, add_help_option=False, context_settings={"ignore_unknown_options": True})
         self._register = register
-        self.params = [click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)]
+        words = click.Argument(
+            ["arguments"], nargs=-1, type=click.UNPROCESSED, shell_complete=lambda ctx, _, incomplete: self.shell_complete(ctx, incomplete)
+        )
+        self.params = [words]
 
     def parser(self, program: str) -> argparse.ArgumentParser:
         """The command line with this verb alone."""

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import urllib3
+import yaml
 from kubernetes import client, config
 
 from splitinference.adapters.failures import in_words
@@ -70,7 +71,7 @@ def current_namespace(kubeconfig: str | None = None, context: str | None = None)
     """The namespace of the kubeconfig's current context, or of `context`; `default` where it has none."""
     try:
         known, found = config.list_kube_config_contexts(kubeconfig)
-    except (config.ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError):
         return "default"
     if context is not None:
         found = next((one for one in known if one.get("name") == context), {})
@@ -227,4 +228,5 @@ def _said(error: client.ApiException) -> tuple[str, str]:
         status = json.loads(error.body)
         return str(status.get("reason", "")), str(status.get("message", "")) or str(error.reason)
     except (TypeError, ValueError, AttributeError):
-        return "", str(error.body or error.reason)[:_LONGEST_WORDS]
+        body = error.body.decode("utf-8", "replace") if isinstance(error.body, bytes) else error.body
+        return "", str(body or error.reason)[:_LONGEST_WORDS]
