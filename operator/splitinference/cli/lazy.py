@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does it; an unknown verb is answered with near ones."""
         name = args[0]
-        if name not in self.verbs and not name.startswith("-"):
+        if name not in self.verbs and not name.startswith("-") and not ctx.resilient_parsing:
             near = get_close_matches(name, self.verbs, 3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             ctx.fail(f"There is no verb {name!r}.{hint}")
