@@ -16,6 +16,9 @@ from kubernetes import client
 
 from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.cli.main import main
+from splitinference.controller.manifests import profile_pod
+from tests.adapters.test_profiler import CONFIG, TENSORS
+from tests.controller.objects import parsed
 from tests.integration.conftest import a_resource
 from tests.view.test_view import a_pod, a_segment
 
@@ -153,6 +156,36 @@ def node(api: client.ApiClient) -> Iterator[str]:
     core.create_node({"metadata": {"name": name}})
     yield name
     core.delete_node(name)
+
+
+def usable(api: client.ApiClient, name: str, label: str) -> None:
+    """A node that only the tests' resource selects, ready, as a kubelet would say."""
+    core, size = client.CoreV1Api(api), {"cpu": "4", "memory": "8Gi", "pods": "110"}
+    ready = {"type": "Ready", "status": "True", "reason": "Test", "message": "ready", "lastHeartbeatTime": None}
+    core.patch_node_status(name, {"status": {"capacity": size, "allocatable": size, "conditions": [ready]}})
+    core.patch_node(name, {"metadata": {"labels": {"split-test": label}}, "spec": {"taints": None}})
+
+
+def test_a_drain_plans_with_the_solver_and_stops_where_no_other_node_would_do(
+    api: client.ApiClient, namespace: str, node: str, kubeconfig: str, capsys: pytest.CaptureFixture[str]
+):
+    core, cluster, other = client.CoreV1Api(api), KubeCluster(api, 5.0), f"{node}-b"
+    usable(api, node, node)
+    cluster.create(a_resource(namespace, placement={"nodeSelector": {"split-test": node}}))
+    cluster.patch_status(namespace, "chat", {"plan": {**PLAN, "segments": [a_segment("chat-0-4", 0, 4, node)]}})
+    body = cluster.split_inference(namespace, "chat")
+    assert body is not None
+    cluster.create(profile_pod.cache_object(parsed(body), profile_pod.pack(CONFIG, TENSORS)))
+    assert main(["drain", node, "--dry-run", "--kubeconfig", kubeconfig]) == 1
+    assert f"{namespace}/chat: there is no plan without {node}: " in capsys.readouterr().out
+    core.create_node({"metadata": {"name": other}})
+    try:
+        usable(api, other, node)
+        assert main(["drain", node, "--dry-run", "--kubeconfig", kubeconfig]) == 0
+        assert f"{namespace}/chat: without it, a plan is {other}[0:4]" in capsys.readouterr().out
+    finally:
+        core.delete_node(other)
+    assert not core.read_node(node).spec.unschedulable
 
 
 def test_a_drained_node_is_cordoned_until_the_segment_has_left_and_taken_back(
