@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from splitinference.cli.main import VERBS, main, parser
+from splitinference.cli.main import main
 from splitinference.cli.plan.input import Unusable, problem_from_file, read_as
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot
 from splitinference.core.values.plan import Plan
@@ -106,11 +106,6 @@ def test_limits_out_of_range_are_refused_with_what_is_expected(option: str, valu
         main(["plan", "--problem", "none.json", f"{option}={value}"])
     assert caught.value.code == 2
     assert f"argument {option}: expected" in capsys.readouterr().err
-
-
-def test_the_help_of_a_verb_is_the_same_whether_its_module_is_loaded_or_not() -> None:
-    for verb in VERBS:
-        assert parser([verb]).format_help() == parser().format_help()
 
 
 JSON = st.recursive(

@@ -1,56 +1,75 @@
-"""`splitinference` and `kubectl split`: one command with verbs."""
+"""`splitinference` and `kubectl split`: one command with verbs. A verb's module is loaded only if the verb is asked for."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+
+import click
 
 from splitinference import __version__
+from splitinference.cli.lazy import LazyGroup, Verb
 
 VERBS = {
-    "plan": "what the planner would do, and why (changes nothing)",
-    "explain": "why this plan and no other",
-    "status": "the plan that serves, stage by stage",
-    "history": "the last ten decisions and why",
-    "simulate": "simulate policies on a trace",
-    "bench": "measure the planner, the data plane, privacy, verification, or the operator's own cost",
-    "digest": "the digest of a model's folder, for spec.model.digest",
-    "calibrate": "the cost model's error on observed stage times, and factors",
+    "status": Verb("what serves, drawn: pipelines, nodes, links, and what moves", "status"),
+    "explain": Verb("why here, why not there, why now, why not", "explain"),
+    "history": Verb("the last ten decisions and why", "history"),
+    "diff": Verb("what serves beside what is proposed, or what it moves to", "diff"),
+    "approve": Verb("adopt the plan that is proposed in mode Advisory", "answer:approve"),
+    "reject": Verb("do not adopt the proposed plan", "answer:reject"),
+    "drain": Verb("move all segments away from a node; --undo takes it back", "drain"),
+    "logs": Verb("logs of all segments and the gateway, merged", "logs"),
+    "doctor": Verb("what is missing, and the command that fixes it", "doctor"),
+    "plan": Verb("what the planner would do, and why (changes nothing)", "plan.arguments", argparse=True),
+    "bench": Verb("measure the planner, the data plane, privacy, verification, or the operator's own cost", "bench.verbs", argparse=True),
+    "simulate": Verb("simulate policies on a trace", "simulate", argparse=True),
+    "calibrate": Verb("the cost model's error on observed stage times, and factors", "calibrate", argparse=True),
+    "digest": Verb("the digest of a model's folder, for spec.model.digest", "digest", argparse=True),
+    "completion": Verb("shell completion for bash, zsh and fish", "completion"),
 }
-"""Every verb with its help. A verb's module is loaded only if it is asked for: all together take a second."""
-MODULES = {"plan": "plan.arguments", "bench": "bench.verbs"}
-"""Where a verb's arguments are, if not in the module of its name."""
+"""Every verb with its help and its module. Those with `argparse` take their arguments by argparse, as they did before click."""
+
+COMPLETE = "_SPLITINFERENCE_COMPLETE"
+"""The variable by which a shell asks for completions."""
+
+DEBUG = "SPLITINFERENCE_DEBUG"
 
 
-def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line: the verb that `argv` asks for with its arguments, the others by name and help."""
-    result = argparse.ArgumentParser(prog=_name(), description="Serve a large model in segments over unequal, changing nodes.")
-    result.add_argument("--version", action="version", version=__version__)
-    verbs = result.add_subparsers(dest="verb", required=True, metavar="VERB")
-    asked = next((word for word in argv if not word.startswith("-")), None)
-    for verb, words in VERBS.items():
-        if verb == asked:
-            import_module(f"splitinference.cli.{MODULES.get(verb, verb)}").register(verbs)
-        else:
-            verbs.add_parser(verb, help=words)
-    return result
+def program() -> str:
+    """How the user called this: `kubectl split` or `splitinference`."""
+    called = os.path.basename(sys.argv[0])
+    return "kubectl split" if called.startswith(("kubectl-split", "kubectl_complete-split")) else "splitinference"
+
+
+cli = LazyGroup(
+    name="splitinference",
+    verbs=VERBS,
+    help="Serve a large model in segments over unequal, changing nodes.",
+    subcommand_metavar="VERB [ARGUMENTS]",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+click.version_option(__version__, message="%(version)s")(cli)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; the answer is the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = parser(argv).parse_args(argv)
+    """Run a verb; the answer is the exit status: 0 done, 1 not possible, 2 wrong arguments, 130 interrupted. Errors are sentences."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return int(args.run(args))
+        found = cli.main(arguments, prog_name=program(), complete_var=COMPLETE, standalone_mode=False)
+        return found if isinstance(found, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _name() -> str:
-    called = os.path.basename(sys.argv[0])
-    return "kubectl split" if called.startswith("kubectl-split") else "splitinference"
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        words = " ".join(str(error).split())[:300]
+        sys.stderr.write(f"Error: this is a bug: {type(error).__name__}: {words}\nTo see where, run again with {DEBUG}=1.\n")
+        return 70
 
 
 if __name__ == "__main__":

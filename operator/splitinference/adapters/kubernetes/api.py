@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import urllib3
+import yaml
 from kubernetes import client, config
 
 from splitinference.adapters.failures import in_words
@@ -20,6 +21,9 @@ _PAGE = 100
 """Objects of one answer to a list. A node may be 20 kB of JSON, and as Python has it several times that, until what counts is kept."""
 _ANSWER_LIMIT_BYTES = 24 * 2**20
 """Of one answer: objects of other tenants may have 1.5 MB each. A list that is longer is asked for in shorter pages."""
+
+_LONGEST_WORDS = 2000
+"""Characters of an answer that is no Kubernetes status, such as a proxy's page."""
 
 _CONNECTIONS = 64
 """Kept open: one for each watch, and one for each pass that runs."""
@@ -44,17 +48,18 @@ _PATHS = {
 _API_VERSIONS = {kind: path.removeprefix("/apis/").removeprefix("/api/") for kind, (path, _) in _PATHS.items()}
 
 
-def connect(kubeconfig: str | None = None) -> client.ApiClient:
-    """A client for the cluster that this process runs in, or else for the kubeconfig's current context; for that of `kubeconfig` if given.
+def connect(kubeconfig: str | None = None, context: str | None = None) -> client.ApiClient:
+    """A client for the cluster that this process runs in, or else for the kubeconfig's current context; for that of `kubeconfig`, or
+    for `context`, if given.
 
     Raises UnavailableError where there is neither. Nothing is tried twice: the next pass is soon.
     """
     configuration = client.Configuration()
     try:
-        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+        if kubeconfig is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(configuration)
         else:
-            config.load_kube_config(kubeconfig, client_configuration=configuration)
+            config.load_kube_config(kubeconfig, context, client_configuration=configuration)
     except (config.ConfigException, OSError) as error:
         raise UnavailableError(f"not in a cluster, and there is no usable kubeconfig: {error}") from error
     configuration.retries = False
@@ -62,13 +67,15 @@ def connect(kubeconfig: str | None = None) -> client.ApiClient:
     return client.ApiClient(configuration)
 
 
-def current_namespace(kubeconfig: str | None = None) -> str:
-    """The namespace of the kubeconfig's current context; `default` where it has none."""
+def current_namespace(kubeconfig: str | None = None, context: str | None = None) -> str:
+    """The namespace of the kubeconfig's current context, or of `context`; `default` where it has none."""
     try:
-        _, context = config.list_kube_config_contexts(kubeconfig)
-    except (config.ConfigException, OSError):
+        known, found = config.list_kube_config_contexts(kubeconfig)
+    except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError):
         return "default"
-    return str(context.get("context", {}).get("namespace") or "default")
+    if context is not None:
+        found = next((one for one in known if one.get("name") == context), {})
+    return str((found.get("context") or {}).get("namespace") or "default")
 
 
 class Api:
@@ -221,4 +228,5 @@ def _said(error: client.ApiException) -> tuple[str, str]:
         status = json.loads(error.body)
         return str(status.get("reason", "")), str(status.get("message", "")) or str(error.reason)
     except (TypeError, ValueError, AttributeError):
-        return "", str(error.body or error.reason)
+        body = error.body.decode("utf-8", "replace") if isinstance(error.body, bytes) else error.body
+        return "", str(body or error.reason)[:_LONGEST_WORDS]

@@ -184,6 +184,11 @@ def problem_from_resource(args: argparse.Namespace) -> Asked:
         raise Unusable(f"{args.filename} is not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(body, dict) or body.get("kind") != "SplitInference":
         raise Unusable(f"{args.filename}: kind should be SplitInference")
+    return problem_of(body, args)
+
+
+def problem_of(body: Mapping[str, Any], args: argparse.Namespace) -> Asked:
+    """The problem of a SplitInference. Raises Unusable, and what reading files and the cluster raises."""
     metadata = {"namespace": args.namespace or "default", "uid": "", "generation": 1, **(body.get("metadata") or {})}
     resource = read_resource({**body, "metadata": metadata})
     if isinstance(resource, Rejected):
@@ -225,7 +230,7 @@ def _kept_profile(resource: Resource, args: argparse.Namespace, runtime_bytes: i
     """What the operator has read of this model, from the ConfigMap where it keeps that."""
     from splitinference.adapters.kubernetes.client import KubeCluster, connect
 
-    cluster = KubeCluster(connect(args.kubeconfig), TIMEOUT_SECONDS, (resource.namespace,))
+    cluster = KubeCluster(connect(args.kubeconfig, getattr(args, "context", None)), TIMEOUT_SECONDS, (resource.namespace,))
     kept = cluster.get("ConfigMap", resource.namespace, profile_pod.cache_name(resource))
     packed = profile_pod.cached(resource, kept) if kept else None
     unpacked = profile_pod.unpack(packed) if packed else None
@@ -242,7 +247,7 @@ def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) 
         return snapshot_from_file(args.cluster, resource, settings)
     from splitinference.adapters.kubernetes.client import KubeCluster, connect
 
-    cluster = KubeCluster(connect(args.kubeconfig), TIMEOUT_SECONDS)
+    cluster = KubeCluster(connect(args.kubeconfig, getattr(args, "context", None)), TIMEOUT_SECONDS)
     pods = cluster.pods()
     records = _measured(cluster, settings)
     nodes = [with_figures(node, records) for node in cluster.nodes()]

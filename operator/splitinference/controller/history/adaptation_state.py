@@ -21,6 +21,9 @@ _LONGEST_PAUSE_SECONDS = 60.0
 _MOST_GONE = 32
 """Segments of one resource that are gone and still kept in mind."""
 _MOST_MOVES = 20
+_MOST_REJECTED = 16
+REJECTED = timedelta(hours=24)
+"""So long a plan that a person rejected is not proposed again."""
 
 
 class Failures(Value):
@@ -89,6 +92,7 @@ class Recall(Value):
     promise: Promise | None = None
     paid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they came quicker")
     unpaid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they did not come quicker")
+    rejected: Mapping[str, datetime] = Field(default_factory=dict, description="plans that a person rejected, by revision, and when")
     proofs: tuple[str, ...] = Field(default=(), description="proof keys of the processes that were proven")
     heard: Mapping[str, Heard] = Field(default_factory=dict, description="segments, the gone ones included while their links are of use")
 
@@ -123,6 +127,16 @@ class Recall(Value):
                 lasting=bool(pod.lasting),
             )
         return self.model_copy(update={"failures": failures})
+
+    def rejecting(self, revision: str, now: datetime) -> "Recall":
+        """With one more plan that a person rejected; those of long ago are forgotten."""
+        kept = {plan: at for plan, at in self.rejected.items() if plan in self.rejected_now(now) and plan != revision}
+        newest = sorted({**kept, revision: now}.items(), key=lambda entry: entry[1])[-_MOST_REJECTED:]
+        return self.model_copy(update={"rejected": dict(newest)})
+
+    def rejected_now(self, now: datetime) -> frozenset[str]:
+        """Plans that are not proposed again yet. A clock that was set back does not make that last."""
+        return frozenset(plan for plan, at in self.rejected.items() if abs(now - at) < REJECTED)
 
     def verified(self, failed: Mapping[str, FailedCheck], segments: Sequence[SegmentPod], now: datetime) -> "Recall":
         """With the nodes of the segments whose checks failed; those of long ago are forgotten."""

@@ -31,6 +31,7 @@ from splitinference.controller.reconcile.object_keeper import Keeper
 from splitinference.controller.reconcile.plan_pass import Course, PassInputs, PassPlan, Question, confirmed, plan_pass
 from splitinference.controller.reconcile.prefetch import Prefetcher
 from splitinference.controller.reconcile.privacy import exposed_route, promised_rules, stops_exposed
+from splitinference.controller.reconcile.proposals import Offer, offer_after, read_offer, said_of, with_rejection
 from splitinference.controller.reconcile.report import Report, events, status_of
 from splitinference.controller.reconcile.verification import Verifiers, without_trusted_node
 from splitinference.controller.runtime.solve_throttle import Reviews
@@ -147,6 +148,7 @@ class _Pass:
     taken: list[str] = field(default_factory=list)
     restored: tuple[str, ...] = ()
     problem: Problem | None = None
+    offer: Offer | None = None
     named: dict[str, tuple[Planned, Built]] = field(default_factory=dict)
 
     @property
@@ -221,7 +223,11 @@ class _Pass:
         question = None
         if isinstance(asked, Asked):
             seen, self.problem = calibrated(asked, force.planned, force.built, seen)
+            self.offer = read_offer(self.body, asked, force.built)
+            seen = with_rejection(seen, self.offer)
             facts = facts_of(asked, self.problem, force.planned, force.built, seen)
+            if self.offer is not None and self.offer.approved:
+                facts = facts.model_copy(update={"approved": self.offer.plan})
             question = Question(facts, policy(asked.resource.spec.adaptation), seen.recall.memory, self.limits)
         inputs = PassInputs(
             observed=seen.observed,
@@ -296,8 +302,9 @@ class _Pass:
             resource=force.resource,
             planned=force.planned,
             built=force.built,
-            decision=made.decision,
+            decision=said_of(self.offer, made.decision),
             serving=seen.stored.route if seen.stored else None,
+            proposal=self._proposal(made, force, seen),
         )
         planned, built, profile, resource = force.planned, force.built, force.profile, force.resource
         if planned is None or built is None or profile is None or resource is None or made.steps is None:
@@ -330,6 +337,12 @@ class _Pass:
             endpoint=self.ports.builder.endpoint(planned.resource),
         )
         return self._finish(report, _WALKING_SECONDS if isinstance(made.steps, Steps) else None)
+
+    def _proposal(self, made: PassPlan, force: "_InForce", seen: Seen) -> Mapping[str, Any]:
+        """The plan that is offered after the pass."""
+        proposed = made.decision.proposal if isinstance(made.decision, Keep) else None
+        named = self.named.get(proposed.revision) if proposed is not None else None
+        return offer_after(self.offer, made.decision, named, seen, force.built)
 
     def _verify(self, planned: Planned, built: Built, profile: Profile, report: Report) -> Condition | None:
         """Verifiers of a plan that serves; while a transition is under way they stay as they are."""

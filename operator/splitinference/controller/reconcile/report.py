@@ -1,7 +1,7 @@
 """What a pass found and did → status and events: each condition with its reason and numbers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from splitinference.controller.api.conditions import (
@@ -41,7 +41,7 @@ Event = tuple[Literal["Normal", "Warning"], str, str]
 class Report:
     """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take;
     `taken`: objects of others that have a name of ours; `restored`: what others deleted or changed; `measuring`: nodes that a first plan
-    waits for."""
+    waits for; `proposal`: the plan that is offered for approval."""
 
     seen: Seen
     accepted: Condition
@@ -60,6 +60,7 @@ class Report:
     verdict: Verdict | None = None
     measuring: tuple[str, ...] = ()
     verified: Condition | None = None
+    proposal: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def new_decision(self) -> Decision | None:
@@ -100,6 +101,7 @@ def _memory_of(report: Report) -> dict[str, Any]:
         "operator": before.get("operator"),
         "adaptation": seen.recall.model_copy(update={"proofs": tuple(sorted(report.proofs))}).as_status(),
         "calibration": seen.calibration.as_status(),
+        "proposal": dict(report.proposal),
     }
     return {name: value for name, value in found.items() if value}
 

@@ -1,8 +1,9 @@
 """One decision: check triggers, solve, compare. The decision is a value with its reason."""
 
 from splitinference.core.decide import stabilization_window
+from splitinference.core.decide.approved import adopt_approved
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
+from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy
 from splitinference.core.decide.base.triggers import Reason, check
 from splitinference.core.decide.base.validated_solver import DryRun, Solve, Solver, always_reachable
 from splitinference.core.decide.early_load_signal import with_early_load
@@ -23,9 +24,12 @@ def decide(
     inputs, memory = with_early_load(stabilization_window.hide_unsettled(inputs, memory), memory)
     memory = update_levels(inputs, policy, memory)
     trigger, memory = check(inputs, policy, memory)
+    solver = Solver(solve, limits, dry_run)
+    approved = inputs.approved if policy.mode is Mode.ADVISORY and not inputs.in_transition else None
+    if approved is not None and (trigger is None or not trigger.mandatory):
+        return adopt_approved(inputs, policy, memory, solver, approved)
     if trigger is None:
         return Keep(reason=Kept.STEADY), memory
-    solver = Solver(solve, limits, dry_run)
     if trigger.mandatory:
         return mandatory(inputs, policy, memory, solver, trigger)
     if trigger.reason in _MAY_WAIT and settling(memory, inputs, policy):

@@ -105,14 +105,13 @@ def _conclude(
         message = f"{lead or 'another plan'}; {figures}: net gain {move.net:.0%}, required are more than {policy.min_gain:.0%}"
         return Keep(reason=Kept.GAIN_TOO_SMALL, message=message, trigger=trigger), memory
     message = f"{lead}; {figures}: net gain {move.net:.0%}"
-    if policy.mode is Mode.ADVISORY:
-        segments = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in best.segments)
-        return Keep(reason=Kept.ADVISED, message=f"{message}; mode Advisory: the plan would be {segments}", trigger=trigger), memory
     if isinstance(end := solver.dry_run(best), Blocked):
         # A plan that cannot be reached is no move. Other reasons stay watched; only this plan is not tried again at once.
         watches = {k: w for k, w in memory.watches.items() if k != Reason.BETTER_PLAN}
         message = f"{message}; the plan cannot be reached: {end.why}"
         return Keep(reason=Kept.BLOCKED, message=message, trigger=trigger), memory.model_copy(update={"watches": watches})
+    if policy.mode is Mode.ADVISORY:
+        return _advise(best, message, inputs, trigger), memory
     adopted = Adopt(
         plan=best,
         before_ms=predict(current, problem).time_per_output_token_ms,
@@ -122,6 +121,15 @@ def _conclude(
         mandatory=False,
     )
     return adopted, memory.after_adoption(reviewed=inputs.now)
+
+
+def _advise(best: Plan, message: str, inputs: DecisionInputs, trigger: Trigger) -> Keep:
+    """Propose the plan, unless a person rejected it lately."""
+    segments = " ".join(f"{s.node}[{s.start}:{s.end}]" for s in best.segments)
+    if best.revision in inputs.rejected:
+        return Keep(reason=Kept.REJECTED, message=f"{message}; {segments} was rejected, so it is not proposed again", trigger=trigger)
+    message = f"{message}; mode Advisory: the plan would be {segments}"
+    return Keep(reason=Kept.ADVISED, message=message, trigger=trigger, proposal=best)
 
 
 def _best_single_move(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Plan | None:

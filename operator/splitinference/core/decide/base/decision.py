@@ -32,13 +32,17 @@ class Kept(StrEnum):
     SETTLING = "Settling"
     UNKNOWN_METRICS = "UnknownMetrics"
     ADVISED = "Advised"
+    REJECTED = "Rejected"
+    APPROVAL_VOID = "ApprovalVoid"
     BLOCKED = "Blocked"
     OVERTAKEN = "Overtaken"
 
 
 class Keep(Value):
-    """Keep the plan, or keep having none. `trigger`: the reason to plan again, if there was one."""
+    """Keep the plan, or keep having none. `trigger`: the reason to plan again, if there was one; `proposal`: the plan that a person may
+    approve."""
 
     reason: Kept
     message: str = ""
     trigger: Trigger | None = None
+    proposal: Plan | None = None

@@ -117,6 +117,8 @@ class DecisionInputs(Value):
     serving: Plan | None = Field(default=None, description="what serves now, if that can be stated as a plan")
     served: bool = Field(default=True, description="a route serves and all its segments are proven")
     held_bytes: Mapping[str, int] = Field(default_factory=dict, description="memory that our segments hold on each node")
+    approved: Plan | None = Field(default=None, description="the proposed plan, if a person approved it")
+    rejected: frozenset[str] = Field(default=frozenset(), description="revisions of plans that a person rejected lately")
     blocked: Blocked | None = Field(default=None, description="why the transition to the plan cannot continue, if it cannot")
     strategy: Strategy = Strategy.SURGE
 

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     MEMORY_PRESSURE = "MemoryPressure"
     PRIVACY_CHANGED = "PrivacyChanged"
     TRANSITION_BLOCKED = "TransitionBlocked"
+    APPROVED = "Approved"
     SLO_VIOLATED = "SloViolated"
     UTILIZATION_SHIFTED = "UtilizationShifted"
     LINK_DEGRADED = "LinkDegraded"
