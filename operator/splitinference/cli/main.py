@@ -13,6 +13,7 @@ VERBS = {
     "explain": "why this plan and no other",
     "status": "the plan that serves, stage by stage",
     "history": "the last ten decisions and why",
+    "ui": "a page with nodes, pipelines and decisions, in your browser (changes nothing)",
     "simulate": "simulate policies on a trace",
     "bench": "measure the planner, the data plane, privacy, verification, or the operator's own cost",
     "digest": "the digest of a model's folder, for spec.model.digest",
