@@ -5,7 +5,7 @@ Times are in milliseconds, memory in MiB, shares from 0 to 1, bandwidth in Mbit/
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from splitinference.controller.api.conditions import stamp
@@ -58,7 +58,7 @@ class Scope:
         return self.namespaces is None or namespace in self.namespaces
 
 
-EMPTY = Document(read=datetime.min)  # noqa: DTZ901 - never shown
+EMPTY = Document(read=datetime(1970, 1, 1, tzinfo=UTC))
 
 
 def difference(before: Document, after: Document) -> dict[str, Any]:

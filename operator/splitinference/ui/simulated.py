@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.predict import predict
@@ -100,7 +101,7 @@ class Simulated:
         return Document(
             read=at,
             nodes={node.name: self._node(node) for node in snapshot.nodes},
-            resources={self.key: resource_item(self._resource(plan, problem), Load(made.routes.in_flight))},
+            resources={self.key: resource_item(self._resource(plan, problem), Load(made.routes.in_flight), _spec(problem))},
             links=self._links(plan, problem),
             notes=notes,
             kind="simulation",
@@ -247,6 +248,13 @@ class Simulated:
                         "mbps": rounded(quality.bandwidth_bytes_per_s * 8 / 1e6, 1), "rttMs": rounded(quality.rtt_ms, 2),
                     }  # fmt: skip
         return found
+
+
+def _spec(problem: Problem) -> dict[str, Any]:
+    """Limits and rules as a resource would say them."""
+    limits = {"timeToFirstToken": problem.slo.time_to_first_token_ms, "timePerOutputToken": problem.slo.time_per_output_token_ms}
+    rules = [{"layers": f"{rule.start}:{rule.end}", "nodeLabels": dict(rule.labels)} for rule in problem.constraints.trust]
+    return {"slo": {name: f"{limit:g}ms" for name, limit in limits.items() if limit is not None}, "privacy": {"rules": rules}}
 
 
 def _segment(named: NamedSegment, phase: str) -> SegmentView:

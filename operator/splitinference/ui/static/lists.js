@@ -79,9 +79,15 @@ export function nodeList(parent) {
       { name: "Cores", sort: (n) => n.cores, cell: text((n) => number(n.cores, 1)) },
       { name: "CPU used by others, by us", sort: (n) => n.usedByOthers, cell: (cell, n) => meter(cell, n.usedByOthers, n.usedByUs, n.usedByOthers === null ? "unknown" : percent(n.usedByOthers) + (n.usedByUs === null ? "" : `, ${percent(n.usedByUs)}`)) },
       { name: "Memory: others, we, free", sort: (n) => n.freeMib, cell: (cell, n) => meter(cell, n.memoryMib ? n.othersMib / n.memoryMib : null, n.memoryMib ? n.oursMib / n.memoryMib : null, `${memory(n.othersMib)}, ${memory(n.oursMib)}, ${memory(n.freeMib)}`) },
-      { name: "Holds", sort: (n) => n.held.length, cell: text((n) => n.held.slice(0, 6).map((h) => `${h.resource}${h.layers ? ` ${h.layers}` : ` ${h.component}`}`).join(", ") + (n.held.length > 6 ? ` and ${n.held.length - 6} more` : "")) },
+      { name: "Holds", sort: (n) => n.held.length, cell: text((n) => n.held.slice(0, 6).map((h) => `${h.resource} ${run(h)}`).join(", ") + (n.held.length > 6 ? ` and ${n.held.length - 6} more` : "")) },
     ],
   });
+}
+
+/** What a pod holds: labels have layers as start-end, half-open. */
+function run(held) {
+  const [start, end] = held.layers.split("-").map(Number);
+  return end > start ? layers({ start, end }) : held.component;
 }
 
 function meter(cell, others, ours, words) {
