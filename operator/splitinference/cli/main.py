@@ -19,6 +19,7 @@ VERBS = {
     "drain": Verb("move all segments away from a node; --undo takes it back", "drain"),
     "logs": Verb("logs of all segments and the gateway, merged", "logs"),
     "doctor": Verb("what is missing, and the command that fixes it", "doctor"),
+    "ui": Verb("a page with nodes, pipelines and decisions, in your browser (changes nothing)", "ui", argparse=True),
     "plan": Verb("what the planner would do, and why (changes nothing)", "plan.arguments", argparse=True),
     "bench": Verb("measure the planner, the data plane, privacy, verification, or the operator's own cost", "bench.verbs", argparse=True),
     "simulate": Verb("simulate policies on a trace", "simulate", argparse=True),

@@ -9,7 +9,7 @@ from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, StageTime
 from splitinference.core.decide.early_load_signal import SLOWER, slower
 from splitinference.core.decide.metrics_settling import settling
-from splitinference.core.transition.state import Observed, Phase, Route
+from splitinference.core.transition.state import Observed, Phase, Route, Target
 from splitinference.core.transition.steps import CreateSegment, Cutover, DeleteSegment, Steps
 from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Problem
@@ -69,6 +69,16 @@ class Operator:
         """The plan in force, once `start` has made one."""
         assert self._course is not None  # noqa: S101 - what `start` ensures
         return self._course.plan
+
+    @property
+    def target(self) -> Target | None:
+        """The plan in force as named segments."""
+        return self._course.target if self._course is not None else None
+
+    @property
+    def problem(self) -> Problem:
+        """What the plan would be made from now."""
+        return self._problem(self.plan)
 
     def wake(self) -> None:
         """Something may have changed."""

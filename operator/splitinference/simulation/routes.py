@@ -59,6 +59,11 @@ class Routes:
         names = self._serving.route.names if self._serving else frozenset[str]()
         return frozenset(self._segments.runs[name].named.node for name in names if name in self._segments.runs)
 
+    @property
+    def in_flight(self) -> int:
+        """Sequences on all routes now."""
+        return sum(state.in_flight for state in (*self._old.values(), *((self._serving,) if self._serving else ())))
+
     def cutover(self, route: Route) -> None:
         """New sequences take this route from now on; those on the other one have the drain time to end."""
         if self._serving is not None:

@@ -1,12 +1,14 @@
 """One run: a trace, a policy, a seed; the same three always give the same report."""
 
+from dataclasses import dataclass
+
 import simpy
 
 from splitinference.simulation.gateway import Gateway
 from splitinference.simulation.observation import Observation
 from splitinference.simulation.operator_pass import Operator
 from splitinference.simulation.places import Places
-from splitinference.simulation.policies import PolicyName, conduct
+from splitinference.simulation.policies import Conduct, PolicyName, conduct
 from splitinference.simulation.records import Records
 from splitinference.simulation.report import Report, Spent, report
 from splitinference.simulation.routes import Routes
@@ -18,8 +20,23 @@ SAMPLE_S = 60.0
 """Utilization is sampled so often, as a mean over the time since the last sample."""
 
 
-def simulate(trace: Trace, policy: PolicyName, seed: int) -> Report:
-    """Run the trace from beginning to end. Raises NoPlanError if there is no plan at the start."""
+@dataclass(frozen=True)
+class Simulation:
+    """All parts of one run, ready to run: `env.run(until=seconds)` makes time pass."""
+
+    env: simpy.Environment
+    conduct: Conduct
+    records: Records
+    operator: Operator
+    observation: Observation
+    segments: Segments
+    places: Places
+    routes: Routes
+    gateway: Gateway
+
+
+def prepare(trace: Trace, policy: PolicyName, seed: int) -> Simulation:
+    """The parts of a run with its first plan. Raises NoPlanError if there is no plan at the start."""
     env: simpy.Environment = simpy.Environment()
     chosen = conduct(policy, trace.adaptation)
     records = Records()
@@ -32,9 +49,16 @@ def simulate(trace: Trace, policy: PolicyName, seed: int) -> Report:
     gateway = Gateway(env, trace, world, places, routes, records=records, seed=seed)
     operator.start(observation, segments, routes, gateway, places)
     env.process(_sample(env, world, places, routes, records))
-    env.run(until=trace.duration_s)
-    joules = sum(place.joules for place in places.places.values())
-    return report(trace, policy.value, seed, records, Spent(loaded_bytes=segments.loaded_bytes, joules=joules, solved=chosen.solve.solved))
+    return Simulation(env, chosen, records, operator, observation, segments, places, routes, gateway)
+
+
+def simulate(trace: Trace, policy: PolicyName, seed: int) -> Report:
+    """Run the trace from beginning to end. Raises NoPlanError if there is no plan at the start."""
+    made = prepare(trace, policy, seed)
+    made.env.run(until=trace.duration_s)
+    joules = sum(place.joules for place in made.places.places.values())
+    spent = Spent(loaded_bytes=made.segments.loaded_bytes, joules=joules, solved=made.conduct.solve.solved)
+    return report(trace, policy.value, seed, made.records, spent)
 
 
 def _sample(env: simpy.Environment, world: World, places: Places, routes: Routes, records: Records) -> Process:
