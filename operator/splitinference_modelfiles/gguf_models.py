@@ -84,8 +84,8 @@ class GgufSizes:
 
 
 def gguf_config(model: GgufModel, refused: str = "") -> dict[str, Any]:
-    """What is kept of a model's metadata, in the place of a config.json: what describes it, and not its tokens. `refused`: why its tokenizer
-    cannot be built, empty if it can."""
+    """What is kept of a model's metadata, in the place of a config.json: what describes it, and not its tokens. `refused`: why its
+    tokenizer cannot be built, empty if it can."""
     kept = {key: value for key, value in model.metadata.items() if not key.startswith("tokenizer.") and _small(value)}
     about = {key.removeprefix("tokenizer."): value for key, value in model.metadata.items() if key.startswith("tokenizer.ggml.")}
     tokens = about.get("ggml.tokens")

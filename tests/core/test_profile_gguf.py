@@ -104,7 +104,7 @@ def saying(**metadata: Any) -> Gguf:
 @pytest.mark.parametrize(
     ("whole", "reason"),
     [
-        (llama(arch="nobody-knows-it"), "'nobody-knows-it' is not served: the llama.cpp engine is not tested with it. Tested are llama, qwen2"),
+        (llama(arch="nobody-knows-it"), "is not served: the llama.cpp engine is not tested with it. Tested are llama, qwen2"),
         (llama(arch="mamba2"), "keep a state"),
         (llama(arch="t5"), "encoder-decoders"),
         (saying(general__type="adapter"), "an adapter, which needs its base model"),

@@ -82,8 +82,7 @@ def _layer(sizes: GgufSizes, index: int, own: Mapping[str, TensorInfo], every: M
 
 
 def _multiplied(sizes: GgufSizes, own: Mapping[str, TensorInfo]) -> float:
-    """Weights that one token is multiplied with: matrices, of experts those that it is routed to. A list of biases, one row for each expert,
-    is no matrix."""
+    """Weights that one token is multiplied with: matrices, of experts those that it is routed to. A list of biases is no matrix."""
     matrices = ((name, info) for name, info in own.items() if len(info.shape) >= 2 and name.endswith(".weight"))
     return sum(info.elements * sizes.share(name) for name, info in matrices)
 
