@@ -70,6 +70,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         model(file="m.gguf", source={"persistentVolumeClaim": {"claimName": "c", "path": "x.gguf"}}),
         "spec.model.file must not be set where spec.model.source.persistentVolumeClaim",
     ),
+    (model(engine="LlamaCpp", maxConcurrentSequences=59), "spec.model.maxConcurrentSequences must be at most 58 with llama.cpp"),
     (model(engine="LlamaCpp", digest="sha256:" + "a" * 64), "spec.model.digest is available for safetensors alone"),
     (model(file="m.gguf") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.engine Torch"),
     (model(engine="LlamaCpp") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.engine Torch"),

@@ -191,7 +191,7 @@ def problem_from_resource(args: argparse.Namespace) -> Asked:
         raise Unusable(f"{args.filename}: {resource}")
     settings = Settings() if args.prometheus is None else Settings(prometheus_url=args.prometheus)
     profile = _profile(resource, args, settings)
-    bounds = plan_constraints.constraints(resource.spec, len(profile.layers), profile.positions)
+    bounds = plan_constraints.constraints(resource.spec, len(profile.layers), profile.positions, profile.split_points)
     if isinstance(bounds, Rejected):
         raise Unusable(f"{args.filename}: {bounds}")
     spec = resource.spec

@@ -17,6 +17,7 @@ from splitinference.controller.api.pod_values import PodTemplates
 from splitinference.core.values import problem as core
 from splitinference.core.values.profile import Engine, Profile
 from splitinference.core.values.value import Value
+from splitinference_modelfiles.gguf_models import MOST_RUNNING_SEQUENCES
 
 GROUP = "splitinference.dev"
 VERSION = "v1alpha1"
@@ -441,6 +442,9 @@ def not_with_llama_cpp(spec: "Spec") -> str | None:
         return "verification needs engine Torch: what llama.cpp computes differs by processor, and no tolerance was measured for that"
     if spec.segments.weights == "Stored":
         return "segments.weights Stored needs engine Torch: llama.cpp keeps weights as the GGUF file has them"
+    if spec.model.max_running_sequences > MOST_RUNNING_SEQUENCES:
+        most = MOST_RUNNING_SEQUENCES // 4
+        return f"model.maxConcurrentSequences must be at most {most} with llama.cpp: four times as many may run, and it knows 256"
     return None
 
 

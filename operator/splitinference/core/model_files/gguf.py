@@ -33,6 +33,7 @@ def profile_from_gguf(
         layers=tuple(_layer(sizes, index, part, tensors, BYTES_PER_ELEMENT[dtype]) for index, part in enumerate(parts)),
         runtime_bytes=runtime_bytes,
         positions=sizes.positions,
+        split_points=sizes.split_points,
     )
 
 
@@ -52,17 +53,16 @@ def _layer(sizes: GgufSizes, index: int, own: Mapping[str, TensorInfo], every: M
             boundary_values_per_token=sizes.hidden,
         )
     if index <= sizes.blocks:
-        block = index - 1
         read = sum(info.bytes * sizes.share(name) for name, info in own.items())
         return Layer(
             index=index,
-            name=f"block {block}",
+            name=f"block {index - 1}",
             weight_bytes=held,
             read_bytes_per_token=round(read) if sizes.experts else None,
             quantized_weights=_quantized(own),
             flops_per_token=2.0 * _multiplied(sizes, own),
-            flops_per_token_and_context=2.0 * sizes.heads[block] * (sizes.key + sizes.value),
-            kv_bytes_per_token=sizes.kv_bytes_per_token(block),
+            flops_per_token_and_context=2.0 * sizes.heads * (sizes.key + sizes.value),
+            kv_bytes_per_token=sizes.kv_bytes_per_token,
             boundary_bytes_per_token=boundary,
             boundary_values_per_token=sizes.hidden,
         )
