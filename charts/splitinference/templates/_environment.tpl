@@ -7,6 +7,7 @@
 - {name: SPLITINFERENCE_ALLOWED_TOLERATIONS, value: {{ toJson .Values.policy.allowedTolerations | quote }}}
 - {name: SPLITINFERENCE_LEASE, value: {{ printf "%s/%s" .Release.Namespace (include "splitinference.lease" .) | quote }}}
 - {name: SPLITINFERENCE_SEGMENT_IMAGE, value: {{ include "splitinference.image" (dict "image" .Values.images.segment "appVersion" .Chart.AppVersion "global" .Values.global) | quote }}}
+- {name: SPLITINFERENCE_SEGMENT_LLAMA_CPP_IMAGE, value: {{ include "splitinference.image" (dict "image" .Values.images.segmentLlamaCpp "appVersion" .Chart.AppVersion "global" .Values.global) | quote }}}
 - {name: SPLITINFERENCE_GATEWAY_IMAGE, value: {{ include "splitinference.image" (dict "image" .Values.images.gateway "appVersion" .Chart.AppVersion "global" .Values.global) | quote }}}
 - {name: SPLITINFERENCE_IMAGE_ARCHITECTURES, value: {{ join "," .Values.images.architectures | quote }}}
 - {name: SPLITINFERENCE_START_FAILURE_SECONDS, value: {{ include "splitinference.text" .Values.startFailureSeconds | quote }}}
@@ -36,6 +37,7 @@
 - {name: SPLITINFERENCE_SEGMENT_CPU_REQUEST, value: {{ include "splitinference.text" .Values.segments.cpuRequest | quote }}}
 - {name: SPLITINFERENCE_SEGMENT_CPU_LIMIT, value: {{ include "splitinference.text" .Values.segments.cpuLimit | quote }}}
 - {name: SPLITINFERENCE_SEGMENT_RUNTIME_MIB, value: {{ include "splitinference.text" .Values.segments.runtimeMiB | quote }}}
+- {name: SPLITINFERENCE_SEGMENT_LLAMA_CPP_RUNTIME_MIB, value: {{ include "splitinference.text" .Values.segments.llamaCppRuntimeMiB | quote }}}
 - {name: SPLITINFERENCE_MODEL_CACHE_PATH, value: {{ .Values.segments.modelCachePath | quote }}}
 - {name: SPLITINFERENCE_MODEL_CACHE_GIB, value: {{ .Values.segments.modelCacheGiB | quote }}}
 - {name: SPLITINFERENCE_POD_USER, value: {{ with .Values.segments.user }}{{ include "splitinference.text" . | quote }}{{ else }}""{{ end }}}
@@ -58,6 +60,7 @@
 - {name: SPLITINFERENCE_CORE_MEMORY_BANDWIDTH_GBPS, value: {{ include "splitinference.text" .Values.nodeDefaults.coreMemoryBandwidthGBps | quote }}}
 - {name: SPLITINFERENCE_LINK_MBPS, value: {{ include "splitinference.text" .Values.nodeDefaults.linkMbps | quote }}}
 - {name: SPLITINFERENCE_LINK_RTT_MS, value: {{ include "splitinference.text" .Values.nodeDefaults.linkRttMs | quote }}}
+- {name: SPLITINFERENCE_CATALOGUE_FOLDER, value: {{ ternary "/etc/splitinference/catalogue" "" (ne .Values.catalogue.configMap "") | quote }}}
 - {name: SPLITINFERENCE_MEASURE_NODES, value: {{ .Values.measureNodes.enabled | quote }}}
 - {name: SPLITINFERENCE_MEASURE_WAIT_SECONDS, value: {{ include "splitinference.text" .Values.measureNodes.waitSeconds | quote }}}
 - {name: SPLITINFERENCE_MEASUREMENTS_PER_HOUR, value: {{ include "splitinference.text" .Values.measureNodes.perHour | quote }}}
