@@ -8,10 +8,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from splitinference.core.model_files.encoder import encoder_layers
+from splitinference.core.model_files.gguf import profile_from_gguf
 from splitinference.core.model_files.safetensors import BYTES_PER_ELEMENT, Tensors, content_digest, elements, matrix_elements
 from splitinference.core.model_files.sequential import sequential_layers
 from splitinference.core.values.profile import Layer, LayerKind, Profile
 from splitinference_modelfiles.families import CHAIN, DECODERS, ENCODERS, Family
+from splitinference_modelfiles.gguf_models import GGUF_KEY
 from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
 from splitinference_modelfiles.models import HEAD, Model, served_model
 
@@ -26,15 +28,20 @@ def profile_from_model(
     *,
     files: Collection[str] | None = None,
     runtime_bytes: int = DEFAULT_RUNTIME_BYTES,
+    llama_runtime_bytes: int | None = None,
     model: str = "",
 ) -> Profile:
     """The profile of a model served in `dtype` (`float32`, `float16`, `bfloat16`). `files`: names in its folder; None: not known.
+    `runtime_bytes` and `llama_runtime_bytes` (None: the same): memory of a segment server of either engine that holds no layer.
 
     FLOPs are two per multiplied weight; attention adds four per head dimension, head and attended position. Raises
     ModelRefusedError where the model is not served.
     """
     if dtype not in BYTES_PER_ELEMENT:
         raise ModelRefusedError(f"dtype {dtype!r} is not supported; supported are {', '.join(sorted(BYTES_PER_ELEMENT))}")
+    if GGUF_KEY in config:
+        runtime = runtime_bytes if llama_runtime_bytes is None else llama_runtime_bytes
+        return profile_from_gguf(config, tensors, dtype, runtime_bytes=runtime, model=model)
     found = served_model(config, tensors, files)
     size = BYTES_PER_ELEMENT[dtype]
     if found.family in ENCODERS:

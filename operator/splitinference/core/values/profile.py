@@ -17,6 +17,15 @@ class LayerKind(StrEnum):
     GENERIC = "generic"
 
 
+class Engine(StrEnum):
+    """What computes the layers in a segment."""
+
+    TORCH = "torch"
+    """transformers' own modules, from safetensors."""
+    LLAMA_CPP = "llamacpp"
+    """libllama, from GGUF."""
+
+
 class LinkEncoding(StrEnum):
     """How hidden states travel from one segment to the next."""
 
@@ -72,6 +81,8 @@ class Profile(Value):
     model: str
     digest: str = Field(description="content hash of the configuration and the tensor table: names the model's content")
     dtype: str
+    engine: Engine = Field(default=Engine.TORCH, description="what computes the layers; `dtype` is that of hidden states between segments")
+    files: tuple[str, ...] = Field(default=(), description="names of the GGUF files that hold the layers, the first part first")
     content: str = Field(default="", description="digest of the tensors' bytes, `sha256:…`; empty: not known")
     commit: str = Field(default="", description="commit of the hub's repository that it was read from; empty: it is from no hub")
     layers: tuple[Layer, ...] = Field(min_length=1)
