@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from splitinference_protocol.meta import Prefix, SegmentError
-from splitinference_segment.kv import FIRST_CAPACITY, KvEntry, KvLimits, KvShape, KvTable
+from splitinference_segment.kv import FIRST_CAPACITY, KvEntry, KvLimits, KvTable
+from splitinference_segment.kv_torch import KvShape
 
 SHAPE = KvShape(blocks=2, heads=1, width=4, dtype=torch.float32)
 PER_TOKEN = 2 * 2 * 1 * 4 * 4
@@ -28,16 +29,16 @@ def test_bytes_per_token_count_keys_and_values_of_all_blocks() -> None:
 def test_a_sequence_grows_by_doubling_and_keeps_what_it_holds() -> None:
     table = a_table()
     entry = step(table, "a", 0, 100)
-    assert entry.capacity == FIRST_CAPACITY
+    assert SHAPE.capacity(entry.buffer) == FIRST_CAPACITY
     entry.buffer[:, :, :, :100] = 3.0
     step(table, "a", 100, 100)
-    assert entry.capacity == 2 * FIRST_CAPACITY
+    assert SHAPE.capacity(entry.buffer) == 2 * FIRST_CAPACITY
     assert bool((entry.buffer[:, :, :, :100] == 3.0).all())
     assert table.use().total_bytes == 2 * FIRST_CAPACITY * PER_TOKEN
 
 
 def test_a_buffer_is_never_larger_than_the_longest_context() -> None:
-    assert step(a_table(context=150), "a", 0, 140).capacity == 150
+    assert SHAPE.capacity(step(a_table(context=150), "a", 0, 140).buffer) == 150
 
 
 def test_a_position_that_is_not_held_is_kv_missing_with_both_numbers() -> None:
@@ -83,7 +84,7 @@ def test_too_many_sequences_are_kv_full_and_those_held_stay() -> None:
 def test_the_byte_budget_holds_and_the_last_of_it_can_be_used() -> None:
     table = a_table(tokens=300)
     step(table, "a", 0, 200)  # 256 allocated
-    assert step(table, "b", 0, 40).capacity == 44  # all that is left
+    assert SHAPE.capacity(step(table, "b", 0, 40).buffer) == 44  # all that is left
     with pytest.raises(SegmentError) as caught:
         table.begin("b", 40, 5, 0.0)
     assert caught.value.code == "kv_full"

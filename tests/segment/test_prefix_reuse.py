@@ -9,7 +9,8 @@ from in_process import Chain, Network, Parts
 from random_models import CONFIGS, unsplit_greedy
 
 from splitinference_protocol.meta import Prefix, SegmentError
-from splitinference_segment.kv import MOST_KEPT, KvLimits, KvShape, KvTable
+from splitinference_segment.kv import MOST_KEPT, KvLimits, KvTable
+from splitinference_segment.kv_torch import KvShape
 
 BLOCK = 4
 COUNT = 12

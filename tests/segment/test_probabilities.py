@@ -15,7 +15,8 @@ from random_models import CONFIGS
 from transformers import AutoModelForCausalLM
 
 from splitinference_protocol.sampling import Sampling
-from splitinference_segment.sampling import Choice, sample
+from splitinference_segment.choices import Choice
+from splitinference_segment.sampling import sample
 
 COUNT = 16
 TOLERANCE = 1e-4  # nats, float32

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from splitinference_protocol.sampling import Sampling
-from splitinference_segment.sampling import adjusted, sample, scored, uniform
+from splitinference_segment.choices import uniform
+from splitinference_segment.sampling import adjusted, sample, scored
 
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]))
 

@@ -13,7 +13,9 @@ from splitinference_protocol import meta as protocol
 from splitinference_protocol.meta import Request, SegmentError, TensorMeta
 from splitinference_protocol.sampling import Sampling
 from splitinference_segment.execution import Execution, Result, Step
-from splitinference_segment.kv import KvLimits, KvShape, KvTable
+from splitinference_segment.kv import KvLimits, KvTable
+from splitinference_segment.kv_torch import KvShape
+from splitinference_segment.torch_engine import TorchEngine
 
 VOCABULARY = 50
 
@@ -21,7 +23,8 @@ VOCABULARY = 50
 class LastLayers:
     """A head without blocks before it: the logits after a token are a fixed row of numbers."""
 
-    is_last = True
+    start, end, count, first_block, hidden, vocabulary = 0, 1, 1, 0, 1, VOCABULARY
+    is_first = is_last = True
     kv_shape = KvShape(1, 1, 4, torch.float32)
 
     def __init__(self) -> None:
@@ -41,7 +44,7 @@ class LastLayers:
 
 def run(layers: LastLayers, tokens: list[int], targets: list[int], **more: Any) -> Result:
     table = KvTable(layers.kv_shape, KvLimits(4, 1 << 20, 256, 60.0))
-    execution = Execution(layers, table, 1, 8)  # type: ignore[arg-type]
+    execution = Execution(TorchEngine(layers), table, 1, 8)  # type: ignore[arg-type]
     answers: SimpleQueue[Result | SegmentError] = SimpleQueue()
     packed = base64.b64encode(bytes(targets)).decode()
     request = Request("step", "s", 0, TensorMeta("int64", (len(tokens),)), targets=packed, **more)

@@ -18,11 +18,13 @@ from in_process import DIGEST, Nothing
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.meta import INPUT, OUTPUT, SegmentError
 from splitinference_segment import comparison
-from splitinference_segment.comparison import bound, errors, verdict
+from splitinference_segment.comparison import errors, verdict
 from splitinference_segment.layers import Layers
 from splitinference_segment.recording import Recorder
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
+from splitinference_segment.torch_engine import TorchArrays, TorchEngine
+from splitinference_segment.verdicts import bound
 
 CUTS = (0, 2, 5, 7)
 HIDDEN = 64
@@ -97,7 +99,7 @@ def rows(first: int, count: int) -> torch.Tensor:
 
 
 def test_what_was_recorded_is_given_once_in_any_parts() -> None:
-    recorder = Recorder()
+    recorder = Recorder(TorchArrays())
     recorder.begin("s", INPUT, 0.0)
     for position, count in ((0, 5), (5, 1), (6, 1)):
         recorder.add("s", INPUT, position, rows(position, count), 1.0)
@@ -112,7 +114,7 @@ def test_what_was_recorded_is_given_once_in_any_parts() -> None:
 
 
 def test_a_step_that_is_run_again_replaces_what_was_there() -> None:
-    recorder = Recorder()
+    recorder = Recorder(TorchArrays())
     recorder.begin("s", OUTPUT, 0.0)
     recorder.add("s", OUTPUT, 0, rows(0, 4), 0.0)
     recorder.add("s", OUTPUT, 0, rows(10, 2), 0.0)
@@ -121,7 +123,7 @@ def test_a_step_that_is_run_again_replaces_what_was_there() -> None:
 
 
 def test_sides_and_sequences_are_apart_and_what_nobody_asked_for_is_not_kept() -> None:
-    recorder = Recorder()
+    recorder = Recorder(TorchArrays())
     recorder.begin("s", INPUT, 0.0)
     recorder.add("s", OUTPUT, 0, rows(0, 1), 0.0)
     recorder.add("t", INPUT, 0, rows(0, 1), 0.0)
@@ -131,7 +133,7 @@ def test_sides_and_sequences_are_apart_and_what_nobody_asked_for_is_not_kept() -
 
 
 def test_a_gap_is_said_and_never_filled() -> None:
-    recorder = Recorder()
+    recorder = Recorder(TorchArrays())
     recorder.begin("s", INPUT, 0.0)
     recorder.add("s", INPUT, 0, rows(0, 2), 0.0)
     recorder.add("s", INPUT, 5, rows(5, 1), 0.0)
@@ -140,7 +142,7 @@ def test_a_gap_is_said_and_never_filled() -> None:
 
 
 def test_records_are_bounded_in_number_bytes_and_time() -> None:
-    recorder = Recorder(most_sequences=2, most_bytes=100, idle_seconds=10)
+    recorder = Recorder(TorchArrays(), most_sequences=2, most_bytes=100, idle_seconds=10)
     recorder.begin("a", INPUT, 0.0)
     recorder.begin("b", INPUT, 0.0)
     with pytest.raises(SegmentError) as refused:
@@ -168,8 +170,7 @@ class World:
 
     def ask(self, segment: Segment, meta: dict[str, Any], data: bytes = b"\0", role: str = "gateway") -> tuple[dict[str, Any], bytes]:
         answers: SimpleQueue[tuple[bytes, bytes]] = SimpleQueue()
-        raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        segment.handle(json.dumps({"v": 1, **meta}).encode(), raw, lambda m, d: answers.put((m, d)), role)
+        segment.handle(json.dumps({"v": 1, **meta}).encode(), memoryview(bytearray(data)), lambda m, d: answers.put((m, d)), role)
         said, content = answers.get(timeout=60)
         return json.loads(said), content
 
@@ -206,7 +207,7 @@ def world(models: dict[str, Path]) -> Iterator[World]:
             name, f"seg-{DIGEST}-{start}-{end}", models["llama"], start, end, dtype="float32", max_context_tokens=256, wire_port=port,
             peer_prefix="chat-", peer_addresses=addresses,
         )  # fmt: skip
-        made.append(Segment(settings, Layers(models["llama"], start, end, torch.float32), Nothing()))
+        made.append(Segment(settings, TorchEngine(Layers(models["llama"], start, end, torch.float32)), Nothing()))
     hops = [{"segment": name, "model": f"seg-{DIGEST}-{a}-{b}"} for name, (a, b) in list(zip(names, ranges, strict=True))[1:3]]
     yield World(made[:3], made[3], hops)
     for segment in made:
@@ -227,7 +228,7 @@ def test_an_honest_segment_agrees_whatever_the_steps(world: World, prompt: list[
 def test_a_wrong_weight_is_seen(world: World, prompt: list[int]) -> None:
     world.record()
     with torch.no_grad():
-        parameter = next(iter(world.segments[1]._layers.blocks[0].parameters()))  # type: ignore[union-attr]
+        parameter = next(iter(world.segments[1]._engine.layers.blocks[0].parameters()))  # type: ignore[union-attr]
         parameter.mul_(1.01)
     world.step(prompt, 0)
     assert world.check(0, len(prompt))["mean"] > 1e-3

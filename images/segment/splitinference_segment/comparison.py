@@ -5,36 +5,9 @@ larger than the others. They would hide every error in the rest, so the error is
 were left out, so their own error is taken too. The larger of the two counts.
 """
 
-import math
-from dataclasses import dataclass
-
 import torch
 
-LARGEST = 8
-"""Channels that are taken apart, of each token the largest ones."""
-SLACK = 2.0
-"""How much more a mean of n tokens may have: tolerance × (1 + SLACK / √n). One token alone may have three times the tolerance."""
-WRONG = 1e9
-"""The error of what is no number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Errors of so many tokens: their mean, the worst one and where it was, both relative."""
-
-    tokens: int
-    mean: float
-    worst: float
-    worst_at: int
-
-    def within(self, tolerance: float) -> bool:
-        """Whether honest rounding can be the reason."""
-        return self.mean <= bound(tolerance, self.tokens) and self.worst <= bound(tolerance, 1)
-
-
-def bound(tolerance: float, tokens: int) -> float:
-    """The largest mean error of so many tokens."""
-    return tolerance * (1 + SLACK / math.sqrt(tokens))
+from splitinference_segment.verdicts import LARGEST, LEAST, WRONG, Verdict
 
 
 def errors(expected: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
@@ -49,8 +22,8 @@ def errors(expected: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
     if count:
         large.scatter_(1, wanted.abs().topk(count, dim=1).indices, True)
     difference = found - wanted
-    rest = _norm(difference.masked_fill(large, 0.0)) / _norm(wanted.masked_fill(large, 0.0)).clamp(min=_LEAST)
-    massive = _norm(difference.masked_fill(~large, 0.0)) / _norm(wanted.masked_fill(~large, 0.0)).clamp(min=_LEAST)
+    rest = _norm(difference.masked_fill(large, 0.0)) / _norm(wanted.masked_fill(large, 0.0)).clamp(min=LEAST)
+    massive = _norm(difference.masked_fill(~large, 0.0)) / _norm(wanted.masked_fill(~large, 0.0)).clamp(min=LEAST)
     found_errors = torch.maximum(rest, massive)
     return torch.where(found_errors.isfinite() & found.isfinite().all(dim=1), found_errors, WRONG).clamp(max=WRONG)
 
@@ -60,9 +33,6 @@ def verdict(expected: torch.Tensor, received: torch.Tensor, position: int) -> Ve
     found = errors(expected, received)
     at = int(found.argmax())
     return Verdict(len(found), float(found.mean()), float(found[at]), position + at)
-
-
-_LEAST = 1e-6
 
 
 def _norm(values: torch.Tensor) -> torch.Tensor:

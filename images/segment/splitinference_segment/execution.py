@@ -1,4 +1,4 @@
-"""Running steps: one worker thread takes turns from a queue, runs the layers on each batch, and hands every result to its caller."""
+"""Running steps: one worker thread takes turns from a queue, gives the engine each batch, and hands every result to its caller."""
 
 import logging
 import threading
@@ -6,20 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from splitinference_protocol import leb128
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.meta import Request, SegmentError
-from splitinference_segment.attention import Span
+from splitinference_segment.choices import Choice
+from splitinference_segment.engine import Engine, Values, Work
 from splitinference_segment.gathering import Gathering
 from splitinference_segment.kv import KvEntry, KvTable
-from splitinference_segment.layers import Layers
 from splitinference_segment.queueing import next_turn
-from splitinference_segment.sampling import Choice, sample, scored
 
 MAX_WAITING = 256
-_SCORED_TOGETHER = 16  # rows of logits, each as wide as the vocabulary
 _log = logging.getLogger(__name__)
 
 
@@ -27,12 +22,12 @@ _log = logging.getLogger(__name__)
 class Result:
     """What one step gave: hidden states for the next segment, or (from the last one, when asked to sample) a token. Times in seconds."""
 
-    hidden: torch.Tensor | None
+    hidden: Values | None
     choice: Choice | None
     queue_s: float
     compute_s: float
     share: float  # of a batch, this step's share by tokens
-    logits: torch.Tensor | None = None  # of the last position, float32, where they were asked for instead of a token
+    logits: Values | None = None  # of the last position, float32, where they were asked for instead of a token
     scored: Sequence[Choice] = ()  # of the tokens that follow the step's, where these were given
 
 
@@ -41,7 +36,7 @@ class Step:
     """One step in the queue. `done` is called once, on the worker thread, and must not block."""
 
     request: Request
-    values: torch.Tensor
+    values: Values
     received_at: float
     deadline_at: float
     done: Callable[[Result | SegmentError], None]
@@ -65,9 +60,9 @@ class Step:
 class Execution:
     """The queue and the worker thread of one segment. Clock: time.monotonic."""
 
-    def __init__(self, layers: Layers, table: KvTable, threads: int, max_batch: int, gather_s: float = 0.0) -> None:
+    def __init__(self, engine: Engine, table: KvTable, threads: int, max_batch: int, gather_s: float = 0.0) -> None:
         """Start the worker. `gather_s`: how long decode steps may wait for others (gathering.py)."""
-        self._layers, self._table, self._threads, self._max_batch = layers, table, threads, max_batch
+        self._engine, self._table, self._threads, self._max_batch = engine, table, threads, max_batch
         self._gathering = Gathering(gather_s)
         self._free_since = 0.0
         self._waiting: list[Step] = []
@@ -105,7 +100,7 @@ class Execution:
         self._worker.join(timeout=10)
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # OpenMP keeps this number per thread, so it is set where the work is done
+        self._engine.use_threads(self._threads)
         passed = 0
         while True:
             with self._changed:
@@ -169,48 +164,14 @@ class Execution:
         if now > step.deadline_at:
             raise SegmentError(protocol.DEADLINE_EXCEEDED, f"the step waited {(now - step.received_at) * 1e3:.0f} ms, past its deadline")
         if not step.sequence:
-            return KvEntry("", self._layers.kv_shape.allocate(step.tokens))
+            return KvEntry("", self._engine.kv_shape.allocate(step.tokens))
         return self._table.begin(step.sequence, step.request.position, step.tokens, now, step.request.prefix)
 
     def _compute(self, begun: Sequence[tuple[Step, KvEntry]], started: float) -> list[Result]:
-        spans, row = [], 0
-        for step, entry in begun:
-            spans.append(Span(entry, row, step.tokens, step.request.position))
-            row += step.tokens
-        values = begun[0][0].values if len(begun) == 1 else torch.cat([step.values for step, _ in begun])
-        with torch.inference_mode():
-            hidden = self._layers.run(values, spans)
-            choices: list[Choice | None] = [None] * len(begun)
-            asked: list[torch.Tensor | None] = [None] * len(begun)
-            scores: list[Sequence[Choice]] = [()] * len(begun)
-            if self._layers.is_last:
-                for i, (step, _) in enumerate(begun):
-                    if step.request.targets:
-                        scores[i] = self._scored(hidden[spans[i].start : spans[i].start + spans[i].tokens], step.request)
-                sampled = [i for i, (step, _) in enumerate(begun) if step.request.sample]
-                if sampled:
-                    ends = [spans[i].start + spans[i].tokens - 1 for i in sampled]
-                    logits = self._layers.logits(hidden[ends])
-                    for i, line in zip(sampled, logits, strict=True):
-                        request = begun[i][0].request
-                        if request.logits:
-                            asked[i] = line.cpu()
-                        else:
-                            choices[i] = sample(line, request.sampling, request.position + spans[i].tokens)
-                hidden_parts: list[torch.Tensor | None] = [None] * len(begun)
-            else:
-                hidden = hidden.cpu()
-                hidden_parts = [hidden[s.start : s.start + s.tokens] for s in spans]
+        rows = sum(step.tokens for step, _ in begun)
+        outputs = self._engine.run([Work(step.request, step.values, entry) for step, entry in begun])
         compute_s = time.monotonic() - started
         return [
-            Result(part, choice, started - step.received_at, compute_s, step.tokens / row, logits, told)
-            for (step, _), part, choice, logits, told in zip(begun, hidden_parts, choices, asked, scores, strict=True)
+            Result(out.hidden, out.choice, started - step.received_at, compute_s, step.tokens / rows, out.logits, out.scored)
+            for (step, _), out in zip(begun, outputs, strict=True)
         ]
-
-    def _scored(self, hidden: torch.Tensor, request: Request) -> list[Choice]:
-        """A few rows of logits at a time."""
-        targets, made = leb128.numbers(request.targets), list[Choice]()
-        for start in range(0, len(targets), _SCORED_TOGETHER):
-            some = targets[start : start + _SCORED_TOGETHER]
-            made += scored(self._layers.logits(hidden[start : start + len(some)]), some, request.sampling.logprobs)
-        return made

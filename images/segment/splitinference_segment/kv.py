@@ -9,10 +9,9 @@ told `kv_missing` at their next step, and runs their tokens again. So nobody kee
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-import torch
+from typing import Any, Protocol
 
 from splitinference_protocol.meta import BAD_REQUEST, KV_FULL, KV_MISSING, Prefix, SegmentError
 
@@ -20,25 +19,56 @@ MOST_KEPT = 256  # bounds the search; segments without blocks keep entries of no
 EVICT_AFTER_S = 10.0  # a sequence that was stepped more lately is not given up for another: they would take turns in it
 FIRST_CAPACITY = 128  # tokens; a buffer doubles from here until the longest context
 
+Buffer = Any
+"""Where an engine keeps one sequence's keys and values. It is free when nobody holds it any more."""
+
 
 @dataclass(frozen=True, slots=True)
-class KvShape:
-    """What one token of one sequence needs here: blocks, key/value heads, their width."""
+class KvPiece:
+    """KV that another segment exported: of these of our blocks, counted from this segment's first."""
 
-    blocks: int
-    heads: int
-    width: int
-    dtype: torch.dtype
-    device: str = "cpu"
+    blocks: range
+    data: bytes
+
+
+class KvStore(Protocol):
+    """An engine's KV. None of these may wait for a step that runs, but `exported` and `taken`, which are called on threads of their own."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of this segment."""
 
     @property
     def bytes_per_token(self) -> int:
         """Keys and values of one token in all blocks of this segment."""
-        return 2 * self.blocks * self.heads * self.width * int(self.dtype.itemsize)
 
-    def allocate(self, tokens: int) -> torch.Tensor:
-        """A buffer [2, blocks, heads, tokens, width], not initialised: what is beyond the length is never read."""
-        return torch.empty((2, self.blocks, self.heads, tokens, self.width), dtype=self.dtype, device=self.device)
+    @property
+    def most_sequences(self) -> int | None:
+        """How many buffers there may be at once; None: any number."""
+
+    def allocate(self, tokens: int) -> Buffer:
+        """A buffer for so many tokens, without any."""
+
+    def capacity(self, buffer: Buffer) -> int:
+        """Tokens that the buffer can hold."""
+
+    def grown(self, buffer: Buffer, tokens: int, length: int) -> Buffer:
+        """A buffer for more tokens, with the first `length` of this one."""
+
+    def copy(self, source: Buffer, target: Buffer, tokens: int) -> None:
+        """The first `tokens` of one buffer into another one that has none."""
+
+    def trimmed(self, buffer: Buffer, tokens: int) -> Buffer:
+        """A buffer with the first `tokens` alone, in no more memory than they need."""
+
+    def layout(self, blocks: int, tokens: int) -> dict[str, Any]:
+        """The form in which so many tokens of so many blocks are handed over, as META says it. Segments with other forms refuse it."""
+
+    def exported(self, buffer: Buffer, blocks: range, tokens: range) -> bytes:
+        """These tokens of these blocks (counted from this segment's first), in that form."""
+
+    def taken(self, buffer: Buffer, tokens: range, pieces: Sequence[KvPiece]) -> None:
+        """Add tokens that others exported after those that the buffer has; together the pieces have every block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +87,7 @@ class KvEntry:
     """One sequence's keys and values. `length` tokens are valid; a step writes beyond and then commits."""
 
     sequence: str
-    buffer: torch.Tensor
+    buffer: Buffer
     length: int = 0
     used_at: float = 0.0
     busy: bool = False
@@ -66,11 +96,6 @@ class KvEntry:
     def begins_with(self, prefix: Prefix, tokens: int) -> bool:
         """The first `tokens` are held, and are those that `prefix` names."""
         return self.prefix is not None and self.length >= tokens and self.prefix.shares(prefix, tokens)
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that the buffer can hold."""
-        return int(self.buffer.shape[3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +113,7 @@ class KvUse:
 class KvTable:
     """Sequences by name. Safe to use from several threads; an entry given to a step is not evicted until the step ends."""
 
-    shape: KvShape
+    shape: KvStore
     limits: KvLimits
     _entries: dict[str, KvEntry] = field(default_factory=dict)
     _kept: OrderedDict[str, KvEntry] = field(default_factory=OrderedDict)  # by the name of the last block, least used first
@@ -122,7 +147,7 @@ class KvTable:
                 raise SegmentError(KV_MISSING, f"the sequence holds {held} tokens here, the step expects {position}")
             elif entry.busy:
                 raise SegmentError(KV_MISSING, f"the sequence is being written beyond its {held} tokens")
-            if entry.capacity < position + tokens:
+            if self._capacity(entry) < position + tokens:
                 try:
                     self._grow(entry, position + tokens, now)
                 except SegmentError:
@@ -130,7 +155,7 @@ class KvTable:
                         self._entries.pop(sequence, None)
                     raise
             if donor is not None:
-                entry.buffer[:, :, :, :position].copy_(donor.buffer[:, :, :, :position])
+                self.shape.copy(donor.buffer, entry.buffer, position)
                 entry.length = position
                 self._reused += position
             entry.busy = True
@@ -143,8 +168,8 @@ class KvTable:
             entry.length += tokens
             entry.used_at = now
 
-    def read(self, sequence: str, tokens: int) -> torch.Tensor:
-        """The buffer [2, blocks, heads, capacity, width] of a sequence that holds at least `tokens`; those stay as they are.
+    def read(self, sequence: str, tokens: int) -> Buffer:
+        """The buffer of a sequence that holds at least `tokens`; those stay as they are.
 
         SegmentError: `kv_missing` when it holds fewer. Steps go on beside it: they write beyond, or into a larger copy.
         """
@@ -200,10 +225,10 @@ class KvTable:
             if other.prefix is not None and other.prefix.shares(kept, other.length):
                 del self._kept[name]
         entry.prefix, entry.length = kept, tokens
-        if entry.capacity > tokens:
-            entry.buffer = entry.buffer[:, :, :, :tokens].clone()
+        entry.buffer = self.shape.trimmed(entry.buffer, tokens)
         self._kept[kept.hashes[-1]] = entry
-        while len(self._kept) > MOST_KEPT:
+        most = self.shape.most_sequences
+        while len(self._kept) > (MOST_KEPT if most is None else max(0, most - self.limits.sequences)):
             self._kept.popitem(last=False)
 
     def _anew(self, sequence: str, now: float) -> KvEntry:
@@ -219,12 +244,13 @@ class KvTable:
         return entry
 
     def _grow(self, entry: KvEntry, needed: int, now: float) -> None:
-        wanted = max(entry.capacity, FIRST_CAPACITY)
+        capacity = self._capacity(entry)
+        wanted = max(capacity, FIRST_CAPACITY)
         while wanted < needed:
             wanted *= 2
         wanted = min(wanted, self.limits.context_tokens)
         per_token = self.shape.bytes_per_token
-        more = (wanted - entry.capacity) * per_token
+        more = (wanted - capacity) * per_token
         while self._kept and more > self._free():
             self._kept.popitem(last=False)
         if more > self._free():
@@ -233,17 +259,14 @@ class KvTable:
         while more > self._free() and self._evict(now):
             pass
         free = self._free()
-        if (wanted - entry.capacity) * per_token > free:
-            wanted = entry.capacity + free // per_token  # all that is left, if that is enough
+        if (wanted - capacity) * per_token > free:
+            wanted = capacity + free // per_token  # all that is left, if that is enough
         if wanted < needed:
             raise SegmentError(
                 KV_FULL,
                 f"{needed} tokens need {needed * per_token} bytes of KV; all but {free} of {self.limits.total_bytes} are held",
             )
-        grown = self.shape.allocate(wanted)
-        if entry.length:
-            grown[:, :, :, : entry.length].copy_(entry.buffer[:, :, :, : entry.length])
-        entry.buffer = grown
+        entry.buffer = self.shape.grown(entry.buffer, wanted, entry.length)
 
     def _evict(self, now: float) -> bool:
         """Forget the sequence that was not used for longest, if that is long enough. False: there is none."""
@@ -258,7 +281,10 @@ class KvTable:
         return self.limits.total_bytes - self._bytes(self._entries) - self._bytes(self._kept)
 
     def _bytes(self, entries: Mapping[str, KvEntry]) -> int:
-        return sum(entry.capacity for entry in entries.values()) * self.shape.bytes_per_token
+        return sum(map(self._capacity, entries.values())) * self.shape.bytes_per_token
+
+    def _capacity(self, entry: KvEntry) -> int:
+        return self.shape.capacity(entry.buffer)
 
     def _forget_idle(self, now: float) -> int:
         for name in self._idle(self._kept, now):

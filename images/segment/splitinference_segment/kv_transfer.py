@@ -14,13 +14,11 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from splitinference_protocol import answers
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.meta import Hop, Request, SegmentError
 from splitinference_segment.hops import Reply
-from splitinference_segment.kv import KvTable
+from splitinference_segment.kv import KvPiece, KvTable
 
 CHUNK_BYTES = 4 << 20  # of KV in one message: steps on the same connection wait for it
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
@@ -135,10 +133,9 @@ class KvTransfer:
         stop = request.position + request.tokens
         buffer = self._table.read(request.sequence, stop)
         first = asked.start - self._own.start
-        view = buffer[:, first : first + len(asked), :, request.position : stop]
-        data = view.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        data = shape.exported(buffer, range(first, first + len(asked)), range(request.position, stop))
         self._meters.add("kv_sent_bytes_total", len(data))
-        return answers.answer({"kv": {"dtype": _name(shape.dtype), "shape": list(view.shape)}}), data
+        return answers.answer({"kv": shape.layout(len(asked), request.tokens)}), data
 
     def _pull(self, request: Request, deadline_at: float) -> Reply:
         """Fetch tokens [position, position + tokens) of all own blocks; the sequence then holds them all here."""
@@ -159,13 +156,11 @@ class KvTransfer:
         if left_s <= 0:
             raise SegmentError(protocol.DEADLINE_EXCEEDED, f"the deadline was over with {position} tokens pulled")
         asked = [self._ask(part, sequence, position, tokens, left_s) for part in parts]
-        pieces = [self._tensor(part, tokens, _await(future, part, left_s)) for part, future in zip(parts, asked, strict=True)]
+        pieces = [self._piece(part, tokens, _await(future, part, left_s)) for part, future in zip(parts, asked, strict=True)]
         entry = self._table.begin(sequence, position, tokens, time.monotonic())
         done = 0
         try:
-            for part, piece in zip(parts, pieces, strict=True):
-                blocks = slice(part.start - self._own.start, part.end - self._own.start)
-                entry.buffer[:, blocks, :, position : position + tokens].copy_(piece)
+            self._table.shape.taken(entry.buffer, range(position, position + tokens), pieces)
             done = tokens
         finally:
             self._table.end(entry, done, time.monotonic())
@@ -179,18 +174,13 @@ class KvTransfer:
         self._send(part.source, meta, b"", left_s, future.set_result, most=most)
         return future
 
-    def _tensor(self, part: Part, tokens: int, reply: Reply) -> torch.Tensor:
-        shape = self._table.shape
+    def _piece(self, part: Part, tokens: int, reply: Reply) -> KvPiece:
         fields: Mapping[str, Any] = answers.answered(reply[0], part.source.segment)
-        expected = {"dtype": _name(shape.dtype), "shape": [2, part.end - part.start, shape.heads, tokens, shape.width]}
+        blocks = range(part.start - self._own.start, part.end - self._own.start)
+        expected = self._table.shape.layout(len(blocks), tokens)
         if fields.get("kv") != expected:
             raise SegmentError(protocol.WRONG_SEGMENT, f"{part.source.segment} has KV {fields.get('kv')}, here it is {expected}")
-        sizes = (2, part.end - part.start, shape.heads, tokens, shape.width)
-        return torch.frombuffer(bytearray(reply[1]), dtype=shape.dtype).reshape(sizes)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        return KvPiece(blocks, reply[1])
 
 
 def _await(future: "Future[Reply | SegmentError]", part: Part, left_s: float) -> Reply:

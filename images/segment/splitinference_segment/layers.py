@@ -13,7 +13,7 @@ from splitinference_segment import attention
 from splitinference_segment.attention import Row, Span
 from splitinference_segment.families import UNSTEADY_ROPE, Family, UnsupportedModelError, family_of
 from splitinference_segment.joining import can_join, join
-from splitinference_segment.kv import KvShape
+from splitinference_segment.kv_torch import KvShape
 from splitinference_segment.packing import can_pack, packed, packed_bytes
 from splitinference_segment.weights import Weights, fill
 

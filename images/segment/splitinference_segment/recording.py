@@ -7,9 +7,8 @@ are. Everything is bounded: sequences, bytes of all of them, and the time that n
 import threading
 from dataclasses import dataclass, field
 
-import torch
-
 from splitinference_protocol.meta import BAD_REQUEST, NOT_RECORDED, OVERLOADED, SegmentError
+from splitinference_segment.engine import Arrays, Values
 
 MOST_SEQUENCES = 64
 MOST_BYTES = 64 << 20
@@ -19,7 +18,7 @@ IDLE_S = 120.0
 @dataclass(slots=True)
 class _Record:
     used_at: float
-    rows: list[tuple[int, torch.Tensor]] = field(default_factory=list)  # position and hidden states, ascending, without gaps
+    rows: list[tuple[int, Values]] = field(default_factory=list)  # position and hidden states, ascending, without gaps
     lost: str = ""
 
     @property
@@ -31,6 +30,7 @@ class _Record:
 class Recorder:
     """Records by sequence and side. Safe to use from several threads; knows no clock: `now` is an argument."""
 
+    arrays: Arrays
     most_sequences: int = MOST_SEQUENCES
     most_bytes: int = MOST_BYTES
     idle_seconds: float = IDLE_S
@@ -45,7 +45,7 @@ class Recorder:
                 raise SegmentError(OVERLOADED, f"{len(self._records)} sequences are recorded, the limit is {self.most_sequences}")
             self._records[sequence, side] = _Record(now)
 
-    def add(self, sequence: str, side: str, position: int, values: torch.Tensor, now: float) -> None:
+    def add(self, sequence: str, side: str, position: int, values: Values, now: float) -> None:
         """Hidden states [tokens, hidden] of a step. Nothing happens unless the sequence is recorded."""
         if not self._records:
             return
@@ -63,9 +63,9 @@ class Recorder:
             if kept + values.nbytes > self.most_bytes:
                 record.rows, record.lost = [], f"{kept} bytes are recorded, the limit is {self.most_bytes}"
                 return
-            record.rows.append((position, values.detach().cpu().clone()))
+            record.rows.append((position, self.arrays.kept(values)))
 
-    def take(self, sequence: str, side: str, position: int, tokens: int, *, last: bool, now: float) -> torch.Tensor:
+    def take(self, sequence: str, side: str, position: int, tokens: int, *, last: bool, now: float) -> Values:
         """Hidden states of tokens [position, position + tokens), which are dropped with all before them; with `last` all are.
 
         SegmentError: `not_recorded` when they are not there.
@@ -81,15 +81,15 @@ class Recorder:
             if not tokens:
                 if not last:
                     raise SegmentError(BAD_REQUEST, "at least one token is needed")
-                return torch.empty(0)
+                return self.arrays.joined(())
             start = record.rows[0][0] if record.rows else position
-            found = torch.cat([rows for _, rows in record.rows]) if record.rows else torch.empty(0)
+            found = self.arrays.joined([rows for _, rows in record.rows])
             if position < start or position + tokens > start + len(found):
                 raise SegmentError(
                     NOT_RECORDED, f"tokens {start} to {start + len(found)} are recorded, {position} to {position + tokens} are needed"
                 )
             end = position + tokens - start
-            record.rows = [(position + tokens, found[end:].clone())]
+            record.rows = [(position + tokens, self.arrays.kept(found[end:]))]
             return found[position - start : end]
 
     def _forget_idle(self, now: float) -> None:

@@ -3,34 +3,13 @@
 So it is the same for every split, after a replay and after a hand-over: nothing is kept here from one token to the next.
 """
 
-import hashlib
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from splitinference_protocol import leb128
 from splitinference_protocol.sampling import Sampling, allowed_bits
-
-_SYSTEM = random.SystemRandom()
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The token, its log-probability under the model (before penalties, temperature and the like), and the likeliest alternatives."""
-
-    token: int
-    logprob: float
-    top_logprobs: Sequence[tuple[int, float]] = ()
-
-
-def uniform(seed: int | None, position: int) -> float:
-    """A number in [0, 1): of seed and position alone, or random without a seed."""
-    if seed is None:
-        return _SYSTEM.random()
-    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2.0**64
+from splitinference_segment.choices import Choice, uniform
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, position: int) -> Choice:

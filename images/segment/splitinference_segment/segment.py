@@ -6,32 +6,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from splitinference_protocol import answers, leb128
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.answers import Timing
 from splitinference_protocol.frames import MOST_ANSWER
-from splitinference_protocol.meta import INPUT, INT8, OUTPUT, Hop, Request, SegmentError, TensorMeta
-from splitinference_segment.comparison import verdict
-from splitinference_segment.encoding import encode
+from splitinference_protocol.meta import INPUT, OUTPUT, Hop, Request, SegmentError, TensorMeta
+from splitinference_segment.engine import Arrays, Engine, Values
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.hops import Hops, Reply, address_of
 from splitinference_segment.identity import Identity
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import KvTransfer
-from splitinference_segment.layers import Layers
 from splitinference_segment.links import Links
 from splitinference_segment.recording import Recorder
-from splitinference_segment.settings import Settings
-from splitinference_segment.stateless import Stateless, as_tensor
+from splitinference_segment.settings import DTYPE_BYTES, Settings
 from splitinference_segment.wire_server import Bounds, WireServer
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
 
 LEAST_FRAME = 64 << 10
 META_PER_TOKEN = 6  # of the longest context: names of blocks, and ids and counts of tokens so far
-STATELESS_FRAME = 64 << 20
 MOST_OUTPUTS = 512 << 20
 
 Send = Callable[[bytes, bytes], None]  # META and DATA of the one answer
@@ -55,31 +49,32 @@ class Totals:
 class Segment:
     """Layers, KV and hops of one segment. `handle` never blocks; answers come from the worker's and the wires' threads."""
 
-    def __init__(self, settings: Settings, layers: Layers | Stateless, meters: Counting) -> None:
-        """Start the worker. Layers are already loaded."""
-        self._settings, self._layers, self._meters = settings, layers, meters
+    def __init__(self, settings: Settings, engine: Engine, meters: Counting, arrays: Arrays | None = None) -> None:
+        """Start the worker. The engine has its layers already. `arrays`: where they are not the engine's own."""
+        self._settings, self._engine, self._meters = settings, engine, meters
+        self._arrays = engine.arrays if arrays is None else arrays
         limits = KvLimits(settings.max_sequences, settings.kv_bytes, settings.max_context_tokens, settings.kv_idle_seconds)
-        self.table = KvTable(layers.kv_shape, limits)
+        self.table = KvTable(engine.kv_shape, limits)
         self._execution = self._executes()
         identity = Identity(settings.tls_folder, settings.identity) if settings.tls_folder is not None else None
         self._hops = Hops(settings, identity)
-        first = layers.first_block if layers.kv_shape.blocks else 0
-        self._transfer = KvTransfer(self.table, settings.model_name, first, layers.count, send=self._hops.send, meters=meters)
+        first = engine.first_block if engine.kv_shape.blocks else 0
+        self._transfer = KvTransfer(self.table, settings.model_name, first, engine.count, send=self._hops.send, meters=meters)
         self.links = Links(settings.node)
         self._totals = Totals()
-        self._recorder = Recorder()
+        self._recorder = Recorder(self._arrays)
         self._wire = WireServer(
             settings.wire_port,
             settings.model_name,
             self._from_wire,
             identity=identity,
             refuse=lambda sentence: answers.error(SegmentError(protocol.BAD_REQUEST, sentence), settings.segment),
-            bounds=bounds_of(settings, layers),
+            bounds=self._bounds(),
             count=lambda name, reason: meters.add(f"wire_{name}_total", 1, reason=reason),
         )
 
-    def handle(self, meta: bytes, data: torch.Tensor, send: Send, role: str = protocol.LOCAL) -> None:
-        """Answer one request of a peer of this role by calling `send` once, now or later. `data` is uint8 and may be kept."""
+    def handle(self, meta: bytes, data: memoryview, send: Send, role: str = protocol.LOCAL) -> None:
+        """Answer one request of a peer of this role by calling `send` once, now or later. `data` may be kept."""
         received_at = time.monotonic()
         send = _in_the_form_of(meta, send)
         try:
@@ -120,13 +115,16 @@ class Segment:
 
     def _executes(self) -> Any:
         settings = self._settings
-        return Execution(self._layers, self.table, settings.threads, settings.max_batch, settings.gather_ms / 1e3)
+        return Execution(self._engine, self.table, settings.threads, settings.max_batch, settings.gather_ms / 1e3)
+
+    def _bounds(self) -> Bounds:
+        return bounds_of(self._settings, self._engine.hidden)
 
     def _ended(self, sequence: str) -> None:
         self._execution.forget(sequence)
 
     def _from_wire(self, role: str, meta: bytes, data: bytearray, send: Send) -> None:
-        self.handle(meta, torch.frombuffer(data, dtype=torch.uint8) if data else torch.zeros(1, dtype=torch.uint8), send, role)
+        self.handle(meta, memoryview(data), send, role)
 
     def _stats(self) -> dict[str, Any]:
         use = self.table.use()
@@ -137,11 +135,11 @@ class Segment:
         self._meters.add("errors_total", 1, code=failure.code)
         send(answers.error(failure, self._settings.segment), b"")
 
-    def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+    def _step(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         self._check_route(request.route)
         values = self._values(request, data)
-        if self._layers.is_last:
-            check_sampling(request, self._layers.vocabulary)
+        if self._engine.is_last:
+            check_sampling(request, self._engine.vocabulary)
         self._recorder.add(request.sequence, INPUT, request.position, values, received_at)
 
         def done(result: Result | SegmentError) -> None:
@@ -153,40 +151,40 @@ class Segment:
 
         self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
 
-    def _infer(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+    def _infer(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         raise SegmentError(protocol.WRONG_SEGMENT, "this model's layers keep sequences: they take steps")
 
     def _check_route(self, route: tuple[Hop, ...]) -> None:
-        if self._layers.is_last:
+        if self._engine.is_last:
             if route:
                 raise SegmentError(protocol.WRONG_SEGMENT, f"this is the last segment, but the route goes on to {route[0].segment}")
             return
         if not route:
-            raise SegmentError(protocol.WRONG_SEGMENT, f"the route ends before layer {self._layers.end} of {self._layers.count}")
+            raise SegmentError(protocol.WRONG_SEGMENT, f"the route ends before layer {self._engine.end} of {self._engine.count}")
         for hop in route:
             address_of(hop.segment, self._settings)
         following, own = MODEL_NAME.fullmatch(route[0].model), MODEL_NAME.fullmatch(self._settings.model_name)
         if following is None:
             raise SegmentError(protocol.BAD_REQUEST, f"{route[0].model!r:.100} is not a model's name")
-        if int(following["start"]) != self._layers.end or (own is not None and own["digest"] != following["digest"]):
+        if int(following["start"]) != self._engine.end or (own is not None and own["digest"] != following["digest"]):
             raise SegmentError(
-                protocol.WRONG_SEGMENT, f"{self._settings.model_name} ends before layer {self._layers.end}, next is {route[0].model}"
+                protocol.WRONG_SEGMENT, f"{self._settings.model_name} ends before layer {self._engine.end}, next is {route[0].model}"
             )
 
-    def _values(self, request: Request, data: torch.Tensor) -> torch.Tensor:
+    def _values(self, request: Request, data: memoryview) -> Values:
         """The step's tensor, of its own dtype and shape, checked against what this segment's layers take."""
         tensor = request.tensor
         if tensor is None:
             raise SegmentError(protocol.BAD_REQUEST, "a step needs a tensor")
-        layers = self._layers
-        expected = "int64" if layers.is_first else self._settings.dtype
-        shape_fits = len(tensor.shape) == 1 if layers.is_first else len(tensor.shape) == 2 and tensor.shape[1] == layers.hidden
+        engine = self._engine
+        expected = "int64" if engine.is_first else self._settings.dtype
+        shape_fits = len(tensor.shape) == 1 if engine.is_first else len(tensor.shape) == 2 and tensor.shape[1] == engine.hidden
         if tensor.dtype != expected or not shape_fits:
-            takes = "int64 [tokens]" if layers.is_first else f"{expected} [tokens, {layers.hidden}]"
+            takes = "int64 [tokens]" if engine.is_first else f"{expected} [tokens, {engine.hidden}]"
             raise SegmentError(
-                protocol.WRONG_SEGMENT, f"layers {layers.start}:{layers.end} take {takes}, got {tensor.dtype} {list(tensor.shape)}"
+                protocol.WRONG_SEGMENT, f"layers {engine.start}:{engine.end} take {takes}, got {tensor.dtype} {list(tensor.shape)}"
             )
-        values = as_tensor(tensor, data)
+        values = self._arrays.received(tensor, data)
         if tensor.tokens > self._settings.max_step_tokens:
             raise SegmentError(
                 protocol.BAD_REQUEST, f"{tensor.tokens} tokens in one step; at most {self._settings.max_step_tokens} are run at once"
@@ -197,9 +195,9 @@ class Segment:
                 f"position {request.position} and {tensor.tokens} tokens are beyond the longest context, "
                 f"{self._settings.max_context_tokens}",
             )
-        if layers.is_first and (int(values.min()) < 0 or int(values.max()) >= layers.vocabulary):
+        if engine.is_first and (int(values.min()) < 0 or int(values.max()) >= engine.vocabulary):
             raise SegmentError(
-                protocol.BAD_REQUEST, f"token ids should be 0 to {layers.vocabulary - 1}, got {values.min()}..{values.max()}"
+                protocol.BAD_REQUEST, f"token ids should be 0 to {engine.vocabulary - 1}, got {values.min()}..{values.max()}"
             )
         return values
 
@@ -235,7 +233,7 @@ class Segment:
             if result.logits is None:
                 send(answers.timed(timing, fields), b"")
             else:
-                send(answers.timed(timing, fields | outputs_meta(named := {"logits": result.logits})), outputs_data(named))
+                send(answers.timed(timing, fields | outputs_meta(named := {"logits": result.logits})), outputs_data(named, self._arrays))
             return
         self._recorder.add(request.sequence, OUTPUT, request.position, result.hidden, received_at)
         self._send_on(request, result.hidden, self._settings.link_encoding, received_at=received_at, timing=timing, send=send)
@@ -243,9 +241,8 @@ class Segment:
     def _timing(self, queue_s: float = 0.0, compute_s: float = 0.0) -> Timing:
         return Timing(self._settings.segment, _ms(queue_s), _ms(compute_s), node=self._settings.node)
 
-    def _send_on(self, request: Request, hidden: torch.Tensor, encoding: str, *, received_at: float, timing: Timing, send: Send) -> None:
-        hidden = hidden.contiguous()
-        data = (encode(hidden) if encoding == INT8 else hidden.view(-1).view(torch.uint8)).numpy().tobytes()
+    def _send_on(self, request: Request, hidden: Values, encoding: str, *, received_at: float, timing: Timing, send: Send) -> None:
+        data = self._arrays.data(hidden, encoding)
         tensor = TensorMeta(self._settings.dtype, tuple(hidden.shape), encoding)
         self._forward(request, tensor, data, received_at=received_at, timing=timing, send=send)
 
@@ -286,13 +283,13 @@ class Segment:
         self._meters.add("link_seconds_total", link_s, to=to)
         self.links.hop(to, following.node, sent_bytes, link_s)
 
-    def _echo(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+    def _echo(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         """Pass DATA on along the route as a step would, without layers or KV: what is left is the cost of a hop."""
         for hop in request.route:
             address_of(hop.segment, self._settings)
         timing = self._timing()
         if request.route:
-            self._forward(request, None, data.numpy().tobytes(), received_at=received_at, timing=timing, send=send)
+            self._forward(request, None, bytes(data), received_at=received_at, timing=timing, send=send)
         else:
             timing.held_ms = _ms(time.monotonic() - received_at)
             send(answers.timed(timing, {}), b"")
@@ -315,25 +312,25 @@ class Segment:
             send(answers.answer({"ok": True}), b"")
             return
         rows = self._recorder.take(request.sequence, request.side, request.position, request.tokens, last=request.last, now=now)
-        tensor = {"dtype": str(rows.dtype).removeprefix("torch."), "shape": list(rows.shape)}
-        send(answers.answer({"ok": True, "tensor": tensor}), rows.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        tensor = {"dtype": self._arrays.name(rows), "shape": list(rows.shape)}
+        send(answers.answer({"ok": True, "tensor": tensor}), self._arrays.data(rows, "none"))
 
-    def _verify(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+    def _verify(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         """Run a step that ran elsewhere, and say how far its output is from ours. DATA: its input, then its output [tokens, hidden]."""
-        layers = self._layers
-        if layers.is_last:
+        engine = self._engine
+        if engine.is_last:
             raise SegmentError(protocol.WRONG_SEGMENT, "a verifier's layers end before the head: there is no output to compare")
         if request.tensor is None or request.tensor.encoding != "none":
             raise SegmentError(protocol.BAD_REQUEST, "verify needs a tensor that is not encoded")
         values = self._values(request, data[: request.tensor.byte_size])
-        claimed = TensorMeta(self._settings.dtype, (request.tensor.tokens, layers.hidden))
-        received = as_tensor(claimed, data[request.tensor.byte_size :])
+        claimed = TensorMeta(self._settings.dtype, (request.tensor.tokens, engine.hidden))
+        received = self._arrays.received(claimed, data[request.tensor.byte_size :])
 
         def done(result: Result | SegmentError) -> None:
             if isinstance(result, SegmentError):
                 self._fail(result, send)
             elif result.hidden is not None:
-                found = verdict(result.hidden, received, request.position)
+                found = self._arrays.verdict(result.hidden, received, request.position)
                 self._meters.add("verified_tokens_total", found.tokens)
                 fields = {"tokens": found.tokens, "mean": found.mean, "worst": found.worst, "worst_at": found.worst_at}
                 send(answers.answer({"ok": True, **fields}), b"")
@@ -341,14 +338,10 @@ class Segment:
         self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
 
     def _probe(self, request: Request, received_at: float, send: Send) -> None:
-        layers = self._layers
-        shape = (1,) if layers.is_first else (1, layers.hidden)
-        values = torch.ones(shape, dtype=torch.int64 if layers.is_first else layers.dtype)
-
         def done(result: Result | SegmentError) -> None:
             if isinstance(result, SegmentError):
                 self._fail(result, send)
-            elif (result.hidden is not None and not bool(result.hidden.isfinite().all())) or (
+            elif (result.hidden is not None and not self._arrays.finite(result.hidden)) or (
                 result.choice is not None and result.choice.logprob != result.choice.logprob
             ):
                 self._fail(SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite"), send)
@@ -356,16 +349,18 @@ class Segment:
                 send(answers.answer({"ok": True, "ms": round((time.monotonic() - received_at) * 1e3, 3)}), b"")
 
         probe = Request(op="probe", sample=True, deadline_ms=request.deadline_ms)
-        self._execution.submit(Step(probe, values, received_at, received_at + request.deadline_ms / 1e3, done))
+        self._execution.submit(Step(probe, self._engine.example(), received_at, received_at + request.deadline_ms / 1e3, done))
 
 
-def bounds_of(settings: Settings, layers: Layers | Stateless) -> Bounds:
+def bounds_of(settings: Settings, hidden: int) -> Bounds:
     """What a peer may send at most: a step of the most tokens that are taken at once, and META with the names of all its blocks."""
     tokens = min(settings.max_step_tokens, settings.max_context_tokens)
-    width = layers.hidden * getattr(torch, settings.dtype).itemsize
-    data = LEAST_FRAME + tokens * max(width, 2 * 8)  # int64: ids, and types of an encoder
-    if not layers.hidden:  # tensors of any shape
-        data = STATELESS_FRAME + layers.example().nbytes
+    data = LEAST_FRAME + tokens * max(hidden * DTYPE_BYTES[settings.dtype], 2 * 8)  # int64: ids, and types of an encoder
+    return bounds(settings, data)
+
+
+def bounds(settings: Settings, data: int) -> Bounds:
+    """The same with so many bytes of DATA."""
     return Bounds(meta=LEAST_FRAME + META_PER_TOKEN * settings.max_context_tokens, data=data, input=max(4 * data, 64 << 20))
 
 
@@ -389,14 +384,14 @@ def most_answer(request: Request) -> int:
     return MOST_OUTPUTS if request.logits or request.op == "infer" else MOST_ANSWER
 
 
-def outputs_meta(outputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def outputs_meta(outputs: Mapping[str, Values]) -> dict[str, Any]:
     """The field `tensors` of an answer that carries outputs: what DATA holds, one after the other."""
     return {"tensors": [{"name": name, "dtype": "float32", "shape": list(tensor.shape)} for name, tensor in outputs.items()]}
 
 
-def outputs_data(outputs: Mapping[str, torch.Tensor]) -> bytes:
+def outputs_data(outputs: Mapping[str, Values], arrays: Arrays) -> bytes:
     """DATA of such an answer: float32, little-endian."""
-    return b"".join(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes() for tensor in outputs.values())
+    return b"".join(map(arrays.float32, outputs.values()))
 
 
 def _in_the_form_of(asked: bytes, send: Send) -> Send:

@@ -10,8 +10,10 @@ from pathlib import Path
 from splitinference_protocol.meta import ENCODINGS, SEGMENT_NAME
 from splitinference_segment.identity import SPIFFE_ID
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = tuple(DTYPE_BYTES)
 WEIGHTS = ("stored", "packed")
+ENGINES = ("torch", "llamacpp")
 
 
 class SettingsError(Exception):
@@ -27,6 +29,7 @@ class Settings:
     model_path: Path
     start: int
     end: int
+    engine: str = ENGINES[0]  # what computes: torch reads safetensors, llamacpp reads GGUF files
     node: str = ""  # where it runs; links are told of by nodes
     dtype: str = "bfloat16"
     max_context_tokens: int = 2048
@@ -65,6 +68,7 @@ class Settings:
             model_path=Path(read.text("SI_MODEL_PATH")),
             start=start,
             end=end,
+            engine=read.choice("SI_ENGINE", ENGINES, defaults.engine),
             node=read.text("SI_NODE", ""),
             dtype=read.choice("SI_DTYPE", DTYPES, defaults.dtype),
             max_context_tokens=read.integer("SI_MAX_CONTEXT_TOKENS", defaults.max_context_tokens, 1),

@@ -7,7 +7,7 @@ import torch
 
 from splitinference_protocol.meta import BAD_REQUEST, INT8, WRONG_SEGMENT, SegmentError, TensorMeta
 from splitinference_segment.encoding import decode
-from splitinference_segment.kv import KvShape
+from splitinference_segment.kv_torch import KvShape
 
 NO_KV = KvShape(0, 0, 0, torch.float32)
 

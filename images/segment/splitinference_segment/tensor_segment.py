@@ -3,15 +3,17 @@
 import time
 from typing import Any
 
-import torch
-
 from splitinference_protocol import answers
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.meta import ENCODINGS, Request, SegmentError
-from splitinference_segment.segment import Counting, Segment, Send, outputs_data, outputs_meta
+from splitinference_segment.segment import Counting, Segment, Send, bounds, bounds_of, outputs_data, outputs_meta
 from splitinference_segment.settings import Settings
 from splitinference_segment.stateless import Stateless
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
+from splitinference_segment.torch_engine import TorchArrays, as_bytes
+from splitinference_segment.wire_server import Bounds
+
+STATELESS_FRAME = 64 << 20  # tensors of any shape
 
 
 class TensorSegment(Segment):
@@ -20,7 +22,11 @@ class TensorSegment(Segment):
     def __init__(self, settings: Settings, layers: Stateless, meters: Counting) -> None:
         """Start the worker. Layers are already loaded."""
         self._stateless = layers
-        super().__init__(settings, layers, meters)
+        super().__init__(settings, layers, meters, TorchArrays())
+
+    def _bounds(self) -> Bounds:
+        hidden = self._stateless.hidden
+        return bounds_of(self._settings, hidden) if hidden else bounds(self._settings, STATELESS_FRAME + self._stateless.example().nbytes)
 
     def _executes(self) -> Any:
         return TensorExecution(self._stateless, self._settings.threads)
@@ -28,14 +34,14 @@ class TensorSegment(Segment):
     def _ended(self, sequence: str) -> None:
         """Nothing is kept between requests, so nobody is expected."""
 
-    def _step(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+    def _step(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         raise SegmentError(protocol.WRONG_SEGMENT, "this model keeps no sequences: its segments take `infer`")
 
-    def _infer(self, request: Request, data: torch.Tensor, received_at: float, send: Send) -> None:
+    def _infer(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         self._check_route(request.route)
         if request.tensor is None:
             raise SegmentError(protocol.BAD_REQUEST, "infer needs a tensor")
-        values = self._stateless.values(request.tensor, data, self._settings.max_context_tokens)
+        values = self._stateless.values(request.tensor, as_bytes(data), self._settings.max_context_tokens)
 
         def done(result: TensorResult | SegmentError) -> None:
             if isinstance(result, SegmentError):
@@ -53,7 +59,7 @@ class TensorSegment(Segment):
         timing = self._timing(result.queue_s, result.compute_s)
         if result.hidden is None:
             timing.held_ms = round((time.monotonic() - received_at) * 1e3, 3)
-            send(answers.timed(timing, outputs_meta(result.outputs)), outputs_data(result.outputs))
+            send(answers.timed(timing, outputs_meta(result.outputs)), outputs_data(result.outputs, self._arrays))
             return
         encoding = self._settings.link_encoding if self._stateless.hidden else ENCODINGS[0]
         self._send_on(request, result.hidden, encoding, received_at=received_at, timing=timing, send=send)
