@@ -163,7 +163,7 @@ class Reader:
             raise invalid("This model has no chat template; use /v1/completions.", "model")
         if self.template is None:
             raise invalid("This model's chat template cannot be used; use /v1/completions.", "model", "chat_template_broken")
-        self._check_characters(request.characters, "messages")
+        self.check_characters(request.characters, "messages")
         messages = [message.for_template for message in request.messages]
         options = {"add_generation_prompt": request.add_generation_prompt is not False, **(request.chat_template_kwargs or {})}
         tools = [{"type": "function", "function": tool.function.for_template} for tool in request.usable_tools]
@@ -173,7 +173,7 @@ class Reader:
             text = self.template.render(messages, most, options, tools)
         except TemplateError as error:
             raise invalid(f"The model's chat template refuses these messages: {error}", "messages", "invalid_value") from error
-        self._check_characters(len(text), "messages")
+        self.check_characters(len(text), "messages")
         self.phase("tokenizer")
         return self._encoded(text, special_tokens=False)
 
@@ -190,7 +190,7 @@ class Reader:
             raise invalid("Invalid value for 'prompt': at least one prompt is needed.", "prompt", "invalid_value")
         self._check_sequences(request.choices, len(given))
         for prompt in given:
-            self._check_characters(len(prompt), "prompt", of_ids=not isinstance(prompt, str))
+            self.check_characters(len(prompt), "prompt", of_ids=not isinstance(prompt, str))
         self.phase("tokenizer")
         prompts, most = [], []
         for prompt in given:
@@ -233,7 +233,7 @@ class Reader:
             as_chat = {name: value for name, value in content.items() if name in ChatRequest.model_fields}
             tokens = self._rendered(parse_plain(ChatRequest, {**as_chat, "model": self.model}))
         else:
-            self._check_characters(len(asked.prompt), "prompt")
+            self.check_characters(len(asked.prompt), "prompt")
             self.phase("tokenizer")
             tokens = self._encoded(asked.prompt, special_tokens=asked.add_special_tokens is not False)
         told: dict[str, Any] = {"count": len(tokens), "max_model_len": self.context_tokens, "tokens": tokens}
@@ -249,7 +249,7 @@ class Reader:
         """
         asked = parse_plain(DetokenizeRequest, read_json(body))
         check_model(asked.model or self.model, self.model)
-        self._check_known(asked.tokens, "tokens")
+        self.check_known(asked.tokens, "tokens")
         self.phase("tokenizer")
         return {"prompt": self.tokenizer.decode(asked.tokens, special_tokens=True)}
 
@@ -315,19 +315,19 @@ class Reader:
         made: dict[str, Any] = {name: _neutral(name, getattr(request, name), self.defaults) for name in _NEUTRAL}
         made["top_k"] = max(0, int(made["top_k"]))
         bias = request.logit_bias or {}
-        self._check_known(bias, "logit_bias")
+        self.check_known(bias, "logit_bias")
         return {**made, "logprobs": alternatives, "min_tokens": request.min_tokens or 0, "bias": sorted(bias.items()), "banned": []}
 
     def _ends(self, request: ChatRequest | CompletionRequest, grammar: Grammar | None) -> list[int]:
         """The model's own, those that the request names, and special tokens that it names as stop strings: no text shows them."""
         given = request.stop_token_ids or []
-        self._check_known(given, "stop_token_ids")
+        self.check_known(given, "stop_token_ids")
         specials = [self.tokenizer.specials[stop] for stop in request.stops if stop in self.tokenizer.specials]
         own = () if request.ignore_eos and grammar is None else self.tokenizer.end_tokens
         return sorted({*own, *given, *specials})
 
-    def _check_known(self, tokens: Iterable[int], param: str) -> None:
-        if (wrong := next((token for token in tokens if token >= self._known_tokens), None)) is not None:
+    def check_known(self, tokens: Iterable[int], param: str) -> None:
+        if (wrong := next((token for token in tokens if not 0 <= token < self._known_tokens), None)) is not None:
             message = f"Invalid value for '{param}': token id {wrong} is not in the model's vocabulary of {self._known_tokens}."
             raise invalid(message, param, "invalid_value")
 
@@ -335,7 +335,7 @@ class Reader:
         if (sequences := choices * prompts) > self.most_sequences:
             raise invalid(f"The request asks for {sequences} sequences; at most {self.most_sequences} fit.", "n", "invalid_value")
 
-    def _check_characters(self, characters: int, param: str, *, of_ids: bool = False) -> None:
+    def check_characters(self, characters: int, param: str, *, of_ids: bool = False) -> None:
         """A token stands for at most so many characters: a text with more cannot fit, and is not worth the tokenizer's time."""
         fewest = characters if of_ids else -(-characters // self.longest_token)
         if fewest >= self.context_tokens:
