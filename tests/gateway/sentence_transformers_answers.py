@@ -31,8 +31,8 @@ def main(folder: str) -> None:
     tokens = int(model.tokenize(TEXTS)["attention_mask"].sum()) if hasattr(model, "tokenize") else 0
     made = {name: version(name) for name in ("sentence-transformers", "transformers")}
     rounded = [[float(f"{value:.8g}") for value in vector] for vector in vectors.tolist()]
-    json.dump({"made_by": made, "tokens": tokens, "texts": TEXTS, "embeddings": rounded}, sys.stdout, ensure_ascii=False)
-    print()
+    content = {"made_by": made, "tokens": tokens, "texts": TEXTS, "embeddings": rounded}
+    sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

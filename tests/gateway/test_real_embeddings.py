@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def test_every_cut_gives_sentence_transformers_vectors(stack: Stack, answers: An
         )
     vectors = [entry.embedding for entry in made.data]
     cosine, difference = compared(vectors, answers["embeddings"])
-    print(f"{number} segments: cosine at least {cosine:.9f}, difference at most {difference:.2e}")
+    sys.stdout.write(f"{number} segments: cosine at least {cosine:.9f}, difference at most {difference:.2e}\n")
     assert cosine >= LEAST_COSINE
     assert difference <= MOST_DIFFERENCE
     assert [entry.index for entry in made.data] == list(range(len(answers["texts"])))
