@@ -96,6 +96,7 @@ class ToySegment:
     counts: Counter[str] = field(default_factory=Counter)
     deadlines: list[int] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
+    prompts: list[list[int]] = field(default_factory=list)  # of tests with one request at a time: bytes, without special tokens
     shapes: list[list[int]] = field(default_factory=list)
     poolings: list[dict[str, Any]] = field(default_factory=list)
     forgets_pooling: bool = False  # as a segment of an older version
@@ -157,6 +158,7 @@ class ToySegment:
         tokens = array.array("q", data).tolist()
         assert meta["tensor"] == {"dtype": "int64", "shape": [len(tokens)]}
         self.chunks.append(len(tokens))
+        self._heard(tokens, meta["position"])
         name, position = meta["sequence"], meta["position"]
         if position == 0 or "prefix" in meta:
             if self.kv_limit is not None and len(self.sequences.keys() - {name}) >= self.kv_limit:
@@ -190,6 +192,12 @@ class ToySegment:
                 : sampling["logprobs"]
             ]
         return answer
+
+    def _heard(self, tokens: Sequence[int], position: int) -> None:
+        if position == 0:
+            self.prompts.append([])
+        if self.prompts and (position == 0 or len(tokens) > 1):
+            self.prompts[-1] += [token for token in tokens if token < END]
 
     async def _hindered(self) -> None:
         if self.stalled:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from splitinference_gateway import chat, completions, encoders, kserve_http
+from splitinference_gateway import chat, completions, encoders, kserve_http, responses
 from splitinference_gateway.clients import client_address
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.gateway import Gateway
@@ -68,6 +68,11 @@ def build_app(gateway: Gateway, sockets: Sockets) -> Starlette:
         ),
         Route("/v1/chat/completions", endpoints.counted(endpoints.chat), methods=["POST"]),
         Route("/v1/completions", endpoints.counted(endpoints.completions), methods=["POST"]),
+        Route("/v1/responses", endpoints.counted(endpoints.responses), methods=["POST"]),
+        *(
+            Route(path, endpoints.counted(endpoints.no_response), methods=["GET", "POST", "DELETE"])
+            for path in ("/v1/responses/{id}", "/v1/responses/{id}/{what}")
+        ),
         Route("/v1/embeddings", endpoints.counted(endpoints.embeddings), methods=["POST"]),
         *(Route(path, endpoints.counted(endpoints.score), methods=["POST"]) for path in ("/v1/score", "/score")),
         *(Route(path, endpoints.counted(endpoints.rerank), methods=["POST"]) for path in ("/v1/rerank", "/rerank", "/v2/rerank")),
@@ -136,6 +141,15 @@ class _Endpoints:
         """POST /v1/completions."""
         return await self._text(request, "completion")
 
+    async def responses(self, request: Request) -> Reply:
+        """POST /v1/responses."""
+        return await self._text(request, "response")
+
+    async def no_response(self, request: Request) -> Response:
+        """GET /v1/responses/{id}: always 404."""
+        await self._client(request)
+        raise ApiError(404, "No responses are stored here; 'store' has no effect.", param="response_id", code="response_not_found")
+
     async def _text(self, request: Request, kind: str) -> Reply:
         tokenizer = self._tokenizer()
         async with self._received(request) as (client, body):
@@ -146,10 +160,13 @@ class _Endpoints:
         if kind == "chat":
             head = Head("chatcmpl", asked.model, asked.with_usage)
             form = chat.ChatFormat(head, tokenizer, prompt_tokens, number, asked.logprobs is not None, FORMS.get(asked.tools), asked.forced)
+        elif kind == "response":
+            head, logprobs = Head("resp", asked.model), asked.logprobs is not None
+            form = responses.ResponsesFormat(head, tokenizer, prompt_tokens, asked.repeated, logprobs, FORMS.get(asked.tools))
         else:
             head = Head("cmpl", asked.model, asked.with_usage)
             form = completions.CompletionFormat(head, tokenizer, prompt_tokens, number, asked.logprobs)
-        reply = self._reply(choices(asked, guides), client, form, asked.stream, asked.with_usage)
+        reply = self._reply(choices(asked, guides), client, form, asked.stream, asked.with_usage or kind == "response")
         return replace(reply, headers=warning(asked.ignored))
 
     async def embeddings(self, request: Request) -> Response:

@@ -166,6 +166,8 @@ def _answer(
                     fields, tail = current.detokenize(body), b""
                 case "chat":
                     fields, tail = current.chat(body).as_frame()
+                case "response":
+                    fields, tail = current.response(body).as_frame()
                 case _:
                     fields, tail = current.completion(body).as_frame()
     except ApiError as error:

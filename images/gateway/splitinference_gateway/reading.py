@@ -21,6 +21,7 @@ from splitinference_gateway.requests import (
     parse,
     parse_plain,
 )
+from splitinference_gateway.responses_request import as_body, as_chat, in_its_own_names, strays
 from splitinference_gateway.text import Detokenizer
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tools import Form, form_of, must_call
@@ -63,6 +64,7 @@ class Reading:
     grammar: Grammar | None = None  # what the answer must follow
     tools: str = ""  # the form in which calls of tools stand in the answer (see `tools.FORMS`); empty: there are none
     forced: bool = False  # one call of a certain tool is all that may come
+    repeated: Mapping[str, Any] = field(default_factory=dict)  # of a response: what its answer says again of the request
 
     def as_frame(self) -> tuple[dict[str, Any], bytes]:
         """For another process: values, and the tokens of all prompts."""
@@ -147,6 +149,23 @@ class Reader:
         read = self._reading(request, (prompt,), (left,), alternatives, alternatives if request.logprobs else None, grammar=grammar)
         forced = not isinstance(request.tool_choice, str | None)
         return read if form is None else replace(read, tools=form.name, forced=forced)
+
+    def response(self, body: bytes) -> Reading:
+        """POST /v1/responses: a chat in other words.
+
+        Raises:
+            ApiError: the request is wrong, does not fit, or asks for what is stored nowhere.
+        """
+        content = read_json(body)
+        others = strays(content)
+        if others and self.refuse_unknown:
+            raise invalid(f"Unrecognized request argument supplied: {others[0]}", others[0], "unknown_parameter")
+        chat, repeated = as_chat(content)
+        try:
+            read = self.chat(as_body(chat))
+            return replace(read, repeated=repeated, ignored=(*read.ignored, *others))
+        except ApiError as error:
+            raise in_its_own_names(error) from error
 
     def _tool_form(self, request: ChatRequest) -> Form | None:
         """How this model writes calls; None where it may make none. ApiError 400 for a model that knows no tools."""
