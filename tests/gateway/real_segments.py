@@ -22,10 +22,12 @@ AUTHORITY = Authority()
 
 
 def tls(folder: Path, role: str) -> dict[str, str]:
-    """The settings that say who a process is; its certificate is made in `folder`."""
-    made = AUTHORITY.write(folder / f"tls-{role}", role)
-    if role == "gateway":
-        (made / "prefix.key").write_bytes(os.urandom(32))
+    """The settings that say who a process is; its certificate is made in `folder`, once: a process that starts may be reading it."""
+    made = folder / f"tls-{role}"
+    if not made.exists():
+        AUTHORITY.write(made, role)
+        if role == "gateway":
+            (made / "prefix.key").write_bytes(os.urandom(32))
     return {"SI_TLS_FOLDER": str(made), "SI_IDENTITY": IDENTITY}
 
 

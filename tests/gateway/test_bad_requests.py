@@ -185,8 +185,8 @@ async def test_a_body_that_does_not_arrive_is_not_waited_for(tmp_path: Path, mod
 @pytest.mark.anyio
 async def test_unknown_paths_and_methods_have_the_same_shape(tmp_path: Path, model_path: Path) -> None:
     async with serving(tmp_path, model_path, await toy_segments("a")) as world:
-        status, body, _ = await world.post("/v1/embeddings", {})
-        assert (status, body["error"]["message"]) == (404, "Invalid URL (POST /v1/embeddings)")
+        status, body, _ = await world.post("/v1/images/generations", {})
+        assert (status, body["error"]["message"]) == (404, "Invalid URL (POST /v1/images/generations)")
         async with world.http.get(f"{world.url}/v1/completions") as response:
             assert response.status == 405
             assert (await response.json())["error"]["type"] == "invalid_request_error"

@@ -66,6 +66,13 @@ def toy_score(token: int) -> float:
     return -0.5 - token % 7
 
 
+def toy_embedding(tokens: Sequence[int]) -> list[float]:
+    """Four numbers that depend on all tokens; of length 1."""
+    raw = [float(zlib.crc32(array.array("q", [*tokens, place]).tobytes()) % 1000 - 500) for place in range(4)]
+    length = sum(value * value for value in raw) ** 0.5
+    return [value / length for value in raw]
+
+
 def tensors(**made: tuple[Sequence[int], Sequence[float]]) -> dict[str, Any]:
     """`tensors` and `data` of an answer."""
     told = [{"name": name, "dtype": "float32", "shape": list(shape)} for name, (shape, _) in made.items()]
@@ -89,7 +96,10 @@ class ToySegment:
     counts: Counter[str] = field(default_factory=Counter)
     deadlines: list[int] = field(default_factory=list)
     chunks: list[int] = field(default_factory=list)
+    prompts: list[list[int]] = field(default_factory=list)  # of tests with one request at a time: bytes, without special tokens
     shapes: list[list[int]] = field(default_factory=list)
+    poolings: list[dict[str, Any]] = field(default_factory=list)
+    forgets_pooling: bool = False  # as a segment of an older version
     traces: list[str] = field(default_factory=list)
     samplings: list[dict[str, Any]] = field(default_factory=list)  # of steps that sampled here
     logprob: float = -0.5
@@ -148,6 +158,7 @@ class ToySegment:
         tokens = array.array("q", data).tolist()
         assert meta["tensor"] == {"dtype": "int64", "shape": [len(tokens)]}
         self.chunks.append(len(tokens))
+        self._heard(tokens, meta["position"])
         name, position = meta["sequence"], meta["position"]
         if position == 0 or "prefix" in meta:
             if self.kv_limit is not None and len(self.sequences.keys() - {name}) >= self.kv_limit:
@@ -181,6 +192,12 @@ class ToySegment:
                 : sampling["logprobs"]
             ]
         return answer
+
+    def _heard(self, tokens: Sequence[int], position: int) -> None:
+        if position == 0:
+            self.prompts.append([])
+        if self.prompts and (position == 0 or len(tokens) > 1):
+            self.prompts[-1] += [token for token in tokens if token < END]
 
     async def _hindered(self) -> None:
         if self.stalled:
@@ -216,8 +233,18 @@ class ToySegment:
         types = values[rows * count :] or [0] * rows * count
         hidden = [number for row in range(rows) for i, token in enumerate(ids[row]) for number in (token, types[row * count + i])]
         pooled = [number for row in ids for number in (sum(row), len(row))]
-        made = tensors(last_hidden_state=([rows, count, 2], hidden), pooler_output=([rows, 2], pooled))
-        return {"v": 1, "timings": [timing], **made}
+        every = {"last_hidden_state": ([rows, count, 2], hidden), "pooler_output": ([rows, 2], pooled), **self._classified(rows, pooled)}
+        if meta.get("pooling"):
+            self.poolings.append(meta["pooling"])
+            every["sentence_embedding"] = ([rows, 4], [number for row in ids for number in toy_embedding(row)])
+        if self.forgets_pooling:
+            meta, _ = {**meta, "outputs": []}, every.pop("sentence_embedding", None)
+        wanted = meta.get("outputs") or [name for name in every if name != "logits"]
+        return {"v": 1, "timings": [timing], **tensors(**{name: every[name] for name in wanted})}
+
+    def _classified(self, rows: int, pooled: Sequence[int]) -> dict[str, Any]:
+        """As a classifier of pairs: the row's sum, scaled."""
+        return {"logits": ([rows, 1], [pooled[2 * row] / 1000 for row in range(rows)])}
 
     async def _release(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         tokens, prefix = self.sequences.pop(meta["sequence"], []), meta.get("prefix")

@@ -62,6 +62,15 @@ def test_the_gateway_gets_no_weights(tmp_path):
     assert not list((tmp_path / "m").glob("*.safetensors"))
 
 
+def test_the_pooling_of_an_embedding_model_comes_along_and_other_folders_do_not(tmp_path):
+    more = {"1_Pooling/config.json": b'{"p": 1}', "2_Normalize/other.json": b"{}", "x/1_Pooling/config.json": b"{}", "modules.json": b"[]"}
+    with a_hub({**FILES, **more}) as hub:
+        done = fetch(hub, tmp_path / "m", "none")
+    assert done.returncode == 0, done.stderr
+    there = {str(path.relative_to(tmp_path / "m")) for path in (tmp_path / "m").rglob("*") if path.is_file()}
+    assert there == {"config.json", "tokenizer.json", "modules.json", "model.safetensors.index.json", "1_Pooling/config.json"}
+
+
 def test_what_the_index_does_not_name_is_not_fetched(tmp_path):
     with a_hub({**FILES, "consolidated.safetensors": FIRST}) as hub:
         assert fetch(hub, tmp_path / "m", "0:4/4").returncode == 0

@@ -16,6 +16,7 @@ from splitinference_protocol.meta import (
     OPS,
     ROLES,
     Hop,
+    Pooling,
     Prefix,
     Request,
     TensorMeta,
@@ -99,6 +100,19 @@ def test_the_head_of_other_operations(request_: Request, meta: str) -> None:
     head = bytes.fromhex(meta)
     assert encoded(request_)[: len(head)] == head
     assert encoded(request_)[len(head) :].startswith(b'{"route":[{"segment":"chat-3-7-b"')
+
+
+def test_an_inference_that_wants_an_embedding() -> None:
+    body = (
+        b'{"route":[{"segment":"chat-3-7-b","model":"seg-ab-3-7"}],"outputs":["sentence_embedding"],'
+        b'"pooling":{"modes":["mean"],"normalize":true}}'
+    )
+    head = bytes.fromhex("01 01 0000 00 00 03 00 000000000000f03f 0000000000000000 01000000 02000000 03000000")
+    tensor, pooling = TensorMeta("int64", (1, 2, 3)), Pooling(("mean",), normalize=True)
+    asked = Request("infer", tensor=tensor, route=ROUTE[:1], deadline_ms=1.0, outputs=("sentence_embedding",), pooling=pooling)
+    assert encoded(asked) == head + body
+    read = parse(head + body)
+    assert (read.outputs, read.pooling) == (asked.outputs, asked.pooling)
 
 
 ANSWER = (

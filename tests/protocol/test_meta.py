@@ -104,6 +104,25 @@ def test_a_wrong_field_of_a_spot_check_is_refused_by_name(fields: dict[str, Any]
     assert caught.value.code == "bad_request"
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"outputs": "logits"}, "outputs should be a list"),
+        ({"outputs": [""]}, "outputs should be a text"),
+        ({"outputs": ["a"] * 17}, "outputs should be a list of 16"),
+        ({"pooling": "mean"}, "pooling should be"),
+        ({"pooling": {"modes": []}}, "pooling should be"),
+        ({"pooling": {"modes": ["attention"]}}, "pooling should be"),
+        ({"pooling": {"modes": ["mean"] * 7}}, "pooling should be"),
+        ({"pooling": {"modes": [["mean"]]}}, "pooling should be"),
+        ({"pooling": {"modes": ["mean"], "normalize": 1}}, "pooling should be"),
+    ],
+)
+def test_an_inference_that_wants_what_is_none_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SegmentError, match=said):
+        parse(json.dumps({**STEP, "op": "infer", **changes}).encode())
+
+
 @pytest.mark.parametrize("meta", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 def test_meta_that_is_no_json_object_is_refused(meta: bytes) -> None:
     with pytest.raises(SegmentError) as caught:

@@ -44,6 +44,9 @@ def test_an_encoder_in_three_segments(chains: Chains, tmp_path: Path) -> None:
     assert all(torch.equal(made[name], tensor) for name, tensor in expected.items())
     stats = chain.client().stats()
     assert (stats["sequences"], stats["kv_bytes"], stats["steps"]) == (0, 0, 1)
+    _, made = infer(chain, values, outputs=["sentence_embedding"], pooling={"modes": ["mean"]})
+    assert made.keys() == {"sentence_embedding"}
+    torch.testing.assert_close(made["sentence_embedding"], expected["last_hidden_state"].mean(dim=1))
     assert infer(chain, torch.ones((1, 1, 257), dtype=torch.int64))[0]["error"]["code"] == "bad_request"
     assert infer(chain, values, route=[])[0]["error"]["code"] == "wrong_segment"
     assert chain.client().step("s", 0, [1])["error"]["code"] == "wrong_segment"
@@ -57,6 +60,7 @@ def test_a_generic_chain_in_two_segments(chains: Chains, tmp_path: Path) -> None
         assert torch.equal(infer(chain, rows)[1]["scores"], model(rows))
     assert infer(chain, torch.full((1, 2, 8, 8), float("nan")))[0]["error"]["code"] == "internal"
     assert infer(chain, rows[:, :1])[0]["error"]["code"] == "wrong_segment"
+    assert "nothing to pool" in infer(chain, rows, pooling={"modes": ["mean"]})[0]["error"]["message"]
     chain.close()
 
 

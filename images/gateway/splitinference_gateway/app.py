@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from splitinference_gateway import chat, completions, kserve_http
+from splitinference_gateway import chat, completions, encoders, kserve_http, responses
 from splitinference_gateway.clients import client_address
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.gateway import Gateway
@@ -24,6 +24,7 @@ from splitinference_gateway.inside import listening
 from splitinference_gateway.kserve_grpc import KServeService
 from splitinference_gateway.listeners import Sockets
 from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told, warning
+from splitinference_gateway.texts import Texts
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tools import FORMS
 from splitinference_gateway.tracing import TracedApp
@@ -67,6 +68,14 @@ def build_app(gateway: Gateway, sockets: Sockets) -> Starlette:
         ),
         Route("/v1/chat/completions", endpoints.counted(endpoints.chat), methods=["POST"]),
         Route("/v1/completions", endpoints.counted(endpoints.completions), methods=["POST"]),
+        Route("/v1/responses", endpoints.counted(endpoints.responses), methods=["POST"]),
+        *(
+            Route(path, endpoints.counted(endpoints.no_response), methods=["GET", "POST", "DELETE"])
+            for path in ("/v1/responses/{id}", "/v1/responses/{id}/{what}")
+        ),
+        Route("/v1/embeddings", endpoints.counted(endpoints.embeddings), methods=["POST"]),
+        *(Route(path, endpoints.counted(endpoints.score), methods=["POST"]) for path in ("/v1/score", "/score")),
+        *(Route(path, endpoints.counted(endpoints.rerank), methods=["POST"]) for path in ("/v1/rerank", "/rerank", "/v2/rerank")),
         Route("/tokenize", endpoints.counted(endpoints.tokenize), methods=["POST"]),
         Route("/detokenize", endpoints.counted(endpoints.detokenize), methods=["POST"]),
         Route("/v1/models", endpoints.counted(endpoints.models)),
@@ -132,6 +141,15 @@ class _Endpoints:
         """POST /v1/completions."""
         return await self._text(request, "completion")
 
+    async def responses(self, request: Request) -> Reply:
+        """POST /v1/responses."""
+        return await self._text(request, "response")
+
+    async def no_response(self, request: Request) -> Response:
+        """GET /v1/responses/{id}: always 404."""
+        await self._client(request)
+        raise ApiError(404, "No responses are stored here; 'store' has no effect.", param="response_id", code="response_not_found")
+
     async def _text(self, request: Request, kind: str) -> Reply:
         tokenizer = self._tokenizer()
         async with self._received(request) as (client, body):
@@ -142,11 +160,39 @@ class _Endpoints:
         if kind == "chat":
             head = Head("chatcmpl", asked.model, asked.with_usage)
             form = chat.ChatFormat(head, tokenizer, prompt_tokens, number, asked.logprobs is not None, FORMS.get(asked.tools), asked.forced)
+        elif kind == "response":
+            head, logprobs = Head("resp", asked.model), asked.logprobs is not None
+            form = responses.ResponsesFormat(head, tokenizer, prompt_tokens, asked.repeated, logprobs, FORMS.get(asked.tools))
         else:
             head = Head("cmpl", asked.model, asked.with_usage)
             form = completions.CompletionFormat(head, tokenizer, prompt_tokens, number, asked.logprobs)
-        reply = self._reply(choices(asked, guides), client, form, asked.stream, asked.with_usage)
+        reply = self._reply(choices(asked, guides), client, form, asked.stream, asked.with_usage or kind == "response")
         return replace(reply, headers=warning(asked.ignored))
+
+    async def embeddings(self, request: Request) -> Response:
+        """POST /v1/embeddings."""
+        return await self._of_texts(request, "embedding", encoders.check_embeds, encoders.embeddings)
+
+    async def score(self, request: Request) -> Response:
+        """POST /v1/score."""
+        return await self._of_texts(request, "score", encoders.check_scores, encoders.score)
+
+    async def rerank(self, request: Request) -> Response:
+        """POST /v1/rerank."""
+        return await self._of_texts(request, "rerank", encoders.check_scores, encoders.rerank)
+
+    async def _of_texts(
+        self,
+        request: Request,
+        kind: str,
+        check: Callable[[Gateway], None],
+        answer: Callable[[Gateway, Texts, str], Coroutine[Any, Any, Response]],
+    ) -> Response:
+        """What an encoder says. When the client leaves, so does what runs for it."""
+        check(self._gateway)
+        async with self._received(request) as (client, body):
+            asked = await _while_there(request, self._gateway.prompts.texts(kind, body, client))
+        return await _while_there(request, answer(self._gateway, asked, client))
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize."""
@@ -158,7 +204,8 @@ class _Endpoints:
 
     async def _asked(self, request: Request, kind: str) -> Response:
         """What the tokenizer says, without the chain."""
-        self._tokenizer()
+        if not self._gateway.prompts.with_tokenizer:
+            self._tokenizer()
         async with self._received(request) as (client, body):
             told = await _while_there(request, self._gateway.prompts.answer(kind, body, client))
         return JSONResponse(told)
@@ -218,7 +265,9 @@ class _Endpoints:
         tokenizer = self._gateway.tokenizer
         if tokenizer is None:
             name = self._gateway.settings.served_model
-            raise invalid(f"The model '{name}' does not generate text; ask it by KServe v2 at /v2/models/{name}/infer.", "model")
+            embeds = self._gateway.inference.signature.sentence.pooling is not None
+            where = "at /v1/embeddings" if embeds else f"by KServe v2 at /v2/models/{name}/infer"
+            raise invalid(f"The model '{name}' does not generate text; ask it {where}.", "model")
         return tokenizer
 
     async def _client(self, request: Request) -> str:

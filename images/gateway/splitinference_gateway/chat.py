@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from splitinference_gateway.errors import ApiError
 from splitinference_gateway.generation import STOP, Piece, Sampled
-from splitinference_gateway.replies import Head, usage
+from splitinference_gateway.replies import DONE, Head, usage
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tools import Form, ToolText
 
@@ -23,6 +24,7 @@ class ChatFormat:
     logprobs: bool
     tools: Form | None = None
     forced: bool = False
+    done: bytes = DONE
     _texts: dict[int, ToolText] = field(default_factory=dict)
 
     def opening(self) -> Sequence[Mapping[str, object]]:
@@ -59,6 +61,10 @@ class ChatFormat:
     def usage_event(self, generated: int) -> Mapping[str, object]:
         """The last event, when the client wants the usage."""
         return {**self.head.fields("chat.completion.chunk"), "choices": [], "usage": usage(self.prompt_tokens, generated)}
+
+    def failed(self, error: ApiError) -> Mapping[str, object]:
+        """The event of an error in the middle of a stream."""
+        return error.body
 
     def whole(self, pieces: Sequence[Piece], generated: int) -> Mapping[str, object]:
         """The body of an answer in one piece."""

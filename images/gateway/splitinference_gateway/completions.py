@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from splitinference_gateway.errors import ApiError
 from splitinference_gateway.generation import Piece, Sampled
-from splitinference_gateway.replies import Head, usage
+from splitinference_gateway.replies import DONE, Head, usage
 from splitinference_gateway.tokenizer import ModelTokenizer
 
 
@@ -17,6 +18,7 @@ class CompletionFormat:
     prompt_tokens: int
     number: int
     logprobs: int | None
+    done: bytes = DONE
 
     def opening(self) -> Sequence[Mapping[str, object]]:
         """A text stream has no first event of its own."""
@@ -38,6 +40,10 @@ class CompletionFormat:
     def usage_event(self, generated: int) -> Mapping[str, object]:
         """The last event, when the client wants the usage."""
         return {**self.head.fields("text_completion"), "choices": [], "usage": usage(self.prompt_tokens, generated)}
+
+    def failed(self, error: ApiError) -> Mapping[str, object]:
+        """The event of an error in the middle of a stream."""
+        return error.body
 
     def whole(self, pieces: Sequence[Piece], generated: int) -> Mapping[str, object]:
         """The body of an answer in one piece."""

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from splitinference_gateway.errors import ApiError, invalid
+
 MOST_STOPS = 64
 _MOST_STOP_CHARACTERS = 4096  # of all of them: each is looked for at every token
 MOST_BIASES = 1024
@@ -66,6 +68,40 @@ def _template_kwargs(value: dict[str, Any] | None) -> dict[str, Any] | None:
 _MOST_KWARGS = 64
 _TEMPLATE_OWN = frozenset({"messages", "tools", "documents", "raise_exception", "strftime_now"})
 TemplateKwargs = Annotated[dict[str, Any] | None, AfterValidator(_template_kwargs)]
+
+
+def texts_or_ids(value: Any, name: str, most: int) -> Any:
+    """A text, token ids, or a list of either. By hand: trying each form of each entry would list an error for each. ApiError 400."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise _of_another_type(name, f"a text, token ids, or a list of either, but got {type(value).__name__} instead")
+    kinds = {type(entry) for entry in value}
+    if kinds <= {int}:
+        return value
+    if len(value) > most:
+        raise invalid(f"Invalid value for '{name}': {len(value)} {name}s are too many, at most {most}.", name, "invalid_value")
+    if kinds <= {str}:
+        return value
+    if kinds <= {list}:
+        if any(type(token) is not int for entry in value for token in entry):
+            raise _of_another_type(name, "whole numbers as token ids")
+        return value
+    raise _of_another_type(name, "a text, token ids, or a list of either, all of one kind")
+
+
+def one_by_one(value: Any) -> tuple[str | list[int], ...]:
+    """What `texts_or_ids` has let pass, each a text or token ids."""
+    if isinstance(value, str):
+        return (value,)
+    if not value:
+        return ()
+    return (value,) if isinstance(value[0], int) else tuple(value)
+
+
+def _of_another_type(name: str, expected: str) -> ApiError:
+    return invalid(f"Invalid type for '{name}': expected {expected}.", name, "invalid_type")
+
 
 WITHOUT_EFFECT = frozenset(
     {

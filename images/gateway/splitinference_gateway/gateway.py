@@ -98,7 +98,8 @@ class Gateway:
         inference = Inference(signature, chain, admission, context_tokens, settings.request_seconds, settings.max_answer_bytes)
         clients = _clients(settings)
         tracing = Tracing(environment, settings.served_model, settings.namespace) if Tracing.wanted(environment) else None
-        prompts, bodies = Prompts(settings, tokenizer is not None, context_tokens), Bodies(settings.body_budget_bytes)
+        with_tokenizer = tokenizer is not None or (signature.kind is Kind.ENCODER and (settings.model_path / "tokenizer.json").is_file())
+        prompts, bodies = Prompts(settings, with_tokenizer, context_tokens), Bodies(settings.body_budget_bytes)
         return cls(
             settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients, prompts,
             bodies, tracing,

@@ -15,9 +15,10 @@ from splitinference_gateway.chain import Chain
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.signature import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPES, Kind, Signature
-from splitinference_gateway.steps import Answer, Output
+from splitinference_gateway.steps import Answer, Output, Wanted
 from splitinference_gateway.tensor_chain import TensorChain
 from splitinference_gateway.tensors import ITEM_BYTES, Tensor, little_endian
+from splitinference_protocol.meta import SENTENCE_EMBEDDING
 
 _AT_ONCE = 4  # requests of one inference that are under way together: enough to keep the stages of a pipeline busy
 _MOST_ROWS = 4096
@@ -50,33 +51,53 @@ class Inference:
         Raises:
             ApiError: the inputs are wrong, there is no room, or the chain could not do it in time.
         """
-        arrived, inputs = time.monotonic(), self._checked(given)
         known = [spec.name for spec in self.signature.outputs]
         if unknown := [name for name in wanted if name not in known]:
             raise invalid(f"Unexpected output '{unknown[0]}'; the model gives {', '.join(known)}.", "outputs", "unknown_parameter")
+        inputs, names = self._checked(given, wanted or known), tuple(dict.fromkeys(wanted or known))
+        made = {tensor.name: tensor for tensor in await self._timed(lambda: self._made(inputs, names, client))}
+        return tuple(made[name] for name in wanted or known)
+
+    async def embedded(self, rows: Sequence[Sequence[int]], client: str, types: Sequence[Sequence[int]] = ()) -> Tensor:
+        """What an encoder makes of each row of tokens: the embedding of the text, or a classifier's logits; [rows, width].
+
+        Raises:
+            ApiError: the chain could not do it in time, or there is no room.
+        """
+        spec = self.signature.of_texts
+        if spec is None:
+            raise ValueError("the gateway asks encoders alone, and only those that give one vector for a row")
+        self._check_size((len(rows), max(map(len, rows))), [spec.name])
+        asked = [_Row(row, types[index] if types else ()) for index, row in enumerate(rows)]
+        (made,) = await self._timed(lambda: self._encoded(asked, (spec.name,), client))
+        return made
+
+    async def _timed(self, work: Callable[[], Awaitable[tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
+        """Within the time of a request; the operator hears how long it took."""
+        arrived = time.monotonic()
         if not self.chain.routes.takes:
             raise no_route()
         try:
             async with asyncio.timeout(self.request_seconds):
-                made = {tensor.name: tensor for tensor in await self._made(inputs, client)}
+                made = await work()
         except TimeoutError:
             message = f"The request was not finished within {self.request_seconds:.0f} s."
             raise ApiError(504, message, kind="server_error", code="deadline_exceeded") from None
         took, route = time.monotonic() - arrived, self.chain.routes.current  # its first output is there when all are
         self.chain.metrics.first_token.labels(route.revision if route else "").observe(took)
         self.chain.observed.first_token(took)
-        return tuple(made[name] for name in wanted or known)
+        return made
 
-    async def _made(self, inputs: Mapping[str, Tensor], client: str) -> tuple[Tensor, ...]:
+    async def _made(self, inputs: Mapping[str, Tensor], wanted: Sequence[str], client: str) -> tuple[Tensor, ...]:
         match self.signature.kind:
             case Kind.DECODER:
                 return await self._logits(self._rows(inputs), client)
             case Kind.ENCODER:
-                return await self._encoded(self._rows(inputs), client)
+                return await self._encoded(self._rows(inputs), wanted, client)
             case Kind.CHAIN:
                 return await self._chained(inputs[self.signature.inputs[0].name], client)
 
-    def _checked(self, given: Sequence[Tensor]) -> Mapping[str, Tensor]:
+    def _checked(self, given: Sequence[Tensor], wanted: Sequence[str]) -> Mapping[str, Tensor]:
         specs = {spec.name: spec for spec in self.signature.inputs}
         inputs: dict[str, Tensor] = {}
         for tensor in given:
@@ -87,15 +108,15 @@ class Inference:
         for spec in specs.values():
             if not spec.optional and spec.name not in inputs:
                 raise invalid(f"Missing input '{spec.name}'.", spec.name, "missing_required_parameter")
-        self._check_size(inputs[self.signature.inputs[0].name].shape)
+        self._check_size(inputs[self.signature.inputs[0].name].shape, wanted)
         return inputs
 
-    def _check_size(self, shape: Sequence[int]) -> None:
+    def _check_size(self, shape: Sequence[int], wanted: Sequence[str]) -> None:
         """Rows, and the answer's bytes as far as the model's files tell them, before anything runs."""
         if shape[0] > (most := self.admission.most if self.signature.kind is Kind.DECODER else _MOST_ROWS):
             raise invalid(f"The inputs have {shape[0]} rows; at most {most} are accepted.", self.signature.inputs[0].name, "invalid_value")
         answer = 0
-        for spec in self.signature.outputs:
+        for spec in (spec for spec in self.signature.outputs if spec.name in wanted):
             by_token = self.signature.kind is Kind.ENCODER and len(spec.shape) == 3
             sizes = [shape[0], *(shape[1:2] if by_token else ()), *(size for size in spec.shape[1:] if size > 0)]
             answer += math.prod(sizes) * ITEM_BYTES[spec.datatype]
@@ -143,8 +164,8 @@ class Inference:
         (spec,) = self.signature.outputs
         return (Tensor(spec.name, spec.datatype, (len(rows), *outputs[0].shape), b"".join(output.data for output in outputs)),)
 
-    async def _encoded(self, rows: Sequence[_Row], client: str) -> tuple[Tensor, ...]:
-        """Rows of equal length go together, as many as a prefill chunk has tokens."""
+    async def _encoded(self, rows: Sequence[_Row], wanted: Sequence[str], client: str) -> tuple[Tensor, ...]:
+        """Rows of equal length go together, as many as a prefill chunk has tokens. Segments send what is wanted, and nothing else."""
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
             by_length[len(row.ids)].append(index)
@@ -152,11 +173,11 @@ class Inference:
         for length, indices in by_length.items():
             step = max(1, self.chain.limits.chunk // length)
             groups += [indices[start : start + step] for start in range(0, len(indices), step)]
-        runs = [partial(self._encode, [rows[index] for index in group]) for group in groups]
+        runs = [partial(self._encode, [rows[index] for index in group], wanted) for group in groups]
         answers = await self._admitted(runs, client)
         longest = max(by_length)
         made: list[Tensor] = []
-        for spec in self.signature.outputs:
+        for spec in (spec for spec in self.signature.outputs if spec.name in wanted):
             of_tokens = len(spec.shape) == 3
             width = next(output for output in answers[0].outputs if output.name == spec.name).shape[-1]
             row_bytes = 4 * width * (longest if of_tokens else 1)
@@ -170,11 +191,12 @@ class Inference:
             made.append(Tensor(spec.name, spec.datatype, shape, bytes(content)))
         return tuple(made)
 
-    async def _encode(self, rows: Sequence[_Row]) -> Answer:
+    async def _encode(self, rows: Sequence[_Row], wanted: Sequence[str]) -> Answer:
         with_types = bool(rows[0].types)
         shape = (2 if with_types else 1, len(rows), len(rows[0].ids))
         values = [token for row in rows for token in row.ids] + [kind for row in rows for kind in row.types]
-        return await TensorChain(self.chain).run("int64", shape, little_endian(values), math.prod(shape[1:]))
+        told = Wanted(tuple(wanted), self.signature.sentence.pooling if SENTENCE_EMBEDDING in wanted else None)
+        return await TensorChain(self.chain).run("int64", shape, little_endian(values), math.prod(shape[1:]), told)
 
     async def _chained(self, tensor: Tensor, client: str) -> tuple[Tensor, ...]:
         row_bytes = len(tensor.data) // tensor.shape[0]

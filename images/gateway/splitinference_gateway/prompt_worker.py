@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from splitinference_gateway.guides import Guides
 from splitinference_gateway.kserve_body import parse_infer
 from splitinference_gateway.positions import vocabulary
 from splitinference_gateway.reading import Reader
+from splitinference_gateway.signature import Kind, Signature
+from splitinference_gateway.texts import TextReader
 from splitinference_gateway.tokenizer import ModelTokenizer
 
 WALL_FACTOR = 6.0  # wall time of a request over its processor time, on a machine whose cores are taken by others
@@ -51,12 +54,13 @@ def main(arguments: list[str]) -> int:
         os.close(descriptors[0])
 
 
-def _reader(settings: dict[str, Any]) -> Reader | None:
+def _reader(settings: dict[str, Any]) -> TextReader | None:
     """None for a model without tokens."""
     if settings["tokenizer"] is None:
         return None
+    signature = Signature.read(Path(settings["tokenizer"]))
     tokenizer = ModelTokenizer(Path(settings["tokenizer"]))
-    return Reader(
+    reader = Reader(
         model=settings["model"],
         context_tokens=settings["context_tokens"],
         most_sequences=settings["most_sequences"],
@@ -67,8 +71,10 @@ def _reader(settings: dict[str, Any]) -> Reader | None:
         defaults=tokenizer.defaults if settings["defaults"] else {},
         cut=settings["cut"],
         refuse_unknown=settings["refuse_unknown"],
-        guides=Guides(tokenizer) if tokenizer.end_tokens else None,
+        guides=Guides(tokenizer) if tokenizer.end_tokens and signature.kind is Kind.DECODER else None,
     )
+    embeds = signature.of_texts if signature.sentence.pooling is not None else None
+    return TextReader(reader, signature.sentence, width=embeds.shape[-1] if embeds is not None else 0)
 
 
 def _template(tokenizer: ModelTokenizer, memory_bytes: int) -> ChatTemplate | None:
@@ -120,7 +126,7 @@ def _held_bytes() -> int:
         return next((int(line.split()[1]) << 10 for line in status if line.startswith("VmData:")), 0)
 
 
-def _serve(peer: socket.socket, reader: Reader | None, settings: dict[str, Any]) -> None:
+def _serve(peer: socket.socket, reader: TextReader | None, settings: dict[str, Any]) -> None:
     for number in (signal.SIGALRM, signal.SIGPROF, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)  # the process ends, also in the middle of a library's call
     _limit(settings["memory_bytes"])
@@ -141,7 +147,7 @@ def _serve(peer: socket.socket, reader: Reader | None, settings: dict[str, Any])
 
 
 def _answer(
-    asked: dict[str, Any], body: bytes, reader: Reader | None, phase: Callable[[str], None]
+    asked: dict[str, Any], body: bytes, reader: TextReader | None, phase: Callable[[str], None]
 ) -> tuple[tuple[dict[str, Any], bytes], bool]:
     """The answer's frame, and whether this process has had enough."""
     try:
@@ -149,15 +155,19 @@ def _answer(
             fields, tail = parse_infer(body, asked.get("header_length")).as_frame()
         else:
             if reader is None:
-                raise invalid("This model does not generate text.", "model")
-            current = Reader(**{**reader.__dict__, "phase": phase})
+                raise invalid("This model does not read text.", "model")
+            current = replace(reader.reader, phase=phase)
             match asked["kind"]:
+                case "embedding" | "score" | "rerank" as kind:
+                    fields, tail = getattr(replace(reader, reader=current), kind)(body).as_frame()
                 case "tokenize":
                     fields, tail = current.tokenize(body), b""
                 case "detokenize":
                     fields, tail = current.detokenize(body), b""
                 case "chat":
                     fields, tail = current.chat(body).as_frame()
+                case "response":
+                    fields, tail = current.response(body).as_frame()
                 case _:
                     fields, tail = current.completion(body).as_frame()
     except ApiError as error:

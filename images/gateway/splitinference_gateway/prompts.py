@@ -20,6 +20,7 @@ from splitinference_gateway.kserve_body import Asked
 from splitinference_gateway.prompt_worker import WALL_FACTOR
 from splitinference_gateway.reading import Reading
 from splitinference_gateway.settings import Settings
+from splitinference_gateway.texts import Texts
 
 _LARGE_BYTES = 128 << 10
 _MOST_WAITING = 128
@@ -87,6 +88,11 @@ class Prompts:
         """What the tokenizer answers; `kind` is tokenize or detokenize. ApiError as above."""
         fields, _ = await self._read({"kind": kind}, body, client)
         return fields
+
+    async def texts(self, kind: str, body: bytes, client: str) -> Texts:
+        """Read a body for an encoder; `kind` is embedding, score or rerank. ApiError as above."""
+        fields, content = await self._read({"kind": kind}, body, client)
+        return Texts.of_frame(fields, content)
 
     async def tensors(self, body: bytes, header_length: str | None, client: str) -> Asked:
         """Read a body of KServe's infer. ApiError as above."""

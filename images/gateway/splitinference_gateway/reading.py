@@ -21,6 +21,7 @@ from splitinference_gateway.requests import (
     parse,
     parse_plain,
 )
+from splitinference_gateway.responses_request import as_body, as_chat, in_its_own_names, strays
 from splitinference_gateway.text import Detokenizer
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tools import Form, form_of, must_call
@@ -63,6 +64,7 @@ class Reading:
     grammar: Grammar | None = None  # what the answer must follow
     tools: str = ""  # the form in which calls of tools stand in the answer (see `tools.FORMS`); empty: there are none
     forced: bool = False  # one call of a certain tool is all that may come
+    repeated: Mapping[str, Any] = field(default_factory=dict)  # of a response: what its answer says again of the request
 
     def as_frame(self) -> tuple[dict[str, Any], bytes]:
         """For another process: values, and the tokens of all prompts."""
@@ -148,6 +150,23 @@ class Reader:
         forced = not isinstance(request.tool_choice, str | None)
         return read if form is None else replace(read, tools=form.name, forced=forced)
 
+    def response(self, body: bytes) -> Reading:
+        """POST /v1/responses: a chat in other words.
+
+        Raises:
+            ApiError: the request is wrong, does not fit, or asks for what is stored nowhere.
+        """
+        content = read_json(body)
+        others = strays(content)
+        if others and self.refuse_unknown:
+            raise invalid(f"Unrecognized request argument supplied: {others[0]}", others[0], "unknown_parameter")
+        chat, repeated = as_chat(content)
+        try:
+            read = self.chat(as_body(chat))
+            return replace(read, repeated=repeated, ignored=(*read.ignored, *others))
+        except ApiError as error:
+            raise in_its_own_names(error) from error
+
     def _tool_form(self, request: ChatRequest) -> Form | None:
         """How this model writes calls; None where it may make none. ApiError 400 for a model that knows no tools."""
         if not request.usable_tools:
@@ -163,7 +182,7 @@ class Reader:
             raise invalid("This model has no chat template; use /v1/completions.", "model")
         if self.template is None:
             raise invalid("This model's chat template cannot be used; use /v1/completions.", "model", "chat_template_broken")
-        self._check_characters(request.characters, "messages")
+        self.check_characters(request.characters, "messages")
         messages = [message.for_template for message in request.messages]
         options = {"add_generation_prompt": request.add_generation_prompt is not False, **(request.chat_template_kwargs or {})}
         tools = [{"type": "function", "function": tool.function.for_template} for tool in request.usable_tools]
@@ -173,7 +192,7 @@ class Reader:
             text = self.template.render(messages, most, options, tools)
         except TemplateError as error:
             raise invalid(f"The model's chat template refuses these messages: {error}", "messages", "invalid_value") from error
-        self._check_characters(len(text), "messages")
+        self.check_characters(len(text), "messages")
         self.phase("tokenizer")
         return self._encoded(text, special_tokens=False)
 
@@ -190,7 +209,7 @@ class Reader:
             raise invalid("Invalid value for 'prompt': at least one prompt is needed.", "prompt", "invalid_value")
         self._check_sequences(request.choices, len(given))
         for prompt in given:
-            self._check_characters(len(prompt), "prompt", of_ids=not isinstance(prompt, str))
+            self.check_characters(len(prompt), "prompt", of_ids=not isinstance(prompt, str))
         self.phase("tokenizer")
         prompts, most = [], []
         for prompt in given:
@@ -233,7 +252,7 @@ class Reader:
             as_chat = {name: value for name, value in content.items() if name in ChatRequest.model_fields}
             tokens = self._rendered(parse_plain(ChatRequest, {**as_chat, "model": self.model}))
         else:
-            self._check_characters(len(asked.prompt), "prompt")
+            self.check_characters(len(asked.prompt), "prompt")
             self.phase("tokenizer")
             tokens = self._encoded(asked.prompt, special_tokens=asked.add_special_tokens is not False)
         told: dict[str, Any] = {"count": len(tokens), "max_model_len": self.context_tokens, "tokens": tokens}
@@ -249,7 +268,7 @@ class Reader:
         """
         asked = parse_plain(DetokenizeRequest, read_json(body))
         check_model(asked.model or self.model, self.model)
-        self._check_known(asked.tokens, "tokens")
+        self.check_known(asked.tokens, "tokens")
         self.phase("tokenizer")
         return {"prompt": self.tokenizer.decode(asked.tokens, special_tokens=True)}
 
@@ -315,19 +334,19 @@ class Reader:
         made: dict[str, Any] = {name: _neutral(name, getattr(request, name), self.defaults) for name in _NEUTRAL}
         made["top_k"] = max(0, int(made["top_k"]))
         bias = request.logit_bias or {}
-        self._check_known(bias, "logit_bias")
+        self.check_known(bias, "logit_bias")
         return {**made, "logprobs": alternatives, "min_tokens": request.min_tokens or 0, "bias": sorted(bias.items()), "banned": []}
 
     def _ends(self, request: ChatRequest | CompletionRequest, grammar: Grammar | None) -> list[int]:
         """The model's own, those that the request names, and special tokens that it names as stop strings: no text shows them."""
         given = request.stop_token_ids or []
-        self._check_known(given, "stop_token_ids")
+        self.check_known(given, "stop_token_ids")
         specials = [self.tokenizer.specials[stop] for stop in request.stops if stop in self.tokenizer.specials]
         own = () if request.ignore_eos and grammar is None else self.tokenizer.end_tokens
         return sorted({*own, *given, *specials})
 
-    def _check_known(self, tokens: Iterable[int], param: str) -> None:
-        if (wrong := next((token for token in tokens if token >= self._known_tokens), None)) is not None:
+    def check_known(self, tokens: Iterable[int], param: str) -> None:
+        if (wrong := next((token for token in tokens if not 0 <= token < self._known_tokens), None)) is not None:
             message = f"Invalid value for '{param}': token id {wrong} is not in the model's vocabulary of {self._known_tokens}."
             raise invalid(message, param, "invalid_value")
 
@@ -335,7 +354,7 @@ class Reader:
         if (sequences := choices * prompts) > self.most_sequences:
             raise invalid(f"The request asks for {sequences} sequences; at most {self.most_sequences} fit.", "n", "invalid_value")
 
-    def _check_characters(self, characters: int, param: str, *, of_ids: bool = False) -> None:
+    def check_characters(self, characters: int, param: str, *, of_ids: bool = False) -> None:
         """A token stands for at most so many characters: a text with more cannot fit, and is not worth the tokenizer's time."""
         fewest = characters if of_ids else -(-characters // self.longest_token)
         if fewest >= self.context_tokens:

@@ -19,6 +19,7 @@ from splitinference_gateway.generation import Generation, Piece
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MOST_NAMED = 16
+DONE = b"data: [DONE]\n\n"
 CLIENT_GONE = 499  # not an HTTP status that is ever sent: how access logs name it
 _KEEP_ALIVE_SECONDS = 15.0
 _STREAM_HEADERS = [
@@ -63,6 +64,13 @@ class Format(Protocol):
 
     def whole(self, pieces: Sequence[Piece], generated: int) -> Mapping[str, object]:
         """The body of an answer in one piece."""
+
+    def failed(self, error: ApiError) -> Mapping[str, object]:
+        """The event of an error in the middle of a stream."""
+
+    @property
+    def done(self) -> bytes:
+        """What a stream ends with."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +129,12 @@ class Reply:
                     await events.send(*self.format.event(piece))
             if self.with_usage:
                 await events.send(self.format.usage_event(sum(generated.values())))
-            await events.end(b"data: [DONE]\n\n")
+            await events.end(self.format.done)
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 - becomes the answer
-            return await events.fail(told(error))
+            problem = told(error)
+            return await events.fail(problem, self.format.failed(problem))
         finally:
             events.stop()
         return 200
@@ -153,10 +162,10 @@ class _Events:
         if events:
             await self._write(b"".join(_data(event) for event in events))
 
-    async def fail(self, error: ApiError) -> int:
+    async def fail(self, error: ApiError, event: Mapping[str, object]) -> int:
         """Before the start an ordinary error, afterwards an event in its place. No [DONE] follows."""
         if self.started:
-            await self.end(_data(error.body))
+            await self.end(_data(event))
         else:
             body = json.dumps(error.body).encode()
             headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
@@ -224,4 +233,6 @@ def _generated(pieces: Sequence[Piece]) -> int:
 
 
 def _data(event: Mapping[str, object]) -> bytes:
-    return b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+    """Events of responses have a type, which is also the event's name."""
+    name = f"event: {event['type']}\n".encode() if "sequence_number" in event else b""
+    return name + b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"

@@ -18,6 +18,8 @@ from splitinference_gateway.fields import (
     TemplateKwargs,
     TokenId,
     Whole,
+    one_by_one,
+    texts_or_ids,
 )
 from splitinference_gateway.guides import Grammar
 from splitinference_gateway.structured import STRUCTURED, structured
@@ -301,38 +303,12 @@ class CompletionRequest(_Request):
     @field_validator("prompt")
     @classmethod
     def _is_text_or_ids(cls, value: Any) -> Any:
-        """By hand: trying each form of each entry would list an error for each."""
-        if isinstance(value, str):
-            return value
-        if not isinstance(value, list):
-            raise _no_prompt(f"a text, token ids, or a list of either, but got {type(value).__name__} instead")
-        kinds = {type(entry) for entry in value}
-        if kinds <= {int}:
-            return value
-        if len(value) > _MOST_PROMPTS:
-            raise invalid(
-                f"Invalid value for 'prompt': {len(value)} prompts are too many, at most {_MOST_PROMPTS}.", "prompt", "invalid_value"
-            )
-        if kinds <= {str}:
-            return value
-        if kinds <= {list}:
-            if any(type(token) is not int for entry in value for token in entry):
-                raise _no_prompt("whole numbers as token ids")
-            return value
-        raise _no_prompt("a text, token ids, or a list of either, all of one kind")
+        return texts_or_ids(value, "prompt", _MOST_PROMPTS)
 
     @property
     def prompts(self) -> tuple[str | list[int], ...]:
         """The prompts, each a text or token ids."""
-        if isinstance(self.prompt, str):
-            return (self.prompt,)
-        if not self.prompt:
-            return ()
-        return (self.prompt,) if isinstance(self.prompt[0], int) else tuple(self.prompt)
-
-
-def _no_prompt(expected: str) -> ApiError:
-    return invalid(f"Invalid type for 'prompt': expected {expected}.", "prompt", "invalid_type")
+        return one_by_one(self.prompt)
 
 
 class TokenizeRequest(BaseModel):

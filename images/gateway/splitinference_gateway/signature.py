@@ -1,17 +1,20 @@
 """Which tensors a model takes and gives, read from the same `config.json` that its segments read.
 
 Decoders give the logits of the last position, encoders what their architecture's head gives, generic chains their one output.
+Encoders with the files of sentence-transformers also give `sentence_embedding`.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from splitinference_gateway.sentence import Sentence, activation
 from splitinference_gateway.tensors import TensorSpec
 from splitinference_gateway.tokenizer import ModelFilesError
+from splitinference_protocol.meta import SENTENCE_EMBEDDING
 
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
@@ -35,6 +38,14 @@ class Signature:
     kind: Kind
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    sentence: Sentence = field(default_factory=Sentence)
+    activation: str = ""  # of a classifier's one logit, where pairs of texts are scored
+
+    @property
+    def of_texts(self) -> TensorSpec | None:
+        """The output that says something of a text as a whole, [rows, width]: the embedding, or a classifier's logits."""
+        names = (SENTENCE_EMBEDDING,) if self.sentence.pooling is not None else (LOGITS,)
+        return next((spec for spec in self.outputs if self.kind is Kind.ENCODER and spec.name in names and len(spec.shape) == 2), None)
 
     @classmethod
     def read(cls, folder: Path) -> "Signature":
@@ -46,7 +57,8 @@ class Signature:
         file = folder / "config.json"
         try:
             config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            return _chain(config) if config.get("model_type") == Kind.CHAIN else _of_tokens(config)
+            signature = _chain(config) if config.get("model_type") == Kind.CHAIN else _of_tokens(config)
+            return _with_embeddings(signature, folder, config) if signature.kind is Kind.ENCODER else signature
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ModelFilesError(f"{file}: {error!r}") from error
 
@@ -70,6 +82,15 @@ def _of_tokens(config: Mapping[str, Any]) -> Signature:
         if config["model_type"] == "bert":
             outputs += (TensorSpec("pooler_output", "FP32", (-1, hidden)),)
     return Signature(Kind.ENCODER, (ids, mask, types), outputs)
+
+
+def _with_embeddings(signature: Signature, folder: Path, config: Mapping[str, Any]) -> Signature:
+    sentence = Sentence.read(folder)
+    if sentence.pooling is None:
+        return replace(signature, sentence=sentence, activation=activation(config))
+    width = int(config["hidden_size"]) * len(sentence.pooling.modes)
+    spec = TensorSpec(SENTENCE_EMBEDDING, "FP32", (-1, width))
+    return replace(signature, outputs=(*signature.outputs, spec), sentence=sentence)
 
 
 def _chain(config: Mapping[str, Any]) -> Signature:

@@ -16,7 +16,7 @@ from splitinference_gateway.wire_tls import Identity
 from splitinference_protocol import answers, leb128
 from splitinference_protocol.answers import Timing
 from splitinference_protocol.frames import MOST_ANSWER, NOTHING
-from splitinference_protocol.meta import INTERNAL, ITEM_BYTES, NEXT_HOP_FAILED, Hop, Prefix, Request, TensorMeta, encoded
+from splitinference_protocol.meta import INTERNAL, ITEM_BYTES, NEXT_HOP_FAILED, Hop, Pooling, Prefix, Request, TensorMeta, encoded
 
 TRANSPORT = "transport"
 STALLED = "stalled"
@@ -37,6 +37,17 @@ class Output:
     name: str
     shape: tuple[int, ...]
     data: bytes
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Outputs of `infer` by name, all of the model's own where none is named; and how `sentence_embedding` is made, if it is among them."""
+
+    outputs: tuple[str, ...] = ()
+    pooling: Pooling | None = None
+
+
+EVERYTHING = Wanted()
 
 
 @dataclass(frozen=True)
@@ -147,18 +158,23 @@ class StepClient:
         sampled = sampling is not None and not logits
         return _answer(told, pipeline[0].segment, took, sampled=sampled, outputs=outputs, scored=scored)
 
-    async def infer(self, pipeline: Sequence[Hop], *, dtype: str, shape: Sequence[int], data: bytes, seconds: float) -> Answer:
-        """Run a tensor through a pipeline that keeps no sequences; the answer has the last segment's outputs.
+    async def infer(
+        self, pipeline: Sequence[Hop], *, dtype: str, shape: Sequence[int], data: bytes, seconds: float, wanted: Wanted = EVERYTHING
+    ) -> Answer:
+        """Run a tensor through a pipeline that keeps no sequences; the answer has the last segment's outputs that are wanted.
 
         Raises:
             StepError: the chain could not do it, or not within `seconds`.
         """
         tensor = TensorMeta(dtype, tuple(shape))
-        request = Request("infer", tensor=tensor, route=tuple(pipeline[1:]), deadline_ms=int(seconds * 1000))
+        route, deadline_ms = tuple(pipeline[1:]), int(seconds * 1000)
+        request = Request("infer", tensor=tensor, route=route, deadline_ms=deadline_ms, outputs=wanted.outputs, pooling=wanted.pooling)
         started = time.perf_counter()
         told = await self._traced(pipeline[0], request, data, seconds)
         took = time.perf_counter() - started
         outputs = _outputs(told.fields, told.data, pipeline[0].segment)
+        if missing := set(wanted.outputs) - {output.name for output in outputs}:
+            raise StepError(INTERNAL, f"the answer lacks the output {min(missing)}", pipeline[-1].segment)
         return _answer(told, pipeline[0].segment, took, sampled=False, outputs=outputs)
 
     async def release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Prefix | None = None) -> None:

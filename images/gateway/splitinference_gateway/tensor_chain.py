@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from splitinference_gateway.chain import NO_ROUTE, Chain, Mending
-from splitinference_gateway.steps import Answer, StepError
+from splitinference_gateway.steps import EVERYTHING, Answer, StepError, Wanted
 
 _log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ class TensorChain:
 
     chain: Chain
 
-    async def run(self, dtype: str, shape: tuple[int, ...], data: bytes, tokens: int) -> Answer:
+    async def run(self, dtype: str, shape: tuple[int, ...], data: bytes, tokens: int, wanted: Wanted = EVERYTHING) -> Answer:
         """Run one tensor through a pipeline; `tokens` says how much work that is, for the time it may take.
 
         Raises:
@@ -24,7 +24,7 @@ class TensorChain:
         chain, mending = self.chain, Mending(self.chain.limits.replay)
         while True:
             try:
-                return await self._once(dtype, shape, data, chain.step_seconds(tokens, mending.stalls))
+                return await self._once(dtype, shape, data, chain.step_seconds(tokens, mending.stalls), wanted)
             except StepError as failure:
                 _log.info("infer: %s", failure)
                 pause = mending.pause_after(failure)
@@ -32,13 +32,13 @@ class TensorChain:
                 chain.observed.replay()
             await chain.routes.changed(pause)
 
-    async def _once(self, dtype: str, shape: tuple[int, ...], data: bytes, seconds: float) -> Answer:
+    async def _once(self, dtype: str, shape: tuple[int, ...], data: bytes, seconds: float, wanted: Wanted) -> Answer:
         chain = self.chain
         lease = chain.routes.lease(avoid=chain.failing.segments)
         if lease is None:
             raise StepError(NO_ROUTE, "there is no route", "")
         try:
-            answer = await chain.steps.infer(lease.pipeline, dtype=dtype, shape=shape, data=data, seconds=seconds)
+            answer = await chain.steps.infer(lease.pipeline, dtype=dtype, shape=shape, data=data, seconds=seconds, wanted=wanted)
         except StepError as failure:
             chain.failing.failed(lease.pipeline, failure)
             raise

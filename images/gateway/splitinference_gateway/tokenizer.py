@@ -55,6 +55,21 @@ class ModelTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
         return ids
 
+    def encode_cut(self, text: str, pair: str | None, most: int | None) -> tuple[list[int], list[int]]:
+        """Ids and token types of a text, or of two, with special tokens. What is longer than `most` loses its end."""
+        if most is not None:
+            self._tokenizer.enable_truncation(most)
+        try:
+            made = self._tokenizer.encode(text, pair)
+            return made.ids, made.type_ids
+        finally:
+            self._tokenizer.no_truncation()
+
+    def special_count(self, *, pair: bool) -> int:
+        """How many special tokens stand around a text, or around two."""
+        count: int = self._tokenizer.num_special_tokens_to_add(pair)
+        return count
+
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """Text of ids, without special tokens unless they are asked for."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=not special_tokens)

@@ -69,6 +69,11 @@ _DIMENSION_BYTES = 4
 _NO_TENSOR = 255
 _MOST_CACHED = 4096  # bytes of a body
 MAX_HASHES = 1 << 16
+POOLING = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""How hidden states of tokens become one vector of a text, by sentence-transformers' names."""
+SENTENCE_EMBEDDING = "sentence_embedding"
+"""The output that pooling gives."""
+MAX_OUTPUTS = 16
 
 
 class SegmentError(Exception):
@@ -130,6 +135,14 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
+class Pooling:
+    """One vector of each row of hidden states: the modes' vectors, one after the other, and whether the whole is scaled to length 1."""
+
+    modes: tuple[str, ...]
+    normalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One request's META. `tensor` is set for `step` and `infer`; `deadline_ms` is what is left when the request arrives.
 
@@ -156,6 +169,9 @@ class Request:
     last: bool = False
     # Of a sequence's first step and of `release`: whose KV it may begin with, and what of its own may be kept for others.
     prefix: Prefix | None = None
+    # Of `infer` alone: which outputs are wanted, all of the model's own where none is named; and how `sentence_embedding` is made.
+    outputs: tuple[str, ...] = ()
+    pooling: Pooling | None = None
     # As it came, where it came with a head: what is handed on.
     body: bytes = b""
     done: int = 0
@@ -230,6 +246,22 @@ def _prefix(value: Any) -> Prefix | None:
     if not isinstance(hashes, list) or not 1 <= len(hashes) <= MAX_HASHES:
         raise _refuse(f"prefix should be {{block, hashes}}, with 1 to {MAX_HASHES} hashes")
     return Prefix(_integer(value.get("block"), "prefix.block", 1, 1 << 20), tuple(_name(each, "prefix.hashes") for each in hashes))
+
+
+def _outputs(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > MAX_OUTPUTS:
+        raise _refuse(f"outputs should be a list of {MAX_OUTPUTS} names at most")
+    return tuple(_name(each, "outputs") for each in value)
+
+
+def _pooling(value: Any) -> Pooling | None:
+    if value is None:
+        return None
+    modes, normalize = (value.get("modes"), value.get("normalize", False)) if isinstance(value, dict) else (None, False)
+    known = isinstance(modes, list) and 1 <= len(modes) <= len(POOLING) and all(mode in POOLING for mode in modes)
+    if not known or not isinstance(normalize, bool):
+        raise _refuse(f"pooling should be {{modes, normalize}}, with modes of {', '.join(POOLING)}")
+    return Pooling(tuple(modes), normalize)
 
 
 def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
@@ -389,7 +421,8 @@ def _common(op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     if op == "echo":
         return common
     if op == "infer":
-        return common | {"traceparent": _traceparent(fields)}
+        wanted = {"outputs": _outputs(fields.get("outputs", [])), "pooling": _pooling(fields.get("pooling"))}
+        return common | wanted | {"traceparent": _traceparent(fields)}
     common |= {"sequence": _name(fields.get("sequence"), "sequence"), "prefix": _prefix(fields.get("prefix"))}
     if op == "release":
         return common
@@ -433,6 +466,10 @@ def _body(request: Request) -> bytes:
             fields["logits"] = True
         if request.targets:
             fields["targets"] = request.targets
+    if request.outputs:
+        fields["outputs"] = request.outputs
+    if request.pooling is not None:
+        fields["pooling"] = {"modes": request.pooling.modes, "normalize": request.pooling.normalize}
     if request.traceparent:
         fields["traceparent"] = request.traceparent
     return json.dumps(fields, separators=(",", ":")).encode()

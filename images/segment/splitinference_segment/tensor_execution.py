@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import SegmentError
+from splitinference_protocol.meta import SENTENCE_EMBEDDING, Pooling, SegmentError
 from splitinference_segment.execution import MAX_WAITING
+from splitinference_segment.pooling import pooled
 from splitinference_segment.stateless import Stateless
 
 _log = logging.getLogger(__name__)
@@ -29,12 +30,17 @@ class TensorResult:
 
 @dataclass(frozen=True, slots=True)
 class TensorStep:
-    """One request in the queue. `done` is called once, on the worker thread, and must not block. Clock: time.monotonic."""
+    """One request in the queue. `done` is called once, on the worker thread, and must not block. Clock: time.monotonic.
+
+    `wanted`: names of outputs, all where it is empty. `pooling`: how the hidden states become a sentence embedding, which is an output too.
+    """
 
     values: torch.Tensor
     received_at: float
     deadline_at: float
     done: Callable[[TensorResult | SegmentError], None]
+    wanted: tuple[str, ...] = ()
+    pooling: Pooling | None = None
 
 
 class TensorExecution:
@@ -89,9 +95,20 @@ class TensorExecution:
             raise SegmentError(protocol.DEADLINE_EXCEEDED, f"the request waited {waited_ms:.0f} ms, past its deadline")
         with torch.inference_mode():
             hidden = self._layers.run(step.values)
-            outputs = {name: tensor.cpu() for name, tensor in self._layers.outputs(hidden).items()} if self._layers.is_last else {}
+            outputs = self._outputs(hidden, step) if self._layers.is_last else {}
             for tensor in outputs.values() if self._layers.is_last else (hidden,):
                 if not bool(tensor.isfinite().all()):
                     raise SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite")
             compute_s = time.monotonic() - started
             return TensorResult(None if self._layers.is_last else hidden.cpu(), outputs, started - step.received_at, compute_s)
+
+    def _outputs(self, hidden: torch.Tensor, step: TensorStep) -> Mapping[str, torch.Tensor]:
+        """SegmentError `bad_request` for a wanted output that this model does not give."""
+        made: dict[str, torch.Tensor] = {}
+        if not step.wanted or set(step.wanted) - {SENTENCE_EMBEDDING}:
+            made |= self._layers.outputs(hidden)
+        if step.pooling is not None:
+            made[SENTENCE_EMBEDDING] = pooled(hidden, step.pooling)
+        if unknown := [name for name in step.wanted if name not in made]:
+            raise SegmentError(protocol.BAD_REQUEST, f"output {unknown[0]!r:.80} is not one of {', '.join(made)}")
+        return {name: tensor.cpu() for name, tensor in made.items() if not step.wanted or name in step.wanted}

@@ -41,6 +41,8 @@ class TensorSegment(Segment):
         self._check_route(request.route)
         if request.tensor is None:
             raise SegmentError(protocol.BAD_REQUEST, "infer needs a tensor")
+        if request.pooling is not None and not self._stateless.hidden:
+            raise SegmentError(protocol.BAD_REQUEST, "this model has no hidden states of tokens, so there is nothing to pool")
         values = self._stateless.values(request.tensor, as_bytes(data), self._settings.max_context_tokens)
 
         def done(result: TensorResult | SegmentError) -> None:
@@ -49,7 +51,8 @@ class TensorSegment(Segment):
             else:
                 self._after_infer(request, result, received_at, send)
 
-        self._execution.submit(TensorStep(values, received_at, received_at + request.deadline_ms / 1e3, done))
+        deadline_at = received_at + request.deadline_ms / 1e3
+        self._execution.submit(TensorStep(values, received_at, deadline_at, done, request.outputs, request.pooling))
 
     def _after_infer(self, request: Request, result: TensorResult, received_at: float, send: Send) -> None:
         self._totals.steps += 1

@@ -40,6 +40,8 @@ WEIGHTS = ".safetensors"
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|encoder\.layer)\.(\d+)\.")
 EMBEDDINGS = re.compile(r"(?:embed_tokens|wte|wpe)\.weight$|(?:^|\.)embeddings\.")
 CHAIN = re.compile(r"^(\d+)\.")
+POOLING = re.compile(r"\d{1,2}_[A-Za-z]{1,40}/config\.json")
+"""Of sentence-transformers: how the hidden states of a text's tokens become one vector."""
 SMALL_LIMIT = 128 * 2**20
 """The largest tokenizer.json known has a third of this."""
 
@@ -162,6 +164,7 @@ def main(endpoint: str, repository: str, revision: str, folder: str, layers: str
         commit, files = patiently(listing, endpoint, repository, revision, token)
         base = f"{endpoint}/{repository}/resolve/{commit}/"
         wanted = [path for path in files if path.endswith(SMALL) and "/" not in path]
+        wanted += [path for path in files if wanted and POOLING.fullmatch(path)]
         if not wanted:
             raise ValueError("it has no configuration in its root")
         patiently(check_access, base, wanted[0], token)
