@@ -23,6 +23,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 PLURAL = "splitinferences"
 KIND = "SplitInference"
 DEFAULT_CLASS = "default"
+MOST_PIPELINES = 16
 
 TRUSTED = "node-restriction.kubernetes.io/splitinference-trusted"
 """The label of trusted nodes, unless a resource names others."""
@@ -404,6 +405,7 @@ class Spec(SpecValue):
     """What the user asks for."""
 
     operator_class: str = Field(default=DEFAULT_CLASS, min_length=1, max_length=63)
+    replicas: int = Field(default=1, ge=1, le=MOST_PIPELINES)
     model: Model
     workload: WorkloadSpec = WorkloadSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
@@ -421,6 +423,18 @@ class Spec(SpecValue):
     def _can_be_verified(self) -> Self:
         if self.verification is not None and self.segments.link_encoding == "Int8":
             raise ValueError("verification needs segments.linkEncoding Plain: the loss of Int8 would hide what is to be found")
+        return self
+
+    @model_validator(mode="after")
+    def _can_have_so_many_pipelines(self) -> Self:
+        if self.replicas > 1 and self.partition.pins:
+            raise ValueError(f"replicas {self.replicas} contradicts partition.pins: a node can hold the pinned layers of one pipeline only")
+        most, least = self.placement.max_nodes, self.replicas * self.partition.min_segments
+        if most is not None and least > most:
+            raise ValueError(
+                f"replicas {self.replicas} with partition.minSegments {self.partition.min_segments} need {least} nodes, more than "
+                f"placement.maxNodes {most}"
+            )
         return self
 
 

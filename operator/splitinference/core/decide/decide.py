@@ -3,7 +3,7 @@
 from splitinference.core.decide import stabilization_window
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
-from splitinference.core.decide.base.triggers import Reason, check
+from splitinference.core.decide.base.triggers import Reason, Trigger, check, pipelines_missing
 from splitinference.core.decide.base.validated_solver import DryRun, Solve, Solver, always_reachable
 from splitinference.core.decide.early_load_signal import with_early_load
 from splitinference.core.decide.mandatory import mandatory
@@ -23,11 +23,24 @@ def decide(
     inputs, memory = with_early_load(stabilization_window.hide_unsettled(inputs, memory), memory)
     memory = update_levels(inputs, policy, memory)
     trigger, memory = check(inputs, policy, memory)
+    solver = Solver(solve, limits, dry_run)
+    if trigger is not None and trigger.mandatory:
+        return mandatory(inputs, policy, memory, solver, trigger)
+    if (missing := pipelines_missing(inputs)) is None:
+        return _settled(inputs, policy, memory, solver, trigger)
+    decision, memory = mandatory(inputs, policy, memory, solver, missing)
+    if isinstance(decision, Adopt):
+        return decision, memory
+    moved, memory = _settled(inputs, policy, memory, solver, trigger)
+    return (moved if isinstance(moved, Adopt) else decision), memory
+
+
+def _settled(
+    inputs: DecisionInputs, policy: Policy, memory: Memory, solver: Solver, trigger: Trigger | None
+) -> tuple[Adopt | Keep, Memory]:
+    """The decision where nothing is mandatory, for a plan with the pipelines that it has."""
     if trigger is None:
         return Keep(reason=Kept.STEADY), memory
-    solver = Solver(solve, limits, dry_run)
-    if trigger.mandatory:
-        return mandatory(inputs, policy, memory, solver, trigger)
     if trigger.reason in _MAY_WAIT and settling(memory, inputs, policy):
         return Keep(reason=Kept.SETTLING, trigger=trigger), memory
     return optional(inputs, policy, memory.model_copy(update={"reviewed": inputs.now}), solver, trigger)
