@@ -58,6 +58,19 @@ def without_nodes(problem: Problem, *names: str) -> Problem:
     return problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": there})})
 
 
+def after_a_while(problem: Problem, plan: Plan) -> Adopt:
+    """The plan that is adopted when things stay as they are for some minutes."""
+    memory, serving = Memory(), tuple((s.start, s.end, s.node) for s in plan.segments)
+    for seconds in range(0, 200, 10):
+        now = START.replace(minute=seconds // 60, second=seconds % 60)
+        moved = problem.model_copy(update={"serving": serving})
+        inputs = DecisionInputs(now=now, problem=moved, plan=plan, plan_spec_digest="s", spec_digest="s")
+        decision, memory = decide(inputs, Policy(), memory, solve, LIMITS)
+        if isinstance(decision, Adopt):
+            return decision
+    raise AssertionError(decision)
+
+
 def test_a_first_plan_has_as_many_pipelines_as_are_asked_for_on_nodes_of_their_own():
     plan = adopted(six(3), None).plan
     assert len(plan.pipelines) == 3
@@ -137,7 +150,11 @@ def test_a_plan_with_fewer_pipelines_still_answers_to_load():
         given = {"plan": plan, "plan_spec_digest": "s", "spec_digest": "s"}
         moved = problem.model_copy(update={"serving": ((0, 2, "a"), (2, 4, "b"))})
         decision, busy = decide(
-            DecisionInputs(now=START.replace(minute=seconds // 60, second=seconds % 60), problem=moved, **given), Policy(), busy, solve, LIMITS
+            DecisionInputs(now=START.replace(minute=seconds // 60, second=seconds % 60), problem=moved, **given),
+            Policy(),
+            busy,
+            solve,
+            LIMITS,
         )
         if isinstance(decision, Adopt):
             break
@@ -223,16 +240,7 @@ def test_the_slowest_pipeline_moves_and_the_others_stay():
     there = [a_node(n, mib=310, gflops=100, utilization=0.9 if n == "d" else 0.0) for n in "abcde"]
     problem = a_problem(*there, constraints=Constraints(pipelines=2))
     plan = of("a[0:2] b[2:4] | c[0:2] d[2:4]", problem)
-    memory, decision = Memory(), None
-    for seconds in range(0, 200, 10):
-        inputs = DecisionInputs(
-            now=START.replace(minute=seconds // 60, second=seconds % 60), plan=plan, plan_spec_digest="s", spec_digest="s",
-            problem=problem.model_copy(update={"serving": tuple((s.start, s.end, s.node) for s in plan.segments)}),
-        )  # fmt: skip
-        decision, memory = decide(inputs, Policy(), memory, solve, LIMITS)
-        if isinstance(decision, Adopt):
-            break
-    assert isinstance(decision, Adopt), decision
+    decision = after_a_while(problem, plan)
     assert texts(decision.plan)[0] == "a[0:2] b[2:4]"
     assert nodes(decision.plan)[1] == {"c", "e"}
 

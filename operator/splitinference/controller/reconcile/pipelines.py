@@ -63,7 +63,7 @@ def _why(decision: Adopt | Keep | None, before: Sequence[Mapping[str, Any]]) -> 
     """Why there are not more: as the last attempt says it."""
     match decision:
         case Keep(trigger=trigger, message=message) if trigger is not None and trigger.reason is Reason.PIPELINES_MISSING and message:
-            return message
+            return message.removeprefix(f"{trigger.message}; ")
         case Adopt(message=message):
             return message
     known = next((str(c.get("message", "")) for c in before if c.get("type") == Kind.SCALED and c.get("reason") == SHORT), "")
