@@ -9,7 +9,7 @@ from splitinference.core.decide.base.policy import DecisionInputs, Memory, Polic
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.decide.base.validated_solver import always_reachable
 from splitinference.core.decide.decide import decide
-from splitinference.core.decide.pipelines import aligned, beside, counting, joined, parts
+from splitinference.core.decide.pipelines import aligned, beside, counting, joined, most_possible, parts
 from splitinference.core.planner.solver import solve
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Plan
@@ -122,6 +122,24 @@ def test_beyond_capacity_what_serves_stays_and_is_asked_for_again_only_when_some
     assert isinstance(kept, Keep)
     assert asked == [], "nothing changed, so nothing is solved"
     assert kept.message == again.message, "and why is still said"
+
+
+def test_a_request_far_beyond_capacity_does_not_try_every_number():
+    """Six nodes with memory for three pipelines: one solve says why sixteen do not fit, and three are found at once."""
+    asked: list[int] = []
+
+    def counted(problem, limits, hint=None):
+        asked.append(problem.constraints.pipelines)
+        return solve(problem, limits, hint)
+
+    inputs = DecisionInputs(now=START, problem=six(16), plan_spec_digest="s", spec_digest="s")
+    decision, _ = decide(inputs, Policy(), Memory(), counted, LIMITS)
+    assert isinstance(decision, Adopt)
+    assert len(decision.plan.pipelines) == 3
+    assert asked[0] == 16
+    assert max(asked[1:]) <= most_possible(six(16)) == 4
+    assert most_possible(six(16, min_segments=2)) == 3
+    assert most_possible(six(16, max_nodes=2)) == 2
 
 
 def test_missing_pipelines_come_once_there_is_room():

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from splitinference.core.cost import objective_value, predict, violations
+from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.site import sites
+from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.decide.base.compare import gain, move_seconds, net_gain
 from splitinference.core.decide.base.decision import Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Policy
@@ -88,6 +91,14 @@ def beside(problem: Problem, others: Sequence[Plan], pipelines: int = 1) -> Prob
     return left.model_copy(update={"constraints": left.constraints.model_copy(update={"max_nodes": most - len(taken)})})
 
 
+def most_possible(problem: Problem) -> int:
+    """No more pipelines than this fit: by the nodes that each needs, and by the memory that the model needs where it is not cut at all."""
+    usable = [node for node in problem.snapshot.nodes if unusable(node, problem) is None]
+    most = len(usable) if problem.constraints.max_nodes is None else min(len(usable), problem.constraints.max_nodes)
+    free = sum(site.memory_bytes for node in usable for site in sites(node))
+    return min(most // problem.constraints.min_segments, free // memory_bytes(problem, 0, len(problem.profile.layers)))
+
+
 @dataclass(frozen=True)
 class SeveralPipelines:
     """The mandatory decision where it is about several pipelines. `current`: the plan whose pipelines may stay; `recut`: those that do not
@@ -114,7 +125,7 @@ class SeveralPipelines:
         if isinstance(first, Plan):
             return first, ()
         best: Plan | None = None
-        low, high = least - 1, wanted
+        low, high = least - 1, min(wanted, most_possible(problem) + 1)
         guess = len(self._working(problem))
         while high - low > 1:
             number = guess if low < guess < high else (low + high) // 2
