@@ -97,7 +97,7 @@ def test_beyond_capacity_a_condition_has_the_numbers_and_what_serves_stays(serve
             return str(shown["message"]) if shown and (shown["status"], shown["reason"]) == wanted and "MiB" in shown["message"] else ""
 
         message = stack.until(said, 120, "the condition Scaled says why")
-        assert message.startswith("9 pipelines are asked for, the plan has 2: ")
+        assert message.startswith("9 pipelines are requested, the plan has 2: ")
         scene.answers()
         assert segments(served) == before
         scale(served, 2)

@@ -14,7 +14,7 @@ from tests.core.planning import a_profile
 
 
 def scaled(replicas: int, *names: str, **spec: Any) -> tuple[World, Operator]:
-    """A world where so many pipelines are asked for and what fits serves."""
+    """A world where so many pipelines are requested and what fits serves."""
     world = World(small(*(names or "abcdef")))
     world.add(a_body(replicas=replicas, **spec))
     operator = Operator(world, solve)
@@ -115,7 +115,7 @@ def test_a_request_beyond_capacity_becomes_a_condition_with_numbers_and_what_ser
     assert (world.segments(), pipelines(world)) == (before, route)
     condition = world.condition("Scaled")
     assert (condition["status"], condition["reason"]) == ("False", "InsufficientCapacity")
-    assert condition["message"].startswith("5 pipelines are asked for, the plan has 2: ")
+    assert condition["message"].startswith("5 pipelines are requested, the plan has 2: ")
     assert "pipelines 2 instead of 5" in condition["message"]
     assert "MiB" in condition["message"]
     assert world.condition("Planned")["status"] == "True"

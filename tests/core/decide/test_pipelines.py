@@ -81,7 +81,7 @@ def test_a_first_plan_has_as_many_pipelines_as_are_asked_for_on_nodes_of_their_o
 def test_more_than_fit_are_as_many_as_fit_and_the_numbers_are_said():
     decision = adopted(six(5), None)
     assert len(decision.plan.pipelines) == 3
-    assert "5 pipelines are asked for, 3 fit: " in decision.message
+    assert "5 pipelines are requested, 3 fit: " in decision.message
     assert "pipelines 3 instead of 5" in decision.message
 
 
@@ -106,7 +106,7 @@ def test_beyond_capacity_what_serves_stays_and_is_asked_for_again_only_when_some
     plan = of("a[0:2] b[2:4] | c[0:2] d[2:4] | e[0:2] f[2:4]", problem)
     decision = adopted(problem, plan, spec_digest="t")
     assert (decision.plan.revision, decision.change) == (plan.revision, Change.KEEP)
-    assert "5 pipelines are asked for, 3 fit: " in decision.message
+    assert "5 pipelines are requested, 3 fit: " in decision.message
     again, memory = decided(problem, plan)
     assert isinstance(again, Keep)
     assert again.trigger is not None
@@ -194,7 +194,7 @@ def test_a_pipeline_that_cannot_be_mended_is_given_up_and_the_others_serve_on():
     problem = without_nodes(six(3), "d")
     decision = adopted(problem, of("a[0:2] b[2:4] | c[0:2] d[2:4] | e[0:2] f[2:4]", problem))
     assert texts(decision.plan) == ["a[0:2] b[2:4]", "e[0:2] f[2:4]"]
-    assert "3 pipelines are asked for, 2 fit: " in decision.message
+    assert "3 pipelines are requested, 2 fit: " in decision.message
     assert decision.change is Change.SCALING
 
 

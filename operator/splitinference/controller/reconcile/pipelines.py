@@ -10,7 +10,6 @@ from splitinference.core.decide.base.decision import Adopt, Keep
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Names, Phase, Route, Target
 
-SHORT = "InsufficientCapacity"
 Phases = Mapping[str, Phase]
 
 
@@ -44,17 +43,17 @@ def pipelines_of(target: Target, route: Route | None, phases: Phases) -> list[di
 
 
 def scaled(asked: int, planned: int, serving: int, decision: Adopt | Keep | None, before: Sequence[Mapping[str, Any]]) -> Condition | None:
-    """Whether as many pipelines serve as are asked for; None where one is asked for and the plan has one."""
+    """Whether as many pipelines serve as are requested; None where one is requested and the plan has one."""
     if asked == planned == 1:
         return None
     kind = Kind.SCALED
     if planned < asked:
-        message = f"{asked} pipelines are asked for, the plan has {planned}"
-        return Condition(kind=kind, holds=False, reason=SHORT, message=f"{message}: {_why(decision, before)}")
+        message = f"{asked} pipelines are requested, the plan has {planned}"
+        return Condition(kind=kind, holds=False, reason="InsufficientCapacity", message=f"{message}: {_why(decision, before)}")
     if serving < asked:
         return Condition(kind=kind, holds=False, reason="PipelinesNotServing", message=f"{serving} of {asked} pipelines serve")
     if planned > asked or serving > asked:
-        message = f"{serving} pipelines serve, {asked} are asked for; those in excess are drained"
+        message = f"{serving} pipelines serve, {asked} are requested; those in excess are drained"
         return Condition(kind=kind, holds=False, reason="PipelinesDraining", message=message)
     return Condition(kind=kind, holds=True, reason="AllPipelinesServe", message=f"{serving} pipelines serve")
 
@@ -66,5 +65,7 @@ def _why(decision: Adopt | Keep | None, before: Sequence[Mapping[str, Any]]) -> 
             return message.removeprefix(f"{trigger.message}; ")
         case Adopt(message=message):
             return message
-    known = next((str(c.get("message", "")) for c in before if c.get("type") == Kind.SCALED and c.get("reason") == SHORT), "")
+    known = next(
+        (str(c.get("message", "")) for c in before if c.get("type") == Kind.SCALED and c.get("reason") == "InsufficientCapacity"), ""
+    )
     return known.partition(": ")[2] or "another attempt comes when nodes or their memory change"

@@ -111,7 +111,7 @@ class SeveralPipelines:
     recut: bool
 
     def most(self, problem: Problem, least: int = 1) -> Found:
-        """A reachable plan with as many pipelines as are asked for, else with as many as there can be, from `least` on."""
+        """A reachable plan with as many pipelines as are requested, else with as many as there can be, from `least` on."""
         found = self._most(problem, least)
         if isinstance(found[0], Keep) and problem.slo != Slo():
             relaxed, notes = self._most(problem.model_copy(update={"slo": Slo()}), least)
@@ -133,7 +133,7 @@ class SeveralPipelines:
             low, high, best = (number, high, found) if isinstance(found, Plan) else (low, number, best)
         if best is None:
             return first, ()
-        return best, (f"{wanted} pipelines are asked for, {len(best.pipelines)} fit: {first.message}",)
+        return best, (f"{wanted} pipelines are requested, {len(best.pipelines)} fit: {first.message}",)
 
     def of(self, problem: Problem, number: int) -> Plan | Keep:
         """The best reachable plan of exactly so many pipelines."""

@@ -56,7 +56,7 @@ def check(inputs: DecisionInputs, policy: Policy, memory: Memory) -> tuple[Trigg
 
 
 def pipelines_missing(inputs: DecisionInputs) -> Trigger | None:
-    """A settled plan has fewer pipelines than are asked for, because no more fitted when it was made."""
+    """A settled plan has fewer pipelines than are requested, because no more fitted when it was made."""
     if inputs.plan is None or inputs.in_transition or (has := len(inputs.plan.pipelines)) >= inputs.problem.constraints.pipelines:
         return None
     message = f"the plan has {has} of {inputs.problem.constraints.pipelines} pipelines"
