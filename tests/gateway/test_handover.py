@@ -136,7 +136,8 @@ async def test_the_same_segments_under_another_revision_go_on_as_they_are(tmp_pa
     a, b, *_ = segments
     async with serving(tmp_path, model_path, segments) as world:
         assert await moved(world, [a, b], [a, b], 200) == text(200)
-        assert await world.metric("splitinference_gateway_handovers_total") == 1
+        assert await world.metric("splitinference_gateway_handovers_total") == 0, "there is nothing to hand over"
+        assert await world.metric('splitinference_gateway_replays_total{reason="superseded"}') == 0
         assert (a.pulled, b.pulled) == ([], [])
 
 

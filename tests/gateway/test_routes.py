@@ -93,17 +93,48 @@ def test_new_sequences_go_to_the_least_loaded_pipeline() -> None:
     routes = Routes(Clock())
     routes.apply(document("r1", "a", "b", "c"))
     leases = [routes.lease() for _ in range(5)]
-    assert [lease.index for lease in leases if lease] == [0, 1, 2, 0, 1]
+    assert [lease.lane.name for lease in leases if lease] == ["a", "b", "c", "a", "b"]
 
 
 def test_a_pipeline_with_a_failing_segment_is_the_last_choice() -> None:
     routes = Routes(Clock())
     routes.apply(document("r1", "a", "b"))
     leases = [routes.lease(avoid={"a"}) for _ in range(3)]
-    assert [lease.index for lease in leases if lease] == [1, 1, 1]
+    assert [lease.lane.name for lease in leases if lease] == ["b", "b", "b"]
     lease = routes.lease(avoid={"a", "b"})
     assert lease is not None
-    assert lease.index == 0
+    assert lease.lane.name == "a"
+
+
+def test_sequences_of_a_pipeline_that_the_new_route_has_too_stay_and_are_in_nobodys_way() -> None:
+    clock = Clock()
+    routes = Routes(clock)
+    routes.apply(document("r1", "a-b", "c"))
+    first, second = routes.lease(), routes.lease()
+    assert first is not None
+    assert second is not None
+    routes.apply(document("r2", "a-b", "d", drain=10))
+    assert routes.in_flight() == {"r2": 1, "r1": 1}
+    assert routes.in_flight_by_segment() == {"a": 1, "b": 1, "d": 0, "c": 1}
+    clock.now = 11
+    assert (first.expired, second.expired) == (False, True)
+    assert (first.route.revision, second.route.revision) == ("r2", "r1")
+    second.give_back()
+    assert routes.in_flight() == {"r2": 1}
+    first.give_back()
+    assert routes.in_flight() == {"r2": 0}
+
+
+def test_a_pipeline_that_comes_back_while_it_drains_keeps_its_sequences() -> None:
+    clock = Clock()
+    routes = Routes(clock)
+    routes.apply(document("r1", "a", "b"))
+    leases = [routes.lease(), routes.lease()]
+    routes.apply(document("r2", "a", drain=10))
+    routes.apply(document("r3", "c", "b", drain=10))
+    clock.now = 100
+    assert [lease.expired for lease in leases if lease] == [True, False]
+    assert routes.in_flight() == {"r3": 1, "r2": 1}
 
 
 def test_a_route_without_pipelines_withdraws_the_model() -> None:

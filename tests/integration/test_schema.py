@@ -51,6 +51,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"workload": {"promptTokens": 2000, "outputTokens": 49}}, "promptTokens + outputTokens must be at most spec.model.maxContextTokens"),
     ({"partition": {"minSegments": 3}, "placement": {"maxNodes": 2}}, "spec.partition.minSegments must be at most spec.placement.maxNodes"),
+    ({"replicas": 0}, "spec.replicas in body should be greater than or equal to 1"),
+    ({"replicas": 17}, "spec.replicas in body should be less than or equal to 16"),
+    (
+        {"replicas": 2, "partition": {"pins": [{"layers": "first", "node": "a"}]}},
+        "spec.replicas must be 1 with spec.partition.pins",
+    ),
+    (
+        {"replicas": 2, "partition": {"minSegments": 2}, "placement": {"maxNodes": 3}},
+        "spec.replicas times spec.partition.minSegments must be at most spec.placement.maxNodes",
+    ),
     ({"operatorClass": "Edge!"}, "spec.operatorClass must be lower-case letters, digits and '-'"),
     (model(id="-m"), "spec.model.id must start with a letter or digit"),
     (model(id=""), "spec.model.id"),

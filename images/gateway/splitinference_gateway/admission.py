@@ -52,7 +52,10 @@ class Ticket:
 
 
 class Admission:
-    """Hands out tickets. Without a budget only the number of sequences counts; `running_per_client`: of one client, if less than all."""
+    """Hands out tickets. Without a budget only the number of sequences counts; `running_per_client`: of one client, if less than all.
+
+    Limit and budget are those of one pipeline: `pipelines` says how many there are now.
+    """
 
     def __init__(
         self,
@@ -62,26 +65,41 @@ class Admission:
         *,
         budget: KvBudget | None = None,
         running_per_client: int | None = None,
+        pipelines: Callable[[], int] = lambda: 1,
     ) -> None:
-        self._running_limit = running_limit
+        self._each = running_limit
+        self._pipelines = pipelines
         self._queue_limit = queue_limit
         self._budget = budget
         self._changed = changed
-        self._running_per_client = running_limit if running_per_client is None else running_per_client
+        self._client_limit = running_per_client
         self._running_of: Counter[str] = Counter()
         self._waiting: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self.running = 0
         self.reserved_tokens = 0
 
     @property
+    def _running_limit(self) -> int:
+        return self._each * max(1, self._pipelines())
+
+    @property
+    def _running_per_client(self) -> int:
+        return self._running_limit if self._client_limit is None else self._client_limit
+
+    @property
+    def _tokens(self) -> int:
+        """Tokens of KV in all pipelines; 0 without a budget."""
+        return self._budget.tokens * max(1, self._pipelines()) if self._budget is not None else 0
+
+    @property
     def reserved(self) -> float:
-        """Share 0..1 of the KV budget that running sequences may grow to; 0 without a budget."""
-        return self.reserved_tokens / self._budget.tokens if self._budget is not None else 0.0
+        """Share of the KV budget that running sequences may grow to; 0 without a budget. More than 1 after a pipeline went away."""
+        return self.reserved_tokens / self._tokens if self._budget is not None else 0.0
 
     @property
     def most(self) -> int:
-        """Sequences that one request may have."""
-        return self._running_limit + (self._queue_limit + 1) // 2
+        """Sequences that one request may have, however many pipelines there are."""
+        return self._each + (self._queue_limit + 1) // 2
 
     @property
     def waiting(self) -> int:
@@ -110,7 +128,7 @@ class Admission:
         tickets = tuple(Ticket(self, client, cost) for cost in costs)
         if tickets:
             self._waiting.setdefault(client, deque()).extend(tickets)
-        self._grant()
+        self.grant()
         return tickets
 
     def _runs_at_once(self, client: str, costs: Sequence[int]) -> int:
@@ -121,7 +139,7 @@ class Admission:
         room = min(room, self._running_per_client - self._running_of[client])
         for index, cost in enumerate(costs):
             tokens += cost
-            if index >= room or (self._budget is not None and tokens > self._budget.tokens):
+            if index >= room or (self._budget is not None and tokens > self._tokens):
                 return index
         return len(costs)
 
@@ -138,15 +156,16 @@ class Admission:
             queue.remove(ticket)
             if not queue:
                 del self._waiting[ticket.client]
-        self._grant()
+        self.grant()
 
-    def _grant(self) -> None:
+    def grant(self) -> None:
+        """Let run whoever waits and has room now."""
         while self._waiting and self.running < self._running_limit:
             client = next((name for name in self._waiting if self._running_of[name] < self._running_per_client), None)
             if client is None:
                 break
             queue = self._waiting[client]
-            if self._budget is not None and self.reserved_tokens + queue[0].tokens > self._budget.tokens:
+            if self._budget is not None and self.reserved_tokens + queue[0].tokens > self._tokens:
                 break
             ticket = queue.popleft()
             if queue:
@@ -164,5 +183,5 @@ class Admission:
         return overloaded(message, "client_queue_full")
 
     def _full(self) -> ApiError:
-        held = f" with up to {self.reserved_tokens} of {self._budget.tokens} tokens of KV" if self._budget else ""
+        held = f" with up to {self.reserved_tokens} of {self._tokens} tokens of KV" if self._budget else ""
         return overloaded(f"The model is busy: {self.running} sequences run{held} and {self.waiting} wait. Try again later.", "queue_full")

@@ -16,6 +16,7 @@ from splitinference_gateway.errors import ApiError, invalid, overloaded
 from splitinference_gateway.failing import Failing
 from splitinference_gateway.handover import HandOvers
 from splitinference_gateway.history import History
+from splitinference_gateway.lanes import Wish
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
 from splitinference_gateway.prefixes import MISSED, Prefixes, named
@@ -38,6 +39,7 @@ _LONGEST_PAUSE_SECONDS = 2.0
 _MOST_INTERNAL_ERRORS = 4  # a fault in the numbers comes back at every replay: do not spend the whole replay time on it
 _SLOW_FACTOR = 8.0  # a step counts as stalled only when it takes so many times what slow steps took of late
 _MOST_SCORED = 256  # tokens of a step whose log-probabilities come back: an answer's META is bounded
+_PATIENT = 5.0  # a sequence that has begun waits so much longer for room: those that have it end one after the other
 _LATE = 0.4  # after this share of a step's time its stages are asked, so that a silent one is known when the time is over
 _log = logging.getLogger(__name__)
 
@@ -66,8 +68,9 @@ class Mending:
     def progress(self) -> None:
         self._since, self._failures, self._internal, self.stalls = None, 0, 0, 0
 
-    def pause_after(self, failure: StepError) -> float:
-        """Seconds to wait before the next try; lost KV is mended at once the first time.
+    def pause_after(self, failure: StepError, *, elsewhere: bool = False, begun: bool = False) -> float:
+        """Seconds to wait before the next try; lost KV is mended at once the first time, and so is all where there is another pipeline
+        (`elsewhere`). A sequence that has `begun` waits longer for room: it may have come from a pipeline that is no more.
 
         Raises:
             ApiError: it cannot be mended, or not within the limit.
@@ -79,12 +82,13 @@ class Mending:
         self.stalls += failure.code in (STALLED, DEADLINE_EXCEEDED)
         if failure.code == BAD_REQUEST:
             raise invalid(f"The model refused the request: {failure.message}", code="bad_request") from failure
-        if now - self._since >= self._limit or self._internal >= _MOST_INTERNAL_ERRORS:
+        limit = self._limit * (_PATIENT if begun and failure.code in (KV_FULL, OVERLOADED) else 1.0)
+        if now - self._since >= limit or self._internal >= _MOST_INTERNAL_ERRORS:
             raise self._gave_up(failure, now - self._since) from failure
-        if failure.code == KV_MISSING and self._failures == 1:
+        if self._failures == 1 and (elsewhere or failure.code == KV_MISSING):
             return 0.0
         pause = min(_LONGEST_PAUSE_SECONDS, _SHORTEST_PAUSE_SECONDS * 2.0 ** min(10, self._failures - 1))
-        return float(min(pause * random.uniform(0.75, 1.25), max(0.0, self._since + self._limit - now)))
+        return float(min(pause * random.uniform(0.75, 1.25), max(0.0, self._since + limit - now)))
 
     def _gave_up(self, failure: StepError, seconds: float) -> ApiError:
         if failure.code in (KV_FULL, OVERLOADED):
@@ -116,17 +120,25 @@ class Chain:
         self.handovers = HandOvers(self.routes, self.steps, self.metrics, lambda: self.failing.segments, self.release)
 
     def tokens(
-        self, prompt: Sequence[int], sampling: Sampling, client: str | None = None, *, score: bool = False, sample: bool = True
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        client: str | None = None,
+        *,
+        score: bool = False,
+        sample: bool = True,
+        growth: int = 0,
     ) -> AsyncGenerator[Answer, None]:
         """Sample tokens after `prompt`, one by one, until the reader closes the iterator.
 
         The KV of a beginning that `client` asked with before may be used again; without a client nothing is shared.
         `score`: the first answer says how likely each of the prompt's tokens is (None for the first). Without `sample` it is the only one.
+        `growth`: tokens of KV that the sequence may come to need; 0: not known.
 
         Raises:
             ApiError: the chain refused the request, or stayed broken for longer than the replay limit.
         """
-        return _Sequence(self, prompt, sampling, client, score=score, sample=sample).answers()
+        return _Sequence(self, prompt, sampling, client, score=score, sample=sample, growth=growth).answers()
 
     def names(self, tokens: Sequence[int], client: str) -> tuple[str, ...]:
         """Names of the blocks of tokens whose KV may be used again. None while segments are checked: a verifier has no KV of others, and a
@@ -140,9 +152,9 @@ class Chain:
         if self._releasing:
             await asyncio.wait(self._releasing, timeout=2.0)
 
-    def move(self, old: Lease | None, name: str, reason: str, tokens: int) -> Lease:
+    def move(self, old: Lease | None, name: str, reason: str, tokens: int, wish: Wish) -> Lease:
         """Take a pipeline of the current route; the one left behind forgets the sequence where the new one does not use it."""
-        new = self.routes.lease(avoid=self.failing.segments)
+        new = self.routes.lease(self.failing.segments, wish)
         if new is None:
             raise StepError(NO_ROUTE, "there is no route", "")
         if old is not None:
@@ -181,8 +193,18 @@ class _Chunk:
 class _Sequence:
     """One sequence on its way: its tokens, how many of them the segments of its pipeline hold, and what went wrong lately."""
 
-    def __init__(self, chain: Chain, prompt: Sequence[int], sampling: Sampling, client: str | None, *, score: bool, sample: bool) -> None:
-        self._chain, self._sampling, self._client, self._sample = chain, sampling, client, sample
+    def __init__(
+        self,
+        chain: Chain,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        client: str | None,
+        *,
+        score: bool,
+        sample: bool,
+        growth: int = 0,
+    ) -> None:
+        self._chain, self._sampling, self._client, self._sample, self._growth = chain, sampling, client, sample, growth
         self._name = uuid.uuid4().hex
         self._prompt = len(prompt)
         self._tokens = list(prompt)
@@ -257,11 +279,21 @@ class _Sequence:
         chain, total = self._chain, len(self._tokens)
         if old is not None:
             self._resumed = MENDING if self._reason or self._resumed == MENDING else REPLAY
-        new = chain.move(old, self._name, self._reason or SUPERSEDED, total)
+        new = chain.move(old, self._name, self._reason or SUPERSEDED, total, self._wish(old))
         if chain.verifier.active:  # a route with checks may have come after the sequence did
             self._names = ()
         self._held = self._reused = chain.prefixes.held(new.pipeline, self._names, total) if old is None else 0
         return new
+
+    def _wish(self, old: Lease | None) -> Wish:
+        """What the next pipeline must have. One where something failed is left, if there is another."""
+        chain, names, total = self._chain, () if self._chain.verifier.active else self._names, len(self._tokens)
+
+        def held(pipeline: Sequence[Hop]) -> int:
+            return chain.prefixes.held(tuple(pipeline), names, total) if old is None else 0
+
+        failed = old is not None and bool(self._reason) and self._reason not in (KV_MISSING, MISSED)
+        return Wish(total, self._growth, held, old.lane if old is not None and failed else None)
 
     def _next(self) -> _Chunk:
         """What the pipeline does not hold yet, as far as one step takes it."""
@@ -300,10 +332,12 @@ class _Sequence:
         _log.info("sequence %s at token %d: %s", self._name, len(self._tokens), failure)
         if lease is not None:
             chain.failing.failed(lease.pipeline, failure)
-        pause = self._mending.pause_after(failure)
+        elsewhere = lease is not None and chain.routes.has_other(lease, chain.failing.segments)
+        pause = self._mending.pause_after(failure, elsewhere=elsewhere, begun=len(self._tokens) > self._prompt)
         if lease is not None and failure.code == KV_FULL:  # what it holds here and there is in others' way
             await chain.steps.release(lease.pipeline, self._name, _RELEASE_SECONDS)
-        await chain.routes.changed(pause)
+        if pause:
+            await chain.routes.changed(pause)
         self._reason = failure.code
         if lease is not None and self._held and self._held == self._reused and failure.code == KV_MISSING:
             chain.prefixes.missed(lease.pipeline, self._names)
@@ -321,6 +355,7 @@ class _Sequence:
         if self._audit is not None:
             self._audit.ran(self._tokens, self._held)
         if len(chunk.tokens) > 1:
+            lease.lane.pace.prefilled(answer.seconds, len(chunk.tokens))
             self._chain.prefixes.learned(lease.pipeline, self._names, self._held)
 
     def _sampled(self, lease: Lease, chunk: _Chunk, answer: Answer, token: int) -> Answer:
@@ -328,6 +363,7 @@ class _Sequence:
         chain = self._chain
         if len(chunk.tokens) == 1:
             chain.observed.decode_step(lease.pipeline, answer)
+            lease.lane.pace.decoded(answer.seconds, lease.lane.in_flight)
         else:
             chain.handovers.speeds.ran(len(chunk.tokens), answer.seconds)
         chain.failing.worked(lease.pipeline)
@@ -351,3 +387,5 @@ class _Sequence:
             chain.prefixes.learned(lease.pipeline, kept, self._held)
             chain.release(lease.pipeline, self._name, named(kept))
             lease.give_back()
+        if (sampled := len(self._tokens) - self._prompt) > 0:
+            chain.routes.chooser.answered(sampled)

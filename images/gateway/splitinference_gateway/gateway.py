@@ -18,6 +18,7 @@ from splitinference_gateway.failing import Failing
 from splitinference_gateway.generation import Generator
 from splitinference_gateway.guides import Guides
 from splitinference_gateway.inference import Inference
+from splitinference_gateway.lanes import Chooser
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.observed import Observed
 from splitinference_gateway.positions import positions
@@ -33,6 +34,7 @@ from splitinference_gateway.token_review import TokenReviews
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tracing import Tracing
 from splitinference_gateway.wire_tls import Identity, PrefixKey
+from splitinference_protocol.route import RouteDocument
 
 _TIDY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ class Gateway:
         signature = Signature.read(settings.model_path)
         tokenizer = ModelTokenizer(settings.model_path) if signature.kind is Kind.DECODER else None
         context_tokens = _context_tokens(settings)
-        routes, observed, metrics = Routes(), Observed(), Metrics()
+        routes, observed, metrics = Routes(chooser=Chooser(settings.kv_budget_tokens)), Observed(), Metrics()
         identity = None if settings.tls_folder is None else Identity(settings.tls_folder, settings.identity)
         if identity is not None:
             identity.context()
@@ -90,8 +92,8 @@ class Gateway:
             metrics.queue_depth.set(waiting)
 
         budget = KvBudget(settings.kv_budget_tokens, settings.max_context_tokens)
-        admission = Admission(settings.running_limit, settings.max_queue, admitted, budget=budget)
-        metrics.watch_routes(routes.in_flight, lambda: failing.segments)
+        admission = Admission(settings.running_limit, settings.max_queue, admitted, budget=budget, pipelines=lambda: routes.pipelines)
+        metrics.watch_routes(routes.in_flight, lambda: failing.segments, lambda: routes.lanes)
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
         metrics.wires.set_function(lambda: steps.connections.wires)
         generator = Generator(chain, tokenizer, admission, settings.request_seconds) if tokenizer else None
@@ -129,7 +131,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Follow the route and watch failing stages while the body runs."""
-        reader = RouteReader(self.routes.apply, self.metrics.route_errors.inc)
+        reader = RouteReader(self._apply, self.metrics.route_errors.inc)
         self.prompts.start()
         tasks = [asyncio.create_task(work) for work in (self._follow(reader), self.failing.watch(), self._tidy())]
         for task in tasks:
@@ -147,6 +149,12 @@ class Gateway:
                 await self.clients.close()
             if self.tracing is not None:
                 await asyncio.to_thread(self.tracing.close)
+
+    def _apply(self, document: RouteDocument) -> bool:
+        """Take the route; where it has more pipelines than before, those who wait may have room now."""
+        changed = self.routes.apply(document)
+        self.admission.grant()
+        return changed
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """Background work runs for ever; if it does not, the gateway is not what it seems, and liveness says so."""

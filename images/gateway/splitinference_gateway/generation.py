@@ -185,7 +185,9 @@ class Generator:
             yield assembly.echo(())
         if not choice.most_tokens and not choice.score:
             return
-        tokens = self.chain.tokens(choice.prompt, choice.sampling, ticket.client, score=choice.score, sample=choice.most_tokens > 0)
+        tokens = self.chain.tokens(
+            choice.prompt, choice.sampling, ticket.client, score=choice.score, sample=choice.most_tokens > 0, growth=ticket.tokens
+        )
         async with aclosing(tokens) as answers:
             async for answer in answers:
                 now = time.monotonic()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from splitinference_gateway.lanes import Wish
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.routes import Lease, Route, Routes
 from splitinference_gateway.steps import Pulled, StepClient, StepError
@@ -165,7 +166,7 @@ class HandOver:
 
     def _begin(self, lease: Lease, current: Route, held: int) -> "_Copy | None":
         failing = self._shared.failing()
-        new = self._shared.routes.lease(avoid=failing)
+        new = self._shared.routes.lease(failing, Wish(most=lease.most))
         if new is None:
             return None
         targets = newcomers(lease.pipeline, new.pipeline)

@@ -1,11 +1,13 @@
 """What Prometheus sees of the gateway."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from splitinference_gateway.lanes import Lane
 
 _MOST_REVISIONS = 8
 _FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 13, 20, 30, 60)
@@ -116,15 +118,20 @@ class Metrics:
                     with suppress(KeyError):
                         metric.remove(revision)
 
-    def watch_routes(self, in_flight: Callable[[], dict[str, int]], failing: Callable[[], frozenset[str]]) -> None:
-        """Report what routes and stages are at the moment of each scrape: revisions come and go."""
-        self.registry.register(_Routes(in_flight, failing))
+    def watch_routes(
+        self, in_flight: Callable[[], dict[str, int]], failing: Callable[[], frozenset[str]], lanes: Callable[[], Sequence[Lane]] = tuple
+    ) -> None:
+        """Report what routes, pipelines and stages are at the moment of each scrape: they come and go."""
+        self.registry.register(_Routes(in_flight, failing, lanes))
 
 
 class _Routes(Collector):
-    def __init__(self, in_flight: Callable[[], dict[str, int]], failing: Callable[[], frozenset[str]]) -> None:
+    def __init__(
+        self, in_flight: Callable[[], dict[str, int]], failing: Callable[[], frozenset[str]], lanes: Callable[[], Sequence[Lane]]
+    ) -> None:
         self._in_flight = in_flight
         self._failing = failing
+        self._lanes = lanes
 
     def collect(self) -> list[GaugeMetricFamily]:
         flights = GaugeMetricFamily("splitinference_gateway_in_flight", "Sequences in flight by plan revision.", labels=["revision"])
@@ -133,4 +140,20 @@ class _Routes(Collector):
         failing = GaugeMetricFamily("splitinference_gateway_failing_segments", "1 for each segment that fails now.", labels=["segment"])
         for segment in self._failing():
             failing.add_metric([segment], 1)
-        return [flights, failing]
+        return [flights, failing, *self._pipelines()]
+
+    def _pipelines(self) -> list[GaugeMetricFamily]:
+        """By pipeline, which its first segment names: so a pipeline keeps its series when others come and go."""
+        prefix, labels = "splitinference_gateway_pipeline_", ["pipeline"]
+        flights = GaugeMetricFamily(f"{prefix}in_flight", "Sequences in flight by pipeline (its first segment).", labels=labels)
+        reserved = GaugeMetricFamily(f"{prefix}reserved_tokens", "Tokens of KV that they may grow to, by pipeline.", labels=labels)
+        seconds = GaugeMetricFamily(f"{prefix}token_seconds", "Mean time of recent decode steps, by pipeline.", labels=labels)
+        lanes: dict[str, list[Lane]] = {}
+        for lane in self._lanes():
+            lanes.setdefault(lane.name, []).append(lane)
+        for name, same in lanes.items():
+            flights.add_metric([name], sum(lane.in_flight for lane in same))
+            reserved.add_metric([name], sum(lane.reserved for lane in same))
+            if (pace := same[0].pace.token_seconds) is not None:
+                seconds.add_metric([name], pace)
+        return [flights, reserved, seconds]

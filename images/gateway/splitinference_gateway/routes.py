@@ -1,6 +1,7 @@
 """Which routes there are, what is in flight on each, and when a superseded one is done with.
 
-A cutover is immediate for new sequences. Those under way stay on their route until it has drained or its time is over.
+A cutover is immediate for new sequences. Those under way on a pipeline that the new route has, too, are on the new route at once, and
+notice nothing. The others stay on theirs until they end or the drain time is over.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from splitinference_gateway.lanes import Chooser, Lane, Wish
 from splitinference_protocol.route import Pipeline, RouteDocument, Verification
 
 HOLD_SECONDS = 30.0
@@ -17,35 +19,51 @@ HOLD_SECONDS = 30.0
 
 @dataclass(eq=False)
 class Route:
-    """One route in memory. `expires_at` (clock seconds) is set while it drains."""
+    """One route in memory. `expires_at` (clock seconds) is set while it drains. A lane that a later route has, too, is that one's."""
 
     revision: str
-    pipelines: tuple[Pipeline, ...]
-    in_flight: list[int]
+    lanes: list[Lane]
     expires_at: float | None = None
+
+    @property
+    def pipelines(self) -> tuple[Pipeline, ...]:
+        """The hops of each, first to last."""
+        return tuple(lane.pipeline for lane in self.lanes)
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences on its lanes."""
+        return sum(lane.in_flight for lane in self.lanes)
 
 
 @dataclass(eq=False)
 class Lease:
     """A sequence's right to use one pipeline; the route lives at least as long. Give it back exactly once."""
 
-    route: Route
-    index: int
+    lane: Lane
+    most: int
     _routes: "Routes"
+
+    @property
+    def route(self) -> Route:
+        """The newest route that has the pipeline."""
+        return next(route for route in self._routes.known if self.lane in route.lanes)
 
     @property
     def pipeline(self) -> Pipeline:
         """The hops, first to last."""
-        return self.route.pipelines[self.index]
+        return self.lane.pipeline
 
     @property
     def expired(self) -> bool:
         """The route was superseded, and its drain time is over: go on elsewhere."""
-        return self.route.expires_at is not None and self._routes.clock() >= self.route.expires_at
+        expires_at = self.route.expires_at
+        return expires_at is not None and self._routes.clock() >= expires_at
 
     def give_back(self) -> None:
         """The sequence no longer uses the pipeline."""
-        self.route.in_flight[self.index] -= 1
+        self.lane.in_flight -= 1
+        self.lane.reserved -= self.most
         self._routes.retire()
 
 
@@ -54,6 +72,7 @@ class Routes:
     """The current route and the draining ones. `stopped`: the route was withdrawn, and the next is on its way or not allowed."""
 
     clock: Callable[[], float] = time.monotonic
+    chooser: Chooser = field(default_factory=Chooser)
     current: Route | None = None
     stopped: bool = False
     verification: Verification | None = None
@@ -78,32 +97,39 @@ class Routes:
         self.stopped = not document.pipelines
         if self.stopped:
             self._held_until = now + HOLD_SECONDS
-        self.current = next((route for route in self._draining if _same(route, document)), None)
-        if self.current is not None:  # back to a route that still drains: its sequences may stay
-            self._draining.remove(self.current)
-            self.current.expires_at = None
-        elif document.pipelines:
-            self.current = Route(document.revision, document.pipelines, [0] * len(document.pipelines))
+        self.current = Route(document.revision, self._lanes(document)) if document.pipelines else None
         self.retire()
         self._wake()
         return True
 
-    def lease(self, avoid: Collection[str] = ()) -> Lease | None:
-        """The least loaded pipeline of the current route, if possible one without the segments to avoid; None: no route, or none whose
-        segments are all trusted."""
-        if self.current is None:
-            return None
-        route = self.current
-        sound = [index for index, pipeline in enumerate(route.pipelines) if self.is_trusted(pipeline)]
+    def _lanes(self, document: RouteDocument) -> list[Lane]:
+        """The document's lanes. Those that a route has already are taken out of it: their sequences go on where they are."""
+        lanes = []
+        for pipeline in document.pipelines:
+            known = ((route, lane) for route in self._draining for lane in route.lanes if lane.pipeline == pipeline)
+            if (found := next(known, None)) is not None:
+                found[0].lanes.remove(found[1])
+            lanes.append(found[1] if found is not None else Lane(pipeline))
+        return lanes
+
+    def lease(self, avoid: Collection[str] = (), wish: Wish = Wish()) -> Lease | None:  # noqa: B008 - immutable
+        """The pipeline of the current route where the sequence would end first, if possible one without the segments to avoid; None: no
+        route, or none whose segments are all trusted."""
+        sound = [lane for lane in self.current.lanes if self.is_trusted(lane.pipeline)] if self.current is not None else []
         if not sound:
             return None
+        lane = self.chooser.best(sound, wish, avoid)
+        lane.in_flight += 1
+        lane.reserved += wish.most
+        return Lease(lane, wish.most, self)
 
-        def order(index: int) -> tuple[bool, int, int]:
-            return any(hop.segment in avoid for hop in route.pipelines[index]), route.in_flight[index], index
-
-        index = min(sound, key=order)
-        route.in_flight[index] += 1
-        return Lease(route, index, self)
+    def has_other(self, lease: Lease, avoid: Collection[str]) -> bool:
+        """Whether the current route has another pipeline than this one, trusted and without the segments to avoid."""
+        lanes = self.current.lanes if self.current is not None else []
+        return any(
+            lane is not lease.lane and self.is_trusted(lane.pipeline) and not any(hop.segment in avoid for hop in lane.pipeline)
+            for lane in lanes
+        )
 
     def distrust(self, segments: Collection[str]) -> None:
         """Send nothing to these any more, as long as a route knows them: their answers were wrong."""
@@ -124,7 +150,7 @@ class Routes:
 
     def retire(self) -> None:
         """Forget the draining routes on which nothing is in flight."""
-        self._draining = [route for route in self._draining if any(route.in_flight)]
+        self._draining = [route for route in self._draining if route.in_flight]
         if self.distrusted:
             self.distrusted &= self.segments
 
@@ -152,17 +178,27 @@ class Routes:
         """Sequences by revision."""
         counts: Counter[str] = Counter()
         for route in self.known:
-            counts[route.revision] += sum(route.in_flight)
+            counts[route.revision] += route.in_flight
         return dict(counts)
 
     def in_flight_by_segment(self) -> dict[str, int]:
         """Sequences by segment, for the segments of all known routes."""
         counts: Counter[str] = Counter()
         for route in self.known:
-            for pipeline, number in zip(route.pipelines, route.in_flight, strict=True):
-                for hop in pipeline:
-                    counts[hop.segment] += number
+            for lane in route.lanes:
+                for hop in lane.pipeline:
+                    counts[hop.segment] += lane.in_flight
         return dict(counts)
+
+    @property
+    def pipelines(self) -> int:
+        """Pipelines of the current route; 1 while there is none."""
+        return len(self.current.lanes) if self.current is not None else 1
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """Those of all known routes."""
+        return tuple(lane for route in self.known for lane in route.lanes)
 
     def _wake(self) -> None:
         self._changed.set()

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from splitinference_gateway.chain import NO_ROUTE, Chain, Mending
+from splitinference_gateway.lanes import Lane, Wish
 from splitinference_gateway.steps import EVERYTHING, Answer, StepError, Wanted
 
 _log = logging.getLogger(__name__)
@@ -22,25 +23,30 @@ class TensorChain:
             ApiError: the chain refused it, or stayed broken for longer than the replay limit.
         """
         chain, mending = self.chain, Mending(self.chain.limits.replay)
+        left: list[Lane] = []
         while True:
             try:
-                return await self._once(dtype, shape, data, chain.step_seconds(tokens, mending.stalls), wanted)
+                return await self._once(dtype, shape, data, chain.step_seconds(tokens, mending.stalls), wanted=wanted, left=left)
             except StepError as failure:
                 _log.info("infer: %s", failure)
-                pause = mending.pause_after(failure)
+                pause = mending.pause_after(failure, elsewhere=bool(left) and chain.routes.pipelines > 1)
                 chain.metrics.replays.labels(failure.code).inc()
                 chain.observed.replay()
             await chain.routes.changed(pause)
 
-    async def _once(self, dtype: str, shape: tuple[int, ...], data: bytes, seconds: float, wanted: Wanted) -> Answer:
+    async def _once(
+        self, dtype: str, shape: tuple[int, ...], data: bytes, seconds: float, *, wanted: Wanted, left: list[Lane]
+    ) -> Answer:
+        """`left`: the lane where it failed last, if it did; one where it fails now takes its place."""
         chain = self.chain
-        lease = chain.routes.lease(avoid=chain.failing.segments)
+        lease = chain.routes.lease(chain.failing.segments, Wish(left=left[0] if left else None))
         if lease is None:
             raise StepError(NO_ROUTE, "there is no route", "")
         try:
             answer = await chain.steps.infer(lease.pipeline, dtype=dtype, shape=shape, data=data, seconds=seconds, wanted=wanted)
         except StepError as failure:
             chain.failing.failed(lease.pipeline, failure)
+            left[:] = [lease.lane]
             raise
         finally:
             lease.give_back()

@@ -15,7 +15,7 @@ _LONGEST_MESSAGE = 2000
 
 
 class Kind(StrEnum):
-    """Types of conditions. The last two are there only while they hold: so kstatus has it. The two before only where a spec asks."""
+    """Types of conditions. The last two are there only while they hold: so kstatus has it. The three before only where a spec asks."""
 
     ACCEPTED = "Accepted"
     PLANNED = "Planned"
@@ -24,6 +24,7 @@ class Kind(StrEnum):
     READY = "Ready"
     PRIVACY_LABELS_TRUSTED = "PrivacyLabelsTrusted"
     VERIFIED = "Verified"
+    SCALED = "Scaled"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 

@@ -25,6 +25,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 PLURAL = "splitinferences"
 KIND = "SplitInference"
 DEFAULT_CLASS = "default"
+MOST_PIPELINES = 16
 
 TRUSTED = "node-restriction.kubernetes.io/splitinference-trusted"
 """The label of trusted nodes, unless a resource names others."""
@@ -458,6 +459,7 @@ class Spec(SpecValue):
     """What the user asks for."""
 
     operator_class: str = Field(default=DEFAULT_CLASS, min_length=1, max_length=63)
+    replicas: int = Field(default=1, ge=1, le=MOST_PIPELINES)
     model: Model
     workload: WorkloadSpec = WorkloadSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
@@ -481,6 +483,18 @@ class Spec(SpecValue):
     def _engine_can(self) -> Self:
         if self.model.may_be_gguf and (problem := not_with_llama_cpp(self)) is not None:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _can_have_so_many_pipelines(self) -> Self:
+        if self.replicas > 1 and self.partition.pins:
+            raise ValueError(f"replicas {self.replicas} contradicts partition.pins: a node can hold the pinned layers of one pipeline only")
+        most, least = self.placement.max_nodes, self.replicas * self.partition.min_segments
+        if most is not None and least > most:
+            raise ValueError(
+                f"replicas {self.replicas} with partition.minSegments {self.partition.min_segments} need {least} nodes, more than "
+                f"placement.maxNodes {most}"
+            )
         return self
 
 

@@ -38,6 +38,6 @@ def _budget(resource: Resource, name: str, component: str, selector: Manifest, l
         "apiVersion": "policy/v1",
         "kind": BUDGET,
         "metadata": metadata(resource, name, component),
-        # Whole numbers of pods: for pods of a custom resource Kubernetes counts nothing else.
+        # Whole numbers of pods: by the scale subresource Kubernetes counts pipelines, not pods.
         "spec": {"selector": selector, "minAvailable": least, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
     }

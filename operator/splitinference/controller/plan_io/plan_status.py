@@ -30,8 +30,11 @@ _PREDICTED = {
 
 
 def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
-    """Hash of all that a plan is made for: the model's content and the spec, but for how to answer to change and by which operator."""
-    content = {key: value for key, value in spec.items() if key not in ("adaptation", "operatorClass")}
+    """Hash of all that a plan is made for: the model's content and the spec, but for how to answer to change and by which operator.
+
+    One pipeline is what resources had before they could ask for several: asking for it is no other specification.
+    """
+    content = {key: value for key, value in spec.items() if key not in ("adaptation", "operatorClass") and (key, value) != ("replicas", 1)}
     return hashlib.sha256(json.dumps([profile.digest, profile.dtype, content], sort_keys=True).encode()).hexdigest()[:16]
 
 

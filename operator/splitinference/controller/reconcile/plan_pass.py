@@ -165,6 +165,13 @@ def exposed(route: Route, segments: Mapping[str, NamedSegment], nodes: Iterable[
     return tuple(found)
 
 
+def unexposed(route: Route, segments: Mapping[str, NamedSegment], nodes: Iterable[Node], rules: Constraints) -> Route | None:
+    """The route without the pipelines that break a rule of privacy; None where none is left."""
+    there = tuple(nodes)
+    kept = tuple(names for names in route.pipelines if not exposed(Route(pipelines=(names,)), segments, there, rules))
+    return Route(pipelines=kept) if kept else None
+
+
 def _facts(inputs: PassInputs, question: Question, steps: Next | None) -> DecisionInputs:
     """All that a decision goes by."""
     course, observed = inputs.course, inputs.observed
@@ -187,7 +194,7 @@ def _adopted(inputs: PassInputs, decision: Adopt, memory: Memory, course: Course
 
 
 def _allowed(planned: PassPlan, inputs: PassInputs) -> PassPlan:
-    """Without a cutover to a route that breaks a rule of privacy, where no such route may be written; and what kept it from that."""
+    """Without a cutover to pipelines that break a rule of privacy, where no such route may be written; and what kept it from that."""
     if not inputs.stops_exposed or planned.course is None or planned.course.target is None or not isinstance(planned.steps, Steps):
         return planned
     segments = {**inputs.observed.segments, **planned.course.target.segments}
@@ -196,5 +203,9 @@ def _allowed(planned: PassPlan, inputs: PassInputs) -> PassPlan:
     for action in planned.steps.actions:
         broken = exposed(action.route, segments, inputs.nodes, planned.course.rules) if isinstance(action, Cutover) else ()
         why += broken
-        actions += [] if broken else [action]
+        if not broken:
+            actions.append(action)
+        elif isinstance(action, Cutover):
+            left = unexposed(action.route, segments, inputs.nodes, planned.course.rules)
+            actions += [Cutover(route=left, whole=False)] if left is not None and left != inputs.observed.serving else []
     return replace(planned, steps=Steps(actions=tuple(actions), waiting=(*planned.steps.waiting, *why)), exposed=tuple(why))

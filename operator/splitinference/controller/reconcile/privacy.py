@@ -4,13 +4,21 @@ Placing segments is the planner's work. This is for the time between a node losi
 nothing is sent along a route that breaks a rule, neither the one that serves nor, where no plan keeps the rules, the plan's own.
 """
 
+import logging
+from dataclasses import replace
+
 from splitinference.controller.api.spec import OnViolation, Rejected, Resource
+from splitinference.controller.manifests.route import cut_over, read_route, withdrawn
 from splitinference.controller.plan_io.plan_status import Planned
+from splitinference.controller.ports import Ports
 from splitinference.controller.reconcile.gather import Seen
-from splitinference.controller.reconcile.plan_pass import Words, exposed
+from splitinference.controller.reconcile.plan_pass import Words, exposed, unexposed
 from splitinference.controller.spec_to_core import plan_constraints
+from splitinference.core.transition.state import OldRoute
 from splitinference.core.values.problem import Constraints
 from splitinference.core.values.profile import Profile
+
+log = logging.getLogger(__name__)
 
 
 def promised_rules(planned: Planned, profile: Profile) -> Constraints:
@@ -29,3 +37,22 @@ def exposed_route(resource: Resource, seen: Seen, rules: Constraints) -> Words:
     if not stops_exposed(resource) or seen.stored is None:
         return ()
     return exposed(seen.stored.route, seen.observed.segments, seen.reading.snapshot.nodes, rules)
+
+
+def guarded(ports: Ports, resource: Resource, seen: Seen, rules: Constraints) -> Seen:
+    """Nothing is sent any more where a rule of privacy is broken, if the resource wants it so: at once, before a new plan is made.
+    Pipelines that keep the rules go on, and the requests of the others move to them."""
+    if not (why_stopped := exposed_route(resource, seen, rules)) or seen.stored is None:
+        return seen
+    stored = seen.stored
+    left = unexposed(stored.route, seen.observed.segments, seen.reading.snapshot.nodes, rules)
+    if left is None:
+        log.warning("%s/%s: the route is withdrawn: %s", *seen.owner, "; ".join(why_stopped))
+        ports.cluster.apply(ports.builder.route(resource, withdrawn()))
+        return seen.without_route()
+    log.warning("%s/%s: pipelines are taken out of the route: %s", *seen.owner, "; ".join(why_stopped))
+    written = ports.builder.route(resource, cut_over(stored, left, stored.models, 0.0, seen.now))
+    ports.cluster.apply(written)
+    before = OldRoute(revision=stored.route.revision, names=stored.route.names, in_flight=True, why="it was replaced in this pass")
+    observed = seen.observed.model_copy(update={"serving": left, "old_routes": (*seen.observed.old_routes, before)})
+    return replace(seen, stored=read_route(written), observed=observed)

@@ -16,7 +16,7 @@ from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.history.adaptation_state import read_recall
 from splitinference.controller.kube_values.start_failures import Told
 from splitinference.controller.manifests.disruption_budget import BUDGET, budget_name, segments_budget
-from splitinference.controller.manifests.route import Stored, withdrawn
+from splitinference.controller.manifests.route import Stored
 from splitinference.controller.plan_io.plan_status import Built, Planned, build, read_plan
 from splitinference.controller.ports import Listing, Manifest, NameTakenError, Ports, RefusedError
 from splitinference.controller.reconcile.credentials import Written, ensure_secrets
@@ -30,7 +30,7 @@ from splitinference.controller.reconcile.node_measuring import nodes_to_wait_for
 from splitinference.controller.reconcile.object_keeper import Keeper
 from splitinference.controller.reconcile.plan_pass import Course, PassInputs, PassPlan, Question, confirmed, plan_pass
 from splitinference.controller.reconcile.prefetch import Prefetcher
-from splitinference.controller.reconcile.privacy import exposed_route, promised_rules, stops_exposed
+from splitinference.controller.reconcile.privacy import guarded, promised_rules, stops_exposed
 from splitinference.controller.reconcile.proposals import Offer, offer_after, read_offer, said_of, with_rejection
 from splitinference.controller.reconcile.report import Report, events, status_of
 from splitinference.controller.reconcile.verification import Verifiers, without_trusted_node
@@ -172,7 +172,7 @@ class _Pass:
         if isinstance(asked, Asked) and force.planned is None and (report := self._waits_for_first(asked, seen)) is not None:
             return self._finish(report, _WALKING_SECONDS)
         if isinstance(asked, Asked) and force.planned is not None and force.profile is not None:
-            seen = self._guarded(asked.resource, seen, promised_rules(force.planned, force.profile))
+            seen = guarded(self.ports, asked.resource, seen, promised_rules(force.planned, force.profile))
         inputs, seen = self._inputs(asked, force, seen)
         made = self._plan(inputs, asked)
         if made.memory is not None:
@@ -209,14 +209,6 @@ class _Pass:
         if is_coming(self.ports, asked.resource, seen):
             return Report(seen=seen, accepted=asked.condition, resource=asked.resource)
         return None
-
-    def _guarded(self, resource: Resource, seen: Seen, rules: Constraints) -> Seen:
-        """Nothing is sent any more where a rule of privacy is broken, if the resource wants it so: at once, before a new plan is made."""
-        if why_stopped := exposed_route(resource, seen, rules):
-            log.warning("%s/%s: the route is withdrawn: %s", *seen.owner, "; ".join(why_stopped))
-            self.ports.cluster.apply(self.ports.builder.route(resource, withdrawn()))
-            return seen.without_route()
-        return seen
 
     def _inputs(self, asked: Asked | Condition, force: "_InForce", seen: Seen) -> tuple[PassInputs, Seen]:
         """What the pass is planned from; and what is seen, with what observed stages taught."""

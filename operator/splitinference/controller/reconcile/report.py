@@ -20,6 +20,7 @@ from splitinference.controller.plan_io.columns import duration, latency, nodes, 
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.gather import Seen
 from splitinference.controller.reconcile.move_outcome import Verdict
+from splitinference.controller.reconcile.pipelines import pipelines_of, scale_of, scaled, whole
 from splitinference.controller.reconcile.start_problems import NO_START, gateway_words, hindered_segments
 from splitinference.controller.spec_to_core.plan_constraints import trust_used
 from splitinference.controller.trust.trust_labels import trusted_labels
@@ -82,12 +83,17 @@ def status_of(report: Report) -> dict[str, Any]:
         "observedGeneration": generation,
         "conditions": conditions(before.get("conditions") or [], all_conditions(report), generation, seen.now),
         **_memory_of(report),
+        **scale_of(seen.owner[1], report.serving, _phases(report)),
     }
     if report.planned is None:
         return written
     if report.built is None or report.planned.plan.prediction is None:
         return written | {name: before[name] for name in _OF_THE_PLAN if name in before}
     return written | _plan_of(report, report.planned, report.built, report.planned.plan.prediction)
+
+
+def _phases(report: Report) -> dict[str, Phase]:
+    return {pod.name: pod.segment.phase for pod in report.seen.segments}
 
 
 def _memory_of(report: Report) -> dict[str, Any]:
@@ -108,11 +114,12 @@ def _memory_of(report: Report) -> dict[str, Any]:
 
 def _plan_of(report: Report, planned: Planned, built: Built, prediction: Prediction) -> dict[str, Any]:
     """The plan, what serves, and how far the walk to the plan is."""
-    phases = {pod.name: pod.segment.phase for pod in report.seen.segments}
+    phases = _phases(report)
     names = list(built.target.segments)
     written: dict[str, Any] = {
         "plan": write_plan(planned, built, phases),
         "segments": f"{sum(phases.get(name) is Phase.PROVEN for name in names)}/{len(names)}",
+        "pipelines": pipelines_of(built.target, report.serving, phases),
         "predicted": duration(prediction.latency_ms),
         **(_traffic_of(report, report.serving) if report.serving is not None else {}),
     }
@@ -140,7 +147,7 @@ def _traffic_of(report: Report, serving: Route) -> dict[str, Any]:
     return written
 
 
-_OF_THE_PLAN = ("plan", "segments", "predicted", "nodes", "observed", "latency", "endpoint", "transition")
+_OF_THE_PLAN = ("plan", "segments", "pipelines", "predicted", "nodes", "observed", "latency", "endpoint", "transition")
 
 
 def all_conditions(report: Report) -> Iterator[Condition]:
@@ -160,6 +167,11 @@ def all_conditions(report: Report) -> Iterator[Condition]:
         yield report.verified
     elif report.resource is not None and report.resource.spec.verification is not None:
         yield from _verified_before(report)
+    if report.resource is not None and report.planned is not None:
+        asked, has = report.resource.spec.replicas, len(report.planned.plan.pipelines)
+        serves = len(whole(report.serving, _phases(report)))
+        shown = scaled(asked, has, serves, report.decision, report.seen.status.get("conditions") or [])
+        yield from (shown,) if shown is not None else ()
     stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
         [progressing] if progressing.reason in ("Blocked", NAME_TAKEN) else []
     )
@@ -178,8 +190,8 @@ def _verified_before(report: Report) -> Iterator[Condition]:
 def _planned(report: Report) -> Condition:
     kind = Kind.PLANNED
     if isinstance(report.decision, Keep) and (trigger := report.decision.trigger) is not None and trigger.mandatory:
-        if trigger.reason is Reason.TRANSITION_BLOCKED and report.planned is not None:
-            # There is a plan, and it is right; Progressing says what is in its way, and the decision that there is no way around.
+        if trigger.reason in (Reason.TRANSITION_BLOCKED, Reason.PIPELINES_MISSING) and report.planned is not None:
+            # There is a plan, and it is right; Progressing or Scaled says what is in its way, and the decision that there is no way around.
             return _is_planned(report, report.planned.plan)
         return Condition(kind=kind, holds=False, reason=report.decision.reason, message=report.decision.message)
     if report.planned is None:
@@ -284,7 +296,8 @@ def _ready(report: Report) -> Condition:
         for name in pipeline
         if name not in phases or phases[name].phase is not Phase.PROVEN
     ]
-    if missing:
+    complete = len(whole(report.serving, _phases(report)))
+    if missing and not complete:
         return Condition(kind=kind, holds=False, reason="SegmentsNotReady", message="; ".join([*missing, *report.refused]))
     if not any(_is_ready(pod) for pod in report.seen.gateways):
         message = "all segments serve, but no gateway pod is ready"
@@ -292,6 +305,9 @@ def _ready(report: Report) -> Condition:
         return Condition(kind=kind, holds=False, reason="GatewayNotReady", message="; ".join([message, *causes]))
     if report.restored:
         return Condition(kind=kind, holds=False, reason="ObjectsMissing", message="; ".join(report.restored))
+    if missing:
+        message = "; ".join([f"{complete} of {len(report.serving.pipelines)} pipelines serve", *missing])
+        return Condition(kind=kind, holds=True, reason="Serving", message=message)
     message = f"{len(report.serving.names)} segments serve, each proven by an inference"
     return Condition(kind=kind, holds=True, reason="Serving", message=message)
 
@@ -306,7 +322,7 @@ def describe(action: Action) -> str:
         case CreateSegment(segment=segment):
             return f"create {segment.name} on {segment.node}"
         case Cutover(route=route, whole=whole):
-            return f"cut over to route {route.revision}" + ("" if whole else ", an intermediate route that frees a node")
+            return f"cut over to route {route.revision}" + ("" if whole else ", an intermediate route")
         case DeleteSegment(name=name, why=why):
             return f"delete {name}: {why}"
 

@@ -83,6 +83,7 @@ def constraints(spec: Spec, layers: int, positions: int | None = None, cuts: Col
         node_selector=spec.placement.node_selector,
         tolerations=tolerations(spec),
         memory_margin=spec.segments.memory_margin_percent / 100,
+        pipelines=spec.replicas,
     )
 
 

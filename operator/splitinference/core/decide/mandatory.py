@@ -11,6 +11,7 @@ from splitinference.core.decide.base.validated_solver import Solver
 from splitinference.core.decide.feasibility.capacity_memory import memory_limits, update_obstacles
 from splitinference.core.decide.feasibility.reachable_plans import best_reachable
 from splitinference.core.decide.feasibility.restrict import may_stay, pinned, same_cuts, with_room, without
+from splitinference.core.decide.pipelines import SeveralPipelines, several
 from splitinference.core.decide.retry_backoff import Attempt
 from splitinference.core.decide.stabilization_window import start_window
 from splitinference.core.transition.steps import Blocked
@@ -35,10 +36,11 @@ def mandatory(inputs: DecisionInputs, policy: Policy, memory: Memory, solver: So
     found, notes = case.best(with_room(problem, memory_limits(memory.obstacles, inputs)))
     if isinstance(found, Keep) and memory.obstacles:
         found, notes = case.best(problem)
-    if isinstance(found, Plan) and (kept := case.good_enough(found, problem)) is not None and solver.reachable(kept):
+    apart = several(problem, inputs.plan)
+    if isinstance(found, Plan) and not apart and (kept := case.good_enough(found, problem)) is not None and solver.reachable(kept):
         message = f"{trigger.message}; the plan stays: no other plan is better by more than {policy.min_gain:.0%}"
         return Adopt(plan=kept, change=Change.KEEP, reason=trigger.reason, message=message, mandatory=True), memory.after_adoption()
-    if isinstance(found, Plan):
+    if isinstance(found, Plan) and not apart:
         found, further = case.reachable_plan(found, problem)
         notes += further
     if isinstance(found, Keep):
@@ -62,8 +64,10 @@ class _MandatoryDecision:
     trigger: Trigger
 
     def best(self, problem: Problem) -> Found:
-        """The best plan, reachable or not."""
+        """The best plan, reachable or not; of several pipelines only a plan that can be reached."""
         current = self.inputs.plan
+        if several(problem, current):
+            return self._several(problem)
         found: Plan | Keep | None = None
         if current is not None and self.trigger.reason not in (Reason.SPEC_CHANGED, Reason.TRANSITION_BLOCKED):
             same = same_cuts(problem, current)
@@ -76,6 +80,14 @@ class _MandatoryDecision:
                 return relaxed, (f"no plan meets the SLO: {found.message}",)
         return found, ()
 
+    def _several(self, problem: Problem) -> Found:
+        """The best reachable plan where it is about several pipelines: as many as fit, and more than there are if some are missing."""
+        inputs, reason = self.inputs, self.trigger.reason
+        stays = inputs.serving if reason is Reason.TRANSITION_BLOCKED and inputs.serving is not None else inputs.plan
+        recut = reason in (Reason.SPEC_CHANGED, Reason.TRANSITION_BLOCKED)
+        least = len(inputs.plan.pipelines) + 1 if reason is Reason.PIPELINES_MISSING and inputs.plan is not None else 1
+        return SeveralPipelines(inputs, self.policy, self.solver, stays, recut).most(problem, least)
+
     def _with_same_cuts(self, same: Problem, current: Plan) -> Plan | Keep:
         """The best plan with the same split points. One that keeps running segments in place wins, unless moving them pays.
 
@@ -83,7 +95,7 @@ class _MandatoryDecision:
         """
         best = self.solver.best(same, None)
         staying = may_stay(current, same)
-        if isinstance(best, Keep) or not staying or len(current.pipelines) > 1:
+        if isinstance(best, Keep) or not staying:
             return best
         least = self.solver.best(pinned(same, staying), None)
         if isinstance(least, Keep):

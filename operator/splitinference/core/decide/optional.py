@@ -16,6 +16,7 @@ from splitinference.core.decide.base.validated_solver import Solver
 from splitinference.core.decide.feasibility.capacity_memory import memory_limits, update_obstacles
 from splitinference.core.decide.feasibility.restrict import pinned, same_cuts, with_room, without
 from splitinference.core.decide.metrics_settling import settling
+from splitinference.core.decide.pipelines import beside, better_of_several, counting, slowest_and_others
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
@@ -37,8 +38,10 @@ class _Move:
 
 def optional(inputs: DecisionInputs, policy: Policy, memory: Memory, solver: Solver, trigger: Trigger) -> tuple[Adopt | Keep, Memory]:
     """The decision for an optional reason, and the memory after it."""
-    current, problem = inputs.plan, inputs.problem
+    current = inputs.plan
     assert current is not None  # noqa: S101 - without a plan the trigger is mandatory
+    inputs = inputs.model_copy(update={"problem": counting(inputs.problem, len(current.pipelines))})
+    problem = inputs.problem
     if unknown := _unknown(current, inputs):
         message = f"{trigger.message}; nothing moves while the utilization of {unknown} is unknown"
         return Keep(reason=Kept.UNKNOWN_METRICS, message=message, trigger=trigger), memory
@@ -152,6 +155,16 @@ def _best_single_move(current: Plan, problem: Problem, policy: Policy, solver: S
 
 
 def _candidate(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Plan | Keep:
+    """The plan to compare with. Of several pipelines the slowest one moves, and the others stay, unless more is to be gained."""
+    if len(current.pipelines) == 1:
+        return _candidate_chain(current, problem, policy, solver)
+    slowest, others = slowest_and_others(current, problem)
+    left = beside(problem, others)
+    one = Keep(reason=Kept.INFEASIBLE) if left is None else _candidate_chain(slowest, left, policy, solver)
+    return better_of_several(current, problem, policy, solver, one)
+
+
+def _candidate_chain(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Plan | Keep:
     """The plan to compare with: one with the same split points if that is enough, else one with new ones. A plan that keeps the SLO wins.
 
     A plan that cannot be reached does not hide another plan that pays and can be reached.
@@ -162,10 +175,10 @@ def _candidate(current: Plan, problem: Problem, policy: Policy, solver: Solver) 
     if isinstance(resplit, Keep):
         if isinstance(migrated, Plan) or problem.slo == Slo():
             return migrated if isinstance(migrated, Plan) else resplit
-        return _candidate(current, problem.model_copy(update={"slo": Slo()}), policy, solver)
+        return _candidate_chain(current, problem.model_copy(update={"slo": Slo()}), policy, solver)
     if not isinstance(migrated, Plan):
         if problem.slo != Slo() and not solver.reachable(resplit):
-            other = _candidate(current, problem.model_copy(update={"slo": Slo()}), policy, solver)
+            other = _candidate_chain(current, problem.model_copy(update={"slo": Slo()}), policy, solver)
             if isinstance(other, Plan) and other.revision != current.revision and solver.reachable(other):
                 return other
         return resplit

@@ -109,7 +109,7 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
     if bounds.pipelines > 1:
         yield _Relaxation(
             "pipelines",
-            f"{bounds.pipelines} pipelines are required",
+            f"{bounds.pipelines} pipelines are required; {_memory_words(problem)}",
             _dropping("pipelines", 1),
             _counted("pipelines", 1, bounds.pipelines, -1),
         )

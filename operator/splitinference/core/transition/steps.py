@@ -33,7 +33,8 @@ class CreateSegment(Value):
 
 
 class Cutover(Value):
-    """Write this route. `whole`: it is the plan's own route, not an intermediate one that frees a node."""
+    """Write this route. `whole`: it is the plan's own route, not an intermediate one: without a node to be freed or a lost segment, or with
+    the pipelines that are ready."""
 
     route: Route
     whole: bool = True
@@ -75,6 +76,8 @@ def next_steps(target: Target, observed: Observed, strategy: Strategy = Strategy
         return Steps(actions=(Cutover(route=route),))
     if around := _route_without_lost_segments(target, observed):
         return Steps(actions=(Cutover(route=around, whole=False),))
+    if wider := _route_with_new_pipelines(target, observed):
+        return Steps(actions=(Cutover(route=wider, whole=False),))
 
     removals, draining = _obsolete(target, observed)
     failed = tuple(
@@ -210,6 +213,17 @@ def _route_without_lost_segments(target: Target, observed: Observed) -> Route | 
     """
     lost = _lost(target, observed)
     return _route_without(lost, target, observed) if lost else None
+
+
+def _route_with_new_pipelines(target: Target, observed: Observed) -> Route | None:
+    """The serving pipelines and those of the plan that are proven and not in the route yet: no pipeline waits for another one to start.
+    None if there is none to add."""
+    serving = observed.serving.pipelines if observed.serving else ()
+    new = [names for names in target.route.pipelines if names not in serving and all(observed.is_in(name, Phase.PROVEN) for name in names)]
+    if not new:
+        return None
+    stay = [names for names in serving if all(observed.is_in(name, Phase.PROVEN) for name in names)]
+    return Route(pipelines=(*stay, *new))
 
 
 def _no_room(segment: NamedSegment, observed: Observed) -> str:

@@ -18,6 +18,7 @@ class Change(StrEnum):
     KEEP = "keep"
     MIGRATION = "migration"
     RESPLIT = "re-split"
+    SCALING = "scaling"
 
 
 def change(current: Plan | None, plan: Plan) -> Change:
@@ -26,6 +27,8 @@ def change(current: Plan | None, plan: Plan) -> Change:
         return Change.FIRST
     if current.revision == plan.revision:
         return Change.KEEP
+    if len(current.pipelines) != len(plan.pipelines):
+        return Change.SCALING
     same = [p.split_points for p in current.pipelines] == [p.split_points for p in plan.pipelines]
     return Change.MIGRATION if same else Change.RESPLIT
 

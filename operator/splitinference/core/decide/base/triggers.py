@@ -25,6 +25,7 @@ class Reason(StrEnum):
     PRIVACY_CHANGED = "PrivacyChanged"
     TRANSITION_BLOCKED = "TransitionBlocked"
     APPROVED = "Approved"
+    PIPELINES_MISSING = "PipelinesMissing"
     SLO_VIOLATED = "SloViolated"
     UTILIZATION_SHIFTED = "UtilizationShifted"
     LINK_DEGRADED = "LinkDegraded"
@@ -53,6 +54,14 @@ def check(inputs: DecisionInputs, policy: Policy, memory: Memory) -> tuple[Trigg
     if policy.mode is Mode.FROZEN:
         return None, memory.model_copy(update={"watches": {k: w for k, w in memory.watches.items() if k == Reason.TRANSITION_BLOCKED}})
     return _optional(inputs, inputs.plan, policy, memory)
+
+
+def pipelines_missing(inputs: DecisionInputs) -> Trigger | None:
+    """A settled plan has fewer pipelines than are requested, because no more fitted when it was made."""
+    if inputs.plan is None or inputs.in_transition or (has := len(inputs.plan.pipelines)) >= inputs.problem.constraints.pipelines:
+        return None
+    message = f"the plan has {has} of {inputs.problem.constraints.pipelines} pipelines"
+    return Trigger(reason=Reason.PIPELINES_MISSING, message=message, mandatory=True)
 
 
 # --- mandatory -----------------------------------------------------------------------------------------------------------------------
