@@ -17,6 +17,8 @@ NAME = "chat"
 OURS = "app.kubernetes.io/managed-by=splitinference,app.kubernetes.io/instance=chat"
 COOLED = timedelta(seconds=45)  # the sample's cooldown, and time for one look at what would be better
 MEASURED = timedelta(seconds=3 * 60)
+REST_SECONDS = 100 + 700 / stack.PATIENCE
+"""A stabilization window takes up to ten minutes on any machine, where too little is measured that would end it before."""
 Placement = tuple[tuple[int, int, str], ...]
 
 
@@ -151,22 +153,59 @@ def disturbed(cluster: Cluster, base_url: str, load: Load) -> Iterator[Scene]:
     """Clients ask, nothing is under way, and now the caller disturbs. Some answers more are awaited afterwards."""
     with Traffic(base_url, stack.MODEL, load) as traffic:
         stack.until(lambda: len(traffic.report().requests) >= 4, 120, "four answers before anything changes")
-        stack.until(lambda: at_rest(cluster), 900, "what an earlier change began has ended")
+        comes_to_rest(cluster)
         scene = Scene(cluster, traffic)
         yield scene
         scene.answers()
 
 
+def comes_to_rest(cluster: Cluster) -> None:
+    """Wait until nothing is under way or about to be, and say what it waits for. NotInTime names what is left."""
+    said: list[str] = []
+
+    def rests() -> bool:
+        why = unrest(cluster)
+        if why and why != said:
+            said[:] = why
+            cluster.progress.say(f"before anything is disturbed: {'; '.join(why)}")
+        return not why
+
+    try:
+        stack.until(rests, REST_SECONDS, "nothing is under way or about to be", progress=lambda: tuple(said))
+    except stack.NotInTime as error:
+        raise stack.NotInTime("\n".join([str(error), *said, *stack.circumstances(cluster, NAME)])) from error
+
+
 def at_rest(cluster: Cluster) -> bool:
-    """Whether nothing is under way or about to be: settled, with metrics, past cooldown and stabilization window, no reason for another
-    plan being confirmed, and no pod on its way out."""
-    found = stack.resource(cluster, NAME)
-    remembered = found["status"].get("adaptation", {})
-    moved = max(map(datetime.fromisoformat, remembered.get("moves", [])), default=None)
-    cooled = moved is None or datetime.now(UTC) - moved > COOLED
-    known = stack.condition(found, "MetricsAvailable").get("status") == "True"
-    measured = "stabilizing" not in remembered.get("memory", {})
-    return stack.settled(found) and known and cooled and measured and not stack.confirming(found) and not ending(cluster)
+    """Whether nothing is under way or about to be."""
+    return not unrest(cluster)
+
+
+def unrest(cluster: Cluster) -> list[str]:
+    """What is under way or about to be, in words; empty where that is nothing."""
+    return unrest_of(stack.resource(cluster, NAME), ending=ending(cluster), now=datetime.now(UTC))
+
+
+def unrest_of(found: Mapping[str, Any], *, ending: bool, now: datetime) -> list[str]:
+    """The same of a resource. `ending`: a pod of ours is being ended.
+
+    What leads to optional moves alone does not count in mode Frozen, which has none: so nobody waits there for a stabilization window.
+    """
+    adaptation = found["status"].get("adaptation", {})
+    moved = max(map(datetime.fromisoformat, adaptation.get("moves", [])), default=None)
+    progress = stack.condition(found, "Progressing").get("message", "the operator has not said yet what is under way")
+    reasons = [
+        (f"not settled: {progress}", not stack.settled(found)),
+        ("a pod is being ended", ending),
+    ]
+    if found["spec"].get("adaptation", {}).get("mode") != "Frozen":
+        reasons += [
+            ("metrics are missing", stack.condition(found, "MetricsAvailable").get("status") != "True"),
+            (f"the cooldown after the move at {moved}", moved is not None and now - moved <= COOLED),
+            (f"a stabilization window: {progress}", "stabilizing" in adaptation.get("memory", {})),
+            ("a reason for another plan is being confirmed", stack.confirming(found)),
+        ]
+    return [why for why, holds in reasons if holds]
 
 
 def ending(cluster: Cluster) -> bool:

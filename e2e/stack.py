@@ -252,11 +252,19 @@ def wait_ready(cluster: AnyCluster, name: str, namespace: str = "default") -> di
     try:
         found: dict[str, Any] = until(ready, STUCK_SECONDS, f"si/{name} is Ready", progress=goes_on)
     except NotInTime as error:
-        conditions = resource(cluster, name, namespace).get("status", {}).get("conditions", [])
-        told = [f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in conditions] or ["it has no status yet"]
-        log = cluster.kubectl("-n", SYSTEM, "logs", "deployment/splitinference-operator", "--tail=20", check=False)
-        raise NotInTime("\n".join([str(error), *told, "The operator's log ends with:", log])) from error
+        raise NotInTime("\n".join([str(error), *circumstances(cluster, name, namespace)])) from error
     return found
+
+
+def circumstances(cluster: AnyCluster, name: str, namespace: str = "default") -> list[str]:
+    """What helps to see why something did not come: the resource's conditions, who leads, and the end of the leader's log."""
+    conditions = resource(cluster, name, namespace).get("status", {}).get("conditions", [])
+    told = [f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in conditions] or ["it has no status yet"]
+    words = ("-n", SYSTEM, "get", "lease", "splitinference-operator", "--ignore-not-found", "-o", "jsonpath={.spec.holderIdentity}")
+    leader = cluster.kubectl(*words, check=False).strip()
+    pod = leader.partition("_")[0] or "deployment/splitinference-operator"
+    log = cluster.kubectl("-n", SYSTEM, "logs", pod, "--tail=20", check=False)
+    return [*told, f"The operator that leads: {leader or 'none'}. Its log ends with:", log]
 
 
 def placement(found: dict[str, Any]) -> tuple[tuple[int, int, str], ...]:

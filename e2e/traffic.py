@@ -16,6 +16,8 @@ QUESTIONS = (
 
 CLIENT_SECONDS = 600.0
 """A client waits so long for what comes next. How long it did wait is a figure; that a slow machine was slow is no lost request."""
+_AFTER_ERROR_SECONDS = 5.0
+"""And when something went wrong, no longer: a request that hangs may be why, and the error is to be seen soon."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,15 @@ class Traffic:
             self._threads.append(thread)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.stop(CLIENT_SECONDS if error is None else _AFTER_ERROR_SECONDS)
 
-    def stop(self) -> Report:
-        """Lets every client finish its answer, and reports."""
+    def stop(self, seconds: float = CLIENT_SECONDS) -> Report:
+        """Lets every client finish its answer, for so many seconds at most, and reports."""
         self._stop.set()
+        end = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(timeout=CLIENT_SECONDS)
+            thread.join(timeout=max(0.0, end - time.monotonic()))
         return self.report()
 
     def report(self) -> Report:

@@ -199,7 +199,7 @@ class Cluster:
         workers = [node for node in targets if node in self.settings.worker_names()]
         if ahead := [built[name] for name in names if name in ON_WORKERS]:
             if "segment" in names:
-                self._tell_speeds(workers)
+                self.tell_speeds(workers)
             with self.progress.step(f"unpack {', '.join(name for name in names if name in ON_WORKERS)} on the workers"):
                 images.unpack(self.settings, self.engine(), ahead, workers)
         return built
@@ -242,26 +242,33 @@ class Cluster:
 
     def _announce(self, node: str, size: WorkerSize) -> None:
         faults.announce(self.engine(), node, Machine.here(), size)
-        self._label(node, size.labels() | self.speed().labels(size))
+        self._label(node, size.labels() | self.speeds(size.cores)[size.cores].labels())
 
-    def speed(self) -> Speed:
-        """How fast one core is here; measured in the segment image once for each cluster, as the machine is now: what else runs on it
-        takes caches and memory bandwidth, which no quota gives back."""
+    def speeds(self, *cores: float) -> Mapping[float, Speed]:
+        """What workers of so many cores compute; measured in the segment image once for each cluster, as the machine is now: what else runs
+        on it takes caches and memory bandwidth, which no quota gives back."""
         (image,) = self.build_images(("segment",)).values()
 
-        def measured() -> str:
-            with self.progress.step("measure how fast one core of this machine is"):
-                options = ("--rm", "-i", "--network", "none", "--entrypoint", "/opt/segment/bin/python")
-                return self.images_engine().docker("run", *options, image, "-", stdin=speed.PROGRAM.read_text())
+        @contextmanager
+        def measuring() -> Iterator[speed.Ask]:
+            with (
+                self.progress.step("measure what workers of such sizes compute"),
+                speed.container(self.images_engine(), image, f"{self.settings.name}-speed") as ask,
+            ):
+                yield ask
 
-        return speed.of_this_machine(self.settings.state, image.rpartition(":")[2], measured)
+        return speed.of_this_machine(self.settings.state, image.rpartition(":")[2], cores, measuring)
 
-    def _tell_speeds(self, workers: Sequence[str]) -> None:
-        """Label these workers with what their cores can do; what they were given to by `cpu` stays."""
-        fast = self.speed()
-        for node in workers:
-            if speed.COMPUTE not in json.loads(self.kubectl("get", "node", node, "-o", "json"))["metadata"]["labels"]:
-                self._label(node, fast.labels(self.size(node)))
+    def tell_speeds(self, workers: Sequence[str], *, anew: bool = False) -> None:
+        """Label these workers with what they compute; what they were given to by `cpu` stays, but `anew`."""
+
+        def labelled(node: str) -> bool:
+            return speed.COMPUTE in json.loads(self.kubectl("get", "node", node, "-o", "json"))["metadata"]["labels"]
+
+        lacking = [node for node in workers if anew or not labelled(node)]
+        fast = self.speeds(*(self.size(node).cores for node in lacking)) if lacking else {}
+        for node in lacking:
+            self._label(node, fast[self.size(node).cores].labels())
 
     def _label(self, node: str, labels: Mapping[str, str]) -> None:
         self.kubectl("label", "node", node, "--overwrite", *(f"{key}={value}" for key, value in labels.items()))

@@ -12,7 +12,7 @@ from rich.table import Table
 from e2e import stack
 from e2e.cluster import Cluster, Settings
 from e2e.cluster.progress import shown
-from e2e.cluster_cases import rows
+from e2e.cluster_cases import relatives, rows
 from e2e.cluster_cases.case import CASES, Case, Result, played
 
 
@@ -37,7 +37,7 @@ def table(results: Sequence[Result]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when all was as expected, 2 for a row that is none."""
-    parser = argparse.ArgumentParser(prog="python -m e2e.cluster_cases", description=rows.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m e2e.cluster_cases", description=f"{rows.__doc__}\n{relatives.__doc__}")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="numbers of rows (default: all)")
     parser.add_argument("--quick", action="store_true", help="only those that CI plays")
     parser.add_argument("--json", action="store_true")

@@ -1,9 +1,8 @@
 """The rows. A new one is a function of the cluster that does something, waits with `stack.until`, and returns what was seen.
 
-Rows 1 to 17 are the kinds that other operators met. Those from 18 on are relatives of them.
+Rows 1 to 17 are the kinds that other operators met. Those from 18 on are relatives of them, in relatives.py.
 """
 
-import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import yaml
 from e2e import stack
 from e2e.cluster import Cluster, tools
 from e2e.cluster.command import run
+from e2e.cluster.speed import BANDWIDTH, COMPUTE, LAUNCH
 from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, said, serves, shown_by, uid
 from e2e.cluster_cases.webhook import Patch, webhook
 from e2e.scene import NAME, OURS
@@ -22,10 +22,6 @@ from splitinference.controller.kube_values.quantity import quantity
 
 SECONDS = 60.0
 GATEWAY = f"{NAME}-gateway"
-CRD = "splitinferences.splitinference.dev"
-LONGEST_NAME = 40  # of a SplitInference, by a rule of the CRD
-
-# --- rows 1 to 17 --------------------------------------------------------------------------------------------------------------------
 
 
 @case(1, "a node does not have the segment image, and cannot pull it", "a condition names the cause; it serves again on other nodes")
@@ -51,7 +47,7 @@ def image_not_on_a_node(cluster: Cluster) -> Happened:
 @case(2, "a mesh injects a sidecar before our own container", "the segment is judged by its own container, and serves")
 def sidecar_in_a_segment(cluster: Cluster) -> Happened:
     with _sidecars(cluster, "segment", "while :; do /bin/busybox sleep 60; done"):
-        pod = _inner_segment(cluster)
+        pod = inner_segment(cluster)
         before = uid(cluster, "pod", pod)
         cluster.kubectl("delete", "pod", pod, "--wait=false")
         new = stack.until(lambda: _injected(cluster, pod, before), 2 * SECONDS, "another segment, with a sidecar")
@@ -64,12 +60,12 @@ def sidecar_in_a_segment(cluster: Cluster) -> Happened:
 
 @case(2, "a mesh injects a sidecar into the pod that reads the model", "the model is read once", quick=True)
 def sidecar_in_the_pod_that_reads_the_model(cluster: Cluster) -> Happened:
-    with _sidecars(cluster, "profile", "while :; do /bin/busybox sleep 60; done"), _another(cluster, "sidecar") as name:
-        stack.until(lambda: _is(cluster, name, "Accepted", "True"), 2 * SECONDS, "the model is read beside the sidecar")
+    with _sidecars(cluster, "profile", "while :; do /bin/busybox sleep 60; done"), another(cluster, "sidecar") as name:
+        stack.until(lambda: holds(cluster, name, "Accepted", "True"), 2 * SECONDS, "the model is read beside the sidecar")
         return said(cluster, "layers", name=name)
 
 
-def _inner_segment(cluster: Cluster) -> str:
+def inner_segment(cluster: Cluster) -> str:
     segments = stack.resource(cluster, NAME)["status"]["plan"]["segments"]
     return str(segments[1]["name"])
 
@@ -92,8 +88,8 @@ def _sidecars(cluster: Cluster, component: str, script: str) -> Iterator[None]:
         "command": ["/bin/sh", "-c", script],
         "resources": {"requests": {"cpu": "1m", "memory": "1Mi"}, "limits": {"memory": "16Mi"}},
     }
-    patch: Patch = [{"op": "add", "path": "/spec/containers/0", "value": added}]
-    with webhook(_host_address(cluster), lambda _: patch) as where, applied(cluster, _mutating("sidecars", where, component)):
+    added_first: Patch = [{"op": "add", "path": "/spec/containers/0", "value": added}]
+    with webhook(host_address(cluster), lambda _: added_first) as where, applied(cluster, _mutating("sidecars", where, component)):
         yield
 
 
@@ -103,12 +99,12 @@ def _mutating(name: str, where: dict[str, str], component: str) -> dict[str, Any
         "kind": "MutatingWebhookConfiguration",
         "metadata": {"name": f"{name}.cases.test"},
         "webhooks": [
-            _hook(name, where, {"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}, component)
+            hook(name, where, {"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}, component)
         ],
     }
 
 
-def _hook(name: str, where: dict[str, str], rule: dict[str, Any], component: str = "") -> dict[str, Any]:
+def hook(name: str, where: dict[str, str], rule: dict[str, Any], component: str = "") -> dict[str, Any]:
     labels = {"app.kubernetes.io/managed-by": "splitinference"} | ({"app.kubernetes.io/component": component} if component else {})
     return {
         "name": f"{name}.cases.test",
@@ -123,14 +119,14 @@ def _hook(name: str, where: dict[str, str], rule: dict[str, Any], component: str
     }
 
 
-def _host_address(cluster: Cluster) -> str:
+def host_address(cluster: Cluster) -> str:
     """Where nodes reach this machine."""
     words = cluster.engine().execute(cluster.settings.control_plane, "ip -4 route show default").split()
     return words[words.index("via") + 1]
 
 
 @contextmanager
-def _another(cluster: Cluster, name: str, **changes: Any) -> Iterator[str]:
+def another(cluster: Cluster, name: str, **changes: Any) -> Iterator[str]:
     """A second resource of the sample's model, for which the cluster has no room: its model is read, and no more."""
     manifest = yaml.safe_load(stack.SAMPLE.read_text())
     manifest["metadata"]["name"] = name
@@ -141,7 +137,7 @@ def _another(cluster: Cluster, name: str, **changes: Any) -> Iterator[str]:
     stack.until(lambda: not cluster.kubectl("get", "pods", "-l", selector, "-o", "name").strip(), SECONDS, f"the pods of {name} are gone")
 
 
-def _is(cluster: Cluster, name: str, kind: str, status: str) -> bool:
+def holds(cluster: Cluster, name: str, kind: str, status: str) -> bool:
     return bool(stack.condition(stack.resource(cluster, name), kind).get("status") == status)
 
 
@@ -326,7 +322,7 @@ def drained(cluster: Cluster) -> Happened:
 def template_of_pods(cluster: Cluster) -> Happened:
     before = {name: made for name, made in _pods(cluster).items() if not name.startswith(GATEWAY)}
     given = {"annotations": {"cases.test/team": "blue"}, "labels": {"cases.test/team": "blue"}, "imagePullSecrets": ["registry"]}
-    _patch(cluster, {"podTemplate": {"segments": given, "gateway": given}})
+    patch(cluster, {"podTemplate": {"segments": given, "gateway": given}})
     try:
         selector = "cases.test/team=blue,app.kubernetes.io/component=gateway"
         stack.until(lambda: cluster.kubectl("get", "pods", "-l", selector, "-o", "name").strip(), SECONDS, "a gateway with the label")
@@ -334,11 +330,11 @@ def template_of_pods(cluster: Cluster) -> Happened:
         now = _pods(cluster)
         assert before.items() <= now.items(), "a segment was replaced"
     finally:
-        _patch(cluster, {"podTemplate": None})
+        patch(cluster, {"podTemplate": None})
     return f"the gateway has the label, {len(before)} segments are the same"
 
 
-def _patch(cluster: Cluster, spec: dict[str, Any], name: str = NAME) -> None:
+def patch(cluster: Cluster, spec: dict[str, Any], name: str = NAME) -> None:
     cluster.kubectl("patch", "si", name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
 
@@ -360,137 +356,17 @@ shown_by(
 @case(17, "nodes have no labels of their speed", "they are measured before the first plan, which says so")
 def nodes_without_labels(cluster: Cluster) -> Happened:
     workers = cluster.settings.worker_names()
-    labels = ("splitinference.dev/compute-gflops", "splitinference.dev/memory-bandwidth-gbps")
     images = cluster.load_images(stack.IMAGES)
     cluster.kubectl("delete", "si", NAME, "--timeout=600s")
     stack.until(lambda: not cluster.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 2 * SECONDS, "all pods are gone")
     try:
-        cluster.kubectl("label", "nodes", *workers, *(f"{label}-" for label in labels))
+        cluster.kubectl("label", "nodes", *workers, *(f"{label}-" for label in (COMPUTE, BANDWIDTH, LAUNCH)))
         stack.install_operator(cluster, images, "--set", "measureNodes.enabled=true", "--set", "measureNodes.waitSeconds=600")
         found = serves(cluster)
         planned = str(stack.condition(found, "Planned")["message"])
         assert "measured" in planned, planned
+        assert "assumed" not in planned, planned
     finally:
         stack.install_operator(cluster, images)
-        fast = cluster.speed()
-        for node in workers:
-            cluster.kubectl("label", "node", node, "--overwrite", *(f"{k}={v}" for k, v in fast.labels(cluster.size(node)).items()))
+        cluster.tell_speeds(workers, anew=True)
     return planned
-
-
-# --- relatives -----------------------------------------------------------------------------------------------------------------------
-
-
-@case(18, "an admission webhook is down", "a condition has the API server's words; put right without it", quick=True)
-def webhook_down(cluster: Cluster) -> Happened:
-    rule = {"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["services"]}
-    closed = {"url": f"https://{_host_address(cluster)}:1/"}
-    hook: dict[str, Any] = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": "down.cases.test"},
-        "webhooks": [_hook("down", closed, rule)],
-    }
-    before = uid(cluster, "service", GATEWAY)
-    with applied(cluster, hook):
-        cluster.kubectl("delete", "service", GATEWAY, "--wait=false")
-        quoted: str = stack.until(lambda: said(cluster, "failed calling webhook"), SECONDS, "a condition quotes the failed call")
-    stack.until(lambda: uid(cluster, "service", GATEWAY) not in {"", before}, 2 * SECONDS, f"another service {GATEWAY}")
-    return quoted
-
-
-@case(19, "the API server is killed under load", "0 requests failed; the operator goes on")
-def api_server_restarts(cluster: Cluster) -> Happened:
-    with asked(cluster) as traffic:
-        cluster.engine().execute(cluster.settings.control_plane, "kill -KILL $(pidof kube-apiserver)")
-        answers(traffic)
-        _patch(cluster, {"podTemplate": {"gateway": {"annotations": {"cases.test/after": "restart"}}}})
-        try:
-            generation = get(cluster, "si", NAME)["metadata"]["generation"]
-            stack.until(
-                lambda: stack.resource(cluster, NAME)["status"]["observedGeneration"] >= generation,
-                2 * SECONDS,
-                "the operator sees a change",
-            )
-            return f"the operator saw the next change; {figures(traffic)}"
-        finally:
-            _patch(cluster, {"podTemplate": None})
-
-
-@case(20, "a namespace is deleted while its resource serves", "all is gone soon; the operator serves others")
-def namespace_deleted(cluster: Cluster) -> Happened:
-    cluster.kubectl("delete", "si", NAME, "--timeout=600s")
-    stack.until(lambda: not cluster.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 2 * SECONDS, "all pods are gone")
-    manifest = yaml.safe_load(stack.SAMPLE.read_text())
-    manifest["metadata"]["namespace"] = "doomed"
-    namespace: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "doomed"}}
-    with applied(cluster, namespace):
-        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
-        stack.wait_ready(cluster, NAME, "doomed")
-        cluster.kubectl("delete", "namespace", "doomed", "--wait=false")
-        stack.until(lambda: not get(cluster, "namespace", "doomed"), 2 * SECONDS, "the namespace is gone")
-    restarts = json.loads(cluster.kubectl("-n", stack.SYSTEM, "get", "pods", "-o", "json"))["items"]
-    assert all(c.get("restartCount", 0) == 0 for pod in restarts for c in pod["status"].get("containerStatuses", [])), "the operator ended"
-    return "the namespace is gone with all that was in it, and no operator was restarted"
-
-
-@case(21, "the CRD in the cluster is of an older chart", "Accepted names the fields that are dropped", quick=True)
-def older_crd(cluster: Cluster) -> Happened:
-    crd = yaml.safe_load((stack.ROOT / "crds/splitinference.yaml").read_text())
-    older = copy.deepcopy(crd)
-    del older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["podTemplate"]
-    try:
-        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(older))
-        quoted: str = stack.until(lambda: said(cluster, "spec.podTemplate"), 2 * SECONDS, "a condition names spec.podTemplate")
-    finally:
-        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(crd))
-    return quoted  # the CRD is looked at once a minute, so the condition says so for a while
-
-
-@case(22, "names at their limits", f"{LONGEST_NAME} characters work, one more is refused with a sentence", quick=True)
-def longest_names(cluster: Cluster) -> Happened:
-    longest = "n" * LONGEST_NAME
-    manifest = yaml.safe_load(stack.SAMPLE.read_text())
-    manifest["metadata"]["name"] = f"{longest}n"
-    refused = run(
-        [cluster.tool(tools.KUBECTL), "apply", "--dry-run=server", "-f", "-"], env=cluster.env(), stdin=json.dumps(manifest), check=False
-    )
-    assert "created" not in refused, "a name that is too long was taken"
-    with _another(cluster, longest) as name:
-        stack.until(lambda: _is(cluster, name, "Accepted", "True"), 2 * SECONDS, "the model of the longest name is read")
-        assert not said(cluster, "must be no more than", "Invalid value", name=name)
-    return f"a name of {LONGEST_NAME} characters was read and planned for; {LONGEST_NAME + 1} were refused"
-
-
-shown_by(
-    23,
-    "values: digests, registries, numbers for strings, umbrella charts with condition and global",
-    "rendered as Kubernetes wants them",
-    *(
-        f"tests/chart/test_chart.py::test_{name}"
-        for name in (
-            "a_digest_goes_before_a_tag",
-            "images_may_come_from_a_registry_with_a_port",
-            "numbers_stand_where_kubernetes_wants_strings",
-            "the_operator_takes_what_such_values_become",
-            "an_umbrella_chart_may_have_a_condition_and_globals",
-            "a_condition_that_is_false_leaves_it_out",
-            "names_stay_within_kubernetes_limits_for_the_longest_release",
-        )
-    ),
-)
-shown_by(
-    24,
-    "the API server throttles, or refuses for a while",
-    "tried again; what somebody must mend is quoted",
-    "tests/adapters/test_refusals.py",
-)
-shown_by(
-    25,
-    "clocks jump",
-    "the operator, its measurements and certificates go on",
-    "tests/controller/test_story_starting.py::test_a_clock_that_is_set_back_does_not_stop_the_operator",
-    "tests/controller/test_times.py",
-    "tests/controller/test_calibration.py::test_a_clock_that_was_set_back_begins_a_new_window",
-    "tests/adapters/test_certificates.py",
-)

@@ -1,8 +1,11 @@
 """What clients saw, counted rightly; and when they are silent."""
 
+import threading
+
 import pytest
 
-from e2e.traffic import BURSTY, STEADY, Report, Request
+from e2e import traffic
+from e2e.traffic import BURSTY, STEADY, Report, Request, Traffic
 
 
 def a_request(started: float, *tokens_at: float, error: str | None = None) -> Request:
@@ -42,3 +45,13 @@ def test_an_error_is_counted_with_what_came_before_it():
     report = Report((a_request(0, 1, error="gone"), a_request(0, 1)))
     assert [request.error for request in report.failed] == ["gone"]
     assert report.tokens == 2
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_a_request_that_hangs_does_not_hide_what_went_wrong(monkeypatch: pytest.MonkeyPatch, wrong: bool):
+    waited = []
+    monkeypatch.setattr(threading.Thread, "join", lambda _, timeout: waited.append(timeout))
+    clients = Traffic("http://127.0.0.1:1/v1", "m")
+    clients._threads = [threading.Thread()]
+    clients.__exit__(RuntimeError if wrong else None)
+    assert (waited[0] <= traffic._AFTER_ERROR_SECONDS) is wrong

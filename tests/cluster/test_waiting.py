@@ -1,10 +1,12 @@
 """A slow machine is waited for as long as something goes on; a stuck one is not."""
 
 import itertools
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from e2e import stack
+from e2e import scene, stack
 from e2e.demo import agreement, errors, totals
 from e2e.stack import NotInTime, until
 
@@ -49,6 +51,57 @@ def test_what_goes_round_in_circles_is_given_up_too():
     steps = itertools.count()
     with pytest.raises(NotInTime):
         until(lambda: False, 10, "it", progress=lambda: next(steps))
+
+
+NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
+
+
+def a_resource(mode: str, *, moved: timedelta = timedelta(hours=1), memory: dict[str, Any] | None = None) -> dict[str, Any]:
+    said = {"Ready": ("True", ""), "Progressing": ("False", "Settled"), "MetricsAvailable": ("True", "")}
+    return {
+        "metadata": {"generation": 2},
+        "spec": {"adaptation": {"mode": mode}},
+        "status": {
+            "observedGeneration": 2,
+            "adaptation": {"moves": [(NOW - moved).isoformat()], "memory": memory or {}},
+            "conditions": [{"type": kind, "status": s, "reason": r, "message": "until 12:10"} for kind, (s, r) in said.items()],
+        },
+    }
+
+
+def unrest(found: dict[str, Any], *, ending: bool = False) -> list[str]:
+    return scene.unrest_of(found, ending=ending, now=NOW)
+
+
+def test_what_a_test_waits_for_before_it_disturbs_has_words():
+    assert unrest(a_resource("Auto")) == []
+    (window,) = unrest(a_resource("Auto", memory={"stabilizing": {"since": None}}))
+    assert window == "a stabilization window: until 12:10"
+    (cooldown,) = unrest(a_resource("Auto", moved=timedelta(seconds=5)))
+    assert "cooldown" in cooldown
+    assert unrest(a_resource("Auto", memory={"watches": {"BetterPlan": {}}})) == ["a reason for another plan is being confirmed"]
+    assert unrest(a_resource("Auto"), ending=True) == ["a pod is being ended"]
+
+
+def test_nobody_waits_for_optional_moves_where_there_are_none():
+    found = a_resource("Frozen", moved=timedelta(seconds=5), memory={"stabilizing": {"since": None}, "watches": {"BetterPlan": {}}})
+    assert unrest(found) == []
+    found["status"]["observedGeneration"] = 1
+    assert unrest(found) == ["not settled: until 12:10"]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_cluster_that_does_not_come_to_rest_is_given_up_with_what_is_left(monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+
+    class AnyCluster:
+        progress = type("Progress", (), {"say": lambda _, text: said.append(text)})()
+
+    monkeypatch.setattr(scene, "unrest", lambda _: ["a stabilization window: until 12:10"])
+    monkeypatch.setattr(stack, "circumstances", lambda *_: ["Ready=True"])
+    with pytest.raises(NotInTime, match=r"(?s)a stabilization window: until 12:10.*Ready=True"):
+        scene.comes_to_rest(AnyCluster())  # type: ignore[arg-type]
+    assert said == ["before anything is disturbed: a stabilization window: until 12:10"]
 
 
 def test_the_demo_says_how_far_both_answers_agree():

@@ -27,7 +27,7 @@ from splitinference.controller.cluster_state.node_benchmark import (
 from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
 from splitinference.controller.ports import Listing, Manifest, RefusedError, UnavailableError
 from splitinference.controller.reconcile.node_measuring import BUSY_SECONDS, IDLE_SECONDS, Measuring
-from splitinference.core.values.efficiency import Efficiency
+from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 from splitinference.settings import Settings
 from tests.controller import world
 from tests.controller.objects import listed
@@ -38,7 +38,7 @@ SETTINGS = Settings(measurements_per_hour=3, core_gflops=20, core_memory_bandwid
 LABELS = {"splitinference.dev/compute-gflops": "100", "splitinference.dev/memory-bandwidth-gbps": "20"}
 SAID = {
     "v": 1,
-    "bfloat16": {"gflops": 200.0, "gbps": 9.0},
+    "bfloat16": {"gflops": 200.0, "gbps": 9.0, "launch_ms": 0.4},
     "float32": {"gflops": 60.0, "gbps": 8.0},
     "threads": 2,
     "cores": 2.0,
@@ -140,6 +140,7 @@ def test_nodes_are_measured_one_after_the_other_and_the_planner_sees_it():
         found = ground(node).node
         assert (found.flops_per_s, found.memory_bandwidth_bytes_per_s, found.figures) == (200e9, 9e9, "measured")
         assert found.flops_by_dtype == {"float32": 60e9}
+        assert (found.efficiency.prefill.launch_ms, found.efficiency.decode.launch_ms) == (0.4, 0.4)
     assert measurer.pending(cluster.nodes()) == ()
 
 
@@ -204,7 +205,42 @@ def test_what_was_measured_wins_over_the_catalogue():
     (shown,) = measurer.shown(cluster.nodes())
     shown = {**shown, "metadata": {**shown["metadata"], "labels": {**shown["metadata"]["labels"], **GPU_NODE}}}
     found = ground(shown).node
-    assert (found.figures, found.efficiency) == ("measured", Efficiency())
+    assert (found.figures, found.efficiency.decode) == ("measured", PhaseEfficiency(launch_ms=0.4))
+
+
+LAUNCH = "splitinference.dev/layer-launch-ms"
+
+
+@pytest.mark.parametrize(
+    ("labels", "launch"),
+    [
+        ({}, 0.4),
+        ({"splitinference.dev/compute-gflops": "150"}, 0.4),
+        ({LAUNCH: "0.7"}, 0.7),
+        ({LAUNCH: "0"}, 0.0),
+        ({LAUNCH: "often"}, 0.4),
+        ({LAUNCH: "2e4"}, 0.4),
+        (LABELS, 0.0),
+        ({**LABELS, LAUNCH: "0.7"}, 0.7),
+    ],
+)
+def test_what_a_layer_takes_besides_is_labelled_or_measured_with_the_bandwidth(labels: dict[str, str], launch: float):
+    """A label's bandwidth may be that of whole layers, launches included: what was measured of launches would count twice."""
+    cluster = a_cluster(a_node("a", **labels))
+    measurer = measuring(cluster)
+    looks(cluster, measurer)
+    (shown,) = measurer.shown(cluster.nodes())
+    found = ground(shown)
+    assert found.node.efficiency.decode == PhaseEfficiency(launch_ms=launch)
+    assert any(LAUNCH in note for note in found.notes) is (labels.get(LAUNCH) in {"often", "2e4"})
+
+
+def test_figures_of_an_older_image_have_no_launch_and_nonsense_is_refused():
+    older = read_figures(json.dumps({**SAID, "bfloat16": {"gflops": 1.0, "gbps": 1.0}}))
+    assert isinstance(older, Record)
+    assert older.rates["bfloat16"].launch_ms == 0
+    for nonsense in (-1, 1e5, "x"):
+        assert isinstance(read_figures(json.dumps({**SAID, "bfloat16": {"gflops": 1.0, "gbps": 1.0, "launch_ms": nonsense}})), str)
 
 
 def test_where_a_segment_runs_nothing_is_measured():
@@ -401,7 +437,7 @@ def test_the_pod_is_restricted_small_and_uses_what_a_segment_would():
     assert pod["spec"]["priorityClassName"] == "lowest"
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    assert container["resources"] == {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "512Mi", "cpu": "1500m"}}
+    assert container["resources"] == {"requests": {"cpu": "100m", "memory": "448Mi"}, "limits": {"memory": "448Mi", "cpu": "1500m"}}
     asked = {entry["name"]: entry["valueFrom"]["resourceFieldRef"]["divisor"] for entry in container["env"]}
     assert asked == {"SI_THREADS": "1", "SI_MILLICORES": "1m"}
 

@@ -3,10 +3,11 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from splitinference_segment import measure
+from splitinference_segment import measure, measure_blocks
 
 
 def test_figures_are_one_line_of_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -23,6 +24,7 @@ def test_figures_are_one_line_of_json(capsys: pytest.CaptureFixture[str], monkey
     for dtype in ("bfloat16", "float32"):
         assert 0 < found[dtype]["gflops"] < math.inf
         assert 0 < found[dtype]["gbps"] < math.inf
+        assert 0 <= found[dtype]["launch_ms"] < 1000
     assert (found["v"], found["threads"], found["cores"]) == (1, 1, 1.0)
     assert 0 < found["share"] <= 1
 
@@ -68,3 +70,18 @@ def test_a_kernel_that_does_not_say_its_processor(tmp_path: Path):
     assert measure.processor(tmp_path / "none") == ""
     (tmp_path / "cpuinfo").write_text("processor: 0\nmodel name\t: " + "x" * 200 + "\n")
     assert measure.processor(tmp_path / "cpuinfo") == "x" * 80
+
+
+@pytest.mark.parametrize(("cores", "launch"), [(0.25, 4 * 1.0), (1.0, 1.0), (4.0, 1.0)])
+def test_a_launch_is_what_a_block_takes_besides_its_products_on_one_core(monkeypatch: pytest.MonkeyPatch, cores: float, launch: float):
+    """A core computes a block's products in 2 ms, reads its weights in 3, and takes 6 for all of it."""
+    flops, read = 2 * measure_blocks.WEIGHTS / 2e-3, 2 * measure_blocks.WEIGHTS / 3e-3
+    monkeypatch.setattr(measure, "product", lambda *_: ("computing", 1.0))
+    monkeypatch.setattr(measure, "streamed", lambda *_: ("reading", 1.0))
+    monkeypatch.setattr(measure_blocks, "decode_step", lambda _: "blocks")
+    rates = {"computing": flops / 1e9, "reading": read / 1e9, "blocks": 1 / (6e-3 * measure_blocks.BLOCKS)}
+    monkeypatch.setattr(measure, "best", lambda work, cores, runs=4: (cores * rates[work], 1.0))
+    asked: list[int] = []
+    torch = SimpleNamespace(bfloat16="bfloat16", set_num_threads=asked.append)
+    assert measure.launch_ms(torch, 2, cores) == pytest.approx(launch)
+    assert asked == [1, 2]

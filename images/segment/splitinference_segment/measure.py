@@ -1,4 +1,5 @@
-"""What this node computes when a segment runs on it: FLOP/s of matrix products and GB/s of weights that are streamed, by data type.
+"""What this node computes when a segment runs on it: FLOP/s of matrix products and GB/s of weights that are streamed, by data type, and the
+milliseconds that each layer takes besides.
 
 It takes some seconds, gives way to others, and writes one line of JSON to standard output and to the container's termination message. As a
 segment does, it uses as many threads as SI_THREADS says. Each figure is the best of several runs: all that disturbs one makes it slower.
@@ -66,6 +67,33 @@ def _layer(torch: Any, dtype: Any, width: int, rows: int) -> Any:
     return packed(layer) if can_pack(dtype, torch.device("cpu")) else layer
 
 
+def launch_ms(torch: Any, threads: int, cores: float) -> float:
+    """Milliseconds of each layer in a decode step that are neither reading nor computing, on a node of so many cores.
+
+    One thread does this work, so more cores than one do not speed it up. It is measured with one thread, and so is what is subtracted."""
+    torch.set_num_threads(1)
+    try:
+        dtype = torch.bfloat16
+        work, amount = product(torch, dtype)
+        flops = best(work, cores, runs=2)[0] * amount * 1e9 / cores
+        work, amount = streamed(torch, dtype)
+        read = best(work, cores, runs=2)[0] * amount * 1e9 / cores
+        del work  # and only now transformers, which takes a hundred MiB
+        from splitinference_segment import measure_blocks
+
+        each = cores / best(measure_blocks.decode_step(dtype), cores)[0] / measure_blocks.BLOCKS
+    finally:
+        torch.set_num_threads(threads)
+    return besides_ms(each, measure_blocks.WEIGHTS, flops, read, cores)
+
+
+def besides_ms(seconds: float, weights: int, flops: float, read: float, cores: float) -> float:
+    """What of a layer's seconds of one core is neither computing nor reading its 16-bit weights, at `flops` and `read` (bytes) a second of
+    one core; in ms on a node of so many cores. Four digits."""
+    besides = seconds - 2 * weights * (1 / flops + 1 / read)
+    return float(f"{1e3 * max(0.0, besides) / min(1.0, cores):.4g}")
+
+
 def measured(threads: int, cores: float) -> dict[str, Any]:
     """All figures, for a node that lets a segment have so many threads and cores."""
     import torch
@@ -88,6 +116,13 @@ def measured(threads: int, cores: float) -> dict[str, Any]:
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 continue
             figures[name] = found
+        try:
+            launch = launch_ms(torch, threads, cores)
+        except (ImportError, RuntimeError) as error:
+            print(f"launch_ms is left out: {error}", file=sys.stderr)
+        else:
+            for found in figures.values():
+                found["launch_ms"] = launch
     return {
         "v": 1,
         **figures,

@@ -66,7 +66,8 @@ def ground_of(node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings
     processor = processor_of(node)
     if processor not in (CPU, GPU):
         notes.append(f"{PROCESSOR} of node {name} is {processor!r}, neither {CPU} nor {GPU}: {CPU} is taken")
-    capacity = capacity_of(node, number("compute-gflops"), number("memory-bandwidth-gbps"), cores, settings)
+    figures = number("compute-gflops"), number("memory-bandwidth-gbps")
+    capacity = capacity_of(node, *figures, cores, settings, launch_ms=number("layer-launch-ms"))
     notes.extend(capacity.notes)
     found = Node(
         name=name,

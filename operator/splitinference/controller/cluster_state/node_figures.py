@@ -10,13 +10,16 @@ from splitinference.controller.cluster_state.node_metrics import GPU, PREFIX, pr
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.ports import Manifest
 from splitinference.core.cost.catalogue import Nominal
-from splitinference.core.values.efficiency import Efficiency
+from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 from splitinference.settings import Settings
 
 PRODUCTS = (f"{PREFIX}processor-product", "nvidia.com/gpu.product")
 """Labels that name a node's GPUs; the first one wins."""
 ENGINE = "torch"
 """The engine that segments compute with, as the catalogue names it."""
+LAUNCH = f"{PREFIX}layer-launch-ms"
+"""Label of what every layer takes besides its products, on the whole node when idle."""
+MOST_LAUNCH_MS = 1e4
 USUAL = "bfloat16"
 """The data type of a spec that says none."""
 _DOUBTFUL = 2.0
@@ -35,8 +38,12 @@ class Capacity:
     efficiency: Efficiency = field(default_factory=Efficiency)
 
 
-def capacity_of(node: Manifest, gflops: float | None, gbps: float | None, cores: float, settings: Settings) -> Capacity:
-    """`gflops` and `gbps` are what labels say; zero is as good as none."""
+def capacity_of(
+    node: Manifest, gflops: float | None, gbps: float | None, cores: float, settings: Settings, *, launch_ms: float | None = None
+) -> Capacity:
+    """`gflops`, `gbps` and `launch_ms` are what labels say. Zero is as good as none, but a launch may take nothing.
+
+    What was measured of launches counts with the measured bandwidth only: a label's bandwidth may be that of whole layers."""
     record = node.get(MEASURED)
     rates = record.rate(USUAL) if isinstance(record, Record) else None
     prior = None if gflops or gbps or rates else _prior(node, settings)
@@ -54,7 +61,22 @@ def capacity_of(node: Manifest, gflops: float | None, gbps: float | None, cores:
         for said, found, unit in ((gflops, rates and rates.gflops, "GFLOP/s"), (gbps, rates and rates.gbps, "GB/s"))
         if said and found and not 1 / _DOUBTFUL <= said / found <= _DOUBTFUL
     ]
-    return Capacity(compute, bandwidth, by if by == other else " and ".join(sorted({by, other})), by_dtype, tuple(notes))
+    launch = _launch_ms(launch_ms, rates.launch_ms if rates and other == "measured" else 0.0, str(name), notes)
+    basis = by if by == other else " and ".join(sorted({by, other}))
+    return Capacity(compute, bandwidth, basis, by_dtype, tuple(notes), with_launch(launch))
+
+
+def with_launch(milliseconds: float) -> Efficiency:
+    """All of the figures is reached, and each layer takes so much besides, in a prefill as in a decode step."""
+    phase = PhaseEfficiency(launch_ms=milliseconds)
+    return Efficiency(prefill=phase, decode=phase)
+
+
+def _launch_ms(labelled: float | None, measured: float, name: str, notes: list[str]) -> float:
+    if labelled is not None and labelled > MOST_LAUNCH_MS:
+        notes.append(f"{LAUNCH} of node {name} is {labelled:g}, more than {MOST_LAUNCH_MS:g}: {measured:g} is taken")
+        return measured
+    return measured if labelled is None else labelled
 
 
 def _prior(node: Manifest, settings: Settings) -> tuple[Nominal, Efficiency] | None:
