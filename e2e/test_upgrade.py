@@ -46,7 +46,7 @@ def test_an_upgrade_and_a_rollback_fail_no_request(cluster: Cluster) -> None:
         stack.apply_sample(cluster)
         stack.wait_ready(cluster, NAME)
         new = cluster.load_images(stack.IMAGES)
-        had = fields(cluster)
+        had, revision = fields(cluster), str(json.loads(cluster.helm("history", RELEASE, "-n", stack.SYSTEM, "-o", "json"))[-1]["revision"])
         with stack.endpoint(cluster, NAME) as base_url, Traffic(base_url, stack.MODEL, STEADY) as traffic:
 
             def answers(count: int) -> None:
@@ -59,7 +59,7 @@ def test_an_upgrade_and_a_rollback_fail_no_request(cluster: Cluster) -> None:
             answers(4)
             cluster.helm("test", RELEASE, "-n", stack.SYSTEM)
             upgraded, with_new = fields(cluster), images(cluster)
-            cluster.helm("rollback", RELEASE, "1", "-n", stack.SYSTEM)
+            cluster.helm("rollback", RELEASE, revision, "-n", stack.SYSTEM)
             stack.until(lambda: rests(cluster, old), 600, "the old release serves again", progress=lambda: images(cluster))
             answers(4)
             report = traffic.report()

@@ -505,3 +505,12 @@ def test_namespaces_of_operator_and_monitoring_are_settings_and_policies_may_be_
     assert not admitted(moved["chat-segments"], 8003, OPERATOR, "splitinference-system")
     assert admitted(moved["chat-segments"], 8002, {}, "anywhere")
     assert policies(network_policies=False) == {}
+
+
+def test_a_gateway_logs_as_the_operator_does():
+    def variables(settings: Settings) -> dict[str, str]:
+        (deployment,) = [obj for obj in Manifests(settings).gateway(parsed(a_resource()), a_profile()) if obj["kind"] == "Deployment"]
+        return {entry["name"]: entry.get("value", "") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+
+    assert "SI_LOG_FORMAT" not in variables(Settings()), "pods of an earlier version stay as they are"
+    assert variables(Settings(log_format="json"))["SI_LOG_FORMAT"] == "json"

@@ -12,6 +12,7 @@ from types import FrameType
 
 import uvicorn
 
+from splitinference_gateway import logs
 from splitinference_gateway.app import build_app
 from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.guard import Connected, HttpLimits
@@ -50,7 +51,11 @@ class Server(uvicorn.Server):
 
 def main() -> int:
     """Run until told to end. Returns the process' exit status."""
-    logging.basicConfig(level=os.environ.get("SI_LOG_LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        logs.configure(os.environ)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not a line for each broken request
     try:
         settings = Settings.from_environment(os.environ)

@@ -24,6 +24,7 @@ from splitinference_gateway.inside import listening
 from splitinference_gateway.kserve_grpc import KServeService
 from splitinference_gateway.listeners import Sockets
 from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told, warning
+from splitinference_gateway.request_ids import HEADER, RequestIds
 from splitinference_gateway.texts import Texts
 from splitinference_gateway.tokenizer import ModelTokenizer
 from splitinference_gateway.tools import FORMS
@@ -87,7 +88,7 @@ def build_app(gateway: Gateway, sockets: Sockets) -> Starlette:
     traced = [Middleware(TracedApp, tracing=gateway.tracing)] if gateway.tracing else []
     return Starlette(
         routes=routes,
-        middleware=[*traced, *_cors(gateway.settings.cors_origins)],
+        middleware=[*traced, Middleware(RequestIds, traced=bool(traced)), *_cors(gateway.settings.cors_origins)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _http_error},
     )
@@ -97,7 +98,7 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
     """Pages of these origins may ask, with any header; cookies mean nothing here."""
     if not origins:
         return []
-    exposed = ["Retry-After", "Warning"]
+    exposed = ["Retry-After", "Warning", HEADER]
     methods = ["GET", "POST"]
     return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=exposed)]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from splitinference_gateway import tracing
+from splitinference_gateway import request_ids, tracing
 from splitinference_gateway.connections import Connections, NoAnswerError
 from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.wire_tls import Identity
@@ -273,8 +273,8 @@ class StepClient:
     async def _traced(self, hop: Hop, request: Request, data: bytes, seconds: float) -> "_Told":
         """One request that runs layers, in a span of its own if its client's request is traced."""
         with tracing.step(request) as traced:
-            if traced.traceparent:
-                request = replace(request, traceparent=traced.traceparent)
+            if traceparent := traced.traceparent or request_ids.traceparent():
+                request = replace(request, traceparent=traceparent)
             most = _MOST_OUTPUTS if request.op == "infer" or request.logits else MOST_ANSWER
             told = await self._exchange(hop, encoded(request), data, seconds, most)
             traced.answered(told.timings)

@@ -130,6 +130,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
         "SI_INTERNAL_PORT": str(INTERNAL_PORT),
         "SI_METRICS_PORT": str(METRICS_PORT),
         **tls_environment(settings.trust_domain, resource.namespace, resource.name),
+        **({"SI_LOG_FORMAT": "json"} if settings.log_format == "json" else {}),
         "HOME": "/tmp",
     }
     if settings.otlp_endpoint:
