@@ -86,6 +86,7 @@ NOT_IN_GATEWAY = $(foreach name,huggingface-hub hf-xet httpx2 httpcore2 fsspec f
 requirements: install ## all requirements*.txt anew, with hashes, from pyproject.toml and requirements*.in; PACKAGE=name to raise one, UPGRADE=1 for all
 	@$(COMPILE) $(RAISE) pyproject.toml --extra dev --universal --python-version 3.11 -o requirements-dev.txt
 	@$(COMPILE) $(RAISE) requirements-mutants.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-mutants.txt
+	@$(COMPILE) $(RAISE) pyproject.toml -c requirements-dev.txt --universal --python-version 3.11 -o requirements-plugin.txt
 	@$(COMPILE) $(RAISE) requirements-uv.in --universal --python-version 3.11 -o requirements-uv.txt
 	@$(COMPILE) $(RAISE) requirements-release.in --python-version 3.12 $(WHEELS) -o requirements-release.txt
 	@$(COMPILE) $(RAISE) pyproject.toml --python-version 3.13 $(WHEELS) -o images/operator/requirements.txt
