@@ -104,6 +104,7 @@ NOT_IN_GATEWAY = $(foreach name,huggingface-hub hf-xet httpx2 httpcore2 fsspec f
 requirements: install ## all requirements*.txt anew, with hashes, from pyproject.toml and requirements*.in; PACKAGE=name to raise one, UPGRADE=1 for all
 	@$(COMPILE) $(RAISE) pyproject.toml --extra dev --universal --python-version 3.11 -o requirements-dev.txt
 	@$(COMPILE) $(RAISE) requirements-mutants.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-mutants.txt
+	@$(COMPILE) $(RAISE) pyproject.toml -c requirements-dev.txt --universal --python-version 3.11 -o requirements-plugin.txt
 	@$(COMPILE) $(RAISE) requirements-uv.in --universal --python-version 3.11 -o requirements-uv.txt
 	@$(COMPILE) requirements-build.in --universal --python-version 3.11 -o requirements-build.txt
 	@$(COMPILE) $(RAISE) requirements-docs.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-docs.txt

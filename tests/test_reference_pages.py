@@ -1,7 +1,7 @@
 """Pages of the reference that a command writes are as the command writes them now."""
 
 from splitinference_modelfiles.reference import rendered as models
-from tests import crd_reference, models_reference
+from tests import cli_reference, crd_reference, models_reference
 
 
 def test_the_crd_page_is_current():
@@ -15,3 +15,14 @@ def test_every_field_of_the_specification_has_a_description():
 
 def test_the_page_of_models_is_current():
     assert models_reference.PAGE.read_text() == models(), "python -m tests.models_reference writes it anew"
+
+
+def test_the_page_of_the_command_line_is_current():
+    assert cli_reference.PAGE.read_text() == cli_reference.rendered(), "python -m tests.cli_reference writes it anew"
+
+
+def test_the_page_of_the_command_line_has_every_verb_and_option_of_the_plugin():
+    page = cli_reference.rendered()
+    for option in ("--watch", "--all-namespaces", "--context", "--kubeconfig", "--undo", "--follow", "--revision"):
+        assert option in page
+    assert "{" not in page.partition("## plan")[0], "no template is left over"

@@ -120,6 +120,17 @@ def test_a_move_shows_what_serves_what_goes_where_and_what_is_waited_for():
     assert "node-b" not in drawn
 
 
+def test_a_move_is_no_trouble_and_said_once():
+    waiting = "chat-old on old drains: 3 in flight"
+    conditions = [{"type": kind, "status": "True", "reason": "Transition", "message": waiting} for kind in ("Progressing", "Reconciling")]
+    move = {"from": "9c0ffee123", "to": "9c0ffee123", "waiting": [waiting]}
+    text = printed(status.lines(a_view(transition=move, conditions=conditions), Pen(120)))
+    assert text.count(waiting) == 1
+    assert "the plan serves; what it replaced leaves" in text
+    blocked = [{"type": "Progressing", "status": "True", "reason": "Refused", "message": "quota"}]
+    assert "Refused: quota" in printed(status.lines(a_view(transition=move, conditions=blocked), Pen(120)))
+
+
 def test_every_figure_of_a_segment_is_in_the_wide_table():
     view = a_view(calibration={"nodes": {"a": {"factor": 1.96}}, "stages": {"chat-0-12-ab": {"predictedMs": 12.1}}})
     assert view.plan is not None

@@ -65,19 +65,9 @@ def lines(view: ResourceView, serving: Sequence[PipelineView], plan: PlanView, t
     yield from chains(plan.pipelines, pen)
     yield Text("difference", style="bold")
     yield from move_lines(moves(serving, plan.pipelines), pen, len(plan.pipelines) > 1)
-    if title == "proposed":
-        yield from _figures(view.plan, plan, pen)
     if view.proposal is not None and title == "proposed":
         yield Text(f"  why: {view.proposal.message}")
         yield Text(f"  offered since {view.proposal.time}: kubectl split approve {view.name}, or: kubectl split reject {view.name}")
-
-
-def _figures(before: PlanView | None, after: PlanView, pen: Pen) -> Iterator[Text]:
-    words = {"latencyMs": "request", "timeToFirstTokenMs": "first token", "timePerOutputTokenMs": "each further token"}
-    for key, word in words.items():
-        old, new = (before.predicted.get(key) if before else None), after.predicted.get(key)
-        if old is not None and new is not None:
-            yield Text(f"  {word}: {old:.1f} {pen.arrow} {new:.1f} ms predicted, when each was planned")
 
 
 def _plain(view: ResourceView, serving: Sequence[PipelineView], plan: PlanView, title: str) -> dict[str, Any]:

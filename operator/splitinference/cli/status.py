@@ -11,7 +11,7 @@ from splitinference.cli.drawing import Pen, chains, move_lines, node_lines, stag
 from splitinference.cli.errors import in_sentences
 from splitinference.cli.output import as_text, console, emit, put, resource_command, unicode_ok
 from splitinference.controller.ports import RefusedError
-from splitinference.view import NodeView, ResourceView, moves, read, read_nodes
+from splitinference.view import ConditionView, NodeView, ResourceView, moves, read, read_nodes
 
 _HELP = """What serves, drawn: pipelines, nodes, links, and what moves.
 
@@ -89,7 +89,7 @@ def lines(view: ResourceView, pen: Pen) -> Iterator[Text]:
     """What `show` prints."""
     yield _head(view)
     for condition in view.conditions:
-        if not condition.good:
+        if not condition.good and not _is_said_below(condition, view):
             yield Text(f"  {condition.kind} is {condition.status}: {condition.reason}: {condition.message}", style="yellow")
     if not view.conditions:
         yield Text("  no operator has looked at it yet: kubectl split doctor", style="yellow")
@@ -112,6 +112,11 @@ def lines(view: ResourceView, pen: Pen) -> Iterator[Text]:
         yield Text(f"  endpoint: {view.endpoint}")
 
 
+def _is_said_below(condition: ConditionView, view: ResourceView) -> bool:
+    """A move under way is no trouble, and its steps are listed where it is drawn."""
+    return view.moving and (condition.kind, condition.reason) in (("Progressing", "Transition"), ("Reconciling", "Transition"))
+
+
 def _head(view: ResourceView) -> Text:
     ready = view.condition("Ready")
     status = ready.status if ready else "Unknown"
@@ -126,7 +131,12 @@ def _head(view: ResourceView) -> Text:
 def _moving(view: ResourceView, pen: Pen) -> Iterator[Text]:
     assert view.plan is not None  # noqa: S101 - only resources with a plan move
     yield Text("")
-    yield Text(f"  moving {view.transition_from or 'nothing'} {pen.arrow} {view.transition_to or view.plan.revision}", style="bold yellow")
+    if view.transition_from and view.transition_from == view.transition_to:
+        yield Text("  the plan serves; what it replaced leaves", style="bold yellow")
+    else:
+        yield Text(
+            f"  moving {view.transition_from or 'nothing'} {pen.arrow} {view.transition_to or view.plan.revision}", style="bold yellow"
+        )
     if view.serving:
         many = len(view.plan.pipelines) > 1
         yield from (Text("  ") + line for line in move_lines(moves(view.serving, view.plan.pipelines), pen, many))
