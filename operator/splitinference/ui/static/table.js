@@ -34,7 +34,7 @@ export class List {
       this.count);
     this.tools = tools;
     this.pager = el("nav", { class: "pager", "aria-label": `Pages of ${what.toLowerCase()}` }, this.back, this.next);
-    parent.append(tools, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": what }, this.table), this.nothing, this.pager);
+    parent.append(tools, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${what.toLowerCase()}` }, this.table), this.nothing, this.pager);
   }
 
   #head(column, index) {
