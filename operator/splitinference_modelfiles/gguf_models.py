@@ -46,9 +46,8 @@ GGUF_NOT_SERVED: Mapping[str, str] = {
     "gemma-embedding": _CODER,
     "clip": "it projects images or sound for another model",
     "gemma3n": "each of its blocks needs the token itself, which only the first segment has",
-    "diffusion": "it does not write one token after the other",
 }  # fmt: skip
-_UNTESTED = "the llama.cpp engine is not tested with it"
+UNTESTED = "the llama.cpp engine is not tested with it"
 
 KV_BYTES_PER_VALUE = 2
 """llama.cpp keeps keys and values as float16."""
@@ -58,7 +57,7 @@ _FIRST = frozenset({"token_embd.weight"})
 _LAST = frozenset({"output_norm.weight", "output_norm.bias", "output.weight", "output.bias"})
 _EVERYWHERE = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 """Small tables of RoPE that each block reads."""
-_KINDS = frozenset({"F32", "F16", "BF16"}) | QUANTIZED
+SERVED_TYPES = frozenset({"F32", "F16", "BF16"}) | QUANTIZED
 _MOST_KEPT_TEXT = 4096
 _MOST_KEPT_LIST = 1024
 _MOST = 2**31
@@ -129,7 +128,7 @@ def gguf_sizes(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> 
         )
     name = str(metadata.get("general.architecture"))
     if name not in GGUF_SERVED:
-        why = GGUF_NOT_SERVED.get(name, _UNTESTED)
+        why = GGUF_NOT_SERVED.get(name, UNTESTED)
         raise ModelRefusedError(f"GGUF architecture {name[:40]!r} is not served: {why}. Tested are {', '.join(GGUF_SERVED)}")
     read = _Metadata(metadata, name)
     blocks, hidden = read.whole("block_count"), read.whole("embedding_length")
@@ -205,7 +204,7 @@ class _Metadata:
 def _check_tensors(sizes: GgufSizes, tensors: Mapping[str, TensorInfo]) -> None:
     present: set[int] = set()
     for name, info in tensors.items():
-        if info.dtype not in _KINDS:
+        if info.dtype not in SERVED_TYPES:
             raise ModelRefusedError(f"tensor {name} is stored as {info.dtype}, which is no type of weights")
         if found := _BLOCK.fullmatch(name):
             number = int(found[1])

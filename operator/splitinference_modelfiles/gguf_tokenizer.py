@@ -166,7 +166,7 @@ class _Vocabulary:
 
 def _byte_level(vocabulary: _Vocabulary) -> dict[str, Any]:
     pre = vocabulary.metadata.get("tokenizer.ggml.pre")
-    if pre not in PRE_TOKENIZERS:
+    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         found = "missing" if pre is None else repr(str(pre)[:40])
         raise ModelRefusedError(f"tokenizer.ggml.pre is {found}; built are {', '.join(PRE_TOKENIZERS)}")
     merges = vocabulary.metadata.get("tokenizer.ggml.merges")

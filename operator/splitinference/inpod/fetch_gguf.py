@@ -51,17 +51,17 @@ class Source(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """The layers [start, end) of `count`."""
+    """The layers [start, end) of a model of so many."""
 
     start: int
     end: int
-    count: int
+    whole: int
 
 
 def needed_tensors(model: GgufModel, layers: Layers) -> list[str]:
     """The tensors that these layers need."""
     tied = "output.weight" not in model.tensors
-    found = ((name, layers_of_tensor(name, layers.count - 2, tied)) for name in model.tensors)
+    found = ((name, layers_of_tensor(name, layers.whole - 2, tied)) for name in model.tensors)
     return [name for name, by in found if any(layers.start <= layer < layers.end for layer in by)]
 
 
