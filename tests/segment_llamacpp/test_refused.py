@@ -9,7 +9,9 @@ from random_gguf import BLOCKS, VOCABULARY, make, random_model, write_gguf
 from unsplit import Unsplit, same
 
 from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_segment.llamacpp.engine import LlamaEngine
 from splitinference_segment.llamacpp.slices import cut, open_model
+from splitinference_segment.settings import Settings
 
 TOKENS = [(5 * i * i + i + 1) % VOCABULARY for i in range(40)]
 
@@ -138,6 +140,18 @@ def test_gemma2_is_exact_but_for_the_scale_of_its_input(tmp_path: Path) -> None:
     same(chain.logits(TOKENS[:30], 0), unsplit.last(TOKENS[:30], 0))
     chain.close()
     unsplit.model.close()
+
+
+def test_a_digest_that_would_not_be_checked(llama: Path) -> None:
+    with pytest.raises(ModelRefusedError, match="does not check digests"):
+        LlamaEngine(Settings("x", "x", llama, 0, BLOCKS + 2, engine="llamacpp", model_digest="sha256:" + "0" * 64))
+
+
+def test_more_sequences_than_a_context_holds(llama: Path) -> None:
+    with pytest.raises(ModelRefusedError, match="SI_MAX_SEQUENCES is 236, expected at most 235"):
+        engine(llama, 0, BLOCKS + 2, sequences=236)
+    for start, end in ((0, 5), (5, BLOCKS + 2), (0, BLOCKS + 2)):
+        engine(llama, start, end, sequences=235).close()
 
 
 def test_what_a_node_fetches(llama: Path) -> None:

@@ -51,6 +51,8 @@ class LlamaEngine:
 
     def __init__(self, settings: Settings) -> None:
         """Load them. ModelRefusedError or LlamaError say why not."""
+        if settings.model_digest:
+            raise ModelRefusedError("SI_MODEL_DIGEST is set, and the llama.cpp engine does not check digests: it would load anything")
         source = open_model(settings.model_path)
         part = cut(source, settings.start, settings.end)
         self.start, self.end, self.count = part.start, part.end, part.count
@@ -68,8 +70,8 @@ class LlamaEngine:
         most = settings.kv_bytes // shape.bytes_per_token
         cells = min(most, (settings.max_sequences + 1) * settings.max_context_tokens) + SPARE
         self._model = Model(
-            source.folder, list(part.pieces()), cells=cells, sequences=slots, rows=min(BATCH_ROWS, settings.max_context_tokens),
-            outputs=MOST_OUTPUTS if self.is_last else 0, threads=settings.threads, boundary=not self.is_last,
+            source.folder, list(part.pieces()), cells=cells, sequences=slots, rows=min(BATCH_ROWS, max(settings.max_context_tokens, slots)),
+            outputs=max(MOST_OUTPUTS, slots) if self.is_last else 0, threads=settings.threads, boundary=not self.is_last,
         )  # fmt: skip
         self.kv_shape = CellStore(self._model, shape, slots)
 

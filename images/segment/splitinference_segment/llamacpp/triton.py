@@ -1,4 +1,7 @@
-"""The llama.cpp engine in Triton: loads it, and moves bytes by DLPack: numpy's own arrays come out wrong under numpy 2 in this backend, without an error."""
+"""The llama.cpp engine in Triton: loads it, and moves bytes by DLPack.
+
+numpy's own arrays come out wrong under numpy 2 in this backend, without an error.
+"""
 
 import ctypes
 from collections.abc import Callable
@@ -12,7 +15,6 @@ from splitinference_segment.llamacpp.engine import LlamaEngine
 from splitinference_segment.meters import Meters
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
-
 
 _USED = b"used_dltensor"
 _rename = ctypes.pythonapi.PyCapsule_SetName
