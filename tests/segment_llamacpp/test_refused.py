@@ -1,5 +1,7 @@
 """Files and cuts that are refused, each with its reason."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +97,7 @@ def test_a_tensor_that_libllama_misses_or_that_has_another_shape(tmp_path: Path)
     without = {name: each for name, each in tensors.items() if name != "blk.3.attn_k.weight"}
     assert "blk.3.attn_k.weight" in refused(write_gguf(tmp_path / "a.gguf", metadata, without))
     other = tensors | {"blk.3.attn_k.weight": np.zeros((48, 64), np.float32)}
-    assert "blk.3.attn_k.weight" in refused(write_gguf(tmp_path / "b.gguf", metadata, other))
+    assert "blk.3.attn_k.weight has 48 rows, the metadata says 32" in refused(write_gguf(tmp_path / "b.gguf", metadata, other))
 
 
 @pytest.mark.parametrize(("start", "end", "why"), [
@@ -140,6 +142,30 @@ def test_gemma2_is_exact_but_for_the_scale_of_its_input(tmp_path: Path) -> None:
     same(chain.logits(TOKENS[:30], 0), unsplit.last(TOKENS[:30], 0))
     chain.close()
     unsplit.model.close()
+
+
+def loads(path: Path) -> str:
+    """In a process of its own, which libllama may end: `loads`, the refusal, or how the process ended."""
+    program = "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2].split(':'); from chains import engine\n"
+    program += f"engine(Path(sys.argv[1]), 0, {BLOCKS + 2}).close()"
+    words = [sys.executable, "-c", program, str(path), ":".join(sys.path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    return "loads" if done.returncode == 0 else last if done.returncode == 1 else f"ended with {done.returncode}"
+
+
+@pytest.mark.parametrize("key", [
+    "embedding_length", "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "expert_count", "expert_used_count", "block_count", "rope.dimension_count", "attention.sliding_window",
+])  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused_and_end_no_process(tmp_path: Path, key: str) -> None:
+    metadata, tensors = random_model("gpt-oss")
+    for wrong in (0, 1 << 31):
+        said = loads(write_gguf(tmp_path / f"{wrong}.gguf", metadata | {f"gpt-oss.{key}": wrong}, tensors))
+        assert "ModelRefusedError" in said or (key == "attention.sliding_window" and said == "loads"), (wrong, said)
+    without = {name: value for name, value in metadata.items() if name != f"gpt-oss.{key}"}
+    said = loads(write_gguf(tmp_path / "without.gguf", without, tensors))
+    assert said == "loads" or "ModelRefusedError" in said, said
 
 
 def test_a_digest_that_would_not_be_checked(llama: Path) -> None:

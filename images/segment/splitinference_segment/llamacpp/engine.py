@@ -16,6 +16,7 @@ from splitinference_segment.llamacpp.arrays import NumpyArrays, rounded
 from splitinference_segment.llamacpp.kv import MOST_SLOTS, SPARE, CellShape, CellStore
 from splitinference_segment.llamacpp.library import Model, dequantized, version
 from splitinference_segment.llamacpp.sampling import chosen, sample
+from splitinference_segment.llamacpp.sizes import sizes_of
 from splitinference_segment.llamacpp.slices import Slice, Source, Tensor, cut, open_model
 from splitinference_segment.settings import Settings
 
@@ -179,21 +180,10 @@ def _embedding(folder: Path, tensor: Tensor) -> np.ndarray:
 
 
 def cell_shape(source: Source, part: Slice) -> CellShape:
-    """KV of the slice's blocks. ModelRefusedError where blocks differ in it."""
-    metadata, name = source.model.metadata, source.model.metadata["general.architecture"]
-
-    def number(key: str, default: int) -> int:
-        value = metadata.get(f"{name}.{key}", default)
-        if isinstance(value, list):
-            if len(set(value)) != 1:
-                raise ModelRefusedError(f"{name}.{key} is not the same for all blocks, which the llama.cpp engine cannot hand over")
-            value = value[0]
-        return int(value)
-
-    heads = number("attention.head_count", 0)
-    usual = part.hidden // heads if heads else 0
-    groups = number("attention.head_count_kv", heads)
-    keys, values = (KV_BYTES * groups * number(f"attention.{each}_length", usual) for each in ("key", "value"))
+    """KV of the slice's blocks. ModelRefusedError where blocks differ in it, or tensors from the metadata."""
+    metadata = source.model.metadata
+    sizes = sizes_of(metadata, source.model.tensors, part.hidden)
+    keys, values = (KV_BYTES * sizes.groups * width for width in (sizes.key, sizes.value))
     offset = max(source.layers.start, 1) - 1
     local = range(part.blocks.start - offset, part.blocks.stop - offset)
     windows = windows_of(source.architecture, metadata, local, source.own_blocks)
