@@ -95,6 +95,9 @@ class Settings(BaseSettings):
 
     # --- images and pods ---------------------------------------------------------------------------------------------------------
     segment_image: str = Field(default="splitinference/segment:0.1.0", description="Image of the segments: Triton with the model code.")
+    segment_llama_cpp_image: str = Field(
+        default="splitinference/segment-llamacpp:0.1.0", description="Image of the segments of GGUF models: Triton with llama.cpp."
+    )
     gateway_image: str = Field(default="splitinference/gateway:0.1.0", description="Image of the gateways.")
     image_architectures: str = Field(
         default="amd64",
@@ -173,6 +176,14 @@ class Settings(BaseSettings):
         default=380,
         ge=1,
         description="Memory of a segment server without layers, in MiB. Measured on the CPU image: server, stub and libraries.",
+    )
+    segment_llama_cpp_runtime_mib: int = Field(
+        default=380,
+        ge=1,
+        description=(
+            "The same of the image with llama.cpp, with llama.cpp's buffers for computing. Not measured yet: that of the other image,"
+            " which has more libraries."
+        ),
     )
     leaving_taints: str = Field(
         default=(

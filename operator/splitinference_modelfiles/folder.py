@@ -95,7 +95,9 @@ def tensor_tables(folder: str, *, partial: bool = False) -> tuple[dict[str, str]
 
 
 def _other_weights(names: list[str]) -> str:
-    other = next((name for name in names if name.endswith((".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"))), None)
+    if gguf := next((name for name in names if name.endswith(".gguf")), None):
+        return f"; {gguf} needs the engine LlamaCpp (spec.model.engine), or convert it with segment-convert"
+    other = next((name for name in names if name.endswith((".bin", ".pt", ".pth", ".h5", ".msgpack"))), None)
     return f"; {other} is of a format that is not read" if other else ""
 
 

@@ -6,7 +6,7 @@ the head, as of all decoders. Its text also runs in pods.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,13 @@ GGUF_SERVED: Mapping[str, str] = {
 }
 """`general.architecture` → models. Those with which the engine's own tests compare a chain of slices with the unsplit model."""
 
+UNSPLIT_BLOCKS: Mapping[str, int] = {"gemma2": 46, "gemma3": 62}
+"""libllama takes a model of so many blocks for a size with another attention scale, which no key can state: it is served unsplit."""
+CUT_EVERY: Mapping[str, int] = {"smollm3": 4}
+"""What these compute in a block depends on its number: cuts are at multiples of so many blocks alone."""
+MOST_RUNNING_SEQUENCES = 235
+"""libllama knows 256 sequences in one context; the engine needs some itself."""
+
 _STATEFUL = "its layers keep a state other than keys and values"
 _CODER = "encoders and encoder-decoders are served by the torch engine or not at all"
 GGUF_NOT_SERVED: Mapping[str, str] = {
@@ -39,9 +46,8 @@ GGUF_NOT_SERVED: Mapping[str, str] = {
     "gemma-embedding": _CODER,
     "clip": "it projects images or sound for another model",
     "gemma3n": "each of its blocks needs the token itself, which only the first segment has",
-    "diffusion": "it does not write one token after the other",
 }  # fmt: skip
-_UNTESTED = "the llama.cpp engine is not tested with it"
+UNTESTED = "the llama.cpp engine is not tested with it"
 
 KV_BYTES_PER_VALUE = 2
 """llama.cpp keeps keys and values as float16."""
@@ -51,7 +57,7 @@ _FIRST = frozenset({"token_embd.weight"})
 _LAST = frozenset({"output_norm.weight", "output_norm.bias", "output.weight", "output.bias"})
 _EVERYWHERE = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 """Small tables of RoPE that each block reads."""
-_KINDS = frozenset({"F32", "F16", "BF16"}) | QUANTIZED
+SERVED_TYPES = frozenset({"F32", "F16", "BF16"}) | QUANTIZED
 _MOST_KEPT_TEXT = 4096
 _MOST_KEPT_LIST = 1024
 _MOST = 2**31
@@ -59,14 +65,14 @@ _MOST = 2**31
 
 @dataclass(frozen=True)
 class GgufSizes:
-    """Sizes of a GGUF model. Of `heads` and `kv_heads` there is one number for each block; `key` and `value` are sizes of one head."""
+    """Sizes of a GGUF model. `key` and `value` are sizes of one head."""
 
     architecture: str
     blocks: int
     hidden: int
     vocabulary: int
-    heads: tuple[int, ...]
-    kv_heads: tuple[int, ...]
+    heads: int
+    kv_heads: int
     key: int
     value: int
     positions: int
@@ -74,9 +80,18 @@ class GgufSizes:
     experts_used: int
     tied: bool
 
-    def kv_bytes_per_token(self, block: int) -> int:
+    @property
+    def kv_bytes_per_token(self) -> int:
         """Of one block and one token."""
-        return KV_BYTES_PER_VALUE * self.kv_heads[block] * (self.key + self.value)
+        return KV_BYTES_PER_VALUE * self.kv_heads * (self.key + self.value)
+
+    @property
+    def split_points(self) -> tuple[int, ...]:
+        """Boundaries at which the model may be cut. Each segment has a block, as libllama computes nothing without one."""
+        if UNSPLIT_BLOCKS.get(self.architecture) == self.blocks:
+            return ()
+        every = CUT_EVERY.get(self.architecture, 1)
+        return tuple(point for point in range(2, self.blocks + 1) if not (point - 1) % every)
 
     def share(self, tensor: str) -> float:
         """The part of a tensor that one token reads: of experts those that it is routed to."""
@@ -84,8 +99,8 @@ class GgufSizes:
 
 
 def gguf_config(model: GgufModel, refused: str = "") -> dict[str, Any]:
-    """What is kept of a model's metadata, in the place of a config.json: what describes it, and not its tokens. `refused`: why its tokenizer
-    cannot be built, empty if it can."""
+    """What is kept of a model's metadata, in the place of a config.json: what describes it, and not its tokens. `refused`: why its
+    tokenizer cannot be built, empty if it can."""
     kept = {key: value for key, value in model.metadata.items() if not key.startswith("tokenizer.") and _small(value)}
     about = {key.removeprefix("tokenizer."): value for key, value in model.metadata.items() if key.startswith("tokenizer.ggml.")}
     tokens = about.get("ggml.tokens")
@@ -113,13 +128,15 @@ def gguf_sizes(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> 
         )
     name = str(metadata.get("general.architecture"))
     if name not in GGUF_SERVED:
-        why = GGUF_NOT_SERVED.get(name, _UNTESTED)
+        why = GGUF_NOT_SERVED.get(name, UNTESTED)
         raise ModelRefusedError(f"GGUF architecture {name[:40]!r} is not served: {why}. Tested are {', '.join(GGUF_SERVED)}")
     read = _Metadata(metadata, name)
     blocks, hidden = read.whole("block_count"), read.whole("embedding_length")
     heads = read.each("attention.head_count", blocks)
     kv_heads = read.each("attention.head_count_kv", blocks, heads)
-    usual = hidden // max(heads)
+    usual = max(1, hidden // heads)
+    if blocks > _MOST_KEPT_LIST:
+        raise ModelRefusedError(f"{name}.block_count is {blocks}, more than {_MOST_KEPT_LIST}")
     experts, used = read.whole("expert_count", 0), read.whole("expert_used_count", 0)
     if used > experts or (experts and not used):
         raise ModelRefusedError(f"{name}.expert_used_count is {used}, {name}.expert_count is {experts}")
@@ -166,19 +183,16 @@ class _Metadata:
         value = self._metadata.get(f"{self._name}.{key}", default)
         return self._checked(key, value, 0 if default == 0 else 1)
 
-    def each(self, key: str, blocks: int, default: Sequence[int] | None = None) -> tuple[int, ...]:
-        """One number for each block; in the file one for all, or a list."""
-        value = self._metadata.get(f"{self._name}.{key}")
-        if value is None and default is not None:
-            return tuple(default)
-        if isinstance(value, list):
-            if len(value) < blocks:
-                raise ModelRefusedError(f"{self._name}.{key} has {len(value)} numbers for {blocks} blocks")
-            return tuple(self._checked(key, one, 1) for one in value[:blocks])
-        number = self._checked(key, value, 1)
-        if blocks > _MOST_KEPT_LIST:
-            raise ModelRefusedError(f"{self._name}.block_count is {blocks}, more than {_MOST_KEPT_LIST}")
-        return (number,) * blocks
+    def each(self, key: str, blocks: int, default: int | None = None) -> int:
+        """One number for all blocks; in the file it may stand in a list with one for each."""
+        value = self._metadata.get(f"{self._name}.{key}", default)
+        if not isinstance(value, list):
+            return self._checked(key, value, 1)
+        if len(value) < blocks:
+            raise ModelRefusedError(f"{self._name}.{key} has {len(value)} numbers for {blocks} blocks")
+        if len(set(value[:blocks])) > 1:
+            raise ModelRefusedError(f"{self._name}.{key} is not the same for all blocks, and the llama.cpp engine could not hand KV over")
+        return self._checked(key, value[0], 1)
 
     def _checked(self, key: str, value: Any, least: int) -> int:
         if type(value) is not int or not least <= value < _MOST:
@@ -190,14 +204,14 @@ class _Metadata:
 def _check_tensors(sizes: GgufSizes, tensors: Mapping[str, TensorInfo]) -> None:
     present: set[int] = set()
     for name, info in tensors.items():
-        if info.dtype not in _KINDS:
+        if info.dtype not in SERVED_TYPES:
             raise ModelRefusedError(f"tensor {name} is stored as {info.dtype}, which is no type of weights")
         if found := _BLOCK.fullmatch(name):
             number = int(found[1])
             if number >= sizes.blocks:
                 raise ModelRefusedError(f"tensor {name} belongs to block {number}, block_count is {sizes.blocks}")
             present.add(number)
-            _check_shape(sizes, number, found[2], name, info)
+            _check_shape(sizes, found[2], name, info)
         elif name not in _FIRST | _LAST | _EVERYWHERE:
             raise ModelRefusedError(f"tensor {name} belongs neither to the embedding, nor to a block, nor to norm and head")
     if absent := sorted(set(range(sizes.blocks)) - present):
@@ -213,16 +227,16 @@ def _check_tensors(sizes: GgufSizes, tensors: Mapping[str, TensorInfo]) -> None:
         raise ModelRefusedError(f"tensor output.weight has shape {list(head.shape)}, expected {[sizes.vocabulary, sizes.hidden]}")
 
 
-def _check_shape(sizes: GgufSizes, block: int, part: str, name: str, info: TensorInfo) -> None:
-    queries = sizes.heads[block] * sizes.key
-    keys, values = sizes.kv_heads[block] * sizes.key, sizes.kv_heads[block] * sizes.value
+def _check_shape(sizes: GgufSizes, part: str, name: str, info: TensorInfo) -> None:
+    queries = sizes.heads * sizes.key
+    keys, values = sizes.kv_heads * sizes.key, sizes.kv_heads * sizes.value
     expected: tuple[int, ...] | None = {
         "attn_norm.weight": (sizes.hidden,),
         "attn_q.weight": (queries, sizes.hidden),
         "attn_k.weight": (keys, sizes.hidden),
         "attn_v.weight": (values, sizes.hidden),
         "attn_qkv.weight": (queries + keys + values, sizes.hidden),
-        "attn_output.weight": (sizes.hidden, sizes.heads[block] * sizes.value),
+        "attn_output.weight": (sizes.hidden, sizes.heads * sizes.value),
     }.get(part)
     if expected is not None and info.shape != expected:
         raise ModelRefusedError(f"tensor {name} has shape {list(info.shape)}, the metadata says {list(expected)}")

@@ -52,14 +52,16 @@ MOST_MERGES = 3_000_000
 LONGEST_TEMPLATE = 2**20
 
 
-def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Name → content as JSON: tokenizer.json, tokenizer_config.json, generation_config.json. ModelRefusedError where they cannot be made."""
+def tokenizer_files(metadata: Mapping[str, Any], *, check_only: bool = False) -> dict[str, Any]:
+    """Name → content as JSON: tokenizer.json, tokenizer_config.json, generation_config.json. ModelRefusedError where one cannot be.
+
+    `check_only`: leave out SentencePiece's merges, which take seconds for a large vocabulary."""
     vocabulary = _Vocabulary(metadata)
     kind = metadata.get("tokenizer.ggml.model")
     if kind == "gpt2":
         made = _byte_level(vocabulary)
     elif kind == "llama":
-        made = _sentence_piece(vocabulary)
+        made = _sentence_piece(vocabulary, check_only)
     else:
         raise ModelRefusedError(f"tokenizer.ggml.model is {str(kind)[:40]!r}; built are {', '.join(TOKENIZER_MODELS)}")
     return {
@@ -122,7 +124,7 @@ class _Vocabulary:
         ]
 
     def around(self, *, begin: bool) -> dict[str, Any] | None:
-        """The post-processor: tokens that the model wants around a plain text. `begin`: whether it wants one before, unless the file says."""
+        """The post-processor: tokens that the model wants around a plain text. `begin`: whether one goes before, unless the file says."""
         first = self.token("bos") if self.flag("add_bos_token", begin) else None
         last = self.token("eos") if self.flag("add_eos_token", False) else None
         if first is None and last is None:
@@ -164,7 +166,7 @@ class _Vocabulary:
 
 def _byte_level(vocabulary: _Vocabulary) -> dict[str, Any]:
     pre = vocabulary.metadata.get("tokenizer.ggml.pre")
-    if pre not in PRE_TOKENIZERS:
+    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         found = "missing" if pre is None else repr(str(pre)[:40])
         raise ModelRefusedError(f"tokenizer.ggml.pre is {found}; built are {', '.join(PRE_TOKENIZERS)}")
     merges = vocabulary.metadata.get("tokenizer.ggml.merges")
@@ -187,7 +189,7 @@ def _byte_level(vocabulary: _Vocabulary) -> dict[str, Any]:
     }
 
 
-def _sentence_piece(vocabulary: _Vocabulary) -> dict[str, Any]:
+def _sentence_piece(vocabulary: _Vocabulary, check_only: bool) -> dict[str, Any]:
     unknown = vocabulary.token("unknown")
     if unknown is None:
         unknown = next((number for number, kind in enumerate(vocabulary.kinds) if kind == _UNKNOWN), None)
@@ -198,7 +200,10 @@ def _sentence_piece(vocabulary: _Vocabulary) -> dict[str, Any]:
     bytes_there = sum(kind == _BYTE for kind in vocabulary.kinds) == 256
     back: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}]
     back += [{"type": "Fuse"}, *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else [])]
-    model = _model(vocabulary, _merges_by_score(vocabulary)) | {"fuse_unk": True, "byte_fallback": bytes_there}
+    if vocabulary.scores is None:
+        raise ModelRefusedError("tokenizer.ggml.scores is missing")
+    merges = [] if check_only else _merges_by_score(vocabulary, vocabulary.scores)
+    model = _model(vocabulary, merges) | {"fuse_unk": True, "byte_fallback": bytes_there}
     return {
         "normalizer": {"type": "Sequence", "normalizers": steps},
         "pre_tokenizer": None,
@@ -208,11 +213,9 @@ def _sentence_piece(vocabulary: _Vocabulary) -> dict[str, Any]:
     }
 
 
-def _merges_by_score(vocabulary: _Vocabulary) -> list[list[str]]:
+def _merges_by_score(vocabulary: _Vocabulary, scores: Sequence[float]) -> list[list[str]]:
     """Every way in which two tokens make a third, the third with the highest score first: what SentencePiece's BPE does."""
-    if vocabulary.scores is None:
-        raise ModelRefusedError("tokenizer.ggml.scores is missing")
-    normal = {token: vocabulary.scores[number] for token, number in vocabulary.ids.items() if vocabulary.kinds[number] == _NORMAL}
+    normal = {token: scores[number] for token, number in vocabulary.ids.items() if vocabulary.kinds[number] == _NORMAL}
     found: list[tuple[float, int, int, str, str]] = []
     for token, score in normal.items():
         for end in range(1, len(token)):

@@ -3,10 +3,20 @@
 from splitinference_modelfiles import rope
 from splitinference_modelfiles.chains import ARGUMENTS
 from splitinference_modelfiles.families import CHAIN, DECODERS, ENCODER_HEADS, ENCODERS, NOT_SERVED
+from splitinference_modelfiles.gguf_models import (
+    CUT_EVERY,
+    GGUF_NOT_SERVED,
+    GGUF_SERVED,
+    MOST_RUNNING_SEQUENCES,
+    SERVED_TYPES,
+    UNSPLIT_BLOCKS,
+    UNTESTED,
+)
+from splitinference_modelfiles.gguf_tokenizer import PRE_TOKENIZERS
 
 _HEAD = """# Models
 
-Which models are served, by `model_type` of their `config.json`, and why others are not.
+Which models are served, and why others are not: safetensors by `model_type` of their `config.json`, [GGUF files](#gguf) by architecture.
 Operator, segments and `splitinference plan` decide by the same rules, which wrote this page: `python -m tests.models_reference`.
 
 A model that is not served is refused when it is planned.
@@ -37,7 +47,8 @@ Requests to encoders that are too long are answered with 400.
 |---|---|
 | `safetensors` in float64, float32, float16 or bfloat16 | served; cast to `spec.model.dtype` |
 | quantized: GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, MXFP4, ModelOpt | refused with the method and where it is said |
-| other formats (`.bin`, `.gguf`, `.pth`) | refused; GGUF can be converted with `segment-convert` |
+| GGUF | [served by llama.cpp](#gguf); `segment-convert` makes safetensors of it for the torch engine |
+| other formats (`.bin`, `.pth`) | refused |
 | `model.safetensors.index.json` | decides: files beside those that it names are ignored (`consolidated.safetensors`) |
 | no index, and `model.safetensors` | that file alone |
 | no index, and several files | all but `consolidated*` and `adapter_model*`; a tensor in two of them is refused |
@@ -64,7 +75,47 @@ A BERT whose norms are stored as `gamma` and `beta` is refused: save it once wit
 
 | layer | arguments |
 |---|---|
-{chains}"""
+{chains}
+## GGUF
+
+`spec.model.engine` decides what computes a model.
+`Auto` takes llama.cpp where the source or `spec.model.file` names a GGUF file, or the folder has no safetensors.
+The profile comes from the file's header: metadata and tensor table, versions 2 and 3, also of split files (`…-00001-of-0000N.gguf`).
+Weights keep the types in which they are stored, and the planner counts those bytes. The KV cache is float16.
+
+| `general.architecture` | models | cuts |
+|---|---|---|
+{gguf}
+Other architectures are refused when they are planned, because the engine's tests do not cover them:
+
+| `general.architecture` | why not |
+|---|---|
+{gguf_not}| any other | {untested} |
+
+Each segment has at least one block.
+Adapters, projectors (`mmproj`) and files with a vocabulary alone are refused. So are models whose heads differ from block to block.
+
+Types of weights: {types}.
+
+| what | what happens |
+|---|---|
+| several GGUF models in a folder or repository | refused with their names; `spec.model.file` chooses one |
+| a missing part, parts of different models, a file that is cut short, an unknown version or type | refused with the file and the reason |
+| a repository of the hub | each node fetches the header and the tensors of its layers, by ranges of bytes |
+| `spec.model.digest`, `spec.verification`, `spec.segments.weights: Stored` | refused: the llama.cpp engine does not have them |
+| `maxConcurrentSequences` above {sequences} | refused: llama.cpp knows 256 sequences at a time |
+
+The gateway's tokenizer is built from `tokenizer.ggml.*`:
+
+| `tokenizer.ggml.model` | built | from |
+|---|---|---|
+| `gpt2` | byte-level BPE | tokens, merges, and `tokenizer.ggml.pre`: {pre} |
+| `llama` | SentencePiece's BPE | tokens and scores |
+| any other (`bert`, `t5`, `rwkv`, …) | no | refused when the model is planned |
+
+The chat template is `tokenizer.chat_template`.
+Answers end with the tokens that the file names (`eos`, `eot`, `eom`), and with control tokens that are known to end a turn.
+"""
 
 
 def rendered() -> str:
@@ -77,4 +128,27 @@ def rendered() -> str:
     ropes += [f"| `{name}` | no | {why} |\n" for name, why in rope.NOT_SERVED.items()]
     architectures = "".join(f"- {', '.join(f'`{family.classes}{head}`' for head in ENCODER_HEADS)}\n" for family in ENCODERS.values())
     chains = [f"| `{kind}` | {', '.join(f'`{name}`' for name in sorted(names)) or 'none'} |\n" for kind, names in ARGUMENTS.items()]
-    return _HEAD + "".join(rows) + _REST.format(ropes="".join(ropes), architectures=architectures, chains="".join(chains))
+    gguf = [f"| `{name}` | {models} | {_cuts(name)} |\n" for name, models in GGUF_SERVED.items()]
+    gguf_not = [f"| `{name}` | {why} |\n" for name, why in sorted(GGUF_NOT_SERVED.items())]
+    return (
+        _HEAD
+        + "".join(rows)
+        + _REST.format(
+            ropes="".join(ropes),
+            architectures=architectures,
+            chains="".join(chains),
+            gguf="".join(gguf),
+            gguf_not="".join(gguf_not),
+            untested=UNTESTED,
+            types=", ".join(f"`{name}`" for name in sorted(SERVED_TYPES)),
+            sequences=MOST_RUNNING_SEQUENCES // 4,
+            pre=", ".join(f"`{name}`" for name in PRE_TOKENIZERS),
+        )
+    )
+
+
+def _cuts(name: str) -> str:
+    if name in UNSPLIT_BLOCKS:
+        return f"between all blocks; a model of {UNSPLIT_BLOCKS[name]} blocks is served unsplit"
+    every = CUT_EVERY.get(name, 1)
+    return "between all blocks" if every == 1 else f"before each block whose number is a multiple of {every}"

@@ -286,8 +286,25 @@ def test_a_name_that_is_taken_is_said():
     assert (found.reason, found.message) == ("NameTaken", "ConfigMap chat-profile-1 exists")
 
 
+SCRIPTS = ("fetch_gguf", "fetch_model", "read_hub", "read_model", "write_tokenizer")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_module_of_a_script_takes_anothers_name(name):
+    import ast
+
+    found: list[str] = []
+    for node in ast.parse(script(name)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found += [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+    assert sorted(name for name in set(found) if found.count(name) > 1) == []
+
+
 def test_the_scripts_of_pods_are_in_the_package():
-    for name in ("fetch_model", "read_hub", "read_model"):
+    for name in SCRIPTS:
         text = script(name)
         assert "from splitinference" not in text, "a pod has the text alone"
         assert len(text.encode()) < 128 * 1024, "the longest argument that Linux takes"

@@ -99,6 +99,8 @@ def test_values_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
         "prometheus.querySet=cadvisor",
         "watchNamespaces={a,b}",
         "images.segment.tag=x",
+        "images.segmentLlamaCpp.tag=y",
+        "segments.llamaCppRuntimeMiB=99",
         "networkPolicies.enabled=false",
         "networkPolicies.monitoringNamespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name=prometheus",
         "identity.trustDomain=example.org",
@@ -110,6 +112,8 @@ def test_values_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
     assert read.query_set == "cadvisor"
     assert read.watched_namespaces == ("a", "b")
     assert read.segment_image == "splitinference/segment:x"
+    assert read.segment_llama_cpp_image == "splitinference/segment-llamacpp:y"
+    assert read.segment_llama_cpp_runtime_mib == 99
     assert read.network_policies is False
     assert read.monitoring_namespace_selector.as_json() == {"matchLabels": {"kubernetes.io/metadata.name": "prometheus"}}
     assert read.trust_domain == "example.org"

@@ -16,7 +16,7 @@ from splitinference.core.values.problem import Constraints, Goal, Objective, Pro
 from splitinference.core.values.profile import LinkEncoding
 from tests.core.planner_problems import a_node, a_profile
 from tests.core.test_link_encoding import over_a_thin_link
-from tests.modelfiles import tables
+from tests.modelfiles import gguf_files, tables
 
 ROOT = Path(__file__).parents[2]
 RESOURCE = """
@@ -192,6 +192,37 @@ def test_a_model_is_read_from_its_folder(tmp_path: Path, capsys: pytest.CaptureF
     cluster.write_text(Snapshot(nodes=(a_node("big"),)).model_dump_json())
     assert main(["plan", "-f", str(resource), "--model", str(tmp_path), "--cluster", str(cluster)]) == 0
     assert "layers [0, 3) on big" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["m.gguf", ""])
+def test_a_gguf_model_is_planned_from_its_header(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gguf_files.llama(blocks=4).write(tmp_path / "m" / "m.gguf")
+    resource, cluster = tmp_path / "si.yaml", tmp_path / "cluster.json"
+    resource.write_text(RESOURCE + "  partition: {minSegments: 2}\n")
+    cluster.write_text(Snapshot(nodes=(a_node("a"), a_node("b"))).model_dump_json())
+    assert main(["plan", "-f", str(resource), "--model", str(tmp_path / "m" / name), "--cluster", str(cluster)]) == 0
+    assert "layers [0, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("whole", "more", "words"),
+    [
+        (gguf_files.llama(arch="falcon"), "", "the model cannot be served: GGUF architecture 'falcon' is not served"),
+        (gguf_files.llama(arch="gemma2", blocks=46), "  partition: {minSegments: 2}\n", "the model's engine can cut it into 1 at most"),
+        (gguf_files.llama(), "  verification: {samplePercent: 1}\n", "spec.verification needs engine Torch"),
+        (gguf_files.llama(), "    engine: Torch\n", "needs spec.model.engine Auto or LlamaCpp"),
+        (gguf_files.llama(), "    digest: sha256:" + "a" * 64 + "\n", "spec.model.digest is available for safetensors alone"),
+        (gguf_files.Gguf(version=9), "", "has version 9 of GGUF"),
+    ],
+)
+def test_a_gguf_model_that_cannot_be_served_is_refused(
+    whole: gguf_files.Gguf, more: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resource, cluster = tmp_path / "si.yaml", tmp_path / "cluster.json"
+    resource.write_text(RESOURCE + more)
+    cluster.write_text(Snapshot(nodes=(a_node("a"), a_node("b"))).model_dump_json())
+    assert main(["plan", "-f", str(resource), "--model", str(whole.write(tmp_path / "m.gguf")), "--cluster", str(cluster)]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

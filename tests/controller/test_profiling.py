@@ -123,7 +123,7 @@ def test_the_pod_is_short_lived_restricted_and_told_the_users_path():
     assert pod["spec"]["activeDeadlineSeconds"] == 60 + 20, "and for the digests"
     assert pod["spec"]["restartPolicy"] == "Never"
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
-    assert pod["spec"]["containers"][0]["command"][-2] == "/models/m"
+    assert pod["spec"]["containers"][0]["command"][5] == "/models/m"
     assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "profile"
 
 
@@ -211,8 +211,8 @@ def test_another_digest_is_asked_of_another_reading():
     plain, asked = resource(), resource(model={**a_resource()["spec"]["model"], "digest": ROOT})
     assert profile_pod.cache_name(plain) != profile_pod.cache_name(asked)
     command = profile_pod.profile_pod(asked, "a", SETTINGS)["spec"]["containers"][0]["command"]
-    assert command[-2:] == ["20", ROOT]
-    assert profile_pod.profile_pod(plain, "a", SETTINGS)["spec"]["containers"][0]["command"][-1] == "20"
+    assert command[-4:] == ["20", ROOT, "Auto", ""]
+    assert profile_pod.profile_pod(plain, "a", SETTINGS)["spec"]["containers"][0]["command"][-4:] == ["20", "", "Auto", ""]
     assert profile_pod.deadline_seconds(asked, SETTINGS) > 3600
 
 

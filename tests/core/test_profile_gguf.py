@@ -67,12 +67,25 @@ def test_all_experts_are_held_and_those_routed_to_are_read():
     assert found.flops_per_token == 2.0 * (dense + experts / 4 + gate)
 
 
-def test_heads_may_differ_from_block_to_block():
-    whole = llama()
-    whole = Gguf({**whole.metadata, "llama.attention.head_count_kv": [2, 1]}, {
-        **whole.tensors, "blk.1.attn_k.weight": ("Q8_0", (16, 64)), "blk.1.attn_v.weight": ("Q8_0", (16, 64)),
-    })  # fmt: skip
-    assert [layer.kv_bytes_per_token for layer in profile(whole).layers] == [0, 128, 64, 0]
+def test_a_list_of_equal_heads_is_one_number():
+    assert profile(saying(llama__attention__head_count_kv=[2, 2])).layers == profile(llama()).layers
+
+
+@pytest.mark.parametrize(
+    ("architecture", "blocks", "points"),
+    [
+        ("llama", 5, (2, 3, 4, 5)),
+        ("smollm3", 9, (5, 9)),
+        ("gemma2", 46, ()),
+        ("gemma3", 62, ()),
+        ("gemma3", 4, (2, 3, 4)),
+        ("llama", 1, ()),
+    ],
+)
+def test_a_model_is_cut_where_its_engine_can(architecture, blocks, points):
+    found = profile(llama(blocks, arch=architecture))
+    assert found.split_points == points
+    assert all(0 < point < len(found.layers) for point in points)
 
 
 def test_sizes_of_keys_and_values_may_be_stated():
@@ -104,7 +117,7 @@ def saying(**metadata: Any) -> Gguf:
 @pytest.mark.parametrize(
     ("whole", "reason"),
     [
-        (llama(arch="nobody-knows-it"), "'nobody-knows-it' is not served: the llama.cpp engine is not tested with it. Tested are llama, qwen2"),
+        (llama(arch="nobody-knows-it"), "is not served: the llama.cpp engine is not tested with it. Tested are llama, qwen2"),
         (llama(arch="mamba2"), "keep a state"),
         (llama(arch="t5"), "encoder-decoders"),
         (saying(general__type="adapter"), "an adapter, which needs its base model"),
@@ -117,6 +130,7 @@ def saying(**metadata: Any) -> Gguf:
         (saying(llama__block_count=u32(2**31 - 1)), "more than 1024"),
         (saying(llama__attention__head_count="four"), "llama.attention.head_count is 'four'"),
         (saying(llama__attention__head_count_kv=[2]), "has 1 numbers for 2 blocks"),
+        (saying(llama__attention__head_count_kv=[2, 1]), "is not the same for all blocks, and the llama.cpp engine could not hand KV over"),
         (saying(llama__attention__head_count=u32(8)), "attn_k.weight has shape [32, 64], the metadata says [16, 64]"),
         (saying(llama__expert_count=u32(4)), "llama.expert_used_count is 0, llama.expert_count is 4"),
         (saying(llama__expert_used_count=u32(4)), "llama.expert_used_count is 4, llama.expert_count is 0"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from tests.adapters.serving import Request, Response, serving
 
+LARGE = (".safetensors", ".gguf")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -45,7 +46,7 @@ class FakeHub:
         name = request.path.removeprefix(f"/owner/model/resolve/{COMMIT}/")
         if name not in self.files:
             return Response(b"no such file", 404)
-        if name.endswith(".safetensors"):
+        if name.endswith(LARGE):
             return Response(status=302, headers={"Location": f"http://localhost:{self.store_port}{self.store_path or '/' + name}"})
         return Response(self.files[name])
 
@@ -66,7 +67,7 @@ class FakeHub:
         return Response(whole, 206 if "range" in request.headers else 200)
 
     def _lfs(self, name: str, data: bytes) -> dict[str, object]:
-        if not name.endswith(".safetensors"):
+        if not name.endswith(LARGE):
             return {"blobId": hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()}
         return {"lfs": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
 

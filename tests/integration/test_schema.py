@@ -56,6 +56,24 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (model(id=""), "spec.model.id"),
     (model(digest="sha256:" + "A" * 64), "spec.model.digest must be sha256: and 64 hexadecimal digits"),
     (model(digest="5" * 64), "spec.model.digest must be sha256: and 64 hexadecimal digits"),
+    (model(engine="Onnx"), 'spec.model.engine: Unsupported value: "Onnx"'),
+    (model(engine="Torch", file="m.gguf"), "spec.model.file names a GGUF file, which needs spec.model.engine Auto or LlamaCpp"),
+    (model(file="../m.gguf"), "spec.model.file must be the path of a .gguf file"),
+    (model(file="m.bin.x"), "spec.model.file must be the path of a .gguf file"),
+    (model(engine="Torch", source={"hostPath": {"path": "/m/x.gguf"}}), "spec.model.source.hostPath names a GGUF file, which needs"),
+    (
+        model(engine="Torch", source={"persistentVolumeClaim": {"claimName": "c", "path": "x.gguf"}}),
+        "spec.model.source.persistentVolumeClaim names a GGUF file, which needs",
+    ),
+    (model(file="m.gguf", source={"hostPath": {"path": "/m/x.gguf"}}), "spec.model.file must not be set where spec.model.source.hostPath"),
+    (
+        model(file="m.gguf", source={"persistentVolumeClaim": {"claimName": "c", "path": "x.gguf"}}),
+        "spec.model.file must not be set where spec.model.source.persistentVolumeClaim",
+    ),
+    (model(engine="LlamaCpp", maxConcurrentSequences=59), "spec.model.maxConcurrentSequences must be at most 58 with llama.cpp"),
+    (model(engine="LlamaCpp", digest="sha256:" + "a" * 64), "spec.model.digest is available for safetensors alone"),
+    (model(file="m.gguf") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.engine Torch"),
+    (model(engine="LlamaCpp") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.engine Torch"),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
     (model(maxContextTokens=8), "spec.model.maxContextTokens in body should be greater than or equal to 16"),
     (model(maxConcurrentSequences=0), "spec.model.maxConcurrentSequences in body should be greater than or equal to 1"),
@@ -205,6 +223,8 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
 @pytest.mark.parametrize(
     "changes",
     [
+        model(engine="LlamaCpp", file="q4/m-Q4_K_M-00001-of-00002.gguf"),
+        source(hostPath={"path": "/models/m.gguf"}),
         source(huggingFace={**HUB, "tokenSecretRef": {"name": "hub"}}),
         source(persistentVolumeClaim={"claimName": "models"}),
         source(persistentVolumeClaim={"claimName": "models", "path": "a..b/c"}),

@@ -140,7 +140,7 @@ def llama(blocks: int = 2, kind: str = "Q8_0", arch: str = "llama", *, tied: boo
 
 def tokenizer(vocabulary: int = 96) -> dict[str, Any]:
     """A byte-level BPE tokenizer of a few tokens."""
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(chr(code) for code in range(0x21, 0x7F) if chr(code) != "~"), "\u0120"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "\u0120", *(chr(code) for code in range(0x21, 0x7F) if chr(code) != "~")]
     tokens += [f"unused{n}" for n in range(vocabulary)]
     tokens[vocabulary - 1 :] = ["ab"]
     return {

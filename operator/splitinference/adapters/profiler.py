@@ -7,7 +7,7 @@ place, delete the ConfigMap `<si>-profile-<source>`.
 import threading
 
 from splitinference.adapters.kubernetes.client import KubeCluster
-from splitinference.controller.api.spec import Resource
+from splitinference.controller.api.spec import Resource, not_served
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.ports import Clock, Manifest, NameTakenError, Pending, RefusedError, Unreadable
@@ -60,11 +60,13 @@ class Profiler:
             found = self._profiles.get(key)
         if found is None:
             with self._unpacking:  # one at a time: each may take a hundred megabytes for a moment
-                found = _profile(resource, packed, self._settings.segment_runtime_mib * _MIB)
+                found = _profile(resource, packed, self._settings)
             with self._lock:
                 if len(self._profiles) >= _MOST_PROFILES:
                     self._profiles.pop(next(iter(self._profiles)))
                 self._profiles[key] = found
+        if isinstance(found, Profile) and (problem := not_served(resource.spec, found)) is not None:
+            return Unreadable(reason="ModelNotServed", message=problem)
         return found
 
     # --- reading pods ----------------------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ class Profiler:
         self._tidied.add(key)
 
 
-def _profile(resource: Resource, packed: str, runtime_bytes: int) -> Profile | Unreadable:
+def _profile(resource: Resource, packed: str, settings: Settings) -> Profile | Unreadable:
     content = profile_pod.unpack(packed)
     if content is None:
         name = profile_pod.cache_name(resource)
@@ -123,7 +125,13 @@ def _profile(resource: Resource, packed: str, runtime_bytes: int) -> Profile | U
         return Unreadable(reason=MISMATCH, message=message)
     try:
         profile = profile_from_model(
-            content.config, content.tensors, model.dtype, files=content.files, runtime_bytes=runtime_bytes, model=model.id
+            content.config,
+            content.tensors,
+            model.dtype,
+            files=content.files,
+            runtime_bytes=settings.segment_runtime_mib * _MIB,
+            llama_runtime_bytes=settings.segment_llama_cpp_runtime_mib * _MIB,
+            model=model.id,
         )
         return with_content(profile, content.root, content.commit)
     except ModelRefusedError as error:

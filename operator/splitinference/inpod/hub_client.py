@@ -92,7 +92,7 @@ def read_all(answer: Any, limit: int, what: str) -> bytes:
     return bytes(data)
 
 
-def read_json(answer: Any, limit: int, what: str) -> dict[str, Any]:
+def json_of_answer(answer: Any, limit: int, what: str) -> dict[str, Any]:
     """A JSON object. ValueError where it is none."""
     try:
         found = json.loads(read_all(answer, limit, what))
@@ -122,7 +122,7 @@ def listing(endpoint: str, repository: str, revision: str, token: str) -> tuple[
     """The commit that `revision` means, and its files."""
     url = f"{endpoint}/api/models/{repository}/revision/{urllib.parse.quote(revision, safe='')}?blobs=true"
     with get(url, token) as answer:
-        about = read_json(answer, LISTING_LIMIT, "the hub's list of files")
+        about = json_of_answer(answer, LISTING_LIMIT, "the hub's list of files")
     commit, siblings = about.get("sha"), about.get("siblings")
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
         raise ValueError("the hub's list of files has no commit or no files")
@@ -176,3 +176,19 @@ def in_words(error: BaseException, what: str) -> str:
         hint = " (is the token right, and has its owner accepted the model's terms?)" if error.code in (401, 403) else ""
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}: the hub says {error.code} {error.reason}{hint}"
     return f"{what}: {error}"
+
+
+def range_of(url: str, token: str, first: int, count: int) -> bytes:
+    """`count` bytes from `first` on, or fewer at the end of the file: no more are read, though a server that ignores ranges sends them.
+    ValueError where a server ignores them, and what is asked for is not the beginning."""
+    data = bytearray()
+    try:
+        with get(url, token, first, first + count - 1) as answer:
+            if first and answer.status != 206:
+                raise ValueError(f"the server of {url.rpartition('/')[2]} sends whole files alone, not ranges of bytes")
+            while len(data) < count and (block := answer.read1(count - len(data))):
+                data += block
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not first:  # 416: there is nothing from there on
+            raise
+    return bytes(data)

@@ -3,9 +3,10 @@
 Runs in a pod in the resource's namespace, with the hub's token from a Secret that is mounted there: the operator reads neither. Tables are
 read by range requests, never the weights. What is wrong goes to stderr in one line, exit 1.
 
-With a digest that the model must have, all weights are read once and thrown away: only so can it be told.
+With a digest that the model must have, all weights are read once and thrown away: only so can it be told. Of a GGUF model the metadata and
+the tensor table are read.
 
-Usage: read_hub.py <endpoint> <repository> <revision> [<digest that the model must have>]. Token: HF_TOKEN.
+Usage: read_hub.py <endpoint> <repository> <revision> [<digest that the model must have, or empty> [<engine> [<file>]]]. Token: HF_TOKEN.
 """
 
 import sys
@@ -22,22 +23,23 @@ from splitinference.inpod.hub_client import (
     check_access,
     get,
     in_words,
+    json_of_answer,
     listing,
     patiently,
+    range_of,
     read_all,
-    read_json,
     token_of_the_environment,
 )
+from splitinference.inpod.hub_gguf import hub_gguf
 from splitinference.inpod.packed import complain, hand_over
 from splitinference_modelfiles.digests import CONFIG_MEMBER, MISMATCH, file_digest, listed, places, started
+from splitinference_modelfiles.folder import CONFIG_LIMIT, INDEX_LIMIT, MOST_NAMES, TABLES_LIMIT
+from splitinference_modelfiles.gguf_folder import WhatIsAsked, described
 from splitinference_modelfiles.headers import INDEX, TensorInfo, check_named, header_length, joined, parse_header, parse_index, weight_files
 
-CONFIG_LIMIT = 4 * 2**20
-INDEX_LIMIT = 64 * 2**20
-TABLES_LIMIT = 96 * 2**20
 FIRST_BYTES = 1 << 18
+NOTHING_ASKED = WhatIsAsked()
 MOST_FILES = 4000
-MOST_NAMES = 1000
 AT_ONCE = 8
 
 
@@ -56,32 +58,28 @@ class Budget:
                 raise ValueError(f"the tensor tables together are longer than {TABLES_LIMIT} bytes")
 
 
-def range_of(url: str, token: str, count: int) -> bytes:
-    """The first `count` bytes: no more are read, though a server that ignores ranges sends them."""
-    data = bytearray()
-    with get(url, token, 0, count - 1) as answer:
-        while len(data) < count and (block := answer.read1(count - len(data))):
-            data += block
-    return bytes(data)
-
-
 def read_table(url: str, token: str, size: int | None, budget: Budget) -> dict[str, TensorInfo]:
     """The tensor table at the start of one safetensors file. ValueError says what is wrong with it."""
     name = url.rpartition("/")[2]
-    start = range_of(url, token, FIRST_BYTES)
+    start = range_of(url, token, 0, FIRST_BYTES)
     length = header_length(start[:8], name)
     budget.spend(length)
-    whole = start if len(start) >= 8 + length else range_of(url, token, 8 + length)
+    whole = start if len(start) >= 8 + length else range_of(url, token, 0, 8 + length)
     return parse_header(whole[8 : 8 + length], name, size)
 
 
 def read_model(
-    endpoint: str, repository: str, revision: str, token: str, expected: str = ""
+    endpoint: str, repository: str, revision: str, token: str, asked: WhatIsAsked = NOTHING_ASKED
 ) -> tuple[dict[str, Any], dict[str, list[Any]], list[str], dict[str, Any]]:
-    """Configuration, tensors, names of the files in its root, and what names the content: the commit, and with `expected` the digests.
+    """Configuration, tensors, names of the files in its root, and what names the content: the commit,
+    and where a digest is asked for, the digests.
     OSError, ValueError: what is missing or wrong."""
     commit, files = patiently(listing, endpoint, repository, revision, token)
     names = sorted(name for name in files if "/" not in name)
+    if asked.takes_gguf(files):
+        model = hub_gguf(f"{endpoint}/{repository}/resolve/{commit}/", files, asked.file, token)
+        tensors = {name: [info.dtype, info.shape, info.bytes] for name, info in model.tensors.items()}
+        return described(model), tensors, names[:MOST_NAMES], {"commit": commit}
     if "config.json" not in files:
         raise ValueError("it has no config.json in its root")
     base = f"{endpoint}/{repository}/resolve/{commit}/"
@@ -101,10 +99,10 @@ def read_model(
     config = patiently(_config, base, token)
     found = joined(dict(zip(weights, _tables(base, weights, files, token), strict=True)), file_of)
     content: dict[str, Any] = {"commit": commit}
-    if expected:
+    if asked.digest:
         content |= _digests(base, weights, file_of, files, token)
-        if content["root"] != expected:
-            raise ValueError(f"{MISMATCH}: the model's digest is {content['root']}, expected {expected}")
+        if content["root"] != asked.digest:
+            raise ValueError(f"{MISMATCH}: the model's digest is {content['root']}, expected {asked.digest}")
     return config, {name: [info.dtype, info.shape, info.bytes] for name, info in found.items()}, names[:MOST_NAMES], content
 
 
@@ -161,7 +159,7 @@ def _index(base: str, token: str) -> dict[str, str]:
 
 def _config(base: str, token: str) -> dict[str, Any]:
     with get(base + "config.json", token) as answer:
-        return read_json(answer, CONFIG_LIMIT, "config.json")
+        return json_of_answer(answer, CONFIG_LIMIT, "config.json")
 
 
 def _tables(base: str, weights: list[str], files: Files, token: str) -> list[dict[str, TensorInfo]]:
@@ -174,10 +172,10 @@ def _tables(base: str, weights: list[str], files: Files, token: str) -> list[dic
             pool.shutdown(cancel_futures=True)
 
 
-def main(endpoint: str, repository: str, revision: str, expected: str = "") -> int:
-    """Print the model; return the exit status."""
+def main(endpoint: str, repository: str, revision: str, *said: str) -> int:
+    """Print the model; return the exit status. `said`: the fields of `WhatIsAsked`."""
     try:
-        hand_over(*read_model(endpoint, repository, revision, token_of_the_environment(), expected))
+        hand_over(*read_model(endpoint, repository, revision, token_of_the_environment(), WhatIsAsked(*said)))
     except FAULTS as error:
         complain(in_words(error, f"{repository} at {revision}"))
         return 1
@@ -185,4 +183,4 @@ def main(endpoint: str, repository: str, revision: str, expected: str = "") -> i
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:5]))
+    sys.exit(main(*sys.argv[1:7]))

@@ -38,7 +38,10 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
         "--cluster", type=Path, metavar="FILE", help="with -f: a snapshot as JSON, or `kubectl get nodes,pods -A -o json`; else live"
     )
     parser.add_argument(
-        "--model", type=Path, metavar="FOLDER", help="with -f: config.json and safetensors; else what the operator has read"
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="with -f: config.json and safetensors, or a GGUF file; else what the operator has read",
     )
     parser.add_argument("--profile", type=Path, metavar="FILE", help="with -f: the model's profile as JSON")
     parser.add_argument(

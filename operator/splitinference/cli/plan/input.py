@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from splitinference.controller.api.spec import Rejected, Resource, read_resource
+from splitinference.controller.api.spec import Model, Rejected, Resource, not_served, read_resource
 from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store, with_figures
 from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
 from splitinference.controller.cluster_state.series_owners import Directory
@@ -25,6 +25,7 @@ from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
 from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
+from splitinference_modelfiles.gguf_folder import WhatIsAsked, described, gguf_model, gguf_names
 from splitinference_modelfiles.headers import ModelRefusedError
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def problem_from_resource(args: argparse.Namespace) -> Asked:
         raise Unusable(f"{args.filename}: {resource}")
     settings = Settings() if args.prometheus is None else Settings(prometheus_url=args.prometheus)
     profile = _profile(resource, args, settings)
-    bounds = plan_constraints.constraints(resource.spec, len(profile.layers), profile.positions)
+    bounds = plan_constraints.constraints(resource.spec, len(profile.layers), profile.positions, profile.split_points)
     if isinstance(bounds, Rejected):
         raise Unusable(f"{args.filename}: {bounds}")
     spec = resource.spec
@@ -208,20 +209,41 @@ def problem_from_resource(args: argparse.Namespace) -> Asked:
 
 
 def _profile(resource: Resource, args: argparse.Namespace, settings: Settings) -> Profile:
-    runtime, dtype, name = settings.segment_runtime_mib * 2**20, resource.spec.model.dtype, resource.spec.model.id
     try:
         if args.profile is not None:
             return read_as(Profile, args.profile, "a profile")
-        if args.model is not None:
-            folder = str(args.model)
-            config, (_, tensors) = read_json(folder, CONFIG), tensor_tables(folder)
-            return profile_from_model(config, tensors, dtype, files=file_names(folder), runtime_bytes=runtime, model=name)
-        return _kept_profile(resource, args, runtime)
+        kept = _read_here(resource.spec.model, args.model) if args.model is not None else _kept(resource, args)
+        found = profile_from_model(
+            kept.config,
+            kept.tensors,
+            resource.spec.model.dtype,
+            files=kept.files,
+            runtime_bytes=settings.segment_runtime_mib * 2**20,
+            llama_runtime_bytes=settings.segment_llama_cpp_runtime_mib * 2**20,
+            model=resource.spec.model.id,
+        )
     except ModelRefusedError as error:
         raise Unusable(f"the model cannot be served: {error}") from error
+    if (problem := not_served(resource.spec, found)) is not None:
+        raise Unusable(problem)
+    return found
 
 
-def _kept_profile(resource: Resource, args: argparse.Namespace, runtime_bytes: int) -> Profile:
+def _read_here(model: Model, path: Path) -> profile_pod.Kept:
+    """The model in a folder here, or in a GGUF file."""
+    is_file = path.suffix == ".gguf"
+    folder, wanted = (str(path.parent), path.name) if is_file else (str(path), model.gguf or "")
+    if is_file and model.engine == "Torch":
+        raise ModelRefusedError(f"{path} needs spec.model.engine Auto or LlamaCpp, or convert it with segment-convert")
+    names = gguf_names(folder, wanted)
+    if WhatIsAsked(model.digest or "", model.engine, wanted).takes_gguf(names):
+        found = gguf_model(folder, names, wanted)
+        return profile_pod.Kept(described(found), found.tensors, tuple(names))
+    config, (_, tensors) = read_json(folder, CONFIG), tensor_tables(folder)
+    return profile_pod.Kept(config, tensors, tuple(file_names(folder)))
+
+
+def _kept(resource: Resource, args: argparse.Namespace) -> profile_pod.Kept:
     """What the operator has read of this model, from the ConfigMap where it keeps that."""
     from splitinference.adapters.kubernetes.client import KubeCluster, connect
 
@@ -230,11 +252,8 @@ def _kept_profile(resource: Resource, args: argparse.Namespace, runtime_bytes: i
     packed = profile_pod.cached(resource, kept) if kept else None
     unpacked = profile_pod.unpack(packed) if packed else None
     if unpacked is None:
-        raise Unusable("the operator has not read this model; give its folder with --model, or its profile with --profile")
-    model = resource.spec.model
-    return profile_from_model(
-        unpacked.config, unpacked.tensors, model.dtype, files=unpacked.files, runtime_bytes=runtime_bytes, model=model.id
-    )
+        raise Unusable("the operator has not read this model; give its folder or GGUF file with --model, or its profile with --profile")
+    return unpacked
 
 
 def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:

@@ -15,7 +15,9 @@ from pydantic.alias_generators import to_camel
 
 from splitinference.controller.api.pod_values import PodTemplates
 from splitinference.core.values import problem as core
+from splitinference.core.values.profile import Engine, Profile
 from splitinference.core.values.value import Value
+from splitinference_modelfiles.gguf_models import MOST_RUNNING_SEQUENCES
 
 GROUP = "splitinference.dev"
 VERSION = "v1alpha1"
@@ -122,25 +124,59 @@ class ModelSource(SpecValue):
             raise ValueError("must have exactly one of persistentVolumeClaim, hostPath and huggingFace")
         return self
 
+    @property
+    def gguf(self) -> str | None:
+        """The name of the GGUF file that the path names; None where it names a folder."""
+        path = (self.host_path and self.host_path.path) or (self.persistent_volume_claim and self.persistent_volume_claim.path) or ""
+        return path.rstrip("/").rpartition("/")[2] if path.rstrip("/").endswith(".gguf") else None
+
     def describe(self) -> str:
         """In words, for messages."""
+        what = "file" if self.gguf else "folder"
         if self.host_path:
-            return f"the folder {self.host_path.path} on the nodes"
-        if self.persistent_volume_claim:
-            return f"the folder {self.persistent_volume_claim.path or '/'} of the claim {self.persistent_volume_claim.claim_name}"
+            return f"the {what} {self.host_path.path} on the nodes"
+        if claim := self.persistent_volume_claim:
+            return f"the {what} {claim.path or '/'} of the claim {claim.claim_name}"
         assert self.hugging_face is not None  # noqa: S101 - what the validator above ensures
         return f"{self.hugging_face.repository} at {self.hugging_face.revision} on the Hugging Face hub"
 
 
+GgufName = Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._+]*(/[A-Za-z0-9][-A-Za-z0-9._+]*)*\.gguf$")]
+
+
 class Model(SpecValue):
-    """The model and how it is held."""
+    """The model and how it is held. `file`: the GGUF file, where the source has several."""
 
     id: str = Field(min_length=1, max_length=128)
     source: ModelSource
+    engine: Literal["Auto", "Torch", "LlamaCpp"] = "Auto"
+    file: GgufName | None = None
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_context_tokens: int = Field(default=2048, ge=16)
     max_concurrent_sequences: int = Field(default=4, ge=1, le=1024)
+
+    @property
+    def gguf(self) -> str | None:
+        """The GGUF file that the source or `file` names; None where neither does."""
+        return self.file or self.source.gguf
+
+    @property
+    def may_be_gguf(self) -> bool:
+        """Whether llama.cpp may be what computes it, as far as the spec says."""
+        return self.engine == "LlamaCpp" or (self.engine == "Auto" and self.gguf is not None)
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.engine == "Torch" and self.gguf is not None:
+            raise ValueError(
+                f"engine Torch does not read {self.gguf}: it needs engine Auto or LlamaCpp, or convert it with segment-convert"
+            )
+        if self.file is not None and self.source.gguf is not None:
+            raise ValueError("file must not be set where source names a GGUF file itself")
+        if self.digest is not None and self.may_be_gguf:
+            raise ValueError("digest is available for safetensors alone: segments with llama.cpp do not check their tensors")
+        return self
 
     @property
     def max_running_sequences(self) -> int:
@@ -400,6 +436,24 @@ class Adaptation(SpecValue):
         return self
 
 
+def not_with_llama_cpp(spec: "Spec") -> str | None:
+    """What the spec asks for that segments with llama.cpp cannot do; None where they can do all."""
+    if spec.verification is not None:
+        return "verification needs engine Torch: what llama.cpp computes differs by processor, and no tolerance was measured for that"
+    if spec.segments.weights == "Stored":
+        return "segments.weights Stored needs engine Torch: llama.cpp keeps weights as the GGUF file has them"
+    if spec.model.max_running_sequences > MOST_RUNNING_SEQUENCES:
+        most = MOST_RUNNING_SEQUENCES // 4
+        return f"model.maxConcurrentSequences must be at most {most} with llama.cpp: four times as many may run, and it knows 256"
+    return None
+
+
+def not_served(spec: "Spec", profile: Profile) -> str | None:
+    """What the spec asks for that the engine of the model's files cannot do; None where it can do all."""
+    problem = not_with_llama_cpp(spec) if profile.engine is Engine.LLAMA_CPP else None
+    return None if problem is None else f"{spec.model.source.describe()} has a GGUF model, which llama.cpp serves: spec.{problem}"
+
+
 class Spec(SpecValue):
     """What the user asks for."""
 
@@ -421,6 +475,12 @@ class Spec(SpecValue):
     def _can_be_verified(self) -> Self:
         if self.verification is not None and self.segments.link_encoding == "Int8":
             raise ValueError("verification needs segments.linkEncoding Plain: the loss of Int8 would hide what is to be found")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.model.may_be_gguf and (problem := not_with_llama_cpp(self)) is not None:
+            raise ValueError(problem)
         return self
 
 

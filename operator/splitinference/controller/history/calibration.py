@@ -19,6 +19,7 @@ from splitinference.core.cost.calibrate import TELLING_MS, Observed, calibrate, 
 from splitinference.core.cost.learn import Factor, calibrated, learn
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
+from splitinference.core.values.profile import Engine
 from splitinference.core.values.value import Value
 from splitinference_protocol.report import ObservedTraffic
 
@@ -62,7 +63,7 @@ class Window(_Written):
 
 
 class Calibration(_Written):
-    """What is kept in status.calibration. `model`: digest and dtype that it holds for; errors are of the last window, in per cent."""
+    """What is kept in status.calibration. `model`: digest, dtype and engine of the model; errors are of the last window, in per cent."""
 
     model: str = ""
     revision: str = Field(default="", description="the route that was measured last")
@@ -99,7 +100,8 @@ def read_calibration(status: Mapping[str, Any]) -> Calibration:
 
 def compare(known: Calibration, serving: Serving | None, problem: Problem, now: datetime) -> tuple[Calibration, tuple[str, ...]]:
     """What is known after this pass, and what was not believed, in words. `problem`: as things are now, with no factors in it."""
-    model = f"{problem.profile.digest}/{problem.profile.dtype}"
+    profile = problem.profile
+    model = f"{profile.digest}/{profile.dtype}" + ("" if profile.engine is Engine.TORCH else f"/{profile.engine}")
     if known.model != model:
         known = Calibration(model=model)
     if serving is None or serving.traffic is None:

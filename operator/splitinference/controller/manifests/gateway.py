@@ -6,7 +6,7 @@ from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
 from splitinference.controller.manifests import network_policies
 from splitinference.controller.manifests.disruption_budget import gateway_budget
-from splitinference.controller.manifests.model_volume import NO_WEIGHTS, model_files
+from splitinference.controller.manifests.model_volume import NO_WEIGHTS, model_files, tokenizer_files
 from splitinference.controller.manifests.pod_parts import (
     Manifest,
     container,
@@ -61,8 +61,9 @@ def route_object(resource: Resource, data: Mapping[str, str]) -> Manifest:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(resource, route_name(resource.name), ROUTE), "data": dict(data)}
 
 
-def gateway_objects(resource: Resource, settings: Settings, layers: int, commit: str = "") -> Sequence[Manifest]:
-    """All of them, what is needed first. `layers`: how many the model has, for the privacy rules that cover text; `commit` of a hub."""
+def gateway_objects(resource: Resource, settings: Settings, layers: int, commit: str = "", gguf: Sequence[str] = ()) -> Sequence[Manifest]:
+    """All of them, what is needed first. `layers`: how many the model has, for the privacy rules that cover text; `commit` of a hub;
+    `gguf`: the files of a GGUF model."""
     name = gateway_name(resource.name)
     role = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -101,12 +102,13 @@ def gateway_objects(resource: Resource, settings: Settings, layers: int, commit:
     }
     policies = network_policies.policies_of(resource, settings) if settings.network_policies else []
     budgets = [gateway_budget(resource, name, labels(resource.name, GATEWAY))] if settings.disruption_budgets else []
-    return [account, role, binding, *policies, *budgets, service, _deployment(resource, settings, layers, commit)]
+    return [account, role, binding, *policies, *budgets, service, _deployment(resource, settings, layers, commit, gguf)]
 
 
-def _deployment(resource: Resource, settings: Settings, layers: int, commit: str) -> Manifest:
+def _deployment(resource: Resource, settings: Settings, layers: int, commit: str, gguf: Sequence[str]) -> Manifest:
     name = gateway_name(resource.name)
-    files = model_files(resource, settings, settings.gateway_image, NO_WEIGHTS, commit)
+    image = settings.gateway_image
+    files = tokenizer_files(resource, settings, image, commit, gguf) if gguf else model_files(resource, settings, image, NO_WEIGHTS, commit)
     variables = {
         "SI_NAME": resource.name,
         "SI_NAMESPACE": resource.namespace,
@@ -134,7 +136,12 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
         variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = settings.otlp_endpoint
         variables["OTEL_TRACES_SAMPLER"] = "parentbased_traceidratio"
         variables["OTEL_TRACES_SAMPLER_ARG"] = f"{settings.otlp_sampling_percent / 100:g}"
-    volumes = [files.volume, {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}, tls_volume(resource.name, Role.GATEWAY)]
+    volumes = [
+        files.volume,
+        *files.more_volumes,
+        {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+        tls_volume(resource.name, Role.GATEWAY),
+    ]
     mounts = [files.mount, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT]
     auth = resource.spec.gateway.auth
     if auth.token_review:

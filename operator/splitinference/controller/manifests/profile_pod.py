@@ -81,6 +81,8 @@ def source_digest(resource: Resource) -> str:
     """Names the source and the digest that it must have: what is kept for another source is not this model's."""
     model = resource.spec.model
     source = json.dumps(model.source.model_dump(mode="json"), sort_keys=True) + (model.digest or "")
+    if model.engine != "Auto" or model.file:  # so that what was read before there were engines is still this model's
+        source += json.dumps([model.engine, model.file])
     return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
@@ -91,7 +93,7 @@ def cache_name(resource: Resource) -> str:
 
 def pod_name(resource: Resource, node: str, settings: Settings) -> str:
     """One name for each source, node and image."""
-    content = json.dumps([source_digest(resource), node, settings.segment_image])
+    content = json.dumps([source_digest(resource), node, reader_image(resource, settings)])
     return f"{resource.name}-profile-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
@@ -117,28 +119,35 @@ def profile_pod(resource: Resource, node: str, settings: Settings) -> Manifest:
 
 
 def _folder_reader(resource: Resource, settings: Settings) -> tuple[Manifest, list[Manifest]]:
-    files = model_files(resource, settings, settings.segment_image, NO_WEIGHTS)
+    files = model_files(resource, settings, reader_image(resource, settings), NO_WEIGHTS)
     source = resource.spec.model.source
     called = source.host_path.path if source.host_path else source.describe()
-    command = ["python3", "-I", "-c", script("read_model"), files.path, called, f"{settings.digest_seconds:g}"]
-    command += [resource.spec.model.digest] if resource.spec.model.digest else []
-    return _reader(settings, command, volumeMounts=[files.mount]), [files.volume]
+    model = resource.spec.model
+    command = ["python3", "-I", "-c", script("read_model"), files.path, called, f"{settings.digest_seconds:g}", model.digest or ""]
+    command += [model.engine, model.gguf or ""]
+    return _reader(resource, settings, command, volumeMounts=[files.mount]), [files.volume]
 
 
 def _hub_reader(resource: Resource, settings: Settings) -> tuple[Manifest, list[Manifest]] | None:
     if (hub := resource.spec.model.source.hugging_face) is None:
         return None
     command = ["python3", "-c", script("read_hub"), settings.hugging_face_endpoint.rstrip("/"), hub.repository, hub.revision]
-    command += [resource.spec.model.digest] if resource.spec.model.digest else []
+    model = resource.spec.model
+    command += [model.digest or "", model.engine, model.file or ""]
     variables = environment({"HOME": "/tmp"})
     if secret := hub.token_secret_ref:
         variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}})
-    return _reader(settings, command, env=variables), []
+    return _reader(resource, settings, command, env=variables), []
 
 
-def _reader(settings: Settings, command: list[str], **fields: Any) -> Manifest:
+def reader_image(resource: Resource, settings: Settings) -> str:
+    """The image of the segments that the model will have, as far as the spec tells: nodes have it, or will need it."""
+    return settings.segment_llama_cpp_image if resource.spec.model.may_be_gguf else settings.segment_image
+
+
+def _reader(resource: Resource, settings: Settings, command: list[str], **fields: Any) -> Manifest:
     resources = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
-    return container(PROFILE, settings.segment_image, settings, command=command, resources=resources, **fields)
+    return container(PROFILE, reader_image(resource, settings), settings, command=command, resources=resources, **fields)
 
 
 def deadline_seconds(resource: Resource, settings: Settings) -> int:

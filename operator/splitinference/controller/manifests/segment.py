@@ -33,7 +33,7 @@ from splitinference.controller.names import PREFETCH
 from splitinference.controller.ports import SegmentObjects
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.values.plan import Segment
-from splitinference.core.values.profile import LinkEncoding, Profile
+from splitinference.core.values.profile import Engine, LinkEncoding, Profile
 from splitinference.settings import Settings
 
 SEGMENT = network_policies.SEGMENT
@@ -57,8 +57,10 @@ class Manifests:
         template = content_of(template_of(resource, self._settings, PodKind.SEGMENTS, runtime_class))
         model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
         run = f"{segment.start}:{segment.end}/{len(profile.layers)}"
-        files = model_files(resource, self._settings, self._settings.segment_image, run, profile.commit)
+        image = segment_image(profile.engine, self._settings)
+        files = model_files(resource, self._settings, image, run, profile.commit, gguf=profile.files)
         variables = self._variables(resource, segment, model, files.path, kv_bytes) | _link_encoding(resource, profile, segment)
+        variables |= _engine(profile)
         digests, digests_mount = _digests(resource, profile)
         variables |= {"SI_MODEL_DIGEST": profile.content, "SI_DIGESTS_FILE": f"{_DIGESTS_FOLDER}/{KEY}"} if digests else {}
         name = segment_name(
@@ -69,7 +71,7 @@ class Manifests:
                 "source": resource.spec.model.source.model_dump(mode="json"),
                 "node": segment.node,
                 "processor": segment.processor,
-                "image": self._settings.segment_image,
+                "image": image,
                 "memory": memory_bytes,
                 "cpu": [self._settings.segment_cpu_request, self._settings.segment_cpu_limit],
                 "settings": variables,
@@ -85,7 +87,11 @@ class Manifests:
             "spec": pod_spec(
                 resource,
                 self._settings,
-                [self._container({"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, [files.mount, *digests_mount], memory_bytes)],
+                [
+                    self._container(
+                        image, {"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, [files.mount, *digests_mount], memory_bytes
+                    )
+                ],
                 initContainers=list(files.init),
                 restartPolicy="Always",
                 terminationGracePeriodSeconds=self._settings.segment_drain_seconds + 15,
@@ -130,8 +136,9 @@ class Manifests:
 
     def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that runs what a segment's init container would, on the segment's node; None for models that are on nodes or volumes."""
-        image, settings = self._settings.segment_image, self._settings
-        files = model_files(resource, settings, image, f"{segment.start}:{segment.end}/{len(profile.layers)}", profile.commit)
+        image, settings = segment_image(profile.engine, self._settings), self._settings
+        run = f"{segment.start}:{segment.end}/{len(profile.layers)}"
+        files = model_files(resource, settings, image, run, profile.commit, gguf=profile.files)
         if not files.init or not settings.model_cache_path:
             return None
         source = resource.spec.model.source.model_dump(mode="json")
@@ -144,7 +151,7 @@ class Manifests:
 
     def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """All objects of the gateway, in the order in which they are to be applied."""
-        return gateway.gateway_objects(resource, self._settings, len(profile.layers), profile.commit)
+        return gateway.gateway_objects(resource, self._settings, len(profile.layers), profile.commit, profile.files)
 
     def route(self, resource: Resource, data: Mapping[str, str]) -> Manifest:
         """The ConfigMap that the gateway watches."""
@@ -173,12 +180,12 @@ class Manifests:
             "SI_WEIGHTS": spec.segments.weights.lower(),
         }
 
-    def _container(self, variables: Mapping[str, str], model_mounts: Sequence[Manifest], memory_bytes: int) -> Manifest:
+    def _container(self, image: str, variables: Mapping[str, str], model_mounts: Sequence[Manifest], memory_bytes: int) -> Manifest:
         settings = self._settings
         limits = {"memory": str(memory_bytes)} | ({"cpu": settings.segment_cpu_limit} if settings.segment_cpu_limit else {})
         return container(
             SEGMENT,
-            settings.segment_image,
+            image,
             settings,
             env=[*environment(variables), *([] if "SI_THREADS" in variables else [_ALL_CORES])],
             ports=[
@@ -198,6 +205,16 @@ class Manifests:
 
 _ALL_CORES = {"name": "SI_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1"}}}
 """As many threads as the container may use: its CPU limit; where it has none, the kubelet says the node's allocatable cores instead."""
+
+
+def segment_image(engine: Engine, settings: Settings) -> str:
+    """The image that has this engine."""
+    return settings.segment_llama_cpp_image if engine is Engine.LLAMA_CPP else settings.segment_image
+
+
+def _engine(profile: Profile) -> dict[str, str]:
+    """Nothing for torch, so that its segments keep their names."""
+    return {} if profile.engine is Engine.TORCH else {"SI_ENGINE": profile.engine.value}
 
 
 def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) -> str:

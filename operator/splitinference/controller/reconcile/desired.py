@@ -47,7 +47,7 @@ def read_asked(body: Manifest, resource: Resource | Rejected, models: Models, se
             return Condition(kind=Kind.ACCEPTED, holds=False, reason=reason, message=message)
         case Pending(message=message):
             return Condition(kind=Kind.ACCEPTED, holds=None, reason="ReadingModel", message=message)
-    constraints = plan_constraints.constraints(resource.spec, len(profile.layers), profile.positions)
+    constraints = plan_constraints.constraints(resource.spec, len(profile.layers), profile.positions, profile.split_points)
     if isinstance(constraints, Rejected):
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(constraints))
     if resource.spec.verification is not None and not any(layer.kv_bytes_per_token for layer in profile.layers):

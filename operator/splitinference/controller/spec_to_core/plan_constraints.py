@@ -1,6 +1,6 @@
 """From a resource's spec to the core's terms: workload, objective, limits and constraints for a model of so many layers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 
 from splitinference.controller.api.spec import FieldProblem, PrivacyRule, Rejected, Spec
@@ -38,10 +38,11 @@ def link_encoding(spec: Spec) -> LinkEncoding:
     return LinkEncoding.INT8 if spec.segments.link_encoding == "Int8" else LinkEncoding.PLAIN
 
 
-def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constraints | Rejected:
-    """What a plan must keep, for a model of `layers` layers and `positions` positions (None: no limit).
+def constraints(spec: Spec, layers: int, positions: int | None = None, cuts: Collection[int] | None = None) -> Constraints | Rejected:
+    """What a plan must keep, for a model of `layers` layers and `positions` positions (None: no limit), which its engine can cut at `cuts`
+    (None: at each boundary).
 
-    Rejected where the spec speaks of layers or positions that the model does not have.
+    Rejected where the spec speaks of layers, positions or cuts that the model does not have.
     """
     problems: list[FieldProblem] = []
     pins: list[Pin] = []
@@ -56,7 +57,13 @@ def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constr
         if not 0 < point < layers:
             message = f"{point} is not a boundary of the model, which has {layers} layers, so from 1 to {layers - 1}"
             problems.append(FieldProblem(path=f"spec.partition.allowedSplitPoints[{index}]", message=message))
-    if spec.partition.min_segments > layers:
+        elif cuts is not None and point not in cuts:
+            problems.append(FieldProblem(path=f"spec.partition.allowedSplitPoints[{index}]", message=_no_cut(point, cuts)))
+    most = layers if cuts is None else len(cuts) + 1
+    if spec.partition.min_segments > most and most < layers:
+        message = f"{spec.partition.min_segments} segments cannot be made: the model's engine can cut it into {most} at most"
+        problems.append(FieldProblem(path="spec.partition.minSegments", message=message))
+    elif spec.partition.min_segments > layers:
         message = f"{spec.partition.min_segments} segments cannot be made of {layers} layers"
         problems.append(FieldProblem(path="spec.partition.minSegments", message=message))
     if positions is not None and spec.model.max_context_tokens > positions:
@@ -70,13 +77,27 @@ def constraints(spec: Spec, layers: int, positions: int | None = None) -> Constr
         min_segments=spec.partition.min_segments,
         max_segments=spec.partition.max_segments,
         max_nodes=spec.placement.max_nodes,
-        split_points=None if points is None else tuple(sorted(points)),
+        split_points=_points(points, cuts),
         pins=tuple(pins),
         trust=tuple(trust),
         node_selector=spec.placement.node_selector,
         tolerations=tolerations(spec),
         memory_margin=spec.segments.memory_margin_percent / 100,
     )
+
+
+def _points(allowed: Collection[int] | None, cuts: Collection[int] | None) -> tuple[int, ...] | None:
+    if allowed is None:
+        return None if cuts is None else tuple(sorted(cuts))
+    return tuple(sorted(allowed))
+
+
+def _no_cut(point: int, cuts: Collection[int]) -> str:
+    if not cuts:
+        return f"the model's engine cannot cut it at {point}, nor elsewhere"
+    listed = sorted(cuts)
+    shown = f"{listed[0]} to {listed[-1]}" if len(listed) == listed[-1] - listed[0] + 1 else ", ".join(map(str, listed[:40]))
+    return f"the model's engine cannot cut it at {point}; it can at {shown}"
 
 
 def _trust(spec: Spec, layers: int, problems: list[FieldProblem]) -> list[TrustRule]:

@@ -33,6 +33,7 @@ def profile_from_gguf(
         layers=tuple(_layer(sizes, index, part, tensors, BYTES_PER_ELEMENT[dtype]) for index, part in enumerate(parts)),
         runtime_bytes=runtime_bytes,
         positions=sizes.positions,
+        split_points=sizes.split_points,
     )
 
 
@@ -52,17 +53,16 @@ def _layer(sizes: GgufSizes, index: int, own: Mapping[str, TensorInfo], every: M
             boundary_values_per_token=sizes.hidden,
         )
     if index <= sizes.blocks:
-        block = index - 1
         read = sum(info.bytes * sizes.share(name) for name, info in own.items())
         return Layer(
             index=index,
-            name=f"block {block}",
+            name=f"block {index - 1}",
             weight_bytes=held,
             read_bytes_per_token=round(read) if sizes.experts else None,
             quantized_weights=_quantized(own),
             flops_per_token=2.0 * _multiplied(sizes, own),
-            flops_per_token_and_context=2.0 * sizes.heads[block] * (sizes.key + sizes.value),
-            kv_bytes_per_token=sizes.kv_bytes_per_token(block),
+            flops_per_token_and_context=2.0 * sizes.heads * (sizes.key + sizes.value),
+            kv_bytes_per_token=sizes.kv_bytes_per_token,
             boundary_bytes_per_token=boundary,
             boundary_values_per_token=sizes.hidden,
         )
@@ -82,8 +82,7 @@ def _layer(sizes: GgufSizes, index: int, own: Mapping[str, TensorInfo], every: M
 
 
 def _multiplied(sizes: GgufSizes, own: Mapping[str, TensorInfo]) -> float:
-    """Weights that one token is multiplied with: matrices, of experts those that it is routed to. A list of biases, one row for each expert,
-    is no matrix."""
+    """Weights that one token is multiplied with: matrices, of experts those that it is routed to. A list of biases is no matrix."""
     matrices = ((name, info) for name, info in own.items() if len(info.shape) >= 2 and name.endswith(".weight"))
     return sum(info.elements * sizes.share(name) for name, info in matrices)
 

@@ -90,6 +90,9 @@ class Profile(Value):
     positions: int | None = Field(
         default=None, ge=1, description="the longest context that the model has positions for; None: no limit here"
     )
+    split_points: tuple[int, ...] | None = Field(
+        default=None, description="boundaries at which the engine can cut the model; None: at each of them"
+    )
 
     @model_validator(mode="after")
     def _indices_count_up(self) -> Self:
