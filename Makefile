@@ -111,8 +111,10 @@ requirements: install ## all requirements*.txt anew, with hashes, from pyproject
 	@$(COMPILE) $(RAISE) requirements-release.in --python-version 3.12 $(WHEELS) -o requirements-release.txt
 	@$(COMPILE) $(RAISE) pyproject.toml --python-version 3.13 $(WHEELS) -o images/operator/requirements.txt
 	@$(COMPILE) $(RAISE) images/gateway/requirements.in --python-version 3.13 $(WHEELS) $(NOT_IN_GATEWAY) -o images/gateway/requirements.txt
-	@for name in requirements requirements-convert requirements-triton; do \
+	@for name in requirements requirements-convert requirements-triton requirements-libllama; do \
 	  $(COMPILE) images/segment/$$name.in --no-deps --python-version 3.13 $(WHEELS) -o images/segment/$$name.txt; done
+	@$(COMPILE) $(RAISE) images/segment/requirements-libllama-build.in --python-version 3.13 $(WHEELS) \
+	  -o images/segment/requirements-libllama-build.txt
 	@$(COMPILE) $(RAISE) images/segment/requirements-test.in --python-version 3.13 $(WHEELS) -o images/segment/requirements-test.txt
 	@$(COMPILE) $(RAISE) images/gateway/requirements-test.in -c images/gateway/requirements.txt --python-version 3.13 $(WHEELS) \
 	  -o images/gateway/requirements-test.txt

@@ -64,7 +64,7 @@ class Cluster:
         other, at the same time."""
 
         def ours(base: str) -> None:
-            built = self._build(engine, base, tuple(images.sources()))
+            built = self._build(engine, base, tuple(name for name in images.sources() if name not in images.ON_REQUEST))
             with self.progress.step("keep the images' layers for nodes"):
                 for name in built.values():
                     images.export(self.settings, engine, name)

@@ -20,6 +20,8 @@ from e2e.cluster.progress import together
 from e2e.cluster.settings import BLOBS_ON_NODE, REPOSITORY, Settings
 
 PREFIX = "localhost/splitinference"
+ON_REQUEST = ("segment-llamacpp",)
+"""Images that are built only when something asks for them by name: this one compiles llama.cpp, once, for half an hour."""
 _HERE = Path(__file__).parent
 _CONTENT = "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256"
 
@@ -45,8 +47,9 @@ def _ours(name: str, *candidates: str) -> Source:
 def sources() -> dict[str, Source]:
     """All images by name: what runs in pods for a user, and what only the test cluster runs. CPU flavours where there are any."""
     ours = [_ours(name, "Dockerfile.cpu", "Dockerfile") for name in ("operator", "segment", "gateway")]
+    engines = [Source("segment-llamacpp", REPOSITORY / "images" / "segment" / "Dockerfile.llamacpp")]
     mine = [Source(name, _HERE / "manifests" / f"{name}.Dockerfile") for name in ("prometheus", "burner")]
-    return {source.name: source for source in (*ours, *mine)}
+    return {source.name: source for source in (*ours, *engines, *mine)}
 
 
 def copied(dockerfile: str) -> list[str]:

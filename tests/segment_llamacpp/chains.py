@@ -79,7 +79,10 @@ class Stage:
 class Chain:
     """A pipeline of stages. Hidden states cross from one to the next as bytes, as over a wire."""
 
-    def __init__(self, path: Path, edges: Sequence[int], *, name: str = "a", encoding: str = "none", stages: dict[str, Stage] | None = None, **more: Any) -> None:  # fmt: skip
+    def __init__(
+        self, path: Path, edges: Sequence[int], *, name: str = "a", encoding: str = "none", stages: dict[str, Stage] | None = None,
+        **more: Any,
+    ) -> None:  # fmt: skip
         self._encoding, self._dtype = encoding, more.get("dtype", "float32")
         reached = stages if stages is not None else {}
         self.stages = [Stage(engine(path, *pair, **more), f"{name}-{pair[0]}", reached) for pair in itertools.pairwise(edges)]

@@ -40,81 +40,93 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np
     return path
 
 
-def random_model(
-    architecture: str, seed: int = 0, blocks: int = BLOCKS, tied: bool | None = None
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+Tensors = dict[str, np.ndarray]
+TIED = ("gemma2", "gemma3", "qwen3", "smollm3")
+EXPERT = ("qwen2moe", "qwen3moe", "gpt-oss")
+GEMMA = ("gemma2", "gemma3")
+QUERIES, KEYS = HEADS * WIDTH, GROUPS * WIDTH
+
+
+class Weights:
+    """Random ones, about as large as a trained model's."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.default_rng(seed)
+
+    def matrix(self, *shape: int) -> np.ndarray:
+        return (self._generator.standard_normal(shape) * shape[-1] ** -0.5).astype(np.float32)
+
+    def vector(self, size: int, around: float = 1.0) -> np.ndarray:
+        return (around + 0.1 * self._generator.standard_normal(size)).astype(np.float32)
+
+
+def random_model(architecture: str, seed: int = 0, blocks: int = BLOCKS, tied: bool | None = None) -> tuple[dict[str, Any], Tensors]:
     """Metadata and tensors as llama.cpp's converter names them."""
-    generator = np.random.default_rng(seed)
+    weights = Weights(seed)
+    tensors = {"token_embd.weight": weights.matrix(VOCABULARY, HIDDEN) * 4, "output_norm.weight": weights.vector(HIDDEN)}
+    if not (architecture in TIED if tied is None else tied):
+        tensors["output.weight"] = weights.matrix(VOCABULARY, HIDDEN)
+    for i in range(blocks):
+        made = _attention(architecture, weights) | _feed_forward(architecture, weights)
+        tensors |= {f"blk.{i}.{name}": values for name, values in made.items()}
+    if architecture == "llama":  # as Llama 3.1 and later
+        tensors["rope_freqs.weight"] = np.linspace(1.0, 4.0, WIDTH // 2).astype(np.float32)
+    return _metadata(architecture, blocks), tensors
 
-    def matrix(*shape: int) -> np.ndarray:
-        return (generator.standard_normal(shape) * shape[-1] ** -0.5).astype(np.float32)
 
-    def vector(size: int, around: float = 1.0) -> np.ndarray:
-        return (around + 0.1 * generator.standard_normal(size)).astype(np.float32)
-
-    a = architecture
-    metadata: dict[str, Any] = {
+def _metadata(a: str, blocks: int) -> dict[str, Any]:
+    made: dict[str, Any] = {
         "general.architecture": a, f"{a}.block_count": blocks, f"{a}.context_length": 512, f"{a}.embedding_length": HIDDEN,
         f"{a}.feed_forward_length": FEED, f"{a}.attention.head_count": HEADS, f"{a}.attention.head_count_kv": GROUPS,
         f"{a}.attention.key_length": WIDTH, f"{a}.attention.value_length": WIDTH, f"{a}.attention.layer_norm_rms_epsilon": 1e-5,
-        f"{a}.rope.dimension_count": WIDTH, f"{a}.rope.freq_base": 10000.0, f"{a}.vocab_size": VOCABULARY,
+        f"{a}.rope.dimension_count": WIDTH, f"{a}.rope.freq_base": 1e6 if a == "gemma3" else 1e4, f"{a}.vocab_size": VOCABULARY,
         "tokenizer.ggml.model": "no_vocab",
     }  # fmt: skip
-    tensors = {"token_embd.weight": matrix(VOCABULARY, HIDDEN) * 4, "output_norm.weight": vector(HIDDEN)}
-    if not (a in ("gemma2", "gemma3", "qwen3") if tied is None else tied):
-        tensors["output.weight"] = matrix(VOCABULARY, HIDDEN)
-    queries, keys, experts = HEADS * WIDTH, GROUPS * WIDTH, a in ("qwen2moe", "qwen3moe", "gpt-oss", "mixtral")
-    for i in range(blocks):
-        b = f"blk.{i}."
-        tensors |= {b + "attn_norm.weight": vector(HIDDEN), b + "attn_output.weight": matrix(HIDDEN, queries)}
-        if a == "phi3":
-            tensors[b + "attn_qkv.weight"] = matrix(queries + 2 * keys, HIDDEN)
-        else:
-            sizes = {"attn_q": queries, "attn_k": keys, "attn_v": keys}
-            tensors |= {f"{b}{name}.weight": matrix(size, HIDDEN) for name, size in sizes.items()}
-            if a in ("qwen2", "qwen2moe", "gpt-oss"):
-                tensors |= {f"{b}{name}.bias": vector(size, 0.0) for name, size in sizes.items()}
-        if a in ("qwen3", "qwen3moe", "gemma3"):
-            tensors |= {b + "attn_q_norm.weight": vector(WIDTH), b + "attn_k_norm.weight": vector(WIDTH)}
-        if a in ("gemma2", "gemma3"):
-            tensors |= {b + "post_attention_norm.weight": vector(HIDDEN), b + "post_ffw_norm.weight": vector(HIDDEN)}
-        if a == "gpt-oss":
-            tensors |= {
-                b + "attn_output.bias": vector(HIDDEN, 0.0), b + "attn_sinks.weight": vector(HEADS, 0.0),
-                b + "post_attention_norm.weight": vector(HIDDEN), b + "ffn_gate_inp.bias": vector(EXPERTS, 0.0),
-                b + "ffn_gate_exps.bias": matrix(EXPERTS, FEED), b + "ffn_up_exps.bias": matrix(EXPERTS, FEED),
-                b + "ffn_down_exps.bias": matrix(EXPERTS, HIDDEN),
-            }  # fmt: skip
-        else:
-            tensors[b + "ffn_norm.weight"] = vector(HIDDEN)
-        if experts or a == "llama-moe":
-            tensors |= {
-                b + "ffn_gate_inp.weight": matrix(EXPERTS, HIDDEN), b + "ffn_gate_exps.weight": matrix(EXPERTS, FEED, HIDDEN),
-                b + "ffn_up_exps.weight": matrix(EXPERTS, FEED, HIDDEN), b + "ffn_down_exps.weight": matrix(EXPERTS, HIDDEN, FEED),
-            }  # fmt: skip
-        elif a == "phi3":
-            tensors |= {b + "ffn_up.weight": matrix(2 * FEED, HIDDEN), b + "ffn_down.weight": matrix(HIDDEN, FEED)}
-        else:
-            tensors |= {
-                b + "ffn_gate.weight": matrix(FEED, HIDDEN), b + "ffn_up.weight": matrix(FEED, HIDDEN),
-                b + "ffn_down.weight": matrix(HIDDEN, FEED),
-            }  # fmt: skip
-        if a == "qwen2moe":
-            tensors |= {
-                b + "ffn_gate_inp_shexp.weight": vector(HIDDEN, 0.0), b + "ffn_gate_shexp.weight": matrix(FEED, HIDDEN),
-                b + "ffn_up_shexp.weight": matrix(FEED, HIDDEN), b + "ffn_down_shexp.weight": matrix(HIDDEN, FEED),
-            }  # fmt: skip
-    if experts or a == "llama-moe":
-        metadata |= {f"{a}.expert_count": EXPERTS, f"{a}.expert_used_count": 2, f"{a}.expert_feed_forward_length": FEED}
+    if a in EXPERT:
+        made |= {f"{a}.expert_count": EXPERTS, f"{a}.expert_used_count": 2, f"{a}.expert_feed_forward_length": FEED}
     if a == "qwen2moe":
-        metadata[f"{a}.expert_shared_feed_forward_length"] = FEED
-    if a in ("gemma2", "gemma3", "gpt-oss"):
-        metadata[f"{a}.attention.sliding_window"] = 8
+        made[f"{a}.expert_shared_feed_forward_length"] = FEED
+    if a in (*GEMMA, "gpt-oss"):
+        made[f"{a}.attention.sliding_window"] = 8
     if a == "gemma2":
-        metadata |= {f"{a}.attn_logit_softcapping": 50.0, f"{a}.final_logit_softcapping": 30.0}
-    if a == "llama":  # as Llama 3.1 and later
-        tensors["rope_freqs.weight"] = np.linspace(1.0, 4.0, WIDTH // 2).astype(np.float32)
-    return metadata, tensors
+        made |= {f"{a}.attn_logit_softcapping": 50.0, f"{a}.final_logit_softcapping": 30.0}
+    return made
+
+
+def _attention(a: str, w: Weights) -> Tensors:
+    made = {"attn_norm.weight": w.vector(HIDDEN), "attn_output.weight": w.matrix(HIDDEN, QUERIES)}
+    sizes = {"attn_q": QUERIES, "attn_k": KEYS, "attn_v": KEYS}
+    if a == "phi3":
+        return made | {"attn_qkv.weight": w.matrix(QUERIES + 2 * KEYS, HIDDEN)}
+    made |= {f"{name}.weight": w.matrix(size, HIDDEN) for name, size in sizes.items()}
+    if a in ("qwen2", "qwen2moe", "gpt-oss"):
+        made |= {f"{name}.bias": w.vector(size, 0.0) for name, size in sizes.items()}
+    if a in ("qwen3", "qwen3moe", "gemma3"):
+        made |= {"attn_q_norm.weight": w.vector(WIDTH), "attn_k_norm.weight": w.vector(WIDTH)}
+    if a == "gpt-oss":
+        made |= {"attn_output.bias": w.vector(HIDDEN, 0.0), "attn_sinks.weight": w.vector(HEADS, 0.0)}
+    return made
+
+
+def _feed_forward(a: str, w: Weights) -> Tensors:
+    norm = "post_attention_norm.weight" if a == "gpt-oss" else "ffn_norm.weight"
+    made = {norm: w.vector(HIDDEN)}
+    if a in GEMMA:
+        made |= {"post_attention_norm.weight": w.vector(HIDDEN), "post_ffw_norm.weight": w.vector(HIDDEN)}
+    if a == "phi3":
+        return made | {"ffn_up.weight": w.matrix(2 * FEED, HIDDEN), "ffn_down.weight": w.matrix(HIDDEN, FEED)}
+    if a not in EXPERT:
+        gates = {f"ffn_{name}.weight": w.matrix(FEED, HIDDEN) for name in ("gate", "up")}
+        return made | gates | {"ffn_down.weight": w.matrix(HIDDEN, FEED)}
+    made |= {f"ffn_{name}_exps.weight": w.matrix(EXPERTS, FEED, HIDDEN) for name in ("gate", "up")}
+    made |= {"ffn_gate_inp.weight": w.matrix(EXPERTS, HIDDEN), "ffn_down_exps.weight": w.matrix(EXPERTS, HIDDEN, FEED)}
+    if a == "gpt-oss":
+        made |= {f"ffn_{name}_exps.bias": w.matrix(EXPERTS, size) for name, size in (("gate", FEED), ("up", FEED), ("down", HIDDEN))}
+        made["ffn_gate_inp.bias"] = w.vector(EXPERTS, 0.0)
+    if a == "qwen2moe":
+        made |= {f"ffn_{name}_shexp.weight": w.matrix(FEED, HIDDEN) for name in ("gate", "up")}
+        made |= {"ffn_gate_inp_shexp.weight": w.vector(HIDDEN, 0.0), "ffn_down_shexp.weight": w.matrix(HIDDEN, FEED)}
+    return made
 
 
 def make(folder: Path, architecture: str, **more: Any) -> Path:
@@ -125,7 +137,7 @@ def make(folder: Path, architecture: str, **more: Any) -> Path:
     return write_gguf(folder / f"{architecture}.gguf", metadata, tensors)
 
 
-def _with_experts(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _with_experts(metadata: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     generator = np.random.default_rng(7)
     made = {}
     for name, values in tensors.items():

@@ -36,6 +36,13 @@ class Unsplit:
         return self.model.logits(count - 1)
 
 
+def same(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal in every bit, and neither broken nor flat."""
+    assert np.isfinite(expected).all()
+    assert float(expected.std()) > 0.1
+    np.testing.assert_array_equal(found, expected)
+
+
 class _At:
     def __init__(self, file: str, offset: int) -> None:
         self.file, self.offset = file, offset

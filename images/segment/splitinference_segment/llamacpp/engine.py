@@ -16,6 +16,7 @@ from splitinference_segment.llamacpp.arrays import NumpyArrays, rounded
 from splitinference_segment.llamacpp.kv import MOST_SLOTS, SPARE, CellShape, CellStore
 from splitinference_segment.llamacpp.library import Model, dequantized, version
 from splitinference_segment.llamacpp.sampling import chosen, sample
+from splitinference_segment.llamacpp.sizes import sizes_of
 from splitinference_segment.llamacpp.slices import Slice, Source, Tensor, cut, open_model
 from splitinference_segment.settings import Settings
 
@@ -51,6 +52,8 @@ class LlamaEngine:
 
     def __init__(self, settings: Settings) -> None:
         """Load them. ModelRefusedError or LlamaError say why not."""
+        if settings.model_digest:
+            raise ModelRefusedError("SI_MODEL_DIGEST is set, and the llama.cpp engine does not check digests: it would load anything")
         source = open_model(settings.model_path)
         part = cut(source, settings.start, settings.end)
         self.start, self.end, self.count = part.start, part.end, part.count
@@ -68,8 +71,8 @@ class LlamaEngine:
         most = settings.kv_bytes // shape.bytes_per_token
         cells = min(most, (settings.max_sequences + 1) * settings.max_context_tokens) + SPARE
         self._model = Model(
-            source.folder, list(part.pieces()), cells=cells, sequences=slots, rows=min(BATCH_ROWS, settings.max_context_tokens),
-            outputs=MOST_OUTPUTS if self.is_last else 0, threads=settings.threads, boundary=not self.is_last,
+            source.folder, list(part.pieces()), cells=cells, sequences=slots, rows=min(BATCH_ROWS, max(settings.max_context_tokens, slots)),
+            outputs=max(MOST_OUTPUTS, slots) if self.is_last else 0, threads=settings.threads, boundary=not self.is_last,
         )  # fmt: skip
         self.kv_shape = CellStore(self._model, shape, slots)
 
@@ -177,21 +180,10 @@ def _embedding(folder: Path, tensor: Tensor) -> np.ndarray:
 
 
 def cell_shape(source: Source, part: Slice) -> CellShape:
-    """KV of the slice's blocks. ModelRefusedError where blocks differ in it."""
-    metadata, name = source.model.metadata, source.model.metadata["general.architecture"]
-
-    def number(key: str, default: int) -> int:
-        value = metadata.get(f"{name}.{key}", default)
-        if isinstance(value, list):
-            if len(set(value)) != 1:
-                raise ModelRefusedError(f"{name}.{key} is not the same for all blocks, which the llama.cpp engine cannot hand over")
-            value = value[0]
-        return int(value)
-
-    heads = number("attention.head_count", 0)
-    usual = part.hidden // heads if heads else 0
-    groups = number("attention.head_count_kv", heads)
-    keys, values = (KV_BYTES * groups * number(f"attention.{each}_length", usual) for each in ("key", "value"))
+    """KV of the slice's blocks. ModelRefusedError where blocks differ in it, or tensors from the metadata."""
+    metadata = source.model.metadata
+    sizes = sizes_of(metadata, source.model.tensors, part.hidden)
+    keys, values = (KV_BYTES * sizes.groups * width for width in (sizes.key, sizes.value))
     offset = max(source.layers.start, 1) - 1
     local = range(part.blocks.start - offset, part.blocks.stop - offset)
     windows = windows_of(source.architecture, metadata, local, source.own_blocks)
