@@ -55,6 +55,9 @@ cluster-cases: install ## what real clusters do to the control plane, played on 
 e2e-long: install ## every disturbance under steady and bursty load, new certificates, links, a soak; figures to docs/reference/adaptation-results.md
 	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_operator_replaced.py e2e/test_links.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind
 
+conformance: install ## unchanged clients (openai, LangChain, lm-eval, tritonclient and others) against real segments, as a table; CLIENTS="LiteLLM" for some
+	@$(PY) -m e2e.conformance $(CLIENTS)
+
 bench-adaptation: install ## static against adaptive on the kind cluster, as a table, or with JSON=1 as JSON
 	@$(PY) -m e2e.bench_adaptation $(if $(JSON),--json)
 
@@ -96,10 +99,14 @@ requirements: install ## all requirements*.txt anew, with hashes, from pyproject
 	@$(COMPILE) $(RAISE) images/gateway/requirements-test.in -c images/gateway/requirements.txt --python-version 3.13 $(WHEELS) \
 	  -o images/gateway/requirements-test.txt
 	@$(COMPILE) $(RAISE) images/segment/requirements-gpu.in --python-version 3.12 $(WHEELS) -o images/segment/requirements-gpu.txt
+conformance-requirements: install ## the lists of packages of `make conformance` anew, with hashes; PACKAGE and UPGRADE as above
+	@for name in $(notdir $(basename $(wildcard e2e/conformance/requirements/*.in))); do \
+	  .venv/bin/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make conformance-requirements" $(RAISE) --universal \
+	    --python-version 3.11 e2e/conformance/requirements/$$name.in -o e2e/conformance/requirements/$$name.txt; done
 RAISE = $(if $(PACKAGE),--upgrade-package $(PACKAGE)) $(if $(UPGRADE),--upgrade)
 
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd models requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: crd models requirements conformance conformance-requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
