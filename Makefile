@@ -62,6 +62,9 @@ e2e-long: install ## every disturbance under steady and bursty load, new certifi
 upgrade-test: install ## the release before upgraded to this tree and rolled back, on a kind cluster under load; PREVIOUS_RELEASE=tag for another one
 	@.venv/bin/pytest e2e/test_upgrade.py
 
+conformance: install ## unchanged clients (openai, LangChain, lm-eval, tritonclient and others) against real segments, as a table; CLIENTS="LiteLLM" for some
+	@$(PY) -m e2e.conformance $(CLIENTS)
+
 bench-adaptation: install ## static against adaptive on the kind cluster, as a table, or with JSON=1 as JSON
 	@$(PY) -m e2e.bench_adaptation $(if $(JSON),--json)
 
@@ -119,10 +122,14 @@ requirements: install ## all requirements*.txt anew, with hashes, from pyproject
 	@$(COMPILE) $(RAISE) images/gateway/requirements-test.in -c images/gateway/requirements.txt --python-version 3.13 $(WHEELS) \
 	  -o images/gateway/requirements-test.txt
 	@$(COMPILE) $(RAISE) images/segment/requirements-gpu.in --python-version 3.12 $(WHEELS) -o images/segment/requirements-gpu.txt
+conformance-requirements: install ## the lists of packages of `make conformance` anew, with hashes; PACKAGE and UPGRADE as above
+	@for name in $(notdir $(basename $(wildcard e2e/conformance/requirements/*.in))); do \
+	  .venv/bin/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make conformance-requirements" $(RAISE) --universal \
+	    --python-version 3.11 e2e/conformance/requirements/$$name.in -o e2e/conformance/requirements/$$name.txt; done
 RAISE = $(if $(PACKAGE),--upgrade-package $(PACKAGE)) $(if $(UPGRADE),--upgrade)
 
 format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: conformance conformance-requirements crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

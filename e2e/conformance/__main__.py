@@ -1,0 +1,56 @@
+"""`python -m e2e.conformance [CLIENT …]`: unchanged clients against gateways with real segments, as a table.
+
+Each client has a virtual environment of its own in the cache, made of a list of packages with hashes. One that cannot be installed is a row
+that says so. The exit status is 1 where a feature failed.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from e2e.cluster import Cluster, Settings
+from e2e.cluster.progress import shown
+from e2e.cluster.settings import REPOSITORY
+from e2e.conformance.clients import CLIENTS, Client
+from e2e.conformance.environments import NotInstalledError, program
+from e2e.conformance.report import Outcome, page, table
+from e2e.conformance.run import outcomes
+from e2e.conformance.stack import Stack, standing
+
+PAGE = REPOSITORY / "docs/reference/conformance.md"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Install, run, print; write the page where all clients ran."""
+    parser = argparse.ArgumentParser(prog="python -m e2e.conformance", description="unchanged clients against the gateway")
+    names = [client.name for client in CLIENTS]
+    parser.add_argument("clients", nargs="*", metavar="CLIENT", help=f"of {', '.join(names)}; all by default")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the tables go when all clients run")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.clients if name not in names]:
+        parser.error(f"no client is named {unknown[0]!r}; there are {', '.join(names)}")
+    wanted = [client for client in CLIENTS if not options.clients or client.name in options.clients]
+    found: list[Outcome] = []
+    with shown() as progress, standing(cluster := Cluster(Settings(), progress)) as stack:
+        for client in wanted:
+            with progress.step(client.name):
+                found += _tried(client, stack, cluster.settings.cache)
+    sys.stdout.write("\n" + table(found) + "\n")
+    if not options.clients:
+        options.page.write_text(page(found))
+    failed = [outcome for outcome in found if outcome.result == "failed"]
+    sys.stdout.write(f"\n{len(found) - len(failed)} of {len(found)} did not fail\n")
+    return 1 if failed else 0
+
+
+def _tried(client: Client, stack: Stack, cache: Path) -> list[Outcome]:
+    try:
+        command = program(client, cache)
+    except NotInstalledError as error:
+        return [Outcome(client.name, "", "-", "not installed", str(error))]
+    return outcomes(client, command, stack.environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
