@@ -18,7 +18,7 @@ from tests.core.planning import a_profile
 
 def solve(problem: Problem, _: Limits, hint: Plan | None = None) -> Outcome:
     """The real solver, with a limit of the processor's time: how busy the machine is decides nothing."""
-    return solve_within(problem, Limits(seconds=30.0, cpu_time=True), hint)
+    return solve_within(problem, Limits(seconds=8.0, cpu_time=True), hint)
 
 
 def scaled(replicas: int, *names: str, **spec: Any) -> tuple[World, Operator]:
@@ -124,8 +124,10 @@ def test_a_request_beyond_capacity_becomes_a_condition_with_numbers_and_what_ser
     condition = world.condition("Scaled")
     assert (condition["status"], condition["reason"]) == ("False", "InsufficientCapacity")
     assert condition["message"].startswith("5 pipelines are requested, the plan has 2: ")
-    assert "pipelines 2 instead of 5" in condition["message"]
-    assert "MiB" in condition["message"]
+    assert condition["message"].endswith(
+        "5 pipelines are required, and there can be at most 2; "
+        "the model needs 440 MiB in one segment, 4 places have 1240 MiB free, the largest 310 MiB"
+    )
     assert world.condition("Planned")["status"] == "True"
     assert world.condition("Ready")["status"] == "True"
     world.nodes |= small("e", "f")

@@ -17,7 +17,7 @@ from splitinference.core.values.problem import Constraints, Problem, Slo, TrustR
 from splitinference.core.values.result import Limits
 from tests.core.planning import START, a_node, a_plan, a_problem, text_of
 
-LIMITS = Limits(seconds=30.0, cpu_time=True)
+LIMITS = Limits(seconds=8.0, cpu_time=True)
 """Of the processor's time: how busy the machine is decides nothing."""
 
 
@@ -154,6 +154,20 @@ def test_a_request_far_beyond_capacity_does_not_try_every_number():
     assert max(asked[1:]) <= most_possible(six(16)) == 4
     assert most_possible(six(16, min_segments=2)) == 3
     assert most_possible(six(16, max_nodes=2)) == 2
+
+
+def test_where_memory_cannot_do_for_one_more_nothing_is_solved_to_say_so():
+    """Also where the memory of nodes changes all the time, so that another attempt is due again and again."""
+    problem = six(5, mib=230)
+    plan = of("a[0:2] b[2:4] | c[0:2] d[2:4] | e[0:2] f[2:4]", problem)
+
+    def never(*_):
+        raise AssertionError("nothing is to be solved")
+
+    given = {"plan": plan, "plan_spec_digest": "s", "spec_digest": "s", "may_review": False}
+    kept, _ = decide(DecisionInputs(now=START, problem=problem, **given), Policy(), Memory(), never, LIMITS)
+    assert isinstance(kept, Keep)
+    assert "5 pipelines are required, and there can be at most 3; the model needs 441 MiB" in kept.message
 
 
 def test_missing_pipelines_come_once_there_is_room():

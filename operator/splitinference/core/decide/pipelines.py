@@ -18,6 +18,7 @@ from splitinference.core.decide.base.policy import DecisionInputs, Policy
 from splitinference.core.decide.base.validated_solver import Solver
 from splitinference.core.decide.feasibility.reachable_plans import best_reachable
 from splitinference.core.decide.feasibility.restrict import may_stay, pinned, same_cuts, without
+from splitinference.core.planner.diagnose import memory_words
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Problem, Slo
@@ -120,12 +121,15 @@ class SeveralPipelines:
         return found
 
     def _most(self, problem: Problem, least: int) -> Found:
-        wanted = problem.constraints.pipelines
+        wanted, possible = problem.constraints.pipelines, most_possible(problem)
+        if possible < least:
+            message = f"{wanted} pipelines are required, and there can be at most {possible}; {memory_words(problem)}"
+            return Keep(reason=Kept.INFEASIBLE, message=message), ()
         first = self.of(problem, wanted)
         if isinstance(first, Plan):
             return first, ()
         best: Plan | None = None
-        low, high = least - 1, min(wanted, most_possible(problem) + 1)
+        low, high = least - 1, min(wanted, possible + 1)
         guess = len(self._working(problem))
         while high - low > 1:
             number = guess if low < guess < high else (low + high) // 2
