@@ -137,6 +137,20 @@ def test_a_pipeline_that_comes_back_while_it_drains_keeps_its_sequences() -> Non
     assert routes.in_flight() == {"r3": 1, "r2": 1}
 
 
+def test_pipelines_that_fail_or_are_not_trusted_are_no_room_for_others() -> None:
+    routes = Routes(Clock())
+    assert routes.sound(()) == 1
+    routes.apply(document("r1", "a-b", "c", "d"))
+    assert (routes.sound(()), routes.sound({"b"}), routes.sound({"b", "c", "d"})) == (3, 2, 1)
+    routes.distrust({"d"})
+    assert routes.sound({"b"}) == 1
+    lease = routes.lease({"b"})
+    assert lease is not None
+    assert lease.lane.name == "c"
+    assert not routes.has_other(lease.lane, {"b"})
+    assert routes.has_other(lease.lane, ())
+
+
 def test_a_route_without_pipelines_withdraws_the_model() -> None:
     routes = Routes(Clock())
     routes.apply(document("r1", "a"))

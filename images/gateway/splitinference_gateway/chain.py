@@ -332,7 +332,7 @@ class _Sequence:
         _log.info("sequence %s at token %d: %s", self._name, len(self._tokens), failure)
         if lease is not None:
             chain.failing.failed(lease.pipeline, failure)
-        elsewhere = lease is not None and chain.routes.has_other(lease, chain.failing.segments)
+        elsewhere = lease is not None and chain.routes.has_other(lease.lane, chain.failing.segments)
         pause = self._mending.pause_after(failure, elsewhere=elsewhere, begun=len(self._tokens) > self._prompt)
         if lease is not None and failure.code == KV_FULL:  # what it holds here and there is in others' way
             await chain.steps.release(lease.pipeline, self._name, _RELEASE_SECONDS)

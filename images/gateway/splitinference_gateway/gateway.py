@@ -92,7 +92,9 @@ class Gateway:
             metrics.queue_depth.set(waiting)
 
         budget = KvBudget(settings.kv_budget_tokens, settings.max_context_tokens)
-        admission = Admission(settings.running_limit, settings.max_queue, admitted, budget=budget, pipelines=lambda: routes.pipelines)
+        admission = Admission(
+            settings.running_limit, settings.max_queue, admitted, budget=budget, pipelines=lambda: routes.sound(failing.segments)
+        )
         metrics.watch_routes(routes.in_flight, lambda: failing.segments, lambda: routes.lanes)
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
         metrics.wires.set_function(lambda: steps.connections.wires)
@@ -179,6 +181,7 @@ class Gateway:
             self.observed.forget(known)
             self.chain.handovers.speeds.forget(known)
             self.chain.verifier.forget(known)
+            self.admission.grant()  # a pipeline that failed may be well again
 
 
 def _context_tokens(settings: Settings) -> int:

@@ -123,13 +123,13 @@ class Routes:
         lane.reserved += wish.most
         return Lease(lane, wish.most, self)
 
-    def has_other(self, lease: Lease, avoid: Collection[str]) -> bool:
+    def has_other(self, this: Lane, avoid: Collection[str]) -> bool:
         """Whether the current route has another pipeline than this one, trusted and without the segments to avoid."""
         lanes = self.current.lanes if self.current is not None else []
-        return any(
-            lane is not lease.lane and self.is_trusted(lane.pipeline) and not any(hop.segment in avoid for hop in lane.pipeline)
-            for lane in lanes
-        )
+        return any(lane is not this and self._is_sound(lane, avoid) for lane in lanes)
+
+    def _is_sound(self, lane: Lane, avoid: Collection[str]) -> bool:
+        return self.is_trusted(lane.pipeline) and not any(hop.segment in avoid for hop in lane.pipeline)
 
     def distrust(self, segments: Collection[str]) -> None:
         """Send nothing to these any more, as long as a route knows them: their answers were wrong."""
@@ -190,10 +190,9 @@ class Routes:
                     counts[hop.segment] += lane.in_flight
         return dict(counts)
 
-    @property
-    def pipelines(self) -> int:
-        """Pipelines of the current route; 1 while there is none."""
-        return len(self.current.lanes) if self.current is not None else 1
+    def sound(self, avoid: Collection[str]) -> int:
+        """Pipelines of the current route that are trusted and without the segments to avoid; at least 1, so that somebody tries."""
+        return max(1, sum(self._is_sound(lane, avoid) for lane in self.current.lanes)) if self.current is not None else 1
 
     @property
     def lanes(self) -> tuple[Lane, ...]:

@@ -29,7 +29,7 @@ class TensorChain:
                 return await self._once(dtype, shape, data, chain.step_seconds(tokens, mending.stalls), wanted=wanted, left=left)
             except StepError as failure:
                 _log.info("infer: %s", failure)
-                pause = mending.pause_after(failure, elsewhere=bool(left) and chain.routes.pipelines > 1)
+                pause = mending.pause_after(failure, elsewhere=bool(left) and chain.routes.has_other(left[0], chain.failing.segments))
                 chain.metrics.replays.labels(failure.code).inc()
                 chain.observed.replay()
             await chain.routes.changed(pause)

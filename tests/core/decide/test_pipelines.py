@@ -17,7 +17,8 @@ from splitinference.core.values.problem import Constraints, Problem, Slo, TrustR
 from splitinference.core.values.result import Limits
 from tests.core.planning import START, a_node, a_plan, a_problem, text_of
 
-LIMITS = Limits(seconds=5.0)
+LIMITS = Limits(seconds=8.0, cpu_time=True)
+"""Of the processor's time: how busy the machine is decides nothing."""
 
 
 def six(pipelines: int, mib: int = 310, **constraints: object) -> Problem:
@@ -95,6 +96,19 @@ def test_to_scale_up_adds_a_pipeline_and_leaves_the_others_alone():
     assert (decision.reason, decision.change) == (Reason.SPEC_CHANGED, Change.SCALING)
 
 
+def test_a_better_plan_for_all_is_no_reason_to_move_a_pipeline_while_another_one_is_added():
+    """The first pipeline has the two quick nodes; with one for each, the slowest of both would be quicker. That may come later."""
+    there = [a_node(n, mib=310, gflops=100 if n in "ab" else 30) for n in "abcd"]
+    problem = a_problem(*there, constraints=Constraints(pipelines=2))
+    plan = of("a[0:2] b[2:4]", problem)
+    both = adopted(problem, plan, spec_digest="t").plan
+    assert texts(both)[0] == "a[0:2] b[2:4]"
+    better = after_a_while(problem, both)
+    assert better.reason is Reason.BETTER_PLAN
+    assert all(len(used & {"a", "b"}) == 1 for used in nodes(better.plan))
+    assert (better.plan.value or 0.0) < 0.9 * (both.value or 0.0)
+
+
 def test_to_scale_down_takes_the_worst_pipeline_away_and_leaves_the_others_alone():
     problem = a_problem(*(a_node(n, mib=310, gflops=20 if n in "cd" else 100) for n in "abcdef"), constraints=Constraints(pipelines=2))
     plan = of("a[0:2] b[2:4] | c[0:2] d[2:4] | e[0:2] f[2:4]", problem)
@@ -140,6 +154,20 @@ def test_a_request_far_beyond_capacity_does_not_try_every_number():
     assert max(asked[1:]) <= most_possible(six(16)) == 4
     assert most_possible(six(16, min_segments=2)) == 3
     assert most_possible(six(16, max_nodes=2)) == 2
+
+
+def test_where_memory_cannot_do_for_one_more_nothing_is_solved_to_say_so():
+    """Also where the memory of nodes changes all the time, so that another attempt is due again and again."""
+    problem = six(5, mib=230)
+    plan = of("a[0:2] b[2:4] | c[0:2] d[2:4] | e[0:2] f[2:4]", problem)
+
+    def never(*_):
+        raise AssertionError("nothing is to be solved")
+
+    given = {"plan": plan, "plan_spec_digest": "s", "spec_digest": "s", "may_review": False}
+    kept, _ = decide(DecisionInputs(now=START, problem=problem, **given), Policy(), Memory(), never, LIMITS)
+    assert isinstance(kept, Keep)
+    assert "5 pipelines are required, and there can be at most 3; the model needs 441 MiB" in kept.message
 
 
 def test_missing_pipelines_come_once_there_is_room():

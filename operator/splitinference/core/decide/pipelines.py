@@ -1,8 +1,8 @@
 """Plans of several pipelines: as many as fit, and pipelines that work stay where they are.
 
 Pipelines share no node, so each of them is a plan of its own for the nodes that the others leave. A reason that concerns one pipeline
-changes that one. All pipelines are planned anew together only where that is better by more than the policy asks of a move, or where it is
-the only way.
+changes that one. All pipelines are planned anew together only where it is the only way, or where that is better by more than the policy
+asks of a move and nobody waits for it: for an optional reason, or another specification with as many pipelines.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +18,7 @@ from splitinference.core.decide.base.policy import DecisionInputs, Policy
 from splitinference.core.decide.base.validated_solver import Solver
 from splitinference.core.decide.feasibility.reachable_plans import best_reachable
 from splitinference.core.decide.feasibility.restrict import may_stay, pinned, same_cuts, without
+from splitinference.core.planner.diagnose import memory_words
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Problem, Slo
@@ -120,12 +121,15 @@ class SeveralPipelines:
         return found
 
     def _most(self, problem: Problem, least: int) -> Found:
-        wanted = problem.constraints.pipelines
+        wanted, possible = problem.constraints.pipelines, most_possible(problem)
+        if possible < least:
+            message = f"{wanted} pipelines are required, and there can be at most {possible}; {memory_words(problem)}"
+            return Keep(reason=Kept.INFEASIBLE, message=message), ()
         first = self.of(problem, wanted)
         if isinstance(first, Plan):
             return first, ()
         best: Plan | None = None
-        low, high = least - 1, min(wanted, most_possible(problem) + 1)
+        low, high = least - 1, min(wanted, possible + 1)
         guess = len(self._working(problem))
         while high - low > 1:
             number = guess if low < guess < high else (low + high) // 2
@@ -138,10 +142,12 @@ class SeveralPipelines:
     def of(self, problem: Problem, number: int) -> Plan | Keep:
         """The best reachable plan of exactly so many pipelines."""
         problem = counting(problem, number)
+        keeping = self._keeping(problem, number)
+        if keeping is not None and not self._compares(number) and self.solver.reachable(keeping):
+            return keeping
         joint = self.solver.best(problem, None)
         if isinstance(joint, Plan):
             joint = self._aligned(joint, problem)
-        keeping = self._keeping(problem, number, joint if isinstance(joint, Plan) else None)
         candidates = [plan for plan in self._in_order(joint, keeping, problem) if plan is not None]
         if not candidates:
             return joint if isinstance(joint, Keep) else Keep(reason=Kept.INFEASIBLE)
@@ -155,6 +161,12 @@ class SeveralPipelines:
         end = self.solver.dry_run(candidates[0])
         why = f": {end.why}" if isinstance(end, Blocked) else ""
         return Keep(reason=Kept.BLOCKED, message=f"no plan of {number} pipelines can be reached from the serving segments{why}")
+
+    def _compares(self, number: int) -> bool:
+        """Whether all may be planned anew although there is a plan that keeps what works: where another specification asks for as many
+        pipelines as there are. Otherwise nobody waits for the better plan, and an optional move may lead to it."""
+        plan = self.inputs.plan
+        return self.inputs.plan_spec_digest != self.inputs.spec_digest and plan is not None and number == len(plan.pipelines)
 
     def _aligned(self, plan: Plan, problem: Problem) -> Plan:
         ordered = aligned(plan, self.inputs.plan)
@@ -177,7 +189,7 @@ class SeveralPipelines:
         works = [plan for plan in parts(self.current) if not violations(plan, single)]
         return tuple(sorted(works, key=lambda plan: objective_value(plan, single)))
 
-    def _keeping(self, problem: Problem, number: int, best: Plan | None) -> Plan | None:
+    def _keeping(self, problem: Problem, number: int) -> Plan | None:
         """A plan in which the pipelines that work stay, with others beside them or without the worst ones; None where there is none."""
         works = self._working(problem)[:number]
         if not works:
@@ -189,7 +201,7 @@ class SeveralPipelines:
             if not isinstance(more, Plan):
                 return None
             chosen = [*works, more]
-        return valued(aligned(joined(chosen), self.inputs.plan), problem, best)
+        return valued(aligned(joined(chosen), self.inputs.plan), problem)
 
     def _one_by_one(self, problem: Problem, works: Sequence[Plan], number: int) -> list[Plan]:
         """Those that work, and beside them one more after the other: first in place of those that do not work. Fewer where none fits."""

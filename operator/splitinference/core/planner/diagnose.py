@@ -109,7 +109,7 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
     if bounds.pipelines > 1:
         yield _Relaxation(
             "pipelines",
-            f"{bounds.pipelines} pipelines are required; {_memory_words(problem)}",
+            f"{bounds.pipelines} pipelines are required; {memory_words(problem)}",
             _dropping("pipelines", 1),
             _counted("pipelines", 1, bounds.pipelines, -1),
         )
@@ -142,7 +142,7 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
         words = "; ".join(f"{name}: {reason}" for name, reason in sorted(shut.items())[:6])
         message = f"{len(shut)} of {len(problem.snapshot.nodes)} nodes may not be used: {words}"
         yield _Relaxation("nodes", message, _admitting, _admit_one)
-    yield _Relaxation("memory", _memory_words(problem), lambda p: _with_memory(p, _HUGE), _least_memory)
+    yield _Relaxation("memory", memory_words(problem), lambda p: _with_memory(p, _HUGE), _least_memory)
 
 
 def _closed_ways(problem: Problem) -> Iterator[_Relaxation]:
@@ -304,7 +304,8 @@ def _with_memory(problem: Problem, more: int) -> Problem:
     return _with_nodes(problem, tuple(nodes))
 
 
-def _memory_words(problem: Problem) -> str:
+def memory_words(problem: Problem) -> str:
+    """What the model needs and what places have, in MiB."""
     places = [site for node in problem.snapshot.nodes if not unusable(node, problem) for site in sites(node)]
     layers = len(problem.profile.layers)
     whole = memory_bytes(problem, 0, layers)
