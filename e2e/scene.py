@@ -186,7 +186,7 @@ def unrest(cluster: Cluster) -> list[str]:
     return unrest_of(stack.resource(cluster, NAME), ending=ending(cluster), now=datetime.now(UTC))
 
 
-def unrest_of(found: Mapping[str, Any], *, ending: bool, now: datetime) -> list[str]:
+def unrest_of(found: dict[str, Any], *, ending: bool, now: datetime) -> list[str]:
     """The same of a resource. `ending`: a pod of ours is being ended.
 
     What leads to optional moves alone does not count in mode Frozen, which has none: so nobody waits there for a stabilization window.

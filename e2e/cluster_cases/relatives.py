@@ -3,6 +3,7 @@
 import copy
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -142,7 +143,7 @@ def dead_proxies(cluster: Cluster) -> Happened:
         cluster.load_images(stack.IMAGES),
         [{"name": name, "value": NOWHERE} for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy")],
     )
-    past = {"name": "NO_PROXY", "value": f".svc,.cluster.local,{SERVICE_SUBNET}"}
+    past = {"name": "NO_PROXY", "value": f".svc,.cluster.local,{urlsplit(cluster.prometheus_url).hostname},{SERVICE_SUBNET}"}
     try:
         stack.install_operator(cluster, images, "--set-json", f"operator.env={json.dumps([*env, past])}")
         patch(cluster, {"podTemplate": {"segments": {"env": env}, "gateway": {"env": env}}})

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import urllib3
 import yaml
 from kubernetes import client, config
+from requests.utils import get_environ_proxies, select_proxy
 
 from splitinference.adapters.failures import in_words
 from splitinference.controller.api.spec import API_VERSION, KIND, PLURAL
@@ -53,15 +54,20 @@ def connect(kubeconfig: str | None = None, context: str | None = None) -> client
     for `context`, if given.
 
     Raises UnavailableError where there is neither. Nothing is tried twice: the next pass is soon.
+
+    From inside the cluster no proxy is used: the API server is a Service there. From outside HTTPS_PROXY and NO_PROXY count, as with
+    kubectl. The client's own reading of these variables forgets NO_PROXY. A kubeconfig's `proxy-url` is not read.
     """
     configuration = client.Configuration()
+    inside = kubeconfig is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ
     try:
-        if kubeconfig is None and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+        if inside:
             config.load_incluster_config(configuration)
         else:
             config.load_kube_config(kubeconfig, context, client_configuration=configuration)
     except (config.ConfigException, OSError) as error:
         raise UnavailableError(f"not in a cluster, and there is no usable kubeconfig: {error}") from error
+    configuration.proxy = None if inside else select_proxy(configuration.host, get_environ_proxies(configuration.host))
     configuration.retries = False
     configuration.connection_pool_maxsize = _CONNECTIONS
     return client.ApiClient(configuration)
