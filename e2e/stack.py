@@ -153,8 +153,9 @@ def install_operator(cluster: AnyCluster, images: Mapping[str, str], *settings: 
         toleration = {"key": CONTROL_PLANE, "operator": "Exists", "effect": "NoSchedule"}
         values["operator"] = {"nodeSelector": {CONTROL_PLANE: ""}, "tolerations": [toleration]}
         values["segments"] = {"cpuRequest": f"{_request_millicores(cluster)}m"}
-    # tests without the operator apply the CRD themselves
+    # Tests without the operator apply the CRD themselves. Helm 4 applies on the server, where its fields are then theirs.
     words = ["upgrade", "--install", "splitinference", str(CHART), "-n", SYSTEM, "--create-namespace", "--take-ownership"]
+    words += ["--force-conflicts"] if "--force-conflicts" in cluster.helm("upgrade", "--help") else []
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
         file.flush()
