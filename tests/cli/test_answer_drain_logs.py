@@ -293,3 +293,31 @@ def test_following_takes_in_segments_that_come_later(tmp_path: Path, capsys: pyt
 def test_a_duration_that_is_none_is_refused_with_what_is_expected(since: str, capsys: pytest.CaptureFixture[str]):
     assert main(["logs", "chat", f"--since={since}"]) == 2
     assert "expected a duration such as 90s, 5m or 1h30m" in capsys.readouterr().err
+
+
+# --- watch -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_watching_prints_each_change_once_and_goes_on_when_the_server_is_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    shown = ["a", "a", "b", None, "c"]
+    looks: list[int] = []
+
+    def respond(_: Request) -> Response:
+        message = shown[len(looks)]
+        if message is None:
+            return refusal(503, "starting", "ServiceUnavailable")
+        return as_json(a_resource(decisions=[{"reason": "Advised", "message": f"<{message}>"}]))
+
+    def sleeps(_: float) -> None:
+        looks.append(1)
+        if len(looks) == len(shown):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("splitinference.cli.output.time.sleep", sleeps)
+    with api_server(tmp_path, {CHAT: respond}) as (path, _):
+        assert main(["history", "chat", "--watch", "--kubeconfig", path]) == 130
+    out = capsys.readouterr().out
+    assert [part for part in ("<a>", "<b>", "<c>") if out.count(part) == 1] == ["<a>", "<b>", "<c>"]
+    assert "with 503: starting" in out

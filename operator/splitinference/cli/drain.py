@@ -42,7 +42,8 @@ def command(node: str, undo: bool, dry_run: bool, force: bool, timeout: float, *
     refused = _planned_around(connection, node)
     if refused and not force:
         raise SplitError(
-            f"{node} is left as it is: {'; '.join(refused)}", "To drain it all the same: --force. Segments that have no other place then stay on it."
+            f"{node} is left as it is: {'; '.join(refused)}",
+            "To drain it all the same: --force. Segments that have no other place then stay on it.",
         )
     if dry_run:
         return 0
