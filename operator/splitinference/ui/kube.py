@@ -12,7 +12,7 @@ from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.queries import own
-from splitinference.controller.api.spec import GROUP, PLURAL
+from splitinference.controller.api.spec import GROUP
 from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store
 from splitinference.controller.cluster_state.node_capacity import Standing
 from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
@@ -122,7 +122,9 @@ class LiveCluster:
         may, notes = self._may(), []
         if not may["splitinferences"]:
             where = f"in the namespace {self._wanted[0]}" if len(self._wanted) == 1 else "in all namespaces"
-            raise RefusedError(f"This account may not list and watch SplitInferences {where}. Ask for the right, or name a namespace with -n.")
+            raise RefusedError(
+                f"This account may not list and watch SplitInferences {where}. Ask for the right, or name a namespace with -n."
+            )
         cluster = self._watched()
         resources = cluster.split_inferences()
         nodes = cluster.nodes() if may["nodes"] else ()
@@ -135,9 +137,7 @@ class LiveCluster:
         measured, loads = self._read_metrics(nodes, pods)
         if measured.problem:
             notes.append(f"The use of nodes is not known: {measured.problem}.")
-        objects = Objects(
-            datetime.now(UTC), resources, nodes, pods, measured, loads, self._read_records() if nodes else {}, tuple(notes)
-        )
+        objects = Objects(datetime.now(UTC), resources, nodes, pods, measured, loads, self._read_records() if nodes else {}, tuple(notes))
         before: Standing | None = self._seen[1].standing if self._seen else None
         document, picture = document_of(objects, self._settings, before)
         self._seen = objects, picture
@@ -182,7 +182,9 @@ class LiveCluster:
 
     def _watched(self) -> WatchedCluster:
         if self._cluster is None:
-            self._cluster = WatchedCluster(self._api, TIMEOUT_SECONDS, self._namespaces, lambda *_: None, lambda _: None, before_write=_never)
+            self._cluster = WatchedCluster(
+                self._api, TIMEOUT_SECONDS, self._namespaces, lambda *_: None, lambda _: None, before_write=_never
+            )
         return self._cluster
 
     def _read_metrics(self, nodes: Sequence[Manifest], pods: Sequence[Manifest]) -> tuple[Measured, Mapping[tuple[str, str], Load]]:
