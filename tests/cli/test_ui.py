@@ -25,22 +25,23 @@ def recorded(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "words"),
+    ("arguments", "refused"),
     [
-        (["--recorded", "nowhere.json"], 2, "cannot be read"),
-        (["--recorded", "bad.json"], 2, "is not JSON"),
-        (["--recorded", "empty.json"], 2, "expected a list of objects"),
-        (["--simulate", "nothing"], 2, "expected a file or one of mec-day-night"),
-        (["--simulate", "empty.json"], 2, "empty.json"),
-        (["--kubeconfig", "nowhere"], 1, "no usable kubeconfig"),
+        (["--recorded", "nowhere.json"], (2, "cannot be read")),
+        (["--recorded", "bad.json"], (2, "is not JSON")),
+        (["--recorded", "empty.json"], (2, "expected a list of objects")),
+        (["--simulate", "nothing"], (2, "expected a file or one of mec-day-night")),
+        (["--simulate", "empty.json"], (2, "empty.json")),
+        (["--kubeconfig", "nowhere"], (1, "no usable kubeconfig")),
     ],
 )
 def test_bad_input_is_named_and_is_no_traceback(
-    arguments: list[str], status: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], refused: tuple[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "empty.json").write_text('{"items": []}')
+    status, words = refused
     assert main(["ui", "--no-browser", *arguments]) == status
     assert words in capsys.readouterr().err
 
@@ -89,7 +90,8 @@ def test_an_api_server_that_is_away_is_said_at_once(tmp_path: Path):
 
     config = {
         "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {"token": "t"}}],
-        "clusters": [{"name": "k", "cluster": {"server": "http://127.0.0.1:1"}}], "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
     }  # fmt: skip
     path = tmp_path / "config"
     path.write_text(json.dumps(config))

@@ -93,7 +93,8 @@ def test_what_does_not_exist_is_named(source: Simulated, basis: Basis, change: d
 
 @pytest.mark.parametrize(
     "body",
-    [None, [], "x", {"resource": ""}, {"resource": "a/b", "remove": ["x"] * 101}, {"resource": "a/b", "rules": [{"layers": "x", "labels": {}}]},
+    [None, [], "x", {"resource": ""}, {"resource": "a/b", "remove": ["x"] * 101},
+     {"resource": "a/b", "rules": [{"layers": "x", "labels": {}}]},
      {"resource": "a/b", "first_token_ms": -1}, {"resource": "a/b", "busy": {"a": "much"}},
      {"resource": "a/b", "rules": [{"layers": "0:" + "9" * 5000, "labels": {"a": "b"}}]}],
 )  # fmt: skip
@@ -173,8 +174,8 @@ def test_a_recorded_cluster_is_planned_as_the_operator_would():
         with pytest.raises(Unanswerable, match="There is no SplitInference"):
             Recorded(items, SETTINGS).basis(missing)
     resource = parsed(body)
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
-              "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+              "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
               "tie_word_embeddings": False, "hidden_act": "silu"}  # fmt: skip
     packed = profile_pod.pack(config, tensors(), ["config.json", "model.safetensors", "tokenizer.json"])
     kept = profile_pod.cache_object(resource, packed)
