@@ -175,8 +175,9 @@ def test_a_recorded_cluster_is_planned_as_the_operator_would():
             Recorded(items, SETTINGS).basis(missing)
     resource = parsed(body)
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
-              "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-              "tie_word_embeddings": False, "hidden_act": "silu"}  # fmt: skip
+              "num_hidden_layers": 4,
+              "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128, "max_position_embeddings": 4096,
+              "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "hidden_act": "silu"}  # fmt: skip
     packed = profile_pod.pack(config, tensors(), ["config.json", "model.safetensors", "tokenizer.json"])
     kept = profile_pod.cache_object(resource, packed)
     basis = Recorded([*items, kept], SETTINGS).basis(key)
