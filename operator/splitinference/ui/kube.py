@@ -11,7 +11,7 @@ from splitinference.adapters.kubernetes.api import Api
 from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
 from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.adapters.queries import own
+from splitinference.adapters.queries import Query
 from splitinference.controller.api.spec import GROUP
 from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store
 from splitinference.controller.cluster_state.node_capacity import Standing
@@ -30,6 +30,8 @@ TIMEOUT_SECONDS = 5.0
 METRICS_SECONDS = 5.0
 """Prometheus has nothing newer sooner."""
 RIGHTS_SECONDS = 60.0
+OLDEST_SECONDS = 60.0
+"""Counts of requests that are older say nothing of now."""
 _KINDS = {"splitinferences": GROUP, "nodes": "", "pods": ""}
 _RUNNING, _WAITING = "splitinference_gateway_running_sequences", "splitinference_gateway_queue_depth"
 
@@ -83,7 +85,7 @@ class PageMetrics(PrometheusMetrics):
 
     def loads(self) -> Mapping[tuple[str, str], Load]:
         """Running and waiting requests by namespace and name of the gateway's pod; empty where nobody scrapes gateways."""
-        running, waiting = (self._ask(own(f"max by (namespace, pod) ({name})", ("namespace", "pod"))) for name in (_RUNNING, _WAITING))
+        running, waiting = (self._ask(_of_pods(name)) for name in (_RUNNING, _WAITING))
         pods = {name for samples in (running, waiting) for name in samples.by_name}
         found = {}
         for name in pods:
@@ -92,9 +94,17 @@ class PageMetrics(PrometheusMetrics):
         return found
 
 
+def _of_pods(metric: str) -> Query:
+    """A metric of gateways by pod; an old sample is none."""
+    by = "max by (namespace, pod)"
+    return Query(value=f"{by} ({metric})", age=f"{by} (time() - timestamp({metric}))", by=("namespace", "pod"))
+
+
 def _count(samples: Samples, name: str) -> int | None:
     sample = samples.by_name.get(name)
-    return None if sample is None or sample.value is None or not 0 <= sample.value < 1e9 else int(sample.value)
+    if sample is None or sample.value is None or not 0 <= sample.value < 1e9 or not 0 <= sample.age_seconds <= OLDEST_SECONDS:
+        return None
+    return int(sample.value)
 
 
 class LiveCluster:
