@@ -41,6 +41,12 @@ mutants: install ## small faults in the modules that decide and make transitions
 	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-mutants.txt
 	@$(PY) -m tests.mutants $(MODULE) $(if $(JOBS),--jobs $(JOBS))
 
+ui-test: install ## the page in headless Chromium (Debian's package, installed where there is none); PICTURES=1 also writes the screenshots of docs
+	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-ui.txt
+	@UI_TEST=1 .venv/bin/pytest tests/ui
+	@$(if $(PICTURES),UI_TEST=1 $(PY) -m tests.ui.pictures docs/how-to)
+
 hostile: install ## attacks on the gateway's process: what each costs, and whether others still get answers; NAMES="a b" for some
 	@PYTHONPATH=images/gateway:images/segment $(PY) -m e2e.hostile $(NAMES)
 
@@ -108,6 +114,7 @@ requirements: install ## all requirements*.txt anew, with hashes, from pyproject
 	@$(COMPILE) $(RAISE) pyproject.toml --extra dev --universal --python-version 3.11 -o requirements-dev.txt
 	@$(COMPILE) $(RAISE) requirements-mutants.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-mutants.txt
 	@$(COMPILE) $(RAISE) pyproject.toml -c requirements-dev.txt --universal --python-version 3.11 -o requirements-plugin.txt
+	@$(COMPILE) $(RAISE) requirements-ui.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-ui.txt
 	@$(COMPILE) $(RAISE) requirements-uv.in --universal --python-version 3.11 -o requirements-uv.txt
 	@$(COMPILE) requirements-build.in --universal --python-version 3.11 -o requirements-build.txt
 	@$(COMPILE) $(RAISE) requirements-docs.in -c requirements-dev.txt --universal --python-version 3.11 -o requirements-docs.txt
@@ -132,4 +139,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: conformance conformance-requirements crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: ui-test conformance conformance-requirements crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

@@ -145,5 +145,3 @@ def test_who_may_list_one_namespace_alone_sees_it_and_a_note(server: ApiServer):
         assert document.resources["team/chat"]["plan"] is None
     finally:
         source.close()
-
-

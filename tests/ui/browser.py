@@ -54,7 +54,12 @@ def opened(browser: Any, url: str, *, clean: bool = True, **context: Any) -> Ite
     found = Opened(page)
     page.on("console", lambda message: found.errors.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: found.errors.append(str(error)))
-    page.on("dialog", lambda dialog: (found.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+    def dismiss(dialog: Any) -> None:
+        found.errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
     page.on("request", lambda request: found.requests.append(request.url))
     page.goto(url)
     try:

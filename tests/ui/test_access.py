@@ -44,7 +44,15 @@ def test_only_pages_of_this_server_may_ask(headers: Mapping[str, str], refused: 
 
 @pytest.mark.parametrize(
     ("header", "token"),
-    [("Bearer abc", "abc"), ("bearer  abc ", "abc"), ("Basic abc", ""), ("", ""), ("Bearer a\x00b", ""), ("Bearer ä", ""), ("Bearer " + "x" * 9000, "")],
+    [
+        ("Bearer abc", "abc"),
+        ("bearer  abc ", "abc"),
+        ("Basic abc", ""),
+        ("", ""),
+        ("Bearer a\x00b", ""),
+        ("Bearer ä", ""),
+        ("Bearer " + "x" * 9000, ""),
+    ],
 )
 def test_tokens_are_bounded_and_printable(header: str, token: str):
     assert bearer({"Authorization": header}) == token

@@ -24,8 +24,8 @@ def at(url: str) -> str:
 
 def chips(page: Opened) -> dict[str, str]:
     """Layers → the node on which the page draws them."""
-    script = "() => [...document.querySelectorAll('.chip')].map(c => [c.querySelector('.chip-layers').textContent, c.closest('.card').dataset.key])"
-    return {run: node for run, node in page.page.evaluate(script)}
+    pair = "c => [c.querySelector('.chip-layers').textContent, c.closest('.card').dataset.key]"
+    return dict(page.page.evaluate(f"() => [...document.querySelectorAll('.chip')].map({pair})"))
 
 
 def test_the_model_is_split_and_a_segment_moves_before_ones_eyes(browser: Any):
@@ -37,7 +37,9 @@ def test_the_model_is_split_and_a_segment_moves_before_ones_eyes(browser: Any):
         before = chips(page)
         assert before == {"layers 0–2": "node0", "layers 3–17": "node1"}
         assert "node0" not in page.page.url, "the address has no token and no state"
-        page.page.evaluate("() => { window.flown = 0; setInterval(() => { if (document.querySelector('.chip.flying')) window.flown += 1; }, 20); }")
+        page.page.evaluate(
+            "() => { window.flown = 0; setInterval(() => { if (document.querySelector('.chip.flying')) window.flown += 1; }, 20); }"
+        )
         for _ in range(40):
             source.advance(10)
             page.page.wait_for_timeout(60)
@@ -63,7 +65,9 @@ def test_where_people_want_no_motion_nothing_flies_and_the_new_place_is_marked(b
     source.advance(1000)
     with served(source) as url, opened(browser, at(url), reduced_motion="reduce") as page:
         page.waits("() => document.querySelectorAll('.chip').length === 2")
-        page.page.evaluate("() => { window.flown = 0; setInterval(() => { if (document.querySelector('.chip.flying')) window.flown += 1; }, 10); }")
+        page.page.evaluate(
+            "() => { window.flown = 0; setInterval(() => { if (document.querySelector('.chip.flying')) window.flown += 1; }, 10); }"
+        )
         source.advance(500)
         page.waits("() => document.querySelector('[data-key=node2] .chip.new')")
         page.page.wait_for_timeout(300)
@@ -203,8 +207,19 @@ def test_everything_can_be_done_with_the_keyboard(browser: Any):
         reached = set()
         for _ in range(60):
             page.page.keyboard.press("Tab")
-            reached.add(page.page.evaluate("() => document.activeElement.id || document.activeElement.textContent || document.activeElement.tagName"))
-        assert {f"{NAMESPACE}/model-002", "Nodes-search", "Nodes-filter", "what-if-gone", "Ask the planner", "Memory: others, we, free"} <= reached
+            reached.add(
+                page.page.evaluate(
+                    "() => document.activeElement.id || document.activeElement.textContent || document.activeElement.tagName"
+                )
+            )
+        assert {
+            f"{NAMESPACE}/model-002",
+            "Nodes-search",
+            "Nodes-filter",
+            "what-if-gone",
+            "Ask the planner",
+            "Memory: others, we, free",
+        } <= reached
         page.page.locator("#nodes-list").get_by_role("button", name="Memory: others, we, free").focus()
         page.page.keyboard.press("Enter")
         page.waits("() => document.querySelector('#nodes-list [aria-sort=ascending]').textContent.startsWith('Memory')")
@@ -263,7 +278,10 @@ def test_the_planner_answers_what_if(browser: Any):
 
 @pytest.mark.parametrize("width", [360, 768])
 def test_it_fits_on_small_screens(browser: Any, width: int):
-    with served(Told(worlds.many_nodes(60, 3)), what_if=True) as url, opened(browser, at(url), viewport={"width": width, "height": 800}) as page:
+    with (
+        served(Told(worlds.many_nodes(60, 3)), what_if=True) as url,
+        opened(browser, at(url), viewport={"width": width, "height": 800}) as page,
+    ):
         page.waits(SHOWN)
         assert page.page.evaluate("() => document.documentElement.scrollWidth") <= width
 
@@ -272,13 +290,18 @@ def test_it_fits_on_small_screens(browser: Any, width: int):
 @pytest.mark.parametrize("state", ["served", "empty", "never planned", "many", "away", "sign in"])
 def test_tools_for_accessibility_find_nothing(browser: Any, scheme: str, state: str):
     """axe-core's rules, contrast among them. It comes in by the driver, past the page's own policy."""
-    from axe_playwright_python.sync_playwright import Axe
-
     documents = {"empty": worlds.EMPTY, "never planned": worlds.never_planned(), "many": worlds.many_nodes()}
     source = Told(documents.get(state, worlds.served()))
     access = ReviewedAccess(Cluster(), "page") if state == "sign in" else None
-    with served(source, access, what_if=True) as url, opened(browser, at(url) if access is None else url, clean=False, color_scheme=scheme, bypass_csp=True) as page:  # fmt: skip
-        page.waits("() => !document.getElementById('sign-in').hidden" if access else SHOWN)
+    with served(source, access, what_if=True) as url:
+        _nothing_is_found(browser, source, at(url) if access is None else url, state, scheme)
+
+
+def _nothing_is_found(browser: Any, source: Told, url: str, state: str, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    with opened(browser, url, clean=False, color_scheme=scheme, bypass_csp=True) as page:
+        page.waits("() => !document.getElementById('sign-in').hidden" if state == "sign in" else SHOWN)
         if state == "away":
             source.error = UnavailableError("away")
             page.waits("() => !document.getElementById('problem').hidden")

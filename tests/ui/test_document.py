@@ -29,8 +29,8 @@ def changed_in(document: Document, kind: str, key: str, **more: Any) -> Document
 
 def test_nodes_show_what_others_use_and_what_we_hold():
     world, _ = serving()
-    used = {node: 1.5 for node in world.nodes}
-    segments = [pod for pod in world.segments()]
+    used = dict.fromkeys(world.nodes, 1.5)
+    segments = list(world.segments())
     found = Measured(
         node_cpu_cores=Samples(by_name={name: Sample(value, 1.0) for name, value in used.items()}),
         segment_cpu_cores=Samples(by_name={f"{NAMESPACE}/{name}": Sample(0.5, 1.0) for name in segments}),
@@ -88,7 +88,13 @@ def test_a_resource_that_was_never_planned_is_shown():
 
 
 def test_statuses_of_other_versions_do_not_break_the_page():
-    for status in ({"plan": {"segments": "none"}}, {"plan": []}, {"decisions": {"a": 1}}, {"conditions": [7]}, {"plan": {"segments": [{}]}}):
+    for status in (
+        {"plan": {"segments": "none"}},
+        {"plan": []},
+        {"decisions": {"a": 1}},
+        {"conditions": [7]},
+        {"plan": {"segments": [{}]}},
+    ):
         world = World(small("a"))
         world.add({**a_body(), "status": status})
         assert KEY in document_from(world).resources

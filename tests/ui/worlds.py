@@ -77,6 +77,8 @@ def hostile() -> Document:
         "slo": {HOSTILE: HOSTILE}, "plan": {**item["plan"], "explanation": [HOSTILE]}, "proven": HOSTILE, "key": f"{NAMESPACE}/{HOSTILE}",
     }  # fmt: skip
     held = [{"namespace": HOSTILE, "resource": HOSTILE, "segment": HOSTILE, "component": HOSTILE, "layers": HOSTILE, "memory_mib": 1.0}]
-    nodes = {name: {**document.nodes["a"], "name": name, "zone": HOSTILE, "excluded": HOSTILE, "held": held} for name in (HOSTILE, HOSTILE + "2")}
+    nodes = {
+        name: {**document.nodes["a"], "name": name, "zone": HOSTILE, "excluded": HOSTILE, "held": held} for name in (HOSTILE, HOSTILE + "2")
+    }
     link = {"source": HOSTILE, "target": HOSTILE, "mbps": 1.0, "rttMs": 1.0}
     return replace(document, nodes=nodes, resources={f"{NAMESPACE}/{HOSTILE}": item}, links={HOSTILE: link}, notes=(HOSTILE,))

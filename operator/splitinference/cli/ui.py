@@ -18,10 +18,14 @@ class _Unusable(Exception):
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add the command."""
-    parser = subparsers.add_parser("ui", help="a page with nodes, pipelines and decisions, in your browser (changes nothing)", description=__doc__)
+    parser = subparsers.add_parser(
+        "ui", help="a page with nodes, pipelines and decisions, in your browser (changes nothing)", description=__doc__
+    )
     parser.add_argument("-n", "--namespace", help="show this namespace alone; all that you may list if none is given")
     parser.add_argument("--kubeconfig", help="kubeconfig file; KUBECONFIG or ~/.kube/config if none is given")
-    parser.add_argument("--prometheus", metavar="URL", help="where the use of nodes is read; SPLITINFERENCE_PROMETHEUS_URL if none is given")
+    parser.add_argument(
+        "--prometheus", metavar="URL", help="where the use of nodes is read; SPLITINFERENCE_PROMETHEUS_URL if none is given"
+    )
     parser.add_argument("--port", type=_port, default=0, help="port on the loopback; a free one if none is given")
     parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=sys.stdout.isatty(), help="open the page in a browser")
     parser.add_argument("--what-if", action=argparse.BooleanOptionalAction, default=True, help="offer the form that asks the planner")
@@ -72,9 +76,7 @@ def _source(args: argparse.Namespace) -> "Source":
     from splitinference.adapters.kubernetes.client import connect, current_namespace
     from splitinference.ui.kube import LiveCluster
 
-    return LiveCluster(
-        connect(args.kubeconfig), settings, (args.namespace,) if args.namespace else (), current_namespace(args.kubeconfig)
-    )
+    return LiveCluster(connect(args.kubeconfig), settings, (args.namespace,) if args.namespace else (), current_namespace(args.kubeconfig))
 
 
 def _simulated(args: argparse.Namespace) -> "Source":

@@ -24,7 +24,9 @@ class PageSettings(BaseSettings):
     exposed: bool = Field(default=False, description="listen on all addresses; else on the loopback, for kubectl port-forward")
     tls_folder: str = Field(default="", description="folder with tls.crt and tls.key; needed where it is exposed")
     hosts: str = Field(default="", description="names under which browsers reach it, with commas between them")
-    audience: str = Field(default="splitinference-page", description="audience of the tokens that people sign in with; empty: that of the API server")
+    audience: str = Field(
+        default="splitinference-page", description="audience of the tokens that people sign in with; empty: that of the API server"
+    )
     what_if: bool = Field(default=False, description="offer the what-if form, which uses processor time")
     what_if_seconds: float = Field(default=10.0, gt=0, le=120, description="longest time of one answer, in seconds")
 

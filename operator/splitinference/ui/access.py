@@ -49,7 +49,10 @@ class Access(Protocol):
     """Decides about a token."""
 
     async def scope(self, token: str, namespaces: Iterable[str]) -> Scope:
-        """What its bearer may see; `namespaces`: those that have resources. Raises UnauthenticatedError, ForbiddenError, UnavailableError."""
+        """What its bearer may see; `namespaces`: those that have resources.
+
+        Raises UnauthenticatedError, ForbiddenError, UnavailableError.
+        """
 
 
 class LocalAccess:

@@ -24,7 +24,12 @@ def answer_json(outcome: Outcome, basis: Basis, problem: Problem) -> Json:
     found["stay"] = None if basis.plan is None else _stay(basis.plan, problem)
     match outcome:
         case Solved(plan=plan):
-            found |= {"outcome": "solved", "optimal": outcome.optimal, "gap": rounded(outcome.gap, 4), "seconds": rounded(outcome.seconds, 2)}
+            found |= {
+                "outcome": "solved",
+                "optimal": outcome.optimal,
+                "gap": rounded(outcome.gap, 4),
+                "seconds": rounded(outcome.seconds, 2),
+            }
             found["plan"] = plan_json(plan, plan.prediction or _predicted(plan, problem))
         case Infeasible():
             found |= {"outcome": "infeasible", "plan": None, "reasons": [vars(reason) for reason in outcome.reasons]}
@@ -75,7 +80,10 @@ def _times(prediction: Prediction | None) -> Json | None:
 
 def _stay(plan: Plan, problem: Problem) -> Json:
     """The serving plan under the change: what it breaks, and its times where they can be told."""
-    return {"violations": [v.message for v in violations(plan, problem)][:20], "predicted": _times(_predicted(plan, problem))}
+    there = {node.name for node in problem.snapshot.nodes}
+    gone = [f"{name} is gone" for name in dict.fromkeys(name for segment in plan.segments for name in segment.nodes) if name not in there]
+    wrong = gone or [v.message for v in violations(plan, problem)]
+    return {"violations": wrong[:20], "predicted": _times(_predicted(plan, problem))}
 
 
 def _predicted(plan: Plan, problem: Problem) -> Prediction | None:

@@ -33,7 +33,9 @@ def profile_of(resource: Resource, kept: Mapping[str, Any] | None, settings: Set
         raise Unanswerable("The operator has not read this model yet. Its condition Accepted says why.")
     model, runtime = resource.spec.model, settings.segment_runtime_mib * 2**20
     try:
-        return profile_from_model(unpacked.config, unpacked.tensors, model.dtype, files=unpacked.files, runtime_bytes=runtime, model=model.id)
+        return profile_from_model(
+            unpacked.config, unpacked.tensors, model.dtype, files=unpacked.files, runtime_bytes=runtime, model=model.id
+        )
     except ModelRefusedError as error:
         raise Unanswerable(f"The model cannot be served: {error}") from error
 

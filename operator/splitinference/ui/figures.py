@@ -78,7 +78,7 @@ def link_items(network: Network, serving: Sequence[str] = ()) -> tuple[dict[str,
     wanted, listed = set(serving), network.links
     first = [link for link in listed if link.source in wanted and link.target in wanted]
     rest = [link for link in listed if not (link.source in wanted and link.target in wanted)]
-    found = {
+    found: dict[str, Item] = {
         f"{link.source}→{link.target}": {
             "source": link.source,
             "target": link.target,

@@ -11,8 +11,8 @@ from splitinference.adapters.kubernetes.api import Api
 from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
 from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.adapters.queries import own
-from splitinference.controller.api.spec import GROUP, PLURAL
+from splitinference.adapters.queries import Query
+from splitinference.controller.api.spec import GROUP
 from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store
 from splitinference.controller.cluster_state.node_capacity import Standing
 from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
@@ -30,6 +30,8 @@ TIMEOUT_SECONDS = 5.0
 METRICS_SECONDS = 5.0
 """Prometheus has nothing newer sooner."""
 RIGHTS_SECONDS = 60.0
+OLDEST_SECONDS = 60.0
+"""Counts of requests that are older say nothing of now."""
 _KINDS = {"splitinferences": GROUP, "nodes": "", "pods": ""}
 _RUNNING, _WAITING = "splitinference_gateway_running_sequences", "splitinference_gateway_queue_depth"
 
@@ -83,7 +85,7 @@ class PageMetrics(PrometheusMetrics):
 
     def loads(self) -> Mapping[tuple[str, str], Load]:
         """Running and waiting requests by namespace and name of the gateway's pod; empty where nobody scrapes gateways."""
-        running, waiting = (self._ask(own(f"max by (namespace, pod) ({name})", ("namespace", "pod"))) for name in (_RUNNING, _WAITING))
+        running, waiting = (self._ask(_of_pods(name)) for name in (_RUNNING, _WAITING))
         pods = {name for samples in (running, waiting) for name in samples.by_name}
         found = {}
         for name in pods:
@@ -92,9 +94,17 @@ class PageMetrics(PrometheusMetrics):
         return found
 
 
+def _of_pods(metric: str) -> Query:
+    """A metric of gateways by pod; an old sample is none."""
+    by = "max by (namespace, pod)"
+    return Query(value=f"{by} ({metric})", age=f"{by} (time() - timestamp({metric}))", by=("namespace", "pod"))
+
+
 def _count(samples: Samples, name: str) -> int | None:
     sample = samples.by_name.get(name)
-    return None if sample is None or sample.value is None or not 0 <= sample.value < 1e9 else int(sample.value)
+    if sample is None or sample.value is None or not 0 <= sample.value < 1e9 or not 0 <= sample.age_seconds <= OLDEST_SECONDS:
+        return None
+    return int(sample.value)
 
 
 class LiveCluster:
@@ -122,7 +132,9 @@ class LiveCluster:
         may, notes = self._may(), []
         if not may["splitinferences"]:
             where = f"in the namespace {self._wanted[0]}" if len(self._wanted) == 1 else "in all namespaces"
-            raise RefusedError(f"This account may not list and watch SplitInferences {where}. Ask for the right, or name a namespace with -n.")
+            raise RefusedError(
+                f"This account may not list and watch SplitInferences {where}. Ask for the right, or name a namespace with -n."
+            )
         cluster = self._watched()
         resources = cluster.split_inferences()
         nodes = cluster.nodes() if may["nodes"] else ()
@@ -135,9 +147,7 @@ class LiveCluster:
         measured, loads = self._read_metrics(nodes, pods)
         if measured.problem:
             notes.append(f"The use of nodes is not known: {measured.problem}.")
-        objects = Objects(
-            datetime.now(UTC), resources, nodes, pods, measured, loads, self._read_records() if nodes else {}, tuple(notes)
-        )
+        objects = Objects(datetime.now(UTC), resources, nodes, pods, measured, loads, self._read_records() if nodes else {}, tuple(notes))
         before: Standing | None = self._seen[1].standing if self._seen else None
         document, picture = document_of(objects, self._settings, before)
         self._seen = objects, picture
@@ -182,7 +192,9 @@ class LiveCluster:
 
     def _watched(self) -> WatchedCluster:
         if self._cluster is None:
-            self._cluster = WatchedCluster(self._api, TIMEOUT_SECONDS, self._namespaces, lambda *_: None, lambda _: None, before_write=_never)
+            self._cluster = WatchedCluster(
+                self._api, TIMEOUT_SECONDS, self._namespaces, lambda *_: None, lambda _: None, before_write=_never
+            )
         return self._cluster
 
     def _read_metrics(self, nodes: Sequence[Manifest], pods: Sequence[Manifest]) -> tuple[Measured, Mapping[tuple[str, str], Load]]:

@@ -19,7 +19,7 @@ class Load:
     waiting: int | None = None
 
 
-def resource_item(view: ResourceView, load: Load = Load(), spec: Mapping[str, Any] | None = None) -> dict[str, Any]:  # noqa: B008 - frozen
+def resource_item(view: ResourceView, load: Load = Load(), spec: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The item of a resource. `spec`: as the API server has it, for the SLO and the privacy rules."""
     item = view.model_dump(mode="json", exclude={"uid", "labels"})
     plan = item.pop("plan")

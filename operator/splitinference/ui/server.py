@@ -175,7 +175,9 @@ class _Api:
         """The state as server-sent events: first all of it, then what changes."""
         await self._scope(request)
         async with self._stream_of(bearer(request.headers)):
-            response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"})
+            response = web.StreamResponse(
+                headers={**HEADERS, "Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
+            )
             await response.prepare(request)
             with suppress(ConnectionError, TimeoutError):
                 await self._send(request, response)

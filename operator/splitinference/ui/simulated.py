@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from splitinference.controller.api.conditions import stamp
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.predict import predict
 from splitinference.core.transition.state import NamedSegment, Phase
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
-from splitinference.controller.api.conditions import stamp
 from splitinference.simulation.observation import moment
 from splitinference.simulation.policies import PolicyName
 from splitinference.simulation.run import Simulation, prepare
@@ -96,7 +96,7 @@ class Simulated:
         problem, plan = made.operator.problem, made.operator.plan
         snapshot, at = made.observation.snapshot(), moment(made.env.now)
         over = made.env.now >= self.trace.duration_s
-        played = f"This is a simulation of {self.trace.name}, {self.speed:g} times as fast as real time."
+        played = f"This is a simulation of {self.trace.name}" + (f", {self.speed:g} times as fast as real time." if self.speed else ".")
         notes = (played, "The simulation has ended.") if over else (played,)
         return Document(
             read=at,
@@ -219,7 +219,9 @@ class Simulated:
             for run in runs
         )  # fmt: skip
         ours = sum(run.named.memory_bytes for run in runs)
-        view = NodeView(name=node.name, ready=node.ready, zone=node.zone, cores=node.cores, memory_mib=node.memory_free_bytes / MIB, held=held)
+        view = NodeView(
+            name=node.name, ready=node.ready, zone=node.zone, cores=node.cores, memory_mib=node.memory_free_bytes / MIB, held=held
+        )
         return {
             **view.model_dump(mode="json", exclude={"labels", "used_by_others"}),
             "usedByOthers": rounded(node.utilization, 2),
@@ -258,6 +260,4 @@ def _spec(problem: Problem) -> dict[str, Any]:
 
 
 def _segment(named: NamedSegment, phase: str) -> SegmentView:
-    return SegmentView(
-        name=named.name, start=named.start, end=named.end, node=named.node, phase=phase, memory_mib=named.memory_bytes / MIB
-    )
+    return SegmentView(name=named.name, start=named.start, end=named.end, node=named.node, phase=phase, memory_mib=named.memory_bytes / MIB)

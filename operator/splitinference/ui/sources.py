@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from splitinference.controller.cluster_state.node_benchmark import Records, with_figures
+from splitinference.controller.cluster_state.node_capacity import Standing, standing_of
 from splitinference.controller.cluster_state.node_metrics import Measured
 from splitinference.controller.cluster_state.pods import is_ours, labels_of
 from splitinference.controller.cluster_state.snapshot import Picture, Reading, Sources, claims, read_snapshot
 from splitinference.controller.cluster_state.snapshot import picture_of as drawn
-from splitinference.controller.cluster_state.node_capacity import Standing, standing_of
 from splitinference.controller.manifests.gateway import GATEWAY
 from splitinference.controller.manifests.pod_parts import INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.manifests.profile_pod import cache_name
@@ -114,7 +114,9 @@ def basis_from(
 def _reading(objects: Objects, picture: Picture, owner: tuple[str, str], settings: Settings) -> Reading:
     held = claims(objects.resources, objects.pods, *owner)
     return read_snapshot(
-        Sources(now=objects.now, nodes=objects.nodes, pods=objects.pods, measured=objects.measured, held=held, owner=owner, picture=picture),
+        Sources(
+            now=objects.now, nodes=objects.nodes, pods=objects.pods, measured=objects.measured, held=held, owner=owner, picture=picture
+        ),
         settings,
     )
 

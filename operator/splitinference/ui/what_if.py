@@ -37,7 +37,7 @@ class Bounds:
 class WhatIf:
     """Answers questions. `close` ends the solver's process."""
 
-    def __init__(self, asks: Asks, bounds: Bounds = Bounds(), process: Callable[[], SolverProcess] | None = None) -> None:  # noqa: B008
+    def __init__(self, asks: Asks, bounds: Bounds = Bounds(), process: Callable[[], SolverProcess] | None = None) -> None:
         self._asks = asks
         self._bounds = bounds
         self._process = (process or (lambda: SolverProcess(bounds.memory_mib, NICENESS)))()

@@ -58,7 +58,7 @@ export function segmentTable(parent) {
   return (item) => {
     const found = segmentsOf(item).slice(0, 400);
     sync(body, found, (s) => s.name, () => el("tr", {}, el("th", { scope: "row" }), ...heads.slice(1).map(() => el("td"))), (row, s) => {
-      const hop = s.observedHopMs ?? s.hopMs;
+      const hop = s.observedHopMs || s.hopMs || null; // the last stage has none
       const words = [layers(s), s.node + (s.processor ? ` (${s.processor})` : ""), phaseOf(s) || "serves", memory(s.weight_mib), memory(s.kv_mib), ms(s.predicted_ms), ms(s.observed_ms), ms(hop), s.planned ? `${s.stage + 1}${s.pipeline ? ` of pipeline ${s.pipeline + 1}` : ""}` : "–"];
       words.forEach((w, at) => say(row.children[at], w));
     });

@@ -59,6 +59,8 @@ function lost(error) {
   status();
 }
 
+const sentence = (words) => `${words.charAt(0).toUpperCase()}${words.slice(1).replace(/[.\s]+$/, "")}.`;
+
 /** How old what is shown is, and what is wrong. */
 function status() {
   const age = state.age === null ? null : state.age + (performance.now() - state.at) / 1000;
@@ -66,7 +68,7 @@ function status() {
   const words = age === null ? "Connecting" : old ? "Live" : `Shown as of ${span(age)} ago`;
   say(byId("link"), words);
   byId("link").dataset.state = old ? "good" : age === null ? "wait" : "bad";
-  const trouble = state.problem && (state.first || age === null) ? `${state.problem}${age === null ? "" : ` What you see is ${span(age - (age % 5))} old.`}` : "";
+  const trouble = state.problem && (state.first || age === null) ? `${sentence(state.problem)}${age === null ? "" : ` What you see is ${age < 5 ? "a few seconds" : span(age - (age % 5))} old.`}` : "";
   show(byId("problem"), Boolean(trouble));
   say(byId("problem"), trouble);
 }

@@ -209,7 +209,7 @@ function drawCard(element, name, node) {
   say(cpuText, node ? `CPU: others ${percent(node.usedByOthers)}` : "");
   const whole = node?.memoryMib || 0;
   gauge(room, whole ? node.othersMib / whole : 0, whole ? node.oursMib / whole : 0);
-  say(roomText, node ? `memory: ${memory(node.freeMib)} free of ${memory(whole)}` : "");
+  say(roomText, node ? `free: ${memory(node.freeMib)} of ${memory(whole)}` : "");
 }
 
 export function stateOf(node) {

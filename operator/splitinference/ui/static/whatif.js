@@ -150,7 +150,7 @@ function plan(found) {
   const rows = found.plan.segments.map((s) => {
     const same = before.find((b) => b.pipeline === s.pipeline && b.start === s.start && b.end === s.end);
     const change = !same ? "new cut" : same.node === s.node ? "stays" : `moves from ${same.node}`;
-    return el("tr", {}, el("th", { scope: "row" }, layers(s)), el("td", {}, s.nodes.join(", ")), el("td", {}, change), el("td", {}, memory(s.memoryMib)), el("td", {}, ms(s.predictedMs)), el("td", {}, ms(s.hopMs)));
+    return el("tr", {}, el("th", { scope: "row" }, layers(s)), el("td", {}, s.nodes.join(", ")), el("td", {}, change), el("td", {}, memory(s.memoryMib)), el("td", {}, ms(s.predictedMs)), el("td", {}, ms(s.hopMs || null)));
   });
   const heads = ["Layers", "Node", "Change", "Memory", "Predicted", "Hop to next"];
   return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The new plan" },
