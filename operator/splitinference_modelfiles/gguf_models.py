@@ -54,7 +54,8 @@ KV_BYTES_PER_VALUE = 2
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"_exps\.(?:weight|bias)$")
 _FIRST = frozenset({"token_embd.weight"})
-_LAST = frozenset({"output_norm.weight", "output_norm.bias", "output.weight", "output.bias"})
+_NORMS = frozenset({"output_norm.weight", "output_norm.bias"})
+_LAST = _NORMS | {"output.weight", "output.bias"}
 _EVERYWHERE = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 """Small tables of RoPE that each block reads."""
 SERVED_TYPES = frozenset({"F32", "F16", "BF16"}) | QUANTIZED
@@ -156,13 +157,19 @@ def gguf_sizes(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> 
     return sizes
 
 
-def layers_of_tensor(name: str, blocks: int, tied: bool) -> tuple[int, ...]:
-    """The layers that need a tensor. A tied head needs the embedding, too."""
+def layer_of_tensor(name: str, blocks: int) -> int:
+    """The layer that a tensor belongs to."""
     if found := _BLOCK.fullmatch(name):
-        return (int(found[1]) + 1,)
-    if name in _FIRST:
-        return (0, blocks + 1) if tied else (0,)
-    return tuple(range(blocks + 2)) if name in _EVERYWHERE else (blocks + 1,)
+        return int(found[1]) + 1
+    return 0 if name in _FIRST | _EVERYWHERE else blocks + 1
+
+
+def layers_of_tensor(name: str, blocks: int, tied: bool) -> tuple[int, ...]:
+    """The layers whose segments need a tensor. A tied head needs the embedding, too, and libllama wants the last norm in every file."""
+    if name in _EVERYWHERE | _NORMS:
+        return tuple(range(blocks + 2))
+    own = layer_of_tensor(name, blocks)
+    return (own, blocks + 1) if tied and name in _FIRST else (own,)
 
 
 def _what_of(kind: str) -> str:

@@ -338,3 +338,36 @@ def test_a_model_that_an_older_version_has_read_needs_no_reading_though_its_file
     cluster.apply(a_kept())
     assert isinstance(profiler(cluster).profile(parsed(a_resource())), Profile)
     assert not cluster.pods()
+
+
+def gguf(**more: Any) -> str:
+    from tests.core.test_profile_gguf import described, model_of
+    from tests.modelfiles.gguf_files import llama
+
+    model = model_of(llama(**more))
+    return printed(described(model), {name: [t.dtype, t.shape, t.bytes] for name, t in model.tensors.items()})
+
+
+def test_where_auto_finds_a_gguf_file_llama_cpp_is_the_engine_with_its_own_memory():
+    cluster = FakeCluster()
+    models = profiler(cluster, segment_runtime_mib=7, segment_llama_cpp_runtime_mib=5)
+    models.profile(parsed(a_resource()))
+    finish(cluster, gguf())
+    found = models.profile(parsed(a_resource()))
+    assert isinstance(found, Profile)
+    assert (found.engine, found.files, found.runtime_bytes) == ("llamacpp", ("m.gguf",), 5 * 2**20)
+    refused = models.profile(parsed(a_resource(verification={"samplePercent": 1})))
+    assert isinstance(refused, Unreadable)
+    assert (refused.reason, "spec.verification needs engine Torch" in refused.message) == ("ModelNotServed", True)
+    assert models.profile(parsed(a_resource())) == found, "which is asked of each spec anew"
+
+
+def test_a_gguf_model_that_is_not_served_is_refused_when_it_has_been_read():
+    cluster = FakeCluster()
+    models = profiler(cluster)
+    models.profile(parsed(a_resource()))
+    finish(cluster, gguf(arch="falcon"))
+    found = models.profile(parsed(a_resource()))
+    assert isinstance(found, Unreadable)
+    assert found.reason == "ModelNotServed"
+    assert "GGUF architecture 'falcon' is not served" in found.message

@@ -19,6 +19,7 @@ from splitinference.controller.plan_io.serving import Serving
 from splitinference.core.cost import predict
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.problem import Problem
+from splitinference.core.values.profile import Engine
 from splitinference_protocol.report import GatewayReport, ObservedTraffic, StageTimes
 from tests.core.planning import a_node, a_plan, a_problem, a_profile
 
@@ -304,3 +305,13 @@ def test_what_was_learned_survives_the_status_whatever_is_unknown() -> None:
 )
 def test_what_cannot_be_read_is_nothing_learned(written: Any) -> None:
     assert read_calibration({"calibration": written}) == Calibration()
+
+
+def test_factors_of_another_engine_are_forgotten() -> None:
+    torch = a_problem(*nodes())
+    known = windows(6, slower(2.0, torch), torch)
+    assert known.nodes
+    llama = torch.model_copy(update={"profile": torch.profile.model_copy(update={"engine": Engine.LLAMA_CPP})})
+    found, _ = compare(known, slower(1.0, llama), llama, NOW)
+    assert not found.nodes
+    assert found.model == f"{known.model}/llamacpp"

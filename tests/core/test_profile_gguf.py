@@ -162,6 +162,7 @@ def test_every_tensor_is_needed_by_the_layers_that_hold_it():
     assert layers_of_tensor("token_embd.weight", 30, tied=True) == (0, 31)
     assert layers_of_tensor("token_embd.weight", 30, tied=False) == (0,)
     assert layers_of_tensor("output.weight", 30, tied=False) == (31,)
+    assert layers_of_tensor("output_norm.weight", 30, tied=False) == tuple(range(32)), "libllama wants it in every file"
     assert layers_of_tensor("rope_freqs.weight", 30, tied=False) == tuple(range(32))
 
 

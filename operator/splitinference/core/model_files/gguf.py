@@ -6,7 +6,7 @@ from typing import Any
 from splitinference.core.model_files.safetensors import BYTES_PER_ELEMENT, content_digest
 from splitinference.core.values.profile import Engine, Layer, LayerKind, Profile
 from splitinference_modelfiles.gguf import QUANTIZED
-from splitinference_modelfiles.gguf_models import GGUF_KEY, GgufSizes, gguf_sizes, layers_of_tensor
+from splitinference_modelfiles.gguf_models import GGUF_KEY, GgufSizes, gguf_sizes, layer_of_tensor
 from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
 
 
@@ -23,7 +23,7 @@ def profile_from_gguf(
     sizes = gguf_sizes(config, tensors)
     parts: list[dict[str, TensorInfo]] = [{} for _ in range(sizes.blocks + 2)]
     for name, info in tensors.items():
-        parts[layers_of_tensor(name, sizes.blocks, tied=False)[0]][name] = info
+        parts[layer_of_tensor(name, sizes.blocks)][name] = info
     return Profile(
         model=model or sizes.architecture,
         digest=content_digest(config, tensors),
