@@ -11,7 +11,7 @@ from e2e.cluster.settings import REPOSITORY
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]
 
-MOST_MB = 320
+MOST_MB = 360  # on the base that is built here, which is 45 MB larger than the public slim one
 
 
 def test_the_image_serves_gguf_files(engine: Cluster, tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 REQUIREMENTS = {
-    "operator": ("requirements.txt",),
-    "gateway": ("requirements.txt",),
-    "segment": ("requirements.txt", "requirements-convert.txt", "requirements-triton.txt"),
+    "operator": ("operator/requirements.txt",),
+    "gateway": ("gateway/requirements.txt",),
+    "segment": ("segment/requirements.txt", "segment/requirements-convert.txt", "segment/requirements-triton.txt"),
+    "segment-llamacpp": ("segment/requirements-triton.txt", "segment/requirements-libllama.txt"),
 }
 
 
 def main(image: str, target: str) -> None:
     """Write the list of `image` to `target`."""
-    text = "\n".join((ROOT / "images" / image / name).read_text() for name in REQUIREMENTS[image])
+    text = "\n".join((ROOT / "images" / name).read_text() for name in REQUIREMENTS[image])
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(text)
         file.flush()

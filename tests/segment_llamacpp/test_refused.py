@@ -1,5 +1,6 @@
 """Files and cuts that are refused, each with its reason."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ from chains import Chain, cuts, engine
 from random_gguf import BLOCKS, VOCABULARY, make, random_model, write_gguf
 from unsplit import Unsplit, same
 
+from splitinference_modelfiles.gguf_models import GGUF_SERVED, MOST_RUNNING_SEQUENCES, layers_of_tensor
 from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_segment.llamacpp.architectures import ARCHITECTURES
 from splitinference_segment.llamacpp.engine import LlamaEngine
+from splitinference_segment.llamacpp.kv import MOST_SLOTS, SPARE
 from splitinference_segment.llamacpp.slices import cut, open_model
 from splitinference_segment.settings import Settings
 
@@ -191,3 +195,28 @@ def test_what_a_node_fetches(llama: Path) -> None:
         if name.startswith(("blk.2.", "blk.3.")) or name in ("output_norm.weight", "rope_freqs.weight")
     ]
     assert sorted(offset for offset, _ in ranges) == sorted(source.model.places[name].offset for name in own)
+
+
+def test_the_planner_and_the_engine_know_the_same_architectures() -> None:
+    assert set(ARCHITECTURES) == set(GGUF_SERVED)
+    assert MOST_SLOTS - 16 - SPARE - 1 == MOST_RUNNING_SEQUENCES
+
+
+def test_a_file_whose_other_tensors_are_holes(tmp_path: Path, llama: Path) -> None:
+    """What a node fetches: the file's length and header, and at their places the tensors that these layers need."""
+    source, edges, paths = open_model(llama), cuts(BLOCKS, 3), []
+    whole = llama.read_bytes()
+    header = min(place.offset for place in source.model.places.values())
+    for start, end in itertools.pairwise(edges):
+        paths.append(tmp_path / f"{start}.gguf")
+        data = bytearray(whole[:header]) + bytes(len(whole) - header)
+        for name, place in source.model.places.items():
+            if set(layers_of_tensor(name, BLOCKS, False)) & set(range(start, end)):
+                size = source.model.tensors[name].bytes
+                data[place.offset : place.offset + size] = whole[place.offset : place.offset + size]
+        paths[-1].write_bytes(data)
+    chains = [Chain(path, [start, end]) for path, (start, end) in zip(paths, itertools.pairwise(edges), strict=True)]
+    chain, unsplit = Chain(llama, []), Unsplit(llama)
+    chain.stages = [each.stages[0] for each in chains]
+    same(chain.logits(TOKENS[:20], 0), unsplit.last(TOKENS[:20], 0))
+    unsplit.model.close()

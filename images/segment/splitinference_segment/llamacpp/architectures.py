@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from splitinference_modelfiles.gguf_models import CUT_EVERY, UNSPLIT_BLOCKS
 from splitinference_modelfiles.headers import ModelRefusedError
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one architecture is cut.
+    """How a slice of one architecture differs from a whole model.
 
     `window_period`: where the metadata does not say, each so many-th block attends to everything, the others to a window. `window`: of so
-    many tokens where the metadata does not say; None: there is no window then. `needs_head`:
-    libllama wants a head in the file, tied or not. `scales_input`: it multiplies whatever comes in by the square root of the width.
-    `cut_every`: blocks may be cut at multiples alone. `odd_blocks`: so many blocks mean another size of the model, with other constants.
+    many tokens where the metadata does not say; None: there is no window then. `needs_head`: libllama wants a head in the file, tied or
+    not. `scales_input`: it multiplies whatever comes in by the square root of the width; `scales_embedding`: only embeddings of tokens.
     """
 
     window_period: int = 0
@@ -26,8 +26,6 @@ class Architecture:
     needs_head: bool = False
     scales_input: bool = False
     scales_embedding: bool = False
-    cut_every: int = 1
-    odd_blocks: int = 0
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -36,11 +34,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2moe": Architecture(needs_head=True),
     "qwen3": Architecture(),
     "qwen3moe": Architecture(),
-    "gemma2": Architecture(window_period=2, window=4096, scales_input=True, odd_blocks=46),
-    "gemma3": Architecture(window_period=6, scales_embedding=True, odd_blocks=62),
+    "gemma2": Architecture(window_period=2, window=4096, scales_input=True),
+    "gemma3": Architecture(window_period=6, scales_embedding=True),
     "phi3": Architecture(),
     "gpt-oss": Architecture(window_period=2, window=128, needs_head=True),
-    "smollm3": Architecture(cut_every=4),
+    "smollm3": Architecture(),
 }
 
 PER_BLOCK = ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "expert_feed_forward_length")
@@ -55,18 +53,19 @@ def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def check_cut(architecture: Architecture, blocks: range, count: int) -> None:
+def check_cut(name: str, blocks: range, count: int) -> None:
     """ModelRefusedError where libllama would compute something else from blocks [start, stop) of `count` alone."""
     if len(blocks) == count:
         return
-    if architecture.odd_blocks in (count, len(blocks)):
+    unsplit, every = UNSPLIT_BLOCKS.get(name), CUT_EVERY.get(name, 1)
+    if unsplit in (count, len(blocks)):
         raise ModelRefusedError(
-            f"blocks {blocks.start} to {blocks.stop} of {count}: libllama takes a model of {architecture.odd_blocks} blocks for another "
+            f"blocks {blocks.start} to {blocks.stop} of {count}: libllama takes a model of {unsplit} blocks for another "
             "size, with another attention scale; such a model is served unsplit"
         )
     for edge in (blocks.start, blocks.stop):
-        if edge % architecture.cut_every and edge != count:
-            raise ModelRefusedError(f"the model cannot be cut before block {edge}: cuts are at multiples of {architecture.cut_every}")
+        if edge % every and edge != count:
+            raise ModelRefusedError(f"the model cannot be cut before block {edge}: cuts are at multiples of {every}")
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def cut(source: Source, start: int, end: int) -> Slice:
     blocks = range(max(start, 1) - 1, min(end, count - 1) - 1)
     if not blocks:
         raise ModelRefusedError(f"layers {start}:{end} have no block: a segment of the llama.cpp engine needs at least one")
-    check_cut(architecture, blocks, source.blocks)
+    check_cut(source.model.metadata["general.architecture"], blocks, source.blocks)
     is_first, is_last = start == 0, end == count
     given, metadata = source.model.tensors, source.model.metadata
     if "token_embd.weight" not in given:
