@@ -158,6 +158,17 @@ async def test_a_decoder_asked_for_vectors_and_an_encoder_asked_for_text_say_so(
         assert (status, answer["tokens"]) == (200, tokens("hi"))
 
 
+async def test_nobody_without_a_key_learns_what_the_model_is(tmp_path: Path, model_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("sk-one\n")
+    async with serving(tmp_path, model_path, await toy_segments("a"), api_keys_file=keys) as world:
+        for path in ("/v1/embeddings", "/v1/score", "/v1/rerank", "/v1/responses"):
+            status, answer, _ = await world.post(path, {"model": MODEL, "input": "a"})
+            assert status == 401, answer
+        async with world.http.get(f"{world.url}/v1/responses/resp_1") as response:
+            assert response.status == 401
+
+
 async def test_without_a_tokenizer_an_encoder_still_serves_tensors(tmp_path: Path) -> None:
     folder = write_encoder(tmp_path / "model")
     (folder / "tokenizer.json").unlink()

@@ -16,7 +16,6 @@ from splitinference_protocol.meta import (
     OPS,
     ROLES,
     Hop,
-    Pooling,
     Prefix,
     Request,
     TensorMeta,
@@ -24,6 +23,7 @@ from splitinference_protocol.meta import (
     forwarded,
     parse,
 )
+from splitinference_protocol.pooling import Pooling
 from splitinference_protocol.report import (
     FailedCheck,
     Failing,

@@ -108,7 +108,7 @@ def test_a_wrong_field_of_a_spot_check_is_refused_by_name(fields: dict[str, Any]
     ("changes", "said"),
     [
         ({"outputs": "logits"}, "outputs should be a list"),
-        ({"outputs": [""]}, "outputs should be a text"),
+        ({"outputs": [""]}, "outputs should be texts"),
         ({"outputs": ["a"] * 17}, "outputs should be a list of 16"),
         ({"pooling": "mean"}, "pooling should be"),
         ({"pooling": {"modes": []}}, "pooling should be"),

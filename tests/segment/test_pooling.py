@@ -9,7 +9,8 @@ import pytest
 import torch
 from test_encoder import IDS, split, unsplit, written
 
-from splitinference_protocol.meta import POOLING, SENTENCE_EMBEDDING, Pooling, SegmentError
+from splitinference_protocol.meta import SegmentError
+from splitinference_protocol.pooling import POOLING, SENTENCE_EMBEDDING, Pooling
 from splitinference_segment.encoder import EncoderLayers
 from splitinference_segment.pooling import pooled
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep

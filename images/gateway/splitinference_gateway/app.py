@@ -190,8 +190,8 @@ class _Endpoints:
         answer: Callable[[Gateway, Texts, str], Coroutine[Any, Any, Response]],
     ) -> Response:
         """What an encoder says. When the client leaves, so does what runs for it."""
-        check(self._gateway)
         async with self._received(request) as (client, body):
+            check(self._gateway)  # once it is known who asks
             asked = await _while_there(request, self._gateway.prompts.texts(kind, body, client))
         return await _while_there(request, answer(self._gateway, asked, client))
 

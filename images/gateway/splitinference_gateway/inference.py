@@ -18,7 +18,7 @@ from splitinference_gateway.signature import ATTENTION_MASK, INPUT_IDS, TOKEN_TY
 from splitinference_gateway.steps import Answer, Output, Wanted
 from splitinference_gateway.tensor_chain import TensorChain
 from splitinference_gateway.tensors import ITEM_BYTES, Tensor, little_endian
-from splitinference_protocol.meta import SENTENCE_EMBEDDING
+from splitinference_protocol.pooling import SENTENCE_EMBEDDING
 
 _AT_ONCE = 4  # requests of one inference that are under way together: enough to keep the stages of a pipeline busy
 _MOST_ROWS = 4096

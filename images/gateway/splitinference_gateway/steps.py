@@ -16,7 +16,8 @@ from splitinference_gateway.wire_tls import Identity
 from splitinference_protocol import answers, leb128
 from splitinference_protocol.answers import Timing
 from splitinference_protocol.frames import MOST_ANSWER, NOTHING
-from splitinference_protocol.meta import INTERNAL, ITEM_BYTES, NEXT_HOP_FAILED, Hop, Pooling, Prefix, Request, TensorMeta, encoded
+from splitinference_protocol.meta import INTERNAL, ITEM_BYTES, NEXT_HOP_FAILED, Hop, Prefix, Request, TensorMeta, encoded
+from splitinference_protocol.pooling import Pooling
 
 TRANSPORT = "transport"
 STALLED = "stalled"

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from splitinference_protocol import VERSION
+from splitinference_protocol.pooling import Pooling, parse_outputs, parse_pooling
 from splitinference_protocol.sampling import GREEDY, Sampling, parse_sampling
 
 OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export", "record", "recorded", "verify")
@@ -69,11 +70,6 @@ _DIMENSION_BYTES = 4
 _NO_TENSOR = 255
 _MOST_CACHED = 4096  # bytes of a body
 MAX_HASHES = 1 << 16
-POOLING = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""How hidden states of tokens become one vector of a text, by sentence-transformers' names."""
-SENTENCE_EMBEDDING = "sentence_embedding"
-"""The output that pooling gives."""
-MAX_OUTPUTS = 16
 
 
 class SegmentError(Exception):
@@ -132,14 +128,6 @@ class Prefix:
         number = tokens // self.block
         same = self.block == other.block and 0 < number <= min(len(self.hashes), len(other.hashes))
         return same and self.hashes[number - 1] == other.hashes[number - 1]
-
-
-@dataclass(frozen=True, slots=True)
-class Pooling:
-    """One vector of each row of hidden states: the modes' vectors, one after the other, and whether the whole is scaled to length 1."""
-
-    modes: tuple[str, ...]
-    normalize: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,20 +236,11 @@ def _prefix(value: Any) -> Prefix | None:
     return Prefix(_integer(value.get("block"), "prefix.block", 1, 1 << 20), tuple(_name(each, "prefix.hashes") for each in hashes))
 
 
-def _outputs(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > MAX_OUTPUTS:
-        raise _refuse(f"outputs should be a list of {MAX_OUTPUTS} names at most")
-    return tuple(_name(each, "outputs") for each in value)
-
-
-def _pooling(value: Any) -> Pooling | None:
-    if value is None:
-        return None
-    modes, normalize = (value.get("modes"), value.get("normalize", False)) if isinstance(value, dict) else (None, False)
-    known = isinstance(modes, list) and 1 <= len(modes) <= len(POOLING) and all(mode in POOLING for mode in modes)
-    if not known or not isinstance(normalize, bool):
-        raise _refuse(f"pooling should be {{modes, normalize}}, with modes of {', '.join(POOLING)}")
-    return Pooling(tuple(modes), normalize)
+def _wanted(fields: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {"outputs": parse_outputs(fields.get("outputs", [])), "pooling": parse_pooling(fields.get("pooling"))}
+    except ValueError as wrong:
+        raise _refuse(str(wrong)) from None
 
 
 def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
@@ -421,8 +400,7 @@ def _common(op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     if op == "echo":
         return common
     if op == "infer":
-        wanted = {"outputs": _outputs(fields.get("outputs", [])), "pooling": _pooling(fields.get("pooling"))}
-        return common | wanted | {"traceparent": _traceparent(fields)}
+        return common | _wanted(fields) | {"traceparent": _traceparent(fields)}
     common |= {"sequence": _name(fields.get("sequence"), "sequence"), "prefix": _prefix(fields.get("prefix"))}
     if op == "release":
         return common
@@ -469,7 +447,7 @@ def _body(request: Request) -> bytes:
     if request.outputs:
         fields["outputs"] = request.outputs
     if request.pooling is not None:
-        fields["pooling"] = {"modes": request.pooling.modes, "normalize": request.pooling.normalize}
+        fields["pooling"] = request.pooling.as_json()
     if request.traceparent:
         fields["traceparent"] = request.traceparent
     return json.dumps(fields, separators=(",", ":")).encode()

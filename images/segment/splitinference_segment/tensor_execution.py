@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import SENTENCE_EMBEDDING, Pooling, SegmentError
+from splitinference_protocol.meta import SegmentError
+from splitinference_protocol.pooling import SENTENCE_EMBEDDING, Pooling
 from splitinference_segment.execution import MAX_WAITING
 from splitinference_segment.pooling import pooled
 from splitinference_segment.stateless import Stateless
