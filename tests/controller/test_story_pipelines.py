@@ -126,7 +126,7 @@ def test_a_request_beyond_capacity_becomes_a_condition_with_numbers_and_what_ser
     assert condition["message"].startswith("5 pipelines are requested, the plan has 2: ")
     assert condition["message"].endswith(
         "5 pipelines are required, and there can be at most 2; "
-        "the model needs 440 MiB in one segment, 4 places have 1240 MiB free, the largest 310 MiB"
+        "the model needs 441 MiB in one segment, 4 places have 1176 MiB free, the largest 310 MiB"
     )
     assert world.condition("Planned")["status"] == "True"
     assert world.condition("Ready")["status"] == "True"

@@ -83,7 +83,7 @@ def test_more_than_fit_are_as_many_as_fit_and_the_numbers_are_said():
     decision = adopted(six(5), None)
     assert len(decision.plan.pipelines) == 3
     assert "5 pipelines are requested, 3 fit: " in decision.message
-    assert "pipelines 3 instead of 5" in decision.message
+    assert "pipelines 3 instead of 4" in decision.message
 
 
 def test_to_scale_up_adds_a_pipeline_and_leaves_the_others_alone():
@@ -139,7 +139,7 @@ def test_beyond_capacity_what_serves_stays_and_is_asked_for_again_only_when_some
 
 
 def test_a_request_far_beyond_capacity_does_not_try_every_number():
-    """Six nodes with memory for three pipelines: one solve says why sixteen do not fit, and three are found at once."""
+    """Six nodes: their memory says that there are at most four pipelines, and of three and four is found out which fit."""
     asked: list[int] = []
 
     def counted(problem, limits, hint=None):
@@ -150,8 +150,7 @@ def test_a_request_far_beyond_capacity_does_not_try_every_number():
     decision, _ = decide(inputs, Policy(), Memory(), counted, LIMITS)
     assert isinstance(decision, Adopt)
     assert len(decision.plan.pipelines) == 3
-    assert asked[0] == 16
-    assert max(asked[1:]) <= most_possible(six(16)) == 4
+    assert max(asked) <= most_possible(six(16)) == 4
     assert most_possible(six(16, min_segments=2)) == 3
     assert most_possible(six(16, max_nodes=2)) == 2
 

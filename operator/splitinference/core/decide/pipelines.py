@@ -122,22 +122,26 @@ class SeveralPipelines:
 
     def _most(self, problem: Problem, least: int) -> Found:
         wanted, possible = problem.constraints.pipelines, most_possible(problem)
-        if possible < least:
-            message = f"{wanted} pipelines are required, and there can be at most {possible}; {memory_words(problem)}"
-            return Keep(reason=Kept.INFEASIBLE, message=message), ()
-        first = self.of(problem, wanted)
-        if isinstance(first, Plan):
-            return first, ()
+        message = f"{wanted} pipelines are required, and there can be at most {possible}; {memory_words(problem)}"
+        why = Keep(reason=Kept.INFEASIBLE, message=message)
+        if wanted <= possible:
+            first = self.of(problem, wanted)
+            if isinstance(first, Plan):
+                return first, ()
+            why = first
         best: Plan | None = None
         low, high = least - 1, min(wanted, possible + 1)
         guess = len(self._working(problem))
         while high - low > 1:
             number = guess if low < guess < high else (low + high) // 2
             found = self.of(problem, number)
-            low, high, best = (number, high, found) if isinstance(found, Plan) else (low, number, best)
+            if isinstance(found, Plan):
+                low, best = number, found
+            else:
+                high, why = number, found
         if best is None:
-            return first, ()
-        return best, (f"{wanted} pipelines are requested, {len(best.pipelines)} fit: {first.message}",)
+            return why, ()
+        return best, (f"{wanted} pipelines are requested, {len(best.pipelines)} fit: {why.message}",)
 
     def of(self, problem: Problem, number: int) -> Plan | Keep:
         """The best reachable plan of exactly so many pipelines."""
