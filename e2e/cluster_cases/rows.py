@@ -14,7 +14,7 @@ from e2e import stack
 from e2e.cluster import Cluster, tools
 from e2e.cluster.command import run
 from e2e.cluster.speed import BANDWIDTH, COMPUTE, LAUNCH
-from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, said, serves, shown_by, uid
+from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, removed, said, serves, shown_by, uid
 from e2e.cluster_cases.webhook import Patch, webhook
 from e2e.scene import NAME, OURS
 from splitinference.controller.cluster_state.pods import requested_bytes
@@ -356,8 +356,7 @@ shown_by(
 def nodes_without_labels(cluster: Cluster) -> Happened:
     workers = cluster.settings.worker_names()
     images = cluster.load_images(stack.IMAGES)
-    cluster.kubectl("delete", "si", NAME, "--timeout=600s")
-    stack.until(lambda: not cluster.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 2 * SECONDS, "all pods are gone")
+    removed(cluster)
     try:
         cluster.kubectl("label", "nodes", *workers, *(f"{label}-" for label in (COMPUTE, BANDWIDTH, LAUNCH)))
         stack.install_operator(cluster, images, "--set", "measureNodes.enabled=true", "--set", "measureNodes.waitSeconds=600")
