@@ -162,16 +162,7 @@ def dead_proxies(cluster: Cluster) -> Happened:
         removed(cluster)
 
 
-@case(27, "the model's folder is on no node", "a condition names the folder, before anything waits for ever", quick=True)
-def folder_missing(cluster: Cluster) -> Happened:
-    source = {"hostPath": {"path": "/var/lib/splitinference/models/of-nobody"}}
-    model = {**yaml.safe_load(stack.SAMPLE.read_text())["spec"]["model"], "source": source}
-    with another(cluster, "homeless", model=model) as name:
-        words = "hostPath type check failed"
-        return str(stack.until(lambda: said(cluster, words, name=name), 3 * SECONDS, f"a condition says that the {words}"))
-
-
-@case(28, "a PriorityClass that does not exist is named", "a condition has the API server's words; segments stay", quick=True)
+@case(27, "a PriorityClass that does not exist is named", "a condition has the API server's words; segments stay", quick=True)
 def no_such_priority(cluster: Cluster) -> Happened:
     before = uid(cluster, "pod", inner_segment(cluster))
     patch(cluster, {"podTemplate": {"gateway": {"priorityClassName": "of-nobody"}}})
