@@ -15,7 +15,7 @@ SOURCE = [path for folder in ("controller", "adapters") for path in sorted((ROOT
 SOURCE += [ROOT / "operator/splitinference_modelfiles/digests.py"]
 CARRIERS = {"Condition", "Unreadable", "Samples"}
 """Classes whose `reason` becomes a condition's reason."""
-CONSTANTS = {"NAME_TAKEN", "NOT_STARTING", "MISMATCH"}
+CONSTANTS = {"NAME_TAKEN", "NOT_STARTING", "MISMATCH", "GATEWAY_STUCK"}
 SILENT = {Kept.STEADY, Kept.CONFIRMING, Kept.SETTLING}
 """Reasons to keep a plan that are never written."""
 

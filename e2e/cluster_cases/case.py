@@ -11,7 +11,7 @@ from typing import Any
 from e2e import stack
 from e2e.cluster import Cluster
 from e2e.cluster.command import CommandFailed
-from e2e.scene import NAME
+from e2e.scene import NAME, OURS
 from e2e.traffic import Traffic
 
 Happened = str
@@ -91,6 +91,12 @@ def serves(cluster: Cluster) -> dict[str, Any]:
     stack.wait_ready(cluster, NAME)
     stack.until(lambda: stack.settled(stack.resource(cluster, NAME)), stack.STUCK_SECONDS, "nothing is under way")
     return stack.resource(cluster, NAME)
+
+
+def removed(cluster: Cluster) -> None:
+    """Delete the sample, and wait until none of its pods is there; `serves` applies it again."""
+    cluster.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")
+    stack.until(lambda: not cluster.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 120, "all pods are gone")
 
 
 def get(cluster: Cluster, *words: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from e2e import stack
 from e2e.cluster import Cluster, tools
 from e2e.cluster.command import run
 from e2e.cluster.kind import SERVICE_SUBNET
-from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, said, serves, shown_by, uid
-from e2e.cluster_cases.rows import GATEWAY, SECONDS, another, holds, hook, host_address, inner_segment, patch
-from e2e.scene import NAME, OURS
+from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, removed, said, shown_by, uid
+from e2e.cluster_cases.rows import GATEWAY, SECONDS, another, holds, hook, host_address, inner_segment, patch, pods
+from e2e.scene import NAME
 
 LONGEST_NAME = 40
 """Of a SplitInference, by a rule of the CRD."""
@@ -59,8 +59,7 @@ def api_server_restarts(cluster: Cluster) -> Happened:
 
 @case(20, "a namespace is deleted while its resource serves", "all is gone soon; the operator serves others")
 def namespace_deleted(cluster: Cluster) -> Happened:
-    cluster.kubectl("delete", "si", NAME, "--timeout=600s")
-    stack.until(lambda: not cluster.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 2 * SECONDS, "all pods are gone")
+    removed(cluster)
     manifest = yaml.safe_load(stack.SAMPLE.read_text())
     manifest["metadata"]["namespace"] = "doomed"
     namespace: dict[str, Any] = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "doomed"}}
@@ -144,40 +143,41 @@ def dead_proxies(cluster: Cluster) -> Happened:
         [{"name": name, "value": NOWHERE} for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy")],
     )
     past = {"name": "NO_PROXY", "value": f".svc,.cluster.local,{urlsplit(cluster.prometheus_url).hostname},{SERVICE_SUBNET}"}
+    manifest = yaml.safe_load(stack.SAMPLE.read_text())
+    manifest["spec"]["podTemplate"] = {"segments": {"env": env}, "gateway": {"env": env}}
+    removed(cluster)  # on full nodes a change of variables could not replace the segments
     try:
         stack.install_operator(cluster, images, "--set-json", f"operator.env={json.dumps([*env, past])}")
-        patch(cluster, {"podTemplate": {"segments": {"env": env}, "gateway": {"env": env}}})
-        found = serves(cluster)
-        pod = found["status"]["plan"]["segments"][1]["name"]
-        words = json.dumps(get(cluster, "pod", pod)["spec"]["containers"])
-        assert NOWHERE in words, f"the segment {pod} has no proxy"
+        cluster.apply(json.dumps(manifest))
+        stack.wait_ready(cluster, NAME)
+        pod = inner_segment(cluster)
+        assert NOWHERE in json.dumps(get(cluster, "pod", pod)["spec"]["containers"]), f"the segment {pod} has no proxy"
         stack.until(lambda: holds(cluster, NAME, "MetricsAvailable", "True"), 2 * SECONDS, "Prometheus is reached")
         with asked(cluster) as traffic:
-            cluster.kubectl("delete", "pod", inner_segment(cluster), "--wait=false")
+            cluster.kubectl("delete", "pod", pod, "--wait=false")
             answers(traffic)
-            return f"{pod} and the gateway have proxies; {figures(traffic)}"
+            return f"{pod}, the gateway and the operator have proxies; {figures(traffic)}"
     finally:
         stack.install_operator(cluster, images)
-        patch(cluster, {"podTemplate": None})
+        removed(cluster)
 
 
-@case(27, "the model's folder is on no node", "a condition names the folder, before anything waits for ever", quick=True)
-def folder_missing(cluster: Cluster) -> Happened:
-    source = {"hostPath": {"path": "/var/lib/splitinference/models/of-nobody"}}
-    model = {**yaml.safe_load(stack.SAMPLE.read_text())["spec"]["model"], "source": source}
-    with another(cluster, "homeless", model=model) as name:
-        return str(stack.until(lambda: said(cluster, "of-nobody", name=name), 3 * SECONDS, "a condition names the folder"))
-
-
-@case(28, "a PriorityClass that does not exist is named", "a condition has the API server's words; segments stay", quick=True)
+@case(27, "a PriorityClass that does not exist is named", "a condition has the API server's words; segments stay", quick=True)
 def no_such_priority(cluster: Cluster) -> Happened:
-    before = uid(cluster, "pod", inner_segment(cluster))
+    patch(cluster, {"adaptation": {"mode": "Frozen"}})  # a better plan would replace a segment, too
+    serving = settled_pods(cluster)
     patch(cluster, {"podTemplate": {"gateway": {"priorityClassName": "of-nobody"}}})
     try:
         quoted: str = stack.until(lambda: said(cluster, "of-nobody"), 2 * SECONDS, "a condition names the class")
-        assert uid(cluster, "pod", inner_segment(cluster)) == before
+        assert serving.items() <= pods(cluster).items(), "a pod that served was replaced"
         with asked(cluster) as traffic:
             answers(traffic)
         return f"{quoted}; {figures(traffic)}"
     finally:
-        patch(cluster, {"podTemplate": None})
+        patch(cluster, {"podTemplate": None, "adaptation": {"mode": "Auto"}})
+
+
+def settled_pods(cluster: Cluster) -> dict[str, str]:
+    """UIDs of the sample's pods by name, once nothing is under way."""
+    stack.until(lambda: stack.settled(stack.resource(cluster, NAME)), stack.STUCK_SECONDS, "nothing is under way")
+    return pods(cluster)

@@ -14,7 +14,7 @@ from e2e import stack
 from e2e.cluster import Cluster, tools
 from e2e.cluster.command import run
 from e2e.cluster.speed import BANDWIDTH, COMPUTE, LAUNCH
-from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, said, serves, shown_by, uid
+from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, removed, said, serves, shown_by, uid
 from e2e.cluster_cases.webhook import Patch, webhook
 from e2e.scene import NAME, OURS
 from splitinference.controller.cluster_state.pods import requested_bytes
@@ -273,7 +273,7 @@ def _scheduled(cluster: Cluster, node: str, size: int) -> str:
 
 @case(11, "a second release of another version serves the same class", "it leaves alone what the first serves, and says so")
 def second_release(cluster: Cluster) -> Happened:
-    before, pods = stack.resource(cluster, NAME)["status"]["operator"], _pods(cluster)
+    before, there = stack.resource(cluster, NAME)["status"]["operator"], pods(cluster)
     values = json.loads(cluster.helm("get", "values", "splitinference", "-n", stack.SYSTEM, "-o", "json"))
     values["operator"]["replicas"] = 1
     values["crds"] = {"install": False}
@@ -284,14 +284,14 @@ def second_release(cluster: Cluster) -> Happened:
         run([cluster.tool(tools.HELM), *words], env=cluster.env(), stdin=yaml.safe_dump(values))
         event = stack.until(lambda: _event(cluster, "ServedByAnother"), 2 * SECONDS, "an event ServedByAnother")
         assert stack.resource(cluster, NAME)["status"]["operator"] == before
-        assert _pods(cluster) == pods, "pods were made or deleted"
+        assert pods(cluster) == there, "pods were made or deleted"
     finally:
         cluster.helm("uninstall", "second", "-n", "second", "--ignore-not-found")
         cluster.kubectl("delete", "namespace", "second", "--ignore-not-found", "--wait=false")
     return str(event)
 
 
-def _pods(cluster: Cluster) -> dict[str, str]:
+def pods(cluster: Cluster) -> dict[str, str]:
     found = json.loads(cluster.kubectl("get", "pods", "-l", OURS, "-o", "json"))["items"]
     return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in found}
 
@@ -320,14 +320,14 @@ def drained(cluster: Cluster) -> Happened:
 
 @case(14, "annotations, labels and pull secrets for segments and gateway", "no segment is replaced for what does not change it", quick=True)
 def template_of_pods(cluster: Cluster) -> Happened:
-    before = {name: made for name, made in _pods(cluster).items() if not name.startswith(GATEWAY)}
+    before = {name: made for name, made in pods(cluster).items() if not name.startswith(GATEWAY)}
     given = {"annotations": {"cases.test/team": "blue"}, "labels": {"cases.test/team": "blue"}, "imagePullSecrets": ["registry"]}
     patch(cluster, {"podTemplate": {"segments": given, "gateway": given}})
     try:
         selector = "cases.test/team=blue,app.kubernetes.io/component=gateway"
         stack.until(lambda: cluster.kubectl("get", "pods", "-l", selector, "-o", "name").strip(), SECONDS, "a gateway with the label")
         serves(cluster)
-        now = _pods(cluster)
+        now = pods(cluster)
         assert before.items() <= now.items(), "a segment was replaced"
     finally:
         patch(cluster, {"podTemplate": None})
@@ -357,8 +357,7 @@ shown_by(
 def nodes_without_labels(cluster: Cluster) -> Happened:
     workers = cluster.settings.worker_names()
     images = cluster.load_images(stack.IMAGES)
-    cluster.kubectl("delete", "si", NAME, "--timeout=600s")
-    stack.until(lambda: not cluster.kubectl("get", "pods", "-l", OURS, "-o", "name").strip(), 2 * SECONDS, "all pods are gone")
+    removed(cluster)
     try:
         cluster.kubectl("label", "nodes", *workers, *(f"{label}-" for label in (COMPUTE, BANDWIDTH, LAUNCH)))
         stack.install_operator(cluster, images, "--set", "measureNodes.enabled=true", "--set", "measureNodes.waitSeconds=600")

@@ -126,6 +126,22 @@ def test_pods_of_the_gateway_that_are_refused_are_quoted():
     assert quota in world.condition("Ready")["message"]
 
 
+def test_a_new_gateway_that_is_refused_is_said_although_the_old_one_serves():
+    """A change of the pod template that the API server takes in the Deployment, and refuses in its pods."""
+    world, operator = serving()
+    deployment = world.objects["Deployment", NAMESPACE, "chat-gateway"]
+    refused = 'pods "chat-gateway-2" is forbidden: no PriorityClass with name of-nobody was found'
+    deployment["status"] = {"conditions": [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": refused}]}
+    operator.look()
+    found = world.condition("Progressing")
+    assert (found["status"], found["reason"]) == ("True", "GatewayNotStarting")
+    assert refused in found["message"]
+    assert world.condition("Ready")["status"] == "True"
+    deployment["status"] = {}
+    operator.look()
+    assert world.condition("Progressing")["reason"] == "Settled"
+
+
 def test_a_refused_segment_is_quoted_while_nothing_serves():
     world = World(small("a", "b"))
     world.add(a_body())

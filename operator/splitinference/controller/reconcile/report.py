@@ -34,6 +34,7 @@ from splitinference_modelfiles.digests import MISMATCH
 
 NAME_TAKEN = "NameTaken"
 NOT_STARTING = "SegmentNotStarting"
+GATEWAY_STUCK = "GatewayNotStarting"
 _SILENT = (Kept.STEADY, Kept.CONFIRMING, Kept.SETTLING)
 Event = tuple[Literal["Normal", "Warning"], str, str]
 
@@ -261,6 +262,9 @@ def _progressing(report: Report) -> Condition:
             return Condition(kind=kind, holds=True, reason="Transition", message="; ".join([*map(describe, actions), *waiting]))
         case Blocked(why=why):
             return Condition(kind=kind, holds=False, reason="Blocked", message=why)
+        case Done() if gateway := gateway_words(report.seen):
+            message = f"the plan serves, but pods of the gateway do not start: {'; '.join(gateway)}"
+            return Condition(kind=kind, holds=True, reason=GATEWAY_STUCK, message=message)
         case Done():
             return Condition(kind=kind, holds=False, reason="Settled", message=f"the plan serves{_stabilizing(report)}")
     if report.accepted.holds is None:
@@ -344,7 +348,8 @@ def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[
             yield ("Warning", condition["reason"], condition["message"])
         if condition["reason"] == NOT_STARTING:
             changed = bool(_causes(condition) - _causes(old))
-        if condition["type"] == Kind.PROGRESSING and condition["reason"] in ("Blocked", "Refused", NAME_TAKEN, NOT_STARTING) and changed:
+        warned = ("Blocked", "Refused", NAME_TAKEN, NOT_STARTING, GATEWAY_STUCK)
+        if condition["type"] == Kind.PROGRESSING and condition["reason"] in warned and changed:
             yield ("Warning", condition["reason"], condition["message"])
         if condition["type"] == Kind.READY and condition["status"] == "True" and changed:
             yield ("Normal", condition["reason"], condition["message"])
