@@ -34,9 +34,7 @@ class TensorChain:
                 chain.observed.replay()
             await chain.routes.changed(pause)
 
-    async def _once(
-        self, dtype: str, shape: tuple[int, ...], data: bytes, seconds: float, *, wanted: Wanted, left: list[Lane]
-    ) -> Answer:
+    async def _once(self, dtype: str, shape: tuple[int, ...], data: bytes, seconds: float, *, wanted: Wanted, left: list[Lane]) -> Answer:
         """`left`: the lane where it failed last, if it did; one where it fails now takes its place."""
         chain = self.chain
         lease = chain.routes.lease(chain.failing.segments, Wish(left=left[0] if left else None))
