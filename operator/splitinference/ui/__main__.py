@@ -36,7 +36,7 @@ def main() -> int:
     from splitinference.adapters.kubernetes.client import connect
     from splitinference.ui.access import ReviewedAccess
     from splitinference.ui.kube import TIMEOUT_SECONDS, LiveCluster, Reviews
-    from splitinference.ui.run import Listen, serve
+    from splitinference.ui.run import EVERYWHERE, LOCAL, Listen, serve
     from splitinference.ui.what_if import Bounds
 
     try:
@@ -47,7 +47,7 @@ def main() -> int:
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         api = connect()
         listen = Listen(
-            "::" if page.exposed else "127.0.0.1",
+            EVERYWHERE if page.exposed else LOCAL,
             page.port,
             Path(page.tls_folder) if page.tls_folder else None,
             frozenset(host.strip().lower() for host in page.hosts.split(",") if host.strip()),

@@ -24,6 +24,7 @@ from splitinference.ui.what_if import Bounds, WhatIf
 log = logging.getLogger(__name__)
 
 LOCAL = "127.0.0.1"
+EVERYWHERE = ""
 READ_SECONDS = 2.0
 
 
@@ -89,8 +90,12 @@ async def serve(
 
 
 def _socket(listen: Listen) -> socket.socket:
-    family = socket.AF_INET6 if ":" in listen.address else socket.AF_INET
-    return socket.create_server((listen.address, listen.port), family=family, backlog=64)
+    """On `EVERYWHERE`: of both families where the machine has both."""
+    if listen.address == EVERYWHERE:
+        both = socket.has_dualstack_ipv6()
+        family, address = (socket.AF_INET6, "::") if both else (socket.AF_INET, "0.0.0.0")
+        return socket.create_server((address, listen.port), family=family, backlog=64, dualstack_ipv6=both)
+    return socket.create_server((listen.address, listen.port), backlog=64)
 
 
 def _tls(folder: Path | None) -> ssl.SSLContext | None:
