@@ -1,7 +1,7 @@
 """`python -m e2e.conformance [CLIENT …]`: unchanged clients against gateways with real segments, as a table.
 
 Each client has a virtual environment of its own in the cache, made of a list of packages with hashes. One that cannot be installed is a row
-that says so. The exit status is 1 where a feature failed.
+that says so. The exit status is 1 where a feature failed. `E2E_KEEP=1` leaves the engine running.
 """
 
 import argparse
@@ -9,14 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from e2e.cluster import Cluster, Settings
-from e2e.cluster.progress import shown
 from e2e.cluster.settings import REPOSITORY
 from e2e.conformance.clients import CLIENTS, Client
 from e2e.conformance.environments import NotInstalledError, program
 from e2e.conformance.report import Outcome, page, table
 from e2e.conformance.run import outcomes
 from e2e.conformance.stack import Stack, standing
+from e2e.session import session_cluster
 
 PAGE = REPOSITORY / "docs/reference/conformance.md"
 
@@ -32,9 +31,9 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"no client is named {unknown[0]!r}; there are {', '.join(names)}")
     wanted = [client for client in CLIENTS if not options.clients or client.name in options.clients]
     found: list[Outcome] = []
-    with shown() as progress, standing(cluster := Cluster(Settings(), progress)) as stack:
+    with session_cluster() as cluster, standing(cluster) as stack:
         for client in wanted:
-            with progress.step(client.name):
+            with cluster.progress.step(client.name):
                 found += _tried(client, stack, cluster.settings.cache)
     sys.stdout.write("\n" + table(found) + "\n")
     if not options.clients:

@@ -74,7 +74,7 @@ def _() -> None:
     must([len(entry["embedding"]) for entry in made["data"]] == [384, 384])
 
 
-@tried("Open WebUI: reranking")
+@tried("Open WebUI: scores and ranks")
 def _() -> None:
     body = {"model": ENCODER, "query": "a cat", "documents": ["a tax law", "a kitten"], "top_n": 2}
     must(json.loads(asked(f"{ENCODER_URL}/v1/rerank", body))["results"][0]["index"] == 1)
