@@ -1,4 +1,4 @@
-"""What any file imports from the images' packages is there. Types of the segment are checked nowhere, and most of its code runs in its image only."""
+"""What any file imports from the images' packages is there: types of the segment are checked nowhere, and it runs in its image only."""
 
 import ast
 from functools import cache

@@ -80,6 +80,7 @@ def test_only_the_jobs_that_publish_may_write():
         "index": {"packages", "id-token", "attestations"},
         "chart": {"packages", "id-token", "attestations"},
         "package": {"id-token"},
+        "plugin": {"id-token", "attestations"},
         "notes": {"contents"},
     }
 

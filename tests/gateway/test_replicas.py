@@ -51,26 +51,30 @@ async def test_together_they_never_ask_more_of_a_segment_than_is_planned_for(tmp
 
 
 async def test_a_route_drains_until_no_gateway_has_anything_on_it(tmp_path: Path, model_path: Path) -> None:
-    segments = await toy_segments("a", "b")
-    segments[0].seconds = 0.02
+    segments = await toy_segments("a", "b", "c", "d")
+    before, after = segments[:2], segments[2:]
+    before[0].seconds = 0.02
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
     async with serving(folders[0], model_path, segments) as one, serving(folders[1], model_path, segments) as two:
+        for world in (one, two):
+            world.route(before, revision="r2")
+            await world.routed("r2")
         running = asyncio.create_task(two.complete("x", 40))
-        while not (await report(two)).routes["r1"].in_flight:
+        while not (await report(two)).routes["r2"].in_flight:
             await asyncio.sleep(0.01)
-        one.route(segments, revision="r2")
-        await one.routed("r2")
+        one.route(after, revision="r3")
+        await one.routed("r3")
         both = merged([await report(one), await report(two)])
         assert both is not None
         assert both.revision is None  # not everywhere yet
-        two.route(segments, revision="r2")
-        await two.routed("r2")
+        two.route(after, revision="r3")
+        await two.routed("r3")
         both = merged([await report(one), await report(two)])
         assert both is not None
-        assert (both.revision, both.routes["r1"].in_flight, both.routes["r1"].state) == ("r2", 1, "draining")
+        assert (both.revision, both.routes["r2"].in_flight, both.routes["r2"].state) == ("r3", 1, "draining")
         await running
         both = merged([await report(one), await report(two)])
         assert both is not None
-        assert json.dumps(sorted(both.routes)) == '["r2"]'
+        assert json.dumps(sorted(both.routes)) == '["r3"]'
