@@ -109,6 +109,18 @@ def test_a_better_plan_for_all_is_no_reason_to_move_a_pipeline_while_another_one
     assert (better.plan.value or 0.0) < 0.9 * (both.value or 0.0)
 
 
+@pytest.mark.parametrize("asked", [2, 9], ids=["back to what serves", "beyond capacity"])
+def test_another_number_alone_moves_no_pipeline_although_a_plan_of_all_would_be_better(asked: int):
+    """The first pipeline has both quick nodes. Who changes more than the number may get the better plan at once."""
+    there = [a_node(n, mib=310, gflops=100 if n in "ab" else 30) for n in "abcd"]
+    problem = a_problem(*there, constraints=Constraints(pipelines=asked))
+    plan = of("a[0:2] b[2:4] | c[0:2] d[2:4]", problem)
+    decision = adopted(problem, plan, spec_digest="t", only_scaled=True)
+    assert (decision.plan.revision, decision.change) == (plan.revision, Change.KEEP)
+    if asked == 2:
+        assert adopted(problem, plan, spec_digest="t").plan.revision != plan.revision
+
+
 def test_to_scale_down_takes_the_worst_pipeline_away_and_leaves_the_others_alone():
     problem = a_problem(*(a_node(n, mib=310, gflops=20 if n in "cd" else 100) for n in "abcdef"), constraints=Constraints(pipelines=2))
     plan = of("a[0:2] b[2:4] | c[0:2] d[2:4] | e[0:2] f[2:4]", problem)

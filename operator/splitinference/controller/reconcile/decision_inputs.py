@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from splitinference.controller.history.calibration import compare
-from splitinference.controller.plan_io.plan_status import Built, Planned
+from splitinference.controller.plan_io.plan_status import Built, Planned, asked_for
 from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages
 from splitinference.controller.reconcile.desired import Asked
 from splitinference.controller.reconcile.gather import Seen
@@ -32,6 +32,7 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
         now=seen.now,
         problem=problem,
         spec_digest=asked.digest,
+        only_scaled=planned is not None and asked.digest != planned.asked and asked.digest == _scaled(planned, asked),
         quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
         distrusted=seen.recall.distrusted_now(seen.now),
         pressured=seen.reading.pressured,
@@ -42,6 +43,11 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
         measured_windows=seen.calibration.measured(serving),
         serving=serving_plan(planned, seen.observed, asked.profile),
     )
+
+
+def _scaled(planned: Planned, asked: Asked) -> str:
+    """The hash of what the plan was made for, with the number of pipelines that is asked for now."""
+    return asked_for({**planned.spec, "replicas": asked.resource.spec.replicas}, asked.profile)
 
 
 def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Problem:

@@ -168,9 +168,11 @@ class SeveralPipelines:
 
     def _compares(self, number: int) -> bool:
         """Whether all may be planned anew although there is a plan that keeps what works: where another specification asks for as many
-        pipelines as there are. Otherwise nobody waits for the better plan, and an optional move may lead to it."""
-        plan = self.inputs.plan
-        return self.inputs.plan_spec_digest != self.inputs.spec_digest and plan is not None and number == len(plan.pipelines)
+        pipelines as there are. Otherwise nobody waits for the better plan, and an optional move may lead to it. Another number of
+        pipelines alone is no such specification: who scales wants what serves to stay."""
+        inputs, plan = self.inputs, self.inputs.plan
+        changed = inputs.plan_spec_digest != inputs.spec_digest and not inputs.only_scaled
+        return changed and plan is not None and number == len(plan.pipelines)
 
     def _aligned(self, plan: Plan, problem: Problem) -> Plan:
         ordered = aligned(plan, self.inputs.plan)

@@ -99,6 +99,7 @@ class DecisionInputs(Value):
     plan: Plan | None = None
     plan_spec_digest: str = Field(default="", description="hash of the spec that the plan was made for")
     spec_digest: str = Field(default="", description="hash of the present spec")
+    only_scaled: bool = Field(default=False, description="whether the two specs differ in the number of pipelines alone")
     quarantined: Mapping[str, str] = Field(default_factory=dict, description="nodes where segments keep failing, and the last failure")
     distrusted: Mapping[str, str] = Field(
         default_factory=dict, description="those of them on which a segment gave a wrong output, and the evidence"
