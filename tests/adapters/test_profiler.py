@@ -17,6 +17,7 @@ from splitinference.controller.ports import NameTakenError, Pending, RefusedErro
 from splitinference.core.values.profile import Profile
 from splitinference.inpod import script
 from splitinference.settings import Settings
+from tests.controller import kubelet
 from tests.controller.objects import parsed
 from tests.controller.test_manifests import HUB, a_resource
 from tests.controller.test_profiling import a_node
@@ -43,6 +44,10 @@ class FakeCluster:
     objects: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     refuses: bool = False
+    warning: str = ""
+
+    def pod_warning(self, namespace: str, uid: str) -> str:
+        return self.warning
 
     def get(self, kind: str, namespace: str, name: str) -> Any:
         return self.objects.get((kind, name))
@@ -113,6 +118,21 @@ def test_a_folder_on_nodes_is_read_by_a_pod_then_kept_then_the_pod_goes():
     assert not cluster.pods()
     restarted = profiler(cluster)
     assert restarted.profile(parsed(a_resource())) == profile, "a restart of the operator reads what is kept"
+
+
+def test_a_node_that_lacks_the_folder_is_said_while_the_pod_waits():
+    """The pod's status says nothing of it, only its events do."""
+    cluster, clock = FakeCluster(warning=kubelet.NO_FOLDER), FakeClock()
+    models = profiler(cluster, clock)
+    models.profile(parsed(a_resource()))
+    (pod,) = (found for (kind, _), found in cluster.objects.items() if kind == "Pod")
+    pod["metadata"] |= {"uid": "p", "creationTimestamp": clock.time.isoformat().replace("+00:00", "Z")}
+    pod["spec"]["nodeName"] = "a"
+    pod["status"] = {"phase": "Pending", "startTime": clock.time.isoformat().replace("+00:00", "Z"), "conditions": []}
+    clock.time += timedelta(seconds=15)
+    waiting = models.profile(parsed(a_resource()))
+    assert isinstance(waiting, Pending)
+    assert "/models/m is not a directory" in waiting.message
 
 
 def test_another_dtype_of_the_same_files_needs_no_reading():

@@ -8,6 +8,7 @@ import threading
 
 from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.controller.api.spec import Resource, not_served
+from splitinference.controller.kube_values.start_failures import Told
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.ports import Clock, Manifest, NameTakenError, Pending, RefusedError, Unreadable
@@ -34,6 +35,7 @@ class Profiler:
         self._unpacking = threading.Lock()
         self._profiles: dict[tuple[str, str, str], Profile | Unreadable] = {}
         self._tidied: set[tuple[str, str, str]] = set()
+        self._told: dict[str, Told] = {}
 
     def profile(self, resource: Resource) -> Profile | Pending | Unreadable:
         """The profile of `resource.spec.model`. Raises UnavailableError where the API server does not answer."""
@@ -79,7 +81,11 @@ class Profiler:
     def _read(self, resource: Resource) -> str | Pending | Unreadable:
         digest = profile_pod.source_digest(resource)
         pods = [pod for pod in self._pods(resource, digest) if "deletionTimestamp" not in pod["metadata"]]
-        match profile_pod.next_step(resource, pods, self._cluster.nodes(), self._clock.now(), self._settings):
+        now = self._clock.now()
+        # Why a pod waits, such as for a folder that its node lacks, only its events say.
+        told = self._told.setdefault(resource.uid, Told())
+        warnings = told.warnings([(pod, profile_pod.PROFILE) for pod in pods], now, self._cluster.pod_warning)
+        match profile_pod.next_step(resource, pods, self._cluster.nodes(), now, self._settings, warnings=warnings):
             case profile_pod.Start(nodes):
                 self._tidied.discard((resource.namespace, resource.uid, digest))
                 try:
@@ -111,6 +117,7 @@ class Profiler:
             if "deletionTimestamp" not in pod["metadata"]:
                 self._cluster.delete("Pod", resource.namespace, pod["metadata"]["name"])
         self._tidied.add(key)
+        self._told.pop(resource.uid, None)
 
 
 def _profile(resource: Resource, packed: str, settings: Settings) -> Profile | Unreadable:

@@ -165,9 +165,16 @@ def candidates(resource: Resource, nodes: Sequence[Mapping[str, Any]], settings:
 
 
 def next_step(
-    resource: Resource, pods: Sequence[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]], now: datetime, settings: Settings
+    resource: Resource,
+    pods: Sequence[Mapping[str, Any]],
+    nodes: Sequence[Mapping[str, Any]],
+    now: datetime,
+    settings: Settings,
+    *,
+    warnings: Mapping[str, str] | None = None,
 ) -> Step:
-    """What to do now. `pods` are those with the label of this resource's source and component `profile`."""
+    """What to do now. `pods` are those with the label of this resource's source and component `profile`; `warnings`: the newest event about
+    a pod that waits in silence, by uid."""
     possible = candidates(resource, nodes, settings)
     by_name = {pod["metadata"]["name"]: pod for pod in pods}
     running: list[str] = []
@@ -189,7 +196,8 @@ def next_step(
             youngest = max(youngest or created, created)
         else:
             running.append(node)
-            if (cause := hindrance(pod, PROFILE, now, Limits.of(settings))) is not None:
+            warning = (warnings or {}).get(str(pod["metadata"].get("uid", "")), "")
+            if (cause := hindrance(pod, PROFILE, now, Limits.of(settings), warning)) is not None:
                 hindered.append(f"on {node or 'no node yet'}: {cause.text}")
     what = resource.spec.model.source.describe()
     if not possible:
