@@ -167,6 +167,10 @@ async def test_nobody_without_a_key_learns_what_the_model_is(tmp_path: Path, mod
             assert status == 401, answer
         async with world.http.get(f"{world.url}/v1/responses/resp_1") as response:
             assert response.status == 401
+    async with serving(tmp_path, write_encoder(tmp_path / "model"), await toy_segments("a"), api_keys_file=keys) as world:
+        for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"):
+            status, answer, _ = await world.post(path, {"model": MODEL, "prompt": "a"})
+            assert status == 401, (path, answer)
 
 
 async def test_without_a_tokenizer_an_encoder_still_serves_tensors(tmp_path: Path) -> None:

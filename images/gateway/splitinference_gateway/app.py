@@ -152,8 +152,8 @@ class _Endpoints:
         raise ApiError(404, "No responses are stored here; 'store' has no effect.", param="response_id", code="response_not_found")
 
     async def _text(self, request: Request, kind: str) -> Reply:
-        tokenizer = self._tokenizer()
         async with self._received(request) as (client, body):
+            tokenizer = self._tokenizer()  # once it is known who asks
             asked = await _while_there(request, self._gateway.prompts.text(kind, body, client))
         guides = None if asked.grammar is None else await self._gateway.guides()
         prompt_tokens, number = sum(len(prompt) for prompt in asked.prompts), asked.n * len(asked.prompts)
@@ -205,9 +205,9 @@ class _Endpoints:
 
     async def _asked(self, request: Request, kind: str) -> Response:
         """What the tokenizer says, without the chain."""
-        if not self._gateway.prompts.with_tokenizer:
-            self._tokenizer()
         async with self._received(request) as (client, body):
+            if not self._gateway.prompts.with_tokenizer:
+                self._tokenizer()
             told = await _while_there(request, self._gateway.prompts.answer(kind, body, client))
         return JSONResponse(told)
 
