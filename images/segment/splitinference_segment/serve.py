@@ -102,12 +102,19 @@ def command(settings: Settings, repository: Path, metrics_port: int, key: str) -
     ]
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody uses just now, outside of those that the kernel gives to connections."""
+def free_port() -> tuple[int, socket.socket]:
+    """A port of the loopback that nobody uses just now, outside of those that the kernel gives to connections; and what keeps it.
+
+    Triton comes to it seconds later. As long as the socket is open, no other segment-serve of this network namespace takes the port: it has
+    a name in the namespace's own list of local sockets, where no file is left behind.
+    """
     for port in random.sample(range(30_001, 32_000), 200):
+        kept = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         with socket.socket() as tried, contextlib.suppress(OSError):
+            kept.bind(f"\0splitinference-port-{port}")
             tried.bind((LOOPBACK, port))
-            return port
+            return port, kept
+        kept.close()
     raise OSError("no free port on the loopback")
 
 
@@ -135,7 +142,7 @@ def serve(settings: Settings) -> int:
     except OSError as problem:
         print(f"segment-serve: port {settings.metrics_port} for metrics: {problem.strerror}", file=sys.stderr)
         return 2
-    source_port = free_port()
+    source_port, kept = free_port()
     proxy = MetricsProxy(listener, source_port, Health(settings.http_port, settings.model_name))
     repository = Path(tempfile.mkdtemp(prefix="repository-"))
     try:
@@ -158,6 +165,7 @@ def serve(settings: Settings) -> int:
             os.killpg(server.pid, signal.SIGKILL)  # a stub that outlived a killed server
         return code if code >= 0 else 128 - code
     finally:
+        kept.close()
         proxy.close()
         clean_shared_memory(prefix)
         shutil.rmtree(repository, ignore_errors=True)
