@@ -279,10 +279,10 @@ def test_a_field_that_is_not_in_the_schema_is_pointed_out(api: client.ApiClient)
     custom = client.CustomObjectsApi(api)
     with pytest.raises(client.ApiException) as refused:
         custom.create_namespaced_custom_object(
-            "splitinference.dev", "v1alpha1", "default", "splitinferences", a_resource("default", replicas=3), field_validation="Strict"
+            "splitinference.dev", "v1alpha1", "default", "splitinferences", a_resource("default", replica=3), field_validation="Strict"
         )
     assert "unknown field" in refused.value.body
-    assert "spec.replicas" in refused.value.body
+    assert "spec.replica" in refused.value.body
 
 
 @pytest.mark.parametrize("sample", sorted((ROOT / "config" / "samples").glob("*.yaml")), ids=lambda path: path.name)
@@ -296,6 +296,7 @@ def test_samples_are_taken(cluster: KubeCluster, namespace: str, sample: Path):
 STATUS = {
     "observedGeneration": 1,
     "conditions": [{"type": "Ready", "status": "True", "reason": "Serving", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+    "replicas": 1,
     "segments": "2/3",
     "nodes": "a,b,c",
     "predicted": "1.9s",
@@ -320,8 +321,8 @@ def test_columns_show_what_the_status_has(cluster: KubeCluster, api: client.ApiC
         cells = dict(zip(names, table["rows"][0]["cells"], strict=True))
         if cells["Segments"] == "2/3":
             break
-    assert names == ["Name", "Ready", "Segments", "Nodes", "Predicted", "Observed", "Decision", "Age"]
-    assert [cells[name] for name in names[1:7]] == ["True", "2/3", "a,b,c", "1.9s", "2.1s", "NodeBusy"]
+    assert names == ["Name", "Ready", "Pipelines", "Asked", "Segments", "Nodes", "Predicted", "Observed", "Decision", "Age"]
+    assert [cells[name] for name in names[1:9]] == ["True", 1, 1, "2/3", "a,b,c", "1.9s", "2.1s", "NodeBusy"]
 
 
 def test_status_and_spec_are_written_apart(cluster: KubeCluster, namespace: str):
