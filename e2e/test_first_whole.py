@@ -45,7 +45,7 @@ def test_the_plan_is_whole_and_private(serving: Cluster) -> None:
 
 def test_printer_columns_say_what_serves(serving: Cluster) -> None:
     header, row = serving.kubectl("get", "si", NAME).splitlines()
-    assert header.split() == ["NAME", "READY", "SEGMENTS", "NODES", "PREDICTED", "OBSERVED", "DECISION", "AGE"]
+    assert header.split() == ["NAME", "READY", "PIPELINES", "SEGMENTS", "NODES", "PREDICTED", "OBSERVED", "DECISION", "AGE"]
     assert row.split()[1] == "True"
 
 
