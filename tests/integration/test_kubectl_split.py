@@ -215,4 +215,5 @@ def test_a_drained_node_is_cordoned_until_the_segment_has_left_and_taken_back(
     assert main(["drain", node, "--kubeconfig", kubeconfig, "--undo"]) == 0
     found = core.read_node(node)
     assert not found.spec.unschedulable
-    assert not found.metadata.annotations
+    # The controller manager writes annotations of its own.
+    assert [key for key in found.metadata.annotations or {} if key.startswith("splitinference.dev/")] == []
