@@ -41,8 +41,10 @@ mutants: install ## small faults in the modules that decide and make transitions
 	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-mutants.txt
 	@$(PY) -m tests.mutants $(MODULE) $(if $(JOBS),--jobs $(JOBS))
 
-ui-test: install ## the page in headless Chromium (Debian's package, installed where there is none); PICTURES=1 also writes the screenshots of docs
+browser: ## Chromium, which ui-test needs: Debian's package, installed where there is none
 	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+
+ui-test: install browser ## the page in headless Chromium; PICTURES=1 also writes the screenshots of docs
 	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-ui.txt
 	@UI_TEST=1 .venv/bin/pytest tests/ui
 	@$(if $(PICTURES),UI_TEST=1 $(PY) -m tests.ui.pictures docs/how-to)
@@ -139,4 +141,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: ui-test conformance conformance-requirements crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: browser ui-test conformance conformance-requirements crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
