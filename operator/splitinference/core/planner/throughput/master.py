@@ -50,6 +50,21 @@ def choose_runs(flows: Flows, columns: Collection[Held], hint: Sequence[Held], s
     return FlowChoice(chosen, bound, exact=status == cp_model.OPTIMAL)
 
 
+def limit_nodes(model: cp_model.CpModel, flows: Flows, runs: Sequence[Held], take: Sequence[Any]) -> None:
+    """No more nodes hold one of the `runs` than the problem allows; `take`: whether each run is chosen."""
+    most = flows.tables.problem.constraints.max_nodes
+    if most is None:
+        return
+    users: dict[str, list[Any]] = defaultdict(list)
+    for run, x in zip(runs, take, strict=True):
+        users[flows.places[run[0]][1].node.name].append(x)
+    used = []
+    for name, some in sorted(users.items()):
+        used.append(model.new_bool_var(name))
+        model.add_max_equality(used[-1], some)
+    model.add(sum(used) <= most)
+
+
 class _Model:
     def __init__(self, flows: Flows, runs: list[Held]) -> None:
         self.flows, self.runs, self.model = flows, runs, cp_sat.Model()
@@ -65,26 +80,13 @@ class _Model:
             self.model.add(flow <= self.most[number] * x)
         for numbers in self.of_place.values():
             self.model.add_at_most_one(self.take[n] for n in numbers)
-        self._nodes()
+        limit_nodes(self.model, flows, runs, self.take)
         first = self._from_gateway()
         self._links(first)
         for place, inflow in first.items():
             room = math.ceil(min(float(flows.ingress[flows.kind[place]]) * self.unit, 2.0 ** (_BITS + 1)))
             self.model.add(inflow <= room)
         self.model.maximize(sum(first.values()) if first else 0)
-
-    def _nodes(self) -> None:
-        most = self.flows.tables.problem.constraints.max_nodes
-        if most is None:
-            return
-        users: dict[str, list[Any]] = defaultdict(list)
-        for run, x in zip(self.runs, self.take, strict=True):
-            users[self.flows.places[run[0]][1].node.name].append(x)
-        used = []
-        for name, some in sorted(users.items()):
-            used.append(self.model.new_bool_var(name))
-            self.model.add_max_equality(used[-1], some)
-        self.model.add(sum(used) <= most)
 
     def _from_gateway(self) -> dict[int, Any]:
         """By place: what enters from the gateway, through its runs that start with the first layer."""

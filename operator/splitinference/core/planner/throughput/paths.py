@@ -11,7 +11,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ortools.linear_solver.python import model_builder
 from ortools.sat.python import cp_model
@@ -19,7 +18,7 @@ from ortools.sat.python import cp_model
 from splitinference.core.planner.chain.task import SLACK, task_of
 from splitinference.core.planner.columns import cp_sat
 from splitinference.core.planner.throughput.flows import Flows, Held
-from splitinference.core.planner.throughput.master import FlowChoice
+from splitinference.core.planner.throughput.master import FlowChoice, limit_nodes
 
 Path = tuple[Held, ...]
 ALL_PATHS = 3_000
@@ -226,7 +225,7 @@ def choose_paths(flows: Flows, runs: Sequence[Held], seconds: float, effort: flo
             model.add(sum(some) <= math.ceil(paths.room(*way) * unit))
     for some in of_place.values():
         model.add_at_most_one(some)
-    _few_nodes(model, paths, take)
+    limit_nodes(model, flows, paths.runs, take)
     chosen = set(hint)
     for run, x in zip(paths.runs, take, strict=True) if hint else ():
         model.add_hint(x, run in chosen)
@@ -238,17 +237,3 @@ def choose_paths(flows: Flows, runs: Sequence[Held], seconds: float, effort: flo
         return FlowChoice(None, math.inf, exact=False)
     used = {n for path, variable in zip(every, flow, strict=True) if solver.value(variable) for n in path}
     return FlowChoice(tuple(paths.runs[n] for n in sorted(used)), solver.best_objective_bound / unit, exact=status == cp_model.OPTIMAL)
-
-
-def _few_nodes(model: Any, paths: Paths, take: list[Any]) -> None:
-    most = paths.flows.tables.problem.constraints.max_nodes
-    if most is None:
-        return
-    users = defaultdict(list)
-    for run, x in zip(paths.runs, take, strict=True):
-        users[paths.flows.places[run[0]][1].node.name].append(x)
-    used = []
-    for name, some in sorted(users.items()):
-        used.append(model.new_bool_var(name))
-        model.add_max_equality(used[-1], some)
-    model.add(sum(used) <= most)

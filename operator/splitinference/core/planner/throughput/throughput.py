@@ -25,7 +25,7 @@ from splitinference.core.planner.progress import Progress
 from splitinference.core.planner.throughput.flows import Flows, Held
 from splitinference.core.planner.throughput.master import FlowChoice, choose_runs
 from splitinference.core.planner.throughput.mixes import mixed
-from splitinference.core.planner.throughput.paths import choose_paths, spread
+from splitinference.core.planner.throughput.paths import Spread, choose_paths, spread
 from splitinference.core.planner.throughput.rules import RULES
 from splitinference.core.planner.throughput.stages import staged
 from splitinference.core.values.plan import Pipeline, Plan, Segment
@@ -67,10 +67,17 @@ class _Search:
         self.bound = math.inf
         self.tried: set[tuple[Held, ...]] = set()
         self.by_path = flows.tables.problem.limits_paths
+        self._spreads: dict[tuple[Held, ...], Spread] = {}
 
     def value(self, held: tuple[Held, ...]) -> float:
         """Steps per ms through runs, over paths that keep their limits."""
-        return spread(self.flows, held, self.expired).value if self.by_path else self.flows.value(held)
+        return self._spread(held).value if self.by_path else self.flows.value(held)
+
+    def _spread(self, held: tuple[Held, ...]) -> Spread:
+        """Each is a series of linear programmes, and is asked for as a value, as columns and as a plan."""
+        if held not in self._spreads:
+            self._spreads[held] = spread(self.flows, held, self.expired)
+        return self._spreads[held]
 
     def _exact(self) -> FlowChoice | None:
         """CP-SAT's choice among all runs; None where they are many."""
@@ -122,7 +129,7 @@ class _Search:
         """What CP-SAT makes of the paths of the best candidates, as many of them as it can choose among."""
         ordered = sorted({held for held in candidates if self.value(held) > 0}, key=self.value, reverse=True)
         for count in range(len(ordered), 0, -1):
-            columns = {run for held in ordered[:count] for path, _ in spread(self.flows, held, self.expired).paths for run in path}
+            columns = {run for held in ordered[:count] for path, _ in self._spread(held).paths for run in path}
             choice = choose_paths(self.flows, sorted(columns), self.seconds / 4, CHOICE_EFFORT, ordered[0])
             if choice is not None and choice.runs:
                 ordered.insert(0, choice.runs)
@@ -164,7 +171,7 @@ class _Search:
         problem = self.flows.tables.problem
         if not self.by_path:
             return _plan([(self.flows.places[p][1], a, b) for p, a, b in held], problem)
-        found = spread(self.flows, held, self.expired)
+        found = self._spread(held)
         if not found.paths:
             return None
         runs = [([(self.flows.places[p][1], a, b) for p, a, b in path], flow / found.value) for path, flow in found.paths]
