@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import yaml
+
 from e2e import stack
 from e2e.cluster import Cluster
 from e2e.cluster.progress import together
-from e2e.traffic import Load, Traffic
+from e2e.traffic import STEADY, Load, Traffic
 
 NAME = "chat"
 OURS = "app.kubernetes.io/managed-by=splitinference,app.kubernetes.io/instance=chat"
@@ -146,6 +148,25 @@ class Scene:
             longest_wait_seconds=during.longest_wait,
             quiet_seconds=self.quiet_seconds,
         )
+
+
+@contextmanager
+def played(cluster: Cluster, what: str) -> Iterator[Scene]:
+    """Clients of the resource NAME ask all the time meanwhile, and none of their requests fails."""
+    with stack.endpoint(cluster, NAME) as base_url, disturbed(cluster, base_url, STEADY) as scene:
+        yield scene
+    report = scene.traffic.report()
+    gap = f"longest gap between tokens {report.longest_gap:.1f} s"
+    cluster.progress.say(f"{what}: {len(report.failed)} of {len(report.requests)} requests failed, {gap}")
+    assert [request.error for request in report.failed] == []
+
+
+def frozen_sample() -> dict[str, Any]:
+    """The sample without rules of privacy, and Frozen: no optional move, whose cause would be a test's own load, comes between."""
+    body: dict[str, Any] = yaml.safe_load(stack.SAMPLE.read_text("utf-8"))
+    spec = {name: value for name, value in body["spec"].items() if name != "privacy"}
+    body["spec"] = {**spec, "adaptation": {**spec["adaptation"], "mode": "Frozen"}}
+    return body
 
 
 @contextmanager

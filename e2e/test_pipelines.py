@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
+from functools import partial
 
 import pytest
-import yaml
 
 from e2e import stack
 from e2e.cluster import Cluster, faults
-from e2e.scene import NAME, OURS, Scene, disturbed, workers_of
-from e2e.traffic import STEADY
+from e2e.scene import NAME, OURS, Scene, frozen_sample, played, workers_of
 
 pytestmark = pytest.mark.cluster
 
@@ -23,11 +21,8 @@ Play = Callable[[str], AbstractContextManager[Scene]]
 @pytest.fixture(scope="module")
 def served(operated: Cluster) -> Iterator[Cluster]:
     """One pipeline of two segments, and room for another."""
-    body: dict[str, Any] = yaml.safe_load(stack.SAMPLE.read_text("utf-8"))
-    spec = {name: value for name, value in body["spec"].items() if name != "privacy"}
-    # Frozen: no optional move, whose cause would be the load of this very test, comes between.
-    adaptation = {**spec["adaptation"], "mode": "Frozen"}
-    body["spec"] = {**spec, "partition": {"minSegments": 2, "maxSegments": 2}, "replicas": 1, "adaptation": adaptation}
+    body = frozen_sample()
+    body["spec"] |= {"partition": {"minSegments": 2, "maxSegments": 2}, "replicas": 1}
     operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")
     with workers_of(operated, NODE_MIB):
         operated.kubectl("apply", "-f", "-", stdin=json.dumps(body))
@@ -38,17 +33,7 @@ def served(operated: Cluster) -> Iterator[Cluster]:
 @pytest.fixture
 def play(served: Cluster) -> Play:
     """Clients ask all the time, and none of their requests fails."""
-
-    @contextmanager
-    def playing(what: str) -> Iterator[Scene]:
-        with stack.endpoint(served, NAME) as base_url, disturbed(served, base_url, STEADY) as scene:
-            yield scene
-        report = scene.traffic.report()
-        gap = f"longest gap between tokens {report.longest_gap:.1f} s"
-        served.progress.say(f"{what}: {len(report.failed)} of {len(report.requests)} requests failed, {gap}")
-        assert [request.error for request in report.failed] == []
-
-    return playing
+    return partial(played, served)
 
 
 def scale(cluster: Cluster, replicas: int) -> None:
