@@ -61,12 +61,12 @@ def flood(world: Serving, sockets: list[socket.socket], number: int, first: byte
 def test_half_open_connections_cost_no_threads_and_keep_nobody_out(
     first: bytes, resource: Resource, gateway: Identity, sockets: list[socket.socket]
 ) -> None:
-    with bounded(resource, gateway) as world:
+    with bounded(resource, gateway, open_s=10 * LONG_S) as world:  # none ends because its time is up
         threads = threading.active_count()
         for _ in range(5):
             flood(world, sockets, 300, first)
             assert served(world)
-            assert threading.active_count() <= threads + 4
+            until(lambda: threading.active_count() <= threads)  # the served connection's own threads end a little after it
             assert world.server._greetings.count <= 128
             while len(sockets) > 200:  # a process has only so many descriptors
                 sockets.pop(0).close()
