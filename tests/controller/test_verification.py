@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.api.spec import TOLERANCES, TRUSTED, Rejected, Resource, read_resource
+from splitinference.controller.api.privacy_spec import TOLERANCES, TRUSTED
+from splitinference.controller.api.spec import Rejected, Resource, read_resource
 from splitinference.controller.history.adaptation_state import Recall
 from splitinference.controller.manifests.network_policies import policies_of
 from splitinference.controller.manifests.route import cut_over, read_route, with_verification

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from splitinference.controller.api.adaptation_spec import Prefetch
 from splitinference.controller.api.conditions import Condition, merge_patch
-from splitinference.controller.api.spec import Prefetch, Resource, SpecReader
+from splitinference.controller.api.spec import Resource, SpecReader
 from splitinference.controller.cluster_state.segment_probes import Proofs
 from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.history.adaptation_state import read_recall

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitinference.controller.api.conditions import Condition, Kind
-from splitinference.controller.api.spec import TOLERANCES, Resource
+from splitinference.controller.api.privacy_spec import TOLERANCES
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.pods import labels_of, node_of, requested_bytes
 from splitinference.controller.kube_values.start_failures import hindrance, is_ready
 from splitinference.controller.manifests.network_policies import verifiers_policy
