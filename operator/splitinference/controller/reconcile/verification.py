@@ -30,7 +30,7 @@ from splitinference.core.values.plan import Segment
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference_protocol import route
-from splitinference_protocol.meta import Hop
+from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Verification
 
 _MIB = 1024 * 1024
