@@ -20,8 +20,8 @@ from splitinference.controller.manifests.route import ROUTE_KEY, with_verificati
 from splitinference.controller.manifests.segment import SEGMENT, VERIFIER
 from splitinference.controller.plan_io.plan_status import Built, Planned
 from splitinference.controller.ports import Manifest, Ports, RefusedError, SegmentObjects
-from splitinference.controller.reconcile.desired import Asked
-from splitinference.controller.reconcile.gather import Seen
+from splitinference.controller.reconcile.planning.desired import Asked
+from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.core.cost.eligible import label_words, unusable
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.transition.state import NamedSegment
