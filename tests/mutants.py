@@ -25,8 +25,9 @@ LEAST_SHARE = 0.9
 DECIDE = "src/splitinference/core/decide"
 MODULES = (
     *("base/compare", "base/decision", "base/policy", "base/triggers", "base/validated_solver"),
-    *("avoid_hot_targets", "decide", "early_load_signal", "mandatory", "metrics_settling", "optional", "retry_backoff"),
-    *("stabilization_window", "feasibility/capacity_memory", "feasibility/prefetch_targets", "feasibility/reachable_plans"),
+    *("approved", "avoid_hot_targets", "decide", "early_load_signal", "mandatory", "metrics_settling", "optional", "pipelines"),
+    *("retry_backoff", "stabilization_window", "feasibility/capacity_memory", "feasibility/prefetch_targets"),
+    "feasibility/reachable_plans",
     *("feasibility/restrict", "../transition/dry_run", "../transition/state", "../transition/steps"),
 )
 """Paths below core/decide."""
@@ -69,6 +70,7 @@ def prepare(modules: list[str]) -> None:
     skipped = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "operator/splitinference", COPY / "src/splitinference", ignore=skipped)
     shutil.copytree(REPOSITORY / "tests/core", COPY / "tests/core", ignore=skipped)
+    shutil.copy(REPOSITORY / "tests/mutant_runner.py", COPY)
     for path in [REPOSITORY / "tests/__init__.py", *REPOSITORY.glob("tests/conftest.py"), *REPOSITORY.glob("tests/examples.py")]:
         shutil.copy(path, COPY / "tests")
     mutated, tests = [os.path.normpath(f"{DECIDE}/{name}.py") for name in modules], list(TESTS)

@@ -1,4 +1,4 @@
-"""What any file imports from the images' packages is there: types of the segment are checked nowhere, and it runs in its image only."""
+"""What any file imports from the images' packages is there: tests are not type-checked, and those of the segment run in its image only."""
 
 import ast
 from functools import cache

@@ -81,7 +81,10 @@ class Engine(Protocol):
     first_block: int
     is_first: bool
     is_last: bool
-    arrays: Arrays
+
+    @property
+    def arrays(self) -> Arrays:
+        """How its arrays come from bytes, and go."""
 
     @property
     def kv_shape(self) -> KvStore:

@@ -1,11 +1,12 @@
 """A segment of a model without sequences: requests are `infer` instead of `step`; route, hops and times are as for any segment."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from splitinference_protocol import answers
 from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
 from splitinference_protocol.request import ENCODINGS, Request
+from splitinference_segment.engine import Engine
 from splitinference_segment.peers.wire_server import Bounds
 from splitinference_segment.segment import Counting, Segment, Send, bounds, bounds_of, outputs_data, outputs_meta
 from splitinference_segment.settings import Settings
@@ -22,7 +23,8 @@ class TensorSegment(Segment):
     def __init__(self, settings: Settings, layers: Stateless, meters: Counting) -> None:
         """Start the worker. Layers are already loaded."""
         self._stateless = layers
-        super().__init__(settings, layers, meters, TorchArrays())
+        # Of an engine, a segment without sequences asks only for what these layers have, too.
+        super().__init__(settings, cast(Engine, layers), meters, TorchArrays())
 
     def _bounds(self) -> Bounds:
         hidden = self._stateless.hidden

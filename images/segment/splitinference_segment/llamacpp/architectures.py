@@ -47,9 +47,9 @@ PER_BLOCK = ("attention.head_count", "attention.head_count_kv", "feed_forward_le
 
 def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
     """ModelRefusedError for one that is not in the table."""
-    name = metadata.get("general.architecture")
+    name = str(metadata.get("general.architecture"))
     if name not in ARCHITECTURES:
-        raise ModelRefusedError(f"GGUF architecture {str(name)[:40]!r} is not served; these are: {', '.join(ARCHITECTURES)}")
+        raise ModelRefusedError(f"GGUF architecture {name[:40]!r} is not served; these are: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
 
 

@@ -92,7 +92,8 @@ def encoded(hidden: np.ndarray) -> bytes:
     whole = np.where(scales > 0, scales, np.float32(1.0))[..., None]
     with np.errstate(invalid="ignore"):
         steps = np.nan_to_num(np.rint(values / whole), nan=0.0, posinf=0.0, neginf=0.0).astype(np.int8)
-    return scales.astype(np.float32).tobytes() + steps.tobytes()
+    data: bytes = scales.astype(np.float32).tobytes() + steps.tobytes()
+    return data
 
 
 def decoded(data: memoryview, shape: Sequence[int]) -> np.ndarray:

@@ -67,7 +67,7 @@ class Source:
     @property
     def layers(self) -> range:
         """Layers of the whole model that this file has."""
-        own = [self.model.metadata.get(f"{OWN}{name}") for name in ("start", "end")]
+        own: list[Any] = [self.model.metadata.get(f"{OWN}{name}") for name in ("start", "end")]
         return range(int(own[0]), int(own[1])) if None not in own else range(self.blocks + 2)
 
 
@@ -135,7 +135,8 @@ def open_model(path: Path) -> Source:
     files = choose_gguf(file_names(str(folder)), None) if path.is_dir() else parts_of(path.name)
     if missing := [name for name in files if not (folder / name).is_file()]:
         raise ModelRefusedError(f"{missing[0]} is missing: the model has {len(files)} file{'s' if len(files) > 1 else ''}")
-    found, header = [], b""
+    found: list[tuple[str, Any]] = []
+    header = b""
     for name in files:
         with (folder / name).open("rb") as file:
             size = (folder / name).stat().st_size

@@ -105,7 +105,7 @@ class Sealed:
         """With the lock: one record, or for a large view as much of it as it takes; None where it has not all come, 0 at the end."""
         try:
             if len(view) >= RECORD:
-                return int(self._tls.read(len(view), view))  # type: ignore[call-overload]
+                return int(self._tls.read(len(view), view))
             self._rest = memoryview(self._tls.read(RECORD))
         except ssl.SSLWantReadError:
             return None

@@ -170,8 +170,8 @@ class Source:
                 if not piece:
                     break
                 came += piece
-                head, mark, body = came.partition(b"\r\n\r\n")
-                length = _length(bytes(head)) if mark else None
+                head, mark, body = bytes(came).partition(b"\r\n\r\n")
+                length = _length(head) if mark else None
                 if length is not None and len(body) >= length:
                     break
         head, _, body = bytes(came).partition(b"\r\n\r\n")

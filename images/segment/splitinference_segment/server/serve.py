@@ -151,8 +151,13 @@ def serve(settings: Settings) -> int:
         words = command(settings, repository, source_port, secrets.token_urlsafe(32))
         server = subprocess.Popen(words, env=environment(settings, os.environ), start_new_session=True)
         ended: list[int] = []
+
+        def end(number: int, _frame: object) -> None:
+            ended.append(number)
+            _end(server, number)
+
         for signal_number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signal_number, lambda number, _frame: (ended.append(number), _end(server, number)))
+            signal.signal(signal_number, end)
         _wait_for_either(server.pid)
         if not ended:
             with contextlib.suppress(subprocess.TimeoutExpired):

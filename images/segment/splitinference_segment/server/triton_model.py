@@ -12,6 +12,17 @@ from splitinference_segment.peers.links import Measure
 from splitinference_segment.settings import Settings
 
 
+def _engine(name: str) -> Any:
+    """The module of the engine that a segment's settings name. Only its own libraries are there: the image of llama.cpp has no torch."""
+    if name == "llamacpp":
+        from splitinference_segment.llamacpp import triton
+
+        return triton
+    from splitinference_segment.torch_models import triton_torch
+
+    return triton_torch
+
+
 class TritonPythonModel:
     """What Triton calls. Each answer is sent by a response sender, so no request waits for another."""
 
@@ -20,10 +31,7 @@ class TritonPythonModel:
         settings = Settings.from_environment()
         if args["model_name"] != settings.model_name:
             raise pb_utils.TritonModelException(f"loaded as {args['model_name']}, but SI_MODEL_NAME is {settings.model_name}")
-        if settings.engine == "llamacpp":  # its image has no torch
-            from splitinference_segment.llamacpp import triton as engine
-        else:
-            from splitinference_segment.torch_models import triton_torch as engine
+        engine = _engine(settings.engine)
         loaded = engine.load(settings)
         self._read, self._write = engine.read, engine.write
         self._meters = Meters(settings.segment, pb_utils, self._gauges)

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from splitinference_modelfiles.digests import Digests
-from splitinference_segment.torch_models.families import UNSTEADY_ROPE, Family, UnsupportedModelError, family_of
+from splitinference_modelfiles.families import Family
+from splitinference_segment.torch_models.families import UNSTEADY_ROPE, UnsupportedModelError, family_of
 from splitinference_segment.torch_models.weights import Weights, fill
 from splitinference_segment.torch_ops import attention
 from splitinference_segment.torch_ops.attention import Row, Span
@@ -95,7 +96,7 @@ class Layers:
         parts = (self.embedding, self.positions, *self.blocks, self.norm, self.head)
         modules = [module for module in parts if module is not None]
         tensors = {p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}
-        return sum(tensors.values()) + packed_bytes(modules)
+        return int(sum(tensors.values())) + packed_bytes(modules)
 
     def pack(self) -> bool:
         """Pack the weights of linear layers (see packing.py); a head that shares its weight with the embedding stays. False: not here."""

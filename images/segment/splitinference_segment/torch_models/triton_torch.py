@@ -16,7 +16,7 @@ from splitinference_segment.settings import Settings
 from splitinference_segment.tensor_segment import TensorSegment
 from splitinference_segment.torch_models.content import MismatchError, read_digests, tell
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_models.loading import is_stateless, load_layers
+from splitinference_segment.torch_models.loading import load_layers
 from splitinference_segment.torch_models.torch_engine import TorchEngine
 
 
@@ -40,10 +40,10 @@ def load(settings: Settings) -> Loaded:
     except MismatchError as error:
         tell(error)
         raise
-    if is_stateless(layers):
+    if not isinstance(layers, Layers):
         said = f"{layers.weight_bytes() / 2**20:.1f} MiB of weights, {layers.kv_shape.bytes_per_token} KV bytes per token, {device}"
         return Loaded(layers.count, said, lambda meters: TensorSegment(settings, layers, meters))
-    engine = TorchEngine(layers, packed=settings.weights == "packed" and isinstance(layers, Layers) and layers.pack())
+    engine = TorchEngine(layers, packed=settings.weights == "packed" and layers.pack())
     return Loaded(engine.count, engine.description(), lambda meters: Segment(settings, engine, meters))
 
 

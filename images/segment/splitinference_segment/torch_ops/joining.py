@@ -6,6 +6,7 @@ bit those of the unsplit model. In float32 they would not, and the layers stay a
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ def join(block: nn.Module) -> None:
     """Join what can be joined in a block."""
     for module in list(block.modules()):
         for names in TOGETHER:
-            layers = [getattr(module, name, None) for name in names]
+            layers: list[Any] = [getattr(module, name, None) for name in names]
             found = [layer for layer in layers if type(layer) is nn.Linear]
             if len(found) < len(names) or len({(layer.in_features, layer.bias is None) for layer in found}) > 1:
                 continue

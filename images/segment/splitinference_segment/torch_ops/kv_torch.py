@@ -59,7 +59,8 @@ class KvShape:
     def exported(self, buffer: torch.Tensor, blocks: range, tokens: range) -> bytes:
         """These tokens of these of the segment's blocks, in that form."""
         view = buffer[:, blocks.start : blocks.stop, :, tokens.start : tokens.stop]
-        return view.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        form: bytes = view.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        return form
 
     def taken(self, buffer: torch.Tensor, tokens: range, pieces: Sequence[KvPiece]) -> None:
         """Write tokens that others exported; together the pieces have every block."""
