@@ -33,12 +33,20 @@ class Listing(tuple[Manifest, ...]):
     out from a listing holds while its generation stays. Numbers of two stores say nothing of each other."""
 
     generation: Generation
+    _named: "Mapping[str, Manifest] | None" = None
 
     def __new__(cls, items: Iterable[Manifest], generation: Generation) -> Self:
         """These objects, as the store had them at this generation."""
         made = super().__new__(cls, items)
         made.generation = generation
         return made
+
+    @property
+    def named(self) -> Mapping[str, Manifest]:
+        """Objects of the cluster, such as nodes, by name: worked out once for all passes that share the listing."""
+        if self._named is None:
+            self._named = {str(found["metadata"]["name"]): found for found in self}
+        return self._named
 
 
 class UnavailableError(Exception):

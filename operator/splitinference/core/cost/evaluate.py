@@ -69,7 +69,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A plan with all its times and loads; made by `evaluate`."""
+    """A plan with all its times and loads, and the nodes that it uses; made by `evaluate`."""
 
     chains: tuple[Chain, ...]
     load: Load
@@ -84,9 +84,8 @@ class Evaluation:
 def evaluate(plan: Plan, problem: Problem) -> Evaluation:
     """Lay the plan over the problem. Raises UnknownPlace if the snapshot lacks one of its nodes or processors."""
     snapshot = problem.snapshot
-    nodes = {node.name: node for node in snapshot.nodes}
-    used = _names(plan)
-    places = {(node.name, site.processor): site for node in snapshot.nodes if node.name in used for site in sites(node)}
+    nodes = snapshot.named(_names(plan))
+    places = {(node.name, site.processor): site for node in nodes.values() for site in sites(node)}
     links = Links(snapshot.network, snapshot.nodes)
     total = math.fsum(pipeline.share for pipeline in plan.pipelines)
     chains = []

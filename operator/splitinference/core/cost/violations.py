@@ -7,7 +7,6 @@ from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.cost.evaluate import Evaluation, UnknownPlace, evaluate
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.predict import prediction_of, utilizations
-from splitinference.core.cost.site import sites
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.value import Value
@@ -59,7 +58,8 @@ def _cover(plan: Plan, problem: Problem) -> Iterator[Violation]:
 
 
 def _places(plan: Plan, problem: Problem) -> Iterator[Violation]:
-    places = {(node.name, site.processor) for node in problem.snapshot.nodes for site in sites(node)}
+    there = problem.snapshot.named({name for segment in plan.segments for name in segment.nodes})
+    places = {(node.name, processor) for node in there.values() for processor in ([each.name for each in node.processors] or [""])}
     for segment in plan.segments:
         for name in segment.nodes:
             if (name, segment.processor) not in places:
@@ -68,8 +68,9 @@ def _places(plan: Plan, problem: Problem) -> Iterator[Violation]:
 
 
 def _nodes(plan: Plan, problem: Problem) -> Iterator[Violation]:
-    nodes = {node.name: node for node in problem.snapshot.nodes}
-    for name in sorted({name for segment in plan.segments for name in segment.nodes}):
+    used = {name for segment in plan.segments for name in segment.nodes}
+    nodes = problem.snapshot.named(used)
+    for name in sorted(used):
         reason = unusable(nodes[name], problem)
         if reason:
             yield Violation(constraint="node", message=f"node {name}: {reason}")

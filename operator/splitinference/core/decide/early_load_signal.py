@@ -72,7 +72,8 @@ def _counts(seen: Slowed, used: float) -> bool:
 
 def slower(problem: Problem, stages: Iterable[StageTime]) -> Mapping[str, float]:
     """For each node with enough steps: measured compute time divided by the predicted one. The least of its stages counts."""
-    nodes = {node.name: node for node in problem.snapshot.nodes}
+    stages = list(stages)
+    nodes = problem.snapshot.named({stage.node for stage in stages})
     found: dict[str, float] = {}
     for stage in stages:
         node = nodes.get(stage.node)

@@ -14,10 +14,11 @@ STEP = 0.1
 
 def update_levels(inputs: DecisionInputs, policy: Policy, memory: Memory) -> Memory:
     """The memory with the present levels of the plan's nodes. Unknown ones keep their last level."""
-    used = {node.name: node.utilization for node in inputs.problem.snapshot.nodes}
     levels = {}
-    for name in dict.fromkeys(name for segment in (inputs.plan.segments if inputs.plan else ()) for name in segment.nodes):
-        was, now = memory.levels.get(name), used.get(name)
+    names = dict.fromkeys(name for segment in (inputs.plan.segments if inputs.plan else ()) for name in segment.nodes)
+    nodes = inputs.problem.snapshot.named(names)
+    for name in names:
+        was, now = memory.levels.get(name), nodes[name].utilization if name in nodes else None
         level = was if now is None else _moved(was, now, inputs.now, policy)
         if level is not None:
             levels[name] = level

@@ -61,8 +61,8 @@ def optional(inputs: DecisionInputs, policy: Policy, memory: Memory, solver: Sol
 
 def _unknown(plan: Plan, inputs: DecisionInputs) -> str:
     """Names of the plan's nodes whose utilization is unknown, with commas between them."""
-    nodes = {node.name: node for node in inputs.problem.snapshot.nodes}
     used = dict.fromkeys(name for segment in plan.segments for name in segment.nodes)
+    nodes = inputs.problem.snapshot.named(used)
     return ", ".join(name for name in used if nodes[name].utilization is None)
 
 

@@ -1,7 +1,7 @@
 """A frozen picture of nodes and links: what is there, what is free, how busy, as of when."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import datetime
 from typing import Self
 
@@ -178,9 +178,13 @@ class Snapshot(Value):
     network: Network = Network()
     observed_at: datetime | None = None
 
+    def named(self, names: Container[str]) -> dict[str, Node]:
+        """The nodes with these names. A plan has few nodes, and a cluster thousands."""
+        return {node.name: node for node in self.nodes if node.name in names}
+
     def for_dtype(self, dtype: str) -> "Snapshot":
         """With the compute of each node for this data type, where it was measured."""
-        if not any(dtype in node.flops_by_dtype for node in self.nodes):
+        if not [node for node in self.nodes if node.flops_by_dtype and dtype in node.flops_by_dtype]:
             return self
         nodes = (
             node.model_copy(update={"flops_per_s": node.flops_by_dtype[dtype]}) if dtype in node.flops_by_dtype else node

@@ -157,7 +157,9 @@ class Problem(Value):
         if whole > MOST_BYTES:
             raise ValueError(f"the model with its KV cache would need {whole} bytes, expected at most {MOST_BYTES}")
         for node in self.snapshot.nodes:
-            free = max(node.memory_free_bytes, *(processor.memory_free_bytes for processor in node.processors), 0)
+            free = node.memory_free_bytes
+            if node.processors:
+                free = max(free, *(processor.memory_free_bytes for processor in node.processors))
             if free > MOST_BYTES:
                 raise ValueError(f"{node.name}: memory_free_bytes is {free}, expected at most {MOST_BYTES}")
         return self

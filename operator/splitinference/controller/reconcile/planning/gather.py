@@ -170,10 +170,10 @@ class Looker:
         )
         return seen, proofs
 
-    def _leaving(self, nodes: Sequence[Manifest], owned: Sequence[Manifest]) -> frozenset[str]:
+    def _leaving(self, nodes: Listing, owned: Sequence[Manifest]) -> frozenset[str]:
         """Nodes with pods of ours that are about to leave the cluster."""
-        ours = {(pod.get("spec") or {}).get("nodeName") for pod in owned}
-        return frozenset(name for node in nodes if (name := node["metadata"]["name"]) in ours and leaving(node, self.settings))
+        ours = {str((pod.get("spec") or {}).get("nodeName", "")) for pod in owned}
+        return frozenset(name for name in ours if name in nodes.named and leaving(nodes.named[name], self.settings))
 
     def _deployment(self, namespace: str, name: str) -> Manifest | None:
         there = self.ports.cluster.owned("Deployment", namespace, name)

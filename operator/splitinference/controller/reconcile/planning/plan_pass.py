@@ -123,9 +123,13 @@ def confirmed(planned: PassPlan, inputs: PassInputs, snapshot: Snapshot) -> Pass
 
 def with_room(observed: Observed, snapshot: Snapshot) -> Observed:
     """What is observed, with the room that this snapshot shows on nodes that are ready."""
-    ready = [node for node in snapshot.nodes if node.ready]
-    room_bytes = {node.name: node.memory_free_bytes for node in ready}
-    millicores = {node.name: node.millicores_free for node in ready if node.millicores_free is not None}
+    room_bytes, millicores = {}, {}
+    for node in snapshot.nodes:
+        if node.ready:
+            name = node.name
+            room_bytes[name] = node.memory_free_bytes
+            if node.millicores_free is not None:
+                millicores[name] = node.millicores_free
     return observed.model_copy(update={"room_bytes": room_bytes, "room_millicores": millicores})
 
 

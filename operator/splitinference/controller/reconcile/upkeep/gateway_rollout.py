@@ -60,13 +60,12 @@ def restore_gateway(ports: Ports, resource: Resource, profile: Profile, front: F
 
 def _to_leave(seen: Seen) -> str:
     """The gateway's pods that their node must not have any more."""
-    theirs = {(pod.get("spec") or {}).get("nodeName") for pod in seen.gateways}
-    nodes = {name: node for node in seen.nodes if (name := node["metadata"]["name"]) in theirs}
+    nodes = seen.nodes.named
     leaving = [
         str(pod["metadata"].get("uid", ""))
         for pod in seen.gateways
         if not pod["metadata"].get("deletionTimestamp")
-        and (node := nodes.get((pod.get("spec") or {}).get("nodeName"))) is not None
+        and (node := nodes.get(str((pod.get("spec") or {}).get("nodeName", "")))) is not None
         and (
             not labels_asked(pod["spec"]).items() <= labels_of(node).items()
             or (node["metadata"]["name"] in seen.leaving and not _tolerates_all(pod["spec"]))

@@ -9,6 +9,7 @@ from enum import StrEnum
 from splitinference.core.cost import predict, violations
 from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy, sustained
+from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.value import Value
 
@@ -73,8 +74,13 @@ def _spec_changed(inputs: DecisionInputs, _: Plan) -> str:
     return "the spec has changed since the plan was made"
 
 
+def _nodes_of(plan: Plan, inputs: DecisionInputs) -> Mapping[str, Node]:
+    """The plan's nodes that are there, by name."""
+    return inputs.problem.snapshot.named({name for segment in plan.segments for name in segment.nodes})
+
+
 def _node_lost(inputs: DecisionInputs, plan: Plan) -> str:
-    nodes = {node.name: node for node in inputs.problem.snapshot.nodes}
+    nodes = _nodes_of(plan, inputs)
     found = []
     for where, segment in _stages(plan):
         for name in segment.nodes:
@@ -111,7 +117,7 @@ def _memory_pressure(inputs: DecisionInputs, plan: Plan) -> str:
 
 
 def _privacy_changed(inputs: DecisionInputs, plan: Plan) -> str:
-    nodes = {node.name: node for node in inputs.problem.snapshot.nodes}
+    nodes = _nodes_of(plan, inputs)
     found = []
     for where, segment in _stages(plan):
         for name in segment.nodes:
@@ -220,7 +226,7 @@ def _slo_violated(inputs: DecisionInputs, _plan: Plan, _policy: Policy) -> Itera
 
 
 def _utilization_shifted(inputs: DecisionInputs, plan: Plan, policy: Policy) -> Iterator[Observation]:
-    nodes = {node.name: node for node in inputs.problem.snapshot.nodes}
+    nodes = _nodes_of(plan, inputs)
     for where, segment in _stages(plan):
         for name in segment.nodes:
             used = nodes[name].utilization
@@ -236,7 +242,8 @@ def _link_degraded(inputs: DecisionInputs, plan: Plan, policy: Policy) -> Iterat
     if plan.prediction is None:
         return
     now = predict(plan, inputs.problem)
-    over = {node.name for node in inputs.problem.snapshot.nodes if (node.utilization or 0.0) > policy.utilization_limit}
+    nodes = _nodes_of(plan, inputs)
+    over = {name for name, node in nodes.items() if (node.utilization or 0.0) > policy.utilization_limit}
     places = list(_stages(plan))
     following = [segment.nodes for _, segment in places[1:]] + [()]
     for (where, segment), after, planned, present in zip(places, following, plan.prediction.stages, now.stages, strict=True):
