@@ -4,7 +4,7 @@ import sys
 
 import yaml
 
-from tests.chart.test_chart import CHART, ROOT, run
+from tests.chart.rendered import CHART, ROOT, run
 
 TARGET = ROOT / "config" / "base" / "operator.yaml"
 NAMESPACE = "splitinference-system"

@@ -25,8 +25,10 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-SLOW_SECONDS = 1.5
+SLOW_SECONDS = 0.2
 KILLED, SURVIVED, TIMEOUT, NO_TESTS = "killed", "survived", "timeout", "no tests"
+LEARNED = Path("learned.json").absolute()
+"""What the first run of the tests showed, for further runs in the same copy."""
 NOT_SLOW = "survived the quick tests"
 
 
@@ -68,6 +70,13 @@ class Runner:
         from mutmut.mutation.trampoline import set_mutant_under_test
         from mutmut.state import state
 
+        if LEARNED.exists():
+            learned = json.loads(LEARNED.read_text("utf-8"))
+            by_id = {item.nodeid: item for item in items}
+            self.seconds = learned["seconds"]
+            for name, tests in learned["reached_by"].items():
+                self.reached_by[name] = [by_id[test] for test in tests]
+            return
         set_mutant_under_test("stats")
         os.environ["MUTMUT_DEPENDENCY_DEPTH"] = "-1"
         for item in items:
@@ -79,6 +88,8 @@ class Runner:
             for name in state()._stats:
                 self.reached_by[name].append(item)
         set_mutant_under_test("")
+        reached = {name: [item.nodeid for item in tests] for name, tests in self.reached_by.items()}
+        LEARNED.write_text(json.dumps({"seconds": self.seconds, "reached_by": reached}), "utf-8")
         sys.stderr.write(f"{len(items)} tests take {sum(self.seconds.values()):.0f} s; {len(self.faults)} faults\n")
 
     def _tests(self, fault: str, slow: bool) -> list[pytest.Item]:
@@ -130,7 +141,7 @@ class Runner:
             self.outcome[fault] = KILLED
         else:
             self.outcome[fault] = SURVIVED if slow or not self._tests(fault, slow=True) else NOT_SLOW
-        if len(self.outcome) % 20 == 0:
+        if len(self.outcome) % 5 == 0:
             self._save()
 
     def _save(self) -> None:

@@ -3,9 +3,9 @@
     python -m tests.mutants [metrics_settling avoid_hot_targets …]
 
 mutmut makes the faults, in a copy of code and tests below build/mutants; tests/mutant_runner.py tries them. With `--minutes`, it stops
-after that time; the order is random, so the shares are those of a fair sample. Faults that no test can notice, because the program behaves the
-same with them, are listed with their reasons in mutants.toml. The exit status is 1 when fewer than 90 % of the others are noticed, or when
-an entry of the list fits no fault any more.
+after that time. The order is random, so the shares are those of a fair sample.
+Faults that no test can notice, because the program behaves the same with them, are listed with their reasons in mutants.toml. The exit
+status is 1 when fewer than 90 % of the others are noticed, or when an entry of the list fits no fault any more.
 """
 
 import argparse

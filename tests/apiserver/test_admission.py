@@ -21,7 +21,7 @@ from splitinference.settings import Settings
 from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.conftest import install_crd
 from tests.apiserver.operators import until
-from tests.chart.test_chart import render
+from tests.chart.rendered import render
 from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource

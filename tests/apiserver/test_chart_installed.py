@@ -14,7 +14,7 @@ from splitinference.cli.bench.control_plane import NotStartedError
 from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.test_examples_of_values import kubectl
 from tests.chart.helm import helm
-from tests.chart.test_chart import CHART, ROOT
+from tests.chart.rendered import CHART, ROOT
 from tests.waiting import until
 
 CRD = "splitinferences.splitinference.dev"

@@ -15,7 +15,7 @@ from e2e.cluster import Settings
 from e2e.cluster.offline import gobuild
 from splitinference.cli.bench.control_plane import find
 from tests.apiserver.api_server import ApiServer
-from tests.chart.test_chart import CHART, ROOT, run, umbrella
+from tests.chart.rendered import CHART, ROOT, run, umbrella
 
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 NOT_THERE = {"ServiceMonitor", "PodMonitor", "PrometheusRule"}

@@ -10,7 +10,7 @@ from kubernetes import client
 from splitinference.cli.bench.control_plane import NotStartedError
 from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.test_examples_of_values import kubectl
-from tests.chart.test_chart import ROOT
+from tests.chart.rendered import ROOT
 from tests.integration.conftest import a_resource
 from tests.manifests import TARGET, text
 from tests.waiting import until

@@ -21,7 +21,7 @@ from tests.apiserver.conftest import install_crd
 from tests.apiserver.rights import difference, read_log, requests_of, rights_of
 from tests.apiserver.test_admission import KINDS, post
 from tests.apiserver.test_rights import POLICY, a_node
-from tests.chart.test_chart import render
+from tests.chart.rendered import render
 from tests.integration.conftest import a_resource
 
 ACCOUNT = ("ops", "si-splitinference-page")

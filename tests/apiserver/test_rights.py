@@ -23,7 +23,7 @@ from tests.apiserver.conftest import install_crd
 from tests.apiserver.operators import an_operator, until
 from tests.apiserver.rights import Request, Right, difference, read_log, requests_of, rights_of
 from tests.apiserver.test_admission import KINDS, post
-from tests.chart.test_chart import render, settings
+from tests.chart.rendered import render, settings
 from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource
 

@@ -15,7 +15,7 @@ import yaml
 
 from tests.adapters.real_prometheus import programs, serving_samples
 from tests.chart.exported import Programs, line, names
-from tests.chart.test_chart import CHART, ROOT, only, render, run
+from tests.chart.rendered import CHART, ROOT, only, render, run
 
 RULES = ("prometheusRule.enabled=true",)
 DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 
 from splitinference.settings import Settings
 from splitinference.ui.__main__ import PageSettings
-from tests.chart.test_chart import CHART, PREFIX, render, run, settings
+from tests.chart.rendered import CHART, PREFIX, render, run, settings
 
 ON = "page.enabled=true"
 EXPOSED = (ON, "page.exposed=true", "page.tlsSecret=cert", "page.hosts={split.example.com}")
