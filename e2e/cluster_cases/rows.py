@@ -301,7 +301,7 @@ def _event(cluster: Cluster, reason: str) -> str:
     return str(found[0]["message"]) if found else ""
 
 
-shown_by(12, "Argo CD shows a resource's health", "by the health check of the docs, in Argo CD's own Lua", "tests/test_argo_cd.py")
+shown_by(12, "Argo CD shows a resource's health", "by the health check of the docs, in Argo CD's own Lua", "tests/test_gitops.py")
 
 
 @case(13, "a node is drained under load", "the replacement serves before the eviction; 0 requests failed")
