@@ -3,6 +3,7 @@
 import datetime
 import os
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
@@ -76,3 +77,24 @@ def _builder(
     begin = datetime.datetime.now(datetime.UTC) + begins
     made = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     return made.serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(begin + lasts)
+
+
+def self_signed(address: str, name: str) -> tuple[bytes, bytes]:
+    """A certificate for an IP address that is its own CA, and its key, both as PEM."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=12))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    return made.public_bytes(serialization.Encoding.PEM), secret

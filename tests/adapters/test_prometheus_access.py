@@ -7,22 +7,18 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.prometheus_access import masked, shown
 from splitinference.controller.ports import Samples
 from splitinference.settings import Settings
 from tests.adapters.serving import Request, Response, serving
+from tests.identities import self_signed
 
 SECRET = "s3cr3t-t0ken"
 
@@ -255,27 +251,9 @@ def http_server(handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext |
 
 def certificate(folder: Path) -> Path:
     """A certificate for 127.0.0.1 that is its own CA: `tls.crt` and `tls.key`."""
-    import ipaddress
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "prometheus")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
     folder.mkdir()
-    (folder / "tls.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    (folder / "tls.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    for name, content in zip(("tls.crt", "tls.key"), self_signed("127.0.0.1", "prometheus"), strict=True):
+        (folder / name).write_bytes(content)
     return folder
 
 

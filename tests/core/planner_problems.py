@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import combinations, permutations, product
 
+import pytest
 from hypothesis import strategies as st
 
 from splitinference.core.cost import goal_value, objective_value, violations
@@ -10,11 +11,13 @@ from splitinference.core.cost.predict import predict
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.planner.columns.columns import alone
+from splitinference.core.planner.solver import solve
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, Processor, Snapshot, Taint
 from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 from splitinference.core.values.plan import Pipeline, Plan, Segment
 from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Problem, Slo, Toleration, TrustRule, Workload
 from splitinference.core.values.profile import Layer, Profile
+from splitinference.core.values.result import Infeasible, Limits, Solved
 
 MIB = 2**20
 
@@ -286,3 +289,18 @@ def single_goals() -> st.SearchStrategy[Objective]:
     return st.builds(
         Objective, goal=goal, utilization_weight=st.sampled_from([0.0, 0.0, 100.0]), move_weight=st.sampled_from([0.0, 0.0, 500.0])
     )
+
+
+def as_brute_force(problem: Problem) -> Solved | None:
+    """Assert that the solver's plan is valid, proven, and as good as the best of all valid ones; None where none is valid."""
+    expected = best_value(problem)
+    answer = solve(problem, Limits(seconds=60))
+    if expected is None:
+        assert isinstance(answer, Infeasible)
+        return None
+    assert isinstance(answer, Solved)
+    assert violations(answer.plan, problem) == ()
+    assert answer.plan.value == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert answer.optimal
+    assert answer.bound <= expected * (1 + 1e-9) + 1e-12
+    return answer

@@ -16,7 +16,7 @@ from splitinference.core.planner.columns.presolve import needed_nodes
 from splitinference.core.planner.solver import solve
 from splitinference.core.values.cluster import Link, LinkQuality, Network, SharedLink, Snapshot, Way
 from splitinference.core.values.problem import Goal, Objective, Problem, Workload
-from tests.core.planner_problems import a_node, a_plan, a_profile, best_value, problems, single_goals
+from tests.core.planner_problems import a_node, a_plan, a_profile, as_brute_force, best_value, problems, single_goals
 from tests.examples import examples
 
 WIDE, THIN = LinkQuality(bandwidth_bytes_per_s=1e8, rtt_ms=0.2), LinkQuality(bandwidth_bytes_per_s=2e6, rtt_ms=1.0)
@@ -47,15 +47,7 @@ def with_ways(draw: st.DrawFn, objectives: st.SearchStrategy[Objective]) -> Prob
 @examples(60)
 @given(with_ways(single_goals()))
 def test_the_best_chain_over_open_ways_is_that_of_brute_force(problem: Problem) -> None:
-    expected = best_value(problem)
-    answer = solve(problem, Limits(seconds=60))
-    if expected is None:
-        assert isinstance(answer, Infeasible)
-        return
-    assert isinstance(answer, Solved)
-    assert violations(answer.plan, problem) == ()
-    assert answer.plan.value == pytest.approx(expected, rel=1e-6, abs=1e-9)
-    assert answer.optimal
+    as_brute_force(problem)
 
 
 @examples(40)
