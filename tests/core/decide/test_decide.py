@@ -117,6 +117,8 @@ def test_advisory_says_what_it_would_do():
     found = after(busy_b(0.93), PLAN, POLICY.model_copy(update={"mode": Mode.ADVISORY}), steps=5)
     assert isinstance(found, Keep)
     assert found.reason is Kept.ADVISED
+    assert found.proposal is not None
+    assert found.proposal.revision != PLAN.revision, "what would be done is another plan"
     assert found.message.endswith("mode Advisory: the plan would be a[0:2] c[2:4]")
 
 

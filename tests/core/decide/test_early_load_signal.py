@@ -136,6 +136,8 @@ RISING = (0.1, 0.15, 0.2, 0.2)
 def test_it_takes_some_observations_in_a_row():
     assert used(many(RISING)[0]) == pytest.approx(0.8)
     assert used(many(RISING[: ENOUGH_OBSERVATIONS - 1])[0]) == RISING[ENOUGH_OBSERVATIONS - 2]
+    enough = RISING[:ENOUGH_OBSERVATIONS]
+    assert (used(many(enough)[0]) or 0.0) > enough[-1], "the last one that is needed counts at once"
     assert used(many(RISING, spacing=0.5)[0]) == RISING[-1], "one look is not several"
     assert used(many(RISING, spacing=FRESH.total_seconds())[0]) == RISING[-1], "nor are several with gaps between them"
 
