@@ -14,6 +14,7 @@ from splitinference_gateway.body_budget import Bodies
 from splitinference_gateway.chain import Chain, Limits
 from splitinference_gateway.clients import Anybody, Clients
 from splitinference_gateway.configmap_watch import ApiServer, own_namespace, watch_configmap
+from splitinference_gateway.drafts import Speculation
 from splitinference_gateway.failing import Failing
 from splitinference_gateway.generation import Generator
 from splitinference_gateway.guides import Guides
@@ -85,7 +86,9 @@ class Gateway:
         limits = Limits(
             settings.step_seconds, settings.step_seconds_per_token, settings.replay_seconds, settings.prefill_chunk_tokens, context_tokens
         )
-        chain = Chain(routes, steps, failing, observed, metrics, limits, Prefixes(settings.prefix_reuse, PrefixKey(settings.tls_folder)))
+        prefixes = Prefixes(settings.prefix_reuse, PrefixKey(settings.tls_folder))
+        speculation = Speculation(settings.max_draft_tokens if settings.speculation == "auto" else 0)
+        chain = Chain(routes, steps, failing, observed, metrics, limits, prefixes, speculation)
 
         def admitted(running: int, waiting: int) -> None:
             metrics.running.set(running)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from splitinference_gateway.drafts import Costs
 from splitinference_protocol.route import Pipeline
 
 _RECENT = 0.1
@@ -41,6 +42,7 @@ class Lane:
     in_flight: int = 0
     reserved: int = 0
     pace: Pace = field(default_factory=Pace)
+    costs: Costs = field(default_factory=Costs)
 
     @property
     def name(self) -> str:
