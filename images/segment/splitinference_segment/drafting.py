@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from splitinference_protocol import leb128
-from splitinference_protocol.meta import Request
+from splitinference_protocol.request import Request
 from splitinference_protocol.sampling import Sampling
 from splitinference_segment.choices import Choice
 

@@ -5,9 +5,10 @@ from typing import Protocol
 
 import torch
 
-from splitinference_protocol.meta import BAD_REQUEST, INT8, WRONG_SEGMENT, SegmentError, TensorMeta
-from splitinference_segment.encoding import decode
-from splitinference_segment.kv_torch import KvShape
+from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.request import INT8, TensorMeta
+from splitinference_segment.torch_ops.encoding import decode
+from splitinference_segment.torch_ops.kv_torch import KvShape
 
 NO_KV = KvShape(0, 0, 0, torch.float32)
 

@@ -6,17 +6,18 @@ from functools import partial
 import torch
 
 from splitinference_protocol import leb128
-from splitinference_protocol.meta import INT8, Request, TensorMeta
+from splitinference_protocol.request import INT8, Request, TensorMeta
 from splitinference_protocol.sampling import Sampling
-from splitinference_segment import comparison, drafting
-from splitinference_segment.attention import Span
+from splitinference_segment import drafting
 from splitinference_segment.choices import Choice
-from splitinference_segment.encoding import encode
 from splitinference_segment.engine import Output, Work
-from splitinference_segment.kv_torch import KvShape
-from splitinference_segment.layers import Layers
-from splitinference_segment.sampling import sample, scored
-from splitinference_segment.stateless import as_tensor
+from splitinference_segment.torch_models.layers import Layers
+from splitinference_segment.torch_models.stateless import as_tensor
+from splitinference_segment.torch_ops import comparison
+from splitinference_segment.torch_ops.attention import Span
+from splitinference_segment.torch_ops.encoding import encode
+from splitinference_segment.torch_ops.kv_torch import KvShape
+from splitinference_segment.torch_ops.sampling import sample, scored
 from splitinference_segment.verdicts import Verdict
 
 _SCORED_TOGETHER = 16  # rows of logits, each as wide as the vocabulary
@@ -126,9 +127,7 @@ class TorchEngine:
                     asked[i] = own[-1].cpu()
                 else:
                     choices[i] = drafting.accepted(request, spans[i].tokens, partial(_sampled, own, last))
-        return [
-            Output(None, found[0] if found else None, found[1:], *each) for found, *each in zip(choices, asked, scores, strict=True)
-        ]
+        return [Output(None, found[0] if found else None, found[1:], *each) for found, *each in zip(choices, asked, scores, strict=True)]
 
     def _scored(self, hidden: torch.Tensor, request: Request) -> list[Choice]:
         """A few rows of logits at a time."""
