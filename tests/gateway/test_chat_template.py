@@ -1,7 +1,8 @@
 """Templates render as transformers renders them, and can do nothing else."""
 
 import pytest
-from splitinference_gateway.tokens.chat_template import ChatTemplate, TemplateError
+
+from splitinference_gateway.chat_template import ChatTemplate, TemplateError
 
 MESSAGES = [{"role": "user", "content": "hi <é>"}]
 

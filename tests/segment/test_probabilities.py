@@ -12,11 +12,11 @@ import pytest
 import torch
 from in_process import Chain, Network, Parts
 from random_models import CONFIGS
-from splitinference_segment.torch_ops.sampling import sample
 from transformers import AutoModelForCausalLM
 
 from splitinference_protocol.sampling import Sampling
 from splitinference_segment.choices import Choice
+from splitinference_segment.sampling import sample
 
 COUNT = 16
 TOLERANCE = 1e-4  # nats, float32

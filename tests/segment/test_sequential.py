@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from splitinference_segment.torch_models.families import UnsupportedModelError
-from splitinference_segment.torch_models.sequential import SequentialLayers, build
 from torch import nn
 
 from splitinference_protocol.errors import SegmentError
 from splitinference_protocol.request import TensorMeta
+from splitinference_segment.families import UnsupportedModelError
+from splitinference_segment.sequential import SequentialLayers, build
 
 LAYERS: list[dict[str, Any]] = [
     {"type": "Conv2d", "in_channels": 2, "out_channels": 4, "kernel_size": 3, "padding": 1},

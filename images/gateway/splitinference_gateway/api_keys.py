@@ -5,7 +5,7 @@ import hmac
 import logging
 from pathlib import Path
 
-from splitinference_gateway.access.clients import bearer, wrong_key
+from splitinference_gateway.clients import bearer, wrong_key
 
 _log = logging.getLogger(__name__)
 

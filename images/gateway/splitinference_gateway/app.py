@@ -15,20 +15,19 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from splitinference_gateway.access.clients import client_address
-from splitinference_gateway.answers import chat, completions, responses
-from splitinference_gateway.answers.generation import Choice, choices
-from splitinference_gateway.answers.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told, warning
-from splitinference_gateway.client_requests.tools import FORMS
-from splitinference_gateway.endpoints import encoders, kserve_http
-from splitinference_gateway.endpoints.inside import listening
-from splitinference_gateway.endpoints.kserve_grpc import KServeService
+from splitinference_gateway import chat, completions, encoders, kserve_http, responses
+from splitinference_gateway.clients import client_address
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.gateway import Gateway
-from splitinference_gateway.prompt_reading.texts import Texts
+from splitinference_gateway.generation import Choice, choices
+from splitinference_gateway.inside import listening
+from splitinference_gateway.kserve_grpc import KServeService
+from splitinference_gateway.listeners import Sockets
+from splitinference_gateway.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told, warning
 from splitinference_gateway.request_ids import HEADER, RequestIds
-from splitinference_gateway.server.listeners import Sockets
-from splitinference_gateway.tokens.tokenizer import ModelTokenizer
+from splitinference_gateway.texts import Texts
+from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tools import FORMS
 from splitinference_gateway.tracing import TracedApp
 
 _LAST_CALLS_SECONDS = 5.0  # for gRPC; requests over HTTP have had their time by then, and the pod's is nearly over

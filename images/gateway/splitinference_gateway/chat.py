@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitinference_gateway.answers.generation import STOP, Piece, Sampled
-from splitinference_gateway.answers.replies import DONE, Head, usage
-from splitinference_gateway.client_requests.tools import Form, ToolText
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.tokens.tokenizer import ModelTokenizer
+from splitinference_gateway.generation import STOP, Piece, Sampled
+from splitinference_gateway.replies import DONE, Head, usage
+from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tools import Form, ToolText
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from splitinference_gateway.answers.generation import Piece, Sampled
-from splitinference_gateway.answers.replies import DONE, Head, usage
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.tokens.tokenizer import ModelTokenizer
+from splitinference_gateway.generation import Piece, Sampled
+from splitinference_gateway.replies import DONE, Head, usage
+from splitinference_gateway.tokenizer import ModelTokenizer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from splitinference_gateway.routing.route_source import RouteReader
+from splitinference_gateway.route_source import RouteReader
 
 KEY = "route.json"
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.pipeline.wire import Wire, WireError
-from splitinference_gateway.pipeline.wire_tls import Identity
+from splitinference_gateway.wire import Wire, WireError
+from splitinference_gateway.wire_tls import Identity
 from splitinference_protocol.addresses import separated
 from splitinference_protocol.frames import MOST_ANSWER
 from splitinference_protocol.request import Hop

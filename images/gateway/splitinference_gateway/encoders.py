@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from starlette.responses import JSONResponse, Response
 
-from splitinference_gateway.answers.replies import warning
 from splitinference_gateway.errors import ApiError, invalid
 from splitinference_gateway.gateway import Gateway
-from splitinference_gateway.prompt_reading.texts import Texts
-from splitinference_gateway.tensor_io.signature import Kind
+from splitinference_gateway.replies import warning
+from splitinference_gateway.signature import Kind
+from splitinference_gateway.texts import Texts
 
 _MOST_NUMBERS = 1 << 20  # of an answer in JSON
 

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from splitinference_gateway.pipeline.steps import STALLED, TRANSPORT, StepClient, StepError
-from splitinference_gateway.routing.routes import Routes
+from splitinference_gateway.routes import Routes
+from splitinference_gateway.steps import STALLED, TRANSPORT, StepClient, StepError
 from splitinference_protocol import report
 from splitinference_protocol.errors import DEADLINE_EXCEEDED, NEXT_HOP_FAILED
 from splitinference_protocol.request import Hop

@@ -7,15 +7,15 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
-from splitinference_gateway.access.admission import Admission, Ticket
+from splitinference_gateway.admission import Admission, Ticket
+from splitinference_gateway.chain import Chain
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.pipeline.chain import Chain
-from splitinference_gateway.pipeline.steps import Answer, Scored
-from splitinference_gateway.prompt_reading.reading import Reading, seed_of
-from splitinference_gateway.tokens.guides import Guides
-from splitinference_gateway.tokens.sampling import Sampling
-from splitinference_gateway.tokens.text import Detokenizer, StopStrings
-from splitinference_gateway.tokens.tokenizer import ModelTokenizer
+from splitinference_gateway.guides import Guides
+from splitinference_gateway.reading import Reading, seed_of
+from splitinference_gateway.sampling import Sampling
+from splitinference_gateway.steps import Answer, Scored
+from splitinference_gateway.text import Detokenizer, StopStrings
+from splitinference_gateway.tokenizer import ModelTokenizer
 
 STOP = "stop"
 LENGTH = "length"

@@ -15,7 +15,7 @@ import llguidance
 from llguidance import gbnf_to_lark
 
 from splitinference_gateway.errors import ApiError, invalid
-from splitinference_gateway.tokens.tokenizer import ModelTokenizer
+from splitinference_gateway.tokenizer import ModelTokenizer
 
 _MOST_GRAMMAR = 1 << 18  # characters
 _MOST_SECONDS = 10.0  # of processor time for the masks of one answer

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from splitinference_gateway.lanes import Wish
 from splitinference_gateway.metrics import Metrics
-from splitinference_gateway.pipeline.steps import Pulled, StepClient, StepError
-from splitinference_gateway.routing.lanes import Wish
-from splitinference_gateway.routing.routes import Lease, Route, Routes
+from splitinference_gateway.routes import Lease, Route, Routes
+from splitinference_gateway.steps import Pulled, StepClient, StepError
 from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Pipeline
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from splitinference_gateway.tokens.sampling import Sampling
+from splitinference_gateway.sampling import Sampling
 from splitinference_protocol.leb128 import pack_counts, pack_ids
 
 

@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from splitinference_gateway import peers
 from splitinference_gateway.gateway import Gateway
-from splitinference_gateway.server import peers
-from splitinference_gateway.server.guard import Connected, HttpLimits
-from splitinference_gateway.server.listeners import Listener, Sockets
+from splitinference_gateway.guard import Connected, HttpLimits
+from splitinference_gateway.listeners import Listener, Sockets
 from splitinference_protocol.operations import OPERATOR
 from splitinference_protocol.report import GatewayReport, RouteState
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.client_requests.bodies import read_json
+from splitinference_gateway.bodies import read_json
 from splitinference_gateway.errors import invalid
-from splitinference_gateway.tensor_io.tensors import Tensor, checked_shape
+from splitinference_gateway.tensors import Tensor, checked_shape
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _MOST_TENSORS = 64

@@ -9,16 +9,16 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from splitinference_gateway.access.admission import Admission
-from splitinference_gateway.access.clients import client_address
-from splitinference_gateway.answers.replies import told
-from splitinference_gateway.endpoints import kserve_http
-from splitinference_gateway.endpoints.kserve import ModelInferResponse, message_class
-from splitinference_gateway.endpoints.kserve_message import read, read_infer
+from splitinference_gateway import kserve_http
+from splitinference_gateway.admission import Admission
+from splitinference_gateway.clients import client_address
 from splitinference_gateway.errors import ApiError, invalid
 from splitinference_gateway.gateway import Gateway
+from splitinference_gateway.kserve import ModelInferResponse, message_class
+from splitinference_gateway.kserve_message import read, read_infer
+from splitinference_gateway.replies import told
 from splitinference_gateway.settings import Settings
-from splitinference_gateway.tensor_io.tensors import ITEM_BYTES, Tensor, checked_shape
+from splitinference_gateway.tensors import ITEM_BYTES, Tensor, checked_shape
 from splitinference_protocol.addresses import any_address, joined
 
 _SERVICE = "inference.GRPCInferenceService"

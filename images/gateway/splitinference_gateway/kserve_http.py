@@ -10,9 +10,9 @@ from starlette.responses import JSONResponse, Response
 
 from splitinference_gateway.errors import ApiError, invalid
 from splitinference_gateway.gateway import Gateway
-from splitinference_gateway.tensor_io.kserve_body import HEADER_LENGTH, Asked
-from splitinference_gateway.tensor_io.signature import Signature
-from splitinference_gateway.tensor_io.tensors import Tensor, TensorSpec
+from splitinference_gateway.kserve_body import HEADER_LENGTH, Asked
+from splitinference_gateway.signature import Signature
+from splitinference_gateway.tensors import Tensor, TensorSpec
 
 VERSION = "1"
 _MOST_NUMBERS = 1 << 20

@@ -4,8 +4,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from splitinference_gateway.endpoints.kserve import ModelInferRequest
 from splitinference_gateway.errors import ApiError, invalid
+from splitinference_gateway.kserve import ModelInferRequest
 
 _MOST_FIELDS = 256
 

@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
-from splitinference_gateway.server.guard import Connected, GuardedProtocol
+from splitinference_gateway.guard import Connected, GuardedProtocol
 from splitinference_gateway.settings import Settings
 from splitinference_protocol.addresses import ANY_IPV4, ANY_IPV6
 

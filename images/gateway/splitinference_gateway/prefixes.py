@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from splitinference_gateway.pipeline.wire_tls import PrefixKey
+from splitinference_gateway.wire_tls import PrefixKey
 from splitinference_protocol.request import Prefix
 from splitinference_protocol.route import Pipeline
 

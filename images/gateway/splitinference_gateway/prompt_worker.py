@@ -17,16 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from splitinference_gateway.chat_template import ChatTemplate, TemplateError
 from splitinference_gateway.errors import ApiError, invalid
-from splitinference_gateway.prompt_reading.frames import HEAD, lengths, packed
-from splitinference_gateway.prompt_reading.reading import Reader
-from splitinference_gateway.prompt_reading.texts import TextReader
-from splitinference_gateway.tensor_io.kserve_body import parse_infer
-from splitinference_gateway.tensor_io.signature import Kind, Signature
-from splitinference_gateway.tokens.chat_template import ChatTemplate, TemplateError
-from splitinference_gateway.tokens.guides import Guides
-from splitinference_gateway.tokens.positions import vocabulary
-from splitinference_gateway.tokens.tokenizer import ModelTokenizer
+from splitinference_gateway.frames import HEAD, lengths, packed
+from splitinference_gateway.guides import Guides
+from splitinference_gateway.kserve_body import parse_infer
+from splitinference_gateway.positions import vocabulary
+from splitinference_gateway.reading import Reader
+from splitinference_gateway.signature import Kind, Signature
+from splitinference_gateway.texts import TextReader
+from splitinference_gateway.tokenizer import ModelTokenizer
 
 WALL_FACTOR = 6.0  # wall time of a request over its processor time, on a machine whose cores are taken by others
 _FRESH_AFTER_BYTES = 128 << 10  # a child that read so large a body holds on to memory: the next request gets a fresh one

@@ -13,14 +13,14 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.access.admission import Admission, Ticket
+from splitinference_gateway.admission import Admission, Ticket
 from splitinference_gateway.errors import ApiError, invalid, overloaded
-from splitinference_gateway.prompt_reading.frames import HEAD, lengths, packed
-from splitinference_gateway.prompt_reading.prompt_worker import WALL_FACTOR
-from splitinference_gateway.prompt_reading.reading import Reading
-from splitinference_gateway.prompt_reading.texts import Texts
+from splitinference_gateway.frames import HEAD, lengths, packed
+from splitinference_gateway.kserve_body import Asked
+from splitinference_gateway.prompt_worker import WALL_FACTOR
+from splitinference_gateway.reading import Reading
 from splitinference_gateway.settings import Settings
-from splitinference_gateway.tensor_io.kserve_body import Asked
+from splitinference_gateway.texts import Texts
 
 _LARGE_BYTES = 128 << 10
 _MOST_WAITING = 128
@@ -115,7 +115,7 @@ class Prompts:
         }
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
-        command = [sys.executable, "-m", "splitinference_gateway.prompt_reading.prompt_worker", str(theirs.fileno()), json.dumps(told)]
+        command = [sys.executable, "-m", "splitinference_gateway.prompt_worker", str(theirs.fileno()), json.dumps(told)]
         environment = {name: value for name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL") if (value := os.environ.get(name))}
         environment |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from splitinference_gateway.client_requests.bodies import read_json
-from splitinference_gateway.client_requests.requests import (
+from splitinference_gateway.bodies import read_json
+from splitinference_gateway.chat_template import ChatTemplate, TemplateError
+from splitinference_gateway.errors import ApiError, context_too_long, invalid
+from splitinference_gateway.guides import Grammar, Guides
+from splitinference_gateway.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -18,13 +21,10 @@ from splitinference_gateway.client_requests.requests import (
     parse,
     parse_plain,
 )
-from splitinference_gateway.client_requests.responses_request import as_body, as_chat, in_its_own_names, strays
-from splitinference_gateway.client_requests.tools import Form, form_of, must_call
-from splitinference_gateway.errors import ApiError, context_too_long, invalid
-from splitinference_gateway.tokens.chat_template import ChatTemplate, TemplateError
-from splitinference_gateway.tokens.guides import Grammar, Guides
-from splitinference_gateway.tokens.text import Detokenizer
-from splitinference_gateway.tokens.tokenizer import ModelTokenizer
+from splitinference_gateway.responses_request import as_body, as_chat, in_its_own_names, strays
+from splitinference_gateway.text import Detokenizer
+from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tools import Form, form_of, must_call
 
 _SEED_BITS = 63
 _DEFAULT_TOKENS = 16  # OpenAI's, of text completions

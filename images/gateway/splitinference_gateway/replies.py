@@ -14,8 +14,8 @@ from typing import Protocol
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from splitinference_gateway.answers.generation import Generation, Piece
 from splitinference_gateway.errors import ApiError
+from splitinference_gateway.generation import Generation, Piece
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MOST_NAMED = 16

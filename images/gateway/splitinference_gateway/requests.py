@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from splitinference_gateway.client_requests.bodies import read_json
-from splitinference_gateway.client_requests.fields import (
+from splitinference_gateway.bodies import read_json
+from splitinference_gateway.errors import ApiError, invalid, unsupported
+from splitinference_gateway.fields import (
     MOST_STOP_TOKENS,
     ONLY_NEUTRAL,
     WITHOUT_EFFECT,
@@ -20,9 +21,8 @@ from splitinference_gateway.client_requests.fields import (
     one_by_one,
     texts_or_ids,
 )
-from splitinference_gateway.client_requests.structured import STRUCTURED, structured
-from splitinference_gateway.errors import ApiError, invalid, unsupported
-from splitinference_gateway.tokens.guides import Grammar
+from splitinference_gateway.guides import Grammar
+from splitinference_gateway.structured import STRUCTURED, structured
 
 _INT64_MAX = 2**63 - 1
 _MOST_MESSAGES = 4096

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.answers.generation import LENGTH, Piece, Sampled
-from splitinference_gateway.answers.replies import Head
-from splitinference_gateway.client_requests.tools import Call, Form, ToolText
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.tokens.tokenizer import ModelTokenizer
+from splitinference_gateway.generation import LENGTH, Piece, Sampled
+from splitinference_gateway.replies import Head
+from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tools import Call, Form, ToolText
 
 _Event = Mapping[str, object]
 

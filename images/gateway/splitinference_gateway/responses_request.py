@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from splitinference_gateway.client_requests.fields import Whole
-from splitinference_gateway.client_requests.requests import ChatRequest, parse_plain
-from splitinference_gateway.client_requests.structured import STRUCTURED
 from splitinference_gateway.errors import ApiError, invalid, unsupported
+from splitinference_gateway.fields import Whole
+from splitinference_gateway.requests import ChatRequest, parse_plain
+from splitinference_gateway.structured import STRUCTURED
 
 _MOST_ITEMS = 4096
 _ALSO_OF_CHATS = frozenset(

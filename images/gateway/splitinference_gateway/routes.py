@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from splitinference_gateway.routing.lanes import Chooser, Lane, Wish
+from splitinference_gateway.lanes import Chooser, Lane, Wish
 from splitinference_protocol.route import Pipeline, RouteDocument, Verification
 
 HOLD_SECONDS = 30.0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from splitinference_protocol import sampling as told
 
 if TYPE_CHECKING:
-    from splitinference_gateway.tokens.guides import Guide
+    from splitinference_gateway.guides import Guide
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from splitinference_gateway.tensor_io.tensors import TensorSpec
-from splitinference_gateway.tokens.sentence import Sentence, activation
-from splitinference_gateway.tokens.tokenizer import ModelFilesError
+from splitinference_gateway.sentence import Sentence, activation
+from splitinference_gateway.tensors import TensorSpec
+from splitinference_gateway.tokenizer import ModelFilesError
 from splitinference_protocol.pooling import SENTENCE_EMBEDDING
 
 INPUT_IDS = "input_ids"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from splitinference_gateway import request_ids, tracing
-from splitinference_gateway.pipeline.connections import Connections, NoAnswerError
-from splitinference_gateway.pipeline.wire_tls import Identity
-from splitinference_gateway.tokens.sampling import Sampling
+from splitinference_gateway.connections import Connections, NoAnswerError
+from splitinference_gateway.sampling import Sampling
+from splitinference_gateway.wire_tls import Identity
 from splitinference_protocol import answers, leb128
 from splitinference_protocol.answers import Timing
 from splitinference_protocol.errors import INTERNAL, NEXT_HOP_FAILED

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from splitinference_gateway.errors import ApiError, invalid, unsupported
-from splitinference_gateway.tokens.guides import Grammar
+from splitinference_gateway.guides import Grammar
 
 _NOTHING: tuple[object, ...] = (None, "", [], {})
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}

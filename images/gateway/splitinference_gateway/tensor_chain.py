@@ -3,9 +3,9 @@
 import logging
 from dataclasses import dataclass
 
-from splitinference_gateway.pipeline.chain import NO_ROUTE, Chain, Mending
-from splitinference_gateway.pipeline.steps import EVERYTHING, Answer, StepError, Wanted
-from splitinference_gateway.routing.lanes import Lane, Wish
+from splitinference_gateway.chain import NO_ROUTE, Chain, Mending
+from splitinference_gateway.lanes import Lane, Wish
+from splitinference_gateway.steps import EVERYTHING, Answer, StepError, Wanted
 
 _log = logging.getLogger(__name__)
 

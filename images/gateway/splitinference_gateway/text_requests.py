@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from splitinference_gateway.client_requests.bodies import read_json
-from splitinference_gateway.client_requests.fields import WITHOUT_EFFECT, Whole, one_by_one, texts_or_ids
-from splitinference_gateway.client_requests.requests import parse_plain
+from splitinference_gateway.bodies import read_json
 from splitinference_gateway.errors import invalid, unsupported
+from splitinference_gateway.fields import WITHOUT_EFFECT, Whole, one_by_one, texts_or_ids
+from splitinference_gateway.requests import parse_plain
 
 MOST_TEXTS = 2048
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_gateway.client_requests.text_requests import EmbeddingRequest, RerankRequest, ScoreRequest, parse_texts
 from splitinference_gateway.errors import ApiError, invalid
-from splitinference_gateway.prompt_reading.reading import Reader, check_model
-from splitinference_gateway.tokens.sentence import Sentence
+from splitinference_gateway.reading import Reader, check_model
+from splitinference_gateway.sentence import Sentence
+from splitinference_gateway.text_requests import EmbeddingRequest, RerankRequest, ScoreRequest, parse_texts
 
 MOST_TOKENS = 300_000
 """Of all texts of one request, as OpenAI has it."""

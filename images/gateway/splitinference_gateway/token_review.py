@@ -19,9 +19,9 @@ from typing import TypeVar
 
 import aiohttp
 
-from splitinference_gateway.access.clients import bearer, wrong_key
+from splitinference_gateway.clients import bearer, wrong_key
+from splitinference_gateway.configmap_watch import ApiServer
 from splitinference_gateway.errors import ApiError, overloaded
-from splitinference_gateway.routing.configmap_watch import ApiServer
 
 _PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 _MOST_REMEMBERED = 4096

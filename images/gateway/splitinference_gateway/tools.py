@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from splitinference_gateway.tokens.guides import Grammar
-from splitinference_gateway.tokens.text import overlap
+from splitinference_gateway.guides import Grammar
+from splitinference_gateway.text import overlap
 
 
 class Call(NamedTuple):

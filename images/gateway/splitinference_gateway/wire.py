@@ -10,7 +10,7 @@ import socket
 from dataclasses import dataclass
 from typing import cast
 
-from splitinference_gateway.pipeline.wire_tls import Identity, IdentityError
+from splitinference_gateway.wire_tls import Identity, IdentityError
 from splitinference_protocol import frames
 from splitinference_protocol.frames import ANSWER_BYTES, HEAD, IDLE_SECONDS, MAX_META, MOST_ANSWER, OPEN_SECONDS, UNSENT
 

@@ -7,7 +7,7 @@ from typing import Any
 from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
 from splitinference_modelfiles.headers import ModelRefusedError
 from splitinference_modelfiles.models import Model, served_model
-from splitinference_segment.torch_models.families import UnsupportedModelError
+from splitinference_segment.families import UnsupportedModelError
 
 
 def accepted(folder: Path) -> tuple[Mapping[str, Any], Model]:

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from splitinference_segment.kv import KvEntry
-from splitinference_segment.torch_ops.together import Together, side_by_side, summed
+from splitinference_segment.together import Together, side_by_side, summed
 
 NAME = "splitinference"
 SAME_AS_UNSPLIT = 1024  # tokens of context

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from splitinference_segment.server.probe import ProbeError, ask
+from splitinference_segment.probe import ProbeError, ask
 
 LONGEST_S = 30.0
 QUIET_S = 2.0

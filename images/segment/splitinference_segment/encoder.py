@@ -17,9 +17,9 @@ from transformers import AutoConfig
 from splitinference_modelfiles.digests import Digests
 from splitinference_protocol.errors import BAD_REQUEST, SegmentError
 from splitinference_protocol.request import TensorMeta
-from splitinference_segment.torch_models.families import UnsupportedModelError
-from splitinference_segment.torch_models.stateless import NO_KV, as_tensor, not_taken
-from splitinference_segment.torch_models.weights import Weights, fill
+from splitinference_segment.families import UnsupportedModelError
+from splitinference_segment.stateless import NO_KV, as_tensor, not_taken
+from splitinference_segment.weights import Weights, fill
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from splitinference_protocol.addresses import separated
 from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, OVERLOADED, SegmentError
 from splitinference_protocol.frames import MOST_ANSWER
 from splitinference_protocol.request import SEGMENT_NAME, Hop
-from splitinference_segment.peers.identity import Identity
-from splitinference_segment.peers.wire import WireError
-from splitinference_segment.peers.wire_client import Wire
+from splitinference_segment.identity import Identity
 from splitinference_segment.settings import Settings
+from splitinference_segment.wire import WireError
+from splitinference_segment.wire_client import Wire
 
 GRACE_S = 0.25  # the next segment answers "deadline exceeded" itself, with its name; only its silence ends the call here
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.0  # between two tries to connect

@@ -9,13 +9,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from splitinference_modelfiles.digests import Digests
-from splitinference_segment.torch_models.families import UNSTEADY_ROPE, Family, UnsupportedModelError, family_of
-from splitinference_segment.torch_models.weights import Weights, fill
-from splitinference_segment.torch_ops import attention
-from splitinference_segment.torch_ops.attention import Row, Span
-from splitinference_segment.torch_ops.joining import can_join, join
-from splitinference_segment.torch_ops.kv_torch import KvShape
-from splitinference_segment.torch_ops.packing import can_pack, packed, packed_bytes
+from splitinference_segment import attention
+from splitinference_segment.attention import Row, Span
+from splitinference_segment.families import UNSTEADY_ROPE, Family, UnsupportedModelError, family_of
+from splitinference_segment.joining import can_join, join
+from splitinference_segment.kv_torch import KvShape
+from splitinference_segment.packing import can_pack, packed, packed_bytes
+from splitinference_segment.weights import Weights, fill
 
 
 class Layers:

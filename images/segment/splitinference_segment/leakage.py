@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
+from splitinference_segment.attention import Row, Span
+from splitinference_segment.families import UnsupportedModelError
 from splitinference_segment.kv import KvEntry
-from splitinference_segment.torch_models.families import UnsupportedModelError
-from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_models.loading import load_layers
-from splitinference_segment.torch_ops.attention import Row, Span
+from splitinference_segment.layers import Layers
+from splitinference_segment.loading import load_layers
 
 WINDOW = 256  # tokens that are run at once, each window from position 0
 RIDGE = 10.0

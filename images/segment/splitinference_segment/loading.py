@@ -6,11 +6,11 @@ from typing import TypeGuard
 import torch
 
 from splitinference_modelfiles.digests import Digests
-from splitinference_segment.torch_models.accepted import accepted
-from splitinference_segment.torch_models.encoder import ENCODERS, EncoderLayers
-from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_models.sequential import MODEL_TYPE, SequentialLayers
-from splitinference_segment.torch_models.stateless import Stateless
+from splitinference_segment.accepted import accepted
+from splitinference_segment.encoder import ENCODERS, EncoderLayers
+from splitinference_segment.layers import Layers
+from splitinference_segment.sequential import MODEL_TYPE, SequentialLayers
+from splitinference_segment.stateless import Stateless
 
 
 def load_layers(

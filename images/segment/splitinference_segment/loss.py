@@ -1,6 +1,6 @@
 """What packed weights and encoded links cost in exactness: perplexity and agreement of tokens on a fixed text, beside the plain model.
 
-python -m splitinference_segment.programs.loss --model DIR --text FILE [--tokens N] [--cuts 12,22]
+python -m splitinference_segment.loss --model DIR --text FILE [--tokens N] [--cuts 12,22]
 """
 
 import argparse
@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
+from splitinference_segment.attention import Span
+from splitinference_segment.encoding import decode, encode
 from splitinference_segment.kv import KvEntry
-from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_ops.attention import Span
-from splitinference_segment.torch_ops.encoding import decode, encode
+from splitinference_segment.layers import Layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def measured(logits: torch.Tensor, plain: torch.Tensor, ids: Sequence[int]) -> d
 
 def main() -> None:
     """Print one line of JSON for each way."""
-    parser = argparse.ArgumentParser(prog="splitinference_segment.programs.loss", description=__doc__)
+    parser = argparse.ArgumentParser(prog="splitinference_segment.loss", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=1000)

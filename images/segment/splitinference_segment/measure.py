@@ -60,7 +60,7 @@ def streamed(torch: Any, dtype: Any) -> tuple[Callable[[], Any], float]:
 
 def _layer(torch: Any, dtype: Any, width: int, rows: int) -> Any:
     """A linear layer, packed as segments pack theirs."""
-    from splitinference_segment.torch_ops.packing import can_pack, packed
+    from splitinference_segment.packing import can_pack, packed
 
     layer = torch.nn.Linear(width, rows, bias=False, dtype=dtype)
     torch.nn.init.uniform_(layer.weight, -0.01, 0.01)
@@ -79,7 +79,7 @@ def launch_ms(torch: Any, threads: int, cores: float) -> float:
         work, amount = streamed(torch, dtype)
         read = best(work, cores, runs=2)[0] * amount * 1e9 / cores
         del work  # and only now transformers, which takes a hundred MiB
-        from splitinference_segment.programs import measure_blocks
+        from splitinference_segment import measure_blocks
 
         each = cores / best(measure_blocks.decode_step(dtype), cores)[0] / measure_blocks.BLOCKS
     finally:

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from splitinference_segment.server.probe import ProbeError, ask
+from splitinference_segment.probe import ProbeError, ask
 
 MOST_CONNECTIONS = 16
 MOST_HEAD = 8 << 10

@@ -14,9 +14,9 @@ from torch import nn
 
 from splitinference_modelfiles.digests import Digests
 from splitinference_protocol.request import TensorMeta
-from splitinference_segment.torch_models.families import UnsupportedModelError
-from splitinference_segment.torch_models.stateless import NO_KV, as_tensor, not_taken
-from splitinference_segment.torch_models.weights import Weights, fill
+from splitinference_segment.families import UnsupportedModelError
+from splitinference_segment.stateless import NO_KV, as_tensor, not_taken
+from splitinference_segment.weights import Weights, fill
 
 MODEL_TYPE = "sequential"
 LAYER_TYPES: Mapping[str, type[nn.Module]] = {

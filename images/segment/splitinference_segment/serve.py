@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from splitinference_protocol.addresses import listen
-from splitinference_segment.peers.identity import Identity, IdentityError
-from splitinference_segment.server.metrics_proxy import Health, MetricsProxy
+from splitinference_segment.identity import Identity, IdentityError
+from splitinference_segment.metrics_proxy import Health, MetricsProxy
 from splitinference_segment.settings import Settings, SettingsError
 
 SHM = Path("/dev/shm")
@@ -48,7 +48,7 @@ instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 parameters [ {{ key: "FORCE_CPU_ONLY_INPUT_TENSORS" value: {{ string_value: "yes" }} }} ]
 """
 MODEL_CODE = """\
-from splitinference_segment.server.triton_model import TritonPythonModel
+from splitinference_segment.triton_model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 """

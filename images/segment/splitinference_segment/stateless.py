@@ -7,8 +7,8 @@ import torch
 
 from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
 from splitinference_protocol.request import INT8, TensorMeta
-from splitinference_segment.torch_ops.encoding import decode
-from splitinference_segment.torch_ops.kv_torch import KvShape
+from splitinference_segment.encoding import decode
+from splitinference_segment.kv_torch import KvShape
 
 NO_KV = KvShape(0, 0, 0, torch.float32)
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from splitinference_segment.torch_ops.attention import Span
+    from splitinference_segment.attention import Span
 
 LONGER = 2  # pasts up to so many times as long as the shortest one are laid beside it: the rest of its row is wasted
 SHORT = 64  # tokens that may be wasted whatever the length

@@ -7,8 +7,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from splitinference_segment.links import Measure
 from splitinference_segment.meters import Meters
-from splitinference_segment.peers.links import Measure
 from splitinference_segment.settings import Settings
 
 
@@ -23,7 +23,7 @@ class TritonPythonModel:
         if settings.engine == "llamacpp":  # its image has no torch
             from splitinference_segment.llamacpp import triton as engine
         else:
-            from splitinference_segment.torch_models import triton_torch as engine
+            from splitinference_segment import triton_torch as engine
         loaded = engine.load(settings)
         self._read, self._write = engine.read, engine.write
         self._meters = Meters(settings.segment, pb_utils, self._gauges)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils
 
+from splitinference_segment.content import MismatchError, read_digests, tell
+from splitinference_segment.layers import Layers
+from splitinference_segment.loading import is_stateless, load_layers
 from splitinference_segment.meters import Meters
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
 from splitinference_segment.tensor_segment import TensorSegment
-from splitinference_segment.torch_models.content import MismatchError, read_digests, tell
-from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_models.loading import is_stateless, load_layers
-from splitinference_segment.torch_models.torch_engine import TorchEngine
+from splitinference_segment.torch_engine import TorchEngine
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from splitinference_modelfiles.digests import Digests
 from splitinference_modelfiles.folder import tensor_tables
 from splitinference_modelfiles.headers import ModelRefusedError
 from splitinference_modelfiles.quantization import FLOATS
-from splitinference_segment.torch_models.content import check, check_config, copied
+from splitinference_segment.content import check, check_config, copied
 
 _used: list[BinaryIO] = []
 """Weight files that this process loaded from: while it lives, the node's model cache keeps them, as it may have to load again."""

@@ -11,8 +11,8 @@ from splitinference_protocol import frames
 from splitinference_protocol.addresses import joined
 from splitinference_protocol.frames import ANSWER_BYTES, IDLE_SECONDS, MAX_META, MOST_ANSWER, OPEN_SECONDS
 from splitinference_protocol.operations import SEGMENT
-from splitinference_segment.peers.identity import Identity, IdentityError
-from splitinference_segment.peers.wire import RECEIVE, Buffer, Codec, Connection, Plain, Sealed, WireError
+from splitinference_segment.identity import Identity, IdentityError
+from splitinference_segment.wire import RECEIVE, Buffer, Codec, Connection, Plain, Sealed, WireError
 
 LOOK_S = 0.1  # how often deadlines are looked at, while anything is awaited
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from splitinference_protocol import frames
-from splitinference_segment.peers.identity import Identity, IdentityError
-from splitinference_segment.peers.wire import RECEIVE, Buffer, Codec, Plain, Sealed, WireError
+from splitinference_segment.identity import Identity, IdentityError
+from splitinference_segment.wire import RECEIVE, Buffer, Codec, Plain, Sealed, WireError
 
 HALF_OPEN = 128  # connections that have not been greeted
 MOST_BYTES = 64 << 10  # certificates and greeting of one peer
