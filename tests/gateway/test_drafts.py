@@ -128,6 +128,12 @@ def test_where_none_are_wanted_none_are_made() -> None:
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps whose measured times say that a draft costs little, however busy the machine is."""
+    monkeypatch.setattr(Costs, "ran", lambda self, seconds, drafted: setattr(self, "plain", 1.0))
+
+
 async def told_by(world: Serving, prompt: str = "repeat", tokens: int = len(EXPECTED), **more: object) -> list[str]:
     answer = await answered(world, prompt, tokens, **more)
     return [choice.text for choice in answer.choices]
@@ -148,6 +154,7 @@ async def repeating(*names: str) -> list[ToySegment]:
     return segments
 
 
+@pytest.mark.usefixtures("steady")
 async def test_one_trip_yields_several_tokens_and_the_text_is_the_same(tmp_path: Path, model_path: Path) -> None:
     segments = await repeating("a", "b", "c")
     async with serving(tmp_path, model_path, segments) as world:
@@ -160,6 +167,7 @@ async def test_one_trip_yields_several_tokens_and_the_text_is_the_same(tmp_path:
         assert await replays(world) == 0
 
 
+@pytest.mark.usefixtures("steady")
 async def test_text_after_tokens_that_were_rejected_is_the_same(tmp_path: Path, model_path: Path) -> None:
     """The toy model's text has few letters: pairs come again all the time, and are followed by something else."""
     segments = await toy_segments("a", "b")
@@ -173,6 +181,7 @@ async def test_text_after_tokens_that_were_rejected_is_the_same(tmp_path: Path, 
         assert await replays(world) == 0
 
 
+@pytest.mark.usefixtures("steady")
 async def test_choices_stops_and_probabilities_are_the_same(tmp_path: Path, model_path: Path) -> None:
     segments = await repeating("a", "b")
     async with serving(tmp_path, model_path, segments) as world:
@@ -188,6 +197,7 @@ async def test_choices_stops_and_probabilities_are_the_same(tmp_path: Path, mode
         assert max(segments[0].drafted) > 1
 
 
+@pytest.mark.usefixtures("steady")
 async def test_an_end_among_drafts_ends_the_answer(tmp_path: Path, model_path: Path) -> None:
     """As in the second turn of a conversation: what is looked up goes on behind the end of the first answer."""
     segments = await toy_segments("a", "b")
@@ -199,6 +209,7 @@ async def test_an_end_among_drafts_ends_the_answer(tmp_path: Path, model_path: P
         assert sum(segments[0].drafted) > len(PHRASE) / 2
 
 
+@pytest.mark.usefixtures("steady")
 async def test_an_answer_never_has_more_tokens_than_were_asked_for(tmp_path: Path, model_path: Path) -> None:
     segments = await repeating("a", "b")
     async with serving(tmp_path, model_path, segments) as world:
@@ -209,6 +220,7 @@ async def test_an_answer_never_has_more_tokens_than_were_asked_for(tmp_path: Pat
 
 
 @pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.usefixtures("steady")
 async def test_a_stage_that_lost_its_kv_amid_drafts_is_mended(tmp_path: Path, model_path: Path, stage: int) -> None:
     segments = await repeating("a", "b")
     async with serving(tmp_path, model_path, segments) as world:
@@ -220,6 +232,7 @@ async def test_a_stage_that_lost_its_kv_amid_drafts_is_mended(tmp_path: Path, mo
         assert await world.metric('splitinference_gateway_replays_total{reason="kv_missing"}') == 1
 
 
+@pytest.mark.usefixtures("steady")
 async def test_a_segment_that_knows_no_drafts_is_asked_without(tmp_path: Path, model_path: Path) -> None:
     segments = await repeating("a", "b")
     segments[1].forgets_drafts = True
@@ -228,6 +241,7 @@ async def test_a_segment_that_knows_no_drafts_is_asked_without(tmp_path: Path, m
         assert sum(map(bool, segments[0].drafted)) == 2
 
 
+@pytest.mark.usefixtures("steady")
 async def test_without_speculation_nothing_is_drafted(tmp_path: Path, model_path: Path) -> None:
     segments = await repeating("a", "b")
     async with serving(tmp_path, model_path, segments, speculation="off") as world:
@@ -236,6 +250,7 @@ async def test_without_speculation_nothing_is_drafted(tmp_path: Path, model_path
 
 
 @pytest.mark.parametrize("more", [{"json_schema": {"type": "object"}}, {"guided_regex": "(ab ){20}"}])
+@pytest.mark.usefixtures("steady")
 async def test_what_follows_a_grammar_is_not_drafted(tmp_path: Path, model_path: Path, more: dict[str, object]) -> None:
     segments = await toy_segments("a")
     async with serving(tmp_path, model_path, segments) as world:

@@ -1,7 +1,7 @@
 """Drafts: tokens that may come next, looked up in the sequence's own tokens, so that one trip along the chain yields several tokens.
 
-Where the last tokens came before, what followed them then is drafted now (prompt lookup). It costs no model, and pays where an answer repeats
-its prompt: editing, extraction, code, quotations. Nothing of other sequences is looked at.
+Where the last tokens came before, what followed them then is drafted now (prompt lookup). It costs no model, and pays where an answer
+repeats its prompt: editing, extraction, code, quotations. Nothing of other sequences is looked at.
 
 How many tokens are drafted follows from what was measured. With a probability `a` that a drafted token is right, k of them yield
 
@@ -95,7 +95,8 @@ class Costs:
             if self.each is not None:  # what is no longer measured is slowly forgotten, and so tried again
                 self.each += _FORGOTTEN * (_FIRST_COST * self.plain - self.each)
         elif self.plain is not None:
-            self.each = _blend(self.each, max(0.0, seconds - self.plain) / drafted)
+            before = _FIRST_COST * self.plain if self.each is None else self.each
+            self.each = _blend(before, max(0.0, seconds - self.plain) / drafted)
 
     @property
     def relative(self) -> float:

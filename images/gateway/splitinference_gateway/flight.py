@@ -1,8 +1,8 @@
 """Steps of one sequence that are under way along a pipeline, one behind the other.
 
-A long prompt goes through the stages in chunks. If each chunk waited for the one before to come back, one stage would compute and all others
-would wait: the prompt would take the sum of the stages' times. So the next chunk is sent while the one before is under way. With S stages
-and C chunks of equal times it takes S + C - 1 of S·C such times: with many chunks, little more than the slowest stage's own.
+A long prompt goes through the stages in chunks. If each chunk waited for the one before to come back, one stage would compute and all
+others would wait: the prompt would take the sum of the stages' times. So the next chunk is sent while the one before is under way. With S
+stages and C chunks of equal times it takes S + C - 1 of S·C such times: with many chunks, little more than the slowest stage's own.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Chunk:
 
 @dataclass(eq=False)
 class Sent:
-    """A step that was sent. `seconds`: how long it kept the pipeline, once it has landed: what overlaps with the step before counts once."""
+    """A step that was sent. `seconds`: how long it kept the pipeline. What overlaps with the step before counts once."""
 
     what: Chunk
     task: "asyncio.Task[Answer]"
@@ -105,7 +105,7 @@ class Flight:
         return sent, came
 
     async def clear(self) -> None:
-        """After a failure: until all have ended, whatever came of them, so that none of them is still under way when tokens are run again."""
+        """After a failure: until all have ended, whatever came of them, so that none is under way when tokens are run again."""
         sent, self._sent = self._sent, deque()
         await asyncio.gather(*(each.task for each in sent), return_exceptions=True)
 

@@ -377,13 +377,13 @@ def check_sampling(request: Request, vocabulary: int) -> None:
 
 
 def check_drafts(request: Request, ids: Values | None) -> None:
-    """Raise SegmentError `bad_request` for drafts that cannot be of this step, or are not the last of its token ids, where these are here."""
+    """Raise SegmentError `bad_request` for drafts that cannot be of this step, or are not the last of its token ids where these are here."""
     if not (drafts := request.drafts):
         return
     tokens = request.tensor.tokens if request.tensor else 0
     if not request.sample or request.logits or request.targets:
         raise SegmentError(
-            protocol.BAD_REQUEST, "a step with drafts samples, and gives neither logits nor the probabilities of given tokens"
+            protocol.BAD_REQUEST, "a step with drafts samples: it gives neither logits nor scores of given tokens"
         )
     if len(drafts) >= tokens:
         raise SegmentError(protocol.BAD_REQUEST, f"{len(drafts)} drafts need a token before them, the step has {tokens} tokens")
