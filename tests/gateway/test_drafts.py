@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from openai.types import Completion
 
-from splitinference_gateway.drafts import Costs, Drafter, Lookup, Speculation, best_length
+from splitinference_gateway.pipeline.drafts import Drafter, Lookup, Speculation, best_length
+from splitinference_gateway.routing.lanes import Costs
 from tests.gateway.model_folder import END
 from tests.gateway.serving import MODEL, Serving, serving
 from tests.gateway.toy_chain import ToySegment, reference, toy_segments
