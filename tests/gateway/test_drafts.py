@@ -1,6 +1,7 @@
 """Drafts by prompt lookup: what is found, how many pay, and texts that are the same with them as without."""
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from openai.types import Completion
 
 from splitinference_gateway.pipeline.drafts import Drafter, Lookup, Speculation, best_length
 from splitinference_gateway.routing.lanes import Costs
+from tests.gateway import serving as plain
 from tests.gateway.model_folder import END
-from tests.gateway.serving import MODEL, Serving, serving
+from tests.gateway.serving import MODEL, Serving
 from tests.gateway.toy_chain import ToySegment, reference, toy_segments
 
 PHRASE = b"the same words come again, "
@@ -82,7 +84,8 @@ def test_drafts_that_are_right_become_more() -> None:
     drafter = Speculation(7).drafter()
     phrase = [*range(40)]
     made = told(drafter, [*phrase, 0, 1], phrase[2:] + phrase, measured())
-    assert 0 < made[0] < 7 and made[-2] == 7
+    assert 0 < made[0] < 7
+    assert made[-2] == 7
     assert len(made) < 20, "of 78 tokens"
 
 
@@ -145,6 +148,11 @@ async def answered(world: Serving, prompt: str = "repeat", tokens: int = len(EXP
         return await client.completions.create(model=MODEL, prompt=prompt, max_tokens=tokens, **{"temperature": 0, **more})
 
 
+def serving(*given: Any, **more: Any) -> AbstractAsyncContextManager[Serving]:
+    """With drafts."""
+    return plain.serving(*given, **{"speculation": "auto", **more})
+
+
 async def replays(world: Serving) -> int:
     return (await world.get("/internal/routes"))["observed"]["replays"]
 
@@ -192,7 +200,8 @@ async def test_choices_stops_and_probabilities_are_the_same(tmp_path: Path, mode
         assert stopped == ["the same words come "]
         answer = await answered(world, tokens=60, logprobs=2)
         told = answer.choices[0].logprobs
-        assert told is not None and told.tokens is not None and told.token_logprobs is not None
+        assert told is not None
+        assert told.tokens is not None
         assert "".join(told.tokens) == EXPECTED.decode()[:60]
         assert told.token_logprobs == [-0.5] * 60
         assert max(segments[0].drafted) > 1
@@ -240,6 +249,28 @@ async def test_a_segment_that_knows_no_drafts_is_asked_without(tmp_path: Path, m
     async with serving(tmp_path, model_path, segments) as world:
         assert await told_by(world) == [EXPECTED.decode()]
         assert sum(map(bool, segments[0].drafted)) == 2
+
+
+@pytest.mark.usefixtures("steady")
+async def test_a_sequence_is_handed_over_amid_drafts(tmp_path: Path, model_path: Path) -> None:
+    """One stage stays, and holds drafts that were wrong; the other is new, and never did."""
+    segments = await toy_segments("a", "b", "c")
+    for segment, layers in zip(segments, ((0, 5), (5, 9), (5, 9)), strict=True):
+        segment.layers = layers
+        segment.seconds = 0.01
+    a, b, c = segments
+    told = bytes(reference(b"a prompt of some length", 500)).decode(errors="replace")
+    async with serving(tmp_path, model_path, segments, routed=False) as world:
+        world.route([a, b], revision="r1")
+        await world.routed("r1")
+        reading = asyncio.create_task(told_by(world, "a prompt of some length", 500))
+        while sum(a.drafted) < 10:
+            await asyncio.sleep(0)
+        world.route([a, c], revision="r2", drain_seconds=0.3)
+        assert await reading == [told]
+        assert await world.metric("splitinference_gateway_handovers_total") == 1
+        assert max(c.chunks) == 1, "it never saw the prompt"
+        assert sum(c.drafted), "and drafts go on"
 
 
 @pytest.mark.usefixtures("steady")

@@ -192,17 +192,21 @@ class ToySegment:
             held, sampling = self.sequences[name], meta["sampling"]
             if meta.get("logits"):
                 return {**answer, **tensors(logits=([3], toy_logits(held)))}
-            chosen: list[int] = []
-            for number in range(len(drafts) + 1):
-                seen = held[: len(held) - len(drafts) + number]
-                chosen.append(self._scripted(name, seen) if self.script else next_token(seen, sampling, self.end_after))
-                if number < len(drafts) and chosen[-1] != drafts[number]:
-                    break
-            top = [[[token, -0.5], *([i, -1.0 - i] for i in range(1, sampling["logprobs"]))][: sampling["logprobs"]] for token in chosen]
-            answer |= {"token": chosen[0], "logprob": self.logprob, "top_logprobs": top[0]}
-            if drafts and not self.forgets_drafts:
-                answer["more"] = [[token, self.logprob, each] for token, each in zip(chosen[1:], top[1:], strict=True)]
+            answer |= self._chosen(name, drafts, sampling)
         return answer
+
+    def _chosen(self, name: str, drafts: Sequence[int], sampling: dict[str, Any]) -> dict[str, Any]:
+        """The token, and one more for each draft that was right."""
+        held, chosen = self.sequences[name], list[int]()
+        for number in range(len(drafts) + 1):
+            seen = held[: len(held) - len(drafts) + number]
+            chosen.append(self._scripted(name, seen) if self.script else next_token(seen, sampling, self.end_after))
+            if number < len(drafts) and chosen[-1] != drafts[number]:
+                break
+        top = [[[token, -0.5], *([i, -1.0 - i] for i in range(1, sampling["logprobs"]))][: sampling["logprobs"]] for token in chosen]
+        more = [[token, self.logprob, each] for token, each in zip(chosen[1:], top[1:], strict=True)]
+        told = {"more": more} if drafts and not self.forgets_drafts else {}
+        return {"token": chosen[0], "logprob": self.logprob, "top_logprobs": top[0], **told}
 
     def _heard(self, tokens: Sequence[int], position: int) -> None:
         if position == 0:

@@ -377,7 +377,7 @@ def check_sampling(request: Request, vocabulary: int) -> None:
 
 
 def check_drafts(request: Request, ids: Values | None) -> None:
-    """Raise SegmentError `bad_request` for drafts that cannot be of this step, or are not the last of its token ids where these are here."""
+    """Raise SegmentError `bad_request` for drafts that cannot be of this step, or are not the last of its token ids (first segment)."""
     if not (drafts := request.drafts):
         return
     tokens = request.tensor.tokens if request.tensor else 0
