@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from openai.types import Completion
 
+from splitinference_gateway.pipeline import handover
 from splitinference_gateway.pipeline.drafts import Drafter, Lookup, Speculation, best_length
 from splitinference_gateway.routing.lanes import Costs
 from tests.gateway import serving as plain
@@ -252,8 +253,9 @@ async def test_a_segment_that_knows_no_drafts_is_asked_without(tmp_path: Path, m
 
 
 @pytest.mark.usefixtures("steady")
-async def test_a_sequence_is_handed_over_amid_drafts(tmp_path: Path, model_path: Path) -> None:
+async def test_a_sequence_is_handed_over_amid_drafts(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One stage stays, and holds drafts that were wrong; the other is new, and never did."""
+    monkeypatch.setattr(handover, "copy_is_quicker", lambda *_: True)
     segments = await toy_segments("a", "b", "c")
     for segment, layers in zip(segments, ((0, 5), (5, 9), (5, 9)), strict=True):
         segment.layers = layers

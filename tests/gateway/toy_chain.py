@@ -12,6 +12,7 @@ import ssl
 import zlib
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,7 @@ class ToySegment:
     peers: dict[str, str]
     seconds: float = 0.0
     stalled: bool = False
+    one_by_one: asyncio.Lock | None = None  # held while a step takes its time, as by a worker
     kv_limit: int | None = None
     end_after: int | None = None
     script: bytes | None = None  # the answer to everything, where it is given
@@ -217,9 +219,10 @@ class ToySegment:
     async def _hindered(self) -> None:
         if self.stalled:
             await asyncio.sleep(60)
-        if self.errors:
-            raise self._error(self.errors.popleft())
-        await asyncio.sleep(self.seconds)
+        async with self.one_by_one or nullcontext():
+            if self.errors:
+                raise self._error(self.errors.popleft())
+            await asyncio.sleep(self.seconds)
 
     def _scripted(self, name: str, held: Sequence[int]) -> int:
         assert self.script is not None
