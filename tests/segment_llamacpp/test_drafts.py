@@ -1,4 +1,4 @@
-"""Drafts give the tokens that are given without them: greedy, seeded and with penalties, in chains of 1 and 3 slices, several sequences at once."""
+"""Drafts give the tokens that are given without them: greedy, seeded and with penalties, in chains of 1 and 3 slices."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
