@@ -105,7 +105,9 @@ def measure(docker: Docker, options: Options, args: argparse.Namespace, round_tr
 
 
 def _asked(bench: Bench, chain: Chain, prompt: str, tokens: int) -> dict[str, Any]:
-    body = {"model": PREFIX, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+    # Greedily, a small model soon repeats itself: a story would be a text with repetitions.
+    sampling = {"temperature": 1.0, "seed": 7} if prompt == TASKS["story"] else {"temperature": 0}
+    body = {"model": PREFIX, "prompt": prompt, "max_tokens": tokens, **sampling}
     found: dict[str, Any] = bench.client(do="load", port=chain.port, bodies=[body], limit_s=_LIMIT_SECONDS)["streams"][0]
     return found
 
