@@ -11,7 +11,7 @@ from e2e.cluster.settings import REPOSITORY
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]
 
-MOST_MB = 360  # on the base that is built here, which is 45 MB larger than the public slim one
+MOST_MB = 250  # on the base that is built here; the image is flat, so that the base hardly counts
 
 
 def test_the_image_serves_gguf_files(engine: Cluster, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_image_serves_gguf_files(engine: Cluster, tmp_path: Path) -> None:
 
 
 def test_the_image_is_small(engine: Cluster) -> None:
-    """The goal is 250 MB; what it has is printed."""
+    """What it has is printed."""
     (name,) = engine.build_images(("segment-llamacpp",)).values()
     docker = engine.images_engine()
     size_mb = int(docker.docker("image", "inspect", "-f", "{{.Size}}", name)) / 1e6

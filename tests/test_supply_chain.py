@@ -15,8 +15,9 @@ WORKFLOWS = tracked(".github/workflows/*.yml")
 REQUIREMENTS = tracked("requirements*.txt", "images/*/requirements*.txt")
 DOCKERFILES = tracked("images/*/Dockerfile*")
 DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
-WITHOUT_A_DIGEST = {"nvcr.io/nvidia/tritonserver:26.10-py3"}
-"""Its registry could not be asked where this was written. Pin it where it is built: --build-arg BASE=…@sha256:…"""
+WITHOUT_A_DIGEST = {"nvcr.io/nvidia/tritonserver:26.10-py3", "scratch"}
+"""`scratch` is nothing. The other's registry could not be asked where this was written. Pin it where it is built:
+--build-arg BASE=…@sha256:…"""
 BUILT_HERE = {"splitinference/segment:dev", "splitinference/gateway:dev"}
 
 

@@ -315,6 +315,12 @@ def test_the_gateway_is_told_whose_prompts_may_be_used_again(given: dict[str, st
     assert variables(server)["SI_PREFIX_REUSE"] == told
 
 
+@pytest.mark.parametrize(("given", "told"), [({}, "auto"), ({"speculation": "Auto"}, "auto"), ({"speculation": "Off"}, "off")])
+def test_the_gateway_is_told_whether_to_draft_tokens(given: dict[str, str], told: str):
+    (server,) = gateway(a_resource(gateway=given))["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert variables(server)["SI_SPECULATION"] == told
+
+
 def test_the_gateway_is_told_how_requests_are_taken():
     names = ("SI_UNKNOWN_FIELDS", "SI_LONG_ANSWERS", "SI_GENERATION_CONFIG", "SI_CORS_ORIGINS")
 

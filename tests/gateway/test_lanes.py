@@ -9,7 +9,7 @@ import pytest
 
 from splitinference_gateway.access.admission import Admission, KvBudget
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.pipeline.chain import Mending
+from splitinference_gateway.pipeline.mending import Mending
 from splitinference_gateway.pipeline.steps import StepError
 from splitinference_gateway.routing.lanes import Chooser, Lane, Pace, Wish
 from splitinference_protocol.request import Hop

@@ -12,6 +12,7 @@ import ssl
 import zlib
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,7 @@ class ToySegment:
     peers: dict[str, str]
     seconds: float = 0.0
     stalled: bool = False
+    one_by_one: asyncio.Lock | None = None  # held while a step takes its time, as by a worker
     kv_limit: int | None = None
     end_after: int | None = None
     script: bytes | None = None  # the answer to everything, where it is given
@@ -101,6 +103,8 @@ class ToySegment:
     shapes: list[list[int]] = field(default_factory=list)
     poolings: list[dict[str, Any]] = field(default_factory=list)
     forgets_pooling: bool = False  # as a segment of an older version
+    forgets_drafts: bool = False  # the same
+    drafted: list[int] = field(default_factory=list)  # how many tokens of each step were drafts
     traces: list[str] = field(default_factory=list)
     samplings: list[dict[str, Any]] = field(default_factory=list)  # of steps that sampled here
     logprob: float = -0.5
@@ -158,18 +162,21 @@ class ToySegment:
         await self._hindered()
         tokens = array.array("q", data).tolist()
         assert meta["tensor"] == {"dtype": "int64", "shape": [len(tokens)]}
-        self.chunks.append(len(tokens))
+        self.chunks.append(len(tokens) - len(numbers(meta.get("drafts", ""))))
         self._heard(tokens, meta["position"])
         name, position = meta["sequence"], meta["position"]
         if position == 0 or "prefix" in meta:
             if self.kv_limit is not None and len(self.sequences.keys() - {name}) >= self.kv_limit:
                 raise self._error("kv_full")
             self.sequences[name] = self._beginning(meta.get("prefix"), position)
-        if len(self.sequences.get(name, ())) != position:
+        if len(self.sequences.get(name, ())) not in (position, position + meta.get("drop", 0)):
             raise self._error("kv_missing")
-        self.sequences[name] += tokens
+        drafts = numbers(meta.get("drafts", ""))
+        assert tokens[len(tokens) - len(drafts) :] == drafts, "the drafts are the step's last tokens"
+        self.drafted.append(len(drafts))
+        self.sequences[name][position:] = tokens
         for key in self.records.keys() & {(name, "input"), (name, "output")}:
-            self.records[key] += tokens
+            self.records[key][position:] = tokens
         timing = {"segment": self.name, "queue_ms": 0.1, "compute_ms": 1.0 + self.seconds * 1000, "hop_ms": 0.0}
         if meta["route"]:
             answer = await self._forward(meta, data)
@@ -187,12 +194,21 @@ class ToySegment:
             held, sampling = self.sequences[name], meta["sampling"]
             if meta.get("logits"):
                 return {**answer, **tensors(logits=([3], toy_logits(held)))}
-            answer["token"] = self._scripted(name, held) if self.script else next_token(held, sampling, self.end_after)
-            answer["logprob"] = self.logprob
-            answer["top_logprobs"] = [[answer["token"], -0.5], *([i, -1.0 - i] for i in range(1, sampling["logprobs"]))][
-                : sampling["logprobs"]
-            ]
+            answer |= self._chosen(name, drafts, sampling)
         return answer
+
+    def _chosen(self, name: str, drafts: Sequence[int], sampling: dict[str, Any]) -> dict[str, Any]:
+        """The token, and one more for each draft that was right."""
+        held, chosen = self.sequences[name], list[int]()
+        for number in range(len(drafts) + 1):
+            seen = held[: len(held) - len(drafts) + number]
+            chosen.append(self._scripted(name, seen) if self.script else next_token(seen, sampling, self.end_after))
+            if number < len(drafts) and chosen[-1] != drafts[number]:
+                break
+        top = [[[token, -0.5], *([i, -1.0 - i] for i in range(1, sampling["logprobs"]))][: sampling["logprobs"]] for token in chosen]
+        more = [[token, self.logprob, each] for token, each in zip(chosen[1:], top[1:], strict=True)]
+        told = {"more": more} if drafts and not self.forgets_drafts else {}
+        return {"token": chosen[0], "logprob": self.logprob, "top_logprobs": top[0], **told}
 
     def _heard(self, tokens: Sequence[int], position: int) -> None:
         if position == 0:
@@ -203,9 +219,10 @@ class ToySegment:
     async def _hindered(self) -> None:
         if self.stalled:
             await asyncio.sleep(60)
-        if self.errors:
-            raise self._error(self.errors.popleft())
-        await asyncio.sleep(self.seconds)
+        async with self.one_by_one or nullcontext():
+            if self.errors:
+                raise self._error(self.errors.popleft())
+            await asyncio.sleep(self.seconds)
 
     def _scripted(self, name: str, held: Sequence[int]) -> int:
         assert self.script is not None

@@ -51,6 +51,25 @@ def test_a_position_that_is_not_held_is_kv_missing_with_both_numbers() -> None:
         assert caught.value.code == "kv_missing"
 
 
+def test_tokens_of_drafts_that_were_wrong_are_dropped_where_they_are_held() -> None:
+    table = a_table()
+    step(table, "a", 0, 5)
+    step(table, "a", 5, 4)  # a token and three drafts, of which one is right
+    entry = table.begin("a", 7, 1, 0.0, None, 2)
+    assert entry.length == 7
+    table.end(entry, 1, 0.0)
+    assert step(table, "a", 8, 1).length == 9
+    assert table.begin("a", 9, 1, 0.0, None, 2).length == 9, "a segment that was handed the sequence over never held them"
+
+
+@pytest.mark.parametrize(("position", "drop"), [(7, 0), (7, 1), (7, 3), (10, 2), (6, 2)])
+def test_nothing_else_is_dropped(position: int, drop: int) -> None:
+    table = a_table()
+    step(table, "a", 0, 9)
+    with pytest.raises(SegmentError, match=f"holds 9 tokens here, the step expects {position}"):
+        table.begin("a", position, 1, 0.0, None, drop)
+
+
 def test_position_zero_starts_a_sequence_anew() -> None:
     table = a_table()
     step(table, "a", 0, 5)

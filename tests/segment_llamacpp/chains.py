@@ -96,7 +96,7 @@ class Chain:
             batch = []
             for name, (tokens, position) in work.items():
                 request = Request("step", name, position, TensorMeta("int64", (len(tokens),)), **fields)
-                entry = stage.table.begin(name, position, len(tokens), 0.0, prefix)
+                entry = stage.table.begin(name, position, len(tokens), 0.0, prefix, request.drop)
                 batch.append(Work(request, values[name], entry))
             outputs = stage.engine.run(batch)
             for each in batch:

@@ -40,7 +40,8 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
     """Equal in every bit, and neither broken nor flat."""
     assert np.isfinite(expected).all()
     assert float(expected.std()) > 0.1
-    np.testing.assert_array_equal(found, expected)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() == 0, "numpy.testing is not in the image"
 
 
 class _At:

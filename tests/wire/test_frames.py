@@ -197,9 +197,10 @@ def test_a_wire_is_opened_when_it_is_needed_and_again_after_it_was_lost(world: S
 def test_what_is_asked_while_a_wire_is_opened_waits_for_it(world: Serving) -> None:
     way = Way(world)
     answers: queue.Queue[object] = queue.Queue()
-    for _ in range(100):
-        way.hops.send(Hop("chat-3-7", MODEL), b"{}", b"x", LONG_S, answers.put)
-    assert [answers.get(timeout=LONG_S) for _ in range(100)] == [(b"{}", b"x")] * 100
+    sent = [str(number).encode() for number in range(200)]
+    for data in sent:
+        way.hops.send(Hop("chat-3-7", MODEL), b"{}", data, LONG_S, answers.put)
+    assert [answers.get(timeout=LONG_S) for _ in sent] == [(b"{}", data) for data in sent], "in order: chunks of a prompt are"
     assert sum(world.server.connections.values()) == 1
     way.hops.close()
 

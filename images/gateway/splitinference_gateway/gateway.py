@@ -16,6 +16,7 @@ from splitinference_gateway.answers.generation import Generator
 from splitinference_gateway.answers.inference import Inference
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.pipeline.chain import Chain, Limits
+from splitinference_gateway.pipeline.drafts import Speculation
 from splitinference_gateway.pipeline.failing import Failing
 from splitinference_gateway.pipeline.observed import Observed
 from splitinference_gateway.pipeline.prefixes import Prefixes
@@ -85,7 +86,9 @@ class Gateway:
         limits = Limits(
             settings.step_seconds, settings.step_seconds_per_token, settings.replay_seconds, settings.prefill_chunk_tokens, context_tokens
         )
-        chain = Chain(routes, steps, failing, observed, metrics, limits, Prefixes(settings.prefix_reuse, PrefixKey(settings.tls_folder)))
+        prefixes = Prefixes(settings.prefix_reuse, PrefixKey(settings.tls_folder))
+        speculation = Speculation(settings.max_draft_tokens if settings.speculation == "auto" else 0)
+        chain = Chain(routes, steps, failing, observed, metrics, limits, prefixes, speculation)
 
         def admitted(running: int, waiting: int) -> None:
             metrics.running.set(running)

@@ -86,6 +86,10 @@ class Metrics:
         )
         self._revisions: dict[str, None] = {}
         self.tokens = Counter(f"{prefix}tokens", "Tokens by kind: prompt, completion, replayed.", ["kind"], registry=self.registry)
+        self.draft_tokens = Counter(
+            f"{prefix}draft_tokens", "Drafted tokens of speculative decoding: all that were drafted, and those accepted.", ["kind"],
+            registry=self.registry,
+        )  # fmt: skip
         self.running = Gauge(f"{prefix}running_sequences", "Sequences admitted and not ended.", registry=self.registry)
         self.queue_depth = Gauge(f"{prefix}queue_depth", "Sequences that wait for admission.", registry=self.registry)
         self.longest_gap = Gauge(
@@ -99,6 +103,16 @@ class Metrics:
             registry=self.registry,
         )
         self.route_errors = Counter(f"{prefix}route_errors", "Route documents that could not be read.", registry=self.registry)
+
+    def output_token_times(self, revision: str, seconds: float, tokens: int) -> None:
+        """A step gave so many tokens after this time: each took its share."""
+        for _ in range(tokens):
+            self.output_token.labels(revision).observe(seconds / tokens)
+
+    def drafted(self, drafted: int, accepted: int) -> None:
+        """A step carried so many drafts, of which so many were right."""
+        self.draft_tokens.labels("drafted").inc(drafted)
+        self.draft_tokens.labels("accepted").inc(accepted)
 
     def paused(self, by: str, seconds: float) -> None:
         """A reader waited so long for a token because its sequence was brought onto another route."""

@@ -67,6 +67,10 @@ class Settings(BaseModel):
     step_seconds: float = Field(default=5.0, gt=0, description="a decode step without answer for so long counts as stalled")
     step_seconds_per_token: float = Field(default=0.1, ge=0, description="added for each further token of a prefill chunk")
     prefill_chunk_tokens: int = Field(default=256, ge=1, description="bounds a hop's bytes, and how long decode steps of others wait")
+    speculation: Literal["auto", "off"] = Field(
+        default="auto", description="drafts of tokens, looked up in a sequence's own text and checked by the chain: several tokens a trip"
+    )
+    max_draft_tokens: int = Field(default=7, ge=1, le=32, description="drafts of one step")
     prefix_reuse: Literal["client", "all", "off"] = Field(
         default="client", description="whose earlier prompts a prompt may begin with: KV of the same beginning is used again"
     )

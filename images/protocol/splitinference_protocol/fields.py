@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from splitinference_protocol import leb128
 from splitinference_protocol.errors import refuse
 from splitinference_protocol.operations import SIDES
 from splitinference_protocol.pooling import parse_outputs, parse_pooling
@@ -13,6 +14,7 @@ from splitinference_protocol.request import (
     INT8,
     ITEM_BYTES,
     MAX_DIMENSIONS,
+    MAX_DRAFTS,
     MAX_HASHES,
     MAX_NAME,
     MAX_ROUTE,
@@ -103,6 +105,16 @@ def _targets(value: Any) -> str:
     return value
 
 
+def _drafts(value: Any) -> tuple[int, ...]:
+    try:
+        made = tuple(leb128.numbers(value)) if isinstance(value, str) and len(value) <= MAX_DRAFTS * 8 else None
+    except ValueError as wrong:
+        raise refuse(f"drafts: {wrong}") from None
+    if made is None or len(made) > MAX_DRAFTS:
+        raise refuse(f"drafts should be {MAX_DRAFTS} token ids at most, packed")
+    return made
+
+
 def _prefix(value: Any) -> Prefix | None:
     if value is None:
         return None
@@ -144,6 +156,8 @@ def common_fields(op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         "logits": logits,
         "sampling": _sampling(fields.get("sampling", {})),
         "targets": _targets(fields.get("targets", "")),
+        "drafts": _drafts(fields.get("drafts", "")),
+        "drop": whole_number(fields.get("drop", 0), "drop", 0, MAX_DRAFTS),
         "traceparent": _traceparent(fields),
     }
 

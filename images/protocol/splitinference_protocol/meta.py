@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from splitinference_protocol import VERSION
+from splitinference_protocol import VERSION, leb128
 from splitinference_protocol.errors import refuse
 from splitinference_protocol.fields import (
     READ_BY,
@@ -154,6 +154,10 @@ def _body(request: Request) -> bytes:
             fields["logits"] = True
         if request.targets:
             fields["targets"] = request.targets
+        if request.drafts:
+            fields["drafts"] = leb128.pack(request.drafts)
+        if request.drop:
+            fields["drop"] = request.drop
     if request.outputs:
         fields["outputs"] = request.outputs
     if request.pooling is not None:

@@ -16,6 +16,7 @@ INT8_BLOCK = 64  # values that share a scale: few, because single channels of hi
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
 MAX_TARGETS = 1 << 17  # characters
+MAX_DRAFTS = 64  # tokens of one step
 MAX_ROUTE = 1024  # hops
 MAX_HASHES = 1 << 16
 DEFAULT_DEADLINE_MS = 60_000.0
@@ -89,6 +90,10 @@ class Request:
     logits: bool = False
     sampling: Sampling = GREEDY
     targets: str = ""  # the tokens that follow the step's, whose log-probabilities are asked for, packed (leb128.py)
+    # The step's last tokens are drafts: supposed, and kept as far as they are what is sampled. `drop`: so many tokens that are held behind
+    # `position` were drafts of the step before, and wrong.
+    drafts: tuple[int, ...] = ()
+    drop: int = 0
     deadline_ms: float = DEFAULT_DEADLINE_MS
     traceparent: str = ""  # W3C trace context of the step, handed on as it came; empty: not traced
     # Of `kv_pull` and `kv_export` alone: how many tokens from `position` on, who has them, and which of the model's blocks.

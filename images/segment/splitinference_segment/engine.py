@@ -66,6 +66,7 @@ class Output:
 
     hidden: Values | None = None
     choice: Choice | None = None
+    more: Sequence[Choice] = ()  # of a step with drafts: the tokens after `choice`, one for each draft that was right
     logits: Values | None = None  # of the last position, float32
     scored: Sequence[Choice] = ()  # of the tokens that follow the step's, where these were given
 

@@ -29,6 +29,7 @@ class Result:
     share: float  # of a batch, this step's share by tokens
     logits: Values | None = None  # of the last position, float32, where they were asked for instead of a token
     scored: Sequence[Choice] = ()  # of the tokens that follow the step's, where these were given
+    more: Sequence[Choice] = ()  # after `choice`, one for each draft that was right
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,14 @@ class Step:
         return int(self.values.shape[0])
 
     @property
+    def drafted(self) -> int:
+        """How many of them are drafts."""
+        return len(self.request.drafts)
+
+    @property
     def decodes(self) -> bool:
-        """One token of a sequence under way."""
-        return bool(self.request.sequence) and self.request.position > 0 and self.tokens == 1
+        """One token of a sequence under way, maybe with drafts behind it."""
+        return bool(self.request.sequence) and self.request.position > 0 and self.tokens == 1 + self.drafted
 
 
 class Execution:
@@ -101,18 +107,18 @@ class Execution:
 
     def _run(self) -> None:
         self._engine.use_threads(self._threads)
-        passed = 0
+        passed, prefilled = 0, ""
         while True:
             with self._changed:
                 while not self._waiting and not self._stopping:
                     self._changed.wait()
                 if self._stopping:
                     return
-                turn = next_turn(self._waiting, self._max_batch, passed)
+                turn = next_turn(self._waiting, self._max_batch, passed, prefilled)
                 if (wait_s := self._gather_s(turn.batch)) > 0:
                     self._changed.wait(wait_s)
                     continue
-                self._waiting, passed = list(turn.rest), turn.passed
+                self._waiting, passed, prefilled = list(turn.rest), turn.passed, turn.prefilled
             self._run_batch(turn.batch)
             self._free_since = time.monotonic()
 
@@ -165,13 +171,13 @@ class Execution:
             raise SegmentError(DEADLINE_EXCEEDED, f"the step waited {(now - step.received_at) * 1e3:.0f} ms, past its deadline")
         if not step.sequence:
             return KvEntry("", self._engine.kv_shape.allocate(step.tokens))
-        return self._table.begin(step.sequence, step.request.position, step.tokens, now, step.request.prefix)
+        return self._table.begin(step.sequence, step.request.position, step.tokens, now, step.request.prefix, step.request.drop)
 
     def _compute(self, begun: Sequence[tuple[Step, KvEntry]], started: float) -> list[Result]:
         rows = sum(step.tokens for step, _ in begun)
         outputs = self._engine.run([Work(step.request, step.values, entry) for step, entry in begun])
         compute_s = time.monotonic() - started
         return [
-            Result(out.hidden, out.choice, started - step.received_at, compute_s, step.tokens / rows, out.logits, out.scored)
+            Result(out.hidden, out.choice, started - step.received_at, compute_s, step.tokens / rows, out.logits, out.scored, out.more)
             for (step, _), out in zip(begun, outputs, strict=True)
         ]

@@ -122,13 +122,17 @@ class KvTable:
     _evicted: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, sequence: str, position: int, tokens: int, now: float, prefix: Prefix | None = None) -> KvEntry:
+    def begin(  # noqa: PLR0917 - what a step says of its place
+        self, sequence: str, position: int, tokens: int, now: float, prefix: Prefix | None = None, drop: int = 0
+    ) -> KvEntry:
         """The entry for a step of `tokens` at `position`, with room for them.
 
         With a prefix the sequence starts anew, with the KV of its first `position` tokens from another one that begins with the same.
+        `drop`: so many tokens behind `position` were drafts that were wrong; where they are held they are dropped.
 
         SegmentError: `bad_request` beyond the longest context, `kv_missing` when the sequence does not hold exactly `position`
-        tokens or is being written by another step, `kv_full` when it does not fit. Position 0 starts the sequence anew.
+        tokens (or those and `drop` more) or is being written by another step, `kv_full` when it does not fit. Position 0 starts the
+        sequence anew.
         """
         if position + tokens > self.limits.context_tokens:
             raise SegmentError(
@@ -144,10 +148,12 @@ class KvTable:
                 entry.prefix = prefix
             elif position == 0:
                 entry = self._anew(sequence, now)
-            elif entry is None or held != position:
+            elif entry is None or held not in (position, position + drop):
                 raise SegmentError(KV_MISSING, f"the sequence holds {held} tokens here, the step expects {position}")
             elif entry.busy:
                 raise SegmentError(KV_MISSING, f"the sequence is being written beyond its {held} tokens")
+            else:
+                entry.length = position
             if self._capacity(entry) < position + tokens:
                 try:
                     self._grow(entry, position + tokens, now)

@@ -55,7 +55,8 @@ class Recorder:
                 return
             record.used_at = now
             # A step that is run again comes with a position that was there before.
-            record.rows = [(at, rows) for at, rows in record.rows if at < position]
+            # After drafts that were wrong, the next step begins within the one before.
+            record.rows = [(at, rows[: position - at]) for at, rows in record.rows if at < position]
             if record.rows and record.rows[-1][0] + len(record.rows[-1][1]) < position:
                 record.rows, record.lost = [], f"what came before position {position} was not seen here"
                 return

@@ -142,6 +142,7 @@ class Segment:
         values = self._values(request, data)
         if self._engine.is_last:
             check_sampling(request, self._engine.vocabulary)
+        check_drafts(request, values if self._engine.is_first else None)
         self._recorder.add(request.sequence, INPUT, request.position, values, received_at)
 
         def done(result: Result | SegmentError) -> None:
@@ -196,7 +197,7 @@ class Segment:
         return values
 
     def _count(self, request: Request, tokens: int, result: Result) -> None:
-        phase = "decode" if tokens == 1 and request.position else "prefill"
+        phase = "decode" if tokens == 1 + len(request.drafts) and request.position else "prefill"
         self._totals.steps += 1
         self._totals.tokens += tokens
         self._meters.add("steps_total", 1, phase=phase)
@@ -217,6 +218,8 @@ class Segment:
                     "logprob": choice.logprob,
                     "top_logprobs": [[token, logprob] for token, logprob in choice.top_logprobs],
                 }
+            if request.drafts:
+                fields["more"] = [[each.token, each.logprob, [list(pair) for pair in each.top_logprobs]] for each in result.more]
             if result.scored:
                 fields["scored"] = [[each.logprob, [list(pair) for pair in each.top_logprobs]] for each in result.scored]
             for each in (*([result.choice] if result.choice else ()), *result.scored):
@@ -371,6 +374,19 @@ def check_sampling(request: Request, vocabulary: int) -> None:
                 raise ValueError(f"targets: token id {wrong} is not in the model's vocabulary of {vocabulary}")
     except ValueError as error:
         raise SegmentError(BAD_REQUEST, str(error)) from None
+
+
+def check_drafts(request: Request, ids: Values | None) -> None:
+    """Raise SegmentError `bad_request` for drafts that cannot be of this step, or are not the last of its token ids (first segment)."""
+    if not (drafts := request.drafts):
+        return
+    tokens = request.tensor.tokens if request.tensor else 0
+    if not request.sample or request.logits or request.targets:
+        raise SegmentError(protocol.BAD_REQUEST, "a step with drafts samples: it gives neither logits nor scores of given tokens")
+    if len(drafts) >= tokens:
+        raise SegmentError(protocol.BAD_REQUEST, f"{len(drafts)} drafts need a token before them, the step has {tokens} tokens")
+    if ids is not None and ids[-len(drafts) :].tolist() != list(drafts):
+        raise SegmentError(protocol.BAD_REQUEST, "the drafts are not the step's last tokens")
 
 
 def most_answer(request: Request) -> int:

@@ -198,9 +198,9 @@ class Generator:
                 if before is None:
                     metrics.first_token.labels(answer.revision).observe(now - arrived)
                     observed.first_token(now - arrived)
-                else:
-                    metrics.output_token.labels(answer.revision).observe(now - before)
-                    observed.gap(now - before)
+                elif answer.of:
+                    metrics.output_token_times(answer.revision, now - before, answer.of)
+                    observed.gap(now - before, answer.of)
                     if answer.resumed:
                         metrics.paused(answer.resumed, now - before)
                 before = now

@@ -6,25 +6,25 @@ moment, and whoever reads the tokens sees a pause.
 
 import asyncio
 import logging
-import random
-import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from splitinference_gateway.errors import ApiError, invalid, overloaded
 from splitinference_gateway.metrics import Metrics
+from splitinference_gateway.pipeline.drafts import Speculation
 from splitinference_gateway.pipeline.failing import Failing
+from splitinference_gateway.pipeline.flight import Chunk, Flight, Sent, chunk_tokens, most_under_way
 from splitinference_gateway.pipeline.handover import HandOvers
 from splitinference_gateway.pipeline.history import History
+from splitinference_gateway.pipeline.mending import Mending
 from splitinference_gateway.pipeline.observed import Observed
 from splitinference_gateway.pipeline.prefixes import MISSED, Prefixes, named
-from splitinference_gateway.pipeline.steps import STALLED, Answer, Scored, StepClient, StepError
+from splitinference_gateway.pipeline.steps import Answer, Scored, StepClient, StepError
 from splitinference_gateway.pipeline.verification import FAILED, Audit, Verifier
 from splitinference_gateway.routing.lanes import Wish
 from splitinference_gateway.routing.routes import Lease, Routes
 from splitinference_gateway.tokens.sampling import Sampling
-from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, KV_FULL, KV_MISSING, OVERLOADED
+from splitinference_protocol.errors import KV_FULL, KV_MISSING
 from splitinference_protocol.request import Hop, Prefix
 
 SUPERSEDED = "superseded"
@@ -35,12 +35,8 @@ MENDING = "mending"
 RESUMED = (HANDOVER, REPLAY, MENDING)
 """How a sequence went on along another route, the worst last: with its KV, by running its tokens again, or so because something broke."""
 _RELEASE_SECONDS = 5.0
-_SHORTEST_PAUSE_SECONDS = 0.05
-_LONGEST_PAUSE_SECONDS = 2.0
-_MOST_INTERNAL_ERRORS = 4  # a fault in the numbers comes back at every replay: do not spend the whole replay time on it
 _SLOW_FACTOR = 8.0  # a step counts as stalled only when it takes so many times what slow steps took of late
 _MOST_SCORED = 256  # tokens of a step whose log-probabilities come back: an answer's META is bounded
-_PATIENT = 5.0  # a sequence that has begun waits so much longer for room: those that have it end one after the other
 _LATE = 0.4  # after this share of a step's time its stages are asked, so that a silent one is known when the time is over
 _log = logging.getLogger(__name__)
 
@@ -56,53 +52,6 @@ class Limits:
     context: int = 2048
 
 
-class Mending:
-    """Failures of one sequence since its last token: how long to pause, and when to give up."""
-
-    def __init__(self, replay_seconds: float) -> None:
-        self._limit = replay_seconds
-        self._since: float | None = None
-        self._failures = 0
-        self._internal = 0
-        self.stalls = 0
-
-    def progress(self) -> None:
-        self._since, self._failures, self._internal, self.stalls = None, 0, 0, 0
-
-    def pause_after(self, failure: StepError, *, elsewhere: bool = False, begun: bool = False) -> float:
-        """Seconds to wait before the next try; lost KV is mended at once the first time, and so is all where there is another pipeline
-        (`elsewhere`). A sequence that has `begun` waits longer for room: it may have come from a pipeline that is no more.
-
-        Raises:
-            ApiError: it cannot be mended, or not within the limit.
-        """
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        self._failures += 1
-        self._internal += failure.code == INTERNAL
-        self.stalls += failure.code in (STALLED, DEADLINE_EXCEEDED)
-        if failure.code == BAD_REQUEST:
-            raise invalid(f"The model refused the request: {failure.message}", code="bad_request") from failure
-        limit = self._limit * (_PATIENT if begun and failure.code in (KV_FULL, OVERLOADED) else 1.0)
-        if now - self._since >= limit or self._internal >= _MOST_INTERNAL_ERRORS:
-            raise self._gave_up(failure, now - self._since) from failure
-        if self._failures == 1 and (elsewhere or failure.code == KV_MISSING):
-            return 0.0
-        pause = min(_LONGEST_PAUSE_SECONDS, _SHORTEST_PAUSE_SECONDS * 2.0 ** min(10, self._failures - 1))
-        return float(min(pause * random.uniform(0.75, 1.25), max(0.0, self._since + limit - now)))
-
-    def _gave_up(self, failure: StepError, seconds: float) -> ApiError:
-        if failure.code in (KV_FULL, OVERLOADED):
-            return overloaded(f"The model's capacity is taken ({failure.code}); tried for {seconds:.0f} s.", failure.code)
-        return ApiError(
-            503,
-            f"The model's chain of segments is broken and was not mended within {seconds:.0f} s: {failure}.",
-            kind="server_error",
-            code=failure.code,
-            retry_after=2,
-        )
-
-
 @dataclass
 class Chain:
     """Runs sequences along routes."""
@@ -114,6 +63,7 @@ class Chain:
     metrics: Metrics
     limits: Limits = Limits()
     prefixes: Prefixes = field(default_factory=Prefixes)
+    speculation: Speculation = field(default_factory=Speculation)
     _releasing: set["asyncio.Task[None]"] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -182,15 +132,6 @@ class Chain:
         task.add_done_callback(self._releasing.discard)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Tokens of one step. `last`: the sequence's last ones, after which a token may be sampled. `targets` follow on them one by one."""
-
-    tokens: Sequence[int]
-    last: bool
-    targets: Sequence[int]
-
-
 class _Sequence:
     """One sequence on its way: its tokens, how many of them the segments of its pipeline hold, and what went wrong lately."""
 
@@ -210,6 +151,7 @@ class _Sequence:
         self._prompt = len(prompt)
         self._tokens = list(prompt)
         self._held = 0  # how many of them the pipeline's segments hold
+        self._rejected = 0  # how many tokens they hold behind those, of drafts that were wrong
         self._reused = 0  # how many of those they held of others
         self._names = () if client is None or score else chain.names(prompt, client)  # what is scored has to be run
         self._scores: list[Scored | None] | None = [None] * len(prompt) if score else None
@@ -220,6 +162,8 @@ class _Sequence:
         self._mending = Mending(chain.limits.replay)
         self._handover = chain.handovers.of(self._name)
         self._audit: Audit | None = None  # of this sequence on the pipeline in the lease, if it was sampled
+        self._flight: Flight = Flight()
+        self._drafter = chain.speculation.drafter() if sampling.guide is None and not sampling.logits else None
 
     async def answers(self) -> AsyncGenerator[Answer, None]:
         """See Chain.tokens."""
@@ -227,21 +171,25 @@ class _Sequence:
             while True:
                 try:
                     lease = await self._placed()
-                    chunk = self._next()
-                    answer = await self._step(lease, chunk)
+                    self._send(lease)
+                    sent, answer = await self._flight.landed()
                 except StepError as failure:
+                    await self._flight.clear()
                     await self._mend(failure)
                     continue
-                self._took(lease, chunk, answer)
+                chunk = sent.what
+                self._took(lease, sent, answer)
                 if answer.outputs:
                     yield answer
                     return
                 if answer.token is not None:
-                    yield self._sampled(lease, chunk, answer, answer.token)
+                    for each in self._sampled(lease, sent, answer, answer.token):
+                        yield each
                 elif chunk.last and not self._sample:
                     yield replace(answer, scored=tuple(self._scores or ()), revision=lease.route.revision)
                     return
         finally:
+            self._flight.cancel()
             self._end()
 
     async def _placed(self) -> Lease:
@@ -250,6 +198,8 @@ class _Sequence:
         Raises:
             StepError: there is no route, or a segment of the pipeline gave a wrong answer to somebody.
         """
+        if self._lease is not None and self._flight.under_way:
+            return self._lease
         if self._lease is not None and not self._reason:
             self._lease = await self._followed(self._lease)
         if self._lease is None or self._reason or self._lease.expired:
@@ -284,6 +234,7 @@ class _Sequence:
         if chain.verifier.active:  # a route with checks may have come after the sequence did
             self._names = ()
         self._held = self._reused = chain.prefixes.held(new.pipeline, self._names, total) if old is None else 0
+        self._rejected = 0
         return new
 
     def _wish(self, old: Lease | None) -> Wish:
@@ -296,30 +247,56 @@ class _Sequence:
         failed = old is not None and bool(self._reason) and self._reason not in (KV_MISSING, MISSED)
         return Wish(total, self._growth, held, old.lane if old is not None and failed else None)
 
-    def _next(self) -> _Chunk:
-        """What the pipeline does not hold yet, as far as one step takes it."""
-        most = self._chain.limits.chunk if self._scores is None else min(self._chain.limits.chunk, _MOST_SCORED)
-        end = min(len(self._tokens), self._held + most)
-        targets = () if self._scores is None else self._tokens[self._held + 1 : min(self._prompt, end + 1)]
-        return _Chunk(self._tokens[self._held : end], end == len(self._tokens), targets)
+    def _send(self, lease: Lease) -> None:
+        """Send what the pipeline does not hold yet: of a long text as many chunks as keep its stages busy, one behind the other. While the
+        route drains only one is under way, so that the sequence may leave between two."""
+        draining = lease.route.expires_at is not None
+        most = 1 if draining else most_under_way(len(lease.pipeline))
+        size = self._chain.limits.chunk if self._scores is None else min(self._chain.limits.chunk, _MOST_SCORED)
+        if most > 1:
+            size = chunk_tokens(len(self._tokens) - self._held, len(lease.pipeline), size)
+        position = self._flight.last.end if self._flight.under_way else self._held
+        while position < len(self._tokens) and len(self._flight) < most:
+            chunk = self._chunk(lease, position, size)
+            position = chunk.end
+            tokens = sum(len(sent.what.tokens) for sent in self._flight) + len(chunk.tokens) + len(chunk.drafts)
+            self._flight.send(chunk, self._step(lease, chunk, tokens))
 
-    async def _step(self, lease: Lease, chunk: _Chunk) -> Answer:
-        """Raises StepError."""
+    def _chunk(self, lease: Lease, position: int, most: int) -> Chunk:
+        """Tokens from `position` on, so many at most; behind a single last one drafts."""
+        total = len(self._tokens)
+        end = min(total, position + most)
+        targets = () if self._scores is None else self._tokens[position + 1 : min(self._prompt, end + 1)]
+        drafts: Sequence[int] = ()
+        if self._drafter is not None and end - position == 1 and end == total > self._prompt and not self._history.sampling.banned:
+            left = min(self._chain.limits.context, self._growth or self._chain.limits.context) - total
+            drafts = self._drafter.drafts(self._tokens, min(left - 1, most - 1), lease.lane.costs)
+        drop = self._rejected if position == self._held else 0
+        return Chunk(position, self._tokens[position:end], end == total, targets, drafts, drop)
+
+    async def _step(self, lease: Lease, chunk: Chunk, tokens: int) -> Answer:
+        """`tokens`: those of the chunk and of all before it that are under way. Raises StepError."""
         chain = self._chain
-        seconds = chain.step_seconds(len(chunk.tokens), self._mending.stalls)
+        seconds = chain.step_seconds(tokens, self._mending.stalls)
         late = asyncio.get_running_loop().call_later(_LATE * seconds, chain.failing.suspect, lease.pipeline, _LATE * seconds)
         try:
             return await chain.steps.step(
                 lease.pipeline,
                 self._name,
-                position=self._held,
+                position=chunk.position,
                 tokens=chunk.tokens,
                 sampling=self._history.sampling if chunk.last and self._sample else None,
                 seconds=seconds,
-                prefix=named(self._names) if self._held == self._reused else None,
+                prefix=named(self._names) if chunk.position == self._reused else None,
                 targets=chunk.targets,
                 alternatives=self._sampling.logprobs,
+                drafts=chunk.drafts,
+                drop=chunk.drop,
             )
+        except StepError:
+            if chunk.drafts and self._drafter is not None:
+                self._drafter.failed()
+            raise
         finally:
             late.cancel()
 
@@ -344,8 +321,9 @@ class _Sequence:
             chain.prefixes.missed(lease.pipeline, self._names)
             self._reason = MISSED
 
-    def _took(self, lease: Lease, chunk: _Chunk, answer: Answer) -> None:
-        """The pipeline holds the chunk now."""
+    def _took(self, lease: Lease, sent: Sent, answer: Answer) -> None:
+        """The pipeline holds the chunk now, and of its drafts those that were right."""
+        chunk = sent.what
         if self._held == 0 and len(chunk.tokens) > 1:
             self._chain.observed.prompt_step(answer, len(chunk.tokens))
         if self._held == self._reused:
@@ -353,27 +331,42 @@ class _Sequence:
         if self._scores is not None:
             self._scores[self._held + 1 : self._held + 1 + len(chunk.targets)] = answer.scored
         self._held += len(chunk.tokens)
+        self._rejected = 0
         if self._audit is not None:
             self._audit.ran(self._tokens, self._held)
         if len(chunk.tokens) > 1:
-            lease.lane.pace.prefilled(answer.seconds, len(chunk.tokens))
+            lease.lane.pace.prefilled(sent.seconds, len(chunk.tokens))
             self._chain.prefixes.learned(lease.pipeline, self._names, self._held)
 
-    def _sampled(self, lease: Lease, chunk: _Chunk, answer: Answer, token: int) -> Answer:
-        """The answer with one more token, as the reader gets it."""
-        chain = self._chain
-        if len(chunk.tokens) == 1:
-            chain.observed.decode_step(lease.pipeline, answer)
-            lease.lane.pace.decoded(answer.seconds, lease.lane.in_flight)
+    def _sampled(self, lease: Lease, sent: Sent, answer: Answer, token: int) -> Iterator[Answer]:
+        """The answer with one more token, as the reader gets it; then, one by one, the tokens whose drafts were right."""
+        chain, chunk, more = self._chain, sent.what, answer.more
+        if chunk.decodes:
+            if not chunk.drafts:
+                chain.observed.decode_step(lease.pipeline, answer)
+            lease.lane.pace.decoded(answer.seconds / (1 + len(more)), lease.lane.in_flight)
+            lease.lane.costs.ran(answer.seconds, len(chunk.drafts))
         else:
-            chain.handovers.speeds.ran(len(chunk.tokens), answer.seconds)
+            chain.handovers.speeds.ran(len(chunk.tokens), sent.seconds)
+        if self._drafter is not None:
+            self._drafter.sampled(len(chunk.drafts), len(more), token)
+        if chunk.drafts:
+            chain.metrics.drafted(len(chunk.drafts), len(more))
         chain.failing.worked(lease.pipeline)
         self._mending.progress()
         scored = tuple(self._scores or ()) if len(self._tokens) == self._prompt else ()
-        self._tokens.append(token)
-        self._history.add(token)
+        # Of the drafts the segments hold those that were right: they are among the sequence's tokens now.
+        self._held, self._rejected = self._held + len(more), len(chunk.drafts) - len(more)
+        for each in (token, *(drafted.token for drafted in more)):
+            self._tokens.append(each)
+            self._history.add(each)
+        if self._audit is not None and more:
+            self._audit.ran(self._tokens, self._held)
         resumed, self._resumed = self._resumed, ""
-        return replace(answer, revision=lease.route.revision, resumed=resumed, scored=scored)
+        revision = lease.route.revision
+        yield replace(answer, revision=revision, resumed=resumed, scored=scored, of=1 + len(more))
+        for drafted in more:
+            yield Answer(drafted.token, drafted.logprob, drafted.top_logprobs, (), 0.0, revision=revision, of=0)
 
     def _end(self) -> None:
         """The reader has enough, or there was an error."""

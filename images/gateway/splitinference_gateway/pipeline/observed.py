@@ -87,6 +87,7 @@ class Observed:
         self._replays = self._window()
         self._first = self._window()
         self._gaps = self._window()
+        self._longest = self._window()
         self._ingress = self._window()
         self._stages: dict[str, tuple[_Window, _Window, _Window]] = {}
         self._shares: dict[str, _Window] = {}
@@ -106,9 +107,11 @@ class Observed:
         """A sequence's first token came, so long after the request."""
         self._first.add(seconds * 1000)
 
-    def gap(self, seconds: float) -> None:
-        """Time between two tokens of one sequence."""
-        self._gaps.add(seconds * 1000)
+    def gap(self, seconds: float, tokens: int = 1) -> None:
+        """Time between two tokens of one sequence. Where a step gave several `tokens`, each took its share of it."""
+        self._longest.add(seconds)
+        for _ in range(tokens):
+            self._gaps.add(seconds * 1000 / tokens)
 
     def decode_step(self, pipeline: Pipeline, answer: Answer) -> None:
         """A step of one token went through."""
@@ -139,7 +142,7 @@ class Observed:
     @property
     def longest_gap_seconds(self) -> float:
         """Longest time between two tokens of one sequence in the window; 0 when there were none."""
-        return max(self._gaps.values(), default=0.0) / 1000
+        return max(self._longest.values(), default=0.0)
 
     @property
     def slow_step_seconds(self) -> float:
@@ -164,7 +167,7 @@ class Observed:
             replays=len(self._replays.values()),
             time_to_first_token_ms=_percentiles(self._first.values()),
             time_per_output_token_ms=_percentiles(gaps),
-            longest_token_gap_ms=_round(max(gaps)) if gaps else None,
+            longest_token_gap_ms=_round(self.longest_gap_seconds * 1000) if gaps else None,
             ingress_ms=_median(self._ingress),
             tokens_per_second=_round(tokens) if tokens else None,
             kv_reserved=kv_reserved,

@@ -62,6 +62,15 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Drafted:
+    """A token whose draft was right, with what the model says of it."""
+
+    token: int
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Answer:
     """A step's result. `token` is None where no sampling was asked for; `outputs` are there where tensors were asked for."""
 
@@ -73,6 +82,8 @@ class Answer:
     outputs: tuple[Output, ...] = ()
     revision: str = ""  # of the plan whose route was taken
     scored: tuple["Scored | None", ...] = ()  # of given tokens, where they were asked for
+    more: tuple["Drafted", ...] = ()  # the tokens after `token`, where drafts of them were right
+    of: int = 1  # tokens that the step gave; 0: this one came with the one before
     resumed: str = ""  # how the sequence was brought onto that route since the token before: one of chain.RESUMED; empty: it was there
 
 
@@ -129,10 +140,15 @@ class StepClient:
         prefix: Prefix | None = None,
         targets: Sequence[int] = (),
         alternatives: int = 0,
+        drafts: Sequence[int] = (),
+        drop: int = 0,
     ) -> Answer:
         """Run `tokens` at `position` through the pipeline; sample only when `sampling` is given.
 
         `targets` follow on the tokens one by one: the answer says how likely each is, beside so many `alternatives`.
+
+        `drafts` are supposed to follow on `tokens`: the answer has as many more tokens as were right. `drop`: how many tokens the segments
+        hold behind `position`, of drafts that were not.
 
         `prefix` names the blocks that the sequence begins with: it starts anew, with others' KV of its first `position` tokens.
 
@@ -144,7 +160,7 @@ class StepClient:
             "step",
             sequence,
             position,
-            TensorMeta("int64", (len(tokens),)),
+            TensorMeta("int64", (len(tokens) + len(drafts),)),
             tuple(pipeline[1:]),
             sample=sampling is not None,
             logits=logits,
@@ -152,14 +168,17 @@ class StepClient:
             targets=leb128.pack(targets) if targets else "",
             deadline_ms=int(seconds * 1000),
             prefix=prefix,
+            drafts=tuple(drafts),
+            drop=drop,
         )
         started = time.perf_counter()
-        told = await self._traced(pipeline[0], request, array.array("q", tokens).tobytes(), seconds)
+        told = await self._traced(pipeline[0], request, array.array("q", (*tokens, *drafts)).tobytes(), seconds)
         took = time.perf_counter() - started
         outputs = _outputs(told.fields, told.data, pipeline[0].segment) if logits else ()
         scored = _scored(told.fields, len(targets), pipeline[-1].segment) if targets else ()
         sampled = sampling is not None and not logits
-        return _answer(told, pipeline[0].segment, took, sampled=sampled, outputs=outputs, scored=scored)
+        answer = _answer(told, pipeline[0].segment, took, sampled=sampled, outputs=outputs, scored=scored)
+        return replace(answer, more=_more(told.fields, answer, drafts, pipeline[-1].segment)) if drafts else answer
 
     async def infer(
         self, pipeline: Sequence[Hop], *, dtype: str, shape: Sequence[int], data: bytes, seconds: float, wanted: Wanted = EVERYTHING
@@ -357,6 +376,19 @@ def _scored(meta: Mapping[str, Any], number: int, last: str) -> tuple[Scored, ..
             raise ValueError(f"{len(made)} log-probabilities for {number} tokens")
     except (KeyError, TypeError, ValueError) as error:
         raise StepError(INTERNAL, f"the log-probabilities make no sense: {error!r}", last) from error
+    return made
+
+
+def _more(meta: Mapping[str, Any], answer: Answer, drafts: Sequence[int], last: str) -> tuple[Drafted, ...]:
+    """The tokens after the first one. An answer without the field is one of a segment that took drafts for tokens of the text."""
+    try:
+        made = tuple(Drafted(int(token), _finite(float(logprob)), _top(top)) for token, logprob, top in meta["more"])
+        if [answer.token, *(each.token for each in made)][: len(made)] != list(drafts[: len(made)]) or len(made) > len(drafts):
+            raise ValueError(f"{len(made)} tokens after drafts that were not right")
+        if any(each.token < 0 for each in made):
+            raise ValueError("a token id below 0")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StepError(INTERNAL, f"the answer to drafts makes no sense: {error!r}", last) from error
     return made
 
 

@@ -10,6 +10,10 @@ _RECENT = 0.1
 """Weight of the newest measurement in a mean."""
 _USUAL_TOKENS = 128.0
 """Tokens of an answer until answers have been seen."""
+_FIRST_COST = 0.08
+"""What a drafted token adds to a step, as a share of it, until it is measured."""
+_FORGOTTEN = 0.02
+"""Share of that measurement that each step without drafts takes away."""
 
 
 @dataclass
@@ -33,6 +37,29 @@ class Pace:
         self.prompt_seconds = each if self.prompt_seconds is None else self.prompt_seconds + _RECENT * (each - self.prompt_seconds)
 
 
+@dataclass(slots=True)
+class Costs:
+    """What steps of one pipeline took of late, in seconds: one without drafts, and by how much each draft lengthens it."""
+
+    plain: float | None = None
+    each: float | None = None
+
+    def ran(self, seconds: float, drafted: int) -> None:
+        """A decode step with so many drafts."""
+        if not drafted:
+            self.plain = seconds if self.plain is None else self.plain + _RECENT * (seconds - self.plain)
+            if self.each is not None:  # what is no longer measured is slowly forgotten, and so tried again
+                self.each += _FORGOTTEN * (_FIRST_COST * self.plain - self.each)
+        elif self.plain is not None:
+            before = _FIRST_COST * self.plain if self.each is None else self.each
+            self.each = before + _RECENT * (max(0.0, seconds - self.plain) / drafted - before)
+
+    @property
+    def relative(self) -> float:
+        """`c`: what each draft adds, as a share of a step without drafts."""
+        return _FIRST_COST if not self.plain or self.each is None else self.each / self.plain
+
+
 @dataclass(eq=False)
 class Lane:
     """One pipeline of the routes that are known. `reserved`: tokens of KV that its sequences may grow to."""
@@ -41,6 +68,7 @@ class Lane:
     in_flight: int = 0
     reserved: int = 0
     pace: Pace = field(default_factory=Pace)
+    costs: Costs = field(default_factory=Costs)
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from splitinference_modelfiles.gguf import GGUF_TYPES
 from splitinference_modelfiles.headers import ModelRefusedError
 from splitinference_protocol import leb128
+from splitinference_segment import drafting
 from splitinference_segment.choices import Choice
 from splitinference_segment.engine import Output, Work
 from splitinference_segment.llamacpp.architectures import windows_of
@@ -128,7 +129,8 @@ class LlamaEngine:
         made = np.zeros(work.tokens, np.int8)
         if self.is_last:
             made[: len(leb128.numbers(work.request.targets)) if work.request.targets else 0] = 1
-            made[-1] |= work.request.sample
+            if work.request.sample:
+                made[drafting.rows(work.request, work.tokens)] = 1
         return made
 
     def _looked_up(self, ids: np.ndarray) -> np.ndarray:
@@ -163,10 +165,10 @@ class LlamaEngine:
                 scores.append(chosen(gave[start + i], target, request.sampling.logprobs))
         if not request.sample:
             return Output(scored=scores)
-        line = gave[end - 1]
         if request.logits:
-            return Output(logits=line, scored=scores)
-        return Output(choice=sample(line, request.sampling, request.position + work.tokens), scored=scores)
+            return Output(logits=gave[end - 1], scored=scores)
+        found = drafting.accepted(request, work.tokens, lambda row, sampling, position: sample(gave[start + row], sampling, position))
+        return Output(choice=found[0], more=found[1:], scored=scores)
 
 
 def _embedding(folder: Path, tensor: Tensor) -> np.ndarray:

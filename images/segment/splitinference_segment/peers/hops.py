@@ -161,17 +161,25 @@ class Hops:
             if wire is not None and self._closed:
                 wire.close()
                 wire, problem = None, "the segment is stopping"
-            peer.wire, peer.problem, peer.connecting = wire, problem, False
+            peer.problem = problem
             peer.pause_s = 0.0 if wire is not None else min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * peer.pause_s))
             peer.try_at = time.monotonic() + peer.pause_s
+        while waiting := self._rest(peer, wire):
+            for request in waiting:
+                try:
+                    if wire is None:
+                        raise WireError(problem)
+                    _send(wire, peer.hop, request)
+                except WireError as failure:
+                    request.done(SegmentError(NEXT_HOP_FAILED, f"{peer.hop.segment}: {failure}"))
+
+    def _rest(self, peer: _Peer, wire: Wire | None) -> list[_Waiting]:
+        """What still waits; when nothing does, the wire is everybody's. So what came first is sent first, as chunks of a prompt are."""
+        with self._lock:
             waiting, peer.waiting = peer.waiting, []
-        for request in waiting:
-            try:
-                if wire is None:
-                    raise WireError(problem)
-                _send(wire, peer.hop, request)
-            except WireError as failure:
-                request.done(SegmentError(NEXT_HOP_FAILED, f"{peer.hop.segment}: {failure}"))
+            if not waiting:
+                peer.wire, peer.connecting = wire, False
+            return waiting
 
 
 def _send(wire: Wire, hop: Hop, request: _Waiting) -> None:

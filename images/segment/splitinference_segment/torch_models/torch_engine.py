@@ -1,11 +1,14 @@
 """The torch engine: a decoder's layers as transformers computes them (layers.py), with KV buffers of our own."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from splitinference_protocol import leb128
 from splitinference_protocol.request import INT8, Request, TensorMeta
+from splitinference_protocol.sampling import Sampling
+from splitinference_segment import drafting
 from splitinference_segment.choices import Choice
 from splitinference_segment.engine import Output, Work
 from splitinference_segment.torch_models.layers import Layers
@@ -108,7 +111,7 @@ class TorchEngine:
             return [Output(hidden[s.start : s.start + s.tokens]) for s in spans]
 
     def _outputs(self, batch: Sequence[Work], spans: Sequence[Span], hidden: torch.Tensor) -> list[Output]:
-        choices: list[Choice | None] = [None] * len(batch)
+        choices: list[Sequence[Choice]] = [()] * len(batch)
         asked: list[torch.Tensor | None] = [None] * len(batch)
         scores: list[Sequence[Choice]] = [()] * len(batch)
         for i, work in enumerate(batch):
@@ -116,15 +119,15 @@ class TorchEngine:
                 scores[i] = self._scored(hidden[spans[i].start : spans[i].start + spans[i].tokens], work.request)
         sampled = [i for i, work in enumerate(batch) if work.request.sample]
         if sampled:
-            ends = [spans[i].start + spans[i].tokens - 1 for i in sampled]
-            logits = self.layers.logits(hidden[ends])
-            for i, line in zip(sampled, logits, strict=True):
-                request = batch[i].request
+            lines = [spans[i].start + row for i in sampled for row in drafting.rows(batch[i].request, spans[i].tokens)]
+            logits = iter(self.layers.logits(hidden[lines]).split([1 + len(batch[i].request.drafts) for i in sampled]))
+            for i, own in zip(sampled, logits, strict=True):
+                request, last = batch[i].request, spans[i].tokens - len(batch[i].request.drafts) - 1
                 if request.logits:
-                    asked[i] = line.cpu()
+                    asked[i] = own[-1].cpu()
                 else:
-                    choices[i] = sample(line, request.sampling, request.position + spans[i].tokens)
-        return [Output(None, *each) for each in zip(choices, asked, scores, strict=True)]
+                    choices[i] = drafting.accepted(request, spans[i].tokens, partial(_sampled, own, last))
+        return [Output(None, found[0] if found else None, found[1:], *each) for found, *each in zip(choices, asked, scores, strict=True)]
 
     def _scored(self, hidden: torch.Tensor, request: Request) -> list[Choice]:
         """A few rows of logits at a time."""
@@ -133,3 +136,8 @@ class TorchEngine:
             some = targets[start : start + _SCORED_TOGETHER]
             made += scored(self.layers.logits(hidden[start : start + len(some)]), some, request.sampling.logprobs)
         return made
+
+
+def _sampled(logits: torch.Tensor, first: int, row: int, sampling: Sampling, position: int) -> Choice:
+    """After a row of a step, of whose rows from `first` on there are logits."""
+    return sample(logits[row - first], sampling, position)

@@ -299,7 +299,8 @@ def model_here() -> Path:
         CannotMeasure: there is none.
     """
     base = os.environ.get("SPLITINFERENCE_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/splitinference"
-    found = sorted(path.parent for path in Path(base).expanduser().glob("models/*/config.json"))
+    configs = sorted(Path(base).expanduser().glob("models/*/config.json"))
+    found = [path.parent for path in configs if not (path.parent / "modules.json").exists()]  # sentence encoders lie there too
     if not found:
         raise CannotMeasure("No model: give a folder with --model, or let `make demo` convert one.")
     return found[0]

@@ -141,14 +141,18 @@ class Bench:
         script = resources.files("splitinference.cli.bench").joinpath("serve_load.py").read_text()
         return json.loads(self.docker.run("exec", "-i", self.identity, "python", "-", json.dumps(asked), stdin=script))
 
-    def start_chain(self, cuts: Sequence[int], label: str = "", cores: Sequence[float] = ()) -> Chain:
+    def start_chain(
+        self, cuts: Sequence[int], label: str = "", cores: Sequence[float] = (), *, round_trip_ms: float = 0.0, **gateway: str
+    ) -> Chain:
         """Start one server per segment, and a gateway; not ready yet. `label` tells chains of as many segments apart; `cores`: each
-        segment gets so many, without it as many as there are."""
+        segment gets so many, without it as many as there are. `round_trip_ms`: what the way to each segment and back takes longer.
+        `gateway`: further settings of the gateway by variable."""
         ranges = list(itertools.pairwise(cuts))
         chain = label or str(len(ranges))
         names = [f"{PREFIX}-{chain}-{start}-{end}" for start, end in ranges]
         ports = [self._port() for _ in range(4 * len(ranges) + 3)]
-        peers = json.dumps({name: f"127.0.0.1:{ports[4 * i]}" for i, name in enumerate(names)})
+        wires = self._delayed([ports[4 * i] for i in range(len(ranges))], round_trip_ms) if round_trip_ms else ports[::4]
+        peers = json.dumps({name: f"127.0.0.1:{wires[i]}" for i, name in enumerate(names)})
         hops = tuple({"segment": name, "model": f"seg-{'0' * 8}-{start}-{end}"} for name, (start, end) in zip(names, ranges, strict=True))
         for i, (hop, (start, end)) in enumerate(zip(hops, ranges, strict=True)):
             settings = {
@@ -182,6 +186,7 @@ class Bench:
             "SI_PREFILL_CHUNK_TOKENS": str(self.options.chunk_tokens),
             "SI_PREFIX_REUSE": "off",  # the same prompts come every round
             "BENCH_ROUTE": route,
+            **gateway,
         }
         write_then_serve = 'printf %s "$BENCH_ROUTE" > /tmp/route.json && exec python -m splitinference_gateway'
         words = ("-c", write_then_serve)
@@ -189,6 +194,14 @@ class Bench:
         name = f"{PREFIX}-{chain}-gateway"
         self._container(name, self.options.gateway_image, settings | known, *mount, "--entrypoint", "sh", words=words)
         return Chain(label or f"segments-{chain}", hops, tuple(ports[1 : 4 * len(ranges) : 4]), ports[-1], ports[-2])
+
+    def _delayed(self, ports: Sequence[int], round_trip_ms: float) -> list[int]:
+        """Ports that lead to these ones, and take so much longer there and back."""
+        relays = [self._port() for _ in ports]
+        script = resources.files("splitinference.cli.bench").joinpath("serve_delay.py").read_text()
+        asked = json.dumps({"ports": list(zip(relays, ports, strict=True)), "seconds": round_trip_ms / 2000})
+        self.docker.run("exec", "-d", self.identity, "python", "-c", script, asked)
+        return relays
 
     def start_llama(self, packages: Path, gguf: Path) -> Chain:
         """Start llama.cpp's server in the segment image; not ready yet: it encodes its weights first."""

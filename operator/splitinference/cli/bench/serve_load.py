@@ -26,7 +26,7 @@ async def stream(port: int, body: dict[str, Any], limit_s: float) -> dict[str, A
     async with asyncio.timeout(limit_s):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
-            content = json.dumps({**body, "stream": True, "temperature": 0, "stream_options": {"include_usage": True}}).encode()
+            content = json.dumps({"temperature": 0, **body, "stream": True, "stream_options": {"include_usage": True}}).encode()
             lines = (
                 "POST /v1/completions HTTP/1.1",
                 "Host: localhost",

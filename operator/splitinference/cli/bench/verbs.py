@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from splitinference.cli.bench import cost_model, mlperf, operator, planner, privacy, serve, verification
+from splitinference.cli.bench import cost_model, drafts, mlperf, operator, planner, privacy, serve, verification
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -15,6 +15,7 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     planner.register(parts)
     operator.register(parts)
     serve.register(parts)
+    drafts.register(parts)
     privacy.register(parts)
     verification.register(parts)
     cost_model.register(parts)

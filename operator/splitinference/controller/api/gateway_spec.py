@@ -42,6 +42,13 @@ class PrefixReuse(StrEnum):
     OFF = "Off"
 
 
+class Speculation(StrEnum):
+    """Whether steps carry drafted tokens."""
+
+    AUTO = "Auto"
+    OFF = "Off"
+
+
 class UnknownFields(StrEnum):
     """What becomes of a request's fields that nobody knows."""
 
@@ -71,6 +78,7 @@ class GatewaySpec(SpecValue):
 
     replicas: int = Field(default=1, ge=1, le=16)
     prefix_reuse: PrefixReuse = PrefixReuse.CLIENT
+    speculation: Speculation = Speculation.AUTO
     unknown_fields: UnknownFields = UnknownFields.WARN
     long_answers: LongAnswers = LongAnswers.CUT
     generation_config: GenerationConfig = GenerationConfig.MODEL

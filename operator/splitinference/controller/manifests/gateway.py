@@ -120,6 +120,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
         "SI_MAX_RUNNING_SEQUENCES": str(resource.spec.model.max_running_sequences),
         "SI_REPLICAS": str(resource.spec.gateway.replicas),
         "SI_PREFIX_REUSE": resource.spec.gateway.prefix_reuse.lower(),
+        "SI_SPECULATION": resource.spec.gateway.speculation.lower(),
         "SI_UNKNOWN_FIELDS": resource.spec.gateway.unknown_fields.lower(),
         "SI_LONG_ANSWERS": resource.spec.gateway.long_answers.lower(),
         "SI_GENERATION_CONFIG": resource.spec.gateway.generation_config.lower(),
