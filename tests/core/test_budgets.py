@@ -17,6 +17,7 @@ from tests.core.planning import a_node, a_problem, a_profile
 from tests.examples import examples
 
 LIMITS = Limits(seconds=60)
+COSTS, POWERS = st.sampled_from([None, 0.9, 2.0, 4.1]), st.sampled_from([None, 250.0, 420.0])
 FIGURES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.37, 3.0]), min_size=4, max_size=4)
 
 
@@ -37,7 +38,9 @@ def plans_of(problem: Problem) -> list[Plan]:
 
 
 @examples(20)
-@given(problems(single_goals(), layers=4, nodes=3), FIGURES, FIGURES, st.sampled_from([None, 0.9, 2.0, 4.1]), st.sampled_from([None, 250, 420]))
+@given(
+    problems(single_goals(), layers=4, nodes=3), FIGURES, FIGURES, st.sampled_from([None, 0.9, 2.0, 4.1]), st.sampled_from([None, 250, 420])
+)
 def test_within_a_budget_the_solver_finds_what_brute_force_finds(
     problem: Problem, prices: list[float], watts: list[float], cost: float | None, power: float | None
 ) -> None:

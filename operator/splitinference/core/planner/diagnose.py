@@ -303,7 +303,9 @@ def _carrying(problem: Problem) -> str:
 
 def _admitted(node: Node, problem: Problem) -> Node:
     labels = {**node.labels, **problem.constraints.node_selector}
-    return node.model_copy(update={"ready": True, "taints": (), "labels": labels, "busy_watts": node.busy_watts or 1.0, "price_known": True})
+    return node.model_copy(
+        update={"ready": True, "taints": (), "labels": labels, "busy_watts": node.busy_watts or 1.0, "price_known": True}
+    )
 
 
 def _admitting(problem: Problem) -> Problem:
