@@ -186,4 +186,8 @@ class Admission:
 
     def _full(self) -> ApiError:
         held = f" with up to {self.reserved_tokens} of {self._tokens} tokens of KV" if self._budget else ""
-        return overloaded(f"The model is busy: {self.running} sequences run{held} and {self.waiting} wait. Try again later.", "queue_full", self._retry_after())
+        return overloaded(
+            f"The model is busy: {self.running} sequences run{held} and {self.waiting} wait. Try again later.",
+            "queue_full",
+            self._retry_after(),
+        )

@@ -131,8 +131,8 @@ class _Received:
 
 
 def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
-    """Counts of sequences and tokens a second are added; a route serves if it serves anywhere; the other figures are those of the gateway with
-    the most requests.
+    """Counts of sequences and tokens a second are added; a route serves if it serves anywhere; the other figures are those of the gateway
+    with the most requests.
 
     The revision is what all agree on: while one of them still has the old route, the new one is not yet everywhere.
     """

@@ -75,6 +75,14 @@ class Spec(SpecValue):
         return self
 
     @model_validator(mode="after")
+    def _goal_fits_pipelines(self) -> Self:
+        if self.replicas > 1 and self.objective.then:
+            raise ValueError(f"objective.then is for one pipeline, and replicas is {self.replicas}")
+        if self.objective.goal == "throughput" and (self.replicas > 1 or self.partition.pins or self.partition.min_segments > 1):
+            raise ValueError("objective.goal throughput chooses the number of pipelines: without replicas, partition.pins and minSegments")
+        return self
+
+    @model_validator(mode="after")
     def _can_have_so_many_pipelines(self) -> Self:
         if self.replicas > 1 and self.partition.pins:
             raise ValueError(f"replicas {self.replicas} contradicts partition.pins: a node can hold the pinned layers of one pipeline only")

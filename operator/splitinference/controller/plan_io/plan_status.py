@@ -27,6 +27,8 @@ _PREDICTED = {
     "peakUtilization": "peak_utilization",
     "ingressMs": "ingress_ms",
 }
+_SPENT = {"costPerHour": "cost_per_hour", "watts": "watts", "joulesPerToken": "energy_joules_per_token"}
+"""Figures that plans of before do not have."""
 
 
 def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
@@ -115,7 +117,7 @@ def write_plan(planned: Planned, built: Built, phases: Mapping[str, Phase]) -> d
         "revision": built.target.route.revision,
         "modelDigest": plan.model_digest,
         "segments": segments,
-        "predicted": {name: round(getattr(prediction, attribute), 4) for name, attribute in _PREDICTED.items()},
+        "predicted": {name: round(getattr(prediction, attribute), 4) for name, attribute in {**_PREDICTED, **_SPENT}.items()},
         "optimal": plan.optimal,
         "explanation": list(plan.explanation),
         "asked": planned.asked,
@@ -139,6 +141,7 @@ def read_plan(status: Mapping[str, Any], resource_of: Callable[[Mapping[str, Any
             pipelines=tuple(Pipeline(segments=tuple(found), share=1.0 / len(pipelines)) for _, found in sorted(pipelines.items())),
             prediction=Prediction(
                 **{attribute: written["predicted"][name] for name, attribute in _PREDICTED.items()},
+                **{attribute: written["predicted"].get(name, 0.0) for name, attribute in _SPENT.items()},
                 stages=tuple(_stage(s) for s in written["segments"]),
             ),
             value=written.get("value"),

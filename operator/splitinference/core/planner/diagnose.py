@@ -96,10 +96,9 @@ def _contradicting_pins(problem: Problem) -> BindingConstraint | None:
 def _candidates(problem: Problem) -> Iterator[_Relaxation]:
     """Every constraint that the problem has, softest first."""
     bounds, slo = problem.constraints, problem.slo
-    if slo.time_to_first_token_ms is not None:
-        yield _limit("slo-time-to-first-token", "time_to_first_token_ms", slo.time_to_first_token_ms)
-    if slo.time_per_output_token_ms is not None:
-        yield _limit("slo-time-per-output-token", "time_per_output_token_ms", slo.time_per_output_token_ms)
+    for name, field in _SLOS:
+        if (limit := getattr(slo, field)) is not None:
+            yield _limit(name, field, limit)
     for field, found, name, unit in _BUDGETS:
         if (limit := getattr(bounds, field)) is not None:
             yield _budget(name, field, found, limit, unit)
@@ -191,6 +190,7 @@ def _limit(name: str, field: str, limit: float) -> _Relaxation:
     return _Relaxation(name, f"the limit is {limit:.4g} ms", without, smallest)
 
 
+_SLOS = (("slo-time-to-first-token", "time_to_first_token_ms"), ("slo-time-per-output-token", "time_per_output_token_ms"))
 _BUDGETS = (("max_cost_per_hour", "cost_per_hour", "max-cost", "per hour"), ("max_watts", "watts", "max-watts", "W"))
 """Field of the constraints, of the prediction, name and unit of each budget."""
 

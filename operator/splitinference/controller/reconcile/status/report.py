@@ -16,7 +16,7 @@ from splitinference.controller.api.conditions import (
 )
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.trusted_samples import names
-from splitinference.controller.plan_io.columns import duration, latency, nodes, observed
+from splitinference.controller.plan_io.columns import duration, latency, nodes, observed, spent_of
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.controller.reconcile.status.move_outcome import Verdict
@@ -122,6 +122,7 @@ def _plan_of(report: Report, planned: Planned, built: Built, prediction: Predict
         "segments": f"{sum(phases.get(name) is Phase.PROVEN for name in names)}/{len(names)}",
         "pipelines": pipelines_of(built.target, report.serving, phases),
         "predicted": duration(prediction.latency_ms),
+        **({"cost": spent} if (spent := spent_of(prediction)) else {}),
         **(_traffic_of(report, report.serving) if report.serving is not None else {}),
     }
     if report.endpoint:
@@ -148,7 +149,7 @@ def _traffic_of(report: Report, serving: Route) -> dict[str, Any]:
     return written
 
 
-_OF_THE_PLAN = ("plan", "segments", "pipelines", "predicted", "nodes", "observed", "latency", "endpoint", "transition")
+_OF_THE_PLAN = ("plan", "segments", "pipelines", "predicted", "cost", "nodes", "observed", "latency", "endpoint", "transition")
 
 
 def all_conditions(report: Report) -> Iterator[Condition]:
@@ -169,7 +170,9 @@ def all_conditions(report: Report) -> Iterator[Condition]:
     elif report.resource is not None and report.resource.spec.verification is not None:
         yield from _verified_before(report)
     if report.resource is not None and report.planned is not None:
-        asked, has = report.resource.spec.replicas, len(report.planned.plan.pipelines)
+        spec, has = report.resource.spec, len(report.planned.plan.pipelines)
+        # For throughput nobody asks for a number: as many as fit are what is wanted.
+        asked = has if spec.objective.goal == "throughput" else spec.replicas
         serves = len(whole(report.serving, _phases(report)))
         shown = scaled(asked, has, serves, report.decision, report.seen.status.get("conditions") or [])
         yield from (shown,) if shown is not None else ()
