@@ -36,7 +36,8 @@ def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
 
     One pipeline is what resources had before they could ask for several: asking for it is no other specification.
     """
-    content = {key: value for key, value in spec.items() if key not in ("adaptation", "operatorClass") and (key, value) != ("replicas", 1)}
+    passed = ("adaptation", "operatorClass", "scaling")
+    content = {key: value for key, value in spec.items() if key not in passed and (key, value) != ("replicas", 1)}
     return hashlib.sha256(json.dumps([profile.digest, profile.dtype, content], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -95,13 +95,8 @@ def _contradicting_pins(problem: Problem) -> BindingConstraint | None:
 
 def _candidates(problem: Problem) -> Iterator[_Relaxation]:
     """Every constraint that the problem has, softest first."""
-    bounds, slo = problem.constraints, problem.slo
-    for name, field in _SLOS:
-        if (limit := getattr(slo, field)) is not None:
-            yield _limit(name, field, limit)
-    for field, found, name, unit in _BUDGETS:
-        if (limit := getattr(bounds, field)) is not None:
-            yield _budget(name, field, found, limit, unit)
+    bounds = problem.constraints
+    yield from _limited_sums(problem)
     if bounds.utilization_ceiling is not None:
         message = f"no node may be used more than {bounds.utilization_ceiling:.0%} after placement"
         yield _Relaxation("utilization", message, _dropping("utilization_ceiling", None), _least_ceiling)
@@ -146,6 +141,16 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
         message = f"{len(shut)} of {len(problem.snapshot.nodes)} nodes may not be used: {words}"
         yield _Relaxation("nodes", message, _admitting, _admit_one)
     yield _Relaxation("memory", memory_words(problem), lambda p: _with_memory(p, _HUGE), _least_memory)
+
+
+def _limited_sums(problem: Problem) -> Iterator[_Relaxation]:
+    """The SLO, and the budgets."""
+    for name, field in _SLOS:
+        if (limit := getattr(problem.slo, field)) is not None:
+            yield _limit(name, field, limit)
+    for field, found, name, unit in _BUDGETS:
+        if (limit := getattr(problem.constraints, field)) is not None:
+            yield _budget(name, field, found, limit, unit)
 
 
 def _closed_ways(problem: Problem) -> Iterator[_Relaxation]:
