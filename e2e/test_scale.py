@@ -40,7 +40,7 @@ def reaches(cluster: Cluster, pipelines: int, seconds: float = 400) -> None:
 
     def there() -> bool:
         status = stack.resource(cluster, NAME)["status"]
-        return status.get("replicas") == pipelines == status["scaling"]["pipelines"]
+        return bool(status.get("replicas") == pipelines == status["scaling"]["pipelines"])
 
     stack.until(there, seconds, f"{pipelines} pipelines serve", progress=lambda: stack.pods_of(cluster, "default"))
 
@@ -70,7 +70,7 @@ def forget_files(cluster: Cluster) -> None:
     script = f"find {MODEL_FILES} -type f -exec dd if={{}} iflag=nocache count=0 status=none \\;"
     for worker in cluster.settings.worker_names():
         with suppress(FileNotFoundError):
-            cluster.engine.execute(worker, script, check=False)
+            cluster.engine().execute(worker, script, check=False)
 
 
 def test_from_zero_to_three_and_back_under_load(scaling: Cluster) -> None:

@@ -9,6 +9,7 @@ of the mean deviation on top. All is a pure function of what was observed and of
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from enum import StrEnum
 
 from pydantic import Field, model_validator
 
@@ -81,11 +82,22 @@ class ScalingState(Value):
     needs: tuple[Need, ...] = ()
 
 
+class Why(StrEnum):
+    """Reasons for a number of pipelines."""
+
+    LOAD_RISES = "LoadRises"
+    LOAD_FELL = "LoadFell"
+    STEADY = "Steady"
+    IDLE = "Idle"
+    REQUESTS_WAIT = "RequestsWait"
+    LOAD_UNKNOWN = "LoadUnknown"
+
+
 class Scaled(Value):
     """The number of pipelines that is needed now, why, and the state after it."""
 
     pipelines: int
-    reason: str
+    reason: Why
     message: str
     forecast: float
     state: ScalingState
@@ -166,7 +178,7 @@ def scaled(
         state = state.model_copy(update={"carries": min(carries)})
     inside = min(most, max(least, state.pipelines))
     if load is None:
-        return _answer(state, inside, "LoadUnknown", "the load is not known, so the number of pipelines stays", 0.0)
+        return _answer(state, inside, Why.LOAD_UNKNOWN, "the load is not known, so the number of pipelines stays", 0.0)
     ahead = max(policy.ahead, timedelta(seconds=start_seconds))
     expected = forecast(state, ahead) + load.waiting / max(ahead, _LEVEL).total_seconds()
     there = load.waiting or load.in_flight or load.requests_per_s > 0
@@ -174,7 +186,7 @@ def scaled(
     need = max(1, needed(expected, carries, state.carries, policy.target, most)) if there or inside else 0
     since_busy = now - (state.busy_at or now)
     if least == 0 and inside == 1 and since_busy >= policy.idle:
-        return _answer(state, 0, "Idle", f"no request for {since_busy.total_seconds():.0f} s", expected)
+        return _answer(state, 0, Why.IDLE, f"no request for {since_busy.total_seconds():.0f} s", expected)
     # A pause is no reason to unload the weights: that is what `idle` is for.
     need = min(most, max(least, need, min(1, inside)))
     state, held = _remembered(state, need, policy.down_after, now)
@@ -182,10 +194,10 @@ def scaled(
     if state.carries is not None:
         words += f"; a pipeline carries {state.carries:.3g}, used to {policy.target:.0%}"
     if need > inside:
-        return _answer(state, need, "RequestsWait" if inside == 0 else "LoadRises", words, expected)
+        return _answer(state, need, Why.REQUESTS_WAIT if inside == 0 else Why.LOAD_RISES, words, expected)
     with_margin = needed(expected, carries, state.carries, policy.target * _DOWN_MARGIN, most)
     lower = max(held, with_margin, need)
-    return _answer(state, min(lower, inside), "LoadFell" if lower < inside else "Steady", words, expected)
+    return _answer(state, min(lower, inside), Why.LOAD_FELL if lower < inside else Why.STEADY, words, expected)
 
 
 def _remembered(state: ScalingState, need: int, span: timedelta, now: datetime) -> tuple[ScalingState, int]:
@@ -196,6 +208,6 @@ def _remembered(state: ScalingState, need: int, span: timedelta, now: datetime) 
     return state.model_copy(update={"needs": needs}), needs[0].pipelines
 
 
-def _answer(state: ScalingState, pipelines: int, reason: str, message: str, expected: float) -> Scaled:
+def _answer(state: ScalingState, pipelines: int, reason: Why, message: str, expected: float) -> Scaled:
     after = state.model_copy(update={"pipelines": pipelines})
     return Scaled(pipelines=pipelines, reason=reason, message=message, forecast=expected, state=after)

@@ -19,7 +19,7 @@ from splitinference.controller.spec_to_core.policy import policy, scaling
 from splitinference.core.cost.carry import carried
 from splitinference.core.cost.evaluate import UnknownPlace
 from splitinference.core.cost.start import starting_seconds
-from splitinference.core.decide.scaling import Load, ScalingState, scaled
+from splitinference.core.decide.scaling import Load, ScalingState, Why, scaled
 from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Problem
 from splitinference_protocol.report import GatewayReport
@@ -103,7 +103,7 @@ def scaling_of(
     kept = made.state if load is not None or state is None else made.state.model_copy(update={"at": now})
     written = {
         "pipelines": made.pipelines,
-        "reason": made.reason,
+        "reason": made.reason.value,
         "message": made.message,
         "requestsPerSecond": _rounded(kept.level),
         "forecast": _rounded(made.forecast),
@@ -119,11 +119,11 @@ def _condition(written: Mapping[str, Any], resource: Resource, replicas: int) ->
     reason, number = str(written.get("reason", "")), written.get("pipelines")
     limits = resource.spec.scaling
     words = [f"{number} pipelines are wanted", str(written.get("message", ""))]
-    if limits is not None and number == limits.max and reason in ("LoadRises", "Steady"):
+    if limits is not None and number == limits.max and reason in (Why.LOAD_RISES, Why.STEADY):
         words.append(f"spec.scaling.max allows {limits.max}")
     if replicas != 1:
         words.append(f"spec.replicas is {replicas} and is not used: spec.scaling chooses the number")
-    return Condition(kind=Kind.SCALING_ACTIVE, holds=None if reason == "LoadUnknown" else True, reason=reason, message="; ".join(words))
+    return Condition(kind=Kind.SCALING_ACTIVE, holds=None if reason == Why.LOAD_UNKNOWN else True, reason=reason, message="; ".join(words))
 
 
 def _carries(plan: Plan | None, problem: Problem, state: ScalingState | None) -> Iterator[float]:
