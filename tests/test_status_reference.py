@@ -8,6 +8,7 @@ from pathlib import Path
 from splitinference.controller.api.conditions import Kind
 from splitinference.core.decide.base.decision import Kept
 from splitinference.core.decide.base.triggers import Reason
+from splitinference.core.decide.scaling import Why
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/reference/status.md").read_text("utf-8")
@@ -80,11 +81,11 @@ def test_every_reason_of_a_condition_or_an_event_is_explained():
 
 
 def test_every_reason_of_a_decision_is_explained():
-    assert {reason.value for reason in (*Reason, *Kept) if reason not in SILENT} - explained() == set()
+    assert {reason.value for reason in (*Reason, *Kept, *Why) if reason not in SILENT} - explained() == set()
 
 
 def test_the_page_explains_no_reason_that_does_not_exist():
-    assert explained() - reasons_in_code() - {reason.value for reason in (*Reason, *Kept)} == set()
+    assert explained() - reasons_in_code() - {reason.value for reason in (*Reason, *Kept, *Why)} == set()
 
 
 def test_every_condition_has_a_section():

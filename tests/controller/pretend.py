@@ -48,6 +48,7 @@ class Pretend:
     busy: dict[str, float] = field(default_factory=dict)
     prometheus: str = ""
     in_flight: dict[str, int] = field(default_factory=dict)
+    held: int = 0
     traffic: ObservedTraffic = field(default_factory=ObservedTraffic)
     failing: dict[str, Failing] = field(default_factory=dict)
     verified: Verified = field(default_factory=Verified)

@@ -40,10 +40,17 @@ class Gateways:
         if pod is None or not is_ready(pod):
             return None
         found = self.world.objects.get(("ConfigMap", namespace, f"{instance}-route"))
-        revision = json.loads(found["data"]["route.json"])["revision"] if found and "route.json" in found["data"] else None
+        document = json.loads(found["data"]["route.json"]) if found and "route.json" in found["data"] else {}
+        revision = document["revision"] if document.get("pipelines") else None
         routes = {name: RouteState(in_flight=count, state="draining") for name, count in self.world.in_flight.items()}
         return GatewayReport(
-            revision=revision, routes=routes, observed=self.world.traffic, failing=self.world.failing, verification=self.world.verified
+            revision=revision,
+            routes=routes,
+            observed=self.world.traffic,
+            failing=self.world.failing,
+            verification=self.world.verified,
+            queued=0,
+            held=self.world.held if document.get("asleep") else 0,
         )
 
 

@@ -311,4 +311,4 @@ async def test_the_operator_is_told_what_was_observed(tmp_path: Path, model_path
 async def test_what_was_not_observed_is_absent(tmp_path: Path, model_path: Path) -> None:
     async with serving(tmp_path, model_path, await toy_segments("a")) as world:
         observed = (await world.get("/internal/routes"))["observed"]
-    assert observed == {"windowSeconds": 60, "requests": 0, "failed": 0, "replays": 0, "kvReserved": 0.0, "stages": {}}
+    assert observed == {"windowSeconds": 60, "requests": 0, "failed": 0, "replays": 0, "kvReserved": 0.0, "arrived": 0, "stages": {}}

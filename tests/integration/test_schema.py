@@ -51,6 +51,38 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"workload": {"promptTokens": 2000, "outputTokens": 49}}, "promptTokens + outputTokens must be at most spec.model.maxContextTokens"),
     ({"partition": {"minSegments": 3}, "placement": {"maxNodes": 2}}, "spec.partition.minSegments must be at most spec.placement.maxNodes"),
+    ({"objective": {"goal": "carbon"}}, "Unsupported value"),
+    ({"objective": {"goal": "cost", "then": ["cost"]}}, "spec.objective.then must name other goals than spec.objective.goal"),
+    ({"objective": {"goal": "cost", "then": ["latency", "latency"]}}, "Duplicate value"),
+    ({"objective": {"goal": "cost", "then": ["throughput"]}}, "Unsupported value"),
+    ({"objective": {"goal": "cost", "weights": {"move": 1}}}, "spec.objective.weights are in ms"),
+    ({"objective": {"then": ["cost"], "weights": {"utilization": 1}}}, "spec.objective.weights are in ms"),
+    ({"objective": {"goal": "throughput", "maxWatts": 5}}, "spec.objective.goal throughput uses each node that adds to it"),
+    ({"objective": {"goal": "throughput", "then": ["cost"]}}, "spec.objective.goal throughput uses each node that adds to it"),
+    ({"objective": {"maxCostPerHour": 0}}, "spec.objective.maxCostPerHour must be more than 0"),
+    ({"objective": {"maxWatts": 0}}, "spec.objective.maxWatts must be more than 0"),
+    ({"objective": {"then": ["cost"]}, "replicas": 2}, "spec.objective.then is for one pipeline: spec.replicas must be 1"),
+    ({"objective": {"goal": "throughput"}, "replicas": 2}, "spec.objective.goal throughput chooses the number of pipelines"),
+    ({"scaling": {"min": 3, "max": 2}}, "spec.scaling.min must be at most spec.scaling.max"),
+    ({"scaling": {"min": 2}}, "spec.scaling.max: Required value"),
+    ({"scaling": {"max": 0}}, "spec.scaling.max in body should be greater than or equal to 1"),
+    ({"scaling": {"max": 17}}, "spec.scaling.max in body should be less than or equal to 16"),
+    ({"scaling": {"min": -1, "max": 2}}, "spec.scaling.min in body should be greater than or equal to 0"),
+    ({"scaling": {"max": 2, "targetPercent": 5}}, "spec.scaling.targetPercent in body should be greater than or equal to 10"),
+    ({"scaling": {"max": 2, "downAfter": "soon"}}, "spec.scaling.downAfter must be a duration"),
+    ({"scaling": {"max": 2, "idleAfter": "1d"}}, "spec.scaling.idleAfter must be a duration"),
+    ({"scaling": {"max": 2, "hold": "0s"}}, "spec.scaling.hold must be a duration above 0"),
+    ({"scaling": {"max": 2}, "objective": {"then": ["cost"]}}, "spec.objective.then is for one pipeline: spec.scaling.max must be 1"),
+    ({"scaling": {"max": 2}, "objective": {"goal": "throughput"}}, "spec.scaling contradicts spec.objective.goal throughput"),
+    ({"scaling": {"min": 0, "max": 1}, "verification": {"samplePercent": 1}}, "spec.scaling.min must be at least 1 with spec.verification"),
+    (
+        {"scaling": {"max": 2}, "partition": {"pins": [{"layers": "first", "node": "a"}]}},
+        "spec.scaling.max must be 1 with spec.partition.pins",
+    ),
+    (
+        {"scaling": {"max": 2}, "partition": {"minSegments": 2}, "placement": {"maxNodes": 3}},
+        "spec.scaling.max times spec.partition.minSegments must be at most spec.placement.maxNodes",
+    ),
     ({"replicas": 0}, "spec.replicas in body should be greater than or equal to 1"),
     ({"replicas": 17}, "spec.replicas in body should be less than or equal to 16"),
     (
@@ -300,6 +332,8 @@ STATUS = {
     "segments": "2/3",
     "nodes": "a,b,c",
     "predicted": "1.9s",
+    "cost": "2.4/h",
+    "scaling": {"pipelines": 2},
     "latency": "2.1s",
     "decisions": [{"time": "2026-01-01T00:00:00Z", "reason": "NodeBusy", "message": "m", "transition": "migrate"}],
 }
@@ -321,8 +355,9 @@ def test_columns_show_what_the_status_has(cluster: KubeCluster, api: client.ApiC
         cells = dict(zip(names, table["rows"][0]["cells"], strict=True))
         if cells["Segments"] == "2/3":
             break
-    assert names == ["Name", "Ready", "Pipelines", "Asked", "Segments", "Nodes", "Predicted", "Observed", "Decision", "Age"]
-    assert [cells[name] for name in names[1:9]] == ["True", 1, 1, "2/3", "a,b,c", "1.9s", "2.1s", "NodeBusy"]
+    shown = ["Ready", "Pipelines", "Asked", "Wanted", "Segments", "Nodes", "Predicted", "Goal", "Cost", "Observed", "Decision"]
+    assert names == ["Name", *shown, "Age"]
+    assert [cells[name] for name in shown] == ["True", 1, 1, 2, "2/3", "a,b,c", "1.9s", "latency", "2.4/h", "2.1s", "NodeBusy"]
 
 
 def test_status_and_spec_are_written_apart(cluster: KubeCluster, namespace: str):

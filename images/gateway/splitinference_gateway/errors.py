@@ -52,9 +52,15 @@ def no_route() -> ApiError:
     return ApiError(503, "The model is not being served yet: there is no route.", kind="server_error", code="no_route", retry_after=2)
 
 
-def overloaded(message: str, code: str = "overloaded") -> ApiError:
+def still_starting(held_seconds: float, wakes_in: int) -> ApiError:
+    """503: the model was unloaded, and its first pipeline does not serve yet."""
+    message = f"The model was unloaded and is starting. The request was held for {held_seconds:.0f} s. Try again later."
+    return ApiError(503, message, kind="server_error", code="model_starting", retry_after=wakes_in)
+
+
+def overloaded(message: str, code: str = "overloaded", retry_after: int = 1) -> ApiError:
     """429: capacity is taken."""
-    return ApiError(429, message, kind="rate_limit_error", code=code, retry_after=1)
+    return ApiError(429, message, kind="rate_limit_error", code=code, retry_after=retry_after)
 
 
 def context_too_long(limit: int, prompt: int, wanted: int, param: str = "messages") -> ApiError:

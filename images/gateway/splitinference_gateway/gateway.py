@@ -96,7 +96,12 @@ class Gateway:
 
         budget = KvBudget(settings.kv_budget_tokens, settings.max_context_tokens)
         admission = Admission(
-            settings.running_limit, settings.max_queue, admitted, budget=budget, pipelines=lambda: routes.sound(failing.segments)
+            settings.running_limit,
+            settings.max_queue,
+            admitted,
+            budget=budget,
+            pipelines=lambda: routes.sound(failing.segments),
+            retry_after=lambda: routes.wakes_in,
         )
         metrics.watch_routes(routes.in_flight, lambda: failing.segments, lambda: routes.lanes)
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)

@@ -68,7 +68,9 @@ class ObservedTraffic(Reported):
     """What clients got within the last `windowSeconds`. What was not seen is None, never zero.
 
     `ingress_ms`: median time of a decode step that no stage says it took: the link from the gateway to the first one.
-    `kv_reserved`: share 0..1 of the KV that running sequences may grow to, now.
+    `kv_reserved`: share 0..1 of the KV that running sequences may grow to, now. `arrived`: sequences that came, whether they ended or not
+    (None: not said); `prompt_tokens_mean`: tokens of their prompts in the mean; `output_tokens_mean`: of those that ended, tokens
+    generated.
     """
 
     window_seconds: float = Field(default=60, alias="windowSeconds", gt=0)
@@ -81,6 +83,9 @@ class ObservedTraffic(Reported):
     ingress_ms: Milliseconds = Field(default=None, alias="ingressMs")
     tokens_per_second: Figure = Field(default=None, alias="tokensPerSecond")
     kv_reserved: Figure = Field(default=None, alias="kvReserved")
+    arrived: Annotated[int | None, BeforeValidator(_count)] = None
+    prompt_tokens_mean: Figure = Field(default=None, alias="promptTokensMean")
+    output_tokens_mean: Figure = Field(default=None, alias="outputTokensMean")
     stages: Mapping[str, StageTimes] = Field(default_factory=dict)
 
 
@@ -126,13 +131,14 @@ class GatewayReport(Reported):
     """The answer of `GET /internal/routes`, as docs/reference/data-plane.md has it: `GatewayReport.model_validate(response.json())`.
 
     A route that is not in `routes` has nothing in flight; `revision` is None until the gateway has a route. `segments`: sequences in flight
-    by segment of all routes; `queued`: requests that wait for admission. Both are for people, and read by nobody.
+    by segment of all routes, for people; `queued`: sequences that wait for admission; `held`: those that wait for a first pipeline.
     """
 
     revision: str | None = None
     routes: Mapping[str, RouteState] = Field(default_factory=dict)
     segments: Mapping[str, Annotated[int | None, BeforeValidator(_count)]] = Field(default_factory=dict)
     queued: Annotated[int | None, BeforeValidator(_count)] = None
+    held: Annotated[int | None, BeforeValidator(_count)] = None
     observed: Annotated[ObservedTraffic, WrapValidator(_nothing_where_unreadable)] = ObservedTraffic()
     failing: Mapping[str, Failing] = Field(default_factory=dict)
     verification: Verified = Verified()

@@ -1,15 +1,17 @@
 """The route document that the operator writes and the gateway reads: which pipelines of segments serve the model, under which revision."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from splitinference_protocol import VERSION
 from splitinference_protocol.request import SEGMENT_NAME, Hop
 
 STOPPED = "stopped"
 """Revision of the document without a route."""
+ASLEEP = "asleep"
+"""Revision of the document of a model that was unloaded because nobody asked: the first request wakes it."""
 DRAIN_SECONDS = 30.0
 
 
@@ -54,8 +56,18 @@ class Verification(BaseModel):
     distrusted: tuple[str, ...] = ()
 
 
+class Sleep(BaseModel):
+    """The model is unloaded. Requests are held for at most `hold_seconds` while a first pipeline starts, which takes about
+    `wakes_in_seconds`."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    wakes_in_seconds: float = Field(ge=0, alias="wakesInSeconds", allow_inf_nan=False)
+    hold_seconds: float = Field(gt=0, alias="holdSeconds", allow_inf_nan=False)
+
+
 class RouteDocument(BaseModel):
-    """`route.json`. No pipelines: the model is withdrawn."""
+    """`route.json`. No pipelines: the model is withdrawn, or `asleep`."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
@@ -64,6 +76,13 @@ class RouteDocument(BaseModel):
     pipelines: tuple[tuple[NamedHop, ...], ...]
     drain_seconds: int | float = Field(default=DRAIN_SECONDS, ge=0, alias="drainSeconds")
     verification: Verification | None = None
+    asleep: Sleep | None = None
+
+    @model_validator(mode="after")
+    def _sleeps_without_pipelines(self) -> Self:
+        if self.asleep is not None and self.pipelines:
+            raise ValueError("a model that is asleep has no pipelines")
+        return self
 
     @field_validator("pipelines")
     @classmethod
@@ -90,6 +109,12 @@ class RouteDocument(BaseModel):
     def text(self) -> str:
         """The ConfigMap's value: the same document is the same text."""
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=True)
+
+
+def asleep(wakes_in_seconds: float, hold_seconds: float) -> RouteDocument:
+    """The document while the model is unloaded: requests wait for the first pipeline."""
+    sleep = Sleep(wakes_in_seconds=wakes_in_seconds, hold_seconds=hold_seconds)
+    return RouteDocument(revision=ASLEEP, pipelines=(), drain_seconds=DRAIN_SECONDS, asleep=sleep)
 
 
 def withdrawn() -> RouteDocument:

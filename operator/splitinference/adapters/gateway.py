@@ -131,8 +131,8 @@ class _Received:
 
 
 def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
-    """In-flight counts and tokens a second are added; a route serves if it serves anywhere; the other figures are those of the gateway with
-    the most requests.
+    """Counts of sequences and tokens a second are added; a route serves if it serves anywhere; the other figures are those of the gateway
+    with the most requests.
 
     The revision is what all agree on: while one of them still has the old route, the new one is not yet everywhere.
     """
@@ -150,11 +150,14 @@ def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
         failing.update(report.failing)
     revisions = {report.revision for report in reports}
     observed = max((report.observed for report in reports), key=lambda observed: observed.requests)
+    came = [report.observed.arrived for report in reports]
     tokens = [report.observed.tokens_per_second for report in reports if report.observed.tokens_per_second is not None]
     return GatewayReport(
         revision=revisions.pop() if len(revisions) == 1 else None,
         routes=routes,
-        observed=observed.model_copy(update={"tokens_per_second": sum(tokens)} if tokens else {}),
+        queued=_sum([report.queued for report in reports]),
+        held=_sum([report.held for report in reports]),
+        observed=observed.model_copy(update={"arrived": _sum(came), **({"tokens_per_second": sum(tokens)} if tokens else {})}),
         failing=failing,
         verification=Verified(
             sampled=sum(report.verification.sampled for report in reports),
@@ -163,6 +166,12 @@ def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
             failed={name: failed for report in reports for name, failed in report.verification.failed.items()},
         ),
     )
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    """The sum; None where one of them is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _lives(pod: Manifest) -> bool:

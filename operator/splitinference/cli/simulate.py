@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("static", "adaptive", "edgeshard-static", "greedy-reactive")
 TRACES = ("mec-day-night", "v2x-bursts", "industrial-failures", "utilization-step", "utilization-oscillation", "quiet")
+REQUEST_TRACES = ("azure-2023-conv", "azure-2023-code", "azure-2024-week", "mooncake")
 _EXTRA = "install splitinference with the extra `simulate`: pip install 'splitinference[simulate]'"
 
 
@@ -28,7 +29,10 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
         help="simulate policies on a trace",
         description="Drives the operator's own triggers, solver and transitions with a simulation of nodes, links and requests.",
     )
-    parser.add_argument("--trace", required=True, help=f"a file (docs/reference/traces.md), or one of {', '.join(TRACES)}")
+    choices = f"one of {', '.join(TRACES)}; or a published trace of requests: {', '.join(REQUEST_TRACES)}"
+    parser.add_argument("--trace", required=True, help=f"a file (docs/reference/traces.md), or {choices}")
+    parser.add_argument("--trace-folder", type=Path, metavar="DIR", help="where the files of published traces of requests are")
+    parser.add_argument("--scale", type=_positive, default=1.0, help="share of a published trace's load (default 1)")
     parser.add_argument("--policy", default="static,adaptive", help=f"with commas between them: {', '.join(POLICIES)} (or: all)")
     parser.add_argument("--seed", type=int, default=1, help="of requests and of a synthetic trace (default 1)")
     parser.add_argument("--nodes", type=_positive_int, help="of a synthetic trace")
@@ -41,6 +45,8 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate and print; 0 if all went well, 1 if a policy finds no plan, 2 if what was asked for cannot be used."""
+    if args.trace in REQUEST_TRACES:
+        return _run_fleet(args)
     if importlib.util.find_spec("simpy") is None:
         print(f"simulate: simpy is missing; {_EXTRA}", file=sys.stderr)
         return 2
@@ -70,6 +76,34 @@ def run(args: argparse.Namespace) -> int:
         except OSError as error:
             print(f"simulate: {args.picture}: cannot be written: {error.strerror or error}", file=sys.stderr)
             return 2
+    return 0
+
+
+def _run_fleet(args: argparse.Namespace) -> int:
+    """A published trace of requests, over a fleet."""
+    from splitinference.simulation.fleet.command import COLUMNS, rows, run_fleet
+    from splitinference.simulation.fleet.request_traces import RequestTraceError
+
+    if args.trace_folder is None:
+        print(f"simulate: --trace {args.trace} needs --trace-folder: the folder with its file", file=sys.stderr)
+        return 2
+    try:
+        reports, title = run_fleet(args.trace, args.trace_folder, args.scale)
+    except (RequestTraceError, OSError) as error:
+        print(f"simulate: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps([report.model_dump(mode="json") for report in reports], indent=1))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column else "left")
+    for row in rows(reports):
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
     return 0
 
 

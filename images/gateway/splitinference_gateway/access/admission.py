@@ -54,7 +54,8 @@ class Ticket:
 class Admission:
     """Hands out tickets. Without a budget only the number of sequences counts; `running_per_client`: of one client, if less than all.
 
-    Limit and budget are those of one pipeline: `pipelines` says how many there are now.
+    Limit and budget are those of one pipeline: `pipelines` says how many there are now, `retry_after` the
+    seconds after which a client that finds no room may try again.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class Admission:
         budget: KvBudget | None = None,
         running_per_client: int | None = None,
         pipelines: Callable[[], int] = lambda: 1,
+        retry_after: Callable[[], int] = lambda: 1,
     ) -> None:
         self._each = running_limit
-        self._pipelines = pipelines
+        self._pipelines, self._retry_after = pipelines, retry_after
         self._queue_limit = queue_limit
         self._budget = budget
         self._changed = changed
@@ -180,8 +182,12 @@ class Admission:
 
     def _enough(self, own: int) -> ApiError:
         message = f"{own} sequences of yours wait already, and the rest of the queue is kept for other clients. Try again later."
-        return overloaded(message, "client_queue_full")
+        return overloaded(message, "client_queue_full", self._retry_after())
 
     def _full(self) -> ApiError:
         held = f" with up to {self.reserved_tokens} of {self._tokens} tokens of KV" if self._budget else ""
-        return overloaded(f"The model is busy: {self.running} sequences run{held} and {self.waiting} wait. Try again later.", "queue_full")
+        return overloaded(
+            f"The model is busy: {self.running} sequences run{held} and {self.waiting} wait. Try again later.",
+            "queue_full",
+            self._retry_after(),
+        )

@@ -171,7 +171,10 @@ class Generator:
         Raises:
             ApiError: there is no room.
         """
-        return Generation(self, tuple(choices), self.admission.enter(client, [len(c.prompt) + c.most_tokens for c in choices]))
+        tickets = self.admission.enter(client, [len(c.prompt) + c.most_tokens for c in choices])
+        for choice in choices:
+            self.chain.observed.arrived(len(choice.prompt))
+        return Generation(self, tuple(choices), tickets)
 
     async def run(self, choice: Choice, ticket: Ticket, arrived: float) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, the last one with its finish reason."""
@@ -209,6 +212,7 @@ class Generator:
                 if piece.text or piece.tokens or piece.finish:
                     yield piece
                 if piece.finish:
+                    observed.generated(piece.generated)
                     return
 
 

@@ -77,6 +77,7 @@ class Inference:
         arrived = time.monotonic()
         if not self.chain.routes.takes:
             raise no_route()
+        self.chain.observed.arrived(0)
         try:
             async with asyncio.timeout(self.request_seconds):
                 made = await work()

@@ -36,6 +36,7 @@ def internal_app(gateway: Gateway) -> Starlette:
                 routes={revision: RouteState(in_flight=flights[revision], state=state) for revision, state in states.items()},
                 segments=gateway.routes.in_flight_by_segment(),
                 queued=gateway.admission.waiting,
+                held=gateway.routes.held,
                 observed=gateway.observed.report(round(gateway.admission.reserved, 4)),
                 failing=gateway.failing.report(),
                 verification=gateway.chain.verifier.report(),

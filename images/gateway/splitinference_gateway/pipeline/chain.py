@@ -197,6 +197,7 @@ class _Sequence:
 
         Raises:
             StepError: there is no route, or a segment of the pipeline gave a wrong answer to somebody.
+            ApiError: the model is asleep, and did not wake in time.
         """
         if self._lease is not None and self._flight.under_way:
             return self._lease
@@ -206,6 +207,7 @@ class _Sequence:
             if self._audit is not None:
                 await self._audit.finish(self._tokens, self._held)
                 self._audit = None
+            await self._chain.routes.awake()
             self._lease = self._moved(self._lease)
             self._audit = await self._chain.verifier.begin(self._lease.pipeline, self._name)
             self._reason = ""

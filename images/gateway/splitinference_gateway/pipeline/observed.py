@@ -85,6 +85,8 @@ class Observed:
     def __post_init__(self) -> None:
         self._requests = self._window()  # 1.0: failed through our fault
         self._replays = self._window()
+        self._prompt_tokens = self._window()  # of what arrived
+        self._output_tokens = self._window()  # of what ended
         self._first = self._window()
         self._gaps = self._window()
         self._longest = self._window()
@@ -98,6 +100,14 @@ class Observed:
     def request(self, *, failed: bool) -> None:
         """A request ended; `failed` when it was not the client's fault."""
         self._requests.add(float(failed))
+
+    def arrived(self, prompt_tokens: int) -> None:
+        """A sequence came, with so many tokens of prompt; it may have to wait."""
+        self._prompt_tokens.add(float(prompt_tokens))
+
+    def generated(self, tokens: int) -> None:
+        """A sequence ended after so many tokens."""
+        self._output_tokens.add(float(tokens))
 
     def replay(self) -> None:
         """A sequence's tokens are run again."""
@@ -160,6 +170,7 @@ class Observed:
         """`observed` of the gateway's report."""
         outcomes, gaps = self._requests.values(), self._gaps.values()
         tokens = self._first.per_second() + self._gaps.per_second()
+        came, ended = self._prompt_tokens.values(), self._output_tokens.values()
         return ObservedTraffic(
             window_seconds=self.window_seconds,
             requests=len(outcomes),
@@ -171,6 +182,9 @@ class Observed:
             ingress_ms=_median(self._ingress),
             tokens_per_second=_round(tokens) if tokens else None,
             kv_reserved=kv_reserved,
+            arrived=len(came),
+            prompt_tokens_mean=_round(sum(came) / len(came)) if came else None,
+            output_tokens_mean=_round(sum(ended) / len(ended)) if ended else None,
             stages={name: stage for name in self._stages if (stage := self._stage(name)) is not None},
         )
 

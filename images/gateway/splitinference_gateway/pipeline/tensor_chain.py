@@ -26,6 +26,7 @@ class TensorChain:
         chain, mending = self.chain, Mending(self.chain.limits.replay)
         left: list[Lane] = []
         while True:
+            await chain.routes.awake()
             try:
                 return await self._once(dtype, shape, data, chain.step_seconds(tokens, mending.stalls), wanted=wanted, left=left)
             except StepError as failure:

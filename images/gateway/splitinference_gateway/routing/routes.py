@@ -5,13 +5,15 @@ notice nothing. The others stay on theirs until they end or the drain time is ov
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from splitinference_gateway.errors import still_starting
 from splitinference_gateway.routing.lanes import Chooser, Lane, Wish
-from splitinference_protocol.route import Pipeline, RouteDocument, Verification
+from splitinference_protocol.route import Pipeline, RouteDocument, Sleep, Verification
 
 HOLD_SECONDS = 30.0
 """So long after a route was withdrawn requests wait for the next one; those that come later are told at once to come again."""
@@ -69,12 +71,15 @@ class Lease:
 
 @dataclass(eq=False)
 class Routes:
-    """The current route and the draining ones. `stopped`: the route was withdrawn, and the next is on its way or not allowed."""
+    """The current route and the draining ones. `stopped`: the route was withdrawn, and the next is on its way or not allowed; `asleep`: the
+    model is unloaded until a request comes; `held`: sequences that wait for it to wake."""
 
     clock: Callable[[], float] = time.monotonic
     chooser: Chooser = field(default_factory=Chooser)
     current: Route | None = None
     stopped: bool = False
+    asleep: Sleep | None = None
+    held: int = 0
     verification: Verification | None = None
     distrusted: frozenset[str] = frozenset()
     _held_until: float = 0.0
@@ -88,13 +93,17 @@ class Routes:
         if document.verification is not None:
             self.distrust(document.verification.distrusted)
         if self.current is None and not document.pipelines:
-            return False
+            woken, self.asleep = self.asleep, document.asleep
+            self.stopped = self.stopped or self.asleep is not None
+            if woken is not None and self.asleep is None:  # withdrawn meanwhile: who is held finds out
+                self._wake()
+            return woken != self.asleep
         if self.current is not None and _same(self.current, document):
             return False
         if self.current is not None:
             self.current.expires_at = now + document.drain_seconds
             self._draining.append(self.current)
-        self.stopped = not document.pipelines
+        self.stopped, self.asleep = not document.pipelines, document.asleep
         if self.stopped:
             self._held_until = now + HOLD_SECONDS
         self.current = Route(document.revision, self._lanes(document)) if document.pipelines else None
@@ -157,7 +166,30 @@ class Routes:
     @property
     def takes(self) -> bool:
         """New sequences may come: there is a route, or there was one a moment ago, and the next is worth waiting for."""
-        return self.current is not None or (self.stopped and self.clock() < self._held_until)
+        return self.current is not None or self.asleep is not None or (self.stopped and self.clock() < self._held_until)
+
+    async def awake(self) -> None:
+        """Return when the model is not asleep: at once, or when a first pipeline serves.
+
+        Raises:
+            ApiError: 503 with Retry-After, where that takes longer than requests are held.
+        """
+        if self.asleep is None:
+            return
+        self.held += 1
+        began = self.clock()
+        try:
+            while (sleep := self.asleep) is not None:
+                if (left := began + sleep.hold_seconds - self.clock()) <= 0:
+                    raise still_starting(sleep.hold_seconds, self.wakes_in)
+                await self.changed(left)
+        finally:
+            self.held -= 1
+
+    @property
+    def wakes_in(self) -> int:
+        """Whole seconds after which it is worth to ask again: what a start takes where the model is asleep, else 1."""
+        return max(1, math.ceil(self.asleep.wakes_in_seconds)) if self.asleep is not None else 1
 
     @property
     def known(self) -> tuple[Route, ...]:

@@ -18,12 +18,11 @@ from splitinference.controller.api.objective_spec import ObjectiveSpec, SloSpec,
 from splitinference.controller.api.placement_spec import Partition, Placement, SegmentsSpec
 from splitinference.controller.api.pod_values import PodTemplates
 from splitinference.controller.api.privacy_spec import Privacy, VerificationSpec
+from splitinference.controller.api.scaling_spec import MOST_PIPELINES, Scaling
 from splitinference.controller.api.spec_value import SpecValue
 from splitinference.core.values.profile import Engine, Profile
 from splitinference.core.values.value import Value
 from splitinference_modelfiles.gguf_models import MOST_RUNNING_SEQUENCES
-
-MOST_PIPELINES = 16
 
 
 def not_with_llama_cpp(spec: "Spec") -> str | None:
@@ -49,6 +48,7 @@ class Spec(SpecValue):
 
     operator_class: str = Field(default=DEFAULT_CLASS, min_length=1, max_length=63)
     replicas: int = Field(default=1, ge=1, le=MOST_PIPELINES)
+    scaling: Scaling | None = None
     model: Model
     workload: WorkloadSpec = WorkloadSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
@@ -75,16 +75,34 @@ class Spec(SpecValue):
         return self
 
     @model_validator(mode="after")
+    def _goal_fits_pipelines(self) -> Self:
+        if (most := self.most_pipelines) > 1 and self.objective.then:
+            raise ValueError(f"objective.then is for one pipeline, and there may be {most}")
+        if self.scaling is not None and self.objective.goal == "throughput":
+            raise ValueError("scaling contradicts objective.goal throughput, which has as many pipelines as fit whatever the load")
+        if self.scaling is not None and self.scaling.min == 0 and self.verification is not None:
+            raise ValueError("scaling.min must be at least 1 with verification: verifiers are not unloaded")
+        if self.objective.goal == "throughput" and (self.replicas > 1 or self.partition.pins or self.partition.min_segments > 1):
+            raise ValueError("objective.goal throughput chooses the number of pipelines: without replicas, partition.pins and minSegments")
+        return self
+
+    @model_validator(mode="after")
     def _can_have_so_many_pipelines(self) -> Self:
-        if self.replicas > 1 and self.partition.pins:
-            raise ValueError(f"replicas {self.replicas} contradicts partition.pins: a node can hold the pinned layers of one pipeline only")
-        most, least = self.placement.max_nodes, self.replicas * self.partition.min_segments
+        name, wanted = ("replicas", self.replicas) if self.scaling is None else ("scaling.max", self.scaling.max)
+        if wanted > 1 and self.partition.pins:
+            raise ValueError(f"{name} {wanted} contradicts partition.pins: a node can hold the pinned layers of one pipeline only")
+        most, least = self.placement.max_nodes, wanted * self.partition.min_segments
         if most is not None and least > most:
             raise ValueError(
-                f"replicas {self.replicas} with partition.minSegments {self.partition.min_segments} need {least} nodes, more than "
+                f"{name} {wanted} with partition.minSegments {self.partition.min_segments} need {least} nodes, more than "
                 f"placement.maxNodes {most}"
             )
         return self
+
+    @property
+    def most_pipelines(self) -> int:
+        """The most that there may be: asked for, or by scaling."""
+        return max(self.replicas, self.scaling.max if self.scaling is not None else 1)
 
 
 class Resource(Value):

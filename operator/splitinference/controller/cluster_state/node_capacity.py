@@ -66,6 +66,7 @@ def ground_of(node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings
     processor = processor_of(node)
     if processor not in (CPU, GPU):
         notes.append(f"{PROCESSOR} of node {name} is {processor!r}, neither {CPU} nor {GPU}: {CPU} is taken")
+    price = number("cost-per-hour")
     figures = number("compute-gflops"), number("memory-bandwidth-gbps")
     capacity = capacity_of(node, *figures, cores, settings, launch_ms=number("layer-launch-ms"))
     notes.extend(capacity.notes)
@@ -88,7 +89,8 @@ def ground_of(node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings
         efficiency=capacity.efficiency,
         idle_watts=number("idle-watts") or 0.0,
         busy_watts=number("busy-watts") or 0.0,
-        cost_per_hour=number("cost-per-hour") or 0.0,
+        cost_per_hour=price or 0.0,
+        price_known=price is not None,
     )
     return Ground(
         read=node,

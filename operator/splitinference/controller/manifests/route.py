@@ -4,6 +4,7 @@ One write holds both, so a cutover and the memory of what it replaced are one.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
@@ -14,7 +15,8 @@ from splitinference.core.transition.state import Names, OldRoute, Route
 from splitinference.core.values.value import Value
 from splitinference_protocol.report import GatewayReport
 from splitinference_protocol.request import Hop
-from splitinference_protocol.route import STOPPED, RouteDocument, RouteError, Verification
+from splitinference_protocol.route import ASLEEP, STOPPED, RouteDocument, RouteError, Verification
+from splitinference_protocol.route import asleep as sleeping
 from splitinference_protocol.route import withdrawn as stopped
 
 ROUTE_KEY = "route.json"
@@ -85,12 +87,28 @@ def withdrawn() -> Mapping[str, str]:
     return {ROUTE_KEY: stopped().text(), HISTORY_KEY: "[]"}
 
 
+def asleep(wakes_in_seconds: float, hold_seconds: float) -> Mapping[str, str]:
+    """The ConfigMap's data while the model is unloaded: requests wait for the first pipeline."""
+    # Whole seconds: a figure that changes with each pass would be written with each pass.
+    return {ROUTE_KEY: sleeping(math.ceil(wakes_in_seconds), hold_seconds).text(), HISTORY_KEY: "[]"}
+
+
+def is_asleep(config_map: Manifest | None) -> bool:
+    """Whether the ConfigMap holds that."""
+    return _revision(config_map) == ASLEEP
+
+
 def is_withdrawn(config_map: Manifest | None) -> bool:
     """Whether the ConfigMap holds that."""
+    return _revision(config_map) == STOPPED
+
+
+def _revision(config_map: Manifest | None) -> object:
+    """The revision that is written; None where none can be read."""
     try:
-        return bool(json.loads(((config_map or {}).get("data") or {})[ROUTE_KEY])["revision"] == STOPPED)
+        return json.loads(((config_map or {}).get("data") or {})[ROUTE_KEY])["revision"]
     except (KeyError, TypeError, ValueError):
-        return False
+        return None
 
 
 def old_routes(stored: Stored | None, report: GatewayReport | None, gateway_runs: bool, now: datetime) -> tuple[OldRoute, ...]:

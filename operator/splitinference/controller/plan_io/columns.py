@@ -6,6 +6,7 @@ from typing import Any
 
 from splitinference.controller.api.conditions import stamp
 from splitinference.core.transition.state import Route
+from splitinference.core.values.plan import Prediction
 from splitinference_protocol.report import ObservedTraffic
 
 _OBSERVED_EVERY_SECONDS = 15.0
@@ -51,6 +52,12 @@ def duration(milliseconds: float) -> str:
     if milliseconds < 1000:
         return f"{milliseconds:.0f}ms"
     return f"{milliseconds / 1000:.1f}s" if milliseconds < 10_000 else f"{milliseconds / 1000:.0f}s"
+
+
+def spent_of(prediction: Prediction) -> str:
+    """For a column: 2.4/h, 180 W; what is not known is left out."""
+    cost, watts = prediction.cost_per_hour, prediction.watts
+    return ", ".join([*([f"{cost:.4g}/h"] if cost else []), *([f"{watts:.4g} W"] if watts else [])])
 
 
 def nodes(route: Route | None, where: Mapping[str, str]) -> str:

@@ -27,6 +27,8 @@ _PREDICTED = {
     "peakUtilization": "peak_utilization",
     "ingressMs": "ingress_ms",
 }
+_SPENT = {"costPerHour": "cost_per_hour", "watts": "watts", "joulesPerToken": "energy_joules_per_token"}
+"""Figures that plans of before do not have."""
 
 
 def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
@@ -34,7 +36,8 @@ def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
 
     One pipeline is what resources had before they could ask for several: asking for it is no other specification.
     """
-    content = {key: value for key, value in spec.items() if key not in ("adaptation", "operatorClass") and (key, value) != ("replicas", 1)}
+    passed = ("adaptation", "operatorClass", "scaling")
+    content = {key: value for key, value in spec.items() if key not in passed and (key, value) != ("replicas", 1)}
     return hashlib.sha256(json.dumps([profile.digest, profile.dtype, content], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -115,7 +118,7 @@ def write_plan(planned: Planned, built: Built, phases: Mapping[str, Phase]) -> d
         "revision": built.target.route.revision,
         "modelDigest": plan.model_digest,
         "segments": segments,
-        "predicted": {name: round(getattr(prediction, attribute), 4) for name, attribute in _PREDICTED.items()},
+        "predicted": {name: round(getattr(prediction, attribute), 4) for name, attribute in {**_PREDICTED, **_SPENT}.items()},
         "optimal": plan.optimal,
         "explanation": list(plan.explanation),
         "asked": planned.asked,
@@ -139,6 +142,7 @@ def read_plan(status: Mapping[str, Any], resource_of: Callable[[Mapping[str, Any
             pipelines=tuple(Pipeline(segments=tuple(found), share=1.0 / len(pipelines)) for _, found in sorted(pipelines.items())),
             prediction=Prediction(
                 **{attribute: written["predicted"][name] for name, attribute in _PREDICTED.items()},
+                **{attribute: written["predicted"].get(name, 0.0) for name, attribute in _SPENT.items()},
                 stages=tuple(_stage(s) for s in written["segments"]),
             ),
             value=written.get("value"),

@@ -21,9 +21,11 @@ from splitinference.controller.reconcile.planning.desired import Asked, read_ask
 from splitinference.controller.reconcile.planning.gather import Looker, Seen
 from splitinference.controller.reconcile.planning.plan_pass import Course, PassInputs, PassPlan, Question, confirmed, plan_pass
 from splitinference.controller.reconcile.planning.privacy import guarded, promised_rules, stops_exposed
+from splitinference.controller.reconcile.planning.scaling import ScalingOutcome, is_unloaded, scaling_of, with_number
 from splitinference.controller.reconcile.status.move_outcome import judge, promised
 from splitinference.controller.reconcile.status.proposals import Offer, offer_after, read_offer, said_of, with_rejection
 from splitinference.controller.reconcile.status.report import Report, events, status_of
+from splitinference.controller.reconcile.unload import Unloading
 from splitinference.controller.reconcile.upkeep.gateway_rollout import is_coming
 from splitinference.controller.reconcile.upkeep.node_measuring import nodes_to_wait_for
 from splitinference.controller.reconcile.upkeep.upkeep import Upkeep
@@ -32,6 +34,7 @@ from splitinference.controller.runtime.solve_throttle import Reviews
 from splitinference.controller.spec_to_core.policy import policy, strategy
 from splitinference.core.decide.base.compare import Change
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
+from splitinference.core.decide.base.policy import Mode
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.decide.base.validated_solver import Solve
 from splitinference.core.transition.steps import Done, Steps, Strategy
@@ -43,6 +46,7 @@ from splitinference.settings import Settings
 log = logging.getLogger(__name__)
 
 _WALKING_SECONDS = 1.0
+_SCALING_SECONDS = 10.0
 _MOST_DOUBLINGS = 5
 """What the API server refuses is tried again after 1, 2, 4 … 32 s."""
 
@@ -87,6 +91,9 @@ class Pass:
     named: dict[str, tuple[Planned, Built]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.replicas = int((self.body.get("spec") or {}).get("replicas") or 1)
+        self.body = with_number(self.body)
+        self.unloaded = is_unloaded(self.body)
         self.upkeep = Upkeep(self.ports, self.settings, self.remembered.applied)
 
     @property
@@ -140,7 +147,10 @@ class Pass:
             facts = facts_of(asked, self.problem, force.planned, force.built, seen)
             if self.offer is not None and self.offer.approved:
                 facts = facts.model_copy(update={"approved": self.offer.plan})
-            question = Question(facts, policy(asked.resource.spec.adaptation), seen.recall.memory, self.limits)
+            moves = policy(asked.resource.spec.adaptation)
+            # What is unloaded is moved for nobody; a node that is lost is a reason to plan anew still.
+            moves = moves.model_copy(update={"mode": Mode.FROZEN}) if self.unloaded else moves
+            question = Question(facts, moves, seen.recall.memory, self.limits)
         inputs = PassInputs(
             observed=seen.observed,
             strategy=strategy(force.resource.spec.adaptation) if force.resource is not None else Strategy.SURGE,
@@ -149,6 +159,7 @@ class Pass:
             stops_exposed=force.resource is not None and stops_exposed(force.resource),
             question=question,
             avoided=frozenset(seen.recall.quarantined(seen.now)),
+            unloaded=self.unloaded,
         )
         return inputs, seen
 
@@ -217,10 +228,13 @@ class Pass:
             decision=said_of(self.offer, made.decision),
             serving=seen.stored.route if seen.stored else None,
             proposal=self._proposal(made, force, seen),
+            scaling=self._scaling(asked, force, seen),
         )
         planned, built, profile, resource = force.planned, force.built, force.profile, force.resource
         if planned is None or built is None or profile is None or resource is None or made.steps is None:
             return self._finish(report, None)
+        if self.unloaded:
+            return self._unload(report, force, seen)
         self.upkeep.keep_services(built, seen)
         walker = Walker(self.ports, planned.resource, resource.spec.adaptation.drain.total_seconds(), built, seen)
         stored = walker.take(made.steps.actions) if isinstance(made.steps, Steps) else seen.stored
@@ -249,6 +263,28 @@ class Pass:
         )
         return self._finish(report, _WALKING_SECONDS if isinstance(made.steps, Steps) else None)
 
+    def _unload(self, report: Report, force: InForce, seen: Seen) -> Looked:
+        """Take the next steps to no segment at all; the gateway stays, and holds what comes."""
+        planned, built, profile, resource = force.planned, force.built, force.profile, force.resource
+        assert planned is not None and built is not None and profile is not None and resource is not None  # noqa: S101, PT018
+        unloading = Unloading(self.ports, resource, seen, report.scaling.start_seconds if report.scaling is not None else 0.0)
+        steps = unloading.steps()
+        walker = Walker(self.ports, planned.resource, resource.spec.adaptation.drain.total_seconds(), built, seen)
+        walker.take(steps.actions if isinstance(steps, Steps) else ())
+        self.upkeep.refused += walker.refused
+        self.upkeep.taken += walker.taken
+        self.upkeep.keep_gateway(planned.resource, profile, seen)
+        self.upkeep.keep_budget(resource, None)
+        endpoint = self.ports.builder.endpoint(planned.resource)
+        return self._finish(replace(report, steps=steps, serving=None, unloaded=True, endpoint=endpoint), _WALKING_SECONDS)
+
+    def _scaling(self, asked: Asked | Condition, force: InForce, seen: Seen) -> ScalingOutcome | None:
+        """How many pipelines the load needs: the next pass plans for it."""
+        if not isinstance(asked, Asked) or self.problem is None:
+            return None
+        plan = force.planned.plan if force.planned is not None and force.planned.plan.model_digest == asked.profile.digest else None
+        return scaling_of(asked.resource, self.replicas, seen.status, plan=plan, problem=self.problem, report=seen.report, now=seen.now)
+
     def _proposal(self, made: PassPlan, force: InForce, seen: Seen) -> Mapping[str, Any]:
         """The plan that is offered after the pass."""
         proposed = made.decision.proposal if isinstance(made.decision, Keep) else None
@@ -266,6 +302,8 @@ class Pass:
 
     def _finish(self, report: Report, again_seconds: float | None) -> Looked:
         self._write(report)
+        if report.scaling is not None:
+            again_seconds = _WALKING_SECONDS if report.scaling.changed else min(again_seconds or _SCALING_SECONDS, _SCALING_SECONDS)
         doubted = bool(self.remembered.proofs.doubts) or bool(report.seen.report and report.seen.report.failing)
         self.remembered.refusals = self.remembered.refusals + 1 if self.upkeep.refused or self.upkeep.taken else 0
         if doubted or _overtaken(report.decision):

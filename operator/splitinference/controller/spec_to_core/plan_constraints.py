@@ -21,9 +21,11 @@ def workload(spec: Spec) -> Workload:
 
 
 def objective(spec: Spec) -> Objective:
-    """What a better plan is."""
-    weights = spec.objective.weights
-    return Objective(goal=Goal(spec.objective.goal), utilization_weight=weights.utilization, move_weight=weights.move)
+    """What a better plan is. For throughput there are as many pipelines as fit, and each is cut for its slowest stage or link."""
+    wanted, weights = spec.objective, spec.objective.weights
+    goal = Goal.BOTTLENECK if wanted.goal == "throughput" else Goal(wanted.goal)
+    further = tuple(Goal(name) for name in wanted.then)
+    return Objective(goal=goal, then=further, utilization_weight=weights.utilization, move_weight=weights.move)
 
 
 def slo(spec: Spec) -> Slo:
@@ -85,6 +87,8 @@ def constraints(spec: Spec, layers: int, positions: int | None = None, cuts: Col
         tolerations=tolerations(spec),
         memory_margin=spec.segments.memory_margin_percent / 100,
         pipelines=spec.replicas,
+        max_cost_per_hour=spec.objective.max_cost_per_hour,
+        max_watts=spec.objective.max_watts,
     )
 
 

@@ -3,7 +3,9 @@
 from datetime import timedelta
 
 from splitinference.controller.api.adaptation_spec import Adaptation
+from splitinference.controller.api.scaling_spec import Scaling
 from splitinference.core.decide.base.policy import Mode, Policy
+from splitinference.core.decide.scaling import ScalingPolicy
 from splitinference.core.transition.steps import Strategy
 
 
@@ -21,6 +23,11 @@ def policy(spec: Adaptation) -> Policy:
         moves_per_hour=spec.max_moves_per_hour,
         review=max(spec.window, timedelta(seconds=30)),
     )
+
+
+def scaling(spec: Scaling) -> ScalingPolicy:
+    """How many pipelines there may be, and how steadily their number follows the load."""
+    return ScalingPolicy(least=spec.min, most=spec.max, target=spec.target_percent / 100, down_after=spec.down_after, idle=spec.idle_after)
 
 
 def strategy(spec: Adaptation) -> Strategy:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from splitinference.core.values.cluster import Node, Taint
-from splitinference.core.values.problem import Constraints, Goal, Problem, Toleration
+from splitinference.core.values.problem import Constraints, Problem, Toleration
 
 _REPELLING = ("NoSchedule", "NoExecute")
 
@@ -25,8 +25,10 @@ def unusable(node: Node, problem: Problem) -> str | None:
             return f"label {key} is {node.labels.get(key)!r}, the selector requires {value!r}"
     if (taint := repelling(node.taints, bounds.tolerations)) is not None:
         return f"taint {taint.key}={taint.value}:{taint.effect} is not tolerated"
-    if Goal.ENERGY in (problem.objective.goal, *problem.objective.then) and node.busy_watts <= 0:
+    if problem.counts_power and node.busy_watts <= 0:
         return "its power is not known (busy watts), so its energy is not known either"
+    if problem.counts_cost and not node.price_known:
+        return "its price is not known (cost per hour)"
     return None
 
 

@@ -40,6 +40,7 @@ def prediction_of(laid: Evaluation, plan: Plan, problem: Problem) -> Prediction:
         peak_utilization=max(after.values()),
         energy_joules_per_token=_energy(laid, problem),
         cost_per_hour=math.fsum(node.cost_per_hour for name, node in sorted(laid.nodes.items()) if name in after),
+        watts=math.fsum(node.busy_watts for name, node in sorted(laid.nodes.items()) if name in after),
         moved_bytes=moved_bytes(plan, problem),
         ingress_ms=laid.chains[0].ingress.decode_ms,
         stages=tuple(_stage(stage, problem, after) for stage in laid.stages),

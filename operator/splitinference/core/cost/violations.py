@@ -1,5 +1,6 @@
 """Everything that is wrong with a plan. An empty answer means that it may serve."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -173,6 +174,7 @@ def _limits(laid: Evaluation, plan: Plan, problem: Problem) -> Iterator[Violatio
     for name, share in sorted(utilizations(laid, problem).items()):
         if ceiling is not None and share > ceiling * (1 + TOLERANCE):
             yield Violation(constraint="utilization", message=f"node {name}: {share:.1%} after placement, the ceiling is {ceiling:.1%}")
+    yield from _budgets(laid, plan, problem)
     if slo.time_to_first_token_ms is None and slo.time_per_output_token_ms is None:
         return
     prediction = prediction_of(laid, plan, problem)
@@ -182,6 +184,15 @@ def _limits(laid: Evaluation, plan: Plan, problem: Problem) -> Iterator[Violatio
     ):
         if limit is not None and value > limit * (1 + TOLERANCE):
             yield Violation(constraint=name, message=f"{value:.2f} ms predicted, the limit is {limit:.2f} ms")
+
+
+def _budgets(laid: Evaluation, plan: Plan, problem: Problem) -> Iterator[Violation]:
+    cost, watts = problem.constraints.max_cost_per_hour, problem.constraints.max_watts
+    used = [laid.nodes[name] for name in sorted({name for segment in plan.segments for name in segment.nodes})]
+    if cost is not None and (found := math.fsum(node.cost_per_hour for node in used)) > cost * (1 + TOLERANCE):
+        yield Violation(constraint="max-cost", message=f"its nodes cost {found:.4g} per hour, the limit is {cost:.4g}")
+    if watts is not None and (found := math.fsum(node.busy_watts for node in used)) > watts * (1 + TOLERANCE):
+        yield Violation(constraint="max-watts", message=f"its nodes draw {found:.4g} W while they work, the limit is {watts:.4g} W")
 
 
 def loads(laid: Evaluation, problem: Problem, pipelines: int = 1) -> dict[str, float]:

@@ -11,7 +11,7 @@ from splitinference.core.decide.base.validated_solver import Solver
 from splitinference.core.decide.feasibility.capacity_memory import memory_limits, update_obstacles
 from splitinference.core.decide.feasibility.reachable_plans import best_reachable
 from splitinference.core.decide.feasibility.restrict import may_stay, pinned, same_cuts, with_room, without
-from splitinference.core.decide.pipelines import SeveralPipelines, several
+from splitinference.core.decide.pipelines import SeveralPipelines, several, without_slo
 from splitinference.core.decide.retry_backoff import Attempt
 from splitinference.core.decide.stabilization_window import start_window
 from splitinference.core.transition.steps import Blocked
@@ -75,7 +75,7 @@ class _MandatoryDecision:
         if not isinstance(found, Plan):
             found = self.solver.best(problem, None)
         if isinstance(found, Keep) and problem.slo != Slo():
-            relaxed = self.solver.best(problem.model_copy(update={"slo": Slo()}), None)
+            relaxed = self.solver.best(without_slo(problem), None)
             if isinstance(relaxed, Plan):
                 return relaxed, (f"no plan meets the SLO: {found.message}",)
         return found, ()

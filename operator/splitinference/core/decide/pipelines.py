@@ -5,6 +5,7 @@ changes that one. All pipelines are planned anew together only where it is the o
 asks of a move and nobody waits for it: for an optional reason, or another specification with as many pipelines.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from splitinference.core.decide.feasibility.restrict import may_stay, pinned, sa
 from splitinference.core.planner.diagnose import memory_words
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Pipeline, Plan
-from splitinference.core.values.problem import Problem, Slo
+from splitinference.core.values.problem import Goal, Objective, Problem, Slo
 
 Found = tuple[Plan | Keep, tuple[str, ...]]
 """A plan with notes for the message, or why there is none."""
@@ -82,14 +83,20 @@ def valued(plan: Plan, problem: Problem, best: Plan | None = None) -> Plan | Non
 
 
 def beside(problem: Problem, others: Sequence[Plan], pipelines: int = 1) -> Problem | None:
-    """The problem of so many pipelines on the nodes that the others leave; None where there may be no further node."""
+    """The problem of so many pipelines on the nodes, and within the budgets, that the others leave; None where there may be no further
+    node."""
     taken = {name for plan in others for segment in plan.segments for name in segment.nodes}
-    left, most = without(counting(problem, pipelines), taken), problem.constraints.max_nodes
-    if most is None:
-        return left
-    if most <= len(taken):
+    left, bounds = without(counting(problem, pipelines), taken), problem.constraints
+    used = [node for node in problem.snapshot.nodes if node.name in taken]
+    amounts = {
+        "max_nodes": len(taken),
+        "max_cost_per_hour": math.fsum(node.cost_per_hour for node in used),
+        "max_watts": math.fsum(node.busy_watts for node in used),
+    }
+    limited = {name: getattr(bounds, name) - amount for name, amount in amounts.items() if getattr(bounds, name) is not None}
+    if any(amount <= 0 for amount in limited.values()):
         return None
-    return left.model_copy(update={"constraints": left.constraints.model_copy(update={"max_nodes": most - len(taken)})})
+    return left.model_copy(update={"constraints": left.constraints.model_copy(update=limited)})
 
 
 def most_possible(problem: Problem) -> int:
@@ -98,6 +105,19 @@ def most_possible(problem: Problem) -> int:
     most = len(usable) if problem.constraints.max_nodes is None else min(len(usable), problem.constraints.max_nodes)
     free = sum(site.memory_bytes for node in usable for site in sites(node))
     return min(most // problem.constraints.min_segments, free // memory_bytes(problem, 0, len(problem.profile.layers)))
+
+
+def as_many_as_fit(problem: Problem, most: int) -> Problem:
+    """The problem with as many pipelines as there can be by nodes and memory, at least one and at most so many."""
+    return counting(problem, max(1, min(most, most_possible(problem))))
+
+
+def without_slo(problem: Problem) -> Problem:
+    """The problem for when no plan keeps the SLO. Where the goal is not about time, it is latency then: the cheapest plan of all would be
+    further from the SLO than need be."""
+    goals_of_time = (Goal.LATENCY, Goal.BOTTLENECK)
+    objective = problem.objective if problem.objective.goal in goals_of_time else Objective()
+    return problem.model_copy(update={"slo": Slo(), "objective": objective})
 
 
 @dataclass(frozen=True)
@@ -115,7 +135,7 @@ class SeveralPipelines:
         """A reachable plan with as many pipelines as are requested, else with as many as there can be, from `least` on."""
         found = self._most(problem, least)
         if isinstance(found[0], Keep) and problem.slo != Slo():
-            relaxed, notes = self._most(problem.model_copy(update={"slo": Slo()}), least)
+            relaxed, notes = self._most(without_slo(problem), least)
             if isinstance(relaxed, Plan):
                 return relaxed, (f"no plan meets the SLO: {found[0].message}", *notes)
         return found

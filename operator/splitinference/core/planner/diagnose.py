@@ -37,7 +37,7 @@ class _Relaxation:
 
 def reasons(problem: Problem, exists: Exists, late: Callable[[], bool] = lambda: False) -> tuple[BindingConstraint, ...]:
     """The constraints that stand in the way of any plan; `exists` finds a plan of a problem, until it is `late`."""
-    plain = problem.model_copy(update={"objective": Objective(goal=_plain_goal(problem))})
+    plain = problem.model_copy(update={"objective": _plain_goal(problem)})
     if not problem.snapshot.nodes:
         return (BindingConstraint("nodes", "the snapshot has no node", "offer at least one node"),)
     contradiction = _contradicting_pins(problem)
@@ -50,12 +50,13 @@ def reasons(problem: Problem, exists: Exists, late: Callable[[], bool] = lambda:
     return tuple(alone) if alone else _together(plain, candidates, exists, late)
 
 
-def _plain_goal(problem: Problem) -> Goal:
-    """The goal only matters where it excludes plans: throughput has paths, energy needs known power."""
+def _plain_goal(problem: Problem) -> Objective:
+    """The goal only matters where it excludes plans: throughput has paths, energy needs known power, cost known prices."""
     goals = (problem.objective.goal, *problem.objective.then)
     if Goal.THROUGHPUT in goals:
-        return Goal.THROUGHPUT
-    return Goal.ENERGY if Goal.ENERGY in goals else Goal.LATENCY
+        return Objective(goal=Goal.THROUGHPUT)
+    counts = [goal for goal in (Goal.ENERGY, Goal.COST) if goal in goals]
+    return Objective(goal=counts[0], then=tuple(counts[1:])) if counts else Objective()
 
 
 def _together(problem: Problem, candidates: list[_Relaxation], exists: Exists, late: Callable[[], bool]) -> tuple[BindingConstraint, ...]:
@@ -94,11 +95,8 @@ def _contradicting_pins(problem: Problem) -> BindingConstraint | None:
 
 def _candidates(problem: Problem) -> Iterator[_Relaxation]:
     """Every constraint that the problem has, softest first."""
-    bounds, slo = problem.constraints, problem.slo
-    if slo.time_to_first_token_ms is not None:
-        yield _limit("slo-time-to-first-token", "time_to_first_token_ms", slo.time_to_first_token_ms)
-    if slo.time_per_output_token_ms is not None:
-        yield _limit("slo-time-per-output-token", "time_per_output_token_ms", slo.time_per_output_token_ms)
+    bounds = problem.constraints
+    yield from _limited_sums(problem)
     if bounds.utilization_ceiling is not None:
         message = f"no node may be used more than {bounds.utilization_ceiling:.0%} after placement"
         yield _Relaxation("utilization", message, _dropping("utilization_ceiling", None), _least_ceiling)
@@ -145,6 +143,16 @@ def _candidates(problem: Problem) -> Iterator[_Relaxation]:
     yield _Relaxation("memory", memory_words(problem), lambda p: _with_memory(p, _HUGE), _least_memory)
 
 
+def _limited_sums(problem: Problem) -> Iterator[_Relaxation]:
+    """The SLO, and the budgets."""
+    for name, field in _SLOS:
+        if (limit := getattr(problem.slo, field)) is not None:
+            yield _limit(name, field, limit)
+    for field, found, name, unit in _BUDGETS:
+        if (limit := getattr(problem.constraints, field)) is not None:
+            yield _budget(name, field, found, limit, unit)
+
+
 def _closed_ways(problem: Problem) -> Iterator[_Relaxation]:
     network = problem.snapshot.network
     if network.closed or network.closed_zones or network.only_listed:
@@ -185,6 +193,30 @@ def _limit(name: str, field: str, limit: float) -> _Relaxation:
         return f"{_up(high)} ms instead of {limit:.4g} ms"
 
     return _Relaxation(name, f"the limit is {limit:.4g} ms", without, smallest)
+
+
+_SLOS = (("slo-time-to-first-token", "time_to_first_token_ms"), ("slo-time-per-output-token", "time_per_output_token_ms"))
+_BUDGETS = (("max_cost_per_hour", "cost_per_hour", "max-cost", "per hour"), ("max_watts", "watts", "max-watts", "W"))
+"""Field of the constraints, of the prediction, name and unit of each budget."""
+
+
+def _budget(name: str, field: str, predicted: str, limit: float, unit: str) -> _Relaxation:
+    """A limit on what the nodes used cost or draw together; the answer is what a plan that was found needs."""
+
+    def smallest(problem: Problem, exists: Exists) -> str:
+        plan = exists(_dropping(field, None)(problem))
+        if plan is None:
+            return "no limit"
+        low, high = limit, float(getattr(predict(plan, problem), predicted))
+        while high - low > 1e-3 * high:
+            plan = exists(_dropping(field, (low + high) / 2.0)(problem))
+            if plan is None:
+                low = (low + high) / 2.0
+            else:
+                high = min((low + high) / 2.0, float(getattr(predict(plan, problem), predicted)))
+        return f"{_up(high)} {unit} instead of {limit:.4g} {unit}"
+
+    return _Relaxation(name, f"the nodes used may take at most {limit:.4g} {unit} together", _dropping(field, None), smallest)
 
 
 def _up(value: float) -> str:
@@ -276,7 +308,9 @@ def _carrying(problem: Problem) -> str:
 
 def _admitted(node: Node, problem: Problem) -> Node:
     labels = {**node.labels, **problem.constraints.node_selector}
-    return node.model_copy(update={"ready": True, "taints": (), "labels": labels, "busy_watts": node.busy_watts or 1.0})
+    return node.model_copy(
+        update={"ready": True, "taints": (), "labels": labels, "busy_watts": node.busy_watts or 1.0, "price_known": True}
+    )
 
 
 def _admitting(problem: Problem) -> Problem:

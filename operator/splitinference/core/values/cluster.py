@@ -86,6 +86,7 @@ class Node(Value):
     idle_watts: float = Field(default=0.0, ge=0)
     busy_watts: float = Field(default=0.0, ge=0)
     cost_per_hour: float = Field(default=0.0, ge=0)
+    price_known: bool = Field(default=True, description="whether cost_per_hour says it; else a goal or budget of cost excludes it")
 
 
 def load_in_words(node: Node) -> str:

@@ -108,6 +108,7 @@ class Prediction(Value):
     peak_utilization: float
     energy_joules_per_token: float = 0.0
     cost_per_hour: float = 0.0
+    watts: float = Field(default=0.0, description="what the nodes used draw together while they work")
     moved_bytes: int = Field(default=0, description="weights to load for segments that do not serve now")
     ingress_ms: float = Field(default=0.0, description="one decode step's hop from the gateway to the first stage and back")
     stages: tuple[StagePrediction, ...]

@@ -118,6 +118,8 @@ class Constraints(Value):
     memory_margin: float = Field(default=0.1, ge=0, le=1, description="share added to every segment's memory demand")
     pipelines: int = Field(default=1, ge=1, description="replicas of the whole chain; requests are spread evenly over them")
     disjoint_pipelines: bool = Field(default=True, description="no node serves two pipelines")
+    max_cost_per_hour: float | None = Field(default=None, gt=0, description="most that the nodes used may cost per hour together")
+    max_watts: float | None = Field(default=None, gt=0, description="most that the nodes used may draw together while they work")
     max_stage_nodes: int = Field(default=1, ge=1, description="nodes that may hold the same stage and share its requests evenly")
     partial_runs: bool = Field(
         default=False, description="throughput only: a request may enter a node's run in its middle, if the segments can do that"
@@ -165,6 +167,18 @@ class Problem(Value):
         return self
 
     @property
+    def counts_cost(self) -> bool:
+        """Whether a node's price decides anything: by a goal or by a budget."""
+        goals = (self.objective.goal, *self.objective.then)
+        return Goal.COST in goals or self.constraints.max_cost_per_hour is not None
+
+    @property
+    def counts_power(self) -> bool:
+        """Whether a node's power decides anything: by a goal or by a budget."""
+        goals = (self.objective.goal, *self.objective.then)
+        return Goal.ENERGY in goals or self.constraints.max_watts is not None
+
+    @property
     def limits_paths(self) -> bool:
         """Whether each path of requests has limits of its own: the SLO, or the most segments it may have."""
         slo = self.slo
@@ -183,6 +197,8 @@ class Problem(Value):
             raise ValueError("throughput spreads requests over all paths: pipelines and max_stage_nodes must be 1")
         if self.objective.goal is Goal.THROUGHPUT and (bounds.min_segments > 1 or bounds.utilization_ceiling):
             raise ValueError("throughput keeps nodes busy: a least number of segments and a utilization ceiling are for the other goals")
+        if self.objective.goal is Goal.THROUGHPUT and (bounds.max_cost_per_hour or bounds.max_watts):
+            raise ValueError("throughput takes every node that adds to it: a budget for cost or power is for the other goals")
         if bounds.partial_runs and self.limits_paths:
             raise ValueError("partial_runs: a path that enters a run in its middle has no limit on its segments or by the SLO")
         if self.objective.then and (bounds.pipelines > 1 or bounds.max_stage_nodes > 1):

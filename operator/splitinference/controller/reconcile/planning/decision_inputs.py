@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from splitinference.controller.api.scaling_spec import MOST_PIPELINES
 from splitinference.controller.history.calibration import compare
 from splitinference.controller.plan_io.plan_status import Built, Planned, asked_for
 from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages
@@ -11,6 +12,7 @@ from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.cost.fitting.learn import counting
 from splitinference.core.decide.base.policy import DecisionInputs, StageTime, Traffic
+from splitinference.core.decide.pipelines import as_many_as_fit
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
 from splitinference_protocol.report import ALONE_SECONDS
@@ -53,7 +55,7 @@ def _scaled(planned: Planned, asked: Asked) -> str:
 def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Problem:
     plan = planned.plan if planned and planned.plan.model_digest == asked.profile.digest else None
     spec = asked.resource.spec
-    return Problem(
+    problem = Problem(
         profile=asked.profile,
         snapshot=snapshot.for_dtype(asked.profile.dtype),
         workload=plan_constraints.workload(spec),
@@ -63,6 +65,7 @@ def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Probl
         link_encoding=plan_constraints.link_encoding(spec),
         serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
     )
+    return as_many_as_fit(problem, MOST_PIPELINES) if spec.objective.goal == "throughput" else problem
 
 
 def _stage_times(serving: Serving | None, seen: Seen) -> Iterator[StageTime]:

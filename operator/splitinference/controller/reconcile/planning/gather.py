@@ -20,7 +20,7 @@ from splitinference.controller.kube_values.machine import leaving
 from splitinference.controller.kube_values.start_failures import USUAL, Limits, Told
 from splitinference.controller.manifests.gateway import GATEWAY, gateway_name, route_name
 from splitinference.controller.manifests.pod_parts import COMPONENT
-from splitinference.controller.manifests.route import Stored, is_withdrawn, old_routes, read_route
+from splitinference.controller.manifests.route import Stored, is_asleep, is_withdrawn, old_routes, read_route
 from splitinference.controller.manifests.segment import SEGMENT
 from splitinference.controller.ports import Listing, Manifest, Ports
 from splitinference.controller.reconcile.planning.plan_pass import with_room, without_route
@@ -31,9 +31,9 @@ from splitinference_protocol.report import GatewayReport
 
 @dataclass(frozen=True)
 class Seen:
-    """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy; `wanted`: the
-    plan's segments; `observed`: what the walk goes by; `leaving`: nodes with pods of ours that are about to leave; `warnings`: the newest
-    event about a pod, by uid."""
+    """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy; `asleep`: it says that the model
+    is unloaded; `wanted`: the plan's segments; `observed`: what the walk goes by; `leaving`: nodes with pods of ours that are about to
+    leave; `warnings`: the newest event about a pod, by uid."""
 
     now: datetime
     body: Manifest
@@ -45,6 +45,7 @@ class Seen:
     stored: Stored | None
     report: GatewayReport | None
     stopped: bool
+    asleep: bool
     segments: tuple[SegmentPod, ...]
     recall: Recall
     calibration: Calibration
@@ -158,6 +159,7 @@ class Looker:
             stored=stored,
             report=report,
             stopped=is_withdrawn(route),
+            asleep=is_asleep(route),
             segments=segments,
             recall=recall,
             calibration=not_after(read_calibration(self.body.get("status") or {}), now),

@@ -53,7 +53,7 @@ class Question:
 class PassInputs:
     """What was gathered. `course`: the plan in force; `nodes`: of the snapshot, for the rules of privacy; `stops_exposed`: no route may be
     written that breaks a rule of privacy; `question`: None where what is asked for cannot be worked with, so the plan in force stays;
-    `avoided`: nodes where segments keep failing."""
+    `avoided`: nodes where segments keep failing; `unloaded`: nothing is to serve now, so there is nothing to walk to."""
 
     observed: Observed
     strategy: Strategy
@@ -62,6 +62,7 @@ class PassInputs:
     stops_exposed: bool
     question: Question | None = None
     avoided: frozenset[str] = frozenset()
+    unloaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def plan_pass(inputs: PassInputs, solve: Solve, course_of: Callable[[Plan], Cour
     The next steps towards the plan in force are computed once, for the decision and for the transition; after an adoption once more,
     towards the new plan.
     """
-    steps = _towards(inputs.course, inputs.observed, inputs.strategy)
+    steps = _next(inputs, inputs.course, inputs.observed)
     if inputs.question is None:
         return _allowed(PassPlan(None, None, inputs.course, steps), inputs)
     question = inputs.question
@@ -112,7 +113,7 @@ def confirmed(planned: PassPlan, inputs: PassInputs, snapshot: Snapshot) -> Pass
     broken = violations(decision.plan, question.facts.problem.model_copy(update={"snapshot": snapshot}))
     if taken := [violation.message for violation in broken if violation.constraint == "memory"]:
         message = f"{decision.message}; another resource's plan took the memory: {'; '.join(taken)}"
-        steps = _towards(inputs.course, inputs.observed, inputs.strategy)
+        steps = _next(inputs, inputs.course, inputs.observed)
         overtaken = Keep(reason=Kept.OVERTAKEN, message=message)
         return _allowed(PassPlan(overtaken, planned.memory, inputs.course, steps), inputs)
     observed = with_room(inputs.observed, snapshot)
@@ -138,8 +139,11 @@ def without_route(observed: Observed) -> Observed:
     return observed.model_copy(update={"serving": None, "old_routes": ()})
 
 
-def _towards(course: Course | None, observed: Observed, strategy: Strategy) -> Next | None:
-    return next_steps(course.target, observed, strategy) if course is not None and course.target is not None else None
+def _next(inputs: PassInputs, course: Course | None, observed: Observed) -> Next | None:
+    """The next steps towards a course; None where there is none."""
+    if course is None or course.target is None:
+        return None
+    return Done() if inputs.unloaded else next_steps(course.target, observed, inputs.strategy)
 
 
 def _hoped(observed: Observed, course: Course, avoided: Set[str]) -> Observed:
@@ -193,7 +197,7 @@ def _facts(inputs: PassInputs, question: Question, steps: Next | None) -> Decisi
 
 
 def _adopted(inputs: PassInputs, decision: Adopt, memory: Memory, course: Course) -> PassPlan:
-    steps = _towards(course, _hoped(inputs.observed, course, inputs.avoided), inputs.strategy)
+    steps = _next(inputs, course, _hoped(inputs.observed, course, inputs.avoided))
     return _allowed(PassPlan(decision, memory, course, steps), inputs)
 
 

@@ -16,9 +16,10 @@ from splitinference.controller.api.conditions import (
 )
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.trusted_samples import names
-from splitinference.controller.plan_io.columns import duration, latency, nodes, observed
+from splitinference.controller.plan_io.columns import duration, latency, nodes, observed, spent_of
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.planning.gather import Seen
+from splitinference.controller.reconcile.planning.scaling import ScalingOutcome
 from splitinference.controller.reconcile.status.move_outcome import Verdict
 from splitinference.controller.reconcile.status.pipelines import pipelines_of, scale_of, scaled, whole
 from splitinference.controller.reconcile.status.start_problems import NO_START, gateway_words, hindered_segments
@@ -43,7 +44,7 @@ Event = tuple[Literal["Normal", "Warning"], str, str]
 class Report:
     """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take;
     `taken`: objects of others that have a name of ours; `restored`: what others deleted or changed; `measuring`: nodes that a first plan
-    waits for; `proposal`: the plan that is offered for approval."""
+    waits for; `proposal`: the plan that is offered for approval; `unloaded`: no pipeline serves, because nobody asked for a while."""
 
     seen: Seen
     accepted: Condition
@@ -63,6 +64,8 @@ class Report:
     measuring: tuple[str, ...] = ()
     verified: Condition | None = None
     proposal: Mapping[str, Any] = field(default_factory=dict)
+    scaling: ScalingOutcome | None = None
+    unloaded: bool = False
 
     @property
     def new_decision(self) -> Decision | None:
@@ -109,8 +112,17 @@ def _memory_of(report: Report) -> dict[str, Any]:
         "adaptation": seen.recall.model_copy(update={"proofs": tuple(sorted(report.proofs))}).as_status(),
         "calibration": seen.calibration.as_status(),
         "proposal": dict(report.proposal),
+        "scaling": _scaling_of(report),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def _scaling_of(report: Report) -> Mapping[str, Any] | None:
+    """status.scaling: as of now, or as before where this pass could not look at the load."""
+    if report.scaling is not None:
+        return report.scaling.status
+    scales = (report.seen.body.get("spec") or {}).get("scaling")
+    return report.seen.status.get("scaling") if scales else None
 
 
 def _plan_of(report: Report, planned: Planned, built: Built, prediction: Prediction) -> dict[str, Any]:
@@ -122,6 +134,7 @@ def _plan_of(report: Report, planned: Planned, built: Built, prediction: Predict
         "segments": f"{sum(phases.get(name) is Phase.PROVEN for name in names)}/{len(names)}",
         "pipelines": pipelines_of(built.target, report.serving, phases),
         "predicted": duration(prediction.latency_ms),
+        **({"cost": spent} if (spent := spent_of(prediction)) else {}),
         **(_traffic_of(report, report.serving) if report.serving is not None else {}),
     }
     if report.endpoint:
@@ -148,7 +161,7 @@ def _traffic_of(report: Report, serving: Route) -> dict[str, Any]:
     return written
 
 
-_OF_THE_PLAN = ("plan", "segments", "pipelines", "predicted", "nodes", "observed", "latency", "endpoint", "transition")
+_OF_THE_PLAN = ("plan", "segments", "pipelines", "predicted", "cost", "nodes", "observed", "latency", "endpoint", "transition")
 
 
 def all_conditions(report: Report) -> Iterator[Condition]:
@@ -169,10 +182,14 @@ def all_conditions(report: Report) -> Iterator[Condition]:
     elif report.resource is not None and report.resource.spec.verification is not None:
         yield from _verified_before(report)
     if report.resource is not None and report.planned is not None:
-        asked, has = report.resource.spec.replicas, len(report.planned.plan.pipelines)
+        spec, has = report.resource.spec, len(report.planned.plan.pipelines)
+        # For throughput nobody asks for a number: as many as fit are what is wanted.
+        asked = has if spec.objective.goal == "throughput" else spec.replicas
         serves = len(whole(report.serving, _phases(report)))
         shown = scaled(asked, has, serves, report.decision, report.seen.status.get("conditions") or [])
-        yield from (shown,) if shown is not None else ()
+        yield from (shown,) if shown is not None and not report.unloaded else ()
+    if report.scaling is not None:
+        yield report.scaling.condition
     stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
         [progressing] if progressing.reason in ("Blocked", NAME_TAKEN) else []
     )
@@ -248,6 +265,9 @@ def _metrics(report: Report) -> Condition:
 _NO_FIGURES = "does it scrape node-exporter or, with the query set cadvisor, the kubelets' cAdvisor, and since at least two scrapes?"
 
 
+_UNLOADED = "no pipeline serves, as nobody asks; the first request is held and starts one"
+
+
 def _progressing(report: Report) -> Condition:
     kind = Kind.PROGRESSING
     if report.taken:
@@ -265,6 +285,8 @@ def _progressing(report: Report) -> Condition:
         case Done() if gateway := gateway_words(report.seen):
             message = f"the plan serves, but pods of the gateway do not start: {'; '.join(gateway)}"
             return Condition(kind=kind, holds=True, reason=GATEWAY_STUCK, message=message)
+        case Done() if report.unloaded:
+            return Condition(kind=kind, holds=False, reason="Unloaded", message=_UNLOADED)
         case Done():
             return Condition(kind=kind, holds=False, reason="Settled", message=f"the plan serves{_stabilizing(report)}")
     if report.accepted.holds is None:
@@ -285,6 +307,8 @@ def _ready(report: Report) -> Condition:
     kind = Kind.READY
     if report.taken:
         return Condition(kind=kind, holds=False, reason=NAME_TAKEN, message="; ".join(dict.fromkeys(report.taken)))
+    if report.unloaded and any(_is_ready(pod) for pod in report.seen.gateways):
+        return Condition(kind=kind, holds=True, reason="Unloaded", message=_UNLOADED)
     if report.serving is None:
         if report.exposed or report.seen.stopped:
             why = "; ".join(report.exposed) or "a route that satisfies the rules is being prepared"

@@ -72,9 +72,16 @@ _UNITS = {
 
 
 def figures(plan: Plan, problem: Problem) -> str:
-    """The plan's predicted times, in words."""
-    p = predict(plan, problem)
-    return f"predicted {p.time_to_first_token_ms:.0f} ms to the first token, {p.time_per_output_token_ms:.1f} ms per token"
+    """The plan's predicted times, and what its goals and budgets count, in words."""
+    p, bounds = predict(plan, problem), problem.constraints
+    words = [f"predicted {p.time_to_first_token_ms:.0f} ms to the first token, {p.time_per_output_token_ms:.1f} ms per token"]
+    if problem.counts_cost:
+        budget = f" of at most {bounds.max_cost_per_hour:.4g}" if bounds.max_cost_per_hour is not None else ""
+        words.append(f"{p.cost_per_hour:.4g}{budget} per hour")
+    if problem.counts_power:
+        budget = f" of at most {bounds.max_watts:.4g}" if bounds.max_watts is not None else ""
+        words.append(f"{p.watts:.4g}{budget} W while it works, {p.energy_joules_per_token:.3g} J per token")
+    return ", ".join(words)
 
 
 def before_after(current: Plan, plan: Plan, problem: Problem) -> str:
@@ -82,4 +89,9 @@ def before_after(current: Plan, plan: Plan, problem: Problem) -> str:
     old, new = predict(current, problem), predict(plan, problem)
     text = f"predicted {old.time_per_output_token_ms:.1f} ms → {new.time_per_output_token_ms:.1f} ms per token"
     goal = problem.objective.goal
-    return f"{text}, {goal} {goal_value(old, goal):.1f} → {goal_value(new, goal):.1f} {_UNITS[goal]}"
+    return f"{text}, {goal} {_shown(goal_value(old, goal))} → {_shown(goal_value(new, goal))} {_UNITS[goal]}"
+
+
+def _shown(value: float) -> str:
+    """One decimal; of small figures, such as prices and joules, three digits."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"

@@ -76,6 +76,12 @@ def sum_of(tables: Tables, *, prefill: float = 0.0, decode: float = 0.0, moved: 
     return Criterion(np.full(n, prefill), np.full(n, decode), np.zeros(n), np.zeros(n), moved, prefill, decode)
 
 
+def per_node(amount: Floats) -> Criterion:
+    """The sum of an amount for each node visited, class by class."""
+    nothing = np.zeros(len(amount))
+    return Criterion(nothing, nothing, amount, nothing, 0.0, 0.0, 0.0)
+
+
 def of_goal(tables: Tables, goal: Goal) -> Criterion | None:
     """The sum that `goal` is for one chain; None if it is not a sum."""
     load = tables.problem.workload
@@ -87,7 +93,7 @@ def of_goal(tables: Tables, goal: Goal) -> Criterion | None:
             joules = tables.watts / 1e3
             return Criterion(joules / load.output_tokens, joules / load.batch, np.zeros(n), np.zeros(n), 0.0, 0.0, 0.0)
         case Goal.COST:
-            return Criterion(np.zeros(n), np.zeros(n), tables.price, np.zeros(n), 0.0, 0.0, 0.0)
+            return per_node(tables.price)
         case Goal.MOVE:
             return sum_of(tables, moved=1.0)
         case _:

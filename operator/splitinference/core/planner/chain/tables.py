@@ -128,6 +128,11 @@ class Tables:
         return np.array([site.node.cost_per_hour for site in self.sites])
 
     @cached_property
+    def draw(self) -> Floats:
+        """Watts that each class's node draws while it works."""
+        return np.array([site.node.busy_watts for site in self.sites])
+
+    @cached_property
     def watts(self) -> Floats:
         """Per class: watts that work adds."""
         return np.array([added_watts(site) for site in self.sites])

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from splitinference.core.planner.chain.criterion import Arrays, Criterion, hop_occupancy, of_goal, stops, sum_of
+from splitinference.core.planner.chain.criterion import Arrays, Criterion, hop_occupancy, of_goal, per_node, stops, sum_of
 from splitinference.core.planner.chain.tables import Bools, Floats, Tables
 
 SLACK = 1e-9
@@ -118,6 +118,8 @@ def task_of(tables: Tables) -> Task:
         for criterion, limit in (
             (sum_of(tables, prefill=1.0), slo.time_to_first_token_ms),
             (sum_of(tables, decode=1.0), slo.time_per_output_token_ms),
+            (per_node(tables.price), bounds.max_cost_per_hour),
+            (per_node(tables.draw), bounds.max_watts),
         )
         if limit is not None
     ]

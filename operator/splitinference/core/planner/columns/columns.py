@@ -251,7 +251,9 @@ def _varied(tables: Tables, problem: Problem, pipelines: int, expired: Callable[
         for chain in apart.chains or ():
             yield _taking(members, chain)
     nodes = [node for node in problem.snapshot.nodes if node.name not in tables.unusable]
-    goals = dict.fromkeys((problem.objective.goal, Goal.BOTTLENECK, Goal.LATENCY))
+    bounds = problem.constraints
+    budgets = [g for g, limit in ((Goal.COST, bounds.max_cost_per_hour), (Goal.ENERGY, bounds.max_watts)) if limit is not None]
+    goals = dict.fromkeys((problem.objective.goal, Goal.BOTTLENECK, Goal.LATENCY, *budgets))
     for goal in goals:
         left = list(nodes)
         for _ in range(max(pipelines, 2)):

