@@ -1,12 +1,14 @@
 """All parts of one gateway, made from its settings, and the background work that keeps them current."""
 
 import asyncio
+import hashlib
 import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from splitinference_gateway.admission import Admission, KvBudget
 from splitinference_gateway.api_keys import ApiKeys
@@ -25,9 +27,13 @@ from splitinference_gateway.positions import positions
 from splitinference_gateway.prefixes import Prefixes
 from splitinference_gateway.prompts import Prompts
 from splitinference_gateway.reading import check_model
+from splitinference_gateway.reuse import Identity as Answering
+from splitinference_gateway.reuse import Reuse
+from splitinference_gateway.reuse_shared import SharedAnswers, connection
+from splitinference_gateway.reuse_store import Memory
 from splitinference_gateway.route_source import RouteReader, poll_file
 from splitinference_gateway.routes import Routes
-from splitinference_gateway.settings import Settings
+from splitinference_gateway.settings import Settings, SettingsError
 from splitinference_gateway.signature import Kind, Signature
 from splitinference_gateway.steps import StepClient
 from splitinference_gateway.token_review import TokenReviews
@@ -58,6 +64,7 @@ class Gateway:
     clients: Clients
     prompts: Prompts
     bodies: Bodies
+    reuse: Reuse
     tracing: Tracing | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     leaving: bool = False
@@ -106,7 +113,7 @@ class Gateway:
         prompts, bodies = Prompts(settings, with_tokenizer, context_tokens), Bodies(settings.body_budget_bytes)
         return cls(
             settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients, prompts,
-            bodies, tracing,
+            bodies, _reuse(settings, routes, metrics), tracing,
         )  # fmt: skip
 
     @property
@@ -146,6 +153,7 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.prompts.close()
             await self.chain.close()
+            await self.reuse.close()
             await self.steps.connections.close()
             if isinstance(self.clients, TokenReviews):
                 await self.clients.close()
@@ -191,6 +199,32 @@ def _context_tokens(settings: Settings) -> int:
         return settings.max_context_tokens
     _log.warning("the model has %d positions, so longer prompts than that are refused, below the %d set", own, settings.max_context_tokens)
     return own
+
+
+def _reuse(settings: Settings, routes: Routes, metrics: Metrics) -> Reuse:
+    key, shared = PrefixKey(settings.tls_folder), None
+    if settings.reuse_server:
+        try:
+            server = connection(settings.reuse_server, settings.reuse_server_folder, settings.reuse_server_seconds)
+        except ValueError as error:
+            raise SettingsError(f"SI_REUSE_SERVER: {error}") from error
+        prefix = f"splitinference:{settings.namespace}:{settings.name}"
+        shared = SharedAnswers(server, prefix, key, metrics, settings.reuse_server_seconds)
+    memory = Memory(settings.reuse_bytes)
+    metrics.reuse_bytes.set_function(lambda: memory.used)
+    metrics.reuse_answers.set_function(lambda: len(memory))
+    files = _tokenizer_digest(settings.model_path) if settings.reuse != "off" else ""
+    identity = Answering(routes, settings.reuse_identity, files, settings.reuse_by_cuts)
+    return Reuse(settings.reuse, settings.reuse_seconds, memory, identity, key, metrics, shared)
+
+
+def _tokenizer_digest(folder: Path) -> str:
+    """Of the files from which text becomes tokens and tokens become text."""
+    told = hashlib.sha256()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json"):
+        file = folder / name
+        told.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+    return told.hexdigest()
 
 
 def _clients(settings: Settings) -> Clients:
