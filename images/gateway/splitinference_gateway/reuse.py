@@ -34,14 +34,15 @@ _NO_PART_OF_AN_ANSWER = ("stream", "with_usage", "ignored", "repeated")
 _LAYERS = re.compile(r"-\d+-\d+$")
 _LENGTH = struct.Struct(">Q")
 _T = TypeVar("_T")
+_Made = TypeVar("_Made", covariant=True)
 Scope = Literal["off", "client", "all"]
 _log = logging.getLogger(__name__)
 
 
-class Source(Protocol[_T]):
+class Source(Protocol[_Made]):
     """Where an answer comes from."""
 
-    def pieces(self) -> AsyncGenerator[_T, None]:
+    def pieces(self) -> AsyncGenerator[_Made, None]:
         """Its parts."""
 
     def abandon(self) -> None:

@@ -43,12 +43,12 @@ class _Files(CredentialProvider):
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def get_credentials(self) -> tuple[str, ...]:
-        """As redis-py wants them: nothing, a password, or both."""
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """As redis-py wants them: both, or the password alone."""
         user, password = self._read("username"), self._read("password")
-        return (user or "default", password) if password else ()
+        return (user, password) if user else (password,)
 
-    async def get_credentials_async(self) -> tuple[str, ...]:
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
         """The same."""
         return self.get_credentials()
 
@@ -66,7 +66,7 @@ def connection(url: str, folder: Path | None, seconds: float) -> Redis:
     if scheme not in _SCHEMES or not rest or "@" in rest:
         raise ValueError(f"{url!r:.200} is not redis://, rediss://, valkey:// or valkeys:// with a host, and without a password")
     more: dict[str, Any] = {}
-    if folder is not None and any((folder / name).exists() for name in ("username", "password")):
+    if folder is not None and (folder / "password").exists():
         more["credential_provider"] = _Files(folder)
     if _SCHEMES[scheme] == "rediss" and folder is not None and (folder / "ca.crt").is_file():
         more["ssl_ca_certs"] = str(folder / "ca.crt")
@@ -149,12 +149,16 @@ class SharedAnswers:
             return
         if self._must_forget:
             await self._new_epoch()
-        epoch = await self.server.getrange(self._epoch_key, 0, _EPOCH_BYTES)
+        epoch = await self._epoch()
         if len(epoch) != _EPOCH_BYTES:  # nobody wrote before, or the server dropped it: what is there does not count
             await self.server.set(self._epoch_key, os.urandom(_EPOCH_BYTES), nx=not epoch)
-            epoch = await self.server.getrange(self._epoch_key, 0, _EPOCH_BYTES)
+            epoch = await self._epoch()
         signed = epoch + _TIMES.pack(entry.stored_at, entry.expires_at) + entry.content
         await self.server.set(self._entry_key(name), self._mac(name, signed) + signed, px=left)
+
+    async def _epoch(self) -> bytes:
+        found = await self.server.getrange(self._epoch_key, 0, _EPOCH_BYTES)
+        return found if isinstance(found, bytes) else b""
 
     async def _new_epoch(self) -> None:
         await self.server.set(self._epoch_key, os.urandom(_EPOCH_BYTES))

@@ -12,7 +12,6 @@ from splitinference.controller.manifests.pod_parts import Manifest
 
 _FOLDER = "/reuse"
 _MIB = 2**20
-_SHAPING = {"model": True, "adapters": True, "segments": {"link_encoding", "weights"}}
 
 
 @dataclass(frozen=True)
@@ -60,5 +59,5 @@ def reuse_parts(resource: Resource, commit: str = "") -> ReuseParts:
 
 def shaping_digest(resource: Resource, commit: str) -> str:
     """Of all in the resource that shapes answers: another digest, other answers."""
-    told = resource.spec.model_dump(mode="json", include=_SHAPING)
+    told = resource.spec.model_dump(mode="json", include={"model": True, "adapters": True, "segments": {"link_encoding", "weights"}})
     return hashlib.sha256(json.dumps([told, commit], sort_keys=True).encode()).hexdigest()
