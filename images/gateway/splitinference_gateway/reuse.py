@@ -34,15 +34,15 @@ _NO_PART_OF_AN_ANSWER = ("stream", "with_usage", "ignored", "repeated")
 _LAYERS = re.compile(r"-\d+-\d+$")
 _LENGTH = struct.Struct(">Q")
 _T = TypeVar("_T")
-_Made = TypeVar("_Made", covariant=True)
+_T_co = TypeVar("_T_co", covariant=True)
 Scope = Literal["off", "client", "all"]
 _log = logging.getLogger(__name__)
 
 
-class Source(Protocol[_Made]):
+class Source(Protocol[_T_co]):
     """Where an answer comes from."""
 
-    def pieces(self) -> AsyncGenerator[_Made, None]:
+    def pieces(self) -> AsyncGenerator[_T_co, None]:
         """Its parts."""
 
     def abandon(self) -> None:
