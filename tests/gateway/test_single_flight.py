@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from splitinference_gateway.single_flight import Run
+from splitinference_gateway.single_flight import Reader, Run
 
 pytestmark = pytest.mark.anyio
 
@@ -14,7 +14,7 @@ class Source:
     """Parts that a test gives one by one."""
 
     def __init__(self) -> None:
-        self.given: asyncio.Queue[int | None | Exception] = asyncio.Queue()
+        self.given: asyncio.Queue[int | Exception | None] = asyncio.Queue()
         self.ended = asyncio.Event()
 
     async def make(self) -> AsyncGenerator[int, None]:
@@ -93,9 +93,13 @@ async def test_all_readers_get_the_error() -> None:
     source.given.put_nowait(1)
     source.given.put_nowait(ValueError("broken"))
     for reader in readers:
-        got = []
+        got: list[int] = []
         with pytest.raises(ValueError, match="broken"):
-            async for part in reader.pieces():
-                got.append(part)
+            await collect(reader, got)
         assert got == [1]
     assert not run.whole
+
+
+async def collect(reader: Reader[int], into: list[int]) -> None:
+    async for part in reader.pieces():
+        into.append(part)

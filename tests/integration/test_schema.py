@@ -46,6 +46,10 @@ def reuse(**fields: Any) -> dict[str, Any]:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"privacy": {"maxTokenRecoveryPercent": 50}}, "spec.privacy.maxTokenRecoveryPercent needs tokenRecoveryPercent"),
+    ({"filter": {"mode": "Reuse"}}, 'spec.filter.mode: Unsupported value: "Reuse"'),
+    ({"filter": {"file": "../filter.json"}}, "spec.filter.file must be the name of a .json file"),
+    ({"filter": {"samplePercent": 0}}, "spec.filter.samplePercent must be at least 0.01"),
+    ({"filter": {"agreementPercent": 101}}, "spec.filter.agreementPercent in body should be less than or equal to 100"),
     ({"reuse": {}}, "spec.reuse with scope Client needs spec.gateway.auth"),
     ({"reuse": {"scope": "Client"}, "gateway": {"auth": {}}}, "spec.reuse with scope Client needs spec.gateway.auth"),
     (reuse(ttl="soon"), "spec.reuse.ttl must be a duration such as 30s"),

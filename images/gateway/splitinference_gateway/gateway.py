@@ -5,9 +5,9 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from splitinference_gateway.admission import Admission, KvBudget
@@ -17,6 +17,7 @@ from splitinference_gateway.chain import Chain, Limits
 from splitinference_gateway.clients import Anybody, Clients
 from splitinference_gateway.configmap_watch import ApiServer, own_namespace, watch_configmap
 from splitinference_gateway.failing import Failing
+from splitinference_gateway.filtering import Filtering, filtering
 from splitinference_gateway.generation import Generator
 from splitinference_gateway.guides import Guides
 from splitinference_gateway.inference import Inference
@@ -106,14 +107,18 @@ class Gateway:
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
         metrics.wires.set_function(lambda: steps.connections.wires)
         generator = Generator(chain, tokenizer, admission, settings.request_seconds) if tokenizer else None
-        inference = Inference(signature, chain, admission, context_tokens, settings.request_seconds, settings.max_answer_bytes)
+        reuse = _reuse(settings, routes, metrics)
+        inference = Inference(
+            signature, chain, admission, context_tokens, settings.request_seconds, settings.max_answer_bytes,
+            _filtering(settings, signature, metrics, reuse.forget),
+        )  # fmt: skip
         clients = _clients(settings)
         tracing = Tracing(environment, settings.served_model, settings.namespace) if Tracing.wanted(environment) else None
         with_tokenizer = tokenizer is not None or (signature.kind is Kind.ENCODER and (settings.model_path / "tokenizer.json").is_file())
         prompts, bodies = Prompts(settings, with_tokenizer, context_tokens), Bodies(settings.body_budget_bytes)
         return cls(
             settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients, prompts,
-            bodies, _reuse(settings, routes, metrics), tracing,
+            bodies, reuse, tracing,
         )  # fmt: skip
 
     @property
@@ -213,16 +218,24 @@ def _reuse(settings: Settings, routes: Routes, metrics: Metrics) -> Reuse:
     memory = Memory(settings.reuse_bytes)
     metrics.reuse_bytes.set_function(lambda: memory.used)
     metrics.reuse_answers.set_function(lambda: len(memory))
-    files = _tokenizer_digest(settings.model_path) if settings.reuse != "off" else ""
+    files = _files_digest(settings.model_path, settings.filter_file) if settings.reuse != "off" else ""
     identity = Answering(routes, settings.reuse_identity, files, settings.reuse_by_cuts)
     return Reuse(settings.reuse, settings.reuse_seconds, memory, identity, key, metrics, shared)
 
 
-def _tokenizer_digest(folder: Path) -> str:
-    """Of the files from which text becomes tokens and tokens become text."""
+def _filtering(settings: Settings, signature: Signature, metrics: Metrics, opened: Callable[[], None]) -> Filtering | None:
+    if not settings.filter_file:
+        return None
+    made = filtering(settings.filter_file, settings.model_path, signature, metrics, opened)
+    return replace(made, sample=settings.filter_sample, floor=settings.filter_floor)
+
+
+def _files_digest(folder: Path, filter_file: str) -> str:
+    """Of the files from which text becomes tokens and tokens become text, and of the filter."""
     told = hashlib.sha256()
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json"):
-        file = folder / name
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
+    for name in (*names, filter_file):
+        file = folder / name  # the folder itself where there is no filter
         told.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
     return told.hexdigest()
 

@@ -82,6 +82,14 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.filter_rows = Counter(
+            f"{prefix}filter_rows", "Rows that came before the filter, by result: skipped, passed.", ["result"], registry=self.registry
+        )
+        self.filter_compared = Counter(
+            f"{prefix}filter_compared_rows", "Skipped rows that the model ran all the same, by whether it agreed.", ["agrees"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.filter_open = Gauge(f"{prefix}filter_open", "1 after the model agreed too seldom: every row runs.", registry=self.registry)
         self.reuse_bytes = Gauge(f"{prefix}reuse_bytes", "Bytes of the answers that are kept for reuse.", registry=self.registry)
         self.reuse_answers = Gauge(f"{prefix}reuse_answers", "Answers that are kept for reuse.", registry=self.registry)
         self.route_replays = Counter(

@@ -160,6 +160,14 @@ class Reuse:
         shaping = {"inputs": [[t.name, t.datatype, list(t.shape)] for t in given], "wanted": list(wanted)}
         return await self._tensors(self._name("inferred", client, shaping, b"".join(t.data for t in given)), control, run)
 
+    def forget(self) -> None:
+        """Drop all answers, here and for all gateways that share them; those of runs under way are not kept."""
+        self._forgotten += 1
+        self._runs.clear()
+        self.memory.clear()
+        if self.shared is not None:
+            self.shared.forget()
+
     async def close(self) -> None:
         """Close the connection to the server."""
         if self.shared is not None:
@@ -253,12 +261,8 @@ class Reuse:
         """After a check that failed nobody knows which answers of that segment were wrong before: all are forgotten."""
         distrusted = self.identity.routes.distrusted
         if distrusted - self._distrusted:
-            self._forgotten += 1
-            self._runs.clear()
-            self.memory.clear()
-            if self.shared is not None:
-                self.shared.forget()
             _log.warning("a segment gave wrong answers: all answers that were kept for reuse are dropped")
+            self.forget()
         self._distrusted = distrusted
 
 

@@ -84,6 +84,9 @@ class Settings(BaseModel):
         default=None, description="folder with the server's username, password and ca.crt, as far as needed"
     )
     reuse_server_seconds: float = Field(default=0.1, gt=0, le=5, description="how long a request may wait for that server")
+    filter_file: str = Field(default="", description="a filter in the model's folder that skips rows of tensors; empty: none")
+    filter_sample: float = Field(default=0.01, gt=0, le=1, description="share of skipped rows that run all the same, to compare")
+    filter_floor: float = Field(default=0.95, ge=0, le=1, description="the least share of those where the model must agree")
     long_answers: Literal["cut", "refuse"] = Field(
         default="cut", description="max_tokens beyond the context: as many as fit, or a 400; a prompt that does not fit is always a 400"
     )

@@ -15,7 +15,7 @@ _LONGEST_MESSAGE = 2000
 
 
 class Kind(StrEnum):
-    """Types of conditions. The last two are there only while they hold: so kstatus has it. The three before only where a spec asks."""
+    """Types of conditions. The last two are there only while they hold: so kstatus has it. The four before only where a spec asks."""
 
     ACCEPTED = "Accepted"
     PLANNED = "Planned"
@@ -25,6 +25,7 @@ class Kind(StrEnum):
     PRIVACY_LABELS_TRUSTED = "PrivacyLabelsTrusted"
     VERIFIED = "Verified"
     SCALED = "Scaled"
+    FILTERED = "Filtered"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from splitinference.controller.api.adaptation_spec import Adaptation
+from splitinference.controller.api.filter_spec import FilterSpec
 from splitinference.controller.api.gateway_spec import GatewaySpec
 from splitinference.controller.api.group import DEFAULT_CLASS
 from splitinference.controller.api.model_spec import Model
@@ -61,6 +62,7 @@ class Spec(SpecValue):
     segments: SegmentsSpec = SegmentsSpec()
     gateway: GatewaySpec = GatewaySpec()
     reuse: ReuseSpec | None = None
+    filter: FilterSpec | None = None
     pod_template: PodTemplates = PodTemplates()
     adaptation: Adaptation = Adaptation()
 

@@ -132,6 +132,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
         "SI_INTERNAL_PORT": str(INTERNAL_PORT),
         "SI_METRICS_PORT": str(METRICS_PORT),
         **reuse.variables,
+        **_filter(resource),
         **tls_environment(settings.trust_domain, resource.namespace, resource.name),
         **({"SI_LOG_FORMAT": "json"} if settings.log_format == "json" else {}),
         "HOME": "/tmp",
@@ -212,6 +213,14 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
             ),
         },
     }
+
+
+def _filter(resource: Resource) -> dict[str, str]:
+    asked = resource.spec.filter
+    if asked is None:
+        return {}
+    shares = {"SI_FILTER_SAMPLE": asked.sample_percent, "SI_FILTER_FLOOR": asked.agreement_percent}
+    return {"SI_FILTER_FILE": asked.file, **{name: f"{percent / 100:g}" for name, percent in shares.items()}}
 
 
 def _http_probe(path: str, period: int, timeout: int, failures: int) -> Manifest:

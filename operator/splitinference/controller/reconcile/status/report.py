@@ -19,6 +19,7 @@ from splitinference.controller.cluster_state.trusted_samples import names
 from splitinference.controller.plan_io.columns import duration, latency, nodes, observed
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.planning.gather import Seen
+from splitinference.controller.reconcile.status.filtered import filtered
 from splitinference.controller.reconcile.status.move_outcome import Verdict
 from splitinference.controller.reconcile.status.pipelines import pipelines_of, scale_of, scaled, whole
 from splitinference.controller.reconcile.status.start_problems import NO_START, gateway_words, hindered_segments
@@ -168,6 +169,8 @@ def all_conditions(report: Report) -> Iterator[Condition]:
         yield report.verified
     elif report.resource is not None and report.resource.spec.verification is not None:
         yield from _verified_before(report)
+    if report.resource is not None and report.resource.spec.filter is not None:
+        yield filtered(report.resource.spec.filter, report.seen.report)
     if report.resource is not None and report.planned is not None:
         asked, has = report.resource.spec.replicas, len(report.planned.plan.pipelines)
         serves = len(whole(report.serving, _phases(report)))
@@ -341,7 +344,7 @@ def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[
         old = known.get(condition["type"], {})
         changed = (old.get("status"), old.get("reason")) != (condition["status"], condition["reason"])
         if (
-            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED)
+            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED, Kind.FILTERED)
             and condition["status"] == "False"
             and changed
         ):
