@@ -37,6 +37,7 @@ def test_a_trained_filter_keeps_its_accuracy_on_other_rows(tmp_path: Path, capsy
     other = json.loads(capsys.readouterr().out)
     for found in (told, other):
         assert found["accuracy"] >= 0.93
+        assert found["recall"] >= 0.85
         assert found["passRate"] < 0.7
         assert found["area"] > 0.95
         assert math.isclose(found["filterability"], (1 - found["passRate"]) / found["useless"])
@@ -59,13 +60,26 @@ def test_the_threshold_is_the_one_that_skips_most() -> None:
     useless = random.random(400) < 0.6
     found = np.clip(np.where(useless, 0.7, 0.3) + random.normal(0, 0.2, 400), 0, 1)
     for accuracy in (0.8, 0.9, 0.95):
-        point = train.threshold_for(accuracy, found, useless)
+        point = train.threshold_for(accuracy, 0.5, found, useless)
         assert point is not None
-        rates = [p.pass_rate for p in (train.at(t, found, useless) for t in found) if p.least_accuracy >= accuracy]
+        rates = [
+            p.pass_rate for p in (train.at(t, found, useless) for t in found) if p.least_accuracy >= accuracy and p.least_recall >= 0.5
+        ]
         assert point.pass_rate == min(rates)
         assert point.least_accuracy >= accuracy
         assert point.accuracy > point.least_accuracy
-    assert train.threshold_for(0.9999, found, useless) is None
+    assert train.threshold_for(0.9999, 0.5, found, useless) is None
+
+
+def test_skipping_everything_is_no_filter_although_most_rows_are_useless() -> None:
+    random = np.random.default_rng(7)
+    useless = random.random(1000) < 0.95
+    found = np.where(useless, random.uniform(0.4, 1, 1000), random.uniform(0, 0.6, 1000))
+    careless, careful = (train.threshold_for(0.9, recall, found, useless) for recall in (0.0, 0.8))
+    assert careless is not None
+    assert careful is not None
+    assert careless.recall < 0.1
+    assert careful.least_recall >= 0.8
 
 
 def test_the_area_counts_pairs() -> None:
@@ -115,6 +129,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     for words, said in (
         (["train", "--data", data, "--class", "2"], "class 2 does not exist"),
         (["train", "--data", data, "--class", "0", "--accuracy", "1"], "--accuracy must be between 0 and 1"),
+        (["train", "--data", data, "--class", "0", "--recall", "0"], "--recall must be between 0 and 1"),
         (["train", "--data", data, "--class", "0", "--hidden", "999"], "--hidden must be 0 to 256"),
         (["train", "--data", str(tmp_path / "missing.npz"), "--class", "0"], "cannot be read"),
         (["eval", "--data", data, "--filter", str(tmp_path / "none.json")], "form 1 and mode Skip are expected"),

@@ -18,12 +18,18 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Point:
-    """At one threshold: shares of all rows. `least_accuracy`: the lower bound with a confidence of 95 % (Clopper and Pearson)."""
+    """At one threshold: shares of all rows; `recall`: of the useful rows, those that pass.
+
+    Where most rows are useless, accuracy alone would allow a filter that skips everything. `least_…`: the lower bound with a confidence of
+    95 % (Clopper and Pearson).
+    """
 
     threshold: float
     pass_rate: float
     accuracy: float
     least_accuracy: float
+    recall: float
+    least_recall: float
 
 
 def parted(data: Labelled, seed: int) -> tuple[Labelled, Labelled, Labelled]:
@@ -87,16 +93,23 @@ def probabilities(made: InputFilter, x: Any) -> Any:
 def at(threshold: float, found: Any, useless: Any) -> Point:
     """What a threshold does to rows with these probabilities. Accurate is a row that passes, or that is skipped and useless."""
     skipped = found >= threshold
-    rows, wrong = len(found), int((skipped & ~useless).sum())
-    least = float(beta.ppf(1 - CONFIDENCE, rows - wrong, wrong + 1)) if wrong < rows else 0.0
-    return Point(float(threshold), 1 - float(skipped.mean()), 1 - wrong / rows, least)
+    rows, useful, wrong = len(found), int((~useless).sum()), int((skipped & ~useless).sum())
+    recall = 1 - wrong / useful if useful else 1.0
+    least, least_recall = float(_least(rows, np.array(wrong))), float(_least(useful, np.array(wrong)))
+    return Point(float(threshold), 1 - float(skipped.mean()), 1 - wrong / rows, least, recall, least_recall)
 
 
-def threshold_for(accuracy: float, found: Any, useless: Any) -> Point | None:
-    """The point that skips most among those whose accuracy is at least this with 95 % confidence; None where only skipping nothing is."""
-    points = (at(value, found, useless) for value in np.unique(found))
-    best = min((point for point in points if point.least_accuracy >= accuracy), key=lambda point: point.pass_rate, default=None)
-    return best if best is not None and best.pass_rate < 1 else None
+def _least(rows: int, wrong: Any) -> Any:
+    """Lower bounds of the shares that are right, for numbers of wrong rows."""
+    return np.where(wrong < rows, beta.ppf(1 - CONFIDENCE, np.maximum(rows - wrong, 1), wrong + 1), 0.0)
+
+
+def threshold_for(accuracy: float, recall: float, found: Any, useless: Any) -> Point | None:
+    """The point that skips most among those that keep accuracy and recall with 95 % confidence; None where only skipping nothing does."""
+    values, useful = np.unique(found), np.sort(found[~useless])
+    wrong = len(useful) - np.searchsorted(useful, values, "left")
+    kept = (_least(len(found), wrong) >= accuracy) & (_least(len(useful), wrong) >= recall)
+    return at(values[kept].min(), found, useless) if kept.any() else None
 
 
 def area(found: Any, useless: Any) -> float:

@@ -21,6 +21,7 @@ def register(subparsers: Any) -> None:
         "--class", dest="useless", type=int, required=True, help="the useless class: the index of the model's largest output"
     )
     train.add_argument("--accuracy", type=float, default=0.95, help="least share of rows whose answer stays right, 0..1 (default 0.95)")
+    train.add_argument("--recall", type=float, default=0.9, help="least share of useful rows that still run, 0..1 (default 0.9)")
     train.add_argument("--hidden", type=int, default=16, help="units of the hidden layer, 0 for none (default 16)")
     train.add_argument("--seed", type=int, default=0, help="of the parting of the rows and the start of the fit (default 0)")
     train.add_argument("-o", "--output", type=Path, default=Path("filter.json"), help="where to write the filter (default filter.json)")
@@ -53,16 +54,19 @@ def _train(args: argparse.Namespace) -> int:
     from splitinference.cli.filter.labelled import read_labelled
     from splitinference_protocol.input_filter import MOST_HIDDEN, FilterError, read_filter
 
-    if not 0 < args.accuracy < 1:
-        raise SplitError(f"--accuracy must be between 0 and 1, and is {args.accuracy:g}")
+    for name, value in (("accuracy", args.accuracy), ("recall", args.recall)):
+        if not 0 < value < 1:
+            raise SplitError(f"--{name} must be between 0 and 1, and is {value:g}")
     if not 0 <= args.hidden <= MOST_HIDDEN:
         raise SplitError(f"--hidden must be 0 to {MOST_HIDDEN}, and is {args.hidden}")
     fit, pick, test = train.parted(read_labelled(args.data, args.useless), args.seed)
     made = train.fitted(fit, args.useless, args.hidden, args.seed)
-    point = train.threshold_for(args.accuracy, train.probabilities(made, pick.x), pick.useless)
+    point = train.threshold_for(args.accuracy, args.recall, train.probabilities(made, pick.x), pick.useless)
     if point is None:
-        print(f"No threshold keeps an accuracy of {args.accuracy:g} with 95 % confidence on {pick.rows} rows, so no filter was written.")
-        print("Give more rows, or a lower --accuracy.")
+        wanted = f"an accuracy of {args.accuracy:g} and a recall of {args.recall:g}"
+        useful = int((~pick.useless).sum())
+        print(f"No threshold keeps {wanted} with 95 % confidence on {pick.rows} rows ({useful} useful ones), so no filter was written.")
+        print("Give more rows, or a lower --accuracy or --recall.")
         return 1
     made = replace(made, threshold=point.threshold)
     try:
@@ -95,12 +99,12 @@ def _tell(args: argparse.Namespace, made: Any, data: Any, head: str) -> None:
 
     found = train.probabilities(made, data.x)
     share, point = float(data.useless.mean()), train.at(made.threshold, found, data.useless)
-    rows = [(wanted, train.threshold_for(wanted, found, data.useless)) for wanted in _TABLE]
+    rows = [(wanted, train.threshold_for(wanted, 0.0, found, data.useless)) for wanted in _TABLE]
     skipped = 1 - point.pass_rate
     if args.json:
         told = {
             "rows": data.rows, "useless": share, "area": train.area(found, data.useless), "threshold": made.threshold,
-            "passRate": point.pass_rate, "accuracy": point.accuracy, "leastAccuracy": point.least_accuracy,
+            "passRate": point.pass_rate, "accuracy": point.accuracy, "leastAccuracy": point.least_accuracy, "recall": point.recall,
             "filterability": skipped / share,
             "table": [{"accuracy": wanted, "passRate": each.pass_rate if each else 1.0} for wanted, each in rows],
         }  # fmt: skip
@@ -108,11 +112,11 @@ def _tell(args: argparse.Namespace, made: Any, data: Any, head: str) -> None:
         return
     print(head)
     print(f"  useless rows         {100 * share:6.1f} %   (more can never be skipped rightly)")
-    print(
-        f"  rows that pass       {100 * point.pass_rate:6.1f} %   ({1 / max(point.pass_rate, 1 / data.rows):.1f} times fewer for the segments)"
-    )
+    fewer = 1 / max(point.pass_rate, 1 / data.rows)
+    print(f"  rows that pass       {100 * point.pass_rate:6.1f} %   ({fewer:.1f} times fewer for the segments)")
     print(f"  accuracy             {100 * point.accuracy:6.1f} %   (at least {100 * point.least_accuracy:.1f} % with 95 % confidence)")
+    print(f"  useful rows that run {100 * point.recall:6.1f} %   (at least {100 * point.least_recall:.1f} % with 95 % confidence)")
     print(f"  filterability        {100 * skipped / share:6.1f} %   (skipped rows by useless rows)")
     print(f"  area under the curve {train.area(found, data.useless):6.3f}")
-    print("  accuracy wanted → rows that pass (95 % confidence):")
+    print("  accuracy wanted, whatever the recall → rows that pass (95 % confidence):")
     print("   " + ", ".join(f" {100 * wanted:g} % → {100 * (each.pass_rate if each else 1):.0f} %" for wanted, each in rows))
