@@ -83,7 +83,7 @@ def test_wrong_values_are_refused(reuse: dict[str, Any], said: str) -> None:
 
 
 def test_the_gateway_accepts_every_address_that_the_resource_accepts() -> None:
-    from splitinference_gateway.reuse_shared import connection
+    from splitinference_gateway.answers.reuse_shared import connection
 
     for url in ("redis://a", "rediss://a.b.svc:6379", "valkey://10.0.0.1:6379/3", "valkeys://[fd00::1]:6379/0"):
         Spec.model_validate({**a_resource()["spec"], "reuse": {"scope": "All", "server": {"url": url}}})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitinference_gateway.cache_control import CacheControl
+from splitinference_gateway.client_requests.cache_control import CacheControl
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from splitinference_gateway.filtering import LEAST, WINDOW
-from splitinference_gateway.tokenizer import ModelFilesError
+from splitinference_gateway.answers.filtering import LEAST, WINDOW
+from splitinference_gateway.tokens.tokenizer import ModelFilesError
 from tests.gateway.serving import MODEL, Serving, serving
 from tests.gateway.toy_chain import toy_segments
 
@@ -124,9 +124,9 @@ async def test_a_model_whose_output_has_another_width_runs_as_without_a_filter(t
     ],
 )
 async def test_a_filter_that_does_not_belong_here_is_refused_at_the_start(tmp_path: Path, given: Any, chain: Any, said: str) -> None:
-    from splitinference_gateway.filtering import filtering
+    from splitinference_gateway.answers.filtering import filtering
     from splitinference_gateway.metrics import Metrics
-    from splitinference_gateway.signature import Signature
+    from splitinference_gateway.tensor_io.signature import Signature
 
     (tmp_path / "config.json").write_text(json.dumps(chain))
     (tmp_path / "filter.json").write_text(json.dumps(given))

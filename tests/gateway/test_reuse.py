@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from splitinference_gateway.reuse import Identity
-from splitinference_gateway.routes import Routes
+from splitinference_gateway.answers.reuse import Identity
+from splitinference_gateway.routing.routes import Routes
 from splitinference_gateway.settings import Settings, SettingsError
 from splitinference_protocol.route import RouteDocument
 from tests.gateway.model_folder import write_encoder

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from splitinference_gateway.answers.reuse_shared import HEAD_BYTES, SharedAnswers, connection
+from splitinference_gateway.answers.reuse_store import Entry
 from splitinference_gateway.metrics import Metrics
-from splitinference_gateway.reuse_shared import HEAD_BYTES, SharedAnswers, connection
-from splitinference_gateway.reuse_store import Entry
 from tests.gateway.cache_server import CacheServer, cache_server
 from tests.gateway.test_reuse import ask, result, reusing
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from splitinference_gateway.single_flight import Reader, Run
+from splitinference_gateway.answers.single_flight import Reader, Run
 
 pytestmark = pytest.mark.anyio
 
