@@ -133,7 +133,7 @@ def _check(made: InputFilter) -> None:
 
 
 def _dot(one: Sequence[float], other: Sequence[float]) -> float:
-    return sum(map(operator.mul, one, other))
+    return float(sum(map(operator.mul, one, other)))
 
 
 def _listed(value: object) -> list[Any]:

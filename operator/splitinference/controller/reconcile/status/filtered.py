@@ -4,8 +4,6 @@ from splitinference.controller.api.conditions import Condition, Kind
 from splitinference.controller.api.filter_spec import FilterSpec
 from splitinference_protocol.report import Filtered, GatewayReport
 
-AGREEMENT_TOO_LOW = "AgreementTooLow"
-
 
 def filtered(asked: FilterSpec, report: GatewayReport | None) -> Condition:
     """What the gateways say of it; unknown while none says anything."""
@@ -20,7 +18,7 @@ def filtered(asked: FilterSpec, report: GatewayReport | None) -> Condition:
             f"the filter in {asked.file} opened, so every row runs: the model agreed with it for {agreement}, and at least "
             f"{asked.agreement_percent:g} % is wanted. Train it again with recent inputs, or remove spec.filter"
         )
-        return Condition(kind=Kind.FILTERED, holds=False, reason=AGREEMENT_TOO_LOW, message=message)
+        return Condition(kind=Kind.FILTERED, holds=False, reason="AgreementTooLow", message=message)
     message = f"rows are skipped by {asked.file}; the model agrees: {agreement}"
     return Condition(kind=Kind.FILTERED, holds=True, reason="Filtering", message=message)
 
