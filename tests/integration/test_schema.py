@@ -40,8 +40,25 @@ def template(who: str, **given: Any) -> dict[str, Any]:
     return {"podTemplate": {who: given}}
 
 
+def reuse(**fields: Any) -> dict[str, Any]:
+    return {"reuse": {"scope": "All", **fields}}
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"privacy": {"maxTokenRecoveryPercent": 50}}, "spec.privacy.maxTokenRecoveryPercent needs tokenRecoveryPercent"),
+    ({"filter": {"mode": "Reuse"}}, 'spec.filter.mode: Unsupported value: "Reuse"'),
+    ({"filter": {"file": "../filter.json"}}, "spec.filter.file must be the name of a .json file"),
+    ({"filter": {"samplePercent": 0}}, "spec.filter.samplePercent must be at least 0.01"),
+    ({"filter": {"agreementPercent": 101}}, "spec.filter.agreementPercent in body should be less than or equal to 100"),
+    ({"reuse": {}}, "spec.reuse with scope Client needs spec.gateway.auth"),
+    ({"reuse": {"scope": "Client"}, "gateway": {"auth": {}}}, "spec.reuse with scope Client needs spec.gateway.auth"),
+    (reuse(ttl="soon"), "spec.reuse.ttl must be a duration such as 30s"),
+    (reuse(ttl="500ms"), "spec.reuse.ttl must be between 1s and 168h"),
+    (reuse(ttl="169h"), "spec.reuse.ttl must be between 1s and 168h"),
+    (reuse(memoryMiB=7), "spec.reuse.memoryMiB in body should be greater than or equal to 8"),
+    (reuse(scope="Tenant"), 'spec.reuse.scope: Unsupported value: "Tenant"'),
+    (reuse(server={"url": "http://cache:6379"}), "spec.reuse.server.url must be redis://, rediss://, valkey:// or valkeys://"),
+    (reuse(server={"url": "redis://:secret@cache:6379"}), "spec.reuse.server.url must be redis://, rediss://, valkey:// or valkeys://"),
     ({"verification": {"samplePercent": 0}}, "spec.verification.samplePercent must be more than 0"),
     ({"verification": {"samplePercent": 1, "tolerance": 0}}, "spec.verification.tolerance must be more than 0"),
     ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas must be 1"),

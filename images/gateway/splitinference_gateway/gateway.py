@@ -1,19 +1,26 @@
 """All parts of one gateway, made from its settings, and the background work that keeps them current."""
 
 import asyncio
+import hashlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from splitinference_gateway.access.admission import Admission, KvBudget
 from splitinference_gateway.access.api_keys import ApiKeys
 from splitinference_gateway.access.clients import Anybody, Clients
 from splitinference_gateway.access.token_review import TokenReviews
+from splitinference_gateway.answers.filtering import Filtering, filtering
 from splitinference_gateway.answers.generation import Generator
 from splitinference_gateway.answers.inference import Inference
+from splitinference_gateway.answers.reuse import Identity as Answering
+from splitinference_gateway.answers.reuse import Reuse
+from splitinference_gateway.answers.reuse_shared import SharedAnswers, connection
+from splitinference_gateway.answers.reuse_store import Memory
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.pipeline.chain import Chain, Limits
 from splitinference_gateway.pipeline.drafts import Speculation
@@ -29,7 +36,7 @@ from splitinference_gateway.routing.lanes import Chooser
 from splitinference_gateway.routing.route_source import RouteReader, poll_file
 from splitinference_gateway.routing.routes import Routes
 from splitinference_gateway.server.body_budget import Bodies
-from splitinference_gateway.settings import Settings
+from splitinference_gateway.settings import Settings, SettingsError
 from splitinference_gateway.tensor_io.signature import Kind, Signature
 from splitinference_gateway.tokens.guides import Guides
 from splitinference_gateway.tokens.positions import positions
@@ -59,6 +66,7 @@ class Gateway:
     clients: Clients
     prompts: Prompts
     bodies: Bodies
+    reuse: Reuse
     tracing: Tracing | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     leaving: bool = False
@@ -107,14 +115,18 @@ class Gateway:
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
         metrics.wires.set_function(lambda: steps.connections.wires)
         generator = Generator(chain, tokenizer, admission, settings.request_seconds) if tokenizer else None
-        inference = Inference(signature, chain, admission, context_tokens, settings.request_seconds, settings.max_answer_bytes)
+        reuse = _reuse(settings, routes, metrics)
+        inference = Inference(
+            signature, chain, admission, context_tokens, settings.request_seconds, settings.max_answer_bytes,
+            _filtering(settings, signature, metrics, reuse.forget),
+        )  # fmt: skip
         clients = _clients(settings)
         tracing = Tracing(environment, settings.served_model, settings.namespace) if Tracing.wanted(environment) else None
         with_tokenizer = tokenizer is not None or (signature.kind is Kind.ENCODER and (settings.model_path / "tokenizer.json").is_file())
         prompts, bodies = Prompts(settings, with_tokenizer, context_tokens), Bodies(settings.body_budget_bytes)
         return cls(
             settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients, prompts,
-            bodies, tracing,
+            bodies, reuse, tracing,
         )  # fmt: skip
 
     @property
@@ -154,6 +166,7 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.prompts.close()
             await self.chain.close()
+            await self.reuse.close()
             await self.steps.connections.close()
             if isinstance(self.clients, TokenReviews):
                 await self.clients.close()
@@ -199,6 +212,40 @@ def _context_tokens(settings: Settings) -> int:
         return settings.max_context_tokens
     _log.warning("the model has %d positions, so longer prompts than that are refused, below the %d set", own, settings.max_context_tokens)
     return own
+
+
+def _reuse(settings: Settings, routes: Routes, metrics: Metrics) -> Reuse:
+    key, shared = PrefixKey(settings.tls_folder), None
+    if settings.reuse_server:
+        try:
+            server = connection(settings.reuse_server, settings.reuse_server_folder, settings.reuse_server_seconds)
+        except ValueError as error:
+            raise SettingsError(f"SI_REUSE_SERVER: {error}") from error
+        prefix = f"splitinference:{settings.namespace}:{settings.name}"
+        shared = SharedAnswers(server, prefix, key, metrics, settings.reuse_server_seconds)
+    memory = Memory(settings.reuse_bytes)
+    metrics.reuse_bytes.set_function(lambda: memory.used)
+    metrics.reuse_answers.set_function(lambda: len(memory))
+    files = _files_digest(settings.model_path, settings.filter_file) if settings.reuse != "off" else ""
+    identity = Answering(routes, settings.reuse_identity, files, settings.reuse_by_cuts)
+    return Reuse(settings.reuse, settings.reuse_seconds, memory, identity, key, metrics, shared)
+
+
+def _filtering(settings: Settings, signature: Signature, metrics: Metrics, opened: Callable[[], None]) -> Filtering | None:
+    if not settings.filter_file:
+        return None
+    made = filtering(settings.filter_file, settings.model_path, signature, metrics, opened)
+    return replace(made, sample=settings.filter_sample, floor=settings.filter_floor)
+
+
+def _files_digest(folder: Path, filter_file: str) -> str:
+    """Of the files from which text becomes tokens and tokens become text, and of the filter."""
+    told = hashlib.sha256()
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
+    for name in (*names, filter_file):
+        file = folder / name  # the folder itself where there is no filter
+        told.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+    return told.hexdigest()
 
 
 def _clients(settings: Settings) -> Clients:

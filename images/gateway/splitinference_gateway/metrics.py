@@ -70,6 +70,28 @@ class Metrics:
         self.reused_tokens = Counter(
             f"{prefix}prefix_reused_tokens", "Tokens of prompts whose KV was there from an earlier sequence.", registry=self.registry
         )
+        self.reuse = Counter(
+            f"{prefix}reuse_requests",
+            "Requests by what reuse did: hit, server_hit (from the shared server), joined (a run in flight), miss, bypass.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.reuse_server_failures = Counter(
+            f"{prefix}reuse_server_failures",
+            "Questions to the shared server that gave nothing: read, write, paused, not_written, not_ours (a wrong signature).",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.filter_rows = Counter(
+            f"{prefix}filter_rows", "Rows that came before the filter, by result: skipped, passed.", ["result"], registry=self.registry
+        )
+        self.filter_compared = Counter(
+            f"{prefix}filter_compared_rows", "Skipped rows that the model ran all the same, by whether it agreed.", ["agrees"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.filter_open = Gauge(f"{prefix}filter_open", "1 after the model agreed too seldom: every row runs.", registry=self.registry)
+        self.reuse_bytes = Gauge(f"{prefix}reuse_bytes", "Bytes of the answers that are kept for reuse.", registry=self.registry)
+        self.reuse_answers = Gauge(f"{prefix}reuse_answers", "Answers that are kept for reuse.", registry=self.registry)
         self.route_replays = Counter(
             f"{prefix}route_replays", "Times a sequence's tokens were run again, by the revision they went to.", ["revision"],
             registry=self.registry,

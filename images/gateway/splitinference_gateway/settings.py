@@ -74,6 +74,23 @@ class Settings(BaseModel):
     prefix_reuse: Literal["client", "all", "off"] = Field(
         default="client", description="whose earlier prompts a prompt may begin with: KV of the same beginning is used again"
     )
+    reuse: Literal["off", "client", "all"] = Field(
+        default="off", description="whose earlier answers a deterministic request may get: of the same client, or of any"
+    )
+    reuse_seconds: float = Field(default=600.0, ge=1, le=7 * 86400, description="how long an answer may be given again")
+    reuse_bytes: int = Field(default=64 * 2**20, ge=2**20, le=2**32, description="memory for answers that are kept")
+    reuse_identity: str = Field(default="", description="the operator's word on what shapes answers: another value, other answers")
+    reuse_by_cuts: bool = Field(default=False, description="answers differ with the split points: the links' encoding loses precision")
+    reuse_server: str = Field(
+        default="", description="a server that gateways share: redis://, rediss://, valkey:// or valkeys:// with host, port and number"
+    )
+    reuse_server_folder: Path | None = Field(
+        default=None, description="folder with the server's username, password and ca.crt, as far as needed"
+    )
+    reuse_server_seconds: float = Field(default=0.1, gt=0, le=5, description="how long a request may wait for that server")
+    filter_file: str = Field(default="", description="a filter in the model's folder that skips rows of tensors; empty: none")
+    filter_sample: float = Field(default=0.01, gt=0, le=1, description="share of skipped rows that run all the same, to compare")
+    filter_floor: float = Field(default=0.95, ge=0, le=1, description="the least share of those where the model must agree")
     long_answers: Literal["cut", "refuse"] = Field(
         default="cut", description="max_tokens beyond the context: as many as fit, or a 400; a prompt that does not fit is always a 400"
     )
@@ -163,6 +180,17 @@ class Settings(BaseModel):
         elif self.tls_folder is None or not self.identity:
             raise ValueError(
                 "SI_TLS_FOLDER and SI_IDENTITY must be set: peers are known by certificates (loopback tests: SI_INSECURE=true)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_what_it_keeps(self) -> "Settings":
+        if self.reuse_server and self.reuse == "off":
+            raise ValueError("SI_REUSE_SERVER needs SI_REUSE=client or all")
+        if self.reuse == "client" and not (self.api_keys_file or self.token_audience):
+            raise ValueError(
+                "SI_REUSE=client needs SI_API_KEYS_FILE or SI_TOKEN_AUDIENCE: without them nobody knows whose an answer is; "
+                "SI_REUSE=all gives every client every answer"
             )
         return self
 

@@ -127,6 +127,18 @@ class Verified(Reported):
     failed: Mapping[str, FailedCheck] = Field(default_factory=dict)
 
 
+class Filtered(Reported):
+    """What the filter before the model did since the gateway started: rows that came, and those that were skipped. Of the last `compared`
+    rows that the model ran all the same, the share 0..1 where it agreed; `open`: that was less than `floor`, and every row runs."""
+
+    rows: int = Field(default=0, ge=0)
+    skipped: int = Field(default=0, ge=0)
+    compared: int = Field(default=0, ge=0)
+    agreement: Figure = None
+    floor: Figure = None
+    open: bool = False
+
+
 class GatewayReport(Reported):
     """The answer of `GET /internal/routes`, as docs/reference/data-plane.md has it: `GatewayReport.model_validate(response.json())`.
 
@@ -142,6 +154,7 @@ class GatewayReport(Reported):
     observed: Annotated[ObservedTraffic, WrapValidator(_nothing_where_unreadable)] = ObservedTraffic()
     failing: Mapping[str, Failing] = Field(default_factory=dict)
     verification: Verified = Verified()
+    filter: Filtered | None = None
 
     def written(self) -> dict[str, Any]:
         """As JSON; what was not seen is left out, but for the revision."""

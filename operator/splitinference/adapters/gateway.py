@@ -19,6 +19,7 @@ from splitinference.controller.identity import Owner, Role
 from splitinference.controller.manifests.gateway import GATEWAY, INTERNAL_PORT
 from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.ports import Manifest
+from splitinference.controller.reconcile.status.filtered import together
 from splitinference_protocol.report import GatewayReport, RouteState, Verified
 
 Owned = Callable[[str, str, str], Sequence[Manifest]]
@@ -165,6 +166,7 @@ def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
             skipped=sum(report.verification.skipped for report in reports),
             failed={name: failed for report in reports for name, failed in report.verification.failed.items()},
         ),
+        filter=together([report.filter for report in reports if report.filter is not None]),
     )
 
 

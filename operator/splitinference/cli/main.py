@@ -24,6 +24,7 @@ VERBS = {
     "bench": Verb("measure the planner, the data plane, privacy, verification, or the operator's own cost", "bench.verbs", argparse=True),
     "simulate": Verb("simulate policies on a trace", "simulate", argparse=True),
     "calibrate": Verb("the cost model's error on observed stage times, and factors", "calibrate", argparse=True),
+    "filter": Verb("train a filter that skips inputs of a generic chain, or measure one", "filter.verbs", argparse=True),
     "digest": Verb("the digest of a model's folder, for spec.model.digest", "digest", argparse=True),
     "completion": Verb("shell completion for bash, zsh and fish", "completion"),
 }

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from splitinference_gateway.access.admission import Admission
+from splitinference_gateway.answers.filtering import Filtering
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.pipeline.chain import Chain
 from splitinference_gateway.pipeline.steps import Answer, Output, Wanted
@@ -44,6 +45,7 @@ class Inference:
     context_tokens: int
     request_seconds: float
     most_answer_bytes: int = 64 << 20
+    filtering: Filtering | None = None
 
     async def run(self, given: Sequence[Tensor], wanted: Sequence[str], client: str) -> tuple[Tensor, ...]:
         """The outputs of the model that are wanted by name; all, if none is named.
@@ -200,6 +202,13 @@ class Inference:
         return await TensorChain(self.chain).run("int64", shape, little_endian(values), math.prod(shape[1:]), told)
 
     async def _chained(self, tensor: Tensor, client: str) -> tuple[Tensor, ...]:
+        (spec,) = self.signature.outputs
+        if self.filtering is None:
+            return (await self._run_chain(tensor, client),)
+        made = await self.filtering.run(tensor, lambda rows: self._run_chain(rows, client))
+        return (Tensor(spec.name, spec.datatype, made.shape, made.data),)
+
+    async def _run_chain(self, tensor: Tensor, client: str) -> Tensor:
         row_bytes = len(tensor.data) // tensor.shape[0]
         step = max(1, _CHUNK_BYTES // row_bytes)
         runs = []
@@ -210,7 +219,7 @@ class Inference:
         outputs = [answer.outputs[0] for answer in await self._admitted(runs, client)]
         (spec,) = self.signature.outputs
         shape = (tensor.shape[0], *outputs[0].shape[1:])
-        return (Tensor(spec.name, spec.datatype, shape, b"".join(output.data for output in outputs)),)
+        return Tensor(spec.name, spec.datatype, shape, b"".join(output.data for output in outputs))
 
     async def _admitted(self, runs: Sequence[Callable[[], Awaitable[Answer]]], client: str) -> list[Answer]:
         """One place for the whole request: it holds no KV."""

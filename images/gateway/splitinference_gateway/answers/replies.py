@@ -14,7 +14,8 @@ from typing import Protocol
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from splitinference_gateway.answers.generation import Generation, Piece
+from splitinference_gateway.answers.generation import Piece
+from splitinference_gateway.answers.reuse import Source
 from splitinference_gateway.errors import ApiError
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -77,7 +78,7 @@ class Format(Protocol):
 class Reply:
     """The answer to one request, an ASGI application. `ended` is told the status, `CLIENT_GONE` when nobody waits any more."""
 
-    generation: Generation
+    source: Source[Piece]
     format: Format
     stream: bool
     with_usage: bool
@@ -99,14 +100,14 @@ class Reply:
             for task in (answering, leaving):
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
-            self.generation.abandon()
+            self.source.abandon()
             self.ended(status)
 
     async def _collect(self, scope: Scope, receive: Receive, send: Send) -> int:
         pieces: list[Piece] = []
         try:
-            async with aclosing(self.generation.pieces()) as source:
-                async for piece in source:
+            async with aclosing(self.source.pieces()) as pieces_of:
+                async for piece in pieces_of:
                     pieces.append(piece)
         except Exception as error:  # noqa: BLE001 - becomes the answer
             problem = told(error)
@@ -120,8 +121,8 @@ class Reply:
         events = _Events(send, self.headers)
         generated: dict[int, int] = {}
         try:
-            async with aclosing(self.generation.pieces()) as source:
-                async for piece in source:
+            async with aclosing(self.source.pieces()) as pieces_of:
+                async for piece in pieces_of:
                     if not events.started:
                         await events.start()
                         await events.send(*self.format.opening())

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -17,14 +17,16 @@ from starlette.types import ASGIApp
 
 from splitinference_gateway.access.clients import client_address
 from splitinference_gateway.answers import chat, completions, responses
-from splitinference_gateway.answers.generation import Choice, choices
+from splitinference_gateway.answers.generation import Generation, choices
 from splitinference_gateway.answers.replies import CLIENT_GONE, Format, Head, Reply, error_response, gone, told, warning
+from splitinference_gateway.client_requests.cache_control import CacheControl
 from splitinference_gateway.client_requests.tools import FORMS
 from splitinference_gateway.endpoints import encoders, kserve_http
 from splitinference_gateway.endpoints.inside import listening
 from splitinference_gateway.endpoints.kserve_grpc import KServeService
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.gateway import Gateway
+from splitinference_gateway.prompt_reading.reading import Reading
 from splitinference_gateway.prompt_reading.texts import Texts
 from splitinference_gateway.request_ids import HEADER, RequestIds
 from splitinference_gateway.server.listeners import Sockets
@@ -99,7 +101,7 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
     """Pages of these origins may ask, with any header; cookies mean nothing here."""
     if not origins:
         return []
-    exposed = ["Retry-After", "Warning", HEADER]
+    exposed = ["Retry-After", "Warning", "X-Cache", "Age", HEADER]
     methods = ["GET", "POST"]
     return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=exposed)]
 
@@ -156,7 +158,6 @@ class _Endpoints:
         async with self._received(request) as (client, body):
             tokenizer = self._tokenizer()  # once it is known who asks
             asked = await _while_there(request, self._gateway.prompts.text(kind, body, client))
-        guides = None if asked.grammar is None else await self._gateway.guides()
         prompt_tokens, number = sum(len(prompt) for prompt in asked.prompts), asked.n * len(asked.prompts)
         form: Format
         if kind == "chat":
@@ -168,8 +169,20 @@ class _Endpoints:
         else:
             head = Head("cmpl", asked.model, asked.with_usage)
             form = completions.CompletionFormat(head, tokenizer, prompt_tokens, number, asked.logprobs)
-        reply = self._reply(choices(asked, guides), client, form, asked.stream, asked.with_usage or kind == "response")
-        return replace(reply, headers=warning(asked.ignored))
+        reused = await self._gateway.reuse.text(asked, client, cache_control(request), partial(self._begin, asked, client))
+        headers = {**warning(asked.ignored), **reused.headers}
+        return Reply(reused.source, form, asked.stream, asked.with_usage or kind == "response", self._gateway.ended, headers)
+
+    async def _begin(self, asked: Reading, client: str) -> Generation:
+        guides = None if asked.grammar is None else await self._gateway.guides()
+        wanted = choices(asked, guides)
+        if not wanted:
+            raise invalid("Nothing to generate.")
+        if not self._gateway.routes.takes:
+            raise no_route()
+        generator = self._gateway.generator
+        assert generator is not None  # noqa: S101 - as there is a tokenizer
+        return generator.start(wanted, client)
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
@@ -188,13 +201,13 @@ class _Endpoints:
         request: Request,
         kind: str,
         check: Callable[[Gateway], None],
-        answer: Callable[[Gateway, Texts, str], Coroutine[Any, Any, Response]],
+        answer: Callable[[Gateway, Texts, str, CacheControl], Coroutine[Any, Any, Response]],
     ) -> Response:
         """What an encoder says. When the client leaves, so does what runs for it."""
         async with self._received(request) as (client, body):
             check(self._gateway)  # once it is known who asks
             asked = await _while_there(request, self._gateway.prompts.texts(kind, body, client))
-        return await _while_there(request, answer(self._gateway, asked, client))
+        return await _while_there(request, answer(self._gateway, asked, client, cache_control(request)))
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize."""
@@ -251,7 +264,7 @@ class _Endpoints:
         header_length = kserve_http.header_length(request)
         async with self._received(request) as (client, body):
             asked = await _while_there(request, self._gateway.prompts.tensors(body, header_length, client))
-        return await _while_there(request, kserve_http.infer(self._gateway, asked, client))
+        return await _while_there(request, kserve_http.infer(self._gateway, asked, client, cache_control(request)))
 
     async def _kserve_model(self, request: Request) -> str:
         await self._client(request)
@@ -313,19 +326,15 @@ class _Endpoints:
             del body
             yield client, whole
 
-    def _reply(self, wanted: tuple[Choice, ...], client: str, form: Format, stream: bool, with_usage: bool) -> Reply:
-        if not wanted:
-            raise invalid("Nothing to generate.")
-        if not self._gateway.routes.takes:
-            raise no_route()
-        generator = self._gateway.generator
-        assert generator is not None  # noqa: S101 - as there is a tokenizer
-        return Reply(generator.start(wanted, client), form, stream, with_usage, self._gateway.ended)
-
     def _model(self) -> dict[str, object]:
         gateway = self._gateway
         told = {"id": gateway.settings.served_model, "object": "model", "created": gateway.created, "owned_by": "splitinference"}
         return {**told, "max_model_len": gateway.prompts.context_tokens}
+
+
+def cache_control(request: Request) -> CacheControl:
+    """What the client accepts of answers that were kept."""
+    return CacheControl.read(request.headers.getlist("cache-control"))
 
 
 async def _while_there(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:

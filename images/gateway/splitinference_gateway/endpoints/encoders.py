@@ -8,15 +8,18 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from starlette.responses import JSONResponse, Response
 
 from splitinference_gateway.answers.replies import warning
+from splitinference_gateway.client_requests.cache_control import CacheControl
 from splitinference_gateway.errors import ApiError, invalid
 from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.prompt_reading.texts import Texts
 from splitinference_gateway.tensor_io.signature import Kind
+from splitinference_gateway.tensor_io.tensors import Tensor
 
 _MOST_NUMBERS = 1 << 20  # of an answer in JSON
 
@@ -57,7 +60,7 @@ def _refused(message: str) -> ApiError:
     return invalid(message, "model", "unsupported_model")
 
 
-async def embeddings(gateway: Gateway, asked: Texts, client: str) -> Response:
+async def embeddings(gateway: Gateway, asked: Texts, client: str, control: CacheControl) -> Response:
     """POST /v1/embeddings."""
     spec = gateway.inference.signature.of_texts
     assert spec is not None  # noqa: S101 - as checked before the body was read
@@ -66,7 +69,7 @@ async def embeddings(gateway: Gateway, asked: Texts, client: str) -> Response:
     if not asked.base64 and (numbers := size * len(asked.rows)) > _MOST_NUMBERS:
         more = "Ask for encoding_format 'base64', or send fewer texts."
         raise invalid(f"The answer has {numbers} numbers; JSON carries at most {_MOST_NUMBERS}. {more}", "input", "answer_too_large")
-    made = await gateway.inference.embedded(asked.rows, client)
+    made, kept = await _made(gateway, asked, client, control)
     pooling = gateway.inference.signature.sentence.pooling
     normalize = pooling is not None and pooling.normalize and size < width
     parts = []
@@ -80,38 +83,45 @@ async def embeddings(gateway: Gateway, asked: Texts, client: str) -> Response:
             await asyncio.sleep(0)
     usage = json.dumps({"prompt_tokens": asked.tokens, "total_tokens": asked.tokens})
     body = f'{{"object":"list","data":[{",".join(parts)}],"model":{json.dumps(asked.model)},"usage":{usage}}}'
-    return Response(body, media_type="application/json", headers=warning(asked.ignored))
+    return Response(body, media_type="application/json", headers={**warning(asked.ignored), **kept})
 
 
-async def score(gateway: Gateway, asked: Texts, client: str) -> Response:
+async def score(gateway: Gateway, asked: Texts, client: str, control: CacheControl) -> Response:
     """POST /v1/score."""
-    data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(await _scores(gateway, asked, client))]
+    scores, kept = await _scores(gateway, asked, client, control)
+    data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]
     told = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": asked.model, "data": data}
     usage = {"prompt_tokens": asked.tokens, "total_tokens": asked.tokens}
-    return JSONResponse({**told, "usage": usage}, headers=warning(asked.ignored))
+    return JSONResponse({**told, "usage": usage}, headers={**warning(asked.ignored), **kept})
 
 
-async def rerank(gateway: Gateway, asked: Texts, client: str) -> Response:
+async def rerank(gateway: Gateway, asked: Texts, client: str, control: CacheControl) -> Response:
     """POST /v1/rerank: the best first; of equal ones the one that came first."""
-    scores = await _scores(gateway, asked, client)
+    scores, kept = await _scores(gateway, asked, client, control)
     ranked = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top]
     results = [
         {"index": index, "relevance_score": scores[index]} | ({"document": {"text": asked.documents[index]}} if asked.documents else {})
         for index in ranked
     ]
     told = {"id": f"rerank-{uuid.uuid4().hex}", "model": asked.model, "usage": {"total_tokens": asked.tokens}, "results": results}
-    return JSONResponse(told, headers=warning(asked.ignored))
+    return JSONResponse(told, headers={**warning(asked.ignored), **kept})
 
 
-async def _scores(gateway: Gateway, asked: Texts, client: str) -> list[float]:
-    made = await gateway.inference.embedded(asked.rows, client, asked.types)
+async def _made(gateway: Gateway, asked: Texts, client: str, control: CacheControl) -> tuple[Tensor, Mapping[str, str]]:
+    """What the encoder makes of the rows, or made of them before, and the headers that say which."""
+    run = partial(gateway.inference.embedded, asked.rows, client, asked.types)
+    return await gateway.reuse.embedded(asked, client, control, run)
+
+
+async def _scores(gateway: Gateway, asked: Texts, client: str, control: CacheControl) -> tuple[list[float], Mapping[str, str]]:
+    made, kept = await _made(gateway, asked, client, control)
     width = made.shape[-1]
     vectors = [_numbers(made.data[4 * width * index :][: 4 * width]) for index in range(len(asked.rows))]
     if not asked.first:
-        return [_activated(vector[0], gateway.inference.signature.activation) for vector in vectors]
+        return [_activated(vector[0], gateway.inference.signature.activation) for vector in vectors], kept
     scaled = [_scaled(vector) for vector in vectors]
     first, second = scaled[: asked.first], scaled[asked.first :]
-    return [sum(map(float.__mul__, first[index if len(first) > 1 else 0], other)) for index, other in enumerate(second)]
+    return [sum(map(float.__mul__, first[index if len(first) > 1 else 0], other)) for index, other in enumerate(second)], kept
 
 
 def _activated(logit: float, activation: str) -> float:

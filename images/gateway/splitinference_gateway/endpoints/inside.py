@@ -40,6 +40,7 @@ def internal_app(gateway: Gateway) -> Starlette:
                 observed=gateway.observed.report(round(gateway.admission.reserved, 4)),
                 failing=gateway.failing.report(),
                 verification=gateway.chain.verifier.report(),
+                filter=gateway.inference.filtering.report() if gateway.inference.filtering is not None else None,
             ).written()
         )
 

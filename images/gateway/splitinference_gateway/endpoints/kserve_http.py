@@ -4,10 +4,12 @@ import asyncio
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from splitinference_gateway.client_requests.cache_control import CacheControl
 from splitinference_gateway.errors import ApiError, invalid
 from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.tensor_io.kserve_body import HEADER_LENGTH, Asked
@@ -113,7 +115,10 @@ def header_length(request: Request) -> str | None:
     return request.headers.get(HEADER_LENGTH)
 
 
-async def infer(gateway: Gateway, asked: Asked, client: str) -> Response:
+async def infer(gateway: Gateway, asked: Asked, client: str, control: CacheControl) -> Response:
     """POST /v2/models/{name}/infer."""
-    made = await gateway.inference.run(asked.inputs, list(asked.outputs), client)
-    return await infer_response(gateway.settings.served_model, asked, made)
+    run = partial(gateway.inference.run, asked.inputs, list(asked.outputs), client)
+    made, kept = await gateway.reuse.inferred(asked.inputs, list(asked.outputs), client, control, run)
+    response = await infer_response(gateway.settings.served_model, asked, made)
+    response.headers.update(kept)
+    return response

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     VERIFIED = "Verified"
     SCALED = "Scaled"
     SCALING_ACTIVE = "ScalingActive"
+    FILTERED = "Filtered"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 

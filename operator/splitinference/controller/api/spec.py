@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from splitinference.controller.api.adaptation_spec import Adaptation
+from splitinference.controller.api.filter_spec import FilterSpec
 from splitinference.controller.api.gateway_spec import GatewaySpec
 from splitinference.controller.api.group import DEFAULT_CLASS
 from splitinference.controller.api.model_spec import Model
@@ -18,6 +19,7 @@ from splitinference.controller.api.objective_spec import ObjectiveSpec, SloSpec,
 from splitinference.controller.api.placement_spec import Partition, Placement, SegmentsSpec
 from splitinference.controller.api.pod_values import PodTemplates
 from splitinference.controller.api.privacy_spec import Privacy, VerificationSpec
+from splitinference.controller.api.reuse_spec import ReuseScope, ReuseSpec
 from splitinference.controller.api.scaling_spec import MOST_PIPELINES, Scaling
 from splitinference.controller.api.spec_value import SpecValue
 from splitinference.core.values.profile import Engine, Profile
@@ -59,6 +61,8 @@ class Spec(SpecValue):
     placement: Placement = Placement()
     segments: SegmentsSpec = SegmentsSpec()
     gateway: GatewaySpec = GatewaySpec()
+    reuse: ReuseSpec | None = None
+    filter: FilterSpec | None = None
     pod_template: PodTemplates = PodTemplates()
     adaptation: Adaptation = Adaptation()
 
@@ -66,6 +70,17 @@ class Spec(SpecValue):
     def _can_be_verified(self) -> Self:
         if self.verification is not None and self.segments.link_encoding == "Int8":
             raise ValueError("verification needs segments.linkEncoding Plain: the loss of Int8 would hide what is to be found")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_whose_answers_it_keeps(self) -> Self:
+        auth = self.gateway.auth
+        named = auth.api_keys_secret_ref is not None or auth.token_review is not None
+        if self.reuse is not None and self.reuse.scope is ReuseScope.CLIENT and not named:
+            raise ValueError(
+                "reuse with scope Client needs gateway.auth: without keys or tokens nobody knows whose an answer is. "
+                "Scope All gives every client every answer"
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from splitinference.controller.manifests.pod_parts import (
     scraped,
 )
 from splitinference.controller.manifests.pod_template import PodKind, finish
+from splitinference.controller.manifests.reuse import reuse_parts
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.settings import Settings
 
@@ -109,6 +110,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
     name = gateway_name(resource.name)
     image = settings.gateway_image
     files = tokenizer_files(resource, settings, image, commit, gguf) if gguf else model_files(resource, settings, image, NO_WEIGHTS, commit)
+    reuse = reuse_parts(resource, commit)
     variables = {
         "SI_NAME": resource.name,
         "SI_NAMESPACE": resource.namespace,
@@ -130,6 +132,8 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
         "SI_KSERVE_PORT": str(KSERVE_PORT),
         "SI_INTERNAL_PORT": str(INTERNAL_PORT),
         "SI_METRICS_PORT": str(METRICS_PORT),
+        **reuse.variables,
+        **_filter(resource),
         **tls_environment(settings.trust_domain, resource.namespace, resource.name),
         **({"SI_LOG_FORMAT": "json"} if settings.log_format == "json" else {}),
         "HOME": "/tmp",
@@ -143,8 +147,9 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
         *files.more_volumes,
         {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
         tls_volume(resource.name, Role.GATEWAY),
+        *reuse.volumes,
     ]
-    mounts = [files.mount, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT]
+    mounts = [files.mount, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT, *reuse.mounts]
     auth = resource.spec.gateway.auth
     if auth.token_review:
         variables["SI_TOKEN_AUDIENCE"] = auth.token_review.audience
@@ -153,6 +158,7 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
         items = {"items": [{"key": secret.key, "path": secret.key}]} if secret.key else {}
         volumes.append({"name": "keys", "secret": {"secretName": secret.name, **items}})
         mounts.append({"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True})
+    memory = reuse.memory(settings.gateway_memory)
     server = container(
         GATEWAY,
         settings.gateway_image,
@@ -165,8 +171,8 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
             {"name": "metrics", "containerPort": METRICS_PORT},
         ],
         resources={
-            "requests": {"cpu": settings.gateway_cpu_request, "memory": settings.gateway_memory},
-            "limits": {"memory": settings.gateway_memory},
+            "requests": {"cpu": settings.gateway_cpu_request, "memory": memory},
+            "limits": {"memory": memory},
         },
         startupProbe=_http_probe("/healthz", period=1, timeout=3, failures=120),
         readinessProbe=_http_probe("/readyz", period=2, timeout=3, failures=2),
@@ -208,6 +214,14 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
             ),
         },
     }
+
+
+def _filter(resource: Resource) -> dict[str, str]:
+    asked = resource.spec.filter
+    if asked is None:
+        return {}
+    shares = {"SI_FILTER_SAMPLE": asked.sample_percent, "SI_FILTER_FLOOR": asked.agreement_percent}
+    return {"SI_FILTER_FILE": asked.file, **{name: f"{percent / 100:g}" for name, percent in shares.items()}}
 
 
 def _http_probe(path: str, period: int, timeout: int, failures: int) -> Manifest:

@@ -20,6 +20,7 @@ from splitinference.controller.plan_io.columns import duration, latency, nodes, 
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.controller.reconcile.planning.scaling import ScalingOutcome
+from splitinference.controller.reconcile.status.filtered import filtered
 from splitinference.controller.reconcile.status.move_outcome import Verdict
 from splitinference.controller.reconcile.status.pipelines import pipelines_of, scale_of, scaled, whole
 from splitinference.controller.reconcile.status.start_problems import NO_START, gateway_words, hindered_segments
@@ -181,6 +182,8 @@ def all_conditions(report: Report) -> Iterator[Condition]:
         yield report.verified
     elif report.resource is not None and report.resource.spec.verification is not None:
         yield from _verified_before(report)
+    if report.resource is not None and report.resource.spec.filter is not None:
+        yield filtered(report.resource.spec.filter, report.seen.report)
     if report.resource is not None and report.planned is not None:
         spec, has = report.resource.spec, len(report.planned.plan.pipelines)
         # For throughput nobody asks for a number: as many as fit are what is wanted.
@@ -365,7 +368,7 @@ def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[
         old = known.get(condition["type"], {})
         changed = (old.get("status"), old.get("reason")) != (condition["status"], condition["reason"])
         if (
-            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED)
+            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED, Kind.FILTERED)
             and condition["status"] == "False"
             and changed
         ):
