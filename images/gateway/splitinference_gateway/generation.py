@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
+from splitinference_gateway import tracing
 from splitinference_gateway.admission import Admission, Ticket
 from splitinference_gateway.chain import Chain
 from splitinference_gateway.errors import ApiError
@@ -196,10 +197,10 @@ class Generator:
                 if answer.token is None:
                     return
                 if before is None:
-                    metrics.first_token.labels(answer.revision).observe(now - arrived)
+                    metrics.first_token.labels(answer.revision).observe(now - arrived, tracing.exemplar())
                     observed.first_token(now - arrived)
                 else:
-                    metrics.output_token.labels(answer.revision).observe(now - before)
+                    metrics.output_token.labels(answer.revision).observe(now - before, tracing.exemplar())
                     observed.gap(now - before)
                     if answer.resumed:
                         metrics.paused(answer.resumed, now - before)
