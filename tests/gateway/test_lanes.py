@@ -12,7 +12,7 @@ from splitinference_gateway.chain import Mending
 from splitinference_gateway.errors import ApiError
 from splitinference_gateway.lanes import Chooser, Lane, Pace, Wish
 from splitinference_gateway.steps import StepError
-from splitinference_protocol.meta import Hop
+from splitinference_protocol.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import ToySegment, reference, toy_segments
 

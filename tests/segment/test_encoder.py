@@ -10,7 +10,8 @@ import torch
 import transformers
 from transformers import BertConfig, PreTrainedConfig, RobertaConfig, XLMRobertaConfig
 
-from splitinference_protocol.meta import SegmentError, TensorMeta
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.request import TensorMeta
 from splitinference_segment.encoder import EncoderLayers
 from splitinference_segment.families import UnsupportedModelError
 from splitinference_segment.loading import is_stateless, load_layers

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from splitinference_protocol.meta import Prefix, SegmentError
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.request import Prefix
 from splitinference_segment.kv import FIRST_CAPACITY, KvEntry, KvLimits, KvTable
 from splitinference_segment.kv_torch import KvShape
 

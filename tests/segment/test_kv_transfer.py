@@ -10,7 +10,7 @@ from in_process import DIGEST, Chain, Network, Parts, Stage
 from random_models import CONFIGS, unsplit_greedy
 
 from splitinference_protocol import answers
-from splitinference_protocol.meta import Hop
+from splitinference_protocol.request import Hop
 from splitinference_segment.kv_transfer import blocks_of, parts_from
 from splitinference_segment.layers import Layers
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from splitinference_protocol import leb128
-from splitinference_protocol.meta import TensorMeta
+from splitinference_protocol.request import TensorMeta
 from splitinference_protocol.sampling import Sampling
 from splitinference_segment import comparison, sampling
 from splitinference_segment.llamacpp import arrays

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_encoder import IDS, split, unsplit, written
 
-from splitinference_protocol.meta import SegmentError
+from splitinference_protocol.errors import SegmentError
 from splitinference_protocol.pooling import POOLING, SENTENCE_EMBEDDING, Pooling
 from splitinference_segment.encoder import EncoderLayers
 from splitinference_segment.pooling import pooled

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from splitinference_protocol.meta import SegmentError, TensorMeta
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.request import TensorMeta
 from splitinference_segment.families import UnsupportedModelError
 from splitinference_segment.sequential import SequentialLayers, build
 

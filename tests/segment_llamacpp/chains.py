@@ -11,7 +11,8 @@ import numpy as np
 
 from splitinference_protocol import answers
 from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import Hop, Prefix, Request, SegmentError, TensorMeta
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.request import Hop, Prefix, Request, TensorMeta
 from splitinference_segment.engine import Output, Work
 from splitinference_segment.hops import Reply
 from splitinference_segment.kv import KvLimits, KvTable

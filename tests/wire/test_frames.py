@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from splitinference_protocol.errors import SegmentError
 from splitinference_protocol.frames import HEAD, MAGIC, YES, greeting
-from splitinference_protocol.meta import Hop, SegmentError
+from splitinference_protocol.request import Hop
 from splitinference_segment.hops import Hops
 from splitinference_segment.settings import Settings
 from splitinference_segment.wire import Sealed, WireError

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from splitinference_protocol.meta import Request, SegmentError, TensorMeta
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.request import Request, TensorMeta
 from splitinference_segment import logs
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

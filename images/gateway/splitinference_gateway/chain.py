@@ -24,7 +24,8 @@ from splitinference_gateway.routes import Lease, Routes
 from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.steps import STALLED, Answer, Scored, StepClient, StepError
 from splitinference_gateway.verification import FAILED, Audit, Verifier
-from splitinference_protocol.meta import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, KV_FULL, KV_MISSING, OVERLOADED, Hop, Prefix
+from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, KV_FULL, KV_MISSING, OVERLOADED
+from splitinference_protocol.request import Hop, Prefix
 
 SUPERSEDED = "superseded"
 NO_ROUTE = "no_route"

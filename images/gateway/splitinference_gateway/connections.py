@@ -12,7 +12,7 @@ from splitinference_gateway.wire import Wire, WireError
 from splitinference_gateway.wire_tls import Identity
 from splitinference_protocol.addresses import separated
 from splitinference_protocol.frames import MOST_ANSWER
-from splitinference_protocol.meta import Hop
+from splitinference_protocol.request import Hop
 
 _GRACE_SECONDS = 0.25  # a segment that notices the deadline itself can still say which stage was late
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0  # between two tries to connect

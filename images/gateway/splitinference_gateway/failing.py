@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from splitinference_gateway.routes import Routes
 from splitinference_gateway.steps import STALLED, TRANSPORT, StepClient, StepError
 from splitinference_protocol import report
-from splitinference_protocol.meta import DEADLINE_EXCEEDED, NEXT_HOP_FAILED, Hop
+from splitinference_protocol.errors import DEADLINE_EXCEEDED, NEXT_HOP_FAILED
+from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Pipeline
 
 _PROBE_SECONDS = 2.0

@@ -16,7 +16,7 @@ from splitinference_gateway.lanes import Wish
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.routes import Lease, Route, Routes
 from splitinference_gateway.steps import Pulled, StepClient, StepError
-from splitinference_protocol.meta import Hop
+from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Pipeline
 
 REPLAY_QUICKER = "replay_quicker"

@@ -17,7 +17,7 @@ from splitinference_gateway import peers
 from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.guard import Connected, HttpLimits
 from splitinference_gateway.listeners import Listener, Sockets
-from splitinference_protocol.meta import OPERATOR
+from splitinference_protocol.operations import OPERATOR
 from splitinference_protocol.report import GatewayReport, RouteState
 
 _LIMITS = HttpLimits(header_bytes=16 << 10, header_seconds=5.0, body_seconds=5.0, stall_seconds=15.0, connections=64)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from splitinference_gateway.wire_tls import PrefixKey
-from splitinference_protocol.meta import Prefix
+from splitinference_protocol.request import Prefix
 from splitinference_protocol.route import Pipeline
 
 BLOCK = 64

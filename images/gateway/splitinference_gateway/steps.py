@@ -15,9 +15,11 @@ from splitinference_gateway.sampling import Sampling
 from splitinference_gateway.wire_tls import Identity
 from splitinference_protocol import answers, leb128
 from splitinference_protocol.answers import Timing
+from splitinference_protocol.errors import INTERNAL, NEXT_HOP_FAILED
 from splitinference_protocol.frames import MOST_ANSWER, NOTHING
-from splitinference_protocol.meta import INTERNAL, ITEM_BYTES, NEXT_HOP_FAILED, Hop, Prefix, Request, TensorMeta, encoded
+from splitinference_protocol.meta import encoded
 from splitinference_protocol.pooling import Pooling
+from splitinference_protocol.request import ITEM_BYTES, Hop, Prefix, Request, TensorMeta
 
 TRANSPORT = "transport"
 STALLED = "stalled"

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.routes import Routes
 from splitinference_gateway.steps import Compared, StepClient, StepError
-from splitinference_protocol.meta import INPUT, OUTPUT
+from splitinference_protocol.operations import INPUT, OUTPUT
 from splitinference_protocol.report import FailedCheck, Verified
 from splitinference_protocol.route import Check, Pipeline, Verification
 

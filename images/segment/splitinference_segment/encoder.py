@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoConfig
 
 from splitinference_modelfiles.digests import Digests
-from splitinference_protocol.meta import BAD_REQUEST, SegmentError, TensorMeta
+from splitinference_protocol.errors import BAD_REQUEST, SegmentError
+from splitinference_protocol.request import TensorMeta
 from splitinference_segment.families import UnsupportedModelError
 from splitinference_segment.stateless import NO_KV, as_tensor, not_taken
 from splitinference_segment.weights import Weights, fill

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from splitinference_protocol.addresses import separated
+from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, OVERLOADED, SegmentError
 from splitinference_protocol.frames import MOST_ANSWER
-from splitinference_protocol.meta import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, OVERLOADED, SEGMENT_NAME, Hop, SegmentError
+from splitinference_protocol.request import SEGMENT_NAME, Hop
 from splitinference_segment.identity import Identity
 from splitinference_segment.settings import Settings
 from splitinference_segment.wire import WireError

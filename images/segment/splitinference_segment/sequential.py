@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from splitinference_modelfiles.digests import Digests
-from splitinference_protocol.meta import TensorMeta
+from splitinference_protocol.request import TensorMeta
 from splitinference_segment.families import UnsupportedModelError
 from splitinference_segment.stateless import NO_KV, as_tensor, not_taken
 from splitinference_segment.weights import Weights, fill

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import torch
 
-from splitinference_protocol.meta import BAD_REQUEST, INT8, WRONG_SEGMENT, SegmentError, TensorMeta
+from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.request import INT8, TensorMeta
 from splitinference_segment.encoding import decode
 from splitinference_segment.kv_torch import KvShape
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from splitinference_protocol import leb128
-from splitinference_protocol.meta import INT8, Request, TensorMeta
+from splitinference_protocol.request import INT8, Request, TensorMeta
 from splitinference_segment import comparison
 from splitinference_segment.attention import Span
 from splitinference_segment.choices import Choice

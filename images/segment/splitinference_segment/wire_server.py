@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from splitinference_protocol.addresses import listen
 from splitinference_protocol.frames import OPEN_SECONDS, UNSENT
-from splitinference_protocol.meta import GATEWAY, OPERATOR, SEGMENT
+from splitinference_protocol.operations import GATEWAY, OPERATOR, SEGMENT
 from splitinference_segment.identity import Identity
 from splitinference_segment.wire import Account, Connection, WireError
 from splitinference_segment.wire_greeting import ANYBODY, Greetings, Half

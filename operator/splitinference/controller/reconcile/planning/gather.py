@@ -23,7 +23,7 @@ from splitinference.controller.manifests.pod_parts import COMPONENT
 from splitinference.controller.manifests.route import Stored, is_withdrawn, old_routes, read_route
 from splitinference.controller.manifests.segment import SEGMENT
 from splitinference.controller.ports import Listing, Manifest, Ports
-from splitinference.controller.reconcile.plan_pass import with_room, without_route
+from splitinference.controller.reconcile.planning.plan_pass import with_room, without_route
 from splitinference.core.transition.state import Observed
 from splitinference.settings import Settings
 from splitinference_protocol.report import GatewayReport

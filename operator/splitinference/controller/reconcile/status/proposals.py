@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from splitinference.controller.api.adaptation_spec import Mode as SpecMode
 from splitinference.controller.api.conditions import stamp
-from splitinference.controller.api.spec import Mode as SpecMode
 from splitinference.controller.plan_io.plan_status import Built, Planned, read_plan, write_plan
 from splitinference.controller.ports import Manifest
-from splitinference.controller.reconcile.desired import Asked
-from splitinference.controller.reconcile.gather import Seen
+from splitinference.controller.reconcile.planning.desired import Asked
+from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.values.plan import Plan
 

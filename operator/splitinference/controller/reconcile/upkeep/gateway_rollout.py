@@ -12,8 +12,8 @@ from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.manifests.gateway import gateway_name
 from splitinference.controller.manifests.pod_parts import labels_asked
 from splitinference.controller.ports import Manifest, Ports
-from splitinference.controller.reconcile.gather import Seen
-from splitinference.controller.reconcile.object_keeper import Keeper, tried_all
+from splitinference.controller.reconcile.planning.gather import Seen
+from splitinference.controller.reconcile.upkeep.object_keeper import Keeper, tried_all
 from splitinference.core.values.profile import Profile
 
 _FIRST = timedelta(seconds=10)

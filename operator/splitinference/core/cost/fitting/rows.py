@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from splitinference.core.cost.catalogue import Nominal
+from splitinference.core.cost.fitting.catalogue import Nominal
 from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import decode_ms, prefill_ms
 from splitinference.core.values.cluster import Node

@@ -9,9 +9,9 @@ from statistics import median
 
 from pydantic import Field
 
-from splitinference.core.cost.catalogue import Catalogue, Nominal, typical
-from splitinference.core.cost.fit import fitted
-from splitinference.core.cost.rows import Models, Phase, Row, known, place_of, predicted_ms
+from splitinference.core.cost.fitting.catalogue import Catalogue, Nominal, typical
+from splitinference.core.cost.fitting.fit import fitted
+from splitinference.core.cost.fitting.rows import Models, Phase, Row, known, place_of, predicted_ms
 from splitinference.core.values.efficiency import Efficiency
 from splitinference.core.values.profile import LayerKind
 from splitinference.core.values.value import Value

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from splitinference.core.cost.catalogue import Nominal
-from splitinference.core.cost.rows import Models, Phase, Row, known, place_of, predicted_ms
+from splitinference.core.cost.fitting.catalogue import Nominal
+from splitinference.core.cost.fitting.rows import Models, Phase, Row, known, place_of, predicted_ms
 from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 
 COVERED = 0.9

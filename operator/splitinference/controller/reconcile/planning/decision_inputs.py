@@ -6,10 +6,10 @@ from dataclasses import replace
 from splitinference.controller.history.calibration import compare
 from splitinference.controller.plan_io.plan_status import Built, Planned, asked_for
 from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages
-from splitinference.controller.reconcile.desired import Asked
-from splitinference.controller.reconcile.gather import Seen
+from splitinference.controller.reconcile.planning.desired import Asked
+from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.controller.spec_to_core import plan_constraints
-from splitinference.core.cost.learn import counting
+from splitinference.core.cost.fitting.learn import counting
 from splitinference.core.decide.base.policy import DecisionInputs, StageTime, Traffic
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem

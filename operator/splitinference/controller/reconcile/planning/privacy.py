@@ -7,12 +7,13 @@ nothing is sent along a route that breaks a rule, neither the one that serves no
 import logging
 from dataclasses import replace
 
-from splitinference.controller.api.spec import OnViolation, Rejected, Resource
+from splitinference.controller.api.privacy_spec import OnViolation
+from splitinference.controller.api.spec import Rejected, Resource
 from splitinference.controller.manifests.route import cut_over, read_route, withdrawn
 from splitinference.controller.plan_io.plan_status import Planned
 from splitinference.controller.ports import Ports
-from splitinference.controller.reconcile.gather import Seen
-from splitinference.controller.reconcile.plan_pass import Words, exposed, unexposed
+from splitinference.controller.reconcile.planning.gather import Seen
+from splitinference.controller.reconcile.planning.plan_pass import Words, exposed, unexposed
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.transition.state import OldRoute
 from splitinference.core.values.problem import Constraints

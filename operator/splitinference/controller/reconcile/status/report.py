@@ -18,13 +18,13 @@ from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.trusted_samples import names
 from splitinference.controller.plan_io.columns import duration, latency, nodes, observed
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
-from splitinference.controller.reconcile.gather import Seen
-from splitinference.controller.reconcile.move_outcome import Verdict
-from splitinference.controller.reconcile.pipelines import pipelines_of, scale_of, scaled, whole
-from splitinference.controller.reconcile.start_problems import NO_START, gateway_words, hindered_segments
+from splitinference.controller.reconcile.planning.gather import Seen
+from splitinference.controller.reconcile.status.move_outcome import Verdict
+from splitinference.controller.reconcile.status.pipelines import pipelines_of, scale_of, scaled, whole
+from splitinference.controller.reconcile.status.start_problems import NO_START, gateway_words, hindered_segments
 from splitinference.controller.spec_to_core.plan_constraints import trust_used
 from splitinference.controller.trust.trust_labels import trusted_labels
-from splitinference.core.cost.learn import ENOUGH_WINDOWS
+from splitinference.core.cost.fitting.learn import ENOUGH_WINDOWS
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Phase, Route

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from splitinference.controller.history.adaptation_state import Promise, Recall
-from splitinference.controller.reconcile.gather import Seen
+from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.core.decide.base.decision import Adopt
 from splitinference_protocol.report import ObservedTraffic
 

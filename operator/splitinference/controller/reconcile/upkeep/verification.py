@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitinference.controller.api.conditions import Condition, Kind
-from splitinference.controller.api.spec import TOLERANCES, Resource
+from splitinference.controller.api.privacy_spec import TOLERANCES
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.pods import labels_of, node_of, requested_bytes
 from splitinference.controller.kube_values.start_failures import hindrance, is_ready
 from splitinference.controller.manifests.network_policies import verifiers_policy
@@ -19,8 +20,8 @@ from splitinference.controller.manifests.route import ROUTE_KEY, with_verificati
 from splitinference.controller.manifests.segment import SEGMENT, VERIFIER
 from splitinference.controller.plan_io.plan_status import Built, Planned
 from splitinference.controller.ports import Manifest, Ports, RefusedError, SegmentObjects
-from splitinference.controller.reconcile.desired import Asked
-from splitinference.controller.reconcile.gather import Seen
+from splitinference.controller.reconcile.planning.desired import Asked
+from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.core.cost.eligible import label_words, unusable
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.transition.state import NamedSegment
@@ -29,7 +30,7 @@ from splitinference.core.values.plan import Segment
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference_protocol import route
-from splitinference_protocol.meta import Hop
+from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Verification
 
 _MIB = 1024 * 1024

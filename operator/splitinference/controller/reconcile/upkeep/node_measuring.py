@@ -20,7 +20,7 @@ from splitinference.controller.cluster_state.node_benchmark import (
 )
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.ports import Benchmarks, Clock, Listing, Manifest, RefusedError, UnavailableError
-from splitinference.controller.reconcile.gather import Seen
+from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.settings import Settings
 
 log = logging.getLogger(__name__)

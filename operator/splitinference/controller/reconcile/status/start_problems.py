@@ -6,7 +6,7 @@ from splitinference.controller.cluster_state.segment_pods import SegmentPod
 from splitinference.controller.kube_values.start_failures import hindrance
 from splitinference.controller.manifests.gateway import GATEWAY
 from splitinference.controller.ports import Manifest
-from splitinference.controller.reconcile.gather import Seen
+from splitinference.controller.reconcile.planning.gather import Seen
 
 NO_START = " does not start on "
 _MOST = 5
