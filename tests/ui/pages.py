@@ -26,6 +26,7 @@ from tests.controller.world import World
 
 TOKEN = "a-token-for-tests"
 HOST = "127.0.0.1"
+PATIENT = Patience()
 
 
 def document_from(world: World, **more: Any) -> Document:
@@ -77,7 +78,7 @@ def a_page(source: Source, port: int, access: Access | None = None, **more: Any)
 
 
 @contextmanager
-def served(source: Source, access: Access | None = None, *, port: int = 0, patience: Patience = Patience(), **more: Any) -> Iterator[str]:
+def served(source: Source, access: Access | None = None, *, port: int = 0, patience: Patience = PATIENT, **more: Any) -> Iterator[str]:
     """The page on a free port, in a thread of its own, until the block ends; its address."""
     started = threading.Event()
     found: dict[str, Any] = {}

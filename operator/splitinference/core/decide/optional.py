@@ -21,7 +21,6 @@ from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
 
-
 _MOST_REJECTED = 3
 """So many rejected plans are planned around in one decision: each costs a solve or two."""
 
@@ -75,8 +74,8 @@ def _move(current: Plan, best: Plan, problem: Problem, policy: Policy, instead: 
 def _not_rejected(move: _Move, usable: Problem, inputs: DecisionInputs, policy: Policy, solver: Solver) -> _Move | None:
     """The best move that pays without the nodes that rejected plans would begin to use. None: there is none.
 
-    Who rejects a plan does not want this move. A plan that differs in a layer or two would be the same again, so the nodes count. A plan that
-    only cuts anew on the same nodes names none: nothing is proposed instead of it.
+    Who rejects a plan does not want this move. A plan that differs in a layer or two would be the same again, so the nodes count.
+    A plan that only cuts anew on the same nodes names none: nothing is proposed instead of it.
     """
     avoided: set[str] = set()
     for _ in range(_MOST_REJECTED):
