@@ -1,7 +1,7 @@
 """The release before this tree: its chart and its images, from git, brought onto the same cluster by that tree's own harness.
 
-PREVIOUS_RELEASE names it, as a tag or a commit. Without it: the newest tag `v…` before this commit. As long as there is no tag: LAST_CHECKED,
-the newest commit before this tree on which all of `.ci/run` passed.
+PREVIOUS_RELEASE names it, as a tag or a commit. Without it: the newest tag `v…` before this commit.
+As long as there is no tag: LAST_CHECKED, the newest commit before this tree on which all of `.ci/run` passed.
 """
 
 import json

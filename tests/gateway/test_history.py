@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference_gateway.history import History
-from splitinference_gateway.sampling import Sampling
+from splitinference_gateway.pipeline.history import History
+from splitinference_gateway.tokens.sampling import Sampling
 from splitinference_protocol import leb128
 from splitinference_protocol import meta as protocol
 from splitinference_protocol import sampling as told

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.connections import Connections, NoAnswerError
+from splitinference_gateway.pipeline.connections import Connections, NoAnswerError
 from splitinference_protocol.leb128 import numbers
 from splitinference_protocol.meta import described
 from splitinference_protocol.request import Hop

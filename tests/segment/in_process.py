@@ -13,11 +13,11 @@ from splitinference_protocol import answers
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.errors import NEXT_HOP_FAILED, SegmentError
 from splitinference_protocol.request import Hop, Prefix
-from splitinference_segment.attention import Span
-from splitinference_segment.hops import Reply
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import CHUNK_BYTES, KvTransfer
-from splitinference_segment.layers import Layers
+from splitinference_segment.peers.hops import Reply
+from splitinference_segment.torch_models.layers import Layers
+from splitinference_segment.torch_ops.attention import Span
 
 DIGEST = "abcd1234"
 

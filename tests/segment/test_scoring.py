@@ -15,8 +15,8 @@ from splitinference_protocol.request import MAX_TARGETS, Request, TensorMeta
 from splitinference_protocol.sampling import Sampling
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.kv import KvLimits, KvTable
-from splitinference_segment.kv_torch import KvShape
-from splitinference_segment.torch_engine import TorchEngine
+from splitinference_segment.torch_models.torch_engine import TorchEngine
+from splitinference_segment.torch_ops.kv_torch import KvShape
 
 VOCABULARY = 50
 

@@ -18,13 +18,13 @@ from in_process import DIGEST, Nothing
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.errors import OVERLOADED, SegmentError
 from splitinference_protocol.operations import INPUT, LOCAL, OUTPUT
-from splitinference_segment import comparison
-from splitinference_segment.comparison import errors, verdict
-from splitinference_segment.layers import Layers
 from splitinference_segment.recording import Recorder
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
-from splitinference_segment.torch_engine import TorchArrays, TorchEngine
+from splitinference_segment.torch_models.layers import Layers
+from splitinference_segment.torch_models.torch_engine import TorchArrays, TorchEngine
+from splitinference_segment.torch_ops import comparison
+from splitinference_segment.torch_ops.comparison import errors, verdict
 from splitinference_segment.verdicts import bound
 
 CUTS = (0, 2, 5, 7)

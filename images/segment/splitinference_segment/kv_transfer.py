@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from splitinference_protocol import answers
 from splitinference_protocol.errors import DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, KV_MISSING, OVERLOADED, WRONG_SEGMENT, SegmentError
 from splitinference_protocol.request import Hop, Request
-from splitinference_segment.hops import Reply
 from splitinference_segment.kv import KvPiece, KvTable
+from splitinference_segment.peers.hops import Reply
 
 CHUNK_BYTES = 4 << 20  # of KV in one message: steps on the same connection wait for it
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")

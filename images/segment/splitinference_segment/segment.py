@@ -15,15 +15,15 @@ from splitinference_protocol.operations import INPUT, LOCAL, OUTPUT, check_role
 from splitinference_protocol.request import Hop, Request, TensorMeta
 from splitinference_segment.engine import Arrays, Engine, Values
 from splitinference_segment.execution import Execution, Result, Step
-from splitinference_segment.hops import Hops, Reply, address_of
-from splitinference_segment.identity import Identity
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import KvTransfer
-from splitinference_segment.links import Links
 from splitinference_segment.logs import RequestLog
+from splitinference_segment.peers.hops import Hops, Reply, address_of
+from splitinference_segment.peers.identity import Identity
+from splitinference_segment.peers.links import Links
+from splitinference_segment.peers.wire_server import Bounds, WireServer
 from splitinference_segment.recording import Recorder
 from splitinference_segment.settings import DTYPE_BYTES, Settings
-from splitinference_segment.wire_server import Bounds, WireServer
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
 

@@ -6,12 +6,12 @@ from typing import Any
 from splitinference_protocol import answers
 from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
 from splitinference_protocol.request import ENCODINGS, Request
+from splitinference_segment.peers.wire_server import Bounds
 from splitinference_segment.segment import Counting, Segment, Send, bounds, bounds_of, outputs_data, outputs_meta
 from splitinference_segment.settings import Settings
-from splitinference_segment.stateless import Stateless
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
-from splitinference_segment.torch_engine import TorchArrays, as_bytes
-from splitinference_segment.wire_server import Bounds
+from splitinference_segment.torch_models.stateless import Stateless
+from splitinference_segment.torch_models.torch_engine import TorchArrays, as_bytes
 
 STATELESS_FRAME = 64 << 20  # tensors of any shape
 
