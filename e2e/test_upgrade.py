@@ -57,7 +57,7 @@ def test_an_upgrade_and_a_rollback_fail_no_request(cluster: Cluster) -> None:
             stack.install_operator(cluster, new)
             stack.until(lambda: rests(cluster, new), 600, "the new release serves", progress=lambda: images(cluster))
             answers(4)
-            cluster.helm("test", RELEASE, "-n", stack.SYSTEM)
+            said = cluster.helm("test", RELEASE, "-n", stack.SYSTEM, "--logs")
             upgraded, with_new = fields(cluster), images(cluster)
             cluster.helm("rollback", RELEASE, revision, "-n", stack.SYSTEM)
             stack.until(lambda: rests(cluster, old), 600, "the old release serves again", progress=lambda: images(cluster))
@@ -68,4 +68,8 @@ def test_an_upgrade_and_a_rollback_fail_no_request(cluster: Cluster) -> None:
         f"longest wait {report.longest_wait:.1f} s; segments with the new release: {', '.join(sorted(with_new['segment']))}"
     )
     assert [request.error for request in report.failed] == []
+    checked = [line for line in said.splitlines() if line.startswith(("ok ", "failed "))]
+    cluster.progress.say("helm test: " + "; ".join(checked))
+    assert len(checked) >= 4, said
+    assert all(line.startswith("ok ") for line in checked), said
     assert upgraded >= had, "the upgrade brought this tree's CRD"

@@ -4,7 +4,6 @@ The cluster is that of `make demo`. It is removed by the last command.
 """
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -23,7 +22,8 @@ COMMANDS = (
 """At most five, in one shell."""
 BEGIN, END = "<!-- transcript: python -m e2e.tutorial -->", "<!-- end of the transcript -->"
 _MARK = "--- command ends with "
-_SECRETIVE = re.compile(re.escape(str(ROOT)))
+_PATHS = ((str(ROOT), "."), (str(Path.home()), "~"))
+"""Of this machine, and what stands for them."""
 
 
 def played() -> list[tuple[str, str, float]]:
@@ -63,10 +63,16 @@ def transcript(steps: list[tuple[str, str, float]]) -> str:
     """As a block of a page, without this machine's paths."""
     lines = []
     for command, printed, seconds in steps:
-        lines += [f"$ {command}", *(_SECRETIVE.sub(".", line.rstrip()) for line in printed.splitlines())]
+        lines += [f"$ {command}", *(_without_paths(line.rstrip()) for line in printed.splitlines())]
         if seconds > 5:
             lines.append(f"# {seconds:.0f} s")
     return "\n".join(["```console", *lines, "```"])
+
+
+def _without_paths(line: str) -> str:
+    for path, instead in _PATHS:
+        line = line.replace(path, instead)
+    return line
 
 
 def put(page: str, block: str) -> str:

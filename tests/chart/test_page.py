@@ -79,6 +79,19 @@ def test_it_reads_nodes_with_the_operators_own_settings():
     assert own <= set(PageSettings.model_fields)
 
 
+def test_the_page_and_helm_test_have_every_setting_by_which_the_operator_reads_and_its_catalogue():
+    sets = ("catalogue.configMap=mine", "prometheus.queries.nodeWatts=w", "segments.llamaCppRuntimeMiB=99", "policy.allowedHostPaths={/m}")
+    operator, page = settings(*sets), environment(ON, *sets)
+    for name in ("CATALOGUE_FOLDER", "QUERY_NODE_WATTS", "SEGMENT_LLAMA_CPP_RUNTIME_MIB"):
+        assert page[f"{PREFIX}{name}"] == operator[f"{PREFIX}{name}"] != ""
+    assert f"{PREFIX}ALLOWED_HOST_PATHS" not in page, "what the operator decides by is not the page's"
+    (test,) = [obj for obj in render(*sets) if obj["kind"] == "Pod"]
+    for spec in (pod(ON, *sets), test["spec"]):
+        assert {"name": "catalogue", "configMap": {"name": "mine"}} in spec["volumes"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+        assert mounts["catalogue"] == page[f"{PREFIX}CATALOGUE_FOLDER"]
+
+
 def test_its_ports_are_those_that_it_serves():
     ports = {port["name"]: port["containerPort"] for port in pod(ON)["containers"][0]["ports"]}
     assert ports == {"page": PageSettings.model_fields["port"].default, "health": PageSettings.model_fields["health_port"].default}

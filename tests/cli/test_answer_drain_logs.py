@@ -244,6 +244,41 @@ def test_logs_are_merged_by_time_with_who_wrote_them(tmp_path: Path, capsys: pyt
     assert "sinceSeconds=5400" in query
 
 
+ID, OTHER = "0af7651916cd43dd8448eb211c80319c", "b" * 32
+
+
+def as_logged(request: str, text: str, **more: str) -> str:
+    return json.dumps({"level": "INFO", "message": text, "request_id": request, **more})
+
+
+@pytest.mark.parametrize("asked_for", [ID, "order-17"])
+def test_one_request_is_followed_from_the_gateway_to_the_last_segment(tmp_path: Path, capsys: pytest.CaptureFixture[str], asked_for: str):
+    pods = [running("s1", "4-8", "b"), running("s0", "0-4", "a"), running("gw", "", "a", "gateway")]
+    gateway = log_of("06Z " + as_logged(ID, "ended", client_request_id="order-17"), "07Z " + as_logged(OTHER, "about order-17"))
+    first = log_of("02Z " + as_logged(ID, "begins"), "03Z " + as_logged(OTHER, "begins"), "04Z I1201 of Triton")
+    last = log_of(f"05Z 2026-01-01 INFO x {ID} step begins", f"05Z 2026-01-01 INFO x {OTHER} step begins")
+    with api_server(tmp_path, logging(*pods, gw=gateway, s0=first, s1=last)) as (path, asked):
+        assert main(["logs", "chat", "--request", asked_for, "--kubeconfig", path]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[0].strip() for line in lines] == ["0:4 a", "4:8 b", "gateway a"]
+    assert all(ID in line for line in lines)
+    assert not any("tailLines" in request.path for request in asked), "all lines are looked through"
+
+
+def test_a_request_that_no_line_is_about_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with api_server(tmp_path, logging(running("s0", "0-4", "a"), s0=log_of("01Z {not json", f"02Z x{ID}"))) as (path, _):
+        assert main(["logs", "chat", "--request", ID, "--kubeconfig", path]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"No line is about the request {ID}" in said.err
+
+
+@pytest.mark.parametrize("wrong", ["", "two words", "x" * 129, "\x1b[31m"])
+def test_an_id_that_no_header_can_have_is_refused(wrong: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["logs", "chat", f"--request={wrong}"]) == 2
+    assert "X-Request-Id" in capsys.readouterr().err
+
+
 def test_a_pod_whose_log_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     gone = refusal(500, "no preferred addresses found", "InternalError")
     with api_server(tmp_path, logging(running("s0", "0-4", "a"), running("s1", "4-8", "b"), s0=log_of("01Z here"), s1=gone)) as (path, _):

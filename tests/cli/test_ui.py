@@ -33,6 +33,8 @@ def recorded(folder: Path) -> Path:
         (["--simulate", "nothing"], (2, "expected a file or one of mec-day-night")),
         (["--simulate", "empty.json"], (2, "empty.json")),
         (["--kubeconfig", "nowhere"], (1, "no usable kubeconfig")),
+        (["--catalogue", "nowhere"], (2, "--catalogue: nowhere: No such file")),
+        (["--catalogue", "."], (2, "bad.json")),
     ],
 )
 def test_bad_input_is_named_and_is_no_traceback(

@@ -45,3 +45,9 @@ def test_the_condition_says_so_and_the_model_is_served_all_the_same():
     assert accepted["status"] == "True"
     assert "drops spec.podTemplate: apply crds/splitinference.yaml" in accepted["message"]
     assert world.condition("Ready")["status"] == "True"
+
+
+def test_a_second_version_needs_a_conversion():
+    """Without one the API server would only change the name of the version. Decision 69 says what a second version brings."""
+    versions = [version["name"] for version in CRD["spec"]["versions"]]
+    assert versions == ["v1alpha1"] or CRD["spec"].get("conversion", {}).get("strategy") == "Webhook"

@@ -513,6 +513,14 @@ def test_namespaces_of_operator_and_monitoring_are_settings_and_policies_may_be_
     assert policies(network_policies=False) == {}
 
 
+def test_segments_log_as_the_operator_does():
+    def told(settings: Settings) -> dict[str, str]:
+        return variables(build(settings=settings).pod["spec"]["containers"][0])
+
+    assert "SI_LOG_FORMAT" not in told(Settings()), "pods of an earlier version stay as they are"
+    assert told(Settings(log_format="json"))["SI_LOG_FORMAT"] == "json"
+
+
 def test_a_gateway_logs_as_the_operator_does():
     def variables(settings: Settings) -> dict[str, str]:
         (deployment,) = [obj for obj in Manifests(settings).gateway(parsed(a_resource()), a_profile()) if obj["kind"] == "Deployment"]

@@ -13,6 +13,7 @@ import pytest
 import tritonclient.grpc.aio as triton_grpc
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from splitinference_gateway.tracing import STEPS, Tracing
 from tests.gateway.serving import MODEL, serving
@@ -167,3 +168,42 @@ def shape(steps: Sequence[Any]) -> list[int]:
 def test_traces_are_off_unless_there_is_somewhere_to_send_them() -> None:
     assert not Tracing.wanted({"OTEL_SERVICE_NAME": "x", "OTEL_EXPORTER_OTLP_ENDPOINT": ""})
     assert Tracing.wanted({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"})
+
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0, text/plain; version=0.0.4; q=0.5"
+
+
+@pytest.mark.parametrize(("flags", "stream"), [("01", False), ("01", True), ("00", False)])
+async def test_times_of_a_kept_trace_lead_to_it_from_the_metrics(tmp_path: Path, model_path: Path, flags: str, stream: bool) -> None:
+    segments, body = await toy_segments("a"), {"model": MODEL, "temperature": 0, "prompt": "x", "max_tokens": 3}
+    async with receiving() as receiver:
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
+        async with serving(tmp_path, model_path, segments, environment=environment) as world:
+            headers = {"traceparent": f"00-{TRACE}-{PARENT}-{flags}"}
+            async with world.http.post(f"{world.url}/v1/completions", json={**body, "stream": stream}, headers=headers) as response:
+                assert response.status == 200
+                await response.read()
+            async with world.http.get(f"{world.metrics_url}/metrics", headers={"Accept": OPENMETRICS}) as response:
+                kind, text = response.headers["Content-Type"], await response.text()
+            async with world.http.get(f"{world.metrics_url}/metrics") as response:
+                plain = await response.text()
+    assert kind.startswith("application/openmetrics-text; version=1.0.0")
+    found = {
+        (sample.name, sample.exemplar.labels["trace_id"])
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    times = ("time_to_first_token_seconds", "time_per_output_token_seconds")
+    assert found == ({(f"splitinference_gateway_{name}_bucket", TRACE) for name in times} if flags == "01" else set())
+    assert "trace_id" not in plain
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=x.y", "*/*", "", "application/openmetrics-text;version=9"])
+async def test_what_a_scraper_accepts_never_breaks_the_metrics(tmp_path: Path, model_path: Path, accept: str) -> None:
+    async with (
+        serving(tmp_path, model_path, await toy_segments("a")) as world,
+        world.http.get(f"{world.metrics_url}/metrics", headers={"Accept": accept}) as response,
+    ):
+        assert response.status == 200
+        assert "splitinference_gateway_running_sequences" in await response.text()

@@ -13,6 +13,8 @@ from aiohttp import web
 from splitinference.controller.ports import UnavailableError
 from splitinference.ui.access import Access, Guard, LocalAccess
 from splitinference.ui.asked import Basis, Unanswerable
+from splitinference.ui.connections import Bounds as Patience
+from splitinference.ui.connections import Connections
 from splitinference.ui.document import Document
 from splitinference.ui.feed import Feed
 from splitinference.ui.server import Bounds, Page, application
@@ -24,6 +26,7 @@ from tests.controller.world import World
 
 TOKEN = "a-token-for-tests"
 HOST = "127.0.0.1"
+PATIENT = Patience()
 
 
 def document_from(world: World, **more: Any) -> Document:
@@ -75,7 +78,7 @@ def a_page(source: Source, port: int, access: Access | None = None, **more: Any)
 
 
 @contextmanager
-def served(source: Source, access: Access | None = None, *, port: int = 0, **more: Any) -> Iterator[str]:
+def served(source: Source, access: Access | None = None, *, port: int = 0, patience: Patience = PATIENT, **more: Any) -> Iterator[str]:
     """The page on a free port, in a thread of its own, until the block ends; its address."""
     started = threading.Event()
     found: dict[str, Any] = {}
@@ -84,15 +87,18 @@ def served(source: Source, access: Access | None = None, *, port: int = 0, **mor
         stop = found["stop"] = asyncio.Event()
         found["loop"] = asyncio.get_running_loop()
         listener = found["socket"]
+        connections = Connections(patience)
         page = a_page(source, listener.getsockname()[1], access, **more)
-        runner = web.AppRunner(application(page), access_log=None, shutdown_timeout=0.5)
+        runner = web.AppRunner(application(page, connections), access_log=None, shutdown_timeout=0.5)
         await runner.setup()
+        watching = asyncio.create_task(connections.watch(runner))
         await web.SockSite(runner, listener).start()
         reading = asyncio.create_task(page.feed.run())
         started.set()
         await stop.wait()
         reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        watching.cancel()
+        await asyncio.gather(reading, watching, return_exceptions=True)
         await runner.cleanup()
         if page.what_if is not None:
             page.what_if.close()

@@ -62,6 +62,8 @@ def large(folder: Path, browser: Any) -> None:
     source = Told(worlds.many_nodes())
     with served(source) as url, opened(browser, f"{url}#token={TOKEN}") as page:
         page.waits(SHOWN)
+        page.page.evaluate("() => document.getElementById('model').scrollIntoView()")
+        shot(page, folder / "page-many.png")
         page.page.get_by_label("Search nodes").fill("zone-3")
         page.page.evaluate("() => document.getElementById('nodes').scrollIntoView()")
         shot(page, folder / "page-nodes.png")

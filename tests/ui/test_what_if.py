@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.controller.objects import parsed
 from tests.controller.pretend import SETTINGS
 from tests.controller.stories import serving
 from tests.controller.world import NAMESPACE
+from tests.test_catalogue_files import NOMINAL, entry, written
 from tests.ui.pages import Told
 
 
@@ -160,7 +162,7 @@ def test_the_limits_of_time_and_memory_are_those_of_the_page(source: Simulated):
     assert given == [Limits(3, 300)]
 
 
-def test_a_recorded_cluster_is_planned_as_the_operator_would():
+def test_a_recorded_cluster_is_planned_as_the_operator_would(tmp_path: Path):
     """From the objects alone: nodes, pods, the resource, and the ConfigMap with what was read of the model."""
     world, _ = serving()
     body = world.objects["SplitInference", NAMESPACE, "chat"]
@@ -184,6 +186,16 @@ def test_a_recorded_cluster_is_planned_as_the_operator_would():
     assert {n.name for n in basis.problem.snapshot.nodes} == set(world.nodes)
     assert len(basis.problem.profile.layers) == 6
     assert basis.plan is None, "the plan in the status is of another model"
+    labelled = {"splitinference.dev/processor": "gpu", "nvidia.com/gpu.product": "Mine-1"}
+    first = next(item for item in items if item["kind"] == "Node")
+    first["metadata"]["labels"] = {**first["metadata"].get("labels", {}), **labelled}
+    first["status"].setdefault("allocatable", {})["nvidia.com/gpu"] = "1"
+    for label in [name for name in first["metadata"]["labels"] if name.endswith(("gflops", "gbps", "gbs"))]:
+        del first["metadata"]["labels"][label]
+    folder = written(tmp_path, processors={"Mine-1": NOMINAL}, entries=[entry("Mine-1")])
+    extended = Recorded([*items, kept], SETTINGS.model_copy(update={"catalogue_folder": folder})).basis(key).problem.snapshot
+    (known,) = [node for node in extended.nodes if node.name == first["metadata"]["name"]]
+    assert known.flops_per_s == 1e14, "the operator's own catalogue counts"
 
 
 def tensors() -> dict[str, list[Any]]:

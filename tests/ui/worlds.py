@@ -40,12 +40,12 @@ def never_planned() -> Document:
 def many_nodes(count: int = 1000, resources: int = 120) -> Document:
     """A large cluster: nodes of all loads, some not ready, and many models."""
     document = served()
-    template = {**document.nodes["a"], "held": []}
+    template = {**document.nodes["a"], "held": [], "oursMib": 0, "freeMib": 246}
     nodes = {}
     for number in range(count):
         name = f"node-{number:04d}"
         load = None if number % 37 == 0 else round((number * 7919 % 100) / 100, 2)
-        nodes[name] = {**template, "name": name, "zone": f"zone-{number % 8}", "ready": number % 53 != 0, "usedByOthers": load}
+        nodes[name] = {**template, "name": name, "zone": f"zone-{number % 8}", "ready": number % 53 != 1, "usedByOthers": load}
     item = document.resources[KEY]
     found = {}
     for number in range(resources):
@@ -54,8 +54,8 @@ def many_nodes(count: int = 1000, resources: int = 120) -> Document:
         found[f"{NAMESPACE}/{name}"] = {**placed(item, places), "name": name, "key": f"{NAMESPACE}/{name}"}
         for place, segment in zip(places, item["plan"]["pipelines"][0]["segments"], strict=True):
             held = {"namespace": NAMESPACE, "resource": name, "segment": "s", "component": "segment",
-                    "layers": f"{segment['start']}-{segment['end']}", "memory_mib": 300.0}  # fmt: skip
-            nodes[place] = {**nodes[place], "held": [*nodes[place]["held"], held]}
+                    "layers": f"{segment['start']}-{segment['end']}", "memory_mib": 220.0}  # fmt: skip
+            nodes[place] = {**nodes[place], "held": [*nodes[place]["held"], held], "oursMib": 220, "freeMib": 26}
     return replace(document, nodes=nodes, resources=found)
 
 

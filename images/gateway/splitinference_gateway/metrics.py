@@ -126,10 +126,10 @@ class Metrics:
         )
         self.route_errors = Counter(f"{prefix}route_errors", "Route documents that could not be read.", registry=self.registry)
 
-    def output_token_times(self, revision: str, seconds: float, tokens: int) -> None:
+    def output_token_times(self, revision: str, seconds: float, tokens: int, exemplar: dict[str, str] | None = None) -> None:
         """A step gave so many tokens after this time: each took its share."""
         for _ in range(tokens):
-            self.output_token.labels(revision).observe(seconds / tokens)
+            self.output_token.labels(revision).observe(seconds / tokens, exemplar)
 
     def drafted(self, drafted: int, accepted: int) -> None:
         """A step carried so many drafts, of which so many were right."""

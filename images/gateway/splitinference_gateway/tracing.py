@@ -50,6 +50,13 @@ class RequestTrace:
         self._steps = 0
         self._sums: dict[str, float] = defaultdict(float)
 
+    def exemplar(self) -> dict[str, str] | None:
+        """Labels that lead from a sample of a metric to this trace; None where the trace is not kept."""
+        context = self._span.get_span_context()
+        if not context.is_valid or not context.trace_flags.sampled:
+            return None
+        return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+
     def status(self, code: int) -> None:
         """The HTTP status of the answer."""
         from opentelemetry.trace import Status, StatusCode
@@ -137,6 +144,12 @@ def step(asked: Request) -> Iterator[StepTrace]:
         return
     with request.step(asked) as traced:
         yield traced
+
+
+def exemplar() -> dict[str, str] | None:
+    """For an observation that is about the request which this runs for; None unless its trace is kept."""
+    request = _CURRENT.get()
+    return request.exemplar() if request is not None else None
 
 
 class Tracing:

@@ -17,6 +17,7 @@ from splitinference_segment.engine import Arrays, Engine, Values
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import KvTransfer
+from splitinference_segment.logs import RequestLog
 from splitinference_segment.peers.hops import Hops, Reply, address_of
 from splitinference_segment.peers.identity import Identity
 from splitinference_segment.peers.links import Links
@@ -63,6 +64,7 @@ class Segment:
         first = engine.first_block if engine.kv_shape.blocks else 0
         self._transfer = KvTransfer(self.table, settings.model_name, first, engine.count, send=self._hops.send, meters=meters)
         self.links = Links(settings.node)
+        self._log = RequestLog(settings.segment)
         self._totals = Totals()
         self._recorder = Recorder(self._arrays)
         self._wire = WireServer(
@@ -79,9 +81,11 @@ class Segment:
         """Answer one request of a peer of this role by calling `send` once, now or later. `data` may be kept."""
         received_at = time.monotonic()
         send = _in_the_form_of(meta, send)
+        request: Request | None = None
         try:
             request = protocol.parse(meta)
             check_role(request.op, role)
+            self._log.came(request)
             match request.op:
                 case "step":
                     self._step(request, data, received_at, send)
@@ -102,7 +106,7 @@ class Segment:
                 case _:
                     send(answers.answer(self._stats()), b"")
         except SegmentError as failure:
-            self._fail(failure, send)
+            self._fail(failure, send, request)
 
     def stop(self) -> None:
         """Finish what runs, refuse what waits, close the wires."""
@@ -133,7 +137,9 @@ class Segment:
         counts = {"steps": self._totals.steps, "tokens": self._totals.tokens, "wires": self._hops.wires}
         return {"sequences": use.sequences, "kv_bytes": use.total_bytes, **counts}
 
-    def _fail(self, failure: SegmentError, send: Send) -> None:
+    def _fail(self, failure: SegmentError, send: Send, request: Request | None = None) -> None:
+        if request is not None:
+            self._log.failed(request, failure)
         self._meters.add("errors_total", 1, code=failure.code)
         send(answers.error(failure, self._settings.segment), b"")
 
@@ -147,7 +153,7 @@ class Segment:
 
         def done(result: Result | SegmentError) -> None:
             if isinstance(result, SegmentError):
-                self._fail(result, send)
+                self._fail(result, send, request)
             else:
                 self._after_step(request, result, received_at, send)
                 self._count(request, values.shape[0], result)  # when the next stage has the step
@@ -248,7 +254,8 @@ class Segment:
         sent_at = time.monotonic()
         left_s = request.deadline_ms / 1e3 - (sent_at - received_at)
         if left_s <= 0:
-            self._fail(SegmentError(DEADLINE_EXCEEDED, f"{request.deadline_ms:.0f} ms are over after this segment"), send)
+            failure = SegmentError(DEADLINE_EXCEEDED, f"{request.deadline_ms:.0f} ms are over after this segment")
+            self._fail(failure, send, request)
             return
 
         def done(reply: Reply | SegmentError) -> None:
@@ -258,7 +265,7 @@ class Segment:
                 self._meters.add("hop_bytes_total", len(data), to=hop.segment)
                 self._meters.add("hop_seconds_total", hop_s, to=hop.segment)
             if isinstance(reply, SegmentError):
-                self._fail(reply, send)
+                self._fail(reply, send, request)
                 return
             following = answers.first_timing(reply[0])
             if following is None:  # such as an error
@@ -272,7 +279,7 @@ class Segment:
         try:
             self._hops.send(hop, protocol.forwarded(request, tensor, left_s * 1e3), data, left_s, done, most=most_answer(request))
         except SegmentError as failure:
-            self._fail(failure, send)
+            self._fail(failure, send, request)
 
     def _measure_link(self, to: str, following: Timing, sent_bytes: int, hop_s: float) -> None:
         """What the next segment did not take of a hop is the link's."""

@@ -13,6 +13,7 @@ import click
 
 from splitinference.cli.connection import COMPONENT, Connection, complete_names, connection_of, connection_options
 from splitinference.cli.errors import SplitError, in_sentences
+from splitinference.cli.log_requests import RequestId, about, ids_of
 
 Json = Mapping[str, Any]
 _COMPONENTS = ("segment", "gateway", "verifier")
@@ -21,11 +22,15 @@ _LOOK_SECONDS = 2.0
 _SILENT_SECONDS = 3600.0
 _MOST_WAITING = 10_000
 """Lines that wait to be printed; who writes more waits."""
+_TAIL = 100
 _DURATION = re.compile(r"^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$")
 _HELP = """Logs of all segments and the gateway of NAME, merged by time.
 
 Each line has a prefix: the gateway, or the layers and the node of a segment. Without -f the last lines of each pod are printed (--tail).
 With -f segments that come later join in.
+
+--request shows the lines of one request: its ID is the header X-Request-Id of the answer. Without -f, an X-Request-Id that the client sent
+works, too, if logs are JSON (the chart's logging.format).
 """
 
 
@@ -57,15 +62,17 @@ class Source:
 @click.command("logs", help=_HELP)
 @click.argument("name", shell_complete=complete_names)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
-@click.option("--tail", type=click.IntRange(-1), default=100, show_default=True, help="Lines of each pod; -1: all.")
+@click.option("--tail", type=click.IntRange(-1), default=None, help="Lines of each pod; -1: all.  [default: 100; all with --request]")
 @click.option("--since", type=Duration(), help="Only what is younger, such as 90s, 5m or 1h.")
 @click.option("--previous", is_flag=True, help="Of the containers that ran before the present ones.")
 @click.option("--timestamps", is_flag=True, help="With the time of each line.")
+@click.option("--request", type=RequestId(), help="Only lines about the request with this ID.")
 @click.option("--only", type=click.Choice(_COMPONENTS), multiple=True, help="Only these; may be repeated.")
 @connection_options
 def command(name: str, follow: bool, only: tuple[str, ...], timestamps: bool, **options: Any) -> int:
     """Read and print."""
-    tail, since, previous = options.pop("tail"), options.pop("since"), options.pop("previous")
+    tail, since, previous, request = (options.pop(option) for option in ("tail", "since", "previous", "request"))
+    tail = tail if tail is not None else -1 if request else _TAIL
     connection = connection_of(options)
     connection.resources(name)  # an unknown name is said before pods are looked for
     query = {"timestamps": "true"}
@@ -76,7 +83,8 @@ def command(name: str, follow: bool, only: tuple[str, ...], timestamps: bool, **
         sources = sources_of(connection.pods(name), only or _COMPONENTS)
     if not sources and not follow:
         raise SplitError(f"{name} has no pods whose logs could be read.", f"Why not: kubectl split status {name}")
-    printer = Printer(timestamps, max((len(source.label) for source in sources), default=8))
+    # Without -f, IDs that clients gave are looked up first.
+    printer = Printer(timestamps, max((len(source.label) for source in sources), default=8), request if follow else None)
     if follow:
         _follow(connection, name, only or _COMPONENTS, query, printer)
         return 0
@@ -88,9 +96,27 @@ def command(name: str, follow: bool, only: tuple[str, ...], timestamps: bool, **
         except SplitError as error:
             failed.append(error)
             printer.note(f"{source.pod}: {error.format_message()}")
+    if request:
+        found = _of_request(request, logs)
+        if not any(found.values()):
+            printer.note(
+                f"No line is about the request {request}. Logs may have been rotated since; --previous reads those before a restart."
+            )
+            return 1
+        logs = found
     for source, line in merged(logs):
         printer.line(source, line)
     return 1 if failed and not logs else 0
+
+
+def _of_request(request: str, logs: Mapping[Source, Sequence[str]]) -> dict[Source, list[str]]:
+    """The lines about one request. Each line begins with its time."""
+    ids = ids_of(request, (_text(line) for lines in logs.values() for line in lines))
+    return {source: [line for line in lines if about(ids, _text(line))] for source, lines in logs.items()}
+
+
+def _text(line: str) -> str:
+    return line.partition(" ")[2]
 
 
 def sources_of(pods: Sequence[Json], components: Sequence[str]) -> list[Source]:
@@ -129,13 +155,16 @@ def merged(logs: Mapping[Source, Sequence[str]]) -> Iterator[tuple[Source, str]]
 class Printer:
     """Prints lines with who wrote them, each writer in a color of its own where there is a terminal."""
 
-    def __init__(self, timestamps: bool, width: int) -> None:
-        """`width`: columns of the prefix."""
+    def __init__(self, timestamps: bool, width: int, request: str | None = None) -> None:
+        """`width`: columns of the prefix; `request`: only lines about the request with this ID."""
         self._timestamps, self._width, self._colors = timestamps, width, dict[str, str]()
+        self._ids = frozenset((request,)) if request else None
 
     def line(self, source: Source, line: str) -> None:
         """One line as the API server gave it, its time first."""
         stamp, _, text = line.partition(" ")
+        if self._ids is not None and not about(self._ids, text):
+            return
         color = self._colors.setdefault(source.label, _COLORS[len(self._colors) % len(_COLORS)])
         prefix = click.style(f"{source.label:<{self._width}} |", fg=color)
         text = "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)

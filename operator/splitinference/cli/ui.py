@@ -26,6 +26,9 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument(
         "--prometheus", metavar="URL", help="where the use of nodes is read; SPLITINFERENCE_PROMETHEUS_URL if none is given"
     )
+    parser.add_argument(
+        "--catalogue", metavar="FOLDER", help="catalogue files (*.json) beside the built-in ones, as the operator has them in a ConfigMap"
+    )
     parser.add_argument("--port", type=_port, default=0, help="port on the loopback; a free one if none is given")
     parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=sys.stdout.isatty(), help="open the page in a browser")
     parser.add_argument("--what-if", action=argparse.BooleanOptionalAction, default=True, help="offer the form that asks the planner")
@@ -64,11 +67,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _source(args: argparse.Namespace) -> "Source":
+    from splitinference.catalogue import CatalogueError, extended
     from splitinference.settings import Settings
 
     if args.simulate is not None:
         return _simulated(args)
-    settings = Settings() if args.prometheus is None else Settings(prometheus_url=args.prometheus)
+    given = {"prometheus_url": args.prometheus, "catalogue_folder": args.catalogue}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    try:
+        extended(settings.catalogue_folder)
+    except CatalogueError as error:
+        raise _Unusable(f"--catalogue: {error}") from error
     if args.recorded is not None:
         from splitinference.ui.sources import Recorded
 

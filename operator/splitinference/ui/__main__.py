@@ -34,6 +34,7 @@ class PageSettings(BaseSettings):
 def main() -> int:
     """Entry point; returns the exit status."""
     from splitinference.adapters.kubernetes.client import connect
+    from splitinference.catalogue import CatalogueError, extended
     from splitinference.ui.access import ReviewedAccess
     from splitinference.ui.kube import TIMEOUT_SECONDS, LiveCluster, Reviews
     from splitinference.ui.run import EVERYWHERE, LOCAL, Listen, serve
@@ -44,6 +45,7 @@ def main() -> int:
         if page.exposed and not page.tls_folder:
             sys.stderr.write("SPLITINFERENCE_PAGE_EXPOSED needs SPLITINFERENCE_PAGE_TLS_FOLDER: people send tokens to the page\n")
             return 2
+        extended(settings.catalogue_folder)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         api = connect()
         listen = Listen(
@@ -57,6 +59,9 @@ def main() -> int:
         source = LiveCluster(api, settings, settings.watched_namespaces)
         bounds = Bounds(page.what_if_seconds) if page.what_if else None
         asyncio.run(serve(source, listen, access, what_if=bounds, told=lambda ready: log.info("the page listens on port %s", ready.port)))
+    except CatalogueError as error:
+        sys.stderr.write(f"SPLITINFERENCE_CATALOGUE_FOLDER: {error}\n")
+        return 2
     except (ValidationError, UnavailableError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from splitinference.ui.access import LOOPBACK, Access, Guard, LocalAccess
+from splitinference.ui.connections import Connections
 from splitinference.ui.feed import Feed
 from splitinference.ui.server import Page, application
 from splitinference.ui.sources import Source
@@ -62,25 +63,29 @@ async def serve(
     # With a port: another server on the same machine is another origin.
     names = frozenset(f"{name}:{port}" for name in LOOPBACK) if access is None else LOOPBACK
     page = Page(feed, access or LocalAccess(token), Guard(names | listen.hosts), asks, signs_in=access is not None)
-    runner = web.AppRunner(application(page), access_log=None, shutdown_timeout=1.0, keepalive_timeout=30.0)
+    bounded = Connections()
+    runner = web.AppRunner(application(page, bounded), access_log=None, shutdown_timeout=1.0, keepalive_timeout=30.0)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    reading = asyncio.create_task(feed.run())
-    health = _health(listen)
+    tasks = [asyncio.create_task(feed.run())]
+    bounded_health = Connections()
+    health = _health(listen, bounded_health)
     try:
         await runner.setup()
+        tasks.append(asyncio.create_task(bounded.watch(runner)))
         await web.SockSite(runner, site, ssl_context=_tls(listen.tls)).start()
         if health is not None:
             await health.setup()
+            tasks.append(asyncio.create_task(bounded_health.watch(health)))
             await web.TCPSite(health, None, listen.health_port).start()
         scheme = "http" if listen.tls is None else "https"
         told(Ready(port, f"{scheme}://{LOCAL}:{port}/" + ("" if access is not None else f"#token={token}")))
         await stopped.wait()
     finally:
-        reading.cancel()
-        with suppress(asyncio.CancelledError):
-            await reading
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await runner.cleanup()
         if health is not None:
             await health.cleanup()
@@ -107,11 +112,11 @@ def _tls(folder: Path | None) -> ssl.SSLContext | None:
     return context
 
 
-def _health(listen: Listen) -> web.AppRunner | None:
+def _health(listen: Listen, connections: Connections) -> web.AppRunner | None:
     """Whether the process answers, for the kubelet: a port of its own, as the page's may be on the loopback alone."""
     if not listen.health_port:
         return None
-    app = web.Application()
+    app = web.Application(middlewares=[connections.middleware])
 
     async def healthy(_: web.Request) -> web.Response:
         return web.Response(text="ok")

@@ -16,6 +16,7 @@ from aiohttp import web
 from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.ui.access import Access, ForbiddenError, Guard, UnauthenticatedError, bearer
 from splitinference.ui.asked import Unanswerable, read_question
+from splitinference.ui.connections import Connections
 from splitinference.ui.document import Scope
 from splitinference.ui.feed import Feed, Sent, message
 from splitinference.ui.what_if import Busy, WhatIf
@@ -60,11 +61,13 @@ class Page:
     bounds: Bounds = Bounds()
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     write_seconds: float = WRITE_SECONDS
+    body_seconds: float = 10.0
 
 
-def application(page: Page) -> web.Application:
-    """The server's routes."""
-    app = web.Application(middlewares=[_guarded(page.guard)], client_max_size=MOST_BODY)
+def application(page: Page, connections: Connections | None = None) -> web.Application:
+    """The server's routes. `connections`: who bounds them."""
+    outer = [connections.middleware] if connections is not None else []
+    app = web.Application(middlewares=[*outer, _guarded(page.guard)], client_max_size=MOST_BODY)
     api = _Api(page)
     files = _files()
     app.router.add_get("/", _file(files["index.html"]))
@@ -162,7 +165,11 @@ class _Api:
         if request.content_type != "application/json":
             return _refusal(415, "Expected a question as application/json.")
         try:
-            body = json.loads(await request.text())
+            async with asyncio.timeout(self._page.body_seconds):
+                text = await request.text()
+            body = json.loads(text)
+        except TimeoutError:
+            return _refusal(408, f"The question did not arrive within {self._page.body_seconds:g} s.")
         except (ValueError, RecursionError):
             return _refusal(400, "The question is not JSON.")
         question = read_question(body)

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
+from splitinference_gateway import tracing
 from splitinference_gateway.access.admission import Admission, Ticket
 from splitinference_gateway.errors import ApiError
 from splitinference_gateway.pipeline.chain import Chain
@@ -199,10 +200,10 @@ class Generator:
                 if answer.token is None:
                     return
                 if before is None:
-                    metrics.first_token.labels(answer.revision).observe(now - arrived)
+                    metrics.first_token.labels(answer.revision).observe(now - arrived, tracing.exemplar())
                     observed.first_token(now - arrived)
                 elif answer.of:
-                    metrics.output_token_times(answer.revision, now - before, answer.of)
+                    metrics.output_token_times(answer.revision, now - before, answer.of, tracing.exemplar())
                     observed.gap(now - before, answer.of)
                     if answer.resumed:
                         metrics.paused(answer.resumed, now - before)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from splitinference_gateway import tracing
 from splitinference_gateway.access.admission import Admission
 from splitinference_gateway.answers.filtering import Filtering
 from splitinference_gateway.errors import ApiError, invalid, no_route
@@ -87,7 +88,7 @@ class Inference:
             message = f"The request was not finished within {self.request_seconds:.0f} s."
             raise ApiError(504, message, kind="server_error", code="deadline_exceeded") from None
         took, route = time.monotonic() - arrived, self.chain.routes.current  # its first output is there when all are
-        self.chain.metrics.first_token.labels(route.revision if route else "").observe(took)
+        self.chain.metrics.first_token.labels(route.revision if route else "").observe(took, tracing.exemplar())
         self.chain.observed.first_token(took)
         return made
 

@@ -6,7 +6,8 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -48,10 +49,14 @@ def internal_app(gateway: Gateway) -> Starlette:
 
 
 def metrics_app(gateway: Gateway) -> Starlette:
-    """GET /metrics, in Prometheus' text format."""
+    """GET /metrics, in Prometheus' text format, or in OpenMetrics where that is asked for. Only the latter has exemplars."""
 
     async def metrics(request: Request) -> Response:
-        return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        try:
+            encoder, media_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # a version that is none
+            encoder, media_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+        return Response(encoder(gateway.metrics.registry), headers={"Content-Type": media_type})
 
     return Starlette(routes=[Route("/metrics", metrics)])
 

@@ -21,7 +21,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from splitinference_protocol import log_lines
 from splitinference_protocol.addresses import listen
+from splitinference_segment import logs
 from splitinference_segment.peers.identity import Identity, IdentityError
 from splitinference_segment.server.metrics_proxy import Health, MetricsProxy
 from splitinference_segment.settings import Settings, SettingsError
@@ -149,7 +151,11 @@ def serve(settings: Settings) -> int:
         write_repository(repository, settings.model_name)
         # A session of its own: the server's stub processes are in its group and can be ended with it.
         words = command(settings, repository, source_port, secrets.token_urlsafe(32))
-        server = subprocess.Popen(words, env=environment(settings, os.environ), start_new_session=True)
+        out = subprocess.PIPE if isinstance(sys.stderr, logs.JsonStream) else None
+        server = subprocess.Popen(
+            words, env=environment(settings, os.environ), start_new_session=True, stdout=out, stderr=subprocess.STDOUT if out else None
+        )
+        lines = logs.pumped(server.stdout, sys.stderr) if server.stdout is not None and isinstance(sys.stderr, logs.JsonStream) else None
         ended: list[int] = []
 
         def end(number: int, _frame: object) -> None:
@@ -168,6 +174,8 @@ def serve(settings: Settings) -> int:
         code = server.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)  # a stub that outlived a killed server
+        if lines is not None:
+            lines.join(EXIT_SECONDS)  # its last words
         return code if code >= 0 else 128 - code
     finally:
         kept.close()
@@ -213,8 +221,10 @@ def _end(server: "subprocess.Popen[bytes]", number: int) -> None:
 def main() -> int:
     """Read the settings and serve. Exit code 2 and one sentence when a setting is wrong."""
     try:
+        if log_lines.chosen(os.environ) == "json":
+            sys.stderr = logs.JsonStream(sys.stderr)  # type: ignore[assignment]
         settings = Settings.from_environment()
-    except SettingsError as wrong:
+    except (SettingsError, ValueError) as wrong:
         print(f"segment-serve: {wrong}", file=sys.stderr)
         return 2
     if settings.tls_folder is None:

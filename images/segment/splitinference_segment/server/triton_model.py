@@ -1,12 +1,14 @@
 """The Triton side: reads META and DATA, answers through response senders. Which engine computes is the settings' to say."""
 
 import gc
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from splitinference_segment import logs
 from splitinference_segment.meters import Meters
 from splitinference_segment.peers.links import Measure
 from splitinference_segment.settings import Settings
@@ -28,6 +30,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the layers and start the worker; Triton reports ready after this returns."""
+        logs.configure(os.environ)
         settings = Settings.from_environment()
         if args["model_name"] != settings.model_name:
             raise pb_utils.TritonModelException(f"loaded as {args['model_name']}, but SI_MODEL_NAME is {settings.model_name}")

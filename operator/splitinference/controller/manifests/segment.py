@@ -178,6 +178,7 @@ class Manifests:
             "USER": "splitinference",
             **({"SI_THREADS": str(spec.segments.threads)} if spec.segments.threads else {}),
             "SI_WEIGHTS": spec.segments.weights.lower(),
+            **({"SI_LOG_FORMAT": "json"} if self._settings.log_format == "json" else {}),
         }
 
     def _container(self, image: str, variables: Mapping[str, str], model_mounts: Sequence[Manifest], memory_bytes: int) -> Manifest:

@@ -21,6 +21,9 @@ from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
 
+_MOST_REJECTED = 3
+"""So many rejected plans are planned around in one decision: each costs a solve or two."""
+
 
 @dataclass(frozen=True)
 class _Move:
@@ -30,6 +33,8 @@ class _Move:
     best: Plan
     net: float
     pays: bool
+    instead: str = ""
+    """Why it is not the best plan, in words; empty where it is."""
 
     @property
     def changes_nothing(self) -> bool:
@@ -46,17 +51,49 @@ def optional(inputs: DecisionInputs, policy: Policy, memory: Memory, solver: Sol
         message = f"{trigger.message}; nothing moves while the utilization of {unknown} is unknown"
         return Keep(reason=Kept.UNKNOWN_METRICS, message=message, trigger=trigger), memory
     memory = update_obstacles(memory, inputs, policy)
-    best = _best(current, _usable(inputs, memory), policy, solver)
+    usable = _usable(inputs, memory)
+    best = _best(current, usable, policy, solver)
     if isinstance(best, Keep):
         return best.model_copy(update={"trigger": trigger, "message": f"{trigger.message}; {best.message}"}), memory
-    net = net_gain(current, best, problem, policy)
-    move = _Move(current, best, net, pays=best.revision != current.revision and net > policy.min_gain)
+    move = _move(current, best, problem, policy)
+    if policy.mode is Mode.ADVISORY and move.pays and best.revision in inputs.rejected:
+        move = _not_rejected(move, usable, inputs, policy, solver) or move
     lead = trigger.message
     if trigger.reason is Reason.BETTER_PLAN:
         waits, lead, memory = _confirm(move, inputs, policy, memory)
         if waits is not None:
             return Keep(reason=waits, trigger=trigger), memory
     return _conclude(move, lead, inputs, policy, memory=memory, solver=solver, trigger=trigger)
+
+
+def _move(current: Plan, best: Plan, problem: Problem, policy: Policy, instead: str = "") -> _Move:
+    net = net_gain(current, best, problem, policy)
+    return _Move(current, best, net, pays=best.revision != current.revision and net > policy.min_gain, instead=instead)
+
+
+def _not_rejected(move: _Move, usable: Problem, inputs: DecisionInputs, policy: Policy, solver: Solver) -> _Move | None:
+    """The best move that pays without the nodes that rejected plans would begin to use. None: there is none.
+
+    Who rejects a plan does not want this move. A plan that differs in a layer or two would be the same again, so the nodes count.
+    A plan that only cuts anew on the same nodes names none: nothing is proposed instead of it.
+    """
+    avoided: set[str] = set()
+    for _ in range(_MOST_REJECTED):
+        avoided |= _nodes(move.best) - _nodes(move.current)
+        if not avoided:
+            return None
+        best = _best(move.current, without(usable, sorted(avoided)), policy, solver)
+        if isinstance(best, Keep):
+            return None
+        words = f"without {', '.join(sorted(avoided))}, as a plan with {'it' if len(avoided) == 1 else 'them'} was rejected"
+        move = _move(move.current, best, inputs.problem, policy, words)
+        if not move.pays or best.revision not in inputs.rejected:
+            return move if move.pays else None
+    return None
+
+
+def _nodes(plan: Plan) -> set[str]:
+    return {name for segment in plan.segments for name in segment.nodes}
 
 
 def _unknown(plan: Plan, inputs: DecisionInputs) -> str:
@@ -107,7 +144,7 @@ def _conclude(
     if not move.pays:
         message = f"{lead or 'another plan'}; {figures}: net gain {move.net:.0%}, required are more than {policy.min_gain:.0%}"
         return Keep(reason=Kept.GAIN_TOO_SMALL, message=message, trigger=trigger), memory
-    message = f"{lead}; {figures}: net gain {move.net:.0%}"
+    message = f"{lead}; {figures}: net gain {move.net:.0%}" + (f"; {move.instead}" if move.instead else "")
     if isinstance(end := solver.dry_run(best), Blocked):
         # A plan that cannot be reached is no move. Other reasons stay watched; only this plan is not tried again at once.
         watches = {k: w for k, w in memory.watches.items() if k != Reason.BETTER_PLAN}
