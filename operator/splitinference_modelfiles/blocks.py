@@ -87,4 +87,7 @@ def _linear(path: str, rows: int, columns: int, bias: bool) -> Shapes:
 
 
 def _norm(family: Family, path: str, size: int) -> Shapes:
-    return {f"{path}.weight": (size,)} | ({f"{path}.bias": (size,)} if family.norm_bias else {})
+    shapes: Shapes = {f"{path}.weight": (size,)}
+    if family.norm_bias:
+        shapes[f"{path}.bias"] = (size,)
+    return shapes

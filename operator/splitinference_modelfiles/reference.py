@@ -40,7 +40,7 @@ experts that a token is routed to. Checkpoints hold experts one by one (Mixtral,
 | RoPE kind | served | why |
 |---|---|---|
 {ropes}
-Phi-3 and Phi-4 have `longrope` (also named `su`), with one set of frequencies up to `original_max_position_embeddings` and another beyond.
+Phi-3 and Phi-4 have `longrope`, with one set of frequencies up to `original_max_position_embeddings` and another beyond.
 transformers computes the whole sequence anew when it grows past that length. Segments do not, so such a model has these positions alone.
 
 Gemma 3 has two kinds of RoPE, one for full and one for sliding attention. Each may be of a served kind.

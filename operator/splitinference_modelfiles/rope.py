@@ -15,14 +15,14 @@ SERVED = {
 """Kind → numbers that it needs. Their frequencies are fixed, and transformers' own modules compute them: splitting changes nothing."""
 LONGROPE = "longrope"
 """Served for Phi-3 and Phi-4, up to the positions of their first training: up to there its frequencies are fixed (the short factors)."""
-_LONGROPE_NAMES = (LONGROPE, "su", "yarn")
-"""As transformers reads a Phi-3."""
+_FORMER_LONGROPE = ("su", "yarn")
+"""Names that transformers turns into longrope for a Phi-3, after it has looked for the settings of longrope."""
 _PHI3_ORIGINAL = 4096
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 NOT_SERVED = {
     "dynamic": "its frequencies change with the longest sequence seen, so a token's numbers would depend on other requests",
     "longrope": "only Phi-3 and Phi-4 have it here",
-    "su": "it is longrope under its former name, which only Phi-3 and Phi-4 have here",
+    "su": "it is longrope under its former name, which transformers 5 does not read",
     "proportional": "no served family has it",
     "axial": "no served family has it",
     "mrope": "it is for images and video",
@@ -111,9 +111,11 @@ def _check_numbers(config: Mapping[str, Any], found: Mapping[str, Any], family: 
 
 
 def _phi3(config: Mapping[str, Any], found: Mapping[str, Any], name: str, family: Family) -> str:
-    """As transformers reads it: each kind but the default is longrope, with a factor for each pair of rotated numbers."""
+    """The default, or longrope with a factor for each pair of rotated numbers."""
     _check_numbers(config, found, family)
-    if name not in (*_LONGROPE_NAMES, "default"):
+    if name in _FORMER_LONGROPE:
+        raise ModelRefusedError(f"RoPE kind {name!r} is longrope under a former name, which transformers 5 fails on: write longrope")
+    if name not in (LONGROPE, "default"):
         raise ModelRefusedError(f"RoPE kind {name[:40]!r} is not served for phi3. Served are default and longrope")
     if name == "default":
         return name

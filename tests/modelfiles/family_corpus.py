@@ -92,7 +92,6 @@ SERVED = (
     _phi3("Phi-3-mini-4k", (3072, 8192, 32, 32, 32, 32064), {**_PHI3, "max_position_embeddings": 4096, "sliding_window": 2047},
           numbers=3_821_079_552, positions=4096),
     _phi3("Phi-3-mini-128k", (3072, 8192, 32, 32, 32, 32064), {**_PHI_LONG, "rope_scaling": _longrope(48)}, numbers=3_821_079_552, positions=4096),
-    _phi3("Phi-3-mini-128k as first published", (3072, 8192, 32, 32, 32, 32064), {**_PHI_LONG, "rope_scaling": _longrope(48, "su")}, positions=4096),
     _phi3("Phi-3-medium-4k", (5120, 17920, 40, 40, 10, 32064), {**_PHI3, "max_position_embeddings": 4096, "sliding_window": 2047},
           numbers=13_960_238_080),
     _phi3("Phi-3.5-mini", (3072, 8192, 32, 32, 32, 32064), {**_PHI_LONG, "rope_scaling": _longrope(48)}, numbers=3_821_079_552),
@@ -121,6 +120,7 @@ SERVED = (
 
 _S = (512, 1024, 2, 8, 2, 1000)
 REFUSED = (
+    _phi3("Phi-3-mini-128k as first published", (3072, 8192, 32, 32, 32, 32064), {**_PHI_LONG, "rope_scaling": _longrope(48, "su")}, refused="write longrope"),
     _gpt_oss("gpt-oss as published, MXFP4", (64, 64, 2, 4, 2, 100), {**_OSS, "num_local_experts": 4,
              "quantization_config": {"quant_method": "mxfp4"}}, refused="quantized weights (MXFP4)"),
     _gemma2("a Gemma 2 that sees what follows", _S, {**_CAPS, "head_dim": 64, "use_bidirectional_attention": True}, refused="use_bidirectional_attention"),

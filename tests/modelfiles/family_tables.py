@@ -89,8 +89,12 @@ def starcoder2(config: Mapping[str, Any]) -> Shapes:
 def neox(config: Mapping[str, Any]) -> Shapes:
     hidden, inner, words = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     block = _norms(hidden, "input_layernorm", "post_attention_layernorm", bias=True)
-    matrices = {"attention.query_key_value": (3 * hidden, hidden), "attention.dense": (hidden, hidden), "mlp.dense_h_to_4h": (inner, hidden),
-                "mlp.dense_4h_to_h": (hidden, inner)}  # fmt: skip
+    matrices = {
+        "attention.query_key_value": (3 * hidden, hidden),
+        "attention.dense": (hidden, hidden),
+        "mlp.dense_h_to_4h": (inner, hidden),
+        "mlp.dense_4h_to_h": (hidden, inner),
+    }
     for name, shape in matrices.items():
         block |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     shapes: Shapes = {"gpt_neox.embed_in.weight": (words, hidden), "embed_out.weight": (words, hidden)}
