@@ -75,7 +75,7 @@ transformers' `AutoTokenizer` and `save_pretrained` write it.
 Architectures:
 
 {architectures}
-Norms that are stored as `gamma` and `beta`, as in the first BERTs, are read.
+Norms that are stored as `gamma` and `beta`, as in a BERT of the first years, are read.
 
 ## Generic chains
 
