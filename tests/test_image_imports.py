@@ -1,8 +1,11 @@
 """What any file imports from the images' packages is there: tests are not type-checked, and those of the segment run in its image only."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
+
+from splitinference_modelfiles.families import DECODERS, ENCODERS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {f"splitinference_{name}": ROOT / "images" / name / f"splitinference_{name}" for name in ("segment", "gateway", "protocol")}
@@ -47,3 +50,10 @@ def test_a_name_that_was_moved_would_be_found() -> None:
     assert "KvEntry" in (defined("splitinference_segment.kv") or ())
     assert "KvShape" not in (defined("splitinference_segment.kv") or ())
     assert defined("splitinference_segment.nothing") is None
+
+
+def test_the_image_keeps_the_models_of_every_family_that_is_served() -> None:
+    kept = (ROOT / "images/segment/trim_transformers.py").read_text("utf-8").lower()
+    lost = [name for name in (*DECODERS, *ENCODERS) if f" {re.sub('[_-]|text', '', name)}for" not in kept and name != "gpt2"]
+    assert lost == []
+    assert " gpt2lmheadmodel" in kept

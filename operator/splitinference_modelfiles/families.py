@@ -6,6 +6,8 @@ The defaults are those of transformers 5, which a segment builds its modules fro
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from splitinference_modelfiles.experts import FUSED_EXPERTS, ExpertForm
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -24,8 +26,23 @@ class Family:
     not_null: frozenset[str] = frozenset()  # keys beside the usual ones that may not be null
     qkv_bias: bool = False
     bias_key: str | None = "attention_bias"
+    bias: bool = False  # where bias_key is not there
+    all_bias: bool = False  # bias_key is about all linear layers of a block
     mlp_bias_key: str | None = None
-    head_norms: bool = False
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    norm_bias: bool = False
+    head_norms: str = ""  # of queries and keys: "head", a norm for each head; "all", one for all heads
+    fused: bool = False  # queries, keys and values are one matrix, gate and up another
+    plain_mlp: tuple[str, str] | None = None  # names of the two matrices of a feed-forward layer without a gate
+    sinks: bool = False  # one number for each head, which attention sees as a token more
+    experts: ExpertForm | None = None
+    activation: str = "hidden_act"
+    whole_heads: bool = False  # transformers wants hidden_size to be a multiple of the heads, whatever head_dim says
+    windows: str = ""  # "list": layer_types says which blocks have one; "sliding": as "list", and where it is silent some have one
+    longrope: bool = False
+    partial_rope: bool = False  # a part of each head may be rotated
+    ropes_by_kind: bool = False  # full and sliding attention each have their own RoPE
+    own_rope: Mapping[str, object] | None = None  # where config.json does not say
 
     @property
     def base(self) -> str:
@@ -37,18 +54,64 @@ def _llama_like(**more: object) -> Family:
     return Family("model.embed_tokens", "model.layers", "model.norm", rotary="model.rotary_emb", **more)  # type: ignore[arg-type]
 
 
+_KV_AND_WIDTH = frozenset({"num_key_value_heads", "head_dim"})
+_FOUR_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
 DECODERS: Mapping[str, Family] = {
-    "llama": _llama_like(mlp_bias_key="mlp_bias"),
+    "llama": _llama_like(mlp_bias_key="mlp_bias", whole_heads=True),
     "mistral": _llama_like(most_positions=131072, kv_heads=8, bias_key=None, not_null=frozenset({"num_key_value_heads"})),
-    "qwen2": _llama_like(most_positions=32768, kv_heads=32, qkv_bias=True, bias_key=None),
-    "qwen3": _llama_like(most_positions=32768, kv_heads=32, head_dim=128, head_norms=True, not_null=frozenset({"head_dim"})),
-    "gemma": _llama_like(
-        tied=True, most_positions=8192, kv_heads=16, head_dim=256, not_null=frozenset({"num_key_value_heads", "head_dim"})
+    "qwen2": _llama_like(most_positions=32768, kv_heads=32, qkv_bias=True, bias_key=None, windows="list"),
+    "qwen3": _llama_like(
+        most_positions=32768, kv_heads=32, head_dim=128, head_norms="head", windows="list", not_null=frozenset({"head_dim"})
+    ),
+    "gemma": _llama_like(tied=True, most_positions=8192, kv_heads=16, head_dim=256, not_null=_KV_AND_WIDTH),
+    "gemma2": _llama_like(
+        tied=True, most_positions=8192, kv_heads=4, head_dim=256, norms=_FOUR_NORMS, activation="hidden_activation", windows="sliding",
+        whole_heads=True, not_null=_KV_AND_WIDTH | {"hidden_activation", "query_pre_attn_scalar"},
+    ),
+    "gemma3_text": _llama_like(
+        tied=True, most_positions=131072, kv_heads=4, head_dim=256, norms=_FOUR_NORMS, head_norms="head", activation="hidden_activation",
+        windows="sliding", whole_heads=True, ropes_by_kind=True, not_null=_KV_AND_WIDTH | {"hidden_activation", "query_pre_attn_scalar"},
+    ),
+    "phi3": _llama_like(
+        most_positions=4096, bias_key=None, fused=True, longrope=True, partial_rope=True,
+        not_null=frozenset({"head_dim", "original_max_position_embeddings"}),
+    ),
+    "olmo2": _llama_like(
+        norms=("post_attention_layernorm", "post_feedforward_layernorm"), head_norms="all", not_null=frozenset({"head_dim"})
+    ),
+    "smollm3": _llama_like(
+        tied=True, most_positions=32768, kv_heads=4, mlp_bias_key="mlp_bias", windows="list", not_null=frozenset({"head_dim"})
+    ),
+    "granite": _llama_like(mlp_bias_key="mlp_bias", not_null=frozenset({"head_dim"})),
+    "starcoder2": _llama_like(
+        tied=True, most_positions=4096, kv_heads=2, bias_key="use_bias", bias=True, all_bias=True, norm_bias=True,
+        plain_mlp=("c_fc", "c_proj"), not_null=frozenset({"num_key_value_heads"}),
+    ),
+    "mixtral": _llama_like(
+        most_positions=131072, kv_heads=8, bias_key=None,
+        experts=ExpertForm("block_sparse_moe", "gate", ("w1", "w3"), "w2", ("num_local_experts",), 8, 2, "intermediate_size"),
+    ),
+    "qwen3_moe": _llama_like(
+        most_positions=32768, kv_heads=4, head_norms="head", not_null=frozenset({"num_key_value_heads", "head_dim"}),
+        experts=ExpertForm("mlp", "gate", ("gate_proj", "up_proj"), "down_proj", ("num_experts", "num_local_experts"), 128, 8,
+                           "moe_intermediate_size", 768, some_blocks=True),
+    ),
+    "gpt_oss": _llama_like(
+        most_positions=131072, kv_heads=8, head_dim=64, bias=True, sinks=True, windows="sliding",
+        own_rope={"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096},
+        experts=ExpertForm("mlp", "router", FUSED_EXPERTS, "down_proj", ("num_local_experts", "num_experts"), 128, 4, "intermediate_size",
+                           2880),
+    ),
+    "gpt_neox": Family(
+        "gpt_neox.embed_in", "gpt_neox.layers", "gpt_neox.final_layer_norm", rotary="gpt_neox.rotary_emb", bias=True, norm_bias=True,
+        partial_rope=True, whole_heads=True,
     ),
     "gpt2": Family(
-        "transformer.wte", "transformer.h", "transformer.ln_f", positions="transformer.wpe", tied=True, most_positions=1024, bias_key=None
+        "transformer.wte", "transformer.h", "transformer.ln_f", positions="transformer.wpe", tied=True, most_positions=1024, bias_key=None,
+        activation="activation_function",
     ),
-}
+}  # fmt: skip
 CHAIN = "sequential"
 
 
@@ -78,29 +141,27 @@ ACTIVATIONS = frozenset(
 )  # fmt: skip
 """Those of transformers that have no weights of their own."""
 
-_EXPERTS = "mixtures of experts are not served"
+_EXPERTS = "mixtures of experts of this kind are not served"
 _STATE = "layers that keep a state other than keys and values are not served"
 _MEDIA = "models that read images, sound or video are not served"
 _FUSED = "its fused weights and its rotary positions differ from those of the served families"
 _OTHER = "its blocks differ from those of the served families"
 _CODER = "encoder-decoders are not served"
 NOT_SERVED: Mapping[str, str] = {
-    "phi3": _FUSED,
-    "gemma2": "its soft caps and alternating windows are not served",
-    "gemma3_text": "its two kinds of RoPE and alternating windows are not served",
     "gemma3": _MEDIA,
-    "smollm3": "its layers without positions are not served",
     "ministral": "its alternating windows are not served",
-    "olmo": _OTHER, "olmo2": _OTHER, "olmo3": _OTHER, "granite": "its multipliers are not served", "starcoder2": _OTHER,
-    "gpt_neox": _FUSED, "gptj": _OTHER, "gpt_neo": _OTHER, "falcon": _FUSED, "phi": _OTHER, "stablelm": _OTHER, "cohere": _OTHER,
+    "olmo": _OTHER, "olmo3": _OTHER,
+    "gptj": _OTHER, "gpt_neo": _OTHER, "falcon": "its attention takes no other KV cache than its own",
+    "phi": _OTHER, "stablelm": _OTHER, "cohere": _OTHER,
     "cohere2": _OTHER, "opt": _OTHER, "bloom": _OTHER, "mpt": _OTHER, "glm": _FUSED, "glm4": _FUSED, "chatglm": _FUSED, "exaone4": _OTHER,
     "nemotron": _OTHER, "gpt_bigcode": _OTHER, "internlm2": "its code is not part of transformers",
-    "baichuan": "its code is not part of transformers", "mixtral": _EXPERTS, "qwen2_moe": _EXPERTS, "qwen3_moe": _EXPERTS,
-    "gpt_oss": _EXPERTS, "deepseek_v2": _EXPERTS, "deepseek_v3": _EXPERTS, "granitemoe": _EXPERTS, "olmoe": _EXPERTS, "phimoe": _EXPERTS,
+    "baichuan": "its code is not part of transformers", "qwen2_moe": _EXPERTS,
+    "deepseek_v2": _EXPERTS, "deepseek_v3": _EXPERTS, "granitemoe": _EXPERTS, "olmoe": _EXPERTS, "phimoe": _EXPERTS,
     "llama4_text": _EXPERTS, "glm4_moe": _EXPERTS, "dbrx": _EXPERTS, "llama4": _MEDIA, "mllama": _MEDIA, "llava": _MEDIA,
     "qwen2_vl": _MEDIA, "qwen2_5_vl": _MEDIA, "qwen3_vl": _MEDIA, "mistral3": _MEDIA, "whisper": _MEDIA, "clip": _MEDIA, "vit": _MEDIA,
     "mamba": _STATE, "mamba2": _STATE, "jamba": _STATE, "qwen3_next": _STATE, "falcon_h1": _STATE, "rwkv": _STATE, "lfm2": _STATE,
     "recurrent_gemma": _STATE, "bamba": _STATE, "granitemoehybrid": _STATE, "t5": _CODER, "bart": _CODER, "mt5": _CODER, "marian": _CODER,
-    "modernbert": _OTHER, "distilbert": _OTHER, "albert": _OTHER, "deberta-v2": _OTHER, "electra": _OTHER, "mpnet": _OTHER,
+    "modernbert": "its blocks with windows and two kinds of RoPE are not served",
+    "distilbert": _OTHER, "albert": _OTHER, "deberta-v2": _OTHER, "electra": _OTHER, "mpnet": _OTHER,
     "nomic_bert": _OTHER,
 }  # fmt: skip

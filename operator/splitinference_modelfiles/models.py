@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitinference_modelfiles import chains, rope
+from splitinference_modelfiles.blocks import decoder_shapes
+from splitinference_modelfiles.experts import Experts, experts_of
 from splitinference_modelfiles.families import (
     ACTIVATIONS,
     CHAIN,
@@ -24,13 +26,17 @@ from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
 from splitinference_modelfiles.kinds import check_kinds
 from splitinference_modelfiles.quantization import FLOATS, refuse_quantized
 from splitinference_modelfiles.settings import refuse_nulls, shown, whole, yes
-from splitinference_modelfiles.shapes import Shapes, Sizes, decoder_shapes, encoder_shapes
+from splitinference_modelfiles.shapes import Shapes, Sizes, encoder_shapes
 
 Table = Mapping[str, TensorInfo | None]
 """Name → entry; None where the file that holds the tensor is not here, as in a segment that fetched only its own files."""
 
 HEAD = "lm_head.weight"
-_NO_WEIGHT = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(?:bias|masked_bias)$|(?:^|\.)embeddings\.(?:position_ids|token_type_ids)$")
+FORMER_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"), ("embed_out.weight", HEAD))
+"""How older checkpoints end names of BERT's norms, and GPT-NeoX its head."""
+_NO_WEIGHT = re.compile(
+    r"\.rotary_emb\.inv_freq$|\.(?:attn|attention)\.(?:bias|masked_bias)$|(?:^|\.)embeddings\.(?:position_ids|token_type_ids)$"
+)
 _NOT_NULL_OF_GPT2 = frozenset({"n_embd", "n_layer", "n_head", "n_positions", "vocab_size", "activation_function"})
 _NOT_NULL = frozenset(
     {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "max_position_embeddings", "hidden_act"}
@@ -49,6 +55,7 @@ class Model:
     used: Mapping[str, str]
     rope: str | None = None
     head: str | None = None
+    experts: Experts | None = None
 
 
 def served_model(config: Mapping[str, Any], tensors: Table, files: Collection[str] | None, *, tokenizer: bool = True) -> Model:
@@ -78,16 +85,17 @@ def _decoder(config: Mapping[str, Any], name: str, family: Family, tensors: Tabl
     if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise ModelRefusedError(f"architecture {architecture[:60]!r} is not served: of {name} those that generate text are (…ForCausalLM)")
     sizes = decoder_sizes(config, name, family)
-    kind = rope.kind(config) if family.rotary else None
-    positions = rope.positions(config, sizes.positions) if family.rotary else sizes.positions
+    kind = rope.kind(config, family) if family.rotary else None
+    positions = rope.positions(config, family, sizes.positions) if family.rotary else sizes.positions
     for key, needed in (("add_cross_attention", False), ("is_encoder_decoder", False), ("use_bidirectional_attention", False)):
         if config.get(key) not in (None, needed):
             raise ModelRefusedError(f"config.json: {key} is {shown(config[key])}, which is not served for {name}")
-    _check_activation(config, "activation_function" if name == "gpt2" else "hidden_act")
-    _check_window(config, name, sizes)
+    _check_activation(config, family.activation)
+    _check_window(config, name, family, sizes)
+    experts = experts_of(config, family.experts, sizes.blocks) if family.experts else None
     stored = _canonical(tensors, family.base, (HEAD,))
     tied = yes(config, "tie_word_embeddings", family.tied)
-    expected = decoder_shapes(config, family, sizes)
+    expected = decoder_shapes(config, family, sizes, experts)
     head: tuple[int | None, ...] = (sizes.vocabulary, sizes.hidden)
     # transformers ties a head that is not stored, or is stored with the embedding's own values. One that is stored with other values is
     # used as it is, though tie_word_embeddings is true (PreTrainedModel.tie_weights of 5.23). So a stored head is always the head.
@@ -102,7 +110,7 @@ def _decoder(config: Mapping[str, Any], name: str, family: Family, tensors: Tabl
     )
     if files is not None and (missing := missing_tokenizer(files)):
         raise ModelRefusedError(missing)
-    return Model(name, sizes, positions, HEAD not in stored, stored, kind)
+    return Model(name, sizes, positions, HEAD not in stored, stored, kind, experts=experts)
 
 
 def decoder_sizes(config: Mapping[str, Any], name: str, family: Family) -> Sizes:
@@ -123,7 +131,7 @@ def decoder_sizes(config: Mapping[str, Any], name: str, family: Family) -> Sizes
     if heads % kv_heads:
         raise ModelRefusedError(f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     head_dim = whole(config, "head_dim", default=family.head_dim or hidden // heads or 1)
-    if (config.get("head_dim") is None and family.head_dim is None and hidden % heads) or (name == "llama" and hidden % heads):
+    if (config.get("head_dim") is None and family.head_dim is None and hidden % heads) or (family.whole_heads and hidden % heads):
         raise ModelRefusedError(f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     if head_dim % 2:
         raise ModelRefusedError(f"config.json: heads of {head_dim} numbers cannot be rotated; an even number is expected")
@@ -157,8 +165,6 @@ def _encoder(config: Mapping[str, Any], name: str, family: EncoderFamily, tensor
         raise ModelRefusedError(f"config.json: max_position_embeddings {most} leaves no position after the padding's {padding}")
     unused = [name for name in tensors if _unused_of_encoder(name, family, head)]
     stored = _canonical({n: t for n, t in tensors.items() if n not in unused}, family.base, ("cls.", "lm_head.", "classifier."))
-    if old := next((n for n in stored if n.endswith((".gamma", ".beta"))), None):
-        raise ModelRefusedError(f"tensor {stored[old]} has a norm's former name (gamma, beta): save the model once with transformers 5")
     expected, ties = encoder_shapes(config, family, head, sizes)
     needed = {n: shape for n, shape in expected.items() if n not in ties or n in stored}
     _check_table(stored, tensors, needed, blocks, re.compile(rf"^{family.base}\.encoder\.layer\.(\d+)\."))
@@ -188,16 +194,19 @@ def _check_activation(config: Mapping[str, Any], key: str) -> None:
         raise ModelRefusedError(f"config.json: {key} {shown(found)} is not served; served are {', '.join(sorted(ACTIVATIONS))}")
 
 
-def _check_window(config: Mapping[str, Any], name: str, sizes: Sizes) -> None:
-    if name in ("mistral", "qwen2", "qwen3") and config.get("sliding_window") is not None:
+def _check_window(config: Mapping[str, Any], name: str, family: Family, sizes: Sizes) -> None:
+    if name != "llama" and config.get("sliding_window") is not None:
         whole(config, "sliding_window")
     kinds = config.get("layer_types")
-    if kinds is None or name not in ("qwen2", "qwen3"):
+    if not family.windows or (kinds is None and family.windows != "sliding"):
         return
     known = ("full_attention", "sliding_attention")
-    if not isinstance(kinds, list) or len(kinds) != sizes.blocks or any(kind not in known for kind in kinds):
+    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != sizes.blocks or any(kind not in known for kind in kinds)):
         raise ModelRefusedError(f"config.json: layer_types should name one of {', '.join(known)} for each of {sizes.blocks} blocks")
-    if "sliding_attention" in kinds and not (config.get("use_sliding_window") and config.get("sliding_window")):
+    some = kinds is None or "sliding_attention" in kinds
+    if family.windows == "sliding" and some and "sliding_window" in config and config["sliding_window"] is None:
+        raise ModelRefusedError("config.json: sliding_window is null, and some blocks have sliding_attention")
+    if family.windows == "list" and some and not (config.get("use_sliding_window") and config.get("sliding_window")):
         raise ModelRefusedError("config.json: layer_types has sliding_attention, and no sliding_window is in use")
 
 
@@ -207,7 +216,10 @@ def _canonical(tensors: Table, base: str, outside: tuple[str, ...]) -> dict[str,
     for stored in tensors:
         if _NO_WEIGHT.search(stored):
             continue
-        name = stored if stored.startswith((*outside, f"{base}.")) else f"{base}.{stored}"
+        name = stored
+        for former, now in FORMER_NAMES:
+            name = name.removesuffix(former) + now if name.endswith(former) else name
+        name = name if name.startswith((*outside, f"{base}.")) else f"{base}.{name}"
         if name in found:
             raise ModelRefusedError(f"tensor {name} is stored twice, as {found[name]} and as {stored}")
         found[name] = stored

@@ -2,7 +2,7 @@
 
 from splitinference_modelfiles import rope
 from splitinference_modelfiles.chains import ARGUMENTS
-from splitinference_modelfiles.families import CHAIN, DECODERS, ENCODER_HEADS, ENCODERS, NOT_SERVED
+from splitinference_modelfiles.families import CHAIN, DECODERS, ENCODER_HEADS, ENCODERS, NOT_SERVED, Family
 from splitinference_modelfiles.gguf_models import (
     CUT_EVERY,
     GGUF_NOT_SERVED,
@@ -32,11 +32,19 @@ _REST = """
 Any other `model_type` is not served.
 Models that run code of their own (`auto_map`) are served by their `model_type` alone; that code is never run.
 
+Of mixtures of experts a segment holds all experts of its blocks. The planner counts their bytes for memory, and for time those of the
+experts that a token is routed to. Checkpoints hold experts one by one (Mixtral, Qwen3-MoE) or together (gpt-oss in 16 bits).
+
 ## Rotary positions
 
 | RoPE kind | served | why |
 |---|---|---|
 {ropes}
+Phi-3 and Phi-4 have `longrope`, with one set of frequencies up to `original_max_position_embeddings` and another beyond.
+transformers computes the whole sequence anew when it grows past that length. Segments do not, so such a model has these positions alone.
+
+Gemma 3 has two kinds of RoPE, one for full and one for sliding attention. Each may be of a served kind.
+
 `maxContextTokens` above the positions of a decoder is refused with both numbers.
 Linear and YaRN stretch a model's positions by their factor.
 Requests to encoders that are too long are answered with 400.
@@ -67,7 +75,7 @@ transformers' `AutoTokenizer` and `save_pretrained` write it.
 Architectures:
 
 {architectures}
-A BERT whose norms are stored as `gamma` and `beta` is refused: save it once with transformers 5.
+Norms that are stored as `gamma` and `beta`, as in a BERT of the first years, are read.
 
 ## Generic chains
 
@@ -120,7 +128,7 @@ Answers end with the tokens that the file names (`eos`, `eot`, `eom`), and with 
 
 def rendered() -> str:
     """The whole page."""
-    rows = [f"| `{name}` | yes | decoder |\n" for name in sorted(DECODERS)]
+    rows = [f"| `{name}` | yes | decoder{_of(family)} |\n" for name, family in sorted(DECODERS.items())]
     rows += [f"| `{name}` | yes | encoder |\n" for name in sorted(ENCODERS)]
     rows.append(f"| `{CHAIN}` | yes | generic chain of layers |\n")
     rows += [f"| `{name}` | no | {why} |\n" for name, why in sorted(NOT_SERVED.items())]
@@ -145,6 +153,17 @@ def rendered() -> str:
             pre=", ".join(f"`{name}`" for name in PRE_TOKENIZERS),
         )
     )
+
+
+def _of(family: Family) -> str:
+    own = {
+        "mixture of experts": family.experts is not None,
+        "windows": family.windows == "sliding",
+        "sinks": family.sinks,
+        "longrope": family.longrope,
+    }
+    said = ", ".join(what for what, has in own.items() if has)
+    return f" ({said})" if said else ""
 
 
 def _cuts(name: str) -> str:

@@ -1,10 +1,10 @@
-"""Which tensors a model has, and of which shapes, from its configuration: names as transformers has them, with the base model's prefix."""
+"""Sizes of models, and the tensors of encoders with their shapes: names as transformers has them, with the base model's prefix."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.families import DECODERS, EncoderFamily, Family
+from splitinference_modelfiles.families import EncoderFamily
 from splitinference_modelfiles.settings import whole, yes
 
 Shapes = dict[str, tuple[int | None, ...]]
@@ -23,50 +23,6 @@ class Sizes:
     inner: int
     vocabulary: int
     positions: int
-
-
-def gpt2_shapes(sizes: Sizes) -> Shapes:
-    """All tensors but the head."""
-    hidden, inner = sizes.hidden, sizes.inner
-    shapes: Shapes = {"transformer.wte.weight": (sizes.vocabulary, hidden), "transformer.wpe.weight": (sizes.positions, hidden)}
-    for number in range(sizes.blocks):
-        block = f"transformer.h.{number}"
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"{block}.{name}.weight": (hidden,), f"{block}.{name}.bias": (hidden,)}
-        matrices = (
-            ("attn.c_attn", hidden, 3 * hidden),
-            ("attn.c_proj", hidden, hidden),
-            ("mlp.c_fc", hidden, inner),
-            ("mlp.c_proj", inner, hidden),
-        )
-        for name, rows, columns in matrices:
-            shapes |= {f"{block}.{name}.weight": (rows, columns), f"{block}.{name}.bias": (columns,)}
-    return shapes | {"transformer.ln_f.weight": (hidden,), "transformer.ln_f.bias": (hidden,)}
-
-
-def decoder_shapes(config: Mapping[str, Any], family: Family, sizes: Sizes) -> Shapes:
-    """All tensors but the head."""
-    if family is DECODERS["gpt2"]:
-        return gpt2_shapes(sizes)
-    hidden, queries, keys = sizes.hidden, sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-    all_bias = family.bias_key is not None and yes(config, family.bias_key, False)
-    mlp_bias = family.mlp_bias_key is not None and yes(config, family.mlp_bias_key, False)
-    block: Shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-    attention = (("q", queries, hidden), ("k", keys, hidden), ("v", keys, hidden), ("o", hidden, queries))
-    for name, rows, columns in attention:
-        block[f"self_attn.{name}_proj.weight"] = (rows, columns)
-        if all_bias or (family.qkv_bias and name != "o"):
-            block[f"self_attn.{name}_proj.bias"] = (rows,)
-    if family.head_norms:
-        block |= {"self_attn.q_norm.weight": (sizes.head_dim,), "self_attn.k_norm.weight": (sizes.head_dim,)}
-    for name, rows, columns in (("gate", sizes.inner, hidden), ("up", sizes.inner, hidden), ("down", hidden, sizes.inner)):
-        block[f"mlp.{name}_proj.weight"] = (rows, columns)
-        if mlp_bias:
-            block[f"mlp.{name}_proj.bias"] = (rows,)
-    shapes: Shapes = {f"{family.embedding}.weight": (sizes.vocabulary, hidden)}
-    for number in range(sizes.blocks):
-        shapes |= {f"{family.blocks}.{number}.{name}": shape for name, shape in block.items()}
-    return shapes | {f"{family.norm}.weight": (hidden,)}
 
 
 def encoder_shapes(config: Mapping[str, Any], family: EncoderFamily, head: str, sizes: Sizes) -> tuple[Shapes, dict[str, str]]:

@@ -229,7 +229,7 @@ def test_a_gguf_model_that_cannot_be_served_is_refused(
     ("more", "names", "words"),
     [
         ({"n_positions": 128}, ("tokenizer.json",), "spec.model.maxContextTokens: 256 is more than the 128 positions that the model has"),
-        ({"model_type": "phi3"}, ("tokenizer.json",), "the model cannot be served: model_type 'phi3' is not served"),
+        ({"model_type": "falcon"}, ("tokenizer.json",), "the model cannot be served: model_type 'falcon' is not served"),
         ({}, ("vocab.json",), "there is no tokenizer.json"),
     ],
 )

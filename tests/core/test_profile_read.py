@@ -8,7 +8,7 @@ import pytest
 from splitinference.core.model_files.config import profile_from_model
 from splitinference.core.values.profile import LayerKind
 from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
-from tests.modelfiles import tables
+from tests.modelfiles import family_tables, tables
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 100,
                          "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip
@@ -137,3 +137,33 @@ def test_a_null_that_transformers_takes_is_taken(key: str) -> None:
 def test_a_value_of_a_kind_that_transformers_does_not_take_is_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(ModelRefusedError, match=f"config.json: {key} is "):
         profile_from_model({**LLAMA, key: value}, llama(), "float32")
+
+
+def test_a_mixture_of_experts_holds_all_of_them_and_reads_those_that_a_token_is_routed_to() -> None:
+    config = {**LLAMA, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "tie_word_embeddings": False}
+    profile = profile_from_model(config, entries(family_tables.mixtral(config)), "bfloat16")
+    block, expert, rest = profile.layers[1], 3 * 128 * 64, 64 * 64 * 2 + 32 * 64 * 2 + 8 * 64
+    assert block.weight_bytes == (rest + 8 * expert + 2 * 64) * 2
+    assert block.read_bytes_per_token == (rest + 2 * expert + 2 * 64) * 2
+    assert block.flops_per_token == 2 * (rest + 2 * expert)
+
+
+def test_a_block_without_experts_in_a_mixture_is_read_whole() -> None:
+    config = {**LLAMA, "model_type": "qwen3_moe", "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 32,
+              "mlp_only_layers": [0], "tie_word_embeddings": False}  # fmt: skip
+    plain, routed = profile_from_model(config, entries(family_tables.qwen3_moe(config)), "bfloat16").layers[1:3]
+    assert plain.read_bytes_per_token == plain.weight_bytes
+    assert routed.read_bytes_per_token == routed.weight_bytes - 3 * 3 * 32 * 64 * 2
+
+
+def test_biases_of_experts_that_are_stored_together_are_no_matrix() -> None:
+    config = {
+        **LLAMA,
+        "model_type": "gpt_oss",
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "tie_word_embeddings": False,
+    }
+    block = profile_from_model(config, entries(family_tables.gpt_oss(config)), "bfloat16").layers[1]
+    assert block.flops_per_token == 2 * (64 * 64 * 2 + 32 * 64 * 2 + 4 * 64 + 2 * 3 * 128 * 64)

@@ -113,7 +113,6 @@ def test_a_chain_costs_what_its_layers_do_to_one_row() -> None:
         (CHAIN | {"layers": [{"type": "Conv1d", "in_channels": 1, "out_channels": 1, "kernel_size": 1}]}, {}, "number of dimensions"),
         (CHAIN, {**chain(), **table({"4.weight": (10, 63)})}, "tensor 4.weight has shape [10, 63], config.json says [10, 64]"),
         (CHAIN, {name: t for name, t in chain().items() if name != "0.bias"}, "tensor 0.bias is missing"),
-        (BERT, {n.replace("LayerNorm.weight", "LayerNorm.gamma"): t for n, t in bert().items()}, "former name (gamma, beta)"),
         (BERT, {n: t for n, t in bert().items() if "pooler" not in n}, "bert.pooler.dense.weight and 1 more is missing"),
         (ROBERTA | {"pad_token_id": None}, bert(config=ROBERTA), "pad_token_id is null"),
         (ROBERTA | {"pad_token_id": 40}, bert(config=ROBERTA), "leaves no position"),
@@ -124,3 +123,15 @@ def test_what_cannot_be_read_is_said(config: dict[str, Any], tensors: dict[str, 
     with pytest.raises(ModelRefusedError) as found:
         profile_from_model(config, tensors, "float32")
     assert words in str(found.value)
+
+
+def test_a_bert_as_first_published_is_the_same_model() -> None:
+    former = {n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for n, t in bert().items()}
+    assert sum(name.endswith(".gamma") for name in former) > 1
+    assert profile_from_model(BERT, former, "bfloat16").layers == profile_from_model(BERT, bert(), "bfloat16").layers
+
+
+def test_a_norm_under_both_names_is_refused() -> None:
+    twice = bert() | {n.replace("LayerNorm.weight", "LayerNorm.gamma"): t for n, t in bert().items() if n.endswith("LayerNorm.weight")}
+    with pytest.raises(ModelRefusedError, match="is stored twice, as"):
+        profile_from_model(BERT, twice, "bfloat16")

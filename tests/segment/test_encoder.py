@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, PreTrainedConfig, RobertaConfig, XLMRobertaConfig
 
 from splitinference_protocol.errors import SegmentError
@@ -151,3 +152,14 @@ def test_a_pooler_that_is_not_stored_is_named(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     with pytest.raises(MissingWeightsError, match=r"pooler\.dense\.weight"):
         EncoderLayers(tmp_path, 3, 6, torch.float32)
+
+
+def test_a_bert_as_first_published_has_its_norms_under_other_names(tmp_path: Path) -> None:
+    folder = written("BertModel", tmp_path)
+    expected = split(folder, [0, 3, 6], IDS)["last_hidden_state"]
+    tensors = load_file(folder / "model.safetensors")
+    former = {n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for n, t in tensors.items()}
+    assert former.keys() != tensors.keys()
+    save_file(former, folder / "model.safetensors", metadata={"format": "pt"})
+    assert is_stateless(load_layers(folder, 1, 3, torch.float32))
+    assert torch.equal(split(folder, [0, 3, 6], IDS)["last_hidden_state"], expected)

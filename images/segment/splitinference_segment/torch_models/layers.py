@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from splitinference_modelfiles.digests import Digests
 from splitinference_modelfiles.families import Family
 from splitinference_segment.torch_models.families import UNSTEADY_ROPE, UnsupportedModelError, family_of
+from splitinference_segment.torch_models.variants import Variant
 from splitinference_segment.torch_models.weights import Weights, fill
 from splitinference_segment.torch_ops import attention
 from splitinference_segment.torch_ops.attention import Row, Span
@@ -32,7 +33,7 @@ class Layers:
         if not 0 <= start < end <= count:
             raise UnsupportedModelError(f"layers {start}:{end} are not in this model, which has 0:{count}")
         rope = getattr(config, "rope_parameters", None) or {}
-        if rope.get("rope_type", "default") in UNSTEADY_ROPE:
+        if rope.get("rope_type", "default") in UNSTEADY_ROPE and not family.longrope:
             raise UnsupportedModelError(f"rope_type {rope['rope_type']!r} is not served: it depends on other sequences")
         self.start, self.end, self.count = start, end, count
         self.dtype, self.device = dtype, torch.device(device)
@@ -47,6 +48,7 @@ class Layers:
         self.head: nn.Module | None = None
         self.blocks: list[nn.Module] = []
         self._take(config, family, Weights(folder, digests))
+        self._variant = Variant(config, family, range(self.first_block, self.first_block + len(self.blocks)))
         heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
         width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.kv_shape = KvShape(len(self.blocks), heads, width, dtype, device)
@@ -70,7 +72,9 @@ class Layers:
             self.head = own[family.head] = whole.get_submodule(family.head)
         if family.rotary is not None and self.blocks:
             self.rotary = type(whole.get_submodule(family.rotary))(config=config).to(self.device)
-        fill(own, weights, whole.base_model_prefix, self._ties(config, family), dtype=self.dtype, device=self.device)
+        fill(
+            own, weights, whole.base_model_prefix, self._ties(config, family), dtype=self.dtype, device=self.device, experts=family.experts
+        )
         if self.embedding is not None and hasattr(self.embedding, "scalar_embed_scale"):  # Gemma's, a buffer not in the files
             self.embedding.embed_scale = torch.tensor(self.embedding.scalar_embed_scale, device=self.device)
         for path, module in own.items():
@@ -120,14 +124,14 @@ class Layers:
             hidden = self.embedding(values[None])
             if self.positions is not None:
                 hidden = hidden + self.positions(position_ids)
+            hidden = self._variant.embedded(hidden)
         else:
             hidden = values[None]
         if self.blocks:
             row = Row(spans, self.first_block)
-            rotation = self.rotary(hidden, position_ids=position_ids) if self.rotary is not None else None
-            extra = {"position_embeddings": rotation} if rotation is not None else {}
-            for block in self.blocks:
-                hidden = block(hidden, row=row, **extra)
+            rotations = self._variant.rotations(self.rotary, hidden, position_ids)
+            for index, block in enumerate(self.blocks):
+                hidden = block(hidden, attention_mask=None, row=row, **rotations.of(index))
         result: torch.Tensor = hidden[0]
         return result
 
@@ -135,5 +139,5 @@ class Layers:
         """Logits in float32, [n, vocabulary], of hidden states [n, hidden] after the last block. For the last segment alone."""
         if self.norm is None or self.head is None:
             raise TypeError("only the last segment has a head")
-        result: torch.Tensor = self.head(self.norm(hidden)).float()
+        result: torch.Tensor = self._variant.logits(self.head(self.norm(hidden))).float()
         return result

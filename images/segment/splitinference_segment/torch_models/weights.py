@@ -11,8 +11,10 @@ from safetensors import safe_open
 from torch import nn
 
 from splitinference_modelfiles.digests import Digests
+from splitinference_modelfiles.experts import ExpertForm, parts_of
 from splitinference_modelfiles.folder import tensor_tables
 from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.models import FORMER_NAMES
 from splitinference_modelfiles.quantization import FLOATS
 from splitinference_segment.torch_models.content import check, check_config, copied
 
@@ -43,14 +45,17 @@ class Weights:
 
     def stored_name(self, name: str, base_prefix: str) -> str | None:
         """The name under which `name` is stored; some checkpoints leave out the base model's prefix (GPT-2's does)."""
-        for candidate in (name, name.removeprefix(f"{base_prefix}."), f"{base_prefix}.{name}"):
-            if candidate in self._file_of:
-                return candidate
+        for current in (name, *former_names(name)):
+            for candidate in (current, current.removeprefix(f"{base_prefix}."), f"{base_prefix}.{current}"):
+                if candidate in self._file_of:
+                    return candidate
         return None
 
-    def read(self, names: Iterable[str], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
-        """Read tensors by stored name. They are copies, so that serving never waits for the page cache. MismatchError where one is not what
-        its digest says."""
+    def read(
+        self, names: Iterable[str], dtype: torch.dtype, device: torch.device, places: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Read tensors by stored name, those of `places` into this memory, others into memory of their own. They are copies: serving
+        never waits for the page cache. MismatchError where one is not what its digest says."""
         by_file: dict[str, list[str]] = {}
         for name in names:
             if name not in self._table:
@@ -66,7 +71,10 @@ class Weights:
                 for name in stored_names:
                     tensor = stored.get_tensor(name)
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
-                    tensors[name] = torch.empty(tensor.shape, dtype=kind, device=device)
+                    place = places.get(name) if places else None
+                    if place is not None and place.shape != tensor.shape:
+                        raise MissingWeightsError(f"tensor {name} has shape {list(tensor.shape)}, expected {list(place.shape)}")
+                    tensors[name] = torch.empty(tensor.shape, dtype=kind, device=device) if place is None else place
                     if self._digests is None:
                         tensors[name].copy_(tensor)
                     else:
@@ -78,6 +86,15 @@ class Weights:
     def _digest_of(self, name: str) -> str:
         with safe_open(str(self._folder / self._file_of[name]), framework="pt") as stored:
             return copied(name, self._table[name], stored.get_tensor(name), None)
+
+
+def former_names(name: str) -> list[str]:
+    """Names that older checkpoints give the tensor."""
+    return [name.removesuffix(now) + former for former, now in FORMER_NAMES if name.endswith(now)]
+
+
+def _place(expert: torch.Tensor, half: int | None) -> torch.Tensor:
+    return expert if half is None else expert.chunk(2)[half]
 
 
 def _keep(path: Path) -> None:
@@ -96,26 +113,36 @@ def fill(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    experts: ExpertForm | None = None,
 ) -> None:
     """Give modules on the meta device, by path, their stored tensors. `ties`: names under which a tied weight may be stored, best first.
+    `experts`: how the family stores the experts that a module has as one tensor.
 
     A name that is stored once is read once: a tied head and embedding in one segment share their memory. MissingWeightsError names what
     is not there.
     """
     stored: dict[str, str] = {}
-    missing = []
-    for path, module in own.items():
-        for key in module.state_dict():
-            name = f"{path}.{key}"
-            candidates = [weights.stored_name(candidate, base_prefix) for candidate in ties.get(name, (name,))]
-            found = next((candidate for candidate in candidates if candidate is not None), None)
-            if found is None:
-                missing.append(name)
-            else:
-                stored[name] = found
+    missing: list[str] = []
+    joined: dict[str, torch.Tensor] = {}
+    places: dict[str, torch.Tensor] = {}
+    for name, empty in ((f"{path}.{key}", empty) for path, module in own.items() for key, empty in module.state_dict().items()):
+        as_stored, parts = parts_of(name, experts, len(empty)) if experts is not None else (name, ())
+        if parts:
+            joined[name] = torch.empty(empty.shape, dtype=dtype, device=device)
+            parted = {weights.stored_name(part.name, base_prefix): part for part in parts}
+            places |= {found: _place(joined[name][part.expert], part.half) for found, part in parted.items() if found is not None}
+            missing += [part.name for found, part in parted.items() if found is None]
+            continue
+        candidates = [weights.stored_name(candidate, base_prefix) for candidate in ties.get(as_stored, (as_stored,))]
+        found = next((candidate for candidate in candidates if candidate is not None), None)
+        if found is None:
+            missing.append(as_stored)
+        else:
+            stored[name] = found
     if missing:
         raise MissingWeightsError(f"{len(missing)} tensors of {', '.join(own)} are not stored, first {missing[:3]}")
-    tensors = weights.read(sorted(set(stored.values())), dtype, device)
+    tensors = weights.read(sorted({*stored.values(), *places}), dtype, device, places)
+    whole = {name: tensors[found] for name, found in stored.items()} | joined
     for path, module in own.items():
-        module.load_state_dict({key: tensors[stored[f"{path}.{key}"]] for key in module.state_dict()}, assign=True)
+        module.load_state_dict({key: whole[f"{path}.{key}"] for key in module.state_dict()}, assign=True)
         module.requires_grad_(False)

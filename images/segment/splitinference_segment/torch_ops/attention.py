@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from splitinference_segment.kv import KvEntry
+from splitinference_segment.torch_ops.eager import attend_eagerly
 from splitinference_segment.torch_ops.together import Together, side_by_side, summed
 
 NAME = "splitinference"
@@ -34,17 +35,17 @@ class Span:
     start: int
     tokens: int
     position: int
-    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, times: int, device: torch.device) -> torch.Tensor:
         """Which keys each token may see, [times × tokens, position + tokens]: its past, itself, and no further back than the window."""
-        if window not in self._masks:
+        if (window, times) not in self._masks:
             total = self.position + self.tokens
             query = torch.arange(self.position, total, device=device)[:, None]
             key = torch.arange(total, device=device)[None, :]
             seen = key <= query
-            self._masks[window] = (seen if window is None else seen & (key > query - window)).repeat(times, 1)
-        return self._masks[window]
+            self._masks[window, times] = (seen if window is None else seen & (key > query - window)).repeat(times, 1)
+        return self._masks[window, times]
 
 
 class Row:
@@ -52,6 +53,7 @@ class Row:
 
     def __init__(self, spans: Sequence[Span], first_block: int) -> None:
         self.first_block = first_block
+        self.spans = tuple(spans)
         self.together: tuple[Together, ...] = side_by_side(spans)
         taken = {start for group in self.together for start in group.rows.tolist()}
         self.alone = tuple(span for span in spans if span.start not in taken)
@@ -66,6 +68,8 @@ def attend(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     row: Row | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -73,6 +77,12 @@ def attend(
     if row is None or attention_mask is not None:
         raise TypeError("the blocks of a segment are called with `row` and without an attention mask")
     block = module.layer_idx - row.first_block
+    if softcap is not None or s_aux is not None:
+        parts = [
+            _attend_eagerly(span, block, query, key, value, scaling=scaling, window=sliding_window, softcap=softcap, sinks=s_aux)
+            for span in row.spans
+        ]
+        return torch.cat(parts, dim=1), None
     if len(row.alone) == 1 and not row.together:
         return _attend_span(row.alone[0], block, query, key, value, scaling=scaling, window=sliding_window), None
     out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
@@ -84,6 +94,16 @@ def attend(
         for group in row.together:
             out[0, group.rows] = group.attend(block, query, written, scaling=scaling, window=sliding_window)
     return out, None
+
+
+def _attend_eagerly(
+    span: Span, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None, **settings: Any
+) -> torch.Tensor:
+    row, total = slice(span.start, span.start + span.tokens), span.position + span.tokens
+    keys, values = span.entry.buffer[:, block]
+    keys[:, span.position : total] = key[0, :, row]
+    values[:, span.position : total] = value[0, :, row]
+    return attend_eagerly(span.entry, block, query[:, :, row], span.mask(window, 1, query.device), **settings)
 
 
 def _attend_span(

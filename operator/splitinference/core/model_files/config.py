@@ -34,8 +34,8 @@ def profile_from_model(
     """The profile of a model served in `dtype` (`float32`, `float16`, `bfloat16`). `files`: names in its folder; None: not known.
     `runtime_bytes` and `llama_runtime_bytes` (None: the same): memory of a segment server of either engine that holds no layer.
 
-    FLOPs are two per multiplied weight; attention adds four per head dimension, head and attended position. Raises
-    ModelRefusedError where the model is not served.
+    FLOPs are two per multiplied weight; attention adds four per head dimension, head and attended position. All experts of a block are
+    held; a token multiplies with and reads those that it is routed to. Raises ModelRefusedError where the model is not served.
     """
     if dtype not in BYTES_PER_ELEMENT:
         raise ModelRefusedError(f"dtype {dtype!r} is not supported; supported are {', '.join(sorted(BYTES_PER_ELEMENT))}")
@@ -61,6 +61,10 @@ def profile_from_model(
     )
 
 
+def _all(_: str) -> float:
+    return 1.0
+
+
 def _decoder_layers(model: Model, family: Family, tensors: Mapping[str, TensorInfo], size: int) -> list[Layer]:
     assert model.sizes is not None  # noqa: S101 - only chains have none
     sizes = model.sizes
@@ -74,6 +78,7 @@ def _decoder_layers(model: Model, family: Family, tensors: Mapping[str, TensorIn
         else:
             (embedding if name in tables else last)[name] = tensors[stored]
     boundary = sizes.hidden * size
+    share = model.experts.share if model.experts else _all
     layers = [
         Layer(
             index=0,
@@ -92,7 +97,8 @@ def _decoder_layers(model: Model, family: Family, tensors: Mapping[str, TensorIn
                 index=number + 1,
                 name=f"block {number}",
                 weight_bytes=elements(block.values()) * size,
-                flops_per_token=2.0 * matrix_elements(block.values()),
+                read_bytes_per_token=round(sum(t.elements * share(name) for name, t in block.items()) * size) if model.experts else None,
+                flops_per_token=2.0 * sum(matrix_elements([t]) * share(name) for name, t in block.items() if not name.endswith("bias")),
                 flops_per_token_and_context=4.0 * sizes.heads * sizes.head_dim,
                 kv_bytes_per_token=2 * sizes.kv_heads * sizes.head_dim * size,
                 boundary_bytes_per_token=boundary,
