@@ -51,11 +51,12 @@ class WorkerSize:
 SIZES = (
     WorkerSize(1.0, 700, trusted=True),
     WorkerSize(0.8, 650),
-    WorkerSize(0.6, 680, trusted=True),
+    WorkerSize(0.6, 872, trusted=True),
     WorkerSize(0.5, 650),
 )
-"""Unequal on purpose, and so small that SmolLM2-135M needs three of the four, wherever its gateway (192 MiB) runs; the segment between
-those on trusted nodes then holds ten layers or more, and the fourth node, of the same memory, has room for it."""
+"""Unequal on purpose, and so small that SmolLM2-135M needs three of the four, wherever its gateway (192 MiB) runs and wherever room is left
+for the second one of a rollout; the segment between those on trusted nodes then holds ten layers or more, and the fourth node, of the same
+memory, has room for it."""
 
 CONTROL_PLANE_SHARE = 0.25
 """Of the machine's cores, for the control plane, Prometheus, the operator, and those who ask."""

@@ -318,7 +318,7 @@ def drained(cluster: Cluster) -> Happened:
         return f"{left} is drained; {figures(traffic)}"
 
 
-@case(14, "annotations, labels and pull secrets for segments and gateway", "no segment is replaced for what does not change it")
+@case(14, "annotations, labels and pull secrets for pods", "the gateway is rolled out, and no segment is replaced for that", quick=True)
 def template_of_pods(cluster: Cluster) -> Happened:
     before = {name: made for name, made in pods(cluster).items() if not name.startswith(GATEWAY)}
     given = {"annotations": {"cases.test/team": "blue"}, "labels": {"cases.test/team": "blue"}, "imagePullSecrets": ["registry"]}
