@@ -5,8 +5,8 @@ from itertools import groupby
 from pathlib import Path
 
 from splitinference import catalogue
-from splitinference.core.cost.fit import fitted
-from splitinference.core.cost.rows import Row
+from splitinference.core.cost.fitting.fit import fitted
+from splitinference.core.cost.fitting.rows import Row
 
 PRIORS = Path(__file__).parents[1] / "operator/splitinference/catalogue/priors.json"
 

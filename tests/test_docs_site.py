@@ -18,13 +18,13 @@ Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix,
 
 
 def test_links_out_of_the_pages_become_paths_or_links(monkeypatch: pytest.MonkeyPatch):
-    text = "See [the code](../../operator/splitinference/settings.py), [a page](../tutorial.md), [us](https://a.example/b) and `[x](y.py)`."
+    text = "See [the code](../../operator/splitinference/__main__.py), [a page](../tutorial.md), [us](https://a.example/b) and `[x](y.py)`."
     found = docs_site.links_inside(text.replace(" and `[x](y.py)`", ""), "how-to/simulate.md")
-    assert "the code (`operator/splitinference/settings.py`)" in found
+    assert "the code (`operator/splitinference/__main__.py`)" in found
     assert "[a page](../tutorial.md)" in found
     assert "[us](https://a.example/b)" in found
     monkeypatch.setattr(docs_site, "URL", "https://git.example/us")
-    assert "(https://git.example/us/blob/main/operator/splitinference/settings.py)" in docs_site.links_inside(
+    assert "(https://git.example/us/blob/main/operator/splitinference/__main__.py)" in docs_site.links_inside(
         text[:66] + ")", "how-to/x.md"
     )
     assert docs_site.links_inside("[home](../../README.md)", "how-to/x.md") == "[home](../index.md)\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from splitinference_segment import measure, measure_blocks
+from splitinference_segment.programs import measure, measure_blocks
 
 RUNS = 3
 READY, ASKED, ANSWER = (Path("/tmp") / name for name in ("ready", "asked", "answer"))

@@ -32,8 +32,8 @@ from splitinference.adapters.triton import TritonSegments
 from splitinference.catalogue import CatalogueError, extended
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import Ports, RefusedError, UnavailableError
-from splitinference.controller.reconcile.node_measuring import Measuring
 from splitinference.controller.reconcile.reconcile import Reconciler
+from splitinference.controller.reconcile.upkeep.node_measuring import Measuring
 from splitinference.controller.runtime import handlers
 from splitinference.controller.runtime.leadership import Claims, Leadership, Watched
 from splitinference.controller.runtime.workqueue import Ended, Key, Pass, Passes

@@ -8,7 +8,7 @@ from splitinference.adapters.telemetry import ResourceGauges, Telemetry
 from splitinference.controller.identity import Owner
 from splitinference.controller.manifests.pod_parts import metadata
 from splitinference.controller.ports import UnavailableError
-from splitinference.controller.reconcile.credentials import NOT_AFTER
+from splitinference.controller.reconcile.upkeep.credentials import NOT_AFTER
 from splitinference.controller.runtime.workqueue import Ended, Pass
 from splitinference.core.values.result import Infeasible, Limits
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.controller.api.spec import GROUP, PLURAL, VERSION, Rejected, Resource, read_resource
+from splitinference.controller.api.group import GROUP, PLURAL, VERSION
+from splitinference.controller.api.spec import Rejected, Resource, read_resource
 
 
 def create(api: client.ApiClient, namespace: str, *rules: dict[str, str], digest: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from splitinference.controller.api.spec import Rejected, Resource, read_resource
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import Unreadable
-from splitinference.controller.reconcile.desired import Asked
+from splitinference.controller.reconcile.planning.desired import Asked
 from splitinference.core.model_files.safetensors import with_content
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.problem import Constraints

@@ -26,7 +26,7 @@ from splitinference.controller.cluster_state.node_benchmark import (
 )
 from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
 from splitinference.controller.ports import Listing, Manifest, RefusedError, UnavailableError
-from splitinference.controller.reconcile.node_measuring import BUSY_SECONDS, IDLE_SECONDS, Measuring
+from splitinference.controller.reconcile.upkeep.node_measuring import BUSY_SECONDS, IDLE_SECONDS, Measuring
 from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 from splitinference.settings import Settings
 from tests.controller import world

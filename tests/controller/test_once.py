@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from splitinference.controller.api import spec
-from splitinference.controller.reconcile import gather, plan_pass, reconcile
+from splitinference.controller.reconcile import in_force, one_pass
+from splitinference.controller.reconcile.planning import gather, plan_pass
 from tests.controller.stories import serving, small
 from tests.controller.world import Operator, World, a_body
 
@@ -30,8 +31,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(spec, "read_spec")
     count(gather, "observed_of")
     count(plan_pass, "next_steps")
-    count(reconcile, "read_plan")
-    count(reconcile, "build")
+    count(in_force, "read_plan")
+    count(in_force, "build")
+    count(one_pass, "build")
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from splitinference.controller.manifests.segment import Manifests
-from splitinference.controller.reconcile.object_keeper import Keeper, difference
+from splitinference.controller.reconcile.upkeep.object_keeper import Keeper, difference
 from splitinference.settings import Settings
 from tests.controller.objects import parsed
 from tests.controller.test_manifests import a_profile, a_resource

@@ -8,8 +8,16 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.reconcile import plan_pass as module
-from splitinference.controller.reconcile.plan_pass import Course, PassInputs, Question, confirmed, plan_pass, with_room, without_route
+from splitinference.controller.reconcile.planning import plan_pass as module
+from splitinference.controller.reconcile.planning.plan_pass import (
+    Course,
+    PassInputs,
+    Question,
+    confirmed,
+    plan_pass,
+    with_room,
+    without_route,
+)
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
 from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, Phase, Target

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from splitinference.controller.api.spec import LayerRange, Mode, Rejected, Resource, read_resource
+from splitinference.controller.api.adaptation_spec import Mode
+from splitinference.controller.api.spec import Rejected, Resource, read_resource
+from splitinference.controller.api.spec_value import LayerRange
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.controller.spec_to_core.policy import policy
 from splitinference.core.values.problem import Goal

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from splitinference.controller.manifests.segment import Manifests
-from splitinference.controller.reconcile.rooms import rooms_of
+from splitinference.controller.reconcile.planning.rooms import rooms_of
 from tests.controller.objects import MIB, parsed
 from tests.controller.pretend import SETTINGS
 from tests.controller.stories import reasons

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitinference.controller.api.adaptation_spec import Adaptation
 from splitinference.controller.api.conditions import (
     Condition,
     Decision,
@@ -17,7 +18,7 @@ from splitinference.controller.api.conditions import (
     decisions,
     merge_patch,
 )
-from splitinference.controller.api.spec import Adaptation, Rejected, Resource, SpecReader
+from splitinference.controller.api.spec import Rejected, Resource, SpecReader
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.plan_io.columns import duration, latency, nodes, observed
 from splitinference.controller.plan_io.plan_status import Planned, asked_for, build, read_plan, write_plan

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from splitinference.controller.reconcile.proposals import APPROVE, REJECT
+from splitinference.controller.reconcile.status.proposals import APPROVE, REJECT
 from tests.controller.stories import busy_node, reasons, serving
 from tests.controller.world import Operator, World
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from splitinference.controller.api.spec import TRUSTED, Rejected
+from splitinference.controller.api.privacy_spec import TRUSTED
+from splitinference.controller.api.spec import Rejected
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.controller.trust.trust_labels import trusted_labels
 from splitinference.core.cost import violations

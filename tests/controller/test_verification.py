@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.api.spec import TOLERANCES, TRUSTED, Rejected, Resource, read_resource
+from splitinference.controller.api.privacy_spec import TOLERANCES, TRUSTED
+from splitinference.controller.api.spec import Rejected, Resource, read_resource
 from splitinference.controller.history.adaptation_state import Recall
 from splitinference.controller.manifests.network_policies import policies_of
 from splitinference.controller.manifests.route import cut_over, read_route, with_verification
 from splitinference.controller.manifests.segment import Manifests
-from splitinference.controller.reconcile.verification import checks_of
+from splitinference.controller.reconcile.upkeep.verification import checks_of
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.transition.state import NamedSegment, Route
 from splitinference.core.values.plan import Segment

@@ -11,7 +11,8 @@ from splitinference.controller.api.conditions import stamp
 from splitinference.controller.cluster_state.pods import is_over, node_of, requested_bytes, requested_millicores
 from splitinference.controller.manifests.pod_parts import labels_asked
 from splitinference.controller.ports import Manifest, Pending, Unreadable
-from splitinference.controller.reconcile.reconcile import Looked, Reconciler
+from splitinference.controller.reconcile.one_pass import Looked
+from splitinference.controller.reconcile.reconcile import Reconciler
 from splitinference.core.values.profile import Profile
 from tests.controller.objects import MIB, NAMESPACE, a_body, a_node, is_ready, ready_node, seen_traffic
 from tests.controller.pretend import SETTINGS, Killed, Pretend

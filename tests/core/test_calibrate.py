@@ -7,8 +7,8 @@ import pytest
 
 from splitinference.cli.main import main
 from splitinference.core.cost import predict
-from splitinference.core.cost.calibrate import Observed, calibrate
 from splitinference.core.cost.evaluate import UnknownPlace
+from splitinference.core.cost.fitting.calibrate import Observed, calibrate
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem, Workload
 from tests.core.planner_problems import a_node, a_plan, a_profile

@@ -6,9 +6,9 @@ import random
 import pytest
 
 from splitinference import catalogue
-from splitinference.core.cost.errors import Errors, errors
-from splitinference.core.cost.fit import fitted
-from splitinference.core.cost.rows import Row, place_of, predicted_ms
+from splitinference.core.cost.fitting.errors import Errors, errors
+from splitinference.core.cost.fitting.fit import fitted
+from splitinference.core.cost.fitting.rows import Row, place_of, predicted_ms
 from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 from tests.catalogue_priors import PRIORS, text
 

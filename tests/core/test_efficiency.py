@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from splitinference import catalogue
 from splitinference.cli.main import main
 from splitinference.core.cost import predict
-from splitinference.core.cost.catalogue import LEAST_FOREIGN_SPREAD, Catalogue
+from splitinference.core.cost.fitting.catalogue import LEAST_FOREIGN_SPREAD, Catalogue
 from splitinference.core.cost.measured import measured_ms
 from splitinference.core.cost.ranges import ranges
 from splitinference.core.cost.site import sites

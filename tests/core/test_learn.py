@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cost.learn import ENOUGH_WINDOWS, FORGOTTEN, LEAST, MOST, Factor, calibrated, counting, learn
+from splitinference.core.cost.fitting.learn import ENOUGH_WINDOWS, FORGOTTEN, LEAST, MOST, Factor, calibrated, counting, learn
 from splitinference.core.values.cluster import Snapshot
 from tests.core.planning import a_node
 

@@ -14,7 +14,7 @@ import uvicorn
 
 from splitinference_gateway.__main__ import client_config
 from splitinference_gateway.gateway import Gateway
-from splitinference_gateway.listeners import Sockets
+from splitinference_gateway.server.listeners import Sockets
 from splitinference_gateway.settings import Settings
 from tests.gateway.toy_chain import ToySegment
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from splitinference_gateway.admission import Admission, KvBudget, Ticket
+from splitinference_gateway.access.admission import Admission, KvBudget, Ticket
 from splitinference_gateway.errors import ApiError
 from tests.gateway.serving import MODEL, serving
 from tests.gateway.toy_chain import toy_segments

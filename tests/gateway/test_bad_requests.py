@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from splitinference_gateway.client_requests.requests import ChatRequest, CompletionRequest, parse
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.requests import ChatRequest, CompletionRequest, parse
 from tests.gateway.serving import MODEL, serving
 from tests.gateway.toy_chain import toy_segments
 

@@ -8,10 +8,10 @@ import grpc
 import grpc.aio
 import pytest
 
+from splitinference_gateway.endpoints.kserve import ModelInferRequest
+from splitinference_gateway.endpoints.kserve_grpc import _address
+from splitinference_gateway.endpoints.kserve_message import read_infer
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.kserve import ModelInferRequest
-from splitinference_gateway.kserve_grpc import _address
-from splitinference_gateway.kserve_message import read_infer
 from tests.gateway.serving import MODEL, Serving
 from tests.gateway.test_kserve import BERT, tensors
 

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from splitinference_gateway.chat_template import ChatTemplate
+from splitinference_gateway.client_requests.fields import ONLY_NEUTRAL
+from splitinference_gateway.client_requests.requests import ChatRequest, CompletionRequest
+from splitinference_gateway.client_requests.responses_request import ResponseRequest
+from splitinference_gateway.client_requests.text_requests import EmbeddingRequest, RerankRequest, ScoreRequest
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.fields import ONLY_NEUTRAL
-from splitinference_gateway.kserve_body import parse_infer
-from splitinference_gateway.reading import Reader
-from splitinference_gateway.requests import ChatRequest, CompletionRequest
-from splitinference_gateway.responses_request import ResponseRequest
-from splitinference_gateway.signature import Signature
-from splitinference_gateway.text_requests import EmbeddingRequest, RerankRequest, ScoreRequest
-from splitinference_gateway.texts import TextReader
-from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.prompt_reading.reading import Reader
+from splitinference_gateway.prompt_reading.texts import TextReader
+from splitinference_gateway.tensor_io.kserve_body import parse_infer
+from splitinference_gateway.tensor_io.signature import Signature
+from splitinference_gateway.tokens.chat_template import ChatTemplate
+from splitinference_gateway.tokens.tokenizer import ModelTokenizer
 from tests.examples import examples
 from tests.gateway.model_folder import CLASSIFIER, write_encoder
 from tests.gateway.serving import MODEL, Serving, serving

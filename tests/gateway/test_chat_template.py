@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitinference_gateway.chat_template import ChatTemplate, TemplateError
+from splitinference_gateway.tokens.chat_template import ChatTemplate, TemplateError
 
 MESSAGES = [{"role": "user", "content": "hi <é>"}]
 

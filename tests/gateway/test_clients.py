@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from splitinference_gateway.api_keys import ApiKeys
-from splitinference_gateway.configmap_watch import ApiServer
+from splitinference_gateway.access.api_keys import ApiKeys
+from splitinference_gateway.access.token_review import TokenReviews
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.token_review import TokenReviews
+from splitinference_gateway.routing.configmap_watch import ApiServer
 from tests.gateway.serving import serving
 from tests.gateway.toy_chain import toy_segments
 

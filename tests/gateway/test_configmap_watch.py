@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from splitinference_gateway.configmap_watch import ApiServer, watch_configmap
-from splitinference_gateway.route_source import RouteReader, poll_file
+from splitinference_gateway.routing.configmap_watch import ApiServer, watch_configmap
+from splitinference_gateway.routing.route_source import RouteReader, poll_file
 from splitinference_protocol.route import RouteDocument
 
 pytestmark = pytest.mark.anyio

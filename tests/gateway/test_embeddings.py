@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from splitinference_gateway.sentence import Sentence
+from splitinference_gateway.tokens.sentence import Sentence
 from tests.gateway.model_folder import BEGIN, BERT, CLASSIFIER, END, MEAN, write_encoder
 from tests.gateway.serving import MODEL, serving
 from tests.gateway.toy_chain import toy_embedding, toy_segments

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from splitinference_gateway.chain import RESUMED
-from splitinference_gateway.handover import Speeds, copy_is_quicker, copy_seconds, newcomers
-from splitinference_gateway.steps import Pulled
-from splitinference_protocol.meta import Hop
+from splitinference_gateway.pipeline.chain import RESUMED
+from splitinference_gateway.pipeline.handover import Speeds, copy_is_quicker, copy_seconds, newcomers
+from splitinference_gateway.pipeline.steps import Pulled
+from splitinference_protocol.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import ToySegment, reference, toy_segments
 

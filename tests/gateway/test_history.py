@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference_gateway.history import History
-from splitinference_gateway.sampling import Sampling
+from splitinference_gateway.pipeline.history import History
+from splitinference_gateway.tokens.sampling import Sampling
 from splitinference_protocol import leb128
 from splitinference_protocol import meta as protocol
+from splitinference_protocol import sampling as told
+from splitinference_protocol.errors import SegmentError
 from splitinference_protocol.leb128 import pack, pack_counts, pack_ids
-from splitinference_protocol.meta import SegmentError, TensorMeta
+from splitinference_protocol.request import TensorMeta
 
 TOKENS = st.integers(0, 2**31 - 1)
 STEP: dict[str, Any] = {"v": 1, "op": "step", "sequence": "s", "position": 3, "tensor": {"dtype": "int64", "shape": [1]}, "sample": True}
@@ -133,7 +135,7 @@ def test_a_wrong_sampling_field_is_refused_by_name(sampling: dict[str, Any]) -> 
     "named", [{"bias": ((8, 1.0),)}, {"banned": (8,)}, {"prompt": pack_ids([3, 8])}, {"generated": pack_counts({8: 1})}]
 )
 def test_a_token_that_the_model_does_not_have_is_told_before_the_step_waits(named: dict[str, Any]) -> None:
-    sampling = protocol.Sampling(**named)
+    sampling = told.Sampling(**named)
     sampling.check(9)
     with pytest.raises(ValueError, match=f"sampling.{next(iter(named))}: token id 8 is not in the model's vocabulary of 8"):
         sampling.check(8)

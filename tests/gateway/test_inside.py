@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from splitinference_gateway import peers
-from splitinference_gateway.listeners import bind
+from splitinference_gateway.server import peers
+from splitinference_gateway.server.listeners import bind
 from tests.gateway.certificates import IDENTITY, Authority
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import toy_segments

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from splitinference_gateway.admission import Admission, KvBudget
-from splitinference_gateway.chain import Mending
+from splitinference_gateway.access.admission import Admission, KvBudget
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.lanes import Chooser, Lane, Pace, Wish
-from splitinference_gateway.steps import StepError
-from splitinference_protocol.meta import Hop
+from splitinference_gateway.pipeline.chain import Mending
+from splitinference_gateway.pipeline.steps import StepError
+from splitinference_gateway.routing.lanes import Chooser, Lane, Pace, Wish
+from splitinference_protocol.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import ToySegment, reference, toy_segments
 

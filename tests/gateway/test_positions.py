@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from splitinference_gateway.positions import positions, vocabulary
+from splitinference_gateway.tokens.positions import positions, vocabulary
 
 _OF_32K = {"original_max_position_embeddings": 32768}
 _OF_8K = {"original_max_position_embeddings": 8192}

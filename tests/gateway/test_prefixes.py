@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from splitinference_gateway.prefixes import BLOCK, Prefixes, block_names
-from splitinference_protocol.meta import Hop
+from splitinference_gateway.pipeline.prefixes import BLOCK, Prefixes, block_names
+from splitinference_protocol.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import reference, toy_segments
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.prompts import Prompts
+from splitinference_gateway.prompt_reading.prompts import Prompts
 from splitinference_gateway.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from splitinference_gateway.gateway import Gateway
-from splitinference_gateway.routes import HOLD_SECONDS, Routes
+from splitinference_gateway.routing.routes import HOLD_SECONDS, Routes
 from splitinference_gateway.settings import Settings
 from splitinference_protocol.route import RouteDocument, RouteError
 from tests.gateway.serving import MODEL, Serving, serving

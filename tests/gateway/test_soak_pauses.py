@@ -5,8 +5,8 @@ import math
 import pytest
 from prometheus_client import generate_latest
 
-from splitinference_gateway.chain import HANDOVER, MENDING, REPLAY
 from splitinference_gateway.metrics import Metrics
+from splitinference_gateway.pipeline.chain import HANDOVER, MENDING, REPLAY
 from tests.gateway.soak.pauses import Pauses, pauses, quantile
 
 

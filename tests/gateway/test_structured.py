@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.guides import Grammar, Guides
-from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tokens.guides import Grammar, Guides
+from splitinference_gateway.tokens.tokenizer import ModelTokenizer
 from tests.gateway.model_folder import END
 from tests.gateway.serving import MODEL, serving
 from tests.gateway.toy_chain import ToySegment, toy_segments

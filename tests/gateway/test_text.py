@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from splitinference_gateway.text import Detokenizer, StopStrings
-from splitinference_gateway.tokenizer import ModelFilesError, ModelTokenizer
+from splitinference_gateway.tokens.text import Detokenizer, StopStrings
+from splitinference_gateway.tokens.tokenizer import ModelFilesError, ModelTokenizer
 from tests.gateway.model_folder import BEGIN, END
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from splitinference_gateway.tools import FORMS, Call, ToolText, form_of
+from splitinference_gateway.client_requests.tools import FORMS, Call, ToolText, form_of
 from tests.gateway.model_folder import write_model
 from tests.gateway.serving import MODEL, serving
 from tests.gateway.toy_chain import toy_segments

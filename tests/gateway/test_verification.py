@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from splitinference_gateway.steps import StepClient, StepError
-from splitinference_gateway.verification import bound
-from splitinference_protocol.meta import Hop
+from splitinference_gateway.pipeline.steps import StepClient, StepError
+from splitinference_gateway.pipeline.verification import bound
+from splitinference_protocol.request import Hop
 from splitinference_protocol.route import RouteDocument, RouteError
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import ToySegment, toy_segments

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from splitinference_gateway.connections import Connections, NoAnswerError
-from splitinference_gateway.wire import Wire, WireError
-from splitinference_gateway.wire_tls import Identity, IdentityError, PrefixKey
+from splitinference_gateway.pipeline.connections import Connections, NoAnswerError
+from splitinference_gateway.pipeline.wire import Wire, WireError
+from splitinference_gateway.pipeline.wire_tls import Identity, IdentityError, PrefixKey
 from splitinference_protocol.frames import MAX_META, MOST_ANSWER
-from splitinference_protocol.meta import Hop
+from splitinference_protocol.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import reference, toy_segments
 from tests.gateway.toy_wire import ToyWire

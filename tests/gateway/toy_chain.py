@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.connections import Connections, NoAnswerError
+from splitinference_gateway.pipeline.connections import Connections, NoAnswerError
 from splitinference_protocol.leb128 import numbers
-from splitinference_protocol.meta import Hop, described
+from splitinference_protocol.meta import described
+from splitinference_protocol.request import Hop
 from tests.gateway.model_folder import END
 from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports

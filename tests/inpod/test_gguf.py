@@ -12,8 +12,8 @@ import pytest
 from splitinference.controller.manifests import profile_pod
 from splitinference.inpod import script
 from splitinference.inpod.fetch_gguf import LARGEST_GAP
-from splitinference_gateway.positions import positions, vocabulary
-from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tokens.positions import positions, vocabulary
+from splitinference_gateway.tokens.tokenizer import ModelTokenizer
 from splitinference_modelfiles.gguf import GgufModel, joined_gguf, parts_of, read_gguf
 from splitinference_modelfiles.gguf_folder import gguf_model
 from splitinference_modelfiles.gguf_models import GGUF_KEY, layers_of_tensor

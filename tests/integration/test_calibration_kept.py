@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.controller.api.conditions import merge_patch
 from splitinference.controller.history.calibration import Calibration, StageError, Window, read_calibration
-from splitinference.core.cost.learn import Factor
+from splitinference.core.cost.fitting.learn import Factor
 from tests.integration.test_schema import a_resource
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

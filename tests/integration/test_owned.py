@@ -9,7 +9,7 @@ from kubernetes import client
 from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.controller.manifests.disruption_budget import segments_budget
 from splitinference.controller.manifests.segment import Manifests
-from splitinference.controller.reconcile.object_keeper import Keeper, difference
+from splitinference.controller.reconcile.upkeep.object_keeper import Keeper, difference
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.controller.objects import parsed

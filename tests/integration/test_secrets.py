@@ -12,7 +12,7 @@ from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.kubernetes.client import KubeCluster, connect
 from splitinference.controller.identity import owner_of_body
 from splitinference.controller.ports import NameTakenError, RefusedError
-from splitinference.controller.reconcile.credentials import secrets
+from splitinference.controller.reconcile.upkeep.credentials import secrets
 from tests.controller.objects import parsed
 from tests.integration.conftest import a_resource
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from kubernetes import client
 
-from splitinference_gateway.configmap_watch import ApiServer
+from splitinference_gateway.access.token_review import TokenReviews
 from splitinference_gateway.errors import ApiError
-from splitinference_gateway.token_review import TokenReviews
+from splitinference_gateway.routing.configmap_watch import ApiServer
 from tests.chart.helm import helm
 from tests.integration.conftest import ROOT
 

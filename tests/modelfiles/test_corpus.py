@@ -13,8 +13,8 @@ from splitinference.core.values.profile import Profile
 from splitinference.inpod import script
 from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
 from splitinference_modelfiles.headers import ModelRefusedError
-from splitinference_segment.accepted import accepted
-from splitinference_segment.families import UnsupportedModelError
+from splitinference_segment.torch_models.accepted import accepted
+from splitinference_segment.torch_models.families import UnsupportedModelError
 from tests.modelfiles import tables
 from tests.modelfiles.corpus import CORPUS, SERVED, Case
 

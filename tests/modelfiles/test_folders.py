@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from splitinference.core.values.profile import Profile
-from splitinference_segment.accepted import accepted
+from splitinference_segment.torch_models.accepted import accepted
 from tests.modelfiles import tables
 from tests.modelfiles.test_corpus import by_plan_command, loaded, planned
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from splitinference_protocol import answers
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.answers import Timing
-from splitinference_protocol.meta import Hop, Request, TensorMeta
+from splitinference_protocol.request import Hop, Request, TensorMeta
 from splitinference_protocol.sampling import Sampling
 from tests.wire.peers import Resource, serving
 

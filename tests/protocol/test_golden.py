@@ -8,21 +8,8 @@ import pytest
 
 from splitinference_protocol import VERSION, answers, frames, leb128
 from splitinference_protocol.answers import Timing
-from splitinference_protocol.meta import (
-    ALONG_A_ROUTE,
-    GATEWAY,
-    LOCAL,
-    MAY,
-    OPS,
-    ROLES,
-    Hop,
-    Prefix,
-    Request,
-    TensorMeta,
-    encoded,
-    forwarded,
-    parse,
-)
+from splitinference_protocol.meta import encoded, forwarded, parse
+from splitinference_protocol.operations import ALONG_A_ROUTE, GATEWAY, LOCAL, MAY, OPS, ROLES
 from splitinference_protocol.pooling import Pooling
 from splitinference_protocol.report import (
     FailedCheck,
@@ -34,6 +21,7 @@ from splitinference_protocol.report import (
     StageTimes,
     Verified,
 )
+from splitinference_protocol.request import Hop, Prefix, Request, TensorMeta
 from splitinference_protocol.route import Check, RouteDocument, Verification, withdrawn
 from splitinference_protocol.sampling import Sampling
 

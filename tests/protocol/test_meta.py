@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from splitinference_protocol import answers
 from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import Hop, Prefix, Request, SegmentError, TensorMeta, encoded, parse
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.meta import encoded, parse
+from splitinference_protocol.request import Hop, Prefix, Request, TensorMeta
 from splitinference_protocol.sampling import Sampling
 
 STEP: dict[str, Any] = {

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splitinference_protocol import answers
-from splitinference_segment.identity import Identity
-from splitinference_segment.wire import WireError
-from splitinference_segment.wire_client import Wire
+from splitinference_segment.peers.identity import Identity
+from splitinference_segment.peers.wire import WireError
+from splitinference_segment.peers.wire_client import Wire
 
 _NAMES = itertools.count()
 _MOST = 64 << 20

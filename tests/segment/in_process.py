@@ -11,12 +11,13 @@ import torch
 
 from splitinference_protocol import answers
 from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import Hop, Prefix, SegmentError
-from splitinference_segment.attention import Span
-from splitinference_segment.hops import Reply
+from splitinference_protocol.errors import NEXT_HOP_FAILED, SegmentError
+from splitinference_protocol.request import Hop, Prefix
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import CHUNK_BYTES, KvTransfer
-from splitinference_segment.layers import Layers
+from splitinference_segment.peers.hops import Reply
+from splitinference_segment.torch_models.layers import Layers
+from splitinference_segment.torch_ops.attention import Span
 
 DIGEST = "abcd1234"
 
@@ -40,7 +41,7 @@ class Network:
         self, hop: Hop, meta: bytes, data: bytes, timeout_s: float, done: Callable[[Reply | SegmentError], None], *, most: int
     ) -> None:
         if hop.segment in self.broken:
-            done(SegmentError(protocol.NEXT_HOP_FAILED, f"{hop.segment} is gone"))
+            done(SegmentError(NEXT_HOP_FAILED, f"{hop.segment} is gone"))
             return
         request = protocol.parse(meta)
         self.exported.append((hop.segment, request.position, request.tokens))

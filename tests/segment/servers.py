@@ -16,8 +16,8 @@ from client import Client
 from host import family, free_ports
 from identities import IDENTITY, Authority
 
-from splitinference_protocol.meta import GATEWAY, SEGMENT
-from splitinference_segment.identity import Identity
+from splitinference_protocol.operations import GATEWAY, SEGMENT
+from splitinference_segment.peers.identity import Identity
 
 PREFIX = "chat-"
 DIGEST = "abcd1234"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitinference_segment import calibration
-from splitinference_segment.calibration import (
+from splitinference_segment.programs import calibration
+from splitinference_segment.programs.calibration import (
     CHEATS,
     SEQUENCE_TOKENS,
     Bench,

@@ -16,7 +16,7 @@ from client import Client
 from random_models import unsplit_greedy
 from servers import PREFIX, Chain, Chains, Server
 
-from splitinference_segment.wire import WireError
+from splitinference_segment.peers.wire import WireError
 
 COUNT = 20
 LONG_S = 120.0  # only keeps a broken test from hanging

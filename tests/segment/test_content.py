@@ -17,10 +17,10 @@ from splitinference_modelfiles import digests as rules
 from splitinference_modelfiles.digests import Digests, folder_digests
 from splitinference_modelfiles.folder import tensor_tables
 from splitinference_modelfiles.headers import header_length, parse_header
-from splitinference_segment import content
-from splitinference_segment.content import MismatchError, read_digests
-from splitinference_segment.loading import load_layers
-from splitinference_segment.weights import Weights
+from splitinference_segment.torch_models import content
+from splitinference_segment.torch_models.content import MismatchError, read_digests
+from splitinference_segment.torch_models.loading import load_layers
+from splitinference_segment.torch_models.weights import Weights
 
 BY = ["tensor", "block"]
 

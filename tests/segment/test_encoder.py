@@ -10,11 +10,12 @@ import torch
 import transformers
 from transformers import BertConfig, PreTrainedConfig, RobertaConfig, XLMRobertaConfig
 
-from splitinference_protocol.meta import SegmentError, TensorMeta
-from splitinference_segment.encoder import EncoderLayers
-from splitinference_segment.families import UnsupportedModelError
-from splitinference_segment.loading import is_stateless, load_layers
-from splitinference_segment.weights import MissingWeightsError
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.request import TensorMeta
+from splitinference_segment.torch_models.encoder import EncoderLayers
+from splitinference_segment.torch_models.families import UnsupportedModelError
+from splitinference_segment.torch_models.loading import is_stateless, load_layers
+from splitinference_segment.torch_models.weights import MissingWeightsError
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 211,

@@ -11,8 +11,8 @@ from servers import Chain, Chains
 from test_chain import LONG_S, metrics, series
 from test_tensor_chain import infer
 
-from splitinference_protocol.meta import INT8, TensorMeta
-from splitinference_segment.encoding import decode, encode
+from splitinference_protocol.request import INT8, TensorMeta
+from splitinference_segment.torch_ops.encoding import decode, encode
 
 
 def sent(chain: Chain) -> float:

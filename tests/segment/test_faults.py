@@ -12,7 +12,7 @@ from host import free_ports
 from random_models import unsplit_greedy
 from servers import Chain, Chains
 
-from splitinference_segment.wire import WireError
+from splitinference_segment.peers.wire import WireError
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from in_process import DIGEST, Chain, Network, Parts, Stage
 from random_models import CONFIGS, unsplit_greedy
 
 from splitinference_protocol import answers
-from splitinference_protocol.meta import Hop
+from splitinference_protocol.request import Hop
 from splitinference_segment.kv_transfer import blocks_of, parts_from
-from splitinference_segment.layers import Layers
+from splitinference_segment.torch_models.layers import Layers
 
 BEFORE, BETWEEN, AFTER = 5, 3, 12  # tokens until the copy, until the switch, after it
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitinference_segment import leakage
-from splitinference_segment.layers import Layers
-from splitinference_segment.leakage import WINDOW, Map, TooLittleTextError, recovery
+from splitinference_segment.programs import leakage
+from splitinference_segment.programs.leakage import WINDOW, Map, TooLittleTextError, recovery
+from splitinference_segment.torch_models.layers import Layers
 
 
 def text(tokens: int, seed: int) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from splitinference_segment.links import BIG_BYTES, FORGET_S, LEAST_BIG, LEAST_SMALL, SMALL_BYTES, WINDOW_S, Links
+from splitinference_segment.peers.links import BIG_BYTES, FORGET_S, LEAST_BIG, LEAST_SMALL, SMALL_BYTES, WINDOW_S, Links
 
 KIB = 1024
 

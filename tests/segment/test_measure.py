@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from splitinference_segment import measure, measure_blocks
+from splitinference_segment.programs import measure, measure_blocks
 
 
 def test_figures_are_one_line_of_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from splitinference_protocol import leb128
-from splitinference_protocol.meta import TensorMeta
+from splitinference_protocol.request import TensorMeta
 from splitinference_protocol.sampling import Sampling
-from splitinference_segment import comparison, sampling
 from splitinference_segment.llamacpp import arrays
 from splitinference_segment.llamacpp import sampling as numpy_sampling
-from splitinference_segment.torch_engine import TorchArrays
+from splitinference_segment.torch_models.torch_engine import TorchArrays
+from splitinference_segment.torch_ops import comparison, sampling
 
 VOCABULARY = 500
 SETTINGS = [

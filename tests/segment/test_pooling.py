@@ -9,11 +9,11 @@ import pytest
 import torch
 from test_encoder import IDS, split, unsplit, written
 
-from splitinference_protocol.meta import SegmentError
+from splitinference_protocol.errors import SegmentError
 from splitinference_protocol.pooling import POOLING, SENTENCE_EMBEDDING, Pooling
-from splitinference_segment.encoder import EncoderLayers
-from splitinference_segment.pooling import pooled
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
+from splitinference_segment.torch_models.encoder import EncoderLayers
+from splitinference_segment.torch_ops.pooling import pooled
 
 HIDDEN = torch.tensor([[[1.0, -4.0], [2.0, 0.0], [6.0, 1.0]]])
 WANTED: dict[str, list[float]] = {

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from splitinference_protocol.sampling import Sampling
 from splitinference_segment.choices import Choice
-from splitinference_segment.sampling import sample
+from splitinference_segment.torch_ops.sampling import sample
 
 COUNT = 16
 TOLERANCE = 1e-4  # nats, float32

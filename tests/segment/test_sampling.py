@@ -10,7 +10,7 @@ import torch
 
 from splitinference_protocol.sampling import Sampling
 from splitinference_segment.choices import uniform
-from splitinference_segment.sampling import adjusted, sample, scored
+from splitinference_segment.torch_ops.sampling import adjusted, sample, scored
 
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]))
 

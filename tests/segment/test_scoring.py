@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import Request, SegmentError, TensorMeta
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.request import MAX_TARGETS, Request, TensorMeta
 from splitinference_protocol.sampling import Sampling
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.kv import KvLimits, KvTable
-from splitinference_segment.kv_torch import KvShape
-from splitinference_segment.torch_engine import TorchEngine
+from splitinference_segment.torch_models.torch_engine import TorchEngine
+from splitinference_segment.torch_ops.kv_torch import KvShape
 
 VOCABULARY = 50
 
@@ -82,5 +83,5 @@ def test_targets_are_read_only_within_their_bound() -> None:
     with pytest.raises(SegmentError, match="targets"):
         protocol.parse(
             b'{"v": 1, "op": "step", "sequence": "s", "position": 0, "tensor": {"dtype": "int64", "shape": [1]}, "targets": "%s"}'
-            % (b"A" * (protocol.MAX_TARGETS + 1))
+            % (b"A" * (MAX_TARGETS + 1))
         )

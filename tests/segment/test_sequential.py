@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from splitinference_protocol.meta import SegmentError, TensorMeta
-from splitinference_segment.families import UnsupportedModelError
-from splitinference_segment.sequential import SequentialLayers, build
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.request import TensorMeta
+from splitinference_segment.torch_models.families import UnsupportedModelError
+from splitinference_segment.torch_models.sequential import SequentialLayers, build
 
 LAYERS: list[dict[str, Any]] = [
     {"type": "Conv2d", "in_channels": 2, "out_channels": 4, "kernel_size": 3, "padding": 1},

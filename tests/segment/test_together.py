@@ -7,10 +7,10 @@ import pytest
 import torch
 from random_models import CONFIGS
 
-from splitinference_segment.attention import Row, Span
 from splitinference_segment.kv import KvEntry
-from splitinference_segment.layers import Layers
-from splitinference_segment.together import ROOM_BYTES, side_by_side
+from splitinference_segment.torch_models.layers import Layers
+from splitinference_segment.torch_ops.attention import Row, Span
+from splitinference_segment.torch_ops.together import ROOM_BYTES, side_by_side
 
 UNLIKE = (3, 40, 41, 7, 120, 16, 100)
 

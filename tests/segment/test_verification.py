@@ -16,14 +16,15 @@ from host import free_ports
 from in_process import DIGEST, Nothing
 
 from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import INPUT, OUTPUT, SegmentError
-from splitinference_segment import comparison
-from splitinference_segment.comparison import errors, verdict
-from splitinference_segment.layers import Layers
+from splitinference_protocol.errors import OVERLOADED, SegmentError
+from splitinference_protocol.operations import INPUT, LOCAL, OUTPUT
 from splitinference_segment.recording import Recorder
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
-from splitinference_segment.torch_engine import TorchArrays, TorchEngine
+from splitinference_segment.torch_models.layers import Layers
+from splitinference_segment.torch_models.torch_engine import TorchArrays, TorchEngine
+from splitinference_segment.torch_ops import comparison
+from splitinference_segment.torch_ops.comparison import errors, verdict
 from splitinference_segment.verdicts import bound
 
 CUTS = (0, 2, 5, 7)
@@ -147,7 +148,7 @@ def test_records_are_bounded_in_number_bytes_and_time() -> None:
     recorder.begin("b", INPUT, 0.0)
     with pytest.raises(SegmentError) as refused:
         recorder.begin("c", INPUT, 1.0)
-    assert refused.value.code == protocol.OVERLOADED
+    assert refused.value.code == OVERLOADED
     recorder.add("a", INPUT, 0, rows(0, 5), 1.0)
     recorder.add("b", INPUT, 0, rows(0, 5), 1.0)
     with pytest.raises(SegmentError, match="80 bytes are recorded, the limit is 100"):
@@ -288,7 +289,7 @@ def test_a_verifier_that_ends_with_the_head_says_so(world: World) -> None:
 
 
 @pytest.mark.parametrize("op", ["record", "recorded", "verify"])
-@pytest.mark.parametrize("role", ["segment", "operator", protocol.LOCAL])
+@pytest.mark.parametrize("role", ["segment", "operator", LOCAL])
 def test_nobody_but_the_gateway_may_ask(world: World, op: str, role: str) -> None:
     """A segment that could read another's record would see what its own node may not see."""
     answer, _ = world.ask(world.segments[0], {"op": op, "sequence": "s", "side": "input"}, role=role)

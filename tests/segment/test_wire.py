@@ -13,8 +13,8 @@ from identities import IDENTITY, Authority
 from random_models import unsplit_greedy
 from servers import Chain, Chains
 
-from splitinference_segment.identity import Identity
-from splitinference_segment.wire import WireError
+from splitinference_segment.peers.identity import Identity
+from splitinference_segment.peers.wire import WireError
 
 LONG_S = 60.0
 HOUR = datetime.timedelta(hours=1)

@@ -11,12 +11,13 @@ import numpy as np
 
 from splitinference_protocol import answers
 from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import Hop, Prefix, Request, SegmentError, TensorMeta
+from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.request import Hop, Prefix, Request, TensorMeta
 from splitinference_segment.engine import Output, Work
-from splitinference_segment.hops import Reply
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.llamacpp.engine import LlamaEngine
+from splitinference_segment.peers.hops import Reply
 from splitinference_segment.settings import Settings
 
 DIGEST = "abcd1234"

@@ -11,7 +11,7 @@ from random_gguf import BLOCKS, VOCABULARY, make
 from unsplit import Unsplit, same
 
 from splitinference_modelfiles.headers import ModelRefusedError
-from splitinference_protocol.meta import Prefix
+from splitinference_protocol.request import Prefix
 from splitinference_segment.llamacpp.slices import cut, open_model, write
 
 ARCHITECTURES = ("llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma3", "phi3", "gpt-oss")

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from splitinference_protocol.answers import error
+from splitinference_protocol.errors import SegmentError
 from splitinference_protocol.frames import YES, greeting
-from splitinference_protocol.meta import SegmentError, check_role
-from splitinference_segment.identity import Identity
-from splitinference_segment.wire_client import Wire
-from splitinference_segment.wire_server import Bounds, Send, WireServer
+from splitinference_protocol.operations import check_role
+from splitinference_segment.peers.identity import Identity
+from splitinference_segment.peers.wire_client import Wire
+from splitinference_segment.peers.wire_server import Bounds, Send, WireServer
 from tests.identities import IDENTITY, Authority
 
 MODEL = "seg-abcd1234-3-7"

@@ -12,9 +12,9 @@ import pytest
 
 from splitinference_protocol.addresses import listen
 from splitinference_protocol.frames import HEAD, frame
-from splitinference_segment.identity import Identity
-from splitinference_segment.wire import WireError
-from splitinference_segment.wire_server import InputBudget
+from splitinference_segment.peers.identity import Identity
+from splitinference_segment.peers.wire import WireError
+from splitinference_segment.peers.wire_server import InputBudget
 from tests.wire.peers import LONG_S, Resource, Serving, asked, ended, serving, until
 
 

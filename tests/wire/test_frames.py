@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from splitinference_protocol.errors import SegmentError
 from splitinference_protocol.frames import HEAD, MAGIC, YES, greeting
-from splitinference_protocol.meta import Hop, SegmentError
-from splitinference_segment.hops import Hops
+from splitinference_protocol.request import Hop
+from splitinference_segment.peers.hops import Hops
+from splitinference_segment.peers.wire import Sealed, WireError
+from splitinference_segment.peers.wire_client import Wire
 from splitinference_segment.settings import Settings
-from splitinference_segment.wire import Sealed, WireError
-from splitinference_segment.wire_client import Wire
 from tests.segment.host import free_ports
 from tests.wire.peers import LONG_S, MODEL, Resource, Serving, asked, ended, serving, until
 
@@ -222,7 +223,7 @@ def test_only_segments_of_the_resource_are_reached(name: str, world: Serving) ->
 
 
 def test_peers_are_forgotten_when_there_are_too_many(world: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitinference_segment.hops.MOST_PEERS", 3)
+    monkeypatch.setattr("splitinference_segment.peers.hops.MOST_PEERS", 3)
     way = Way(world)
     names = {f"chat-3-{end}": f"127.0.0.1:{world.server.port}" for end in range(10)}
     object.__setattr__(way.hops._settings, "peer_addresses", names)

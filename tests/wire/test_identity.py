@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from splitinference_segment.identity import Identity, IdentityError
-from splitinference_segment.wire import WireError
-from splitinference_segment.wire_client import Wire
+from splitinference_segment.peers.identity import Identity, IdentityError
+from splitinference_segment.peers.wire import WireError
+from splitinference_segment.peers.wire_client import Wire
 from tests.identities import IDENTITY, Authority
 from tests.wire.peers import GREETING, LONG_S, MODEL, Resource, asked, ended, serving, until
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from splitinference_protocol.addresses import listen
-from splitinference_segment.metrics_proxy import Health, MetricsProxy, Source
+from splitinference_segment.server.metrics_proxy import Health, MetricsProxy, Source
 from tests.segment.host import free_ports
 from tests.wire.peers import LONG_S, ended, until
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from splitinference_segment import serve
+from splitinference_segment.server import serve
 from tests.segment import host
 
 

@@ -13,13 +13,13 @@ from types import FrameType
 import uvicorn
 
 from splitinference_gateway import logs
-from splitinference_gateway.app import build_app
+from splitinference_gateway.endpoints.app import build_app
 from splitinference_gateway.gateway import Gateway
-from splitinference_gateway.guard import Connected, HttpLimits
-from splitinference_gateway.listeners import Sockets, configured
-from splitinference_gateway.peers import server_context
+from splitinference_gateway.server.guard import Connected, HttpLimits
+from splitinference_gateway.server.listeners import Sockets, configured
+from splitinference_gateway.server.peers import server_context
 from splitinference_gateway.settings import Settings, SettingsError
-from splitinference_gateway.tokenizer import ModelFilesError
+from splitinference_gateway.tokens.tokenizer import ModelFilesError
 
 _MOST_FILES = 1 << 16
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h

@@ -8,32 +8,32 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from splitinference_gateway.admission import Admission, KvBudget
-from splitinference_gateway.api_keys import ApiKeys
-from splitinference_gateway.body_budget import Bodies
-from splitinference_gateway.chain import Chain, Limits
-from splitinference_gateway.clients import Anybody, Clients
-from splitinference_gateway.configmap_watch import ApiServer, own_namespace, watch_configmap
-from splitinference_gateway.failing import Failing
-from splitinference_gateway.generation import Generator
-from splitinference_gateway.guides import Guides
-from splitinference_gateway.inference import Inference
-from splitinference_gateway.lanes import Chooser
+from splitinference_gateway.access.admission import Admission, KvBudget
+from splitinference_gateway.access.api_keys import ApiKeys
+from splitinference_gateway.access.clients import Anybody, Clients
+from splitinference_gateway.access.token_review import TokenReviews
+from splitinference_gateway.answers.generation import Generator
+from splitinference_gateway.answers.inference import Inference
 from splitinference_gateway.metrics import Metrics
-from splitinference_gateway.observed import Observed
-from splitinference_gateway.positions import positions
-from splitinference_gateway.prefixes import Prefixes
-from splitinference_gateway.prompts import Prompts
-from splitinference_gateway.reading import check_model
-from splitinference_gateway.route_source import RouteReader, poll_file
-from splitinference_gateway.routes import Routes
+from splitinference_gateway.pipeline.chain import Chain, Limits
+from splitinference_gateway.pipeline.failing import Failing
+from splitinference_gateway.pipeline.observed import Observed
+from splitinference_gateway.pipeline.prefixes import Prefixes
+from splitinference_gateway.pipeline.steps import StepClient
+from splitinference_gateway.pipeline.wire_tls import Identity, PrefixKey
+from splitinference_gateway.prompt_reading.prompts import Prompts
+from splitinference_gateway.prompt_reading.reading import check_model
+from splitinference_gateway.routing.configmap_watch import ApiServer, own_namespace, watch_configmap
+from splitinference_gateway.routing.lanes import Chooser
+from splitinference_gateway.routing.route_source import RouteReader, poll_file
+from splitinference_gateway.routing.routes import Routes
+from splitinference_gateway.server.body_budget import Bodies
 from splitinference_gateway.settings import Settings
-from splitinference_gateway.signature import Kind, Signature
-from splitinference_gateway.steps import StepClient
-from splitinference_gateway.token_review import TokenReviews
-from splitinference_gateway.tokenizer import ModelTokenizer
+from splitinference_gateway.tensor_io.signature import Kind, Signature
+from splitinference_gateway.tokens.guides import Guides
+from splitinference_gateway.tokens.positions import positions
+from splitinference_gateway.tokens.tokenizer import ModelTokenizer
 from splitinference_gateway.tracing import Tracing
-from splitinference_gateway.wire_tls import Identity, PrefixKey
 from splitinference_protocol.route import RouteDocument
 
 _TIDY_SECONDS = 5.0

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from splitinference_protocol import VERSION
-from splitinference_protocol.meta import SEGMENT_NAME, Hop
+from splitinference_protocol.request import SEGMENT_NAME, Hop
 
 STOPPED = "stopped"
 """Revision of the document without a route."""

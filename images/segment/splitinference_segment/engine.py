@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from splitinference_protocol.meta import Request, TensorMeta
+from splitinference_protocol.request import Request, TensorMeta
 from splitinference_segment.choices import Choice
 from splitinference_segment.kv import KvEntry, KvStore
 from splitinference_segment.verdicts import Verdict

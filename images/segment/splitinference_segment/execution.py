@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import Request, SegmentError
+from splitinference_protocol.errors import DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, OVERLOADED, SegmentError
+from splitinference_protocol.request import Request
 from splitinference_segment.choices import Choice
 from splitinference_segment.engine import Engine, Values, Work
 from splitinference_segment.gathering import Gathering
@@ -75,7 +75,7 @@ class Execution:
         """Queue a step. SegmentError `overloaded` when too many wait."""
         with self._changed:
             if len(self._waiting) >= MAX_WAITING or self._stopping:
-                raise SegmentError(protocol.OVERLOADED, f"{len(self._waiting)} steps wait, the limit is {MAX_WAITING}")
+                raise SegmentError(OVERLOADED, f"{len(self._waiting)} steps wait, the limit is {MAX_WAITING}")
             self._waiting.append(step)
             if step.decodes:
                 self._gathering.came(step.sequence, step.received_at)
@@ -96,7 +96,7 @@ class Execution:
             left, self._waiting = self._waiting, []
             self._changed.notify()
         for step in left:
-            step.done(SegmentError(protocol.OVERLOADED, "the segment is stopping"))
+            step.done(SegmentError(OVERLOADED, "the segment is stopping"))
         self._worker.join(timeout=10)
 
     def _run(self) -> None:
@@ -151,7 +151,7 @@ class Execution:
             _log.exception("a batch failed")
             for step, entry in begun:
                 self._table.end(entry, 0, time.monotonic())
-                step.done(SegmentError(protocol.INTERNAL, protocol.FAILED_INSIDE))
+                step.done(SegmentError(INTERNAL, FAILED_INSIDE))
             return
         ended = time.monotonic()
         for step, entry in begun:
@@ -162,7 +162,7 @@ class Execution:
 
     def _begin(self, step: Step, now: float) -> KvEntry:
         if now > step.deadline_at:
-            raise SegmentError(protocol.DEADLINE_EXCEEDED, f"the step waited {(now - step.received_at) * 1e3:.0f} ms, past its deadline")
+            raise SegmentError(DEADLINE_EXCEEDED, f"the step waited {(now - step.received_at) * 1e3:.0f} ms, past its deadline")
         if not step.sequence:
             return KvEntry("", self._engine.kv_shape.allocate(step.tokens))
         return self._table.begin(step.sequence, step.request.position, step.tokens, now, step.request.prefix)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from splitinference_protocol import answers
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import Hop, Request, SegmentError
-from splitinference_segment.hops import Reply
+from splitinference_protocol.errors import DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, KV_MISSING, OVERLOADED, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.request import Hop, Request
 from splitinference_segment.kv import KvPiece, KvTable
+from splitinference_segment.peers.hops import Reply
 
 CHUNK_BYTES = 4 << 20  # of KV in one message: steps on the same connection wait for it
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
@@ -73,9 +73,7 @@ def parts_from(wanted: range, sources: Sequence[Hop], digest: str, count: int) -
     while block < wanted.stop:
         holding = next(((s, held) for s in sources if block in (held := blocks_of(s.model, digest, count))), None)
         if holding is None:
-            raise SegmentError(
-                protocol.KV_MISSING, f"layer {block + 1} is with none of {', '.join(s.segment for s in sources) or 'nobody'}"
-            )
+            raise SegmentError(KV_MISSING, f"layer {block + 1} is with none of {', '.join(s.segment for s in sources) or 'nobody'}")
         end = min(holding[1].stop, wanted.stop)
         parts.append(Part(holding[0], block, end))
         block = end
@@ -105,18 +103,18 @@ class KvTransfer:
         def run() -> None:
             try:
                 if time.monotonic() - received_at > request.deadline_ms / 1e3:
-                    raise SegmentError(protocol.DEADLINE_EXCEEDED, f"{request.op} waited past its deadline")
+                    raise SegmentError(DEADLINE_EXCEEDED, f"{request.op} waited past its deadline")
                 answer(*work(request, received_at + request.deadline_ms / 1e3))
             except SegmentError as failure:
                 fail(failure)
             except Exception:  # noqa: BLE001 - whatever it is, the caller must hear of it
                 _log.exception("%s failed", request.op)
-                fail(SegmentError(protocol.INTERNAL, protocol.FAILED_INSIDE))
+                fail(SegmentError(INTERNAL, FAILED_INSIDE))
 
         try:
             pool.submit(run)
         except RuntimeError:
-            fail(SegmentError(protocol.OVERLOADED, "the segment is stopping"))
+            fail(SegmentError(OVERLOADED, "the segment is stopping"))
 
     def stop(self) -> None:
         """Refuse what comes, drop what waits."""
@@ -129,7 +127,7 @@ class KvTransfer:
         asked = range(*request.blocks)
         if not asked or asked.start < self._own.start or asked.stop > self._own.stop:
             own = f"{self._own.start}:{self._own.stop}"
-            raise SegmentError(protocol.WRONG_SEGMENT, f"blocks {asked.start}:{asked.stop} are not here, these are: {own}")
+            raise SegmentError(WRONG_SEGMENT, f"blocks {asked.start}:{asked.stop} are not here, these are: {own}")
         stop = request.position + request.tokens
         buffer = self._table.read(request.sequence, stop)
         first = asked.start - self._own.start
@@ -154,7 +152,7 @@ class KvTransfer:
     def _pull_chunk(self, sequence: str, parts: Sequence[Part], position: int, tokens: int, deadline_at: float) -> None:
         left_s = deadline_at - time.monotonic()
         if left_s <= 0:
-            raise SegmentError(protocol.DEADLINE_EXCEEDED, f"the deadline was over with {position} tokens pulled")
+            raise SegmentError(DEADLINE_EXCEEDED, f"the deadline was over with {position} tokens pulled")
         asked = [self._ask(part, sequence, position, tokens, left_s) for part in parts]
         pieces = [self._piece(part, tokens, _await(future, part, left_s)) for part, future in zip(parts, asked, strict=True)]
         entry = self._table.begin(sequence, position, tokens, time.monotonic())
@@ -179,7 +177,7 @@ class KvTransfer:
         blocks = range(part.start - self._own.start, part.end - self._own.start)
         expected = self._table.shape.layout(len(blocks), tokens)
         if fields.get("kv") != expected:
-            raise SegmentError(protocol.WRONG_SEGMENT, f"{part.source.segment} has KV {fields.get('kv')}, here it is {expected}")
+            raise SegmentError(WRONG_SEGMENT, f"{part.source.segment} has KV {fields.get('kv')}, here it is {expected}")
         return KvPiece(blocks, reply[1])
 
 
@@ -187,7 +185,7 @@ def _await(future: "Future[Reply | SegmentError]", part: Part, left_s: float) ->
     try:
         reply = future.result(timeout=left_s + 1.0)  # the wire ends the call by itself; this is for a callback that never comes
     except FutureTimeoutError:
-        raise SegmentError(protocol.DEADLINE_EXCEEDED, f"{part.source.segment} did not send its KV in time") from None
+        raise SegmentError(DEADLINE_EXCEEDED, f"{part.source.segment} did not send its KV in time") from None
     if isinstance(reply, SegmentError):
         raise reply
     return reply

@@ -9,18 +9,20 @@ from typing import Any, Protocol
 from splitinference_protocol import answers, leb128
 from splitinference_protocol import meta as protocol
 from splitinference_protocol.answers import Timing
+from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, WRONG_SEGMENT, SegmentError
 from splitinference_protocol.frames import MOST_ANSWER
-from splitinference_protocol.meta import INPUT, OUTPUT, Hop, Request, SegmentError, TensorMeta
+from splitinference_protocol.operations import INPUT, LOCAL, OUTPUT, check_role
+from splitinference_protocol.request import Hop, Request, TensorMeta
 from splitinference_segment.engine import Arrays, Engine, Values
 from splitinference_segment.execution import Execution, Result, Step
-from splitinference_segment.hops import Hops, Reply, address_of
-from splitinference_segment.identity import Identity
 from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.kv_transfer import KvTransfer
-from splitinference_segment.links import Links
+from splitinference_segment.peers.hops import Hops, Reply, address_of
+from splitinference_segment.peers.identity import Identity
+from splitinference_segment.peers.links import Links
+from splitinference_segment.peers.wire_server import Bounds, WireServer
 from splitinference_segment.recording import Recorder
 from splitinference_segment.settings import DTYPE_BYTES, Settings
-from splitinference_segment.wire_server import Bounds, WireServer
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
 
@@ -68,18 +70,18 @@ class Segment:
             settings.model_name,
             self._from_wire,
             identity=identity,
-            refuse=lambda sentence: answers.error(SegmentError(protocol.BAD_REQUEST, sentence), settings.segment),
+            refuse=lambda sentence: answers.error(SegmentError(BAD_REQUEST, sentence), settings.segment),
             bounds=self._bounds(),
             count=lambda name, reason: meters.add(f"wire_{name}_total", 1, reason=reason),
         )
 
-    def handle(self, meta: bytes, data: memoryview, send: Send, role: str = protocol.LOCAL) -> None:
+    def handle(self, meta: bytes, data: memoryview, send: Send, role: str = LOCAL) -> None:
         """Answer one request of a peer of this role by calling `send` once, now or later. `data` may be kept."""
         received_at = time.monotonic()
         send = _in_the_form_of(meta, send)
         try:
             request = protocol.parse(meta)
-            protocol.check_role(request.op, role)
+            check_role(request.op, role)
             match request.op:
                 case "step":
                     self._step(request, data, received_at, send)
@@ -152,53 +154,45 @@ class Segment:
         self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
 
     def _infer(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
-        raise SegmentError(protocol.WRONG_SEGMENT, "this model's layers keep sequences: they take steps")
+        raise SegmentError(WRONG_SEGMENT, "this model's layers keep sequences: they take steps")
 
     def _check_route(self, route: tuple[Hop, ...]) -> None:
         if self._engine.is_last:
             if route:
-                raise SegmentError(protocol.WRONG_SEGMENT, f"this is the last segment, but the route goes on to {route[0].segment}")
+                raise SegmentError(WRONG_SEGMENT, f"this is the last segment, but the route goes on to {route[0].segment}")
             return
         if not route:
-            raise SegmentError(protocol.WRONG_SEGMENT, f"the route ends before layer {self._engine.end} of {self._engine.count}")
+            raise SegmentError(WRONG_SEGMENT, f"the route ends before layer {self._engine.end} of {self._engine.count}")
         for hop in route:
             address_of(hop.segment, self._settings)
         following, own = MODEL_NAME.fullmatch(route[0].model), MODEL_NAME.fullmatch(self._settings.model_name)
         if following is None:
-            raise SegmentError(protocol.BAD_REQUEST, f"{route[0].model!r:.100} is not a model's name")
+            raise SegmentError(BAD_REQUEST, f"{route[0].model!r:.100} is not a model's name")
         if int(following["start"]) != self._engine.end or (own is not None and own["digest"] != following["digest"]):
-            raise SegmentError(
-                protocol.WRONG_SEGMENT, f"{self._settings.model_name} ends before layer {self._engine.end}, next is {route[0].model}"
-            )
+            raise SegmentError(WRONG_SEGMENT, f"{self._settings.model_name} ends before layer {self._engine.end}, next is {route[0].model}")
 
     def _values(self, request: Request, data: memoryview) -> Values:
         """The step's tensor, of its own dtype and shape, checked against what this segment's layers take."""
         tensor = request.tensor
         if tensor is None:
-            raise SegmentError(protocol.BAD_REQUEST, "a step needs a tensor")
+            raise SegmentError(BAD_REQUEST, "a step needs a tensor")
         engine = self._engine
         expected = "int64" if engine.is_first else self._settings.dtype
         shape_fits = len(tensor.shape) == 1 if engine.is_first else len(tensor.shape) == 2 and tensor.shape[1] == engine.hidden
         if tensor.dtype != expected or not shape_fits:
             takes = "int64 [tokens]" if engine.is_first else f"{expected} [tokens, {engine.hidden}]"
-            raise SegmentError(
-                protocol.WRONG_SEGMENT, f"layers {engine.start}:{engine.end} take {takes}, got {tensor.dtype} {list(tensor.shape)}"
-            )
+            raise SegmentError(WRONG_SEGMENT, f"layers {engine.start}:{engine.end} take {takes}, got {tensor.dtype} {list(tensor.shape)}")
         values = self._arrays.received(tensor, data)
         if tensor.tokens > self._settings.max_step_tokens:
-            raise SegmentError(
-                protocol.BAD_REQUEST, f"{tensor.tokens} tokens in one step; at most {self._settings.max_step_tokens} are run at once"
-            )
+            raise SegmentError(BAD_REQUEST, f"{tensor.tokens} tokens in one step; at most {self._settings.max_step_tokens} are run at once")
         if request.position + tensor.tokens > self._settings.max_context_tokens:
             raise SegmentError(
-                protocol.BAD_REQUEST,
+                BAD_REQUEST,
                 f"position {request.position} and {tensor.tokens} tokens are beyond the longest context, "
                 f"{self._settings.max_context_tokens}",
             )
         if engine.is_first and (int(values.min()) < 0 or int(values.max()) >= engine.vocabulary):
-            raise SegmentError(
-                protocol.BAD_REQUEST, f"token ids should be 0 to {engine.vocabulary - 1}, got {values.min()}..{values.max()}"
-            )
+            raise SegmentError(BAD_REQUEST, f"token ids should be 0 to {engine.vocabulary - 1}, got {values.min()}..{values.max()}")
         return values
 
     def _count(self, request: Request, tokens: int, result: Result) -> None:
@@ -227,7 +221,7 @@ class Segment:
                 fields["scored"] = [[each.logprob, [list(pair) for pair in each.top_logprobs]] for each in result.scored]
             for each in (*([result.choice] if result.choice else ()), *result.scored):
                 if each.logprob != each.logprob:
-                    self._fail(SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite"), send)
+                    self._fail(SegmentError(INTERNAL, "the layers give numbers that are not finite"), send)
                     return
             timing.held_ms = _ms(time.monotonic() - received_at)
             if result.logits is None:
@@ -251,7 +245,7 @@ class Segment:
         sent_at = time.monotonic()
         left_s = request.deadline_ms / 1e3 - (sent_at - received_at)
         if left_s <= 0:
-            self._fail(SegmentError(protocol.DEADLINE_EXCEEDED, f"{request.deadline_ms:.0f} ms are over after this segment"), send)
+            self._fail(SegmentError(DEADLINE_EXCEEDED, f"{request.deadline_ms:.0f} ms are over after this segment"), send)
             return
 
         def done(reply: Reply | SegmentError) -> None:
@@ -319,9 +313,9 @@ class Segment:
         """Run a step that ran elsewhere, and say how far its output is from ours. DATA: its input, then its output [tokens, hidden]."""
         engine = self._engine
         if engine.is_last:
-            raise SegmentError(protocol.WRONG_SEGMENT, "a verifier's layers end before the head: there is no output to compare")
+            raise SegmentError(WRONG_SEGMENT, "a verifier's layers end before the head: there is no output to compare")
         if request.tensor is None or request.tensor.encoding != "none":
-            raise SegmentError(protocol.BAD_REQUEST, "verify needs a tensor that is not encoded")
+            raise SegmentError(BAD_REQUEST, "verify needs a tensor that is not encoded")
         values = self._values(request, data[: request.tensor.byte_size])
         claimed = TensorMeta(self._settings.dtype, (request.tensor.tokens, engine.hidden))
         received = self._arrays.received(claimed, data[request.tensor.byte_size :])
@@ -344,7 +338,7 @@ class Segment:
             elif (result.hidden is not None and not self._arrays.finite(result.hidden)) or (
                 result.choice is not None and result.choice.logprob != result.choice.logprob
             ):
-                self._fail(SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite"), send)
+                self._fail(SegmentError(INTERNAL, "the layers give numbers that are not finite"), send)
             else:
                 send(answers.answer({"ok": True, "ms": round((time.monotonic() - received_at) * 1e3, 3)}), b"")
 
@@ -376,7 +370,7 @@ def check_sampling(request: Request, vocabulary: int) -> None:
             if (wrong := next((token for token in targets if token >= vocabulary), None)) is not None:
                 raise ValueError(f"targets: token id {wrong} is not in the model's vocabulary of {vocabulary}")
     except ValueError as error:
-        raise SegmentError(protocol.BAD_REQUEST, str(error)) from None
+        raise SegmentError(BAD_REQUEST, str(error)) from None
 
 
 def most_answer(request: Request) -> int:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import SegmentError
+from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, OVERLOADED, SegmentError
 from splitinference_protocol.pooling import SENTENCE_EMBEDDING, Pooling
 from splitinference_segment.execution import MAX_WAITING
-from splitinference_segment.pooling import pooled
-from splitinference_segment.stateless import Stateless
+from splitinference_segment.torch_models.stateless import Stateless
+from splitinference_segment.torch_ops.pooling import pooled
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class TensorExecution:
                 raise queue.Full
             self._waiting.put_nowait(step)
         except queue.Full:
-            raise SegmentError(protocol.OVERLOADED, f"{self._waiting.qsize()} requests wait, the limit is {MAX_WAITING}") from None
+            raise SegmentError(OVERLOADED, f"{self._waiting.qsize()} requests wait, the limit is {MAX_WAITING}") from None
 
     def stop(self) -> None:
         """Refuse what waits, finish what runs, and end the worker."""
@@ -73,7 +72,7 @@ class TensorExecution:
             except queue.Empty:
                 break
             if left is not None:
-                left.done(SegmentError(protocol.OVERLOADED, "the segment is stopping"))
+                left.done(SegmentError(OVERLOADED, "the segment is stopping"))
         self._waiting.put(None)
         self._worker.join(timeout=10)
 
@@ -86,20 +85,20 @@ class TensorExecution:
                 result = failure
             except Exception:  # noqa: BLE001 - the worker must outlive the failure of one request
                 _log.exception("a request failed")
-                result = SegmentError(protocol.INTERNAL, protocol.FAILED_INSIDE)
+                result = SegmentError(INTERNAL, FAILED_INSIDE)
             step.done(result)
 
     def _compute(self, step: TensorStep) -> TensorResult:
         started = time.monotonic()
         if started > step.deadline_at:
             waited_ms = (started - step.received_at) * 1e3
-            raise SegmentError(protocol.DEADLINE_EXCEEDED, f"the request waited {waited_ms:.0f} ms, past its deadline")
+            raise SegmentError(DEADLINE_EXCEEDED, f"the request waited {waited_ms:.0f} ms, past its deadline")
         with torch.inference_mode():
             hidden = self._layers.run(step.values)
             outputs = self._outputs(hidden, step) if self._layers.is_last else {}
             for tensor in outputs.values() if self._layers.is_last else (hidden,):
                 if not bool(tensor.isfinite().all()):
-                    raise SegmentError(protocol.INTERNAL, "the layers give numbers that are not finite")
+                    raise SegmentError(INTERNAL, "the layers give numbers that are not finite")
             compute_s = time.monotonic() - started
             return TensorResult(None if self._layers.is_last else hidden.cpu(), outputs, started - step.received_at, compute_s)
 
@@ -111,5 +110,5 @@ class TensorExecution:
         if step.pooling is not None:
             made[SENTENCE_EMBEDDING] = pooled(hidden, step.pooling)
         if unknown := [name for name in step.wanted if name not in made]:
-            raise SegmentError(protocol.BAD_REQUEST, f"output {unknown[0]!r:.80} is not one of {', '.join(made)}")
+            raise SegmentError(BAD_REQUEST, f"output {unknown[0]!r:.80} is not one of {', '.join(made)}")
         return {name: tensor.cpu() for name, tensor in made.items() if not step.wanted or name in step.wanted}

@@ -4,14 +4,14 @@ import time
 from typing import Any
 
 from splitinference_protocol import answers
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.meta import ENCODINGS, Request, SegmentError
+from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.request import ENCODINGS, Request
+from splitinference_segment.peers.wire_server import Bounds
 from splitinference_segment.segment import Counting, Segment, Send, bounds, bounds_of, outputs_data, outputs_meta
 from splitinference_segment.settings import Settings
-from splitinference_segment.stateless import Stateless
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
-from splitinference_segment.torch_engine import TorchArrays, as_bytes
-from splitinference_segment.wire_server import Bounds
+from splitinference_segment.torch_models.stateless import Stateless
+from splitinference_segment.torch_models.torch_engine import TorchArrays, as_bytes
 
 STATELESS_FRAME = 64 << 20  # tensors of any shape
 
@@ -35,14 +35,14 @@ class TensorSegment(Segment):
         """Nothing is kept between requests, so nobody is expected."""
 
     def _step(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
-        raise SegmentError(protocol.WRONG_SEGMENT, "this model keeps no sequences: its segments take `infer`")
+        raise SegmentError(WRONG_SEGMENT, "this model keeps no sequences: its segments take `infer`")
 
     def _infer(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         self._check_route(request.route)
         if request.tensor is None:
-            raise SegmentError(protocol.BAD_REQUEST, "infer needs a tensor")
+            raise SegmentError(BAD_REQUEST, "infer needs a tensor")
         if request.pooling is not None and not self._stateless.hidden:
-            raise SegmentError(protocol.BAD_REQUEST, "this model has no hidden states of tokens, so there is nothing to pool")
+            raise SegmentError(BAD_REQUEST, "this model has no hidden states of tokens, so there is nothing to pool")
         values = self._stateless.values(request.tensor, as_bytes(data), self._settings.max_context_tokens)
 
         def done(result: TensorResult | SegmentError) -> None:

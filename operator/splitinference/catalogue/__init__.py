@@ -12,8 +12,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from splitinference.core.cost.catalogue import Catalogue, CatalogueFile
-from splitinference.core.cost.rows import Models, Row, Shape
+from splitinference.core.cost.fitting.catalogue import Catalogue, CatalogueFile
+from splitinference.core.cost.fitting.rows import Models, Row, Shape
 
 MOST_FILES, MOST_BYTES = 64, 2**20
 """A ConfigMap holds at most 1 MiB."""

@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from splitinference import catalogue
 from splitinference.cli.plan.input import Unusable, problem_from_file, what_is_wrong
-from splitinference.core.cost.calibrate import Observed, calibrate
-from splitinference.core.cost.catalogue import Catalogue, Entry, Nominal
 from splitinference.core.cost.evaluate import UnknownPlace
-from splitinference.core.cost.fit import fitted
-from splitinference.core.cost.rows import Row
+from splitinference.core.cost.fitting.calibrate import Observed, calibrate
+from splitinference.core.cost.fitting.catalogue import Catalogue, Entry, Nominal
+from splitinference.core.cost.fitting.fit import fitted
+from splitinference.core.cost.fitting.rows import Row
 from splitinference.core.values.profile import Profile
 
 _OBSERVED = TypeAdapter(list[Observed])

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from splitinference.core.values.value import Value
-from splitinference_protocol import meta
+from splitinference_protocol.operations import GATEWAY, OPERATOR, SEGMENT
 
 TLS_FOLDER = "/var/run/splitinference/tls"
 
@@ -22,9 +22,9 @@ The five minutes are for the way to the node."""
 class Role(StrEnum):
     """What a program is for its resource."""
 
-    GATEWAY = meta.GATEWAY
-    SEGMENT = meta.SEGMENT
-    OPERATOR = meta.OPERATOR
+    GATEWAY = GATEWAY
+    SEGMENT = SEGMENT
+    OPERATOR = OPERATOR
 
 
 class Owner(Value):

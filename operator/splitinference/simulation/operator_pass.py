@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import simpy
 
-from splitinference.controller.reconcile.plan_pass import Course, PassInputs, PassPlan, Question, exposed, plan_pass, with_room
+from splitinference.controller.reconcile.planning.plan_pass import Course, PassInputs, PassPlan, Question, exposed, plan_pass, with_room
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, StageTime
 from splitinference.core.decide.early_load_signal import SLOWER, slower

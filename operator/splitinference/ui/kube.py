@@ -12,7 +12,7 @@ from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
 from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.adapters.queries import Query
-from splitinference.controller.api.spec import GROUP
+from splitinference.controller.api.group import GROUP
 from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store
 from splitinference.controller.cluster_state.node_capacity import Standing
 from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics

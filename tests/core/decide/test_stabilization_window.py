@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.cost import predict
-from splitinference.core.cost.learn import ENOUGH_WINDOWS
+from splitinference.core.cost.fitting.learn import ENOUGH_WINDOWS
 from splitinference.core.decide.base.compare import Change
 from splitinference.core.decide.base.decision import Adopt, Keep
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy, Stabilizing, StageTime, Traffic

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from splitinference_gateway.chain import RESUMED
+from splitinference_gateway.pipeline.chain import RESUMED
 
 _HISTOGRAM = "splitinference_gateway_pause_seconds"
 _LONGEST = "splitinference_gateway_longest_pause_seconds"

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from splitinference_protocol.meta import KV_FULL, SegmentError
+from splitinference_protocol.errors import KV_FULL, SegmentError
 from splitinference_segment.kv import KvPiece
 from splitinference_segment.llamacpp.library import LlamaError, Model
 

@@ -15,7 +15,7 @@ from kubernetes import client, config
 from requests.utils import get_environ_proxies, select_proxy
 
 from splitinference.adapters.failures import in_words
-from splitinference.controller.api.spec import API_VERSION, KIND, PLURAL
+from splitinference.controller.api.group import API_VERSION, KIND, PLURAL
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
 
 _PAGE = 100

@@ -22,7 +22,7 @@ from splitinference.adapters.kubernetes.api import (
     connect,
     current_namespace,
 )
-from splitinference.controller.api.spec import API_VERSION, GROUP, KIND, PLURAL
+from splitinference.controller.api.group import API_VERSION, GROUP, KIND, PLURAL
 from splitinference.controller.manifests.pod_parts import INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.ports import Manifest, NameTakenError, RefusedError, UnavailableError
 from splitinference.controller.trust.ownership import belongs_to, controller_of, is_left_over, owner_uid, why_taken

@@ -13,7 +13,7 @@ from splitinference.adapters.kubernetes.client import api_path, api_version
 from splitinference.adapters.kubernetes.counted import CountedCluster
 from splitinference.adapters.kubernetes.store import Mirror, Source, Stream
 from splitinference.adapters.kubernetes.trim import node_kept, pod_kept, whole
-from splitinference.controller.api.spec import KIND
+from splitinference.controller.api.group import KIND
 from splitinference.controller.manifests.pod_parts import INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.ports import Generation, Listing, Manifest
 from splitinference.controller.trust.ownership import belongs_to

@@ -8,7 +8,7 @@ from kubernetes import client
 from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.controller.manifests.pod_parts import COMPONENT, INSTANCE
 from splitinference.controller.ports import Manifest
-from splitinference.controller.reconcile.credentials import NOT_AFTER
+from splitinference.controller.reconcile.upkeep.credentials import NOT_AFTER
 from splitinference.controller.runtime.workqueue import Key
 
 Counted = Callable[[Key, str, str], None]

@@ -6,7 +6,7 @@ import time
 
 from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.controller.api.crd_gaps import gaps_in_words
-from splitinference.controller.api.spec import GROUP, PLURAL
+from splitinference.controller.api.group import GROUP, PLURAL
 from splitinference.controller.ports import RefusedError, UnavailableError
 
 log = logging.getLogger(__name__)

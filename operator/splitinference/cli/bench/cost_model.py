@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitinference import catalogue
-from splitinference.core.cost.errors import METHODS, Errors, errors
+from splitinference.core.cost.fitting.errors import METHODS, Errors, errors
 
 
 def register(parts: "argparse._SubParsersAction[Any]") -> None:

@@ -14,7 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from splitinference.adapters.queries import AGE, KIND_LABEL, VALUE
 from splitinference.cli.bench.control_plane import FAKE, POD_ADDRESS
-from splitinference.controller.api.spec import API_VERSION, KIND, Resource
+from splitinference.controller.api.group import API_VERSION, KIND
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.ports import Manifest
 

@@ -9,7 +9,7 @@ from splitinference.cli.connection import Connection
 from splitinference.cli.doctor.check import BAD, GOOD, UNKNOWN, WARN, Check
 from splitinference.cli.doctor.crd import all_gaps
 from splitinference.cli.errors import CRD, INSTALL, from_cluster, grant
-from splitinference.controller.api.spec import GROUP, PLURAL
+from splitinference.controller.api.group import GROUP, PLURAL
 from splitinference.controller.ports import RefusedError, UnavailableError
 
 OLDEST = (1, 30)

@@ -2,7 +2,7 @@
 
 from splitinference.cli.doctor.check import Json
 from splitinference.controller.api.crd_gaps import gaps
-from splitinference.controller.api.spec import VERSION
+from splitinference.controller.api.group import VERSION
 
 STATUS_FIELDS = ("plan", "observed", "transition", "calibration", "adaptation", "decisions", "proposal", "operator")
 """Fields of the status that this plugin shows."""

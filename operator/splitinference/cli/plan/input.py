@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from splitinference.controller.api.spec import Model, Rejected, Resource, not_served, read_resource
+from splitinference.controller.api.model_spec import Model
+from splitinference.controller.api.spec import Rejected, Resource, not_served, read_resource
 from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store, with_figures
 from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
 from splitinference.controller.cluster_state.series_owners import Directory

@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from splitinference.controller.api.spec import VERSION, Spec
+from splitinference.controller.api.group import VERSION
+from splitinference.controller.api.spec import Spec
 
 
 def gaps(crd: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from splitinference.controller.cluster_state.node_benchmark import MEASURED, Rec
 from splitinference.controller.cluster_state.node_metrics import GPU, PREFIX, processor_of
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.ports import Manifest
-from splitinference.core.cost.catalogue import Nominal
+from splitinference.core.cost.fitting.catalogue import Nominal
 from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 from splitinference.settings import Settings
 

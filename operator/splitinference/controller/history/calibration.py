@@ -15,8 +15,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from splitinference.controller.plan_io.serving import Serving, Stage
-from splitinference.core.cost.calibrate import TELLING_MS, Observed, calibrate, decode_compute_ms, prefill_compute_ms
-from splitinference.core.cost.learn import Factor, calibrated, learn
+from splitinference.core.cost.fitting.calibrate import TELLING_MS, Observed, calibrate, decode_compute_ms, prefill_compute_ms
+from splitinference.core.cost.fitting.learn import Factor, calibrated, learn
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Engine

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from splitinference.controller.api.spec import API_VERSION, KIND, Resource
+from splitinference.controller.api.group import API_VERSION, KIND
+from splitinference.controller.api.spec import Resource
 from splitinference.controller.kube_values.machine import ARCH, LINUX, OS
 from splitinference.settings import Settings
 

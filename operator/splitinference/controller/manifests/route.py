@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from splitinference.controller.ports import Manifest
 from splitinference.core.transition.state import Names, OldRoute, Route
 from splitinference.core.values.value import Value
-from splitinference_protocol.meta import Hop
 from splitinference_protocol.report import GatewayReport
+from splitinference_protocol.request import Hop
 from splitinference_protocol.route import STOPPED, RouteDocument, RouteError, Verification
 from splitinference_protocol.route import withdrawn as stopped
 

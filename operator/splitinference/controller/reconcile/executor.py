@@ -8,8 +8,8 @@ from splitinference.controller.api.spec import Resource
 from splitinference.controller.manifests.route import Stored, cut_over, read_route
 from splitinference.controller.plan_io.plan_status import Built
 from splitinference.controller.ports import NameTakenError, Ports, RefusedError
-from splitinference.controller.reconcile.gather import Seen
-from splitinference.controller.reconcile.report import describe
+from splitinference.controller.reconcile.planning.gather import Seen
+from splitinference.controller.reconcile.status.report import describe
 from splitinference.core.transition.steps import Action, CreateSegment, Cutover, DeleteSegment
 
 log = logging.getLogger(__name__)

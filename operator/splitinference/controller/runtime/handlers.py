@@ -14,7 +14,7 @@ from typing import Any
 
 import kopf
 
-from splitinference.controller.api.spec import KIND
+from splitinference.controller.api.group import KIND
 from splitinference.controller.manifests.pod_parts import INSTANCE, MANAGED_BY, OURS
 from splitinference.controller.ports import Manifest
 from splitinference.controller.runtime.workqueue import Passes

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from splitinference.controller.api.spec import DEFAULT_CLASS
+from splitinference.controller.api.group import DEFAULT_CLASS
 from splitinference.controller.ports import Cluster, Manifest, RefusedError, UnavailableError
 
 Seconds = Callable[[], float]

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from splitinference.controller.api.spec import Adaptation
+from splitinference.controller.api.adaptation_spec import Adaptation
 from splitinference.core.decide.base.policy import Mode, Policy
 from splitinference.core.transition.steps import Strategy
 

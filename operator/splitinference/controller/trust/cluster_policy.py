@@ -6,7 +6,8 @@ installed, and for resources of before.
 
 from collections.abc import Iterator
 
-from splitinference.controller.api.spec import FieldProblem, Spec, TolerationSpec
+from splitinference.controller.api.placement_spec import TolerationSpec
+from splitinference.controller.api.spec import FieldProblem, Spec
 from splitinference.settings import AllowedToleration, Settings
 
 

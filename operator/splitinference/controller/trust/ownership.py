@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference.controller.api.spec import GROUP, KIND
+from splitinference.controller.api.group import GROUP, KIND
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ calibration factor was not measured, and nodes whose use by others is unknown.
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from splitinference.core.cost.calibrate import TELLING_MS, decode_compute_ms
+from splitinference.core.cost.fitting.calibrate import TELLING_MS, decode_compute_ms
 from splitinference.core.cost.site import LEAST_SHARE
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Slowed, StageTime
 from splitinference.core.values.problem import Problem

@@ -7,7 +7,7 @@ served for `policy.stabilization`, since without requests nothing is measured. B
 A violated SLO is a measurement, not an estimate. It waits for one measured window, because earlier figures include the move itself.
 """
 
-from splitinference.core.cost.learn import ENOUGH_WINDOWS
+from splitinference.core.cost.fitting.learn import ENOUGH_WINDOWS
 from splitinference.core.decide.base.compare import Change
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy, Stabilizing, Traffic
 

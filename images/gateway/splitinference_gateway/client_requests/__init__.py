@@ -1,0 +1,1 @@
+"""What clients may ask for: bodies and their fields, checked."""

@@ -1,0 +1,1 @@
+"""Typed tensors as KServe v2 clients send and read them."""

@@ -1,0 +1,1 @@
+"""Commands of the image besides the server: measure, convert, compare."""

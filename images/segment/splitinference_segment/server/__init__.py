@@ -1,0 +1,1 @@
+"""Triton around a segment: start, the backend's model, metrics, probes, the end."""

@@ -1,0 +1,72 @@
+"""The Triton side: reads META and DATA, answers through response senders. Which engine computes is the settings' to say."""
+
+import gc
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from splitinference_segment.meters import Meters
+from splitinference_segment.peers.links import Measure
+from splitinference_segment.settings import Settings
+
+
+class TritonPythonModel:
+    """What Triton calls. Each answer is sent by a response sender, so no request waits for another."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the layers and start the worker; Triton reports ready after this returns."""
+        settings = Settings.from_environment()
+        if args["model_name"] != settings.model_name:
+            raise pb_utils.TritonModelException(f"loaded as {args['model_name']}, but SI_MODEL_NAME is {settings.model_name}")
+        if settings.engine == "llamacpp":  # its image has no torch
+            from splitinference_segment.llamacpp import triton as engine
+        else:
+            from splitinference_segment.torch_models import triton_torch as engine
+        loaded = engine.load(settings)
+        self._read, self._write = engine.read, engine.write
+        self._meters = Meters(settings.segment, pb_utils, self._gauges)
+        self._segment = loaded.start(self._meters)
+        gc.collect()
+        gc.freeze()  # what the libraries made stays for ever: the collector need not look at it during a step
+        print(
+            f"segment {settings.segment}: layers {settings.start}:{settings.end} of {loaded.count}, {settings.dtype}, {loaded.description}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Queue every request; the answers come later."""
+        for request in requests:
+            sender = request.get_response_sender()
+            meta, data = self._read(request, "META"), self._read(request, "DATA")
+
+            def send(meta: bytes, data: bytes, sender: Any = sender) -> None:
+                # `send` works without the interpreter's lock and drops outputs that the client did not ask for. These references
+                # keep them from being destroyed there: without them the stub crashes.
+                outputs = [self._write("META", meta), self._write("DATA", data or b"\0")]
+                sender.send(pb_utils.InferenceResponse(output_tensors=outputs), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                del outputs
+
+            self._segment.handle(bytes(meta), data, send)  # as somebody on this pod's loopback, who may do little
+
+    def finalize(self) -> None:
+        """Triton unloads the model."""
+        self._segment.stop()
+        self._meters.stop()
+
+    def _gauges(self) -> Iterable[Measure]:
+        segment = getattr(self, "_segment", None)
+        if segment is None:
+            return ()
+        segment.forget_idle()
+        use = segment.table.use()
+        own: list[Measure] = [
+            ("kv_bytes", float(use.total_bytes), {}),
+            ("sequences", float(use.sequences), {}),
+            ("evicted_sequences", float(use.evicted), {}),
+            ("prefix_bytes", float(use.kept_bytes), {}),
+            ("prefix_reused_tokens", float(use.reused_tokens), {}),
+        ]
+        return [*own, *segment.links.measures()]

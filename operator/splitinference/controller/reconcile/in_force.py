@@ -1,0 +1,83 @@
+"""What is in force before a pass: the plan in the status, of which model, and its segments; and what a resource keeps between passes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from splitinference.controller.api.conditions import Condition
+from splitinference.controller.api.spec import Resource, SpecReader
+from splitinference.controller.cluster_state.segment_probes import Proofs
+from splitinference.controller.kube_values.start_failures import Told
+from splitinference.controller.plan_io.plan_status import Built, Planned, build, read_plan
+from splitinference.controller.ports import Manifest, Ports
+from splitinference.controller.reconcile.planning.desired import Asked, profile_for
+from splitinference.controller.reconcile.planning.plan_pass import Course
+from splitinference.controller.reconcile.planning.privacy import promised_rules
+from splitinference.controller.reconcile.upkeep.upkeep import Applied
+from splitinference.core.values.problem import Constraints
+from splitinference.core.values.profile import Profile
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """The plan that a resource's status has (`written`), as it was read; and its segments, for the model with `profile`."""
+
+    uid: str
+    written: Mapping[str, Any]
+    planned: Planned
+    profile: Profile | None = None
+    built: Built | None = None
+
+
+@dataclass
+class Remembered:
+    """What is kept between passes of one resource, only to do less: after a restart all of it is found out anew."""
+
+    proofs: Proofs
+    specs: SpecReader = field(default_factory=SpecReader)
+    plan: ReadPlan | None = None
+    applied: Applied = field(default_factory=Applied)
+    refusals: int = 0
+    told: Told = field(default_factory=Told)
+
+
+@dataclass(frozen=True)
+class InForce:
+    """What a resource goes by. `resource`: what is asked for; while that cannot be worked with, as it was when the plan was made. `profile`
+    and `built` are there only where the model that the plan was made for can be read."""
+
+    resource: Resource | None
+    planned: Planned | None = None
+    profile: Profile | None = None
+    built: Built | None = None
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """Names of the plan's segments."""
+        return frozenset(self.built.target.segments) if self.built is not None else frozenset()
+
+    @property
+    def course(self) -> Course | None:
+        """The plan as a pass goes by it."""
+        if self.planned is None:
+            return None
+        rules = promised_rules(self.planned, self.profile) if self.profile is not None else Constraints()
+        return Course(self.planned.plan, self.built.target if self.built is not None else None, self.planned.asked, rules)
+
+
+def read_in_force(ports: Ports, body: Manifest, remembered: Remembered, asked: Asked | Condition) -> InForce:
+    """Each is read anew only where it is another than in the last pass."""
+    status, kept, uid = body.get("status") or {}, remembered.plan, str(body["metadata"].get("uid", ""))
+    written = status.get("plan") or {}
+    if kept is None or kept.uid != uid or kept.written != written:
+        planned = read_plan(status, lambda spec: remembered.specs.read(body, spec))
+        kept = ReadPlan(uid, written, planned) if planned is not None else None
+    resource = asked.resource if isinstance(asked, Asked) else kept.planned.resource if kept is not None else None
+    if kept is None:
+        remembered.plan = None
+        return InForce(resource)
+    profile = profile_for(kept.planned, asked, ports.models)
+    if profile is not None and (kept.built is None or kept.profile != profile):
+        kept = replace(kept, profile=profile, built=build(kept.planned, profile, ports.builder))
+    remembered.plan = kept
+    return InForce(resource, kept.planned, profile, kept.built if profile is not None else None)

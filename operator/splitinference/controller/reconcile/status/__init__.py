@@ -1,0 +1,1 @@
+"""What a pass says: status, conditions, events, offers, and whether a move paid."""

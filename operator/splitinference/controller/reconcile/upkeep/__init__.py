@@ -1,0 +1,1 @@
+"""What passes keep besides segments: objects of a resource, and the figures of nodes."""

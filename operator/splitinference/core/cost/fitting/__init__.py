@@ -1,0 +1,1 @@
+"""From measured times to the figures of processors and nodes, and how wrong the model is on them."""

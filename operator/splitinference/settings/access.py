@@ -1,0 +1,58 @@
+"""Settings of identities and network policies, and of what resources may ask for."""
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings
+
+from splitinference.settings.values import AllowedToleration, LabelSelector
+
+
+class IdentitySettings(BaseSettings):
+    """Who is who, and who reaches whom."""
+
+    trust_domain: str = Field(
+        default="cluster.local",
+        pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$",
+        description="Trust domain of the SPIFFE IDs in the certificates of gateways and segments. A change replaces all segments.",
+    )
+    root_key_secret: str = Field(
+        default="splitinference-root-key",
+        min_length=1,
+        description="Name of the Secret with the root key. The operator creates it if there is none.",
+    )
+    network_policies: bool = Field(
+        default=True,
+        description=(
+            "Whether to create NetworkPolicies for each resource. With them, only those who need to can reach segments and gateways."
+        ),
+    )
+    monitoring_namespace_selector: LabelSelector = Field(
+        default=LabelSelector(match_labels={"kubernetes.io/metadata.name": "monitoring"}),
+        description="Selector, as JSON, of the namespaces from which metrics may be scraped. `{}` selects all namespaces.",
+    )
+
+
+class PermissionSettings(BaseSettings):
+    """What resources may ask for."""
+
+    allowed_host_paths: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "Folders of nodes that resources may mount (`spec.model.source.hostPath`), including everything in them. A JSON list. "
+            "Empty, the default: none. Symbolic links on the node are followed, so only administrators should be able to write "
+            "there."
+        ),
+    )
+    allowed_tolerations: tuple[AllowedToleration, ...] = Field(
+        default=(),
+        description=(
+            "Tolerations that resources may ask for (`spec.placement.tolerations`), as in a pod. A JSON list. Empty, the default: none."
+        ),
+    )
+
+    @field_validator("allowed_host_paths")
+    @classmethod
+    def _are_whole_paths(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        for folder in folders:
+            if not folder.startswith("/") or {".", ".."} & set(folder.split("/")):
+                raise ValueError(f"{folder!r} must be absolute and hold neither '.' nor '..'")
+        return folders
