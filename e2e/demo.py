@@ -16,12 +16,14 @@ from e2e import stack
 from e2e.cluster import Cluster
 from e2e.cluster.progress import Progress, shown
 from e2e.stack import AnyCluster, until
-from e2e.traffic import Report, Traffic
+from e2e.traffic import Load, Report, Traffic
 
 NAME = "chat"
 QUESTION = "What is photosynthesis?"  # one that this small model answers well
 MOST_TOKENS = 48
 MOVE_SECONDS = 180
+ALONE = Load("one after the other", clients=1)
+"""Predictions are for a request alone. Of two clients one's step shares the node with what the other's takes besides."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
 
@@ -39,6 +41,9 @@ def main() -> int:
         with _shown(begun) as progress:
             cluster = _cluster(progress)
             stack.stand_up(cluster)
+            if isinstance(cluster, Cluster):
+                with progress.step("nodes come to rest"):
+                    stack.comes_to_rest(cluster)
             _serve(cluster)
         console.print(plan_table(stack.resource(cluster, NAME), "The plan"))
         console.print(*_why(stack.resource(cluster, NAME)), sep="\n")
@@ -185,7 +190,7 @@ def agreement(answer: str, unsplit: str) -> str:
 
 def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
     """Another tenant burns CPU on a node that serves; requests run all the time. True when the segment moved and none failed."""
-    with _shown(begun) as progress, Traffic(base_url, stack.MODEL) as traffic:
+    with _shown(begun) as progress, Traffic(base_url, stack.MODEL, ALONE) as traffic:
         cluster = replace(cluster, progress=progress)
         with progress.step("requests are running"):
             until(lambda: len(traffic.report().requests) >= 4, 120, "four answers")
