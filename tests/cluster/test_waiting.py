@@ -129,3 +129,9 @@ def test_the_demo_says_by_how_much_each_stage_differs():
     assert totals(found).splitlines()[-1] == "decode steps, predicted and observed, differ by 25%, 50%"
     del stages["s1"]
     assert errors(found) == [0.25]
+
+
+def test_a_stage_that_computes_next_to_nothing_says_nothing_of_the_prediction():
+    plan = {**PLAN, "segments": [{"name": "s0", "predictedMs": 1.2}, {"name": "s1", "predictedMs": 20.0}]}
+    stages = {"s0": {"computeMs": 0.2}, "s1": {"computeMs": 25.0}}
+    assert errors({"status": {"plan": plan, "observed": {"revision": "r1", "requests": 7, "stages": stages}}}) == [0.25]
