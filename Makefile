@@ -12,8 +12,8 @@ help: ## what can be made
 install: ## .venv with the package, its commands and the tools
 	@./install.sh
 
-demo: install ## cluster, operator, a model in segments, a question, and a move under load
-	@$(PY) -m e2e.demo
+demo: install ## cluster, operator, a model in segments, a question, and a move under load; BUSY=1 keeps a core of the machine busy meanwhile
+	@$(if $(BUSY),BUSY=$(BUSY)) $(PY) -m e2e.demo
 
 demo-down: install ## remove all that the demo made, but the cache
 	@$(PY) -m e2e.cluster down --verify

@@ -1,10 +1,11 @@
 """`make demo`: from nothing to a model in segments, a streamed answer, and a move under load, with the time of each step."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -36,9 +37,11 @@ class DemoFailed(RuntimeError):
 def main() -> int:
     """Exit status 0 when all of it worked and no request failed."""
     begun = time.monotonic()
+    opened = ExitStack()
     try:
         if os.environ.get("CLUSTER", "kind") == "current":
             _agreed()
+        opened.enter_context(busy_machine(int(os.environ.get("BUSY", "0"))))
         with _shown(begun) as progress:
             cluster = _cluster(progress)
             stack.stand_up(cluster)
@@ -55,12 +58,29 @@ def main() -> int:
     except (RuntimeError, KeyboardInterrupt) as error:
         console.print(f"\n{error or 'interrupted'}\n`make demo-down` removes all that was made.", style="red", markup=False)
         return 1
+    finally:
+        opened.close()
     console.print(f"\nAll of it in {time.monotonic() - begun:.0f} s. Look around with:")
     console.print(
         f"  export KUBECONFIG={cluster.env()['KUBECONFIG']}", f"  kubectl get si {NAME}; .venv/bin/kubectl-split status {NAME}", sep="\n"
     )
     console.print("and remove everything with `make demo-down`.")
     return 0 if ok else 1
+
+
+@contextmanager
+def busy_machine(processes: int) -> Iterator[tuple[int, ...]]:
+    """So many processes that compute all the time beside the cluster, each for a core, as stress-ng's do; their ids. They end with the
+    block, and with this program however it ends."""
+    program = "import os\nwhile os.getppid() == int(os.environ['PARENT']):\n    sum(n * n for n in range(200_000))"
+    environment = {**os.environ, "PARENT": str(os.getpid())}
+    started = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(processes)]
+    try:
+        yield tuple(each.pid for each in started)
+    finally:
+        for each in started:
+            each.terminate()
+            each.wait()
 
 
 @contextmanager
