@@ -12,8 +12,8 @@ help: ## what can be made
 install: ## .venv with the package, its commands and the tools
 	@./install.sh
 
-demo: install ## cluster, operator, a model in segments, a question, and a move under load
-	@$(PY) -m e2e.demo
+demo: install ## cluster, operator, a model in segments, a question, and a move under load; BUSY=1 keeps a core of the machine busy meanwhile
+	@$(if $(BUSY),BUSY=$(BUSY)) $(PY) -m e2e.demo
 
 demo-down: install ## remove all that the demo made, but the cache
 	@$(PY) -m e2e.cluster down --verify
@@ -58,14 +58,15 @@ data-plane: install ## tests of gateway and segments inside their images; an eng
 e2e: install ## tests on a kind cluster, which they start and remove
 	@.venv/bin/pytest tests/integration e2e -m "cluster and not long"
 
-disturbances: install ## two busy nodes, killed processes, no Prometheus, under load on a kind cluster: what CI runs besides what `make test` plays
+disturbances: install ## two busy nodes, killed processes, no Prometheus, under load on a kind cluster: two of them are in `make e2e-long` besides, one in `make e2e`
 	@.venv/bin/pytest -m "cluster" $(foreach test,killed_processes_come_back without_prometheus_it_serves_and_nothing_moves two_busy_nodes_lead_to_new_cuts,"e2e/test_adaptation.py::test_$(test)[steady]")
 
 cluster-cases: install ## what real clusters do to the control plane, played on kind, as a table; QUICK=1 for what CI plays, ROWS="3 7" for some
 	@$(PY) -m e2e.cluster_cases $(if $(QUICK),--quick) $(if $(JSON),--json) $(ROWS)
 
-e2e-long: install ## every disturbance under steady and bursty load, new certificates, links, a soak; figures to docs/reference/adaptation-results.md
-	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_operator_replaced.py e2e/test_upgrade.py e2e/test_gguf.py e2e/test_llamacpp.py e2e/test_links.py e2e/test_reuse.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind
+e2e-long: install ## every disturbance under steady and bursty load, new certificates, links, IPv6 alone, a soak; figures to docs/reference/adaptation-results.md
+	@.venv/bin/pytest e2e/test_ipv6.py
+	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_operator_replaced.py e2e/test_upgrade.py e2e/test_gguf.py e2e/test_llamacpp.py e2e/test_links.py e2e/test_reuse.py e2e/test_goals.py e2e/test_scale.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind e2e/test_data_plane.py::test_loadgen_before_and_after_a_re_split
 
 upgrade-test: install ## the release before upgraded to this tree and rolled back, on a kind cluster under load; PREVIOUS_RELEASE=tag for another one
 	@.venv/bin/pytest e2e/test_upgrade.py

@@ -49,6 +49,8 @@ def operated(cluster: Cluster) -> Cluster:
 @pytest.fixture(scope="session")
 def serving(operated: Cluster) -> Iterator[Cluster]:
     """The same with the sample resource, applied and Ready; deleted afterwards, unless the cluster is kept."""
+    with operated.progress.step("nodes come to rest"):
+        stack.comes_to_rest(operated)
     operated.kubectl("apply", "-f", str(stack.SAMPLE))
     with operated.progress.step("wait for the sample to be Ready"):
         stack.wait_ready(operated, NAME)

@@ -203,7 +203,7 @@ def roomy(serving: Cluster) -> Iterator[Cluster]:
         stack.wait_ready(serving, NAME)
 
 
-@both_loads
+@pytest.mark.parametrize("load", [STEADY, LOADS[1]], ids=str)
 def test_two_busy_nodes_lead_to_new_cuts(roomy: Cluster, play: Play, load: Load) -> None:
     with play("b: two nodes busy at once", load) as scene:
         before = scene.placement()

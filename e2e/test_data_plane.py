@@ -73,6 +73,7 @@ def test_gateway_with_real_segments(runs: dict[str, Run]) -> None:
     runs["gateway"].passed()
 
 
+@pytest.mark.long
 def test_loadgen_before_and_after_a_re_split(engine: Cluster) -> None:
     """`bench mlperf --quick`: MLPerf's LoadGen on even cuts over unequal segments, and on the planner's. No request fails."""
     cores = [0.5, 0.15, 0.5]

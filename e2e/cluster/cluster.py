@@ -19,6 +19,8 @@ from e2e.cluster.settings import Settings, WorkerSize
 from e2e.cluster.speed import Speed
 
 OURS = ("operator", "segment", "gateway")
+RESTS = 0.2
+"""Share of its cores that a worker uses at most where nothing goes on: the kubelet alone takes a tenth of the smallest."""
 ON_WORKERS = ("segment", "gateway")
 
 
@@ -115,6 +117,11 @@ class Cluster:
         """What the cluster takes of the machine, by program, over so many seconds."""
         engine = self.engine()
         return usage.told(usage.measure(engine, lifecycle.running(self.settings, engine), seconds))
+
+    def at_rest(self) -> bool:
+        """Whether no worker uses more than a fifth of its cores. Images that are unpacked look like another tenant to who plans."""
+        used = monitoring.used_cores(self.kubectl)
+        return all(used.get(node, 1.0) <= RESTS * self.size(node).cores for node in self.settings.worker_names())
 
     # ---- use
 

@@ -21,6 +21,7 @@ from e2e.cluster.host import Traces, fine_quotas, raise_limits, weigh
 from e2e.cluster.settings import Settings
 
 NETWORK = "splitinference"
+SUBNET_6 = "fd00:172:31::/64"
 SUBNETS = tuple(f"172.{second}.240.0/24" for second in range(31, 16, -1))
 
 
@@ -177,7 +178,7 @@ def start(settings: Settings) -> Engine:
         time.sleep(0.1)
     else:
         raise EngineUnavailable(f"The private Docker engine did not answer within a minute; see {home}/dockerd.log.")
-    traces.open_firewall(_make_network(engine, traces.bridge))
+    traces.open_firewall(_make_network(engine, traces.bridge, settings.family))
     return engine
 
 
@@ -191,8 +192,10 @@ def _spawn(command: list[str], log: Path) -> int:
     return os.posix_spawnp(command[0], command, os.environ, file_actions=files, setsid=True)
 
 
-def _make_network(engine: Engine, name: str) -> str:
-    """The network of the nodes, on the bridge `name`, in a subnet that nobody routes to yet; returns the subnet."""
+def _make_network(engine: Engine, name: str, family: str) -> str:
+    """The network of the nodes, on the bridge `name`, in a subnet that nobody routes to yet; returns the subnet. With IPv6 besides where
+    that is the cluster's family: the engine knows no network without IPv4."""
+    more = ["--ipv6", "--subnet", SUBNET_6] if family == "ipv6" else []
     if NETWORK in engine.docker("network", "ls", "--format", "{{.Name}}").split():
         for container in engine.docker("ps", "-aq").split():  # of an engine that was killed: none of them runs
             engine.docker("rm", "-f", "-v", container)
@@ -201,7 +204,7 @@ def _make_network(engine: Engine, name: str) -> str:
     option = f"com.docker.network.bridge.name={name}"
     for subnet in SUBNETS:
         if subnet.rsplit(".", 2)[0] not in taken:
-            engine.docker("network", "create", "--driver", "bridge", "--subnet", subnet, "--opt", option, NETWORK)
+            engine.docker("network", "create", "--driver", "bridge", "--subnet", subnet, *more, "--opt", option, NETWORK)
             return subnet
     raise EngineUnavailable("No free private subnet in 172.17.0.0–172.31.255.255 for the nodes' network; free one of them.")
 

@@ -18,6 +18,8 @@ from e2e.cluster.settings import BLOBS_ON_NODE, MODELS_ON_NODE, TRUSTED, Setting
 
 POD_SUBNET = "10.244.0.0/16"
 SERVICE_SUBNET = "10.96.0.0/16"
+SUBNETS = {"ipv4": (POD_SUBNET, SERVICE_SUBNET), "ipv6": ("fd00:10:244::/56", "fd00:10:96::/112")}
+"""Of pods and of Services, by family."""
 LOST_AFTER_SECONDS = 20
 _LEASE_SECONDS = 20  # renewed every quarter of it, so a node must be late four times to look lost
 _MEASURE = {"housekeeping-interval": "5s"}  # of cAdvisor, as often as Prometheus asks; 10 s otherwise
@@ -44,14 +46,15 @@ class Machine:
         return f"cpu={max(0, round((self.cores - cores) * 1000))}m,memory={max(0, self.memory_mib - memory_mib)}Mi"
 
 
-def pod_cidr(index: int) -> str:
+def pod_cidr(index: int, family: str = "ipv4") -> str:
     """The pods' subnet on the node with this index (0 is the control plane)."""
-    return f"10.244.{index}.0/24"
+    return f"10.244.{index}.0/24" if family == "ipv4" else f"fd00:10:244:{index:x}::/64"
 
 
 def conflist(cidr: str) -> dict[str, Any]:
-    """A bridge on each node; between nodes there are routes (network.py)."""
-    ipam = {"type": "host-local", "ranges": [[{"subnet": cidr}]], "routes": [{"dst": "0.0.0.0/0"}]}
+    """A bridge on each node; between nodes there are routes (network.py). Pods have addresses of the subnet's family alone."""
+    anywhere = "::/0" if ":" in cidr else "0.0.0.0/0"
+    ipam = {"type": "host-local", "ranges": [[{"subnet": cidr}]], "routes": [{"dst": anywhere}]}
     bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": False, "hairpinMode": True, "ipam": ipam}
     return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}
 
@@ -83,7 +86,8 @@ def config(settings: Settings, machine: Machine, *, own_network: bool) -> dict[s
         },
         {"kind": "KubeletConfiguration", "nodeLeaseDurationSeconds": _LEASE_SECONDS, "nodeStatusUpdateFrequency": "10s", "maxPods": 60},
     ]
-    networking = {"podSubnet": POD_SUBNET, "serviceSubnet": SERVICE_SUBNET, "ipFamily": "ipv4", "kubeProxyMode": "iptables"}
+    pods, services = SUBNETS[settings.family]
+    networking = {"podSubnet": pods, "serviceSubnet": services, "ipFamily": settings.family, "kubeProxyMode": "iptables"}
     return {
         "kind": "Cluster",
         "apiVersion": "kind.x-k8s.io/v1alpha4",
@@ -130,7 +134,7 @@ def write(settings: Settings, machine: Machine, *, own_network: bool) -> Path:
         (patches / f"{program}+strategic.yaml").write_text(yaml.safe_dump(patient(program)))
     if own_network:
         for index in range(len(settings.workers) + 1):
-            _conflist_of(settings, index).write_text(json.dumps(conflist(pod_cidr(index))))
+            _conflist_of(settings, index).write_text(json.dumps(conflist(pod_cidr(index, settings.family))))
     path = settings.state / "kind.yaml"
     path.write_text(yaml.safe_dump(config(settings, machine, own_network=own_network), sort_keys=False))
     return path

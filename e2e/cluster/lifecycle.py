@@ -91,7 +91,7 @@ def up(settings: Settings, progress: Progress) -> None:
 
     def routes() -> None:
         if not parts.public:
-            network.connect(engine, settings.nodes())
+            network.connect(engine, settings.nodes(), family=settings.family)
 
     together([nodes, routes, small_images])
 
@@ -150,7 +150,8 @@ def reconnect(settings: Settings, engine: Engine) -> None:
     """After a node came back: its routes, and the others' if its address changed."""
     if (settings.state / "pods").is_dir() and not supply.choose(settings, engine).public:
         alive = running(settings, engine)
-        network.connect(engine, tuple(name for name in settings.nodes() if name in alive), all_nodes=settings.nodes())
+        there = tuple(name for name in settings.nodes() if name in alive)
+        network.connect(engine, there, all_nodes=settings.nodes(), family=settings.family)
 
 
 def delete(settings: Settings, engine: Engine) -> None:

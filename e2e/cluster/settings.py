@@ -51,12 +51,14 @@ class WorkerSize:
 SIZES = (
     WorkerSize(1.0, 700, trusted=True),
     WorkerSize(0.8, 650),
-    WorkerSize(0.6, 680, trusted=True),
+    WorkerSize(0.6, 872, trusted=True),
     WorkerSize(0.5, 650),
 )
-"""Unequal on purpose, and so small that SmolLM2-135M needs three of the four, wherever its gateway (192 MiB) runs; the segment between
-those on trusted nodes then holds ten layers or more, and the fourth node, of the same memory, has room for it."""
+"""Unequal on purpose, and so small that SmolLM2-135M needs three of the four, wherever its gateway (192 MiB) runs and wherever room is left
+for the second one of a rollout; the segment between those on trusted nodes then holds ten layers or more, and the fourth node, of the same
+memory, has room for it."""
 
+FAMILIES = ("ipv4", "ipv6")
 CONTROL_PLANE_SHARE = 0.25
 """Of the machine's cores, for the control plane, Prometheus, the operator, and those who ask."""
 
@@ -101,6 +103,12 @@ class Settings:
     cache: Path = field(default_factory=default_cache)
     engine: str = field(default_factory=lambda: os.environ.get("SPLITINFERENCE_ENGINE", "auto"))
     images: str = field(default_factory=lambda: os.environ.get("SPLITINFERENCE_IMAGES", "auto"))
+    family: str = field(default_factory=lambda: os.environ.get("E2E_IP_FAMILY", "ipv4"))
+    """Of nodes, pods and Services: ipv4, or ipv6 and nothing else."""
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"E2E_IP_FAMILY is {self.family!r}, expected one of {', '.join(FAMILIES)}")
 
     @property
     def run(self) -> Path:

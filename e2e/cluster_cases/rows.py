@@ -209,7 +209,7 @@ shown_by(
 shown_by(
     9,
     "pods have IPv6 addresses, alone or beside IPv4",
-    "everything listens on both families",
+    "everything listens on both families (`make e2e-long` plays a cluster with IPv6 alone)",
     "tests/adapters/test_listen.py",
     "tests/gateway/test_inside.py",
     "tests/controller/test_pod_template.py::test_services_take_both_families_where_the_cluster_has_both",
@@ -318,7 +318,7 @@ def drained(cluster: Cluster) -> Happened:
         return f"{left} is drained; {figures(traffic)}"
 
 
-@case(14, "annotations, labels and pull secrets for segments and gateway", "no segment is replaced for what does not change it")
+@case(14, "annotations, labels and pull secrets for pods", "the gateway is rolled out, and no segment is replaced for that", quick=True)
 def template_of_pods(cluster: Cluster) -> Happened:
     before = {name: made for name, made in pods(cluster).items() if not name.startswith(GATEWAY)}
     given = {"annotations": {"cases.test/team": "blue"}, "labels": {"cases.test/team": "blue"}, "imagePullSecrets": ["registry"]}
@@ -346,8 +346,8 @@ shown_by(
 )
 shown_by(
     16,
-    "others contend for the processor (real Prometheus, series of PSI)",
-    "waiting counts as not there, and is predicted",
+    "others contend for the processor (series of PSI, as kubelets and node-exporter show them, in a real Prometheus)",
+    "waiting counts as not there in snapshot, trigger and prediction",
     "tests/adapters/test_pressure_queries.py",
     "tests/controller/test_pressure.py",
 )

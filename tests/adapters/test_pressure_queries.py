@@ -1,6 +1,8 @@
 """Pressure stall information as node-exporter and the kubelet export it, by a real Prometheus → what is lost to waiting."""
 
+import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,19 @@ from splitinference.adapters.prometheus import PrometheusMetrics
 from splitinference.controller.cluster_state.node_metrics import Judge, Measured, read_metrics
 from splitinference.controller.cluster_state.pressure import lost
 from splitinference.controller.cluster_state.series_owners import Directory
+from splitinference.controller.cluster_state.snapshot import Sources, read_snapshot
 from splitinference.controller.ports import Manifest
+from splitinference.core.cost import predict
+from splitinference.core.decide.base.policy import Memory, Policy
+from splitinference.core.decide.base.triggers import Reason, check
+from splitinference.core.values.problem import Problem
 from splitinference.settings import QuerySet, Settings
 from tests.adapters.real_prometheus import serving_samples
 from tests.adapters.test_link_queries import segment_pod
 from tests.adapters.test_node_queries import SHOWN, counter, uses
+from tests.controller.objects import a_node
+from tests.controller.pretend import SETTINGS
+from tests.core.planning import START, a_plan, a_profile, inputs
 
 NODES: list[Manifest] = [{"metadata": {"name": name}} for name in ("pressed", "limited", "serving", "held", "old-kernel")]
 PODS = [segment_pod("serving"), segment_pod("held")]
@@ -77,6 +87,28 @@ def test_what_of_a_node_is_lost_to_waiting(measured: Measured, node: str, share:
 def test_containers_that_are_held_back_at_different_times_add_up(measured: Measured):
     assert measured.node_cpu_limited.by_name["limited"].value == pytest.approx(1 - 0.2 * 0.5, abs=0.01)
     assert set(measured.node_cpu_limited.by_name) == {"limited"}
+
+
+def test_from_exposition_to_snapshot_trigger_and_prediction(measured: Measured):
+    """A stage on a node of which others use 15 %: three quarters count as gone, which is a reason to move, and predicted."""
+    nodes = [a_node(name, cores=2) for name in ("pressed", "old-kernel")]
+    sources = Sources(now=START, nodes=nodes, pods=(), measured=measured, held={}, owner=("team", "chat"))
+    snapshot = read_snapshot(sources, SETTINGS).snapshot
+    (pressed, other) = sorted(snapshot.nodes, key=lambda node: node.name, reverse=True)
+    assert (pressed.utilization, pressed.waiting) == (pytest.approx(0.75, abs=0.02), pytest.approx(0.75, abs=0.02))
+    assert (other.utilization, other.waiting) == (pytest.approx(0.15, abs=0.02), None)
+
+    problem = Problem(profile=a_profile(), snapshot=snapshot)
+    plan, elsewhere = a_plan("pressed[0:4]", problem), a_plan("old-kernel[0:4]", problem)
+    policy, memory, found = Policy(window=timedelta(seconds=20), review=timedelta(hours=1)), Memory(reviewed=START), None
+    for seconds in range(0, 35, 5):
+        found, memory = check(inputs(problem, plan, seconds), policy, memory)
+    assert found is not None
+    assert found.reason is Reason.UTILIZATION_SHIFTED
+    assert re.fullmatch(r"stage 0 on pressed: 7[4-6] % lost to waiting for a processor for \d+ s \(limit 70 %\)", found.message)
+
+    slow, quick = (predict(each, problem).time_per_output_token_ms for each in (plan, elsewhere))
+    assert 2.5 < slow / quick < 0.85 / 0.25, "what is left of the nodes, but for the server's own millisecond"
 
 
 def test_pressure_can_be_left_out(tmp_path: Path):

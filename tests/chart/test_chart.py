@@ -54,7 +54,8 @@ def test_the_operator_is_restricted():
 def test_a_second_operator_stands_by_and_a_drain_or_an_upgrade_leaves_one():
     deployment = only("Deployment")["spec"]
     assert deployment["replicas"] == 2
-    assert deployment["strategy"] == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert deployment["strategy"] == {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}}, "on full nodes one gives way"
+    assert only("Deployment", "operator.replicas=1")["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     labels = deployment["template"]["metadata"]["labels"].items()
     budget = only("PodDisruptionBudget")["spec"]
     assert budget["maxUnavailable"] == 1, "with minAvailable a single replica that is left could never be drained"

@@ -2,6 +2,9 @@
 
 import json
 import os
+from dataclasses import replace
+from ipaddress import ip_network
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +147,23 @@ def test_the_default_workers_are_unequal_and_two_are_trusted():
 def test_what_one_untrusted_worker_holds_fits_on_the_other():
     """Else a segment that fills the larger one could not leave it without a new cut."""
     assert len({size.memory_mib for size in SIZES if not size.trusted}) == 1
+
+
+def test_pods_nodes_and_services_may_be_ipv6_and_nothing_else(settings: Settings):
+    six = replace(settings, family="ipv6")
+    networking = config(six, Machine(2, 24000), own_network=True)["networking"]
+    pods, services = (ip_network(networking[name]) for name in ("podSubnet", "serviceSubnet"))
+    assert networking["ipFamily"] == "ipv6"
+    assert (pods.version, services.version) == (6, 6)
+    ranges = [ip_network(pod_cidr(index, "ipv6")) for index in range(20)]
+    assert all(each.subnet_of(pods) for each in ranges), "kubeadm refuses pods outside its range"
+    assert not any(a.overlaps(b) for a, b in combinations([*ranges, services], 2))
+    write(six, Machine(2, 24000), own_network=True)
+    (plugin, _) = json.loads((six.state / "pods" / "1.conflist").read_text())["plugins"]
+    assert plugin["ipam"]["ranges"] == [[{"subnet": pod_cidr(1, "ipv6")}]]
+    assert plugin["ipam"]["routes"] == [{"dst": "::/0"}]
+
+
+def test_another_family_is_refused():
+    with pytest.raises(ValueError, match="E2E_IP_FAMILY is 'ipx', expected one of ipv4, ipv6"):
+        Settings(family="ipx")

@@ -1,13 +1,16 @@
 """A slow machine is waited for as long as something goes on; a stuck one is not."""
 
 import itertools
+import os
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from e2e import scene, stack
-from e2e.demo import agreement, errors, totals
+from e2e.demo import agreement, busy_machine, errors, totals
 from e2e.stack import NotInTime, until
 
 PLAN = {
@@ -129,3 +132,22 @@ def test_the_demo_says_by_how_much_each_stage_differs():
     assert totals(found).splitlines()[-1] == "decode steps, predicted and observed, differ by 25%, 50%"
     del stages["s1"]
     assert errors(found) == [0.25]
+
+
+def test_a_stage_that_computes_next_to_nothing_says_nothing_of_the_prediction():
+    plan = {**PLAN, "segments": [{"name": "s0", "predictedMs": 1.2}, {"name": "s1", "predictedMs": 20.0}]}
+    stages = {"s0": {"computeMs": 0.2}, "s1": {"computeMs": 25.0}}
+    assert errors({"status": {"plan": plan, "observed": {"revision": "r1", "requests": 7, "stages": stages}}}) == [0.25]
+
+
+def test_load_beside_the_cluster_computes_and_ends_with_the_demo():
+    def seconds(pid: int) -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    with busy_machine(1) as (pid,):
+        before, spent = time.monotonic(), seconds(pid)
+        while seconds(pid) < spent + 0.2:
+            assert time.monotonic() - before < 300, "it does not compute"
+            time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()

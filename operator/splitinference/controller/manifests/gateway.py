@@ -203,7 +203,11 @@ def _deployment(resource: Resource, settings: Settings, layers: int, commit: str
         "spec": {
             "replicas": resource.spec.gateway.replicas,
             "revisionHistoryLimit": 1,
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            # Of several one may give way: on full nodes a further pod would wait for ever. For a single one plans leave room.
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": int(resource.spec.gateway.replicas > 1)},
+            },
             "selector": {"matchLabels": labels(resource.name, GATEWAY)},
             "template": finish(
                 {"metadata": {"labels": labels(resource.name, GATEWAY), "annotations": scraped(METRICS_PORT)}, "spec": spec},

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from splitinference.core.cost.measured import measured_ms
 from splitinference.core.cost.site import Site
 from splitinference.core.values.problem import Problem, Workload
-from splitinference.core.values.profile import Layer, Profile
+from splitinference.core.values.profile import Layer, LayerKind, Profile
 
 DEQUANTIZED_TOKENS = 512
 """Tokens of a prefill for which weights are dequantized once: the usual physical batch of llama.cpp (`--ubatch-size`)."""
@@ -52,7 +52,7 @@ def prefill_ms(layer: Layer, site: Site, tokens: int) -> float:
     if efficiency.dequantized_per_s is not None:
         passes = math.ceil(tokens / DEQUANTIZED_TOKENS)
         dequantizing = passes * layer.quantized_weights / (efficiency.dequantized_per_s * site.free_share)
-    return 1e3 * (max(computing, reading) + attention + dequantizing) + reached.launch_ms / site.free_share
+    return 1e3 * (max(computing, reading) + attention + dequantizing) + _launch_ms(layer, reached.launch_ms) / site.free_share
 
 
 def decode_ms(layer: Layer, site: Site, batch: int, context: float) -> float:
@@ -63,7 +63,12 @@ def decode_ms(layer: Layer, site: Site, batch: int, context: float) -> float:
     reading = _read_bytes(layer, batch) / (site.bandwidth_bytes_per_s * reached.bandwidth)
     attended, read = (batch * context * each for each in (layer.flops_per_token_and_context, layer.kv_bytes_per_token))
     attention = max(attended / site.flops_per_s, read / site.bandwidth_bytes_per_s) / reached.attention
-    return 1e3 * (computing + reading + attention) + reached.launch_ms / site.free_share
+    return 1e3 * (computing + reading + attention) + _launch_ms(layer, reached.launch_ms) / site.free_share
+
+
+def _launch_ms(layer: Layer, each: float) -> float:
+    """Milliseconds of a layer's launches. An embedding looks up rows: one launch where others have dozens."""
+    return 0.0 if layer.kind is LayerKind.EMBEDDING else each
 
 
 def _read_bytes(layer: Layer, tokens: int) -> float:

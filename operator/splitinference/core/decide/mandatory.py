@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from splitinference.core.cost import objective_value, predict, violations
+from splitinference.core.cost.room import lacking
 from splitinference.core.decide.base.compare import Change, change, figures, gain, move_seconds, moving
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
@@ -43,6 +44,8 @@ def mandatory(inputs: DecisionInputs, policy: Policy, memory: Memory, solver: So
     if isinstance(found, Plan) and not apart:
         found, further = case.reachable_plan(found, problem)
         notes += further
+    if isinstance(found, Plan) and trigger.reason is Reason.ROOM_MISSING and (missing := lacking(found, problem)):
+        found = Keep(reason=Kept.INFEASIBLE, message=f"no plan that can be reached leaves room for {missing[0].what}")
     if isinstance(found, Keep):
         unmentioned = [f"{node} is not used: {why}" for node, why in inputs.quarantined.items() if why not in trigger.message]
         message = "; ".join([trigger.message, found.message, *unmentioned])
@@ -72,7 +75,7 @@ class _MandatoryDecision:
         if current is not None and self.trigger.reason not in (Reason.SPEC_CHANGED, Reason.TRANSITION_BLOCKED):
             same = same_cuts(problem, current)
             found = self._with_same_cuts(same, current) if same is not None else None
-        if not isinstance(found, Plan):
+        if not isinstance(found, Plan) or (self.trigger.reason is Reason.ROOM_MISSING and lacking(found, problem)):
             found = self.solver.best(problem, None)
         if isinstance(found, Keep) and problem.slo != Slo():
             relaxed = self.solver.best(without_slo(problem), None)
@@ -95,7 +98,7 @@ class _MandatoryDecision:
         """
         best = self.solver.best(same, None)
         staying = may_stay(current, same)
-        if isinstance(best, Keep) or not staying:
+        if isinstance(best, Keep) or not staying or self.trigger.reason is Reason.ROOM_MISSING:
             return best
         least = self.solver.best(pinned(same, staying), None)
         if isinstance(least, Keep):

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.profile import LinkEncoding, Profile
+from splitinference.core.values.room import Room
 from splitinference.core.values.value import Value
 
 MOST_BYTES = 2**60
@@ -150,6 +151,7 @@ class Problem(Value):
     slo: Slo = Slo()
     link_encoding: LinkEncoding = Field(default=LinkEncoding.PLAIN, description="how hidden states travel between segments")
     serving: tuple[tuple[int, int, str], ...] = ()
+    rooms: tuple[Room, ...] = Field(default=(), description="what a plan leaves free for other pods, where such a plan exists")
 
     @model_validator(mode="after")
     def _can_be_counted(self) -> Self:

@@ -13,14 +13,13 @@ from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.cost.fitting.learn import counting
 from splitinference.core.decide.base.policy import DecisionInputs, StageTime, Traffic
 from splitinference.core.decide.pipelines import as_many_as_fit
-from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
 from splitinference_protocol.report import ALONE_SECONDS
 
 
 def calibrated(asked: Asked, planned: Planned | None, built: Built | None, seen: Seen) -> tuple[Seen, Problem]:
     """What is seen with what the stages that serve say of the cost model, and the problem with the factors that count."""
-    plain = _problem(asked, planned, seen.reading.snapshot)
+    plain = _problem(asked, planned, seen)
     known, notes = compare(seen.calibration, serving_stages(planned, built, seen.stored, seen.report), plain, seen.now)
     reading = replace(seen.reading, notes=tuple(dict.fromkeys([*seen.reading.notes, *notes])))
     problem = plain.model_copy(update={"snapshot": known.applied_to(plain.snapshot, seen.now)})
@@ -52,18 +51,19 @@ def _scaled(planned: Planned, asked: Asked) -> str:
     return asked_for({**planned.spec, "replicas": asked.resource.spec.replicas}, asked.profile)
 
 
-def _problem(asked: Asked, planned: Planned | None, snapshot: Snapshot) -> Problem:
+def _problem(asked: Asked, planned: Planned | None, seen: Seen) -> Problem:
     plan = planned.plan if planned and planned.plan.model_digest == asked.profile.digest else None
     spec = asked.resource.spec
     problem = Problem(
         profile=asked.profile,
-        snapshot=snapshot.for_dtype(asked.profile.dtype),
+        snapshot=seen.reading.snapshot.for_dtype(asked.profile.dtype),
         workload=plan_constraints.workload(spec),
         objective=plan_constraints.objective(spec),
         constraints=asked.constraints,
         slo=plan_constraints.slo(spec),
         link_encoding=plan_constraints.link_encoding(spec),
         serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
+        rooms=seen.rooms,
     )
     return as_many_as_fit(problem, MOST_PIPELINES) if spec.objective.goal == "throughput" else problem
 

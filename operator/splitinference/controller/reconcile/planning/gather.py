@@ -24,7 +24,9 @@ from splitinference.controller.manifests.route import Stored, is_asleep, is_with
 from splitinference.controller.manifests.segment import SEGMENT
 from splitinference.controller.ports import Listing, Manifest, Ports
 from splitinference.controller.reconcile.planning.plan_pass import with_room, without_route
+from splitinference.controller.reconcile.planning.rooms import rooms_of
 from splitinference.core.transition.state import Observed
+from splitinference.core.values.room import Room
 from splitinference.settings import Settings
 from splitinference_protocol.report import GatewayReport
 
@@ -32,8 +34,8 @@ from splitinference_protocol.report import GatewayReport
 @dataclass(frozen=True)
 class Seen:
     """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy; `asleep`: it says that the model
-    is unloaded; `wanted`: the plan's segments; `observed`: what the walk goes by; `leaving`: nodes with pods of ours that are about to
-    leave; `warnings`: the newest event about a pod, by uid."""
+    is unloaded; `wanted`: the plan's segments; `observed`: what the walk goes by; `rooms`: what other pods than segments need; `leaving`:
+    nodes with pods of ours that are about to leave; `warnings`: the newest event about a pod, by uid."""
 
     now: datetime
     body: Manifest
@@ -52,6 +54,7 @@ class Seen:
     observed: Observed
     wanted: frozenset[str] = frozenset()
     deployment: Manifest | None = None
+    rooms: tuple[Room, ...] = ()
     leaving: frozenset[str] = frozenset()
     limits: Limits = USUAL
     warnings: Mapping[str, str] = field(default_factory=dict)
@@ -148,6 +151,7 @@ class Looker:
         route = next((found for found in maps if found["metadata"]["name"] == route_name(name)), None)
         stored, reading = read_route(route), self.read(now, nodes, pods, measured, resources)
         observed = observed_of(segments, stored, report, gateway_pods(owned), now)
+        deployment = self._deployment(namespace, name)
         seen = Seen(
             now=now,
             body=self.body,
@@ -165,7 +169,8 @@ class Looker:
             calibration=not_after(read_calibration(self.body.get("status") or {}), now),
             observed=with_room(observed, reading.snapshot),
             wanted=wanted,
-            deployment=self._deployment(namespace, name),
+            deployment=deployment,
+            rooms=rooms_of(deployment, gateway_pods(owned), now, self.settings),
             leaving=self._leaving(nodes, owned),
             limits=limits,
             warnings=warnings,

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from splitinference.core.cost import predict, violations
 from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.room import lacking
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy, sustained
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan, Segment
@@ -24,6 +25,7 @@ class Reason(StrEnum):
     SEGMENT_FAILED = "SegmentFailed"
     MEMORY_PRESSURE = "MemoryPressure"
     PRIVACY_CHANGED = "PrivacyChanged"
+    ROOM_MISSING = "RoomMissing"
     TRANSITION_BLOCKED = "TransitionBlocked"
     APPROVED = "Approved"
     PIPELINES_MISSING = "PipelinesMissing"
@@ -126,6 +128,14 @@ def _privacy_changed(inputs: DecisionInputs, plan: Plan) -> str:
     return "; ".join(found)
 
 
+def _room_missing(inputs: DecisionInputs, plan: Plan) -> str:
+    """A pod of ours that is no segment waits for room that the plan leaves on no node. A transition under way may give it."""
+    if inputs.in_transition or not any(room.waits for room in inputs.problem.rooms):
+        return ""
+    return "; ".join(f"{room.what} needs {-(-room.memory_bytes // 2**20)} MiB: {room.waits}"
+                     for room in lacking(plan, inputs.problem) if room.waits)  # fmt: skip
+
+
 def _transition_blocked(inputs: DecisionInputs, policy: Policy, memory: Memory) -> tuple[Trigger | None, Memory]:
     """The transition has been blocked for a while, and the cooldown after the last abandoned transition is over. If nothing serves, neither
     the cooldown nor the budget of moves counts."""
@@ -149,6 +159,7 @@ _MANDATORY: tuple[tuple[Reason, Callable[[DecisionInputs, Plan], str]], ...] = (
     (Reason.SEGMENT_FAILED, _segment_failed),
     (Reason.MEMORY_PRESSURE, _memory_pressure),
     (Reason.PRIVACY_CHANGED, _privacy_changed),
+    (Reason.ROOM_MISSING, _room_missing),
 )
 
 

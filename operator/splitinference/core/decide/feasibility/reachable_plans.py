@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, permutations
 
 from splitinference.core.cost import objective_value, predict, violations
+from splitinference.core.cost.room import lacking
 from splitinference.core.decide.base.compare import gain, move_seconds
 from splitinference.core.decide.base.decision import Keep
 from splitinference.core.decide.base.policy import DecisionInputs, Policy
@@ -39,7 +40,11 @@ def best_reachable(best: Plan, problem: Problem, inputs: DecisionInputs, policy:
         relaxed = problem.model_copy(update={"slo": slo})
         least = objective_value(best, relaxed)
         others = {plan.revision: plan for plan in _alternatives(best, relaxed, inputs, solver)}
-        for plan in sorted(others.values(), key=lambda plan: _net_gain(plan, least, relaxed, policy), reverse=True):
+
+        def worth(plan: Plan, least: float = least, relaxed: Problem = relaxed) -> tuple[bool, float]:
+            return not lacking(plan, relaxed), _net_gain(plan, least, relaxed, policy)
+
+        for plan in sorted(others.values(), key=worth, reverse=True):
             if solver.reachable(plan):
                 return plan
     return None

@@ -108,7 +108,7 @@ class Tables:
     def _layer_costs(self, site: Site) -> list[tuple[float, float]]:
         workload, cache, result = self.problem.workload, {}, []
         for layer in self.problem.profile.layers:
-            same = (layer.weight_bytes, layer.read_bytes_per_token, layer.quantized_weights, layer.flops_per_token,
+            same = (layer.kind, layer.weight_bytes, layer.read_bytes_per_token, layer.quantized_weights, layer.flops_per_token,
                     layer.flops_per_token_and_context, layer.kv_bytes_per_token,
                     layer.index if site.node.layer_times else None)  # fmt: skip
             if same not in cache:

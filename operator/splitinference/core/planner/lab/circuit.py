@@ -97,7 +97,7 @@ class _Model:
         measured = any(site.node.layer_times for site in self.sites)
         cuts = [0]
         for number, (before, after) in enumerate(pairwise(layers), start=1):
-            figures = [(layer.weight_bytes, layer.read_bytes_per_token, layer.quantized_weights, layer.flops_per_token,
+            figures = [(layer.kind, layer.weight_bytes, layer.read_bytes_per_token, layer.quantized_weights, layer.flops_per_token,
                         layer.flops_per_token_and_context, layer.kv_bytes_per_token) for layer in (before, after)]  # fmt: skip
             if figures[0] != figures[1] or measured:
                 cuts.append(number)
