@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 from splitinference_protocol import log_lines
 from splitinference_protocol.errors import SegmentError
@@ -57,7 +57,7 @@ class RequestLog:
         first = request.op == "infer" or (request.op == "step" and (request.position == 0 or request.prefix is not None))
         if not first or not _log.isEnabledFor(logging.INFO):
             return
-        facts = {"tokens": request.tensor.tokens if request.tensor else 0, "position": request.position}
+        facts: dict[str, Any] = {"tokens": request.tensor.tokens if request.tensor else 0, "position": request.position}
         _log.info("%s begins: %d tokens at position %d", request.op, *facts.values(), extra=facts | self._who(request))
 
     def failed(self, request: Request, failure: SegmentError) -> None:

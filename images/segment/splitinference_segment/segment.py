@@ -389,11 +389,11 @@ def check_drafts(request: Request, ids: Values | None) -> None:
         return
     tokens = request.tensor.tokens if request.tensor else 0
     if not request.sample or request.logits or request.targets:
-        raise SegmentError(protocol.BAD_REQUEST, "a step with drafts samples: it gives neither logits nor scores of given tokens")
+        raise SegmentError(BAD_REQUEST, "a step with drafts samples: it gives neither logits nor scores of given tokens")
     if len(drafts) >= tokens:
-        raise SegmentError(protocol.BAD_REQUEST, f"{len(drafts)} drafts need a token before them, the step has {tokens} tokens")
+        raise SegmentError(BAD_REQUEST, f"{len(drafts)} drafts need a token before them, the step has {tokens} tokens")
     if ids is not None and ids[-len(drafts) :].tolist() != list(drafts):
-        raise SegmentError(protocol.BAD_REQUEST, "the drafts are not the step's last tokens")
+        raise SegmentError(BAD_REQUEST, "the drafts are not the step's last tokens")
 
 
 def most_answer(request: Request) -> int:

@@ -222,7 +222,7 @@ def main() -> int:
     """Read the settings and serve. Exit code 2 and one sentence when a setting is wrong."""
     try:
         if log_lines.chosen(os.environ) == "json":
-            sys.stderr = logs.JsonStream(sys.stderr)  # type: ignore[assignment]
+            sys.stderr = logs.JsonStream(sys.stderr)
         settings = Settings.from_environment()
     except (SettingsError, ValueError) as wrong:
         print(f"segment-serve: {wrong}", file=sys.stderr)

@@ -127,7 +127,8 @@ class TorchEngine:
                     asked[i] = own[-1].cpu()
                 else:
                     choices[i] = drafting.accepted(request, spans[i].tokens, partial(_sampled, own, last))
-        return [Output(None, found[0] if found else None, found[1:], *each) for found, *each in zip(choices, asked, scores, strict=True)]
+        found = zip(choices, asked, scores, strict=True)
+        return [Output(None, chosen[0] if chosen else None, chosen[1:], logits, scored) for chosen, logits, scored in found]
 
     def _scored(self, hidden: torch.Tensor, request: Request) -> list[Choice]:
         """A few rows of logits at a time."""
