@@ -19,6 +19,7 @@ from splitinference.adapters.certificates import CertificateAuthority, RootSecre
 from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.fair_solver import FairSolver
 from splitinference.adapters.gateway import GatewayRoutes
+from splitinference.adapters.issued_roots import IssuedRoots
 from splitinference.adapters.kubernetes.client import connect
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
 from splitinference.adapters.kubernetes.crd import CrdNotes
@@ -87,6 +88,14 @@ def run(settings: Settings) -> bool:
     return not leadership.lost
 
 
+def _root_keys(own: OwnNamespace, settings: Settings, clock: SystemClock) -> RootSecret:
+    """The operator's own root key, or one that follows an issuer."""
+    names = settings.operator_namespace, settings.root_key_secret
+    if settings.issuer_secret:
+        return IssuedRoots(own, *names, settings.issuer_secret, clock)
+    return RootSecret(own, *names, clock)
+
+
 def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases: KubeLeases, leadership: Leadership | None) -> None:
     """Make passes until told to stop."""
     clock = SystemClock()
@@ -97,12 +106,11 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
     )  # fmt: skip
     threads = ThreadPoolExecutor(settings.pass_threads, thread_name_prefix="pass")
     telemetry.registry.register(ResourceGauges(cluster.split_inferences, telemetry.certificates))
-    root = RootSecret(cluster, settings.operator_namespace, settings.root_key_secret, clock)
-    authority = CertificateAuthority(root, settings.trust_domain)
-    peers = Peers(authority, clock, settings.trust_domain)
-    gateways = GatewayRoutes(peers, cluster.owned, settings.gateway_timeout_seconds)
     # Not from the watches: these may be of other namespaces than the operator's own.
     own = OwnNamespace(api, settings.kube_timeout_seconds, before_write=may_write)
+    authority = CertificateAuthority(_root_keys(own, settings, clock), settings.trust_domain)
+    peers = Peers(authority, clock, settings.trust_domain)
+    gateways = GatewayRoutes(peers, cluster.owned, settings.gateway_timeout_seconds)
     measuring, stop = (Measuring(cluster, own, clock, settings) if settings.measure_nodes else None), threading.Event()
     ports = Ports(
         cluster=cluster,

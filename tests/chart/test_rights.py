@@ -147,3 +147,18 @@ def test_the_operator_may_list_events_and_keep_what_it_owns():
     assert not any(
         resource == "poddisruptionbudgets" for _, resource, _ in allowed(only("ClusterRole", "disruption.budgets=false")["rules"])
     )
+
+
+def test_an_issuer_needs_its_secret_and_the_root_key_to_be_written():
+    """And nothing more: the certificate's Secret is read by name, and cert-manager writes it."""
+    objects = render("identity.certManager.issuerRef.name=company", "identity.certManager.issuerRef.kind=ClusterIssuer")
+    (certificate,) = [obj for obj in objects if obj["kind"] == "Certificate"]
+    assert certificate["spec"]["isCA"] is True
+    assert certificate["spec"]["issuerRef"] == {"name": "company", "kind": "ClusterIssuer", "group": "cert-manager.io"}
+    (role,) = [obj for obj in objects if obj["kind"] == "Role" and obj["metadata"]["name"].endswith("-root-key")]
+    given = {(name, verb) for rule in role["rules"] for name in rule.get("resourceNames", [""]) for verb in rule["verbs"]}
+    root, issuer = "splitinference-root-key", certificate["spec"]["secretName"]
+    assert given == {(root, "get"), (root, "update"), (issuer, "get"), ("", "create")}
+    (deployment,) = [obj for obj in objects if obj["kind"] == "Deployment" and obj["metadata"]["name"].endswith("-operator")]
+    environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "SPLITINFERENCE_ISSUER_SECRET", "value": issuer} in environment

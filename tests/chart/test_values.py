@@ -134,6 +134,8 @@ def test_credentials_that_contradict_each_other_are_refused(sets: tuple[str, ...
         ("operator.env[0].name=SPLITINFERENCE_NAMESPACES", "SPLITINFERENCE_NAMESPACES is given twice"),
         ("watchNamespaces={a,b},tokenReview.gateways[0].namespace=c,tokenReview.gateways[0].name=d", "names the namespace c"),
         ("crds.instal=true", "instal"),
+        ("identity.certManager.issuerRef.name=company,identity.issuerSecret=own", "set one of them"),
+        ("identity.issuerSecret=splitinference-root-key", "they are different Secrets"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_in_words(sets: str, said: str):

@@ -40,6 +40,7 @@
 - {name: SPLITINFERENCE_OTLP_SAMPLING_PERCENT, value: {{ include "splitinference.text" .Values.tracing.samplingPercent | quote }}}
 - {name: SPLITINFERENCE_TRUST_DOMAIN, value: {{ .Values.identity.trustDomain | quote }}}
 - {name: SPLITINFERENCE_ROOT_KEY_SECRET, value: {{ .Values.identity.rootKeySecret | quote }}}
+- {name: SPLITINFERENCE_ISSUER_SECRET, value: {{ include "splitinference.issuerSecret" . | quote }}}
 - {name: SPLITINFERENCE_NETWORK_POLICIES, value: {{ .Values.networkPolicies.enabled | quote }}}
 - {name: SPLITINFERENCE_MONITORING_NAMESPACE_SELECTOR, value: {{ .Values.networkPolicies.monitoringNamespaceSelector | toJson | quote }}}
 - {name: SPLITINFERENCE_LOG_FORMAT, value: {{ .Values.logging.format | quote }}}

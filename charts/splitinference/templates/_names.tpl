@@ -6,6 +6,13 @@
 {{ default (printf "%s-operator" (include "splitinference.name" .)) .Values.serviceAccount.name }}
 {{- end }}
 
+{{/* The Secret with the CA certificate that certifies those of resources; empty where the operator's root key is all there is. */}}
+{{- define "splitinference.issuerSecret" -}}
+{{- with .Values.identity -}}
+{{- if .certManager.issuerRef.name -}}{{ .rootKeySecret | trunc 240 }}-issuer{{- else -}}{{ .issuerSecret }}{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "splitinference.selector" -}}
 app.kubernetes.io/name: splitinference
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -13,6 +13,12 @@
 {{- if and (eq (toString .disruption.safeToEvict) "true") .disruption.doNotDisrupt }}
 {{- fail "disruption.safeToEvict lets one autoscaler evict the pods that disruption.doNotDisrupt keeps from another: set one of them" }}
 {{- end }}
+{{- if and .identity.certManager.issuerRef.name .identity.issuerSecret }}
+{{- fail (printf "identity.certManager.issuerRef (%s) has cert-manager make the issuer's Secret, but identity.issuerSecret (%s) names another one: set one of them" .identity.certManager.issuerRef.name .identity.issuerSecret) }}
+{{- end }}
+{{- if and .identity.issuerSecret (eq .identity.issuerSecret .identity.rootKeySecret) }}
+{{- fail (printf "identity.issuerSecret and identity.rootKeySecret are both %s: they are different Secrets" .identity.issuerSecret) }}
+{{- end }}
 {{- if and .serviceAccount.name .serviceAccount.annotations }}
 {{- fail (printf "serviceAccount.annotations is for a ServiceAccount that the chart creates, but serviceAccount.name (%s) names one that exists: annotate that one yourself" .serviceAccount.name) }}
 {{- end }}

@@ -16,6 +16,8 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -49,10 +51,20 @@ class Secrets(Protocol):
 
 
 @dataclass(frozen=True)
-class Roots:
-    """The root keys: the first signs, all are trusted."""
+class Issuer:
+    """A CA above those of the resources. `root` is the root key that comes from its private key; `chain` begins with its certificate."""
 
-    keys: tuple[bytes, ...]
+    root: bytes = field(repr=False)
+    chain: tuple[x509.Certificate, ...]
+    key: CertificateIssuerPrivateKeyTypes = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Roots:
+    """The root keys: the first signs, all are trusted. With an `issuer` the resources' CAs are certified by it, too."""
+
+    keys: tuple[bytes, ...] = field(repr=False)
+    issuer: Issuer | None = None
 
 
 class RootSecret:
@@ -83,11 +95,16 @@ class RootSecret:
         if secret is None:
             if self._found is not None:
                 log.warning("%s was deleted; it is created again with the same keys", self._where)
-            self._cluster.create(self._made(self._found[1] if self._found else Roots(keys=(secrets.token_bytes(KEY_BYTES),))))
-            secret = self._cluster.get("Secret", self._namespace, self._name)
+            secret = self._created(self._found[1].keys if self._found else (secrets.token_bytes(KEY_BYTES),))
+        return self._parsed(secret.get("data") or {})
+
+    def _created(self, keys: tuple[bytes, ...]) -> Manifest:
+        """The Secret with these keys, or what another replica has made meanwhile."""
+        self._cluster.create(self._made(Roots(keys=keys)))
+        secret = self._cluster.get("Secret", self._namespace, self._name)
         if secret is None:
             raise UnavailableError(f"{self._where} was made and is not there")
-        return self._parsed(secret.get("data") or {})
+        return secret
 
     def _parsed(self, data: Mapping[str, str]) -> Roots:
         found: dict[str, bytes] = {}
@@ -174,8 +191,13 @@ class CertificateAuthority:
         request = x509.CertificateBuilder(issuer_name=_ca_name(issuer, owner), subject_name=subject, public_key=key.public_key())
         leaf = _leaf(request, issuer, spiffe_id(self.trust_domain, owner, role), now)
         pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        chain = [leaf, *(above_ca(issuer, owner, roots.issuer, now) if roots.issuer else ())]
         return Credentials(
-            certificate=_pem(leaf), key=pem, authorities=known[1], not_before=leaf.not_valid_before_utc, not_after=leaf.not_valid_after_utc
+            certificate=b"".join(map(_pem, chain)),
+            key=pem,
+            authorities=known[1],
+            not_before=leaf.not_valid_before_utc,
+            not_after=leaf.not_valid_after_utc,
         )
 
 
@@ -192,19 +214,38 @@ def ca_key(root: bytes, uid: str) -> ec.EllipticCurvePrivateKey:
 
 def ca_certificate(key: ec.EllipticCurvePrivateKey, owner: Owner) -> x509.Certificate:
     """The CA's certificate, the same bytes each time."""
-    name = _ca_name(key, owner)
-    public = key.public_key()
-    builder = (
-        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=public)
-        .serial_number(_serial(public))
-        .not_valid_before(_CA_BEGINS)
-        .not_valid_after(_CA_ENDS)
+    name, public = _ca_name(key, owner), key.public_key()
+    builder = _ca(key, owner, name).not_valid_before(_CA_BEGINS).not_valid_after(_CA_ENDS).serial_number(_serial(public))
+    builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+    return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)
+
+
+def above_ca(key: ec.EllipticCurvePrivateKey, owner: Owner, issuer: Issuer, now: datetime) -> tuple[x509.Certificate, ...]:
+    """The resource's CA as certified by the issuer, and the issuer's own chain.
+
+    Peers trust the CA's own certificate, which is the same key. So nothing else that the issuer certifies is accepted by them.
+    """
+    above = issuer.chain[0]
+    try:
+        name = above.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(name)
+    except x509.ExtensionNotFound:
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key())
+    begins = max(now - SKEW, above.not_valid_before_utc)
+    builder = _ca(key, owner, above.subject).not_valid_before(begins).not_valid_after(above.not_valid_after_utc)
+    builder = builder.serial_number(x509.random_serial_number()).add_extension(identifier, critical=False)
+    certified = builder.sign(issuer.key, None if isinstance(issuer.key, Ed25519PrivateKey) else hashes.SHA256())
+    return (certified, *issuer.chain)
+
+
+def _ca(key: ec.EllipticCurvePrivateKey, owner: Owner, issuer: x509.Name) -> x509.CertificateBuilder:
+    """What every certificate of a resource's CA has."""
+    return (
+        x509.CertificateBuilder(issuer_name=issuer, subject_name=_ca_name(key, owner), public_key=key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-    return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)
 
 
 def _leaf(request: x509.CertificateBuilder, issuer: ec.EllipticCurvePrivateKey, uri: str, now: datetime) -> x509.Certificate:

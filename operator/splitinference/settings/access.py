@@ -19,6 +19,13 @@ class IdentitySettings(BaseSettings):
         min_length=1,
         description="Name of the Secret with the root key. The operator creates it if there is none.",
     )
+    issuer_secret: str = Field(
+        default="",
+        description=(
+            "Name of a Secret of type kubernetes.io/tls in the operator's namespace with a CA certificate, as cert-manager makes it. "
+            "The CAs of resources are certified by it, and the root key follows it. Empty: the operator makes a root key."
+        ),
+    )
     network_policies: bool = Field(
         default=True,
         description=(

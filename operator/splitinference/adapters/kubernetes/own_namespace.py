@@ -18,6 +18,12 @@ class OwnNamespace(KubeCluster):
         path, query = api_path(manifest["kind"], about["namespace"], about["name"]), {"fieldManager": FIELD_MANAGER, "force": "true"}
         self._call("PATCH", path, body=manifest, content_type=APPLY, query=query)
 
+    def replace(self, manifest: Manifest) -> None:
+        """Write an object that was read, if it is still as it was read. Raises UnavailableError if it is not."""
+        about = manifest["metadata"]
+        path = api_path(manifest["kind"], about["namespace"], about["name"])
+        self._call("PUT", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
+
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete in the background; not found is success."""
         options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
