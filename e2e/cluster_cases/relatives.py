@@ -106,7 +106,7 @@ shown_by(
     "values: digests, registries, numbers for strings, umbrella charts with condition and global",
     "rendered as Kubernetes wants them",
     *(
-        f"tests/chart/test_chart.py::test_{name}"
+        f"tests/chart/test_values.py::test_{name}"
         for name in (
             "a_digest_goes_before_a_tag",
             "images_may_come_from_a_registry_with_a_port",
@@ -114,9 +114,9 @@ shown_by(
             "the_operator_takes_what_such_values_become",
             "an_umbrella_chart_may_have_a_condition_and_globals",
             "a_condition_that_is_false_leaves_it_out",
-            "names_stay_within_kubernetes_limits_for_the_longest_release",
         )
     ),
+    "tests/chart/test_chart.py::test_names_stay_within_kubernetes_limits_for_the_longest_release",
 )
 shown_by(
     24,

@@ -334,7 +334,7 @@ def test_the_scripts_of_pods_are_in_the_package():
 @pytest.mark.parametrize(
     ("config", "files", "words"),
     [
-        ({"model_type": "phi3"}, ("tokenizer.json",), "model_type 'phi3' is not served"),
+        ({"model_type": "bloom"}, ("tokenizer.json",), "model_type 'bloom' is not served"),
         ({}, ("tokenizer.model",), "there is no tokenizer.json, the model has only tokenizer.model"),
         ({}, ("tokenizer.json", "quantize_config.json"), "quantized weights (GPTQ) are not served"),
     ],
