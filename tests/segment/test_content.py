@@ -168,7 +168,7 @@ def test_weight_files_in_use_are_locked(folder: Path):
 def test_the_reason_is_left_for_the_kubelet_by_a_process_without_a_locale(tmp_path: Path):
     """Triton's stub has none, and a tensor may be called anything."""
     code = (
-        "import pathlib, sys; from splitinference_segment import content; "
+        "import pathlib, sys; from splitinference_segment.torch_models import content; "
         "content.TERMINATION_LOG = pathlib.Path(sys.argv[1]); content.tell(content.MismatchError('layers.0.\\u00e9'))"
     )
     without = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
