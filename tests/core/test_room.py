@@ -82,7 +82,7 @@ def test_where_no_plan_leaves_room_it_serves_all_the_same_and_says_so():
     found = best(problem)
     assert lacking(found, problem) == problem.rooms
     assert found.explanation[-1] == (
-        "no plan leaves 100 MiB and 50 thousandths of a core on a node that may have the new gateway of a rollout"
+        "no plan leaves 100 MiB and 0.05 cores on a node that may have the new gateway of a rollout"
     )
 
 
