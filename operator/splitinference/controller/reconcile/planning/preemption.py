@@ -149,7 +149,8 @@ class Contest:
         if not yielding or not isinstance(made.steps, Steps):
             return made
         standing, _ = self._standing()
-        left, waiting = dict(self.room_bytes), list[str]()
+        left = {name: room - self.seen.observed.held_bytes(name) for name, room in self.room_bytes.items()}
+        waiting: list[str] = []
         actions = []
         for action in made.steps.actions:
             if isinstance(action, CreateSegment):
