@@ -10,7 +10,7 @@ import pytest
 import yaml
 from kubernetes import client
 
-from splitinference.cli.bench.control_plane import NotStartedError
+from splitinference.cli.bench.control.control_plane import NotStartedError
 from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.test_examples_of_values import kubectl
 from tests.chart.helm import helm

@@ -13,7 +13,7 @@ from kubernetes import client
 
 from e2e.cluster import Settings
 from e2e.cluster.offline import gobuild
-from splitinference.cli.bench.control_plane import find
+from splitinference.cli.bench.control.control_plane import find
 from tests.apiserver.api_server import ApiServer
 from tests.chart.rendered import CHART, ROOT, run, umbrella
 

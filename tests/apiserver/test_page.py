@@ -9,13 +9,13 @@ import pytest
 from kubernetes import client
 
 from splitinference.adapters.kubernetes.client import KubeCluster
-from splitinference.cli.bench.control_plane import NotStartedError
+from splitinference.cli.bench.control.control_plane import NotStartedError
 from splitinference.controller.ports import RefusedError
 from splitinference.settings import Settings
 from splitinference.ui.access import ForbiddenError, ReviewedAccess, UnauthenticatedError
-from splitinference.ui.asked import Unanswerable
-from splitinference.ui.document import Scope
-from splitinference.ui.kube import LiveCluster, Reviews
+from splitinference.ui.origins.kube import LiveCluster, Reviews
+from splitinference.ui.page.document import Scope
+from splitinference.ui.questions.asked import Unanswerable
 from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.conftest import install_crd
 from tests.apiserver.rights import difference, read_log, requests_of, rights_of

@@ -11,8 +11,8 @@ from family_models import FAMILIES, write_random
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from splitinference_modelfiles.folder import tensor_tables
-from splitinference_segment.kv import KvEntry
+from splitinference_modelfiles.stored.folder import tensor_tables
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.weights import MissingWeightsError

@@ -8,7 +8,7 @@ from random_models import CONFIGS, write_model
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_ops.attention import Span
 from splitinference_segment.torch_ops.joining import Joined, Part, can_join, join

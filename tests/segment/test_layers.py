@@ -12,7 +12,7 @@ from random_models import CONFIGS, unsplit_greedy, write_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.families import UnsupportedModelError, family_of
 from splitinference_segment.torch_models.layers import Layers

@@ -6,24 +6,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from splitinference_protocol import answers, leb128
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.answers import Timing
-from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, WRONG_SEGMENT, SegmentError
-from splitinference_protocol.frames import MOST_ANSWER
-from splitinference_protocol.operations import INPUT, LOCAL, OUTPUT, check_role
-from splitinference_protocol.request import Hop, Request, TensorMeta
+from splitinference_protocol.wire import answers, leb128
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire.answers import Timing
+from splitinference_protocol.wire.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.wire.frames import MOST_ANSWER
+from splitinference_protocol.wire.operations import INPUT, LOCAL, OUTPUT, check_role
+from splitinference_protocol.wire.request import Hop, Request, TensorMeta
+from splitinference_segment.cache.kv import KvLimits, KvTable
+from splitinference_segment.cache.kv_transfer import KvTransfer
 from splitinference_segment.engine import Arrays, Engine, Values
-from splitinference_segment.execution import Execution, Result, Step
-from splitinference_segment.kv import KvLimits, KvTable
-from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.logs import RequestLog
 from splitinference_segment.peers.hops import Hops, Reply, address_of
 from splitinference_segment.peers.identity import Identity
 from splitinference_segment.peers.links import Links
 from splitinference_segment.peers.wire_server import Bounds, WireServer
-from splitinference_segment.recording import Recorder
 from splitinference_segment.settings import DTYPE_BYTES, Settings
+from splitinference_segment.steps.execution import Execution, Result, Step
+from splitinference_segment.steps.recording import Recorder
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
 

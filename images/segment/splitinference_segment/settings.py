@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from splitinference_protocol.request import ENCODINGS, SEGMENT_NAME
+from splitinference_protocol.wire.request import ENCODINGS, SEGMENT_NAME
 from splitinference_segment.peers.identity import SPIFFE_ID
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -3,9 +3,9 @@
 import time
 from typing import Any, cast
 
-from splitinference_protocol import answers
-from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
-from splitinference_protocol.request import ENCODINGS, Request
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.wire.request import ENCODINGS, Request
 from splitinference_segment.engine import Engine
 from splitinference_segment.peers.wire_server import Bounds
 from splitinference_segment.segment import Counting, Segment, Send, bounds, bounds_of, outputs_data, outputs_meta

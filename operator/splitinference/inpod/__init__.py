@@ -6,7 +6,7 @@ A script may import from its siblings and from `splitinference_modelfiles` by na
 import re
 from importlib.resources import files
 
-_IMPORT = re.compile(r"^from (splitinference\.inpod|splitinference_modelfiles)\.(\w+) import (?:\([^)]*\)|[^\n(]*)\n", re.MULTILINE)
+_IMPORT = re.compile(r"^from (splitinference\.inpod|splitinference_modelfiles(?:\.\w+)*)\.(\w+) import (?:\([^)]*\)|[^\n(]*)\n", re.MULTILINE)
 
 
 def script(name: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 GGUF_SUFFIX = ".gguf"
 GGUF_HEADER_LIMIT = 64 * 2**20

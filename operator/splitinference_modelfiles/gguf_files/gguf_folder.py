@@ -4,11 +4,11 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from splitinference_modelfiles.folder import file_names, inside
-from splitinference_modelfiles.gguf import GGUF_SUFFIX, GgufFile, GgufModel, choose_gguf, joined_gguf, read_gguf
-from splitinference_modelfiles.gguf_models import gguf_config
-from splitinference_modelfiles.gguf_tokenizer import tokenizer_files
-from splitinference_modelfiles.headers import INDEX, SUFFIX, ModelRefusedError
+from splitinference_modelfiles.gguf_files.gguf import GGUF_SUFFIX, GgufFile, GgufModel, choose_gguf, joined_gguf, read_gguf
+from splitinference_modelfiles.gguf_files.gguf_models import gguf_config
+from splitinference_modelfiles.gguf_files.gguf_tokenizer import tokenizer_files
+from splitinference_modelfiles.stored.folder import file_names, inside
+from splitinference_modelfiles.stored.headers import INDEX, SUFFIX, ModelRefusedError
 
 
 def gguf_names(folder: str, wanted: str) -> list[str]:

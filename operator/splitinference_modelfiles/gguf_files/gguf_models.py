@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.gguf import QUANTIZED, GgufModel
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.gguf_files.gguf import QUANTIZED, GgufModel
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 GGUF_KEY = "splitinference.dev/gguf"
 """The key under which a GGUF file's own words stand where other models have their config.json."""

@@ -8,7 +8,7 @@ follow from the scores of its tokens. The patterns are those of the models' own 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

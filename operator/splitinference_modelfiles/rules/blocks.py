@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from splitinference_modelfiles.experts import Experts
-from splitinference_modelfiles.families import DECODERS, Family
-from splitinference_modelfiles.settings import yes
-from splitinference_modelfiles.shapes import Shapes, Sizes
+from splitinference_modelfiles.rules.experts import Experts
+from splitinference_modelfiles.rules.families import DECODERS, Family
+from splitinference_modelfiles.rules.settings import yes
+from splitinference_modelfiles.rules.shapes import Shapes, Sizes
 
 
 def decoder_shapes(config: Mapping[str, Any], family: Family, sizes: Sizes, experts: Experts | None) -> Shapes:

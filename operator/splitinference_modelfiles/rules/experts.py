@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.headers import ModelRefusedError
-from splitinference_modelfiles.settings import shown, whole
+from splitinference_modelfiles.rules.settings import shown, whole
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 FUSED_EXPERTS = ("gate_up_proj", "gate_up_proj")
 """As `gate_and_up` of a family whose experts are stored together."""

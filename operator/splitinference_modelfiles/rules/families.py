@@ -6,7 +6,7 @@ The defaults are those of transformers 5, which a segment builds its modules fro
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from splitinference_modelfiles.experts import FUSED_EXPERTS, ExpertForm
+from splitinference_modelfiles.rules.experts import FUSED_EXPERTS, ExpertForm
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from splitinference_modelfiles.families import DECODERS, ENCODERS
-from splitinference_modelfiles.headers import ModelRefusedError
-from splitinference_modelfiles.settings import shown
+from splitinference_modelfiles.rules.families import DECODERS, ENCODERS
+from splitinference_modelfiles.rules.settings import shown
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 _BOOL, _NUMBER, _FRACTION, _FLOAT = "true or false", "a number", "a fraction from 0.0 to 1.0", "a positive fraction below 1.0"
 _INTEGER, _INTEGERS, _TEXT, _OBJECT = "a whole number", "a whole number or a list of them", "a text", "an object"

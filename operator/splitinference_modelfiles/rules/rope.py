@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from splitinference_modelfiles.families import Family
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.rules.families import Family
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 SERVED = {
     "default": (),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 MOST = 2**31
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.families import EncoderFamily
-from splitinference_modelfiles.settings import whole, yes
+from splitinference_modelfiles.rules.families import EncoderFamily
+from splitinference_modelfiles.rules.settings import whole, yes
 
 Shapes = dict[str, tuple[int | None, ...]]
 """Name → shape; None stands for a size that config.json need not say."""

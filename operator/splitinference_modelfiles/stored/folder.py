@@ -4,7 +4,7 @@ import json
 import os
 from typing import Any
 
-from splitinference_modelfiles.headers import (
+from splitinference_modelfiles.stored.headers import (
     INDEX,
     ModelRefusedError,
     TensorInfo,

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from splitinference.adapters.kubernetes.trim import node_kept, pod_kept
+from splitinference.controller.cluster_state.figures.series_owners import speakers_of
 from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
 from splitinference.controller.cluster_state.pods import node_of, requested_bytes, requested_millicores
-from splitinference.controller.cluster_state.series_owners import speakers_of
 from splitinference.controller.manifests.pod_parts import MANAGED_BY, OURS
 from splitinference.settings import Settings
 

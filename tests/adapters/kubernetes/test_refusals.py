@@ -11,7 +11,7 @@ from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.adapters.kubernetes.crd import CrdNotes
 from splitinference.controller.ports import RefusedError, UnavailableError
 from tests.adapters.serving import Request, Response, serving
-from tests.controller.test_crd_gaps import CRD, without
+from tests.controller.api.test_crd_gaps import CRD, without
 
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "team"}}
 DOWN = 'Internal error occurred: failed calling webhook "check.example": Post "https://check.ops.svc:443": connect: connection refused'

@@ -8,7 +8,7 @@ import pytest
 from splitinference.adapters.kubernetes import cluster as watched
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
 from splitinference.adapters.kubernetes.store import Mirror, Source
-from tests.adapters.test_mirror import Server, until
+from tests.adapters.kubernetes.test_mirror import Server, until
 
 SPACES = ("one", "two", "three")
 

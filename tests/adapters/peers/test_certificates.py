@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from splitinference.adapters.certificates import CertificateAuthority, Roots, RootSecret, ca_certificate, ca_key, derived
+from splitinference.adapters.peers.certificates import CertificateAuthority, Roots, RootSecret, ca_certificate, ca_key, derived
 from splitinference.controller.identity import Credentials, Owner, Role
 from splitinference.controller.ports import RefusedError, UnavailableError
 

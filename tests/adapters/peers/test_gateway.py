@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.adapters.gateway import GatewayRoutes, merged
+from splitinference.adapters.peers.gateway import GatewayRoutes, merged
 from splitinference.controller.identity import Owner, Role
 from splitinference_protocol.report import GatewayReport, ObservedTraffic
 from tests.adapters.secured import CHAT, OTHER, being, listening, peers

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from splitinference.adapters.certificates import CertificateAuthority, Roots, RootSecret
-from splitinference.adapters.issued_roots import CHANGED, SETTLE, IssuedRoots, rotated
+from splitinference.adapters.peers.certificates import CertificateAuthority, Roots, RootSecret
+from splitinference.adapters.peers.issued_roots import CHANGED, SETTLE, IssuedRoots, rotated
 from splitinference.controller.identity import Role
 from splitinference.controller.ports import RefusedError, UnavailableError
-from tests.adapters.test_certificates import CHAT, Cluster, shaken
+from tests.adapters.peers.test_certificates import CHAT, Cluster, shaken
 
 BEGAN = datetime.now(UTC).replace(microsecond=0)
 OLD, NEW, NEWER = b"o" * 32, b"n" * 32, b"w" * 32

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from splitinference.adapters.mutual import Peers
-from splitinference.adapters.triton import TritonSegments
+from splitinference.adapters.peers.mutual import Peers
+from splitinference.adapters.peers.triton import TritonSegments
 from splitinference.controller.identity import Credentials, Owner, Role
 from splitinference.controller.ports import Proof, UnavailableError
 from tests.adapters.secured import CHAT, OTHER, being, listening, peers

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.controller.cluster_state.node_metrics import Judge, Measured, read_metrics
-from splitinference.controller.cluster_state.series_owners import Directory
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
+from splitinference.controller.cluster_state.figures.node_metrics import Judge, Measured, read_metrics
+from splitinference.controller.cluster_state.figures.series_owners import Directory
 from splitinference.controller.ports import Manifest
 from splitinference.settings import QuerySet, Settings
+from tests.adapters.promql.test_node_queries import SHOWN, counter, uses
 from tests.adapters.real_prometheus import programs, serving_samples
-from tests.adapters.test_node_queries import SHOWN, counter, uses
 
 why = programs()
 pytestmark = pytest.mark.skipif(isinstance(why, str), reason=str(why))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.adapters.queries import SETS, Queries
-from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
-from splitinference.controller.cluster_state.series_owners import Directory
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
+from splitinference.adapters.promql.queries import SETS, Queries
+from splitinference.controller.cluster_state.figures.node_metrics import Measured, read_metrics
+from splitinference.controller.cluster_state.figures.series_owners import Directory
 from splitinference.controller.ports import Manifest, Sample, Samples
 from splitinference.settings import Settings
 from tests.adapters.real_prometheus import serving_samples, serving_series

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from splitinference.adapters.prometheus import PrometheusMetrics
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
 from splitinference.controller.ports import Metrics
 from splitinference.controller.reconcile.reconcile import Reconciler
 from splitinference.settings import Settings
+from tests.adapters.promql.test_link_queries import OPERATORS, address, probe, probe_pod, segment
 from tests.adapters.real_prometheus import serving_series
-from tests.adapters.test_link_queries import OPERATORS, address, probe, probe_pod, segment
 from tests.controller.world import SETTINGS, World, a_body, a_node
 from tests.core.planning import Exhaustive
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.adapters.queries import SETS, Queries
-from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
-from splitinference.controller.cluster_state.series_owners import Directory
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
+from splitinference.adapters.promql.queries import SETS, Queries
+from splitinference.controller.cluster_state.figures.node_metrics import Measured, read_metrics
+from splitinference.controller.cluster_state.figures.series_owners import Directory
 from splitinference.controller.ports import Manifest
 from splitinference.settings import QuerySet, Settings
+from tests.adapters.promql.test_node_queries import counter, uses
 from tests.adapters.real_prometheus import serving_samples
-from tests.adapters.test_node_queries import counter, uses
 
 
 def a_node(name: str, ip: str, hostname: str = "", dns: str = "", **labels: str) -> Manifest:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.controller.cluster_state.node_metrics import Judge, Measured, read_metrics
-from splitinference.controller.cluster_state.series_owners import Directory
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
+from splitinference.controller.cluster_state.figures.node_metrics import Judge, Measured, read_metrics
+from splitinference.controller.cluster_state.figures.series_owners import Directory
 from splitinference.controller.ports import Manifest
 from splitinference.settings import QuerySet, Settings
 from tests.adapters.real_prometheus import programs, serving_samples

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.controller.cluster_state.node_metrics import Judge, Measured, read_metrics
-from splitinference.controller.cluster_state.pressure import lost
-from splitinference.controller.cluster_state.series_owners import Directory
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
+from splitinference.controller.cluster_state.figures.node_metrics import Judge, Measured, read_metrics
+from splitinference.controller.cluster_state.figures.pressure import lost
+from splitinference.controller.cluster_state.figures.series_owners import Directory
 from splitinference.controller.cluster_state.snapshot import Sources, read_snapshot
 from splitinference.controller.ports import Manifest
 from splitinference.core.cost import predict
@@ -18,9 +18,9 @@ from splitinference.core.decide.base.policy import Memory, Policy
 from splitinference.core.decide.base.triggers import Reason, check
 from splitinference.core.values.problem import Problem
 from splitinference.settings import QuerySet, Settings
+from tests.adapters.promql.test_link_queries import segment_pod
+from tests.adapters.promql.test_node_queries import SHOWN, counter, uses
 from tests.adapters.real_prometheus import serving_samples
-from tests.adapters.test_link_queries import segment_pod
-from tests.adapters.test_node_queries import SHOWN, counter, uses
 from tests.controller.objects import a_node
 from tests.controller.pretend import SETTINGS
 from tests.core.planning import START, a_plan, a_profile, inputs

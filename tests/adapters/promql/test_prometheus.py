@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from splitinference.adapters.prometheus import MOST_SERIES, PrometheusMetrics, chosen, samples
-from splitinference.adapters.queries import SETS
+from splitinference.adapters.promql.prometheus import MOST_SERIES, PrometheusMetrics, chosen, samples
+from splitinference.adapters.promql.queries import SETS
 from splitinference.settings import Settings
 from tests.adapters.serving import Request, Response, serving
 

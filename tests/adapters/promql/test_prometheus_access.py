@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.adapters.prometheus_access import masked, shown
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
+from splitinference.adapters.promql.prometheus_access import masked, shown
 from splitinference.controller.ports import Samples
 from splitinference.settings import Settings
 from tests.adapters.serving import Request, Response, serving

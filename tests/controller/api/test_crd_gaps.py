@@ -10,7 +10,7 @@ from splitinference.controller.api.crd_gaps import gaps, gaps_in_words
 from tests.controller.stories import small
 from tests.controller.world import Operator, World, a_body
 
-CRD: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "crds" / "splitinference.yaml").read_text())
+CRD: dict[str, Any] = yaml.safe_load((Path(__file__).parents[3] / "crds" / "splitinference.yaml").read_text())
 
 
 def without(*path: str) -> dict[str, Any]:

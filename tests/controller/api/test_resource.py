@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from splitinference.controller.api.adaptation_spec import Mode
+from splitinference.controller.api.sections.adaptation_spec import Mode
+from splitinference.controller.api.sections.spec_value import LayerRange
 from splitinference.controller.api.spec import Rejected, Resource, read_resource
-from splitinference.controller.api.spec_value import LayerRange
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.controller.spec_to_core.policy import policy
 from splitinference.core.values.problem import Goal
 from splitinference.core.values.profile import LinkEncoding
 
-SAMPLE = Path(__file__).parents[2] / "config" / "samples" / "splitinference.yaml"
+SAMPLE = Path(__file__).parents[3] / "config" / "samples" / "splitinference.yaml"
 
 
 def a_body(**spec: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.controller.api.adaptation_spec import Adaptation
 from splitinference.controller.api.conditions import (
     Condition,
     Decision,
@@ -18,6 +17,7 @@ from splitinference.controller.api.conditions import (
     decisions,
     merge_patch,
 )
+from splitinference.controller.api.sections.adaptation_spec import Adaptation
 from splitinference.controller.api.spec import Rejected, Resource, SpecReader
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.plan_io.columns import duration, latency, nodes, observed

@@ -2,14 +2,14 @@
 
 import pytest
 
-from splitinference.controller.api.privacy_spec import TRUSTED
+from splitinference.controller.api.sections.privacy_spec import TRUSTED
 from splitinference.controller.api.spec import Rejected
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.controller.trust.trust_labels import trusted_labels
-from splitinference.core.cost import violations
+from splitinference.core.cost.checks import violations
 from splitinference.core.planner import solve
 from splitinference.core.values.result import Infeasible, Limits, Solved
-from tests.controller.test_resource import problems, read
+from tests.controller.api.test_resource import problems, read
 from tests.core.planning import a_node, a_plan, a_problem
 
 TABLE = [96, 70, 50, 40, 45, 100]

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.cluster_state.series_owners import Directory, host
+from splitinference.controller.cluster_state.figures.series_owners import Directory, host
+from splitinference.controller.cluster_state.figures.trusted_samples import Choice, names, of_links, of_pods
 from splitinference.controller.cluster_state.shared_snapshot import Sight
-from splitinference.controller.cluster_state.trusted_samples import Choice, names, of_links, of_pods
 from splitinference.controller.ports import Manifest, Sample, Samples
 from splitinference.settings import Settings
-from tests.adapters.test_link_queries import OPERATORS, address, probe_pod, segment_pod
+from tests.adapters.promql.test_link_queries import OPERATORS, address, probe_pod, segment_pod
 
 NODES: list[Manifest] = [
     {"metadata": {"name": name}, "status": {"addresses": [{"type": "InternalIP", "address": f"192.168.0.{n}"}]}}
@@ -134,7 +134,7 @@ def test_the_address_of_a_segment_that_is_gone_may_be_anothers():
 
 
 def _speakers() -> Any:
-    from splitinference.controller.cluster_state.series_owners import speakers_of
+    from splitinference.controller.cluster_state.figures.series_owners import speakers_of
 
     return speakers_of(PODS, OPERATORS)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.cluster_state.node_benchmark import (
+from splitinference.controller.cluster_state.figures.node_benchmark import (
     MEASURE,
     POD_SECONDS,
     STORE,
@@ -30,8 +30,8 @@ from splitinference.controller.reconcile.upkeep.node_measuring import BUSY_SECON
 from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
 from splitinference.settings import Settings
 from tests.controller import world
+from tests.controller.cluster_state.test_snapshot import a_pod
 from tests.controller.objects import listed
-from tests.controller.test_snapshot import a_pod
 
 OWN = "splitinference-system"
 SETTINGS = Settings(measurements_per_hour=3, core_gflops=20, core_memory_bandwidth_gbps=5)

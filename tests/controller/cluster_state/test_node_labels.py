@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitinference.controller.api.privacy_spec import TRUSTED
+from splitinference.controller.api.sections.privacy_spec import TRUSTED
 from splitinference.controller.trust.trust_labels import settable_by_node
 from tests.controller.world import Operator, World, a_body, a_node
 

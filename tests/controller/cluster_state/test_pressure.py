@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.cluster_state.node_metrics import Judge, Measured
-from splitinference.controller.cluster_state.pressure import lost
+from splitinference.controller.cluster_state.figures.node_metrics import Judge, Measured
+from splitinference.controller.cluster_state.figures.pressure import lost
 from splitinference.controller.ports import Sample, Samples
 from splitinference.core.cost import predict
-from tests.controller.test_snapshot import a_pod, read
+from tests.controller.cluster_state.test_snapshot import a_pod, read
 from tests.controller.world import a_node
 from tests.core import planning
 from tests.core.planning import a_plan, a_problem

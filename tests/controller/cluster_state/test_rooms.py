@@ -7,10 +7,10 @@ import pytest
 
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.reconcile.planning.rooms import rooms_of
+from tests.controller.manifests.test_manifests import a_resource
 from tests.controller.objects import MIB, parsed
 from tests.controller.pretend import SETTINGS
 from tests.controller.stories import reasons
-from tests.controller.test_manifests import a_resource
 from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
 from tests.core.planning import a_profile
 

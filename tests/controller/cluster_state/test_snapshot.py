@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from splitinference.adapters.kubernetes.trim import pod_kept
-from splitinference.controller.cluster_state.node_metrics import Measured
+from splitinference.controller.cluster_state.figures.node_metrics import Measured
 from splitinference.controller.cluster_state.snapshot import Reading, Sources, claims, read_snapshot
 from splitinference.controller.kube_values.quantity import quantity
 from splitinference.controller.ports import Sample, Samples
-from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.values.cluster import LinkQuality
 from splitinference.core.values.problem import Constraints, Toleration
 from splitinference.settings import Settings

@@ -7,8 +7,8 @@ import pytest
 
 from splitinference.controller.kube_values.start_failures import Hindrance, Limits, Told, hindrance, is_silent
 from tests.controller import kubelet
-from tests.controller.test_observe import a_pod as observed_pod
-from tests.controller.test_observe import phase, seen
+from tests.controller.cluster_state.test_observe import a_pod as observed_pod
+from tests.controller.cluster_state.test_observe import phase, seen
 
 BOUND = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = Limits(failure_seconds=60, start_seconds=600)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from splitinference.controller.cluster_state.figures.series_owners import Speaker
 from splitinference.controller.cluster_state.segment_pods import SegmentPod
-from splitinference.controller.cluster_state.series_owners import Speaker
 from splitinference.controller.history.adaptation_state import Failures, Recall, read_recall
 from splitinference.core.transition.state import ObservedSegment, Phase
 

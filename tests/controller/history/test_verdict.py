@@ -9,7 +9,7 @@ import pytest
 from splitinference.controller.history.adaptation_state import Promise, Recall
 from splitinference.controller.reconcile.status.move_outcome import judge, outcome_of
 from splitinference_protocol.report import ObservedTraffic, Percentiles
-from tests.controller.test_calibration_stories import serving, steps
+from tests.controller.story_kinds.test_calibration_stories import serving, steps
 from tests.controller.world import Operator
 
 

@@ -16,9 +16,9 @@ from splitinference.core.values.plan import Segment
 from splitinference.core.values.problem import Constraints
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
-from splitinference_modelfiles.digests import listed
+from splitinference_modelfiles.stored.digests import listed
+from tests.controller.manifests.test_manifests import HUB, a_profile, a_resource, variables
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import HUB, a_profile, a_resource, variables
 from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
 
 ROOT = "sha256:" + "5" * 64

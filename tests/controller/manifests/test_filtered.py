@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from splitinference.adapters.gateway import merged
-from splitinference.controller.api.filter_spec import FilterSpec
+from splitinference.adapters.peers.gateway import merged
+from splitinference.controller.api.sections.filter_spec import FilterSpec
 from splitinference.controller.api.spec import Spec
 from splitinference.controller.reconcile.status.filtered import filtered
 from splitinference_protocol.report import Filtered, GatewayReport
-from tests.controller.test_manifests import a_resource, gateway, variables
+from tests.controller.manifests.test_manifests import a_resource, gateway, variables
 
 
 def report(**found: Any) -> GatewayReport:

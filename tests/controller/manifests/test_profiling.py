@@ -10,11 +10,11 @@ from splitinference.controller.cluster_state.node_capacity import NOBODY, ground
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.manifests.profile_pod import ANY_NODE, Failed, Start, Step, Take, Wait, next_step
 from splitinference.controller.spec_to_core import plan_constraints
-from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.values.problem import Constraints
 from splitinference.settings import Settings
 from tests.controller import kubelet
-from tests.controller.test_manifests import CLAIM, a_resource
+from tests.controller.manifests.test_manifests import CLAIM, a_resource
 from tests.core.planning import a_problem
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

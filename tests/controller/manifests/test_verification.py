@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.api.privacy_spec import TOLERANCES, TRUSTED
+from splitinference.controller.api.sections.privacy_spec import TOLERANCES, TRUSTED
 from splitinference.controller.api.spec import Rejected, Resource, read_resource
 from splitinference.controller.history.adaptation_state import Recall
 from splitinference.controller.manifests.network_policies import policies_of
@@ -19,9 +19,9 @@ from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Profile
 from splitinference_protocol.report import FailedCheck, Verified
 from splitinference_protocol.route import Verification
+from tests.controller.api.test_resource import problems, read
+from tests.controller.history.test_recall import a_pod
 from tests.controller.objects import a_body, a_node
-from tests.controller.test_recall import a_pod
-from tests.controller.test_resource import problems, read
 from tests.controller.world import NAMESPACE, SETTINGS, Operator, World
 from tests.core.planning import START, a_profile
 from tests.core.planning import a_node as a_core_node

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from splitinference.controller.cluster_state.node_benchmark import Record, Records, pending, system_of, with_figures
+from splitinference.controller.cluster_state.figures.node_benchmark import Record, Records, pending, system_of, with_figures
 from splitinference.controller.ports import Listing, Manifest
 from splitinference.controller.reconcile.reconcile import Reconciler
 from tests.controller.stories import small

@@ -6,7 +6,7 @@ import pytest
 
 from splitinference.controller.api.spec import Rejected, read_resource
 from tests.controller.stories import reasons, serving
-from tests.controller.test_story_pipelines import solve
+from tests.controller.story_kinds.test_story_pipelines import solve
 from tests.controller.world import Operator, World, a_body, a_node
 
 PRICE, WATTS = "splitinference.dev/cost-per-hour", "splitinference.dev/busy-watts"

@@ -8,7 +8,7 @@ import pytest
 from splitinference.controller.api.spec import Rejected, read_resource
 from splitinference_protocol.report import ObservedTraffic
 from tests.controller.stories import busy_node, small
-from tests.controller.test_story_pipelines import solve
+from tests.controller.story_kinds.test_story_pipelines import solve
 from tests.controller.world import NAMESPACE, Operator, World, a_body
 
 WORKLOAD = {"promptTokens": 100, "outputTokens": 20}

@@ -10,7 +10,7 @@ from splitinference_protocol.report import ObservedTraffic, Percentiles
 from tests.controller.objects import MIB, a_body
 from tests.controller.stories import small
 from tests.controller.world import NAMESPACE, Operator, World
-from tests.core.test_profile_tensors import BERT, CHAIN, bert, chain
+from tests.core.model_files.test_profile_tensors import BERT, CHAIN, bert, chain
 
 RUNTIME = 100 * MIB
 

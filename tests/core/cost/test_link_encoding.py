@@ -13,7 +13,7 @@ from splitinference.core.planner.solver import solve
 from splitinference.core.values.cluster import LinkQuality, Network, Snapshot
 from splitinference.core.values.problem import Problem, Workload
 from splitinference.core.values.profile import Layer, LayerKind, LinkEncoding, Profile
-from splitinference_protocol.request import INT8, TensorMeta
+from splitinference_protocol.wire.request import INT8, TensorMeta
 from tests.core.planner_problems import MIB, a_node, a_plan, best_value
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitinference.core.cost.room import lacking, reserving
+from splitinference.core.cost.checks.room import lacking, reserving
 from splitinference.core.decide.base.validated_solver import Solver
 from splitinference.core.planner.solver import solve
 from splitinference.core.values.plan import Plan

@@ -6,10 +6,10 @@ import pytest
 
 from splitinference.core.model_files.config import profile_from_model
 from splitinference.core.values.profile import Engine, Profile
-from splitinference_modelfiles.gguf import GgufModel, joined_gguf, read_gguf
-from splitinference_modelfiles.gguf_folder import described
-from splitinference_modelfiles.gguf_models import GGUF_KEY, GGUF_SERVED, layers_of_tensor
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.gguf_files.gguf import GgufModel, joined_gguf, read_gguf
+from splitinference_modelfiles.gguf_files.gguf_folder import described
+from splitinference_modelfiles.gguf_files.gguf_models import GGUF_KEY, GGUF_SERVED, layers_of_tensor
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 from tests.modelfiles.gguf_files import Gguf, llama, reader, u32
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from splitinference.core.model_files.config import profile_from_model
 from splitinference.core.values.profile import LayerKind
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 from tests.modelfiles import family_tables, tables
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 100,

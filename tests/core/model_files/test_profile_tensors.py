@@ -7,7 +7,7 @@ import pytest
 
 from splitinference.core.model_files.config import profile_from_model
 from splitinference.core.values.profile import LayerKind
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 from tests.modelfiles import tables
 
 BERT: dict[str, Any] = {

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from splitinference.core.cost import objective_value, violations
+from splitinference.core.cost import objective_value
+from splitinference.core.cost.checks import violations
 from splitinference.core.planner import Infeasible, Limits, Outcome, Solved
 from splitinference.core.planner.solver import solve
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
 from tests.core.planner_problems import valid_chains
 
-CASES = Path(__file__).parent / "planner_cases"
+CASES = Path(__file__).parents[1] / "planner_cases"
 
 
 def case(name: str) -> Problem:

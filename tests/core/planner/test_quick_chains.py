@@ -7,12 +7,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from splitinference.core.cost import objective_value, violations
-from splitinference.core.planner.chain.dive import dive
-from splitinference.core.planner.chain.dual import price, sum_along
+from splitinference.core.cost import objective_value
+from splitinference.core.cost.checks import violations
+from splitinference.core.planner.chain.bounds.dual import price, sum_along
+from splitinference.core.planner.chain.bounds.relaxed import Step, complete, most_segments, path
 from splitinference.core.planner.chain.equivalence import alike
-from splitinference.core.planner.chain.local_search import Cuts, mended
-from splitinference.core.planner.chain.relaxed import Step, complete, most_segments, path
+from splitinference.core.planner.chain.quick.dive import dive
+from splitinference.core.planner.chain.quick.local_search import Cuts, mended
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import Multipliers, Task, task_of
 from splitinference.core.planner.columns.columns import pipeline_of

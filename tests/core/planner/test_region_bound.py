@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.planner.chain.dual import price, sum_along
-from splitinference.core.planner.chain.regions import region_bound, regions_of
+from splitinference.core.planner.chain.bounds.dual import price, sum_along
+from splitinference.core.planner.chain.bounds.regions import region_bound, regions_of
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import task_of
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot, Way

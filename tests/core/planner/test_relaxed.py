@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splitinference.core.planner.chain.bounds.dual import sum_along
+from splitinference.core.planner.chain.bounds.relaxed import Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.criterion import Arrays
-from splitinference.core.planner.chain.dual import sum_along
-from splitinference.core.planner.chain.relaxed import Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import task_of
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot

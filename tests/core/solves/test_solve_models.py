@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.cost import objective_value
+from splitinference.core.cost.checks.violations import double_booked
 from splitinference.core.cost.evaluate import evaluate
-from splitinference.core.cost.violations import double_booked
 from splitinference.core.planner import Infeasible, JointlySolved, Limits, Solved, SolverFailed, SolverProcess, solve_several_in_child
 from splitinference.core.planner.columns.columns import pool
 from splitinference.core.planner.columns.share import at_pace

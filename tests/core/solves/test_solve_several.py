@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cost import objective_value, violations
+from splitinference.core.cost import objective_value
+from splitinference.core.cost.checks import violations
 from splitinference.core.cost.flow import flow_over
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.planner import Infeasible, Limits, Solved
 from splitinference.core.planner.bottleneck.bottleneck import occupancy_of
-from splitinference.core.planner.chain.dual import uses_of
+from splitinference.core.planner.chain.bounds.dual import uses_of
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import task_of
 from splitinference.core.planner.columns.columns import alone, pipelines_of, shared_stages

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ortools.linear_solver.python import model_builder
 
-from splitinference.core.cost import objective_value, violations
+from splitinference.core.cost import objective_value
+from splitinference.core.cost.checks import violations
 from splitinference.core.cost.evaluate import evaluate
 from splitinference.core.planner import Infeasible, Limits, Solved
 from splitinference.core.planner.solver import solve
@@ -16,7 +17,7 @@ from splitinference.core.values.cluster import Link, LinkQuality, Network, Snaps
 from splitinference.core.values.plan import Pipeline, Plan, Segment
 from splitinference.core.values.problem import Constraints, Goal, Objective, Problem, Slo, Workload
 from tests.core.planner_problems import a_node, a_profile, all_chains
-from tests.core.test_throughput_mixes import unequal
+from tests.core.solves.test_throughput_mixes import unequal
 from tests.examples import examples
 
 THIN = LinkQuality(bandwidth_bytes_per_s=3e6, rtt_ms=40.0)

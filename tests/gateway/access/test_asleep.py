@@ -8,8 +8,8 @@ import pytest
 from splitinference_gateway.errors import ApiError
 from splitinference_gateway.routing.routes import Routes
 from splitinference_protocol.route import RouteDocument, RouteError, asleep, withdrawn
+from tests.gateway.routing.test_routes import document
 from tests.gateway.serving import MODEL, Serving, serving
-from tests.gateway.test_routes import document
 from tests.gateway.toy_chain import toy_segments
 
 pytestmark = pytest.mark.anyio

@@ -16,7 +16,7 @@ from tests.gateway.serving import MODEL
 from tests.gateway.toy_chain import reference, toy_segments
 from tests.segment.host import free_ports
 
-PACKAGE = Path(__file__).parents[2] / "images" / "gateway"
+PACKAGE = Path(__file__).parents[3] / "images" / "gateway"
 
 
 def environment(**settings: object) -> dict[str, str]:

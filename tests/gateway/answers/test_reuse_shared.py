@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from splitinference_gateway.answers.reuse_shared import HEAD_BYTES, SharedAnswers, connection
 from splitinference_gateway.answers.reuse_store import Entry
 from splitinference_gateway.metrics import Metrics
+from tests.gateway.answers.test_reuse import ask, result, reusing
 from tests.gateway.cache_server import CacheServer, cache_server
-from tests.gateway.test_reuse import ask, result, reusing
 
 pytestmark = pytest.mark.anyio
 NAME, OTHER = b"n" * 32, b"o" * 32

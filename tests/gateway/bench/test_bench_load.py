@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from splitinference.cli.bench.serve_load import load
+from splitinference.cli.bench.serving.load import load
 from tests.gateway.serving import MODEL, serving
 from tests.gateway.toy_chain import toy_segments
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from splitinference.cli.bench.mlperf import highest_rate
-from splitinference.cli.bench.mlperf_loadgen import Percentiles, Result
+from splitinference.cli.bench.loadgen.mlperf import highest_rate
+from splitinference.cli.bench.loadgen.mlperf_loadgen import Percentiles, Result
 from splitinference.cli.main import main
 from tests.gateway.serving import MODEL, serving
 from tests.gateway.toy_chain import toy_segments

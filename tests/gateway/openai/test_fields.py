@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from splitinference_protocol import leb128
+from splitinference_protocol.wire import leb128
 from tests.gateway.model_folder import END, write_model
 from tests.gateway.serving import MODEL, Serving, serving
 from tests.gateway.toy_chain import reference, toy_score, toy_segments

@@ -8,8 +8,8 @@ import openai
 import pytest
 
 from tests.gateway.model_folder import write_model
+from tests.gateway.openai.test_tools import HERMES, ONE, WEATHER
 from tests.gateway.serving import MODEL, serving
-from tests.gateway.test_tools import HERMES, ONE, WEATHER
 from tests.gateway.toy_chain import toy_segments
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from openai.types import Completion
 
-from splitinference_gateway.pipeline import handover
 from splitinference_gateway.pipeline.drafts import Drafter, Lookup, Speculation, best_length
+from splitinference_gateway.pipeline.recovery import handover
 from splitinference_gateway.routing.lanes import Costs
 from tests.gateway import serving as plain
 from tests.gateway.model_folder import END

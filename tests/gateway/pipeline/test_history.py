@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from splitinference_gateway.pipeline.history import History
 from splitinference_gateway.tokens.sampling import Sampling
-from splitinference_protocol import leb128
-from splitinference_protocol import meta as protocol
-from splitinference_protocol import sampling as told
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.leb128 import pack, pack_counts, pack_ids
-from splitinference_protocol.request import TensorMeta
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire import sampling as told
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.leb128 import pack, pack_counts, pack_ids
+from splitinference_protocol.wire.request import TensorMeta
 
 TOKENS = st.integers(0, 2**31 - 1)
 STEP: dict[str, Any] = {"v": 1, "op": "step", "sequence": "s", "position": 3, "tensor": {"dtype": "int64", "shape": [1]}, "sample": True}

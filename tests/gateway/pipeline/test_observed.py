@@ -6,9 +6,9 @@ import pytest
 
 from splitinference_gateway.pipeline.observed import Observed, percentile, stage_times
 from splitinference_gateway.pipeline.steps import Answer
-from splitinference_protocol.answers import Timing
 from splitinference_protocol.report import GatewayReport
-from splitinference_protocol.request import Hop
+from splitinference_protocol.wire.answers import Timing
+from splitinference_protocol.wire.request import Hop
 
 PIPELINE = (Hop(segment="a", model="m"), Hop(segment="b", model="m"), Hop(segment="c", model="m"))
 

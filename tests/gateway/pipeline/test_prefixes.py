@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from splitinference_gateway.pipeline.prefixes import BLOCK, Prefixes, block_names
-from splitinference_protocol.request import Hop
+from splitinference_protocol.wire.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import reference, toy_segments
 

@@ -10,8 +10,8 @@ import pytest
 
 from splitinference_gateway.pipeline.steps import StepClient, StepError
 from splitinference_gateway.pipeline.verification import bound
-from splitinference_protocol.request import Hop
 from splitinference_protocol.route import RouteDocument, RouteError
+from splitinference_protocol.wire.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import ToySegment, toy_segments
 

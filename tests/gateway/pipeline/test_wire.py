@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from splitinference_gateway.pipeline.connections import Connections, NoAnswerError
-from splitinference_gateway.pipeline.wire import Wire, WireError
-from splitinference_gateway.pipeline.wire_tls import Identity, IdentityError, PrefixKey
-from splitinference_protocol.frames import MAX_META, MOST_ANSWER
-from splitinference_protocol.request import Hop
+from splitinference_gateway.pipeline.transport.connections import Connections, NoAnswerError
+from splitinference_gateway.pipeline.transport.wire import Wire, WireError
+from splitinference_gateway.pipeline.transport.wire_tls import Identity, IdentityError, PrefixKey
+from splitinference_protocol.wire.frames import MAX_META, MOST_ANSWER
+from splitinference_protocol.wire.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import reference, toy_segments
 from tests.gateway.toy_wire import ToyWire
@@ -288,7 +288,7 @@ async def test_an_unused_wire_is_closed_and_opened_again(tls: Tls | None) -> Non
 
 
 async def test_an_answer_that_is_not_finished_in_time_ends_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitinference_protocol.frames.FRAME_SECONDS", 0.05)
+    monkeypatch.setattr("splitinference_protocol.wire.frames.FRAME_SECONDS", 0.05)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(6 + len(MODEL))

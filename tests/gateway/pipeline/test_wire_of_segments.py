@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from splitinference_gateway.pipeline.wire import Wire, WireError
-from splitinference_gateway.pipeline.wire_tls import Identity
+from splitinference_gateway.pipeline.transport.wire import Wire, WireError
+from splitinference_gateway.pipeline.transport.wire_tls import Identity
 from tests.identities import IDENTITY
 from tests.wire.peers import MODEL, Resource, Serving, serving
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from splitinference.adapters.gateway import merged
+from splitinference.adapters.peers.gateway import merged
 from splitinference_protocol.report import GatewayReport
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import reference, toy_segments

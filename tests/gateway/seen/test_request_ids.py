@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from splitinference_gateway import logs
+from tests.gateway.seen.test_tracing import PARENT, TRACE, TRACEPARENT, receiving
 from tests.gateway.serving import MODEL, serving
-from tests.gateway.test_tracing import PARENT, TRACE, TRACEPARENT, receiving
 from tests.gateway.toy_chain import toy_segments
 
 pytestmark = pytest.mark.anyio

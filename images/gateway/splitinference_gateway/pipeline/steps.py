@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from splitinference_gateway import request_ids, tracing
-from splitinference_gateway.pipeline.connections import Connections, NoAnswerError
-from splitinference_gateway.pipeline.wire_tls import Identity
+from splitinference_gateway.pipeline.transport.connections import Connections, NoAnswerError
+from splitinference_gateway.pipeline.transport.wire_tls import Identity
 from splitinference_gateway.tokens.sampling import Sampling
-from splitinference_protocol import answers, leb128
-from splitinference_protocol.answers import Timing
-from splitinference_protocol.errors import INTERNAL, NEXT_HOP_FAILED
-from splitinference_protocol.frames import MOST_ANSWER, NOTHING
-from splitinference_protocol.meta import encoded
-from splitinference_protocol.pooling import Pooling
-from splitinference_protocol.request import ITEM_BYTES, Hop, Prefix, Request, TensorMeta
+from splitinference_protocol.wire import answers, leb128
+from splitinference_protocol.wire.answers import Timing
+from splitinference_protocol.wire.errors import INTERNAL, NEXT_HOP_FAILED
+from splitinference_protocol.wire.frames import MOST_ANSWER, NOTHING
+from splitinference_protocol.wire.meta import encoded
+from splitinference_protocol.wire.pooling import Pooling
+from splitinference_protocol.wire.request import ITEM_BYTES, Hop, Prefix, Request, TensorMeta
 
 TRANSPORT = "transport"
 STALLED = "stalled"

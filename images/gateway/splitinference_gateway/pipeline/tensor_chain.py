@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from splitinference_gateway.pipeline.chain import NO_ROUTE, Chain
-from splitinference_gateway.pipeline.mending import Mending
+from splitinference_gateway.pipeline.recovery.mending import Mending
 from splitinference_gateway.pipeline.steps import EVERYTHING, Answer, StepError, Wanted
 from splitinference_gateway.routing.lanes import Lane, Wish
 

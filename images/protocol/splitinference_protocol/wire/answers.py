@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitinference_protocol import VERSION
-from splitinference_protocol.errors import NEXT_HOP_FAILED, SegmentError
-from splitinference_protocol.request import MAX_ROUTE
+from splitinference_protocol.wire.errors import NEXT_HOP_FAILED, SegmentError
+from splitinference_protocol.wire.request import MAX_ROUTE
 
 MOST_NAME = 1024  # bytes
 _HEAD = struct.Struct("<BBH")

@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from splitinference_protocol import leb128
-from splitinference_protocol.errors import refuse
-from splitinference_protocol.operations import SIDES
-from splitinference_protocol.pooling import parse_outputs, parse_pooling
-from splitinference_protocol.request import (
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.errors import refuse
+from splitinference_protocol.wire.operations import SIDES
+from splitinference_protocol.wire.pooling import parse_outputs, parse_pooling
+from splitinference_protocol.wire.request import (
     ENCODINGS,
     INT8,
     ITEM_BYTES,
@@ -24,7 +24,7 @@ from splitinference_protocol.request import (
     Request,
     TensorMeta,
 )
-from splitinference_protocol.sampling import Sampling, parse_sampling
+from splitinference_protocol.wire.sampling import Sampling, parse_sampling
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _MOST_SIZE = 1 << 31

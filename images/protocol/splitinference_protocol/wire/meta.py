@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from splitinference_protocol import VERSION, leb128
-from splitinference_protocol.errors import refuse
-from splitinference_protocol.fields import (
+from splitinference_protocol import VERSION
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.errors import refuse
+from splitinference_protocol.wire.fields import (
     READ_BY,
     checked_tensor,
     common_fields,
@@ -28,8 +29,16 @@ from splitinference_protocol.fields import (
     tensor_meta,
     whole_number,
 )
-from splitinference_protocol.operations import ALONG_A_ROUTE, OPS
-from splitinference_protocol.request import DEFAULT_DEADLINE_MS, ENCODINGS, ITEM_BYTES, MAX_DEADLINE_MS, MAX_DIMENSIONS, Request, TensorMeta
+from splitinference_protocol.wire.operations import ALONG_A_ROUTE, OPS
+from splitinference_protocol.wire.request import (
+    DEFAULT_DEADLINE_MS,
+    ENCODINGS,
+    ITEM_BYTES,
+    MAX_DEADLINE_MS,
+    MAX_DIMENSIONS,
+    Request,
+    TensorMeta,
+)
 
 _HEAD = struct.Struct("<BBHBBBBdQ")
 _DIMENSION_BYTES = 4

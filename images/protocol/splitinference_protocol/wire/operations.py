@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from splitinference_protocol.errors import FORBIDDEN, SegmentError
+from splitinference_protocol.wire.errors import FORBIDDEN, SegmentError
 
 OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export", "record", "recorded", "verify")
 """Operations; a new one comes last, as its place is its number."""

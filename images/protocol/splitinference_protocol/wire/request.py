@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from splitinference_protocol.pooling import Pooling
-from splitinference_protocol.sampling import GREEDY, Sampling
+from splitinference_protocol.wire.pooling import Pooling
+from splitinference_protocol.wire.sampling import GREEDY, Sampling
 
 ITEM_BYTES: Mapping[str, int] = {"int64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a value by dtype; a new dtype comes last, as its place is its number."""

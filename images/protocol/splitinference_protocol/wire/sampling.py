@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from splitinference_protocol import leb128
+from splitinference_protocol.wire import leb128
 
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024

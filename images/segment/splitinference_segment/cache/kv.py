@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from splitinference_protocol.errors import BAD_REQUEST, KV_FULL, KV_MISSING, SegmentError
-from splitinference_protocol.request import Prefix
+from splitinference_protocol.wire.errors import BAD_REQUEST, KV_FULL, KV_MISSING, SegmentError
+from splitinference_protocol.wire.request import Prefix
 
 MOST_KEPT = 256  # bounds the search; segments without blocks keep entries of no bytes
 EVICT_AFTER_S = 10.0  # a sequence that was stepped more lately is not given up for another: they would take turns in it

@@ -14,10 +14,18 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from splitinference_protocol import answers
-from splitinference_protocol.errors import DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, KV_MISSING, OVERLOADED, WRONG_SEGMENT, SegmentError
-from splitinference_protocol.request import Hop, Request
-from splitinference_segment.kv import KvPiece, KvTable
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire.errors import (
+    DEADLINE_EXCEEDED,
+    FAILED_INSIDE,
+    INTERNAL,
+    KV_MISSING,
+    OVERLOADED,
+    WRONG_SEGMENT,
+    SegmentError,
+)
+from splitinference_protocol.wire.request import Hop, Request
+from splitinference_segment.cache.kv import KvPiece, KvTable
 from splitinference_segment.peers.hops import Reply
 
 CHUNK_BYTES = 4 << 20  # of KV in one message: steps on the same connection wait for it

@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitinference_protocol.operations import ROLES
+from splitinference_protocol.wire.operations import ROLES
 
 FILES = ("tls.crt", "tls.key", "ca.crt")
 SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,253}/ns/[a-z0-9-]{1,63}/si/[a-z0-9.-]{1,253}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_ops import attention
 from splitinference_segment.torch_ops.attention import Row, Span
 from splitinference_segment.torch_ops.joining import can_join, join

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from splitinference_protocol.errors import DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, OVERLOADED, SegmentError
-from splitinference_protocol.request import Request
+from splitinference_protocol.wire.errors import DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, OVERLOADED, SegmentError
+from splitinference_protocol.wire.request import Request
+from splitinference_segment.cache.kv import KvEntry, KvTable
 from splitinference_segment.choices import Choice
 from splitinference_segment.engine import Engine, Values, Work
-from splitinference_segment.gathering import Gathering
-from splitinference_segment.kv import KvEntry, KvTable
-from splitinference_segment.queueing import next_turn
+from splitinference_segment.steps.gathering import Gathering
+from splitinference_segment.steps.queueing import next_turn
 
 MAX_WAITING = 256
 _log = logging.getLogger(__name__)

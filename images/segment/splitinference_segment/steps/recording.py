@@ -7,7 +7,7 @@ are. Everything is bounded: sequences, bytes of all of them, and the time that n
 import threading
 from dataclasses import dataclass, field
 
-from splitinference_protocol.errors import BAD_REQUEST, NOT_RECORDED, OVERLOADED, SegmentError
+from splitinference_protocol.wire.errors import BAD_REQUEST, NOT_RECORDED, OVERLOADED, SegmentError
 from splitinference_segment.engine import Arrays, Values
 
 MOST_SEQUENCES = 64

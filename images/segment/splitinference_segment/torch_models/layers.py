@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from splitinference_modelfiles.digests import Digests
-from splitinference_modelfiles.families import Family
+from splitinference_modelfiles.rules.families import Family
+from splitinference_modelfiles.stored.digests import Digests
 from splitinference_segment.torch_models.families import UNSTEADY_ROPE, UnsupportedModelError, family_of
 from splitinference_segment.torch_models.variants import Variant
 from splitinference_segment.torch_models.weights import Weights, fill

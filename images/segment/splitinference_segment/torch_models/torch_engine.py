@@ -5,9 +5,9 @@ from functools import partial
 
 import torch
 
-from splitinference_protocol import leb128
-from splitinference_protocol.request import INT8, Request, TensorMeta
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.request import INT8, Request, TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
 from splitinference_segment import drafting
 from splitinference_segment.choices import Choice
 from splitinference_segment.engine import Output, Work

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from splitinference.adapters.mutual import Connection, Peers, TooMuchError, UnreachableError, UntrustedError
+from splitinference.adapters.peers.mutual import Connection, Peers, TooMuchError, UnreachableError, UntrustedError
 from splitinference.controller.identity import Owner, Role
 from splitinference.controller.manifests.gateway import GATEWAY, INTERNAL_PORT
 from splitinference.controller.manifests.pod_parts import COMPONENT

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 
-from splitinference.adapters.certificates import KEY_BYTES, ROOT_KEY, Issuer, Roots, RootSecret, Secrets, derived
+from splitinference.adapters.peers.certificates import KEY_BYTES, ROOT_KEY, Issuer, Roots, RootSecret, Secrets, derived
 from splitinference.controller.api.conditions import stamp
 from splitinference.controller.kube_values.start_failures import time_of
 from splitinference.controller.ports import Clock, Manifest, UnavailableError

@@ -9,12 +9,12 @@ import time
 from typing import IO
 
 from splitinference.adapters.failures import in_words
-from splitinference.adapters.mutual import Connection, Peers, TooMuchError, UnreachableError, UntrustedError
+from splitinference.adapters.peers.mutual import Connection, Peers, TooMuchError, UnreachableError, UntrustedError
 from splitinference.controller.identity import Owner, Role
 from splitinference.controller.manifests.segment import WIRE_PORT
 from splitinference.controller.ports import Proof
-from splitinference_protocol import answers, frames
-from splitinference_protocol.errors import DEADLINE_EXCEEDED, INTERNAL, KV_FULL, OVERLOADED
+from splitinference_protocol.wire import answers, frames
+from splitinference_protocol.wire.errors import DEADLINE_EXCEEDED, INTERNAL, KV_FULL, OVERLOADED
 
 _MOST_BYTES = 1 << 20
 """Of an answer: that of a probe has some hundred bytes."""

@@ -10,7 +10,7 @@ from prometheus_api_client import PrometheusConnect
 from urllib3.util.retry import Retry
 
 from splitinference.adapters.failures import in_words
-from splitinference.adapters.prometheus_access import (
+from splitinference.adapters.promql.prometheus_access import (
     BoundedSession,
     Credentials,
     CredentialsError,
@@ -21,7 +21,7 @@ from splitinference.adapters.prometheus_access import (
     read_credentials,
     shown,
 )
-from splitinference.adapters.queries import AGE, BY_LINK, BY_NODE, BY_POD, KIND_LABEL, NAME, SETS, VALUE, Queries, Query, own
+from splitinference.adapters.promql.queries import AGE, BY_LINK, BY_NODE, BY_POD, KIND_LABEL, NAME, SETS, VALUE, Queries, Query, own
 from splitinference.controller.ports import Sample, Samples
 from splitinference.settings import Settings
 

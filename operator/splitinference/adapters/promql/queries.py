@@ -26,7 +26,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from splitinference.controller.cluster_state.trusted_samples import BY_SEGMENT, MEASURED_BY, PART
+from splitinference.controller.cluster_state.figures.trusted_samples import BY_SEGMENT, MEASURED_BY, PART
 from splitinference.settings import QuerySet
 
 _METRIC = re.compile(r"\b((?:node|container|splitinference|DCGM_FI_DEV)_\w+)(\{(?!\w+\})|)")

@@ -6,10 +6,10 @@ from typing import Any
 from rich.text import Text
 
 from splitinference.cli.connection import Connection
-from splitinference.cli.drawing import Pen, chains, move_lines
 from splitinference.cli.errors import SplitError, in_sentences
-from splitinference.cli.output import console, emit, put, resource_command, unicode_ok
-from splitinference.cli.status import allowed, route_of
+from splitinference.cli.live.status import allowed, route_of
+from splitinference.cli.printing.drawing import Pen, chains, move_lines
+from splitinference.cli.printing.output import console, emit, put, resource_command, unicode_ok
 from splitinference.view import PipelineView, PlanView, ResourceView, moves, read
 
 _HELP = """What serves beside what is proposed (mode Advisory), or beside what the present move leads to.

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from splitinference.cli.connection import Connection, complete_names, complete_nodes, connection_of, connection_options
 from splitinference.cli.errors import SplitError, in_sentences
-from splitinference.cli.output import FORMATS, console, emit, put
+from splitinference.cli.printing.output import FORMATS, console, emit, put
 from splitinference.view import NodeView, PlanView, ResourceView, read, read_nodes
 
 _HERE = re.compile(r"^layers \[\d+, \d+\) on ")

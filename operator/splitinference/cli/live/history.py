@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from splitinference.cli.connection import Connection
-from splitinference.cli.output import console, emit, put, resource_command
+from splitinference.cli.printing.output import console, emit, put, resource_command
 from splitinference.view import ResourceView, read
 
 _HELP = "The last ten decisions, newest first, with their reasons and what came of them."

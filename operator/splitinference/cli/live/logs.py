@@ -13,7 +13,7 @@ import click
 
 from splitinference.cli.connection import COMPONENT, Connection, complete_names, connection_of, connection_options
 from splitinference.cli.errors import SplitError, in_sentences
-from splitinference.cli.log_requests import RequestId, about, ids_of
+from splitinference.cli.live.log_requests import RequestId, about, ids_of
 
 Json = Mapping[str, Any]
 _COMPONENTS = ("segment", "gateway", "verifier")

@@ -7,9 +7,9 @@ import click
 from rich.text import Text
 
 from splitinference.cli.connection import Connection
-from splitinference.cli.drawing import Pen, chains, move_lines, node_lines, stage_lines
 from splitinference.cli.errors import in_sentences
-from splitinference.cli.output import as_text, console, emit, put, resource_command, unicode_ok
+from splitinference.cli.printing.drawing import Pen, chains, move_lines, node_lines, stage_lines
+from splitinference.cli.printing.output import as_text, console, emit, put, resource_command, unicode_ok
 from splitinference.controller.ports import RefusedError
 from splitinference.view import ConditionView, NodeView, ResourceView, moves, read, read_nodes
 

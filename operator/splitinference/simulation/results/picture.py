@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitinference.simulation.report import Bucket, Report
-from splitinference.simulation.trace import Trace
+from splitinference.simulation.results.report import Bucket, Report
+from splitinference.simulation.traces.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from splitinference.core.values.problem import Slo
 from splitinference.core.values.value import Value
-from splitinference.simulation.records import Records, Request
-from splitinference.simulation.trace import Trace
+from splitinference.simulation.system.records import Records, Request
+from splitinference.simulation.traces.trace import Trace
 
 BUCKETS = 144
 """Steps of the time line: ten minutes each for a day."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from splitinference.simulation.report import Percentiles, Report
+from splitinference.simulation.results.report import Percentiles, Report
 
 Row = tuple[str, Callable[[Report], str]]
 

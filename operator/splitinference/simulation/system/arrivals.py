@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from splitinference.simulation.places import TOKENS_ROUNDED_TO
-from splitinference.simulation.trace import RateEvent, Trace
+from splitinference.simulation.system.places import TOKENS_ROUNDED_TO
+from splitinference.simulation.traces.trace import RateEvent, Trace
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ from typing import Any
 
 import simpy
 
-from splitinference.core.cost.eligible import forbidden
+from splitinference.core.cost.checks.eligible import forbidden
 from splitinference.core.decide.base.policy import Traffic
-from splitinference.simulation.arrivals import Arrival, arrivals
-from splitinference.simulation.places import Places, rounded
-from splitinference.simulation.records import Records, Request
-from splitinference.simulation.routes import Path, Routes
-from splitinference.simulation.segments import Run
-from splitinference.simulation.stepping import Steps, quantile
-from splitinference.simulation.trace import Trace
-from splitinference.simulation.world import Process, World
+from splitinference.simulation.system.arrivals import Arrival, arrivals
+from splitinference.simulation.system.places import Places, rounded
+from splitinference.simulation.system.records import Records, Request
+from splitinference.simulation.system.routes import Path, Routes
+from splitinference.simulation.system.segments import Run
+from splitinference.simulation.system.stepping import Steps, quantile
+from splitinference.simulation.system.world import Process, World
+from splitinference.simulation.traces.trace import Trace
 
 RETRY_S = 1.0
 """A sequence without a route looks for one so often."""

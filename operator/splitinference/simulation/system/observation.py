@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import simpy
 
 from splitinference.core.values.cluster import Network, Node, Snapshot
-from splitinference.simulation.trace import Trace
-from splitinference.simulation.world import Process, World
+from splitinference.simulation.system.world import Process, World
+from splitinference.simulation.traces.trace import Trace
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 """The moment at which every simulation starts."""

@@ -10,9 +10,9 @@ from splitinference.core.cost.stage import StageCost, stage_cost
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.problem import Problem
-from splitinference.simulation.stepping import RecentSteps, Steps
-from splitinference.simulation.trace import Trace
-from splitinference.simulation.world import World
+from splitinference.simulation.system.stepping import RecentSteps, Steps
+from splitinference.simulation.system.world import World
+from splitinference.simulation.traces.trace import Trace
 
 TOKENS_ROUNDED_TO = 16
 """Lengths are rounded up to so many tokens, so that a few times are computed and not one for each length."""

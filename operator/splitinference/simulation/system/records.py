@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from splitinference.core.values.problem import Slo
-from splitinference.simulation.arrivals import Arrival
+from splitinference.simulation.system.arrivals import Arrival
 
 
 @dataclass(slots=True, eq=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import simpy
 
 from splitinference.core.transition.state import OldRoute, Phase, Route
-from splitinference.simulation.segments import Run, Segments
+from splitinference.simulation.system.segments import Run, Segments
 
 
 @dataclass(eq=False)

@@ -7,8 +7,8 @@ import simpy
 
 from splitinference.core.transition.state import NamedSegment, ObservedSegment, Phase, Target
 from splitinference.core.values.plan import Plan, Segment
-from splitinference.simulation.trace import Trace
-from splitinference.simulation.world import Process, World
+from splitinference.simulation.system.world import Process, World
+from splitinference.simulation.traces.trace import Trace
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ import simpy
 
 from splitinference.core.cost.link import Links
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, Snapshot
-from splitinference.simulation.trace import (
+from splitinference.simulation.traces.trace import (
     BandwidthEvent,
     Event,
     LabelEvent,

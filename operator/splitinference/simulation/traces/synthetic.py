@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, Snapshot
 from splitinference.core.values.problem import Constraints, Problem, Slo, TrustRule, Workload
-from splitinference.simulation.models import LLAMA_1B, profile_of
-from splitinference.simulation.trace import BandwidthEvent, Event, RateEvent, RttEvent, Trace, UpEvent, UtilizationEvent
+from splitinference.simulation.traces.models import LLAMA_1B, profile_of
+from splitinference.simulation.traces.trace import BandwidthEvent, Event, RateEvent, RttEvent, Trace, UpEvent, UtilizationEvent
 
 HOUR = 3600.0
 DAY = 24 * HOUR

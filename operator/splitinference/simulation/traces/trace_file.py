@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from splitinference.simulation.trace import Event, Trace
+from splitinference.simulation.traces.trace import Event, Trace
 
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 _COLUMNS = ("at_s", "what", "node", "source", "target", "label", "value")

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splitinference.controller.ports import RefusedError, UnavailableError
-from splitinference.ui.document import EMPTY, Document, Scope, difference
-from splitinference.ui.history import History
-from splitinference.ui.sources import Source
+from splitinference.ui.origins.sources import Source
+from splitinference.ui.page.document import EMPTY, Document, Scope, difference
+from splitinference.ui.page.history import History
 
 log = logging.getLogger(__name__)
 

@@ -10,21 +10,21 @@ from kubernetes import client
 from splitinference.adapters.kubernetes.api import Api
 from splitinference.adapters.kubernetes.client import KubeCluster
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
-from splitinference.adapters.prometheus import PrometheusMetrics
-from splitinference.adapters.queries import Query
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
+from splitinference.adapters.promql.queries import Query
 from splitinference.controller.api.group import GROUP
-from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store
+from splitinference.controller.cluster_state.figures.node_benchmark import STORE, Records, read_store
+from splitinference.controller.cluster_state.figures.node_metrics import Measured, read_metrics
+from splitinference.controller.cluster_state.figures.series_owners import Directory
 from splitinference.controller.cluster_state.node_capacity import Standing
-from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
-from splitinference.controller.cluster_state.series_owners import Directory
 from splitinference.controller.cluster_state.snapshot import Picture
 from splitinference.controller.ports import Manifest, RefusedError, Samples, UnavailableError
 from splitinference.settings import Settings
 from splitinference.ui.access import Identity
-from splitinference.ui.asked import Basis, Unanswerable
-from splitinference.ui.document import Document
-from splitinference.ui.resources import Load
-from splitinference.ui.sources import Objects, basis_from, document_of
+from splitinference.ui.origins.sources import Objects, basis_from, document_of
+from splitinference.ui.page.document import Document
+from splitinference.ui.page.resources import Load
+from splitinference.ui.questions.asked import Basis, Unanswerable
 
 TIMEOUT_SECONDS = 5.0
 METRICS_SECONDS = 5.0

@@ -16,14 +16,14 @@ from splitinference.core.transition.state import NamedSegment, Phase
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem
-from splitinference.simulation.observation import moment
 from splitinference.simulation.policies import PolicyName
 from splitinference.simulation.run import Simulation, prepare
-from splitinference.simulation.trace import Trace
-from splitinference.ui.asked import Basis, Unanswerable
-from splitinference.ui.document import Document, Item, rounded
-from splitinference.ui.figures import MOST_LINKS
-from splitinference.ui.resources import Load, resource_item
+from splitinference.simulation.system.observation import moment
+from splitinference.simulation.traces.trace import Trace
+from splitinference.ui.page.document import Document, Item, rounded
+from splitinference.ui.page.figures import MOST_LINKS
+from splitinference.ui.page.resources import Load, resource_item
+from splitinference.ui.questions.asked import Basis, Unanswerable
 from splitinference.view import ConditionView, DecisionView, LinkView, PipelineView, PlanView, ResourceView, SegmentView, TrafficView
 from splitinference.view.model import HeldView, NodeView
 

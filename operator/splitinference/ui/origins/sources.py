@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from splitinference.controller.cluster_state.node_benchmark import Records, with_figures
+from splitinference.controller.cluster_state.figures.node_benchmark import Records, with_figures
+from splitinference.controller.cluster_state.figures.node_metrics import Measured
 from splitinference.controller.cluster_state.node_capacity import Standing, standing_of
-from splitinference.controller.cluster_state.node_metrics import Measured
 from splitinference.controller.cluster_state.pods import is_ours, labels_of
 from splitinference.controller.cluster_state.snapshot import Picture, Reading, Sources, claims, read_snapshot
 from splitinference.controller.cluster_state.snapshot import picture_of as drawn
@@ -16,11 +16,11 @@ from splitinference.controller.manifests.pod_parts import INSTANCE, MANAGED_BY, 
 from splitinference.controller.manifests.profile_pod import cache_name
 from splitinference.controller.ports import Manifest
 from splitinference.settings import Settings
-from splitinference.ui.asked import Basis, Unanswerable
-from splitinference.ui.basis import basis_of, parsed, profile_of
-from splitinference.ui.document import Document, Item
-from splitinference.ui.figures import MOST_LINKS, hops, link_items, node_items
-from splitinference.ui.resources import Load, resource_item
+from splitinference.ui.page.document import Document, Item
+from splitinference.ui.page.figures import MOST_LINKS, hops, link_items, node_items
+from splitinference.ui.page.resources import Load, resource_item
+from splitinference.ui.questions.asked import Basis, Unanswerable
+from splitinference.ui.questions.basis import basis_of, parsed, profile_of
 from splitinference.view import read, read_nodes
 
 

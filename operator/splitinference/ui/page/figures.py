@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from splitinference.controller.cluster_state.figures.node_metrics import Judge, Measured
 from splitinference.controller.cluster_state.node_capacity import Ground
-from splitinference.controller.cluster_state.node_metrics import Judge, Measured
 from splitinference.controller.cluster_state.pods import is_ours, requested_bytes
 from splitinference.controller.cluster_state.snapshot import Picture
 from splitinference.controller.kube_values.quantity import quantity
 from splitinference.controller.manifests.segment import SEGMENT
 from splitinference.core.values.cluster import Network, Node
 from splitinference.settings import Settings
-from splitinference.ui.document import Item, rounded, shortened
+from splitinference.ui.page.document import Item, rounded, shortened
 from splitinference.view import NodeView
 
 MIB = 2.0**20

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from splitinference.controller.api.conditions import stamp
-from splitinference.ui.document import Document
+from splitinference.ui.page.document import Document
 
 MOST_POINTS = 720
 MOST_DECISIONS = 200

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference.ui.document import rounded, shortened
+from splitinference.ui.page.document import rounded, shortened
 from splitinference.view import ResourceView, SegmentView
 from splitinference.view.model import PipelineView
 

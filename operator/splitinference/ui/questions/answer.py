@@ -3,15 +3,15 @@
 import math
 from typing import Any
 
+from splitinference.core.cost.checks.violations import violations
 from splitinference.core.cost.evaluate import UnknownPlace
 from splitinference.core.cost.predict import predict
-from splitinference.core.cost.violations import violations
 from splitinference.core.planner.explain import UNITS
 from splitinference.core.values.plan import Plan, Prediction
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.result import Infeasible, Outcome, Solved, TimedOut
-from splitinference.ui.asked import Basis
-from splitinference.ui.document import rounded, shortened
+from splitinference.ui.page.document import rounded, shortened
+from splitinference.ui.questions.asked import Basis
 
 MIB = 2.0**20
 Json = dict[str, Any]

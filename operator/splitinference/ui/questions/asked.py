@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from splitinference.controller.api.spec_value import LayerRange
+from splitinference.controller.api.sections.spec_value import LayerRange
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo, TrustRule
 

@@ -13,8 +13,8 @@ from splitinference.core.model_files.config import profile_from_model
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
-from splitinference.ui.asked import Basis, Unanswerable
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference.ui.questions.asked import Basis, Unanswerable
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 
 def parsed(body: Mapping[str, Any]) -> Resource:

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from splitinference.core.planner import SolverFailed, SolverProcess
 from splitinference.core.values.result import Limits
-from splitinference.ui.answer import answer_json
-from splitinference.ui.asked import Basis, Question, Unanswerable, changed
+from splitinference.ui.questions.answer import answer_json
+from splitinference.ui.questions.asked import Basis, Question, Unanswerable, changed
 
 NICENESS = 10
 """A question must not take time from passes on the same machine."""

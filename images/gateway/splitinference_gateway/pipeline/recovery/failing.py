@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from splitinference_gateway.pipeline.steps import STALLED, TRANSPORT, StepClient, StepError
 from splitinference_gateway.routing.routes import Routes
 from splitinference_protocol import report
-from splitinference_protocol.errors import DEADLINE_EXCEEDED, NEXT_HOP_FAILED
-from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Pipeline
+from splitinference_protocol.wire.errors import DEADLINE_EXCEEDED, NEXT_HOP_FAILED
+from splitinference_protocol.wire.request import Hop
 
 _PROBE_SECONDS = 2.0
 _PROBE_EVERY_SECONDS = 1.0

@@ -16,8 +16,8 @@ from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.pipeline.steps import Pulled, StepClient, StepError
 from splitinference_gateway.routing.lanes import Wish
 from splitinference_gateway.routing.routes import Lease, Route, Routes
-from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Pipeline
+from splitinference_protocol.wire.request import Hop
 
 REPLAY_QUICKER = "replay_quicker"
 _FIRST_TOKENS = 64  # of the first pull, which measures

@@ -8,11 +8,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.pipeline.wire import Wire, WireError
-from splitinference_gateway.pipeline.wire_tls import Identity
+from splitinference_gateway.pipeline.transport.wire import Wire, WireError
+from splitinference_gateway.pipeline.transport.wire_tls import Identity
 from splitinference_protocol.addresses import separated
-from splitinference_protocol.frames import MOST_ANSWER
-from splitinference_protocol.request import Hop
+from splitinference_protocol.wire.frames import MOST_ANSWER
+from splitinference_protocol.wire.request import Hop
 
 _GRACE_SECONDS = 0.25  # a segment that notices the deadline itself can still say which stage was late
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 1.0  # between two tries to connect

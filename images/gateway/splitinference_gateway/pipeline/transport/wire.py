@@ -1,6 +1,6 @@
 """The wire from the gateway to segments: frames over one lasting TCP connection with mutual TLS, past Triton's frontends.
 
-The format is in splitinference_protocol.frames; this is its side for asyncio. An answer that nobody waits for any more
+The format is in splitinference_protocol.wire.frames; this is its side for asyncio. An answer that nobody waits for any more
 is skipped as it comes: what a cancelled step made is freed by its release. An answer is never larger than the one who waits for it said.
 """
 
@@ -10,9 +10,9 @@ import socket
 from dataclasses import dataclass
 from typing import cast
 
-from splitinference_gateway.pipeline.wire_tls import Identity, IdentityError
-from splitinference_protocol import frames
-from splitinference_protocol.frames import ANSWER_BYTES, HEAD, IDLE_SECONDS, MAX_META, MOST_ANSWER, OPEN_SECONDS, UNSENT
+from splitinference_gateway.pipeline.transport.wire_tls import Identity, IdentityError
+from splitinference_protocol.wire import frames
+from splitinference_protocol.wire.frames import ANSWER_BYTES, HEAD, IDLE_SECONDS, MAX_META, MOST_ANSWER, OPEN_SECONDS, UNSENT
 
 
 class WireError(Exception):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from splitinference_protocol.operations import SEGMENT
+from splitinference_protocol.wire.operations import SEGMENT
 
 PREFIX_KEY = "prefix.key"
 _FILES = ("tls.crt", "tls.key", "ca.crt")

@@ -26,10 +26,10 @@ from kubernetes import client
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.adapters.certificates import KEY_BYTES
 from splitinference.adapters.kubernetes.client import KubeCluster, connect
-from splitinference.cli.bench import peers, pretend
-from splitinference.cli.bench.control_plane import NotStartedError, control_plane, free_port, pretend_kubelets, started, until
+from splitinference.adapters.peers.certificates import KEY_BYTES
+from splitinference.cli.bench.control import peers, pretend
+from splitinference.cli.bench.control.control_plane import NotStartedError, control_plane, free_port, pretend_kubelets, started, until
 from splitinference.controller.api.spec import Resource, read_resource
 from splitinference.controller.identity import owner_of_body
 from splitinference.controller.manifests.pod_parts import COMPONENT, MANAGED_BY, OURS
@@ -38,7 +38,7 @@ from splitinference.controller.ports import Manifest
 from splitinference.settings import Settings
 
 Row = dict[str, Any]
-_CRD = Path(__file__).parents[4] / "crds" / "splitinference.yaml"
+_CRD = Path(__file__).parents[5] / "crds" / "splitinference.yaml"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -15,15 +15,15 @@ from http.server import BaseHTTPRequestHandler
 from io import BufferedIOBase
 from typing import Any
 
-from splitinference.adapters.certificates import ROOT_KEY, CertificateAuthority, Roots
-from splitinference.adapters.mutual import loaded
-from splitinference.cli.bench.control_plane import POD_ADDRESS
+from splitinference.adapters.peers.certificates import ROOT_KEY, CertificateAuthority, Roots
+from splitinference.adapters.peers.mutual import loaded
+from splitinference.cli.bench.control.control_plane import POD_ADDRESS
 from splitinference.controller.identity import Owner, Role
 from splitinference.controller.manifests.gateway import INTERNAL_PORT
 from splitinference.controller.manifests.segment import WIRE_PORT
 from splitinference.controller.ports import Manifest
-from splitinference_protocol import frames
-from splitinference_protocol.answers import answer
+from splitinference_protocol.wire import frames
+from splitinference_protocol.wire.answers import answer
 
 _NO_ROUTES = json.dumps({"revision": None, "routes": {}}).encode()
 

@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from splitinference.adapters.queries import AGE, KIND_LABEL, VALUE
-from splitinference.cli.bench.control_plane import FAKE, POD_ADDRESS
+from splitinference.adapters.promql.queries import AGE, KIND_LABEL, VALUE
+from splitinference.cli.bench.control.control_plane import FAKE, POD_ADDRESS
 from splitinference.controller.api.group import API_VERSION, KIND
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.manifests import profile_pod

@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.bench import mlperf_loadgen as lg
-from splitinference.cli.bench.mlperf_loadgen import SCENARIOS, Amount, Bounds, CannotLoadError, Relay, Result
-from splitinference.cli.bench.serve import layer_bytes, model_here
-from splitinference.cli.bench.serve_containers import PREFIX, Bench, CannotMeasure, Chain, Docker, Options
-from splitinference.cli.bench.serve_figures import cuts
+from splitinference.cli.bench.loadgen import mlperf_loadgen as lg
+from splitinference.cli.bench.loadgen.mlperf_loadgen import SCENARIOS, Amount, Bounds, CannotLoadError, Relay, Result
+from splitinference.cli.bench.serving.containers import PREFIX, Bench, CannotMeasure, Chain, Docker, Options
+from splitinference.cli.bench.serving.figures import cuts
+from splitinference.cli.bench.serving.serve import layer_bytes, model_here
 
 BOUNDS = {
     "llama3.1-8b": Bounds(ttft_ms=2000.0, tpot_ms=100.0),
@@ -198,7 +198,7 @@ def _setups(args: argparse.Namespace, bodies: Sequence[Mapping[str, Any]], bound
 
 
 def _relay() -> str:
-    return resources.files("splitinference.cli.bench").joinpath("mlperf_relay.py").read_text("utf-8")
+    return resources.files("splitinference.cli.bench.loadgen").joinpath("mlperf_relay.py").read_text("utf-8")
 
 
 def _target(url: str, headers: Mapping[str, str]) -> str:
@@ -245,7 +245,7 @@ def planned(model: Path, cores: Sequence[float]) -> tuple[tuple[int, ...], tuple
     from splitinference.core.values.cluster import Node, Snapshot
     from splitinference.core.values.problem import Constraints, Goal, Objective, Problem, Workload
     from splitinference.settings import Settings
-    from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
+    from splitinference_modelfiles.stored.folder import CONFIG, file_names, read_json, tensor_tables
 
     settings, folder = Settings(), str(model)
     _, tensors = tensor_tables(folder)

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from splitinference.cli.bench.serve_identities import FOLDER, IDENTITY, Identities
+from splitinference.cli.bench.serving.identities import FOLDER, IDENTITY, Identities
 
 PREFIX = "bench"
 LLAMA = "llama.cpp"
@@ -138,7 +138,7 @@ class Bench:
 
     def client(self, **asked: Any) -> Any:
         """Run the client beside the servers."""
-        script = resources.files("splitinference.cli.bench").joinpath("serve_load.py").read_text()
+        script = resources.files("splitinference.cli.bench.serving").joinpath("load.py").read_text()
         return json.loads(self.docker.run("exec", "-i", self.identity, "python", "-", json.dumps(asked), stdin=script))
 
     def start_chain(
@@ -198,7 +198,7 @@ class Bench:
     def _delayed(self, ports: Sequence[int], round_trip_ms: float) -> list[int]:
         """Ports that lead to these ones, and take so much longer there and back."""
         relays = [self._port() for _ in ports]
-        script = resources.files("splitinference.cli.bench").joinpath("serve_delay.py").read_text()
+        script = resources.files("splitinference.cli.bench.serving").joinpath("delay.py").read_text()
         asked = json.dumps({"ports": list(zip(relays, ports, strict=True)), "seconds": round_trip_ms / 2000})
         self.docker.run("exec", "-d", self.identity, "python", "-c", script, asked)
         return relays
@@ -208,7 +208,7 @@ class Bench:
         options, port = self.options, self._port()
         asked = {"source": "/source.gguf", "dtype": options.dtype, "port": port, "threads": options.threads}
         asked |= {"clients": max(8, options.clients), "context": _CONTEXT}
-        script = resources.files("splitinference.cli.bench").joinpath("serve_llama.py").read_text()
+        script = resources.files("splitinference.cli.bench.serving").joinpath("llama.py").read_text()
         mounts = ["-v", f"{packages.resolve()}/xllamacpp:/llama/xllamacpp:ro", "-v", f"{gguf.resolve()}:/source.gguf:ro"]
         words = ("-c", script, json.dumps(asked))
         settings = {"PYTHONPATH": "/llama", "OMP_NUM_THREADS": str(options.threads)}

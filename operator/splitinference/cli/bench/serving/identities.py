@@ -4,8 +4,8 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
-from splitinference.adapters.certificates import KEY_BYTES, CertificateAuthority
-from splitinference.cli.bench.peers import Known
+from splitinference.adapters.peers.certificates import KEY_BYTES, CertificateAuthority
+from splitinference.cli.bench.control.peers import Known
 from splitinference.controller.identity import TLS_FOLDER, Owner, Role
 
 _TRUST_DOMAIN = "cluster.local"

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from splitinference.cli.bench.serve_containers import CannotMeasure, Docker
+from splitinference.cli.bench.serving.containers import CannotMeasure, Docker
 from splitinference.core.values.value import Value
 
 SEGMENT_IMAGE = "localhost/splitinference/segment:dev"

@@ -20,8 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.bench.serve_containers import LLAMA, PREFIX, Bench, CannotMeasure, Chain, Docker, Options
-from splitinference.cli.bench.serve_figures import (
+from splitinference.cli.bench.serving.containers import LLAMA, PREFIX, Bench, CannotMeasure, Chain, Docker, Options
+from splitinference.cli.bench.serving.figures import (
     ECHO_BYTES,
     Measured,
     Ratios,

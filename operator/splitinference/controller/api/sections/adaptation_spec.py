@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from splitinference.controller.api.spec_value import Duration, SpecValue
+from splitinference.controller.api.sections.spec_value import Duration, SpecValue
 
 
 class Mode(StrEnum):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from splitinference.controller.api.spec_value import SpecValue
+from splitinference.controller.api.sections.spec_value import SpecValue
 
 
 class FilterSpec(SpecValue):

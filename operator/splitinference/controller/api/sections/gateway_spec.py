@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from splitinference.controller.api.spec_value import SpecValue
+from splitinference.controller.api.sections.spec_value import SpecValue
 
 
 class KeysSecret(SpecValue):

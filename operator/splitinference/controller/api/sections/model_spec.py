@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from splitinference.controller.api.spec_value import SpecValue
+from splitinference.controller.api.sections.spec_value import SpecValue
 
 
 class SecretKey(SpecValue):

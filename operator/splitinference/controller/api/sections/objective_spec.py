@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from splitinference.controller.api.spec_value import Duration, SpecValue
+from splitinference.controller.api.sections.spec_value import Duration, SpecValue
 
 
 class WorkloadSpec(SpecValue):

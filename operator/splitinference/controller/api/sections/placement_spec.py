@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from splitinference.controller.api.spec_value import LayerRange, SpecValue
+from splitinference.controller.api.sections.spec_value import LayerRange, SpecValue
 
 
 class PinSpec(SpecValue):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from splitinference.controller.api.spec_value import LayerRange, Percent, SpecValue
+from splitinference.controller.api.sections.spec_value import LayerRange, Percent, SpecValue
 
 TRUSTED = "node-restriction.kubernetes.io/splitinference-trusted"
 """The label of trusted nodes, unless a resource names others."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from splitinference.controller.cluster_state.node_metrics import GPU, PREFIX, processor_of
+from splitinference.controller.cluster_state.figures.node_metrics import GPU, PREFIX, processor_of
 from splitinference.controller.cluster_state.pods import is_ours, is_over, labels_of, node_of
 from splitinference.controller.manifests import pod_parts
 from splitinference.controller.manifests.pod_parts import COMPONENT, INSTANCE, MANAGED_BY, OURS, container, on_node

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from splitinference.catalogue import extended
-from splitinference.controller.cluster_state.node_benchmark import MEASURED, Record
-from splitinference.controller.cluster_state.node_metrics import GPU, PREFIX, processor_of
+from splitinference.controller.cluster_state.figures.node_benchmark import MEASURED, Record
+from splitinference.controller.cluster_state.figures.node_metrics import GPU, PREFIX, processor_of
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.ports import Manifest
 from splitinference.core.cost.fitting.catalogue import Nominal

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitinference.controller.cluster_state.series_owners import Directory
-from splitinference.controller.cluster_state.trusted_samples import Choice, Coverage, coverage, of_links, of_nodes, of_pods
+from splitinference.controller.cluster_state.figures.series_owners import Directory
+from splitinference.controller.cluster_state.figures.trusted_samples import Choice, Coverage, coverage, of_links, of_nodes, of_pods
 from splitinference.controller.ports import Manifest, Metrics, Sample, Samples
 from splitinference.core.values.value import Value
 from splitinference.settings import Settings

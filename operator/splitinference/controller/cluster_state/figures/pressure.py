@@ -14,7 +14,7 @@ What is small is noise and no loss. What is not known is unknown, not zero: then
 import math
 from collections.abc import Sequence
 
-from splitinference.controller.cluster_state.node_metrics import Judge, Measured
+from splitinference.controller.cluster_state.figures.node_metrics import Judge, Measured
 
 TELLING_BUSY = 0.05
 """Tasks that ran or waited for less of the time say nothing about what one gets."""

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from splitinference.controller.cluster_state.series_owners import Directory
+from splitinference.controller.cluster_state.figures.series_owners import Directory
 from splitinference.controller.ports import Sample, Samples
 from splitinference.core.values.value import Value
 

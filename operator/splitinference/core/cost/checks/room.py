@@ -7,7 +7,7 @@ is planned for without that much of it. The best plan of all these is the best p
 from collections import Counter
 from collections.abc import Iterator
 
-from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.cost.evaluate import evaluate
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan

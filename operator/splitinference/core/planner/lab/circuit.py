@@ -14,7 +14,7 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from splitinference.core.cost.eligible import forbidden
+from splitinference.core.cost.checks.eligible import forbidden
 from splitinference.core.cost.link import Links, bytes_per_token, hop
 from splitinference.core.cost.objective import GIB
 from splitinference.core.cost.predict import added_watts

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from splitinference.core.planner.chain.bounds.relaxed import Completion, Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.criterion import Arrays
-from splitinference.core.planner.chain.relaxed import Completion, Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.tables import Floats, Ints
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 

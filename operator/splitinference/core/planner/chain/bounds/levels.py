@@ -12,9 +12,9 @@ from functools import reduce
 
 import numpy as np
 
+from splitinference.core.planner.chain.bounds.dual import keeps_counts, sum_along, uses_of
+from splitinference.core.planner.chain.bounds.relaxed import Step
 from splitinference.core.planner.chain.criterion import Arrays
-from splitinference.core.planner.chain.dual import keeps_counts, sum_along, uses_of
-from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.tables import Bools, Floats, Ints
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 

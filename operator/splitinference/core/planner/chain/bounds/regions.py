@@ -17,8 +17,8 @@ from itertools import combinations
 
 import numpy as np
 
-from splitinference.core.planner.chain.dual import price
-from splitinference.core.planner.chain.relaxed import Step
+from splitinference.core.planner.chain.bounds.dual import price
+from splitinference.core.planner.chain.bounds.relaxed import Step
 from splitinference.core.planner.chain.tables import Floats, Ints
 from splitinference.core.planner.chain.task import SLACK, Task
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitinference.core.planner.chain.equivalence import alike
-from splitinference.core.planner.chain.labels import Labels
+from splitinference.core.planner.chain.labelling.labels import Labels
 from splitinference.core.planner.chain.tables import Bools, Floats, Ints
 from splitinference.core.planner.chain.task import Task
 

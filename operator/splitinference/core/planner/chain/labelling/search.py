@@ -12,11 +12,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from splitinference.core.planner.chain.bounds.levels import Cut
+from splitinference.core.planner.chain.bounds.relaxed import Completion, Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.criterion import Arrays, hop_occupancy
-from splitinference.core.planner.chain.dominance import Dominance
-from splitinference.core.planner.chain.labels import Labels
-from splitinference.core.planner.chain.levels import Cut
-from splitinference.core.planner.chain.relaxed import Completion, Step, complete, onward, path, turns_back
+from splitinference.core.planner.chain.labelling.dominance import Dominance
+from splitinference.core.planner.chain.labelling.labels import Labels
 from splitinference.core.planner.chain.tables import Bools, Floats, Ints
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 

@@ -6,9 +6,9 @@ closes labels, leaves out classes and sets the length of the steps of the prices
 
 import math
 
-from splitinference.core.planner.chain.dual import crowded, down, keeps_counts, sum_along
-from splitinference.core.planner.chain.local_search import mended
-from splitinference.core.planner.chain.relaxed import Step
+from splitinference.core.planner.chain.bounds.dual import crowded, down, keeps_counts, sum_along
+from splitinference.core.planner.chain.bounds.relaxed import Step
+from splitinference.core.planner.chain.quick.local_search import mended
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 
 MOST_MENDED = 16

@@ -10,8 +10,8 @@ from itertools import combinations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from splitinference.core.planner.chain.bounds.relaxed import Step
 from splitinference.core.planner.chain.criterion import Arrays
-from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.tables import Floats, Ints
 from splitinference.core.planner.chain.task import SLACK
 
