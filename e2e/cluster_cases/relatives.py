@@ -128,7 +128,7 @@ shown_by(
     25,
     "clocks jump",
     "the operator, its measurements and certificates go on",
-    "tests/controller/stories/test_story_starting.py::test_a_clock_that_is_set_back_does_not_stop_the_operator",
+    "tests/controller/story/test_story_starting.py::test_a_clock_that_is_set_back_does_not_stop_the_operator",
     "tests/controller/history/test_times.py",
     "tests/controller/history/test_calibration.py::test_a_clock_that_was_set_back_begins_a_new_window",
     "tests/adapters/peers/test_certificates.py",

@@ -18,7 +18,7 @@ from splitinference.core.values.profile import Profile
 from splitinference.inpod import script
 from splitinference.settings import Settings
 from tests.controller import kubelet
-from tests.controller.manifests.test_manifests import HUB, a_resource
+from tests.controller.manifests.built import HUB, a_resource
 from tests.controller.manifests.test_profiling import a_node
 from tests.controller.objects import parsed
 from tests.inpod.hub import a_hub

@@ -22,7 +22,7 @@ from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.conftest import install_crd
 from tests.apiserver.operators import until
 from tests.chart.rendered import render
-from tests.controller.manifests.test_manifests import a_profile
+from tests.controller.manifests.built import a_profile
 from tests.controller.objects import parsed
 from tests.integration.conftest import a_resource
 

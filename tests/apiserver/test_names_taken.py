@@ -15,7 +15,7 @@ from splitinference.controller.ports import NameTakenError, UnavailableError
 from splitinference.controller.trust.ownership import owner_uid
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
-from tests.controller.manifests.test_manifests import a_profile
+from tests.controller.manifests.built import a_profile
 from tests.controller.objects import parsed
 from tests.integration.conftest import a_resource
 

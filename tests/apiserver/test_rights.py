@@ -24,7 +24,7 @@ from tests.apiserver.operators import an_operator, until
 from tests.apiserver.rights import Request, Right, difference, read_log, requests_of, rights_of
 from tests.apiserver.test_admission import KINDS, post
 from tests.chart.rendered import render, settings
-from tests.controller.manifests.test_manifests import a_profile
+from tests.controller.manifests.built import a_profile
 from tests.integration.conftest import a_resource
 
 ACCOUNT = ("ops", "si-splitinference-operator")

@@ -5,7 +5,7 @@ from typing import Any
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.settings import Settings
 from tests.chart.rendered import PREFIX, PROBE, allowed, container, only, policy, render, settings
-from tests.controller.manifests.test_manifests import a_profile, a_resource
+from tests.controller.manifests.built import a_profile, a_resource
 from tests.controller.objects import parsed
 
 

@@ -10,7 +10,7 @@ from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.chart.rendered import CHART, PREFIX, container, environment, only, render, run, settings, umbrella, values
-from tests.controller.manifests.test_manifests import a_profile, a_resource
+from tests.controller.manifests.built import a_profile, a_resource
 from tests.controller.objects import parsed
 
 

@@ -24,7 +24,7 @@ from splitinference.adapters.kubernetes.client import KubeCluster, connect
 from splitinference.cli.bench.control.control_plane import control_plane, started, until
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.settings import Settings
-from tests.controller.manifests.test_manifests import OPERATOR, a_profile, a_resource, pod_labels
+from tests.controller.manifests.built import OPERATOR, a_profile, a_resource, pod_labels
 from tests.controller.objects import parsed
 
 pytestmark = pytest.mark.long

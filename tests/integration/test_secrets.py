@@ -126,7 +126,7 @@ def test_two_replicas_use_one_root_key(cluster: KubeCluster, namespace: str):
 def test_network_policies_are_taken_by_the_server(cluster: KubeCluster, resource: dict[str, Any], namespace: str):
     from splitinference.controller.manifests.segment import Manifests
     from splitinference.settings import Settings
-    from tests.controller.manifests.test_manifests import a_profile
+    from tests.controller.manifests.built import a_profile
 
     selector = {"matchExpressions": [{"key": "team", "operator": "In", "values": ["watch"]}]}
     settings = Settings(monitoring_namespace_selector=selector)  # type: ignore[arg-type]

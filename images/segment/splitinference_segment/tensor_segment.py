@@ -8,7 +8,8 @@ from splitinference_protocol.wire.errors import BAD_REQUEST, WRONG_SEGMENT, Segm
 from splitinference_protocol.wire.request import ENCODINGS, Request
 from splitinference_segment.engine import Engine
 from splitinference_segment.peers.wire_server import Bounds
-from splitinference_segment.segment import Counting, Segment, Send, bounds, bounds_of, outputs_data, outputs_meta
+from splitinference_segment.request_checks import bounds, bounds_of
+from splitinference_segment.segment import Counting, Segment, Send, outputs_data, outputs_meta
 from splitinference_segment.settings import Settings
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
 from splitinference_segment.torch_models.stateless import Stateless

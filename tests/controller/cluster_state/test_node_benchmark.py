@@ -2,17 +2,12 @@
 
 import copy
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from splitinference.controller.cluster_state.figures.node_benchmark import (
-    MEASURE,
     POD_SECONDS,
-    STORE,
     UNPLACED_SECONDS,
     Record,
     There,
@@ -21,111 +16,11 @@ from splitinference.controller.cluster_state.figures.node_benchmark import (
     read_figures,
     read_store,
     store_object,
-    system_of,
-    with_figures,
 )
-from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
-from splitinference.controller.ports import Listing, Manifest, RefusedError, UnavailableError
-from splitinference.controller.reconcile.upkeep.node_measuring import BUSY_SECONDS, IDLE_SECONDS, Measuring
-from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
-from splitinference.settings import Settings
-from tests.controller import world
-from tests.controller.cluster_state.test_snapshot import a_pod
-from tests.controller.objects import listed
-
-OWN = "splitinference-system"
-SETTINGS = Settings(measurements_per_hour=3, core_gflops=20, core_memory_bandwidth_gbps=5)
-LABELS = {"splitinference.dev/compute-gflops": "100", "splitinference.dev/memory-bandwidth-gbps": "20"}
-SAID = {
-    "v": 1,
-    "bfloat16": {"gflops": 200.0, "gbps": 9.0, "launch_ms": 0.4},
-    "float32": {"gflops": 60.0, "gbps": 8.0},
-    "threads": 2,
-    "cores": 2.0,
-    "share": 0.9,
-    "cpu": "A Processor",
-}
-
-
-def a_node(name: str, **labels: str) -> dict[str, Any]:
-    node = world.a_node(name, **labels)
-    node["metadata"]["uid"] = f"uid-{name}"
-    node["status"]["nodeInfo"] = {"machineID": f"m-{name}", "kernelVersion": "6.1", "architecture": "amd64"}
-    return node
-
-
-@dataclass
-class Cluster:
-    """Nodes, pods and the operator's own namespace, in which pods that measure end as the test says."""
-
-    nodes_there: dict[str, dict[str, Any]]
-    pods_there: list[Manifest] = field(default_factory=list)
-    measuring: dict[str, dict[str, Any]] = field(default_factory=dict)
-    store: dict[str, Any] | None = None
-    down: str = ""
-    seconds: float = 0.0
-    made: list[str] = field(default_factory=list)
-
-    def now(self) -> datetime:
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
-
-    def nodes(self) -> Listing:
-        return listed(*self.nodes_there.values())
-
-    def pods(self) -> Listing:
-        return listed(*self.pods_there)
-
-    def owned(self, kind: str, namespace: str, instance: str) -> list[Manifest]:
-        assert (kind, namespace, instance) == ("Pod", OWN, MEASURE)
-        return list(self.measuring.values())
-
-    def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        assert (kind, namespace, name) == ("ConfigMap", OWN, STORE)
-        if self.down:
-            raise UnavailableError(self.down)
-        return self.store
-
-    def apply(self, manifest: Manifest) -> None:
-        self.store = json.loads(json.dumps(manifest))
-
-    def create(self, manifest: Manifest) -> None:
-        pod = copy.deepcopy(dict(manifest))
-        pod["metadata"]["creationTimestamp"] = self.now().isoformat()
-        self.measuring[pod["metadata"]["name"]] = pod
-        self.made.append(self.node_of(pod))
-        assert len(self.measuring) == 1, "one at a time"
-
-    def delete(self, kind: str, namespace: str, name: str) -> None:
-        del self.measuring[name]
-
-    @staticmethod
-    def node_of(pod: Mapping[str, Any]) -> str:
-        terms = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-        return str(terms[0]["matchFields"][0]["values"][0])
-
-    def end(self, message: str = json.dumps(SAID), phase: str = "Succeeded") -> None:
-        for pod in self.measuring.values():
-            state = {"terminated": {"message": message, "exitCode": 0 if phase == "Succeeded" else 1}}
-            pod["status"] = {"phase": phase, "containerStatuses": [{"state": state, "imageID": "registry/x@sha256:" + "a" * 64}]}
-
-
-def a_cluster(*nodes: dict[str, Any], **more: Any) -> Cluster:
-    return Cluster({node["metadata"]["name"]: node for node in nodes}, **more)
-
-
-def measuring(cluster: Cluster, settings: Settings = SETTINGS) -> Measuring:
-    return Measuring(cluster, cluster, cluster, settings)
-
-
-def looks(cluster: Cluster, measurer: Measuring, count: int = 8, message: str = json.dumps(SAID), phase: str = "Succeeded") -> None:
-    for _ in range(count):
-        measurer.look()
-        cluster.end(message, phase)
-        cluster.seconds += 2
-
-
-def ground(node: Manifest) -> Any:
-    return ground_of(node, (), NOBODY, SETTINGS)
+from splitinference.controller.ports import Listing, Manifest, RefusedError
+from splitinference.controller.reconcile.upkeep.node_measuring import BUSY_SECONDS, IDLE_SECONDS
+from tests.controller.cluster_state.measured_nodes import LABELS, OWN, SAID, SETTINGS, a_cluster, a_node, ground, looks, measuring
+from tests.controller.cluster_state.read import a_pod
 
 
 def test_nodes_are_measured_one_after_the_other_and_the_planner_sees_it():
@@ -154,93 +49,6 @@ def test_those_of_which_nothing_is_known_come_first_and_labels_win():
     found = ground(measurer.shown(cluster.nodes())[0])
     assert (found.node.flops_per_s, found.node.memory_bandwidth_bytes_per_s, found.node.figures) == (100e9, 20e9, "labelled")
     assert found.notes == ("a label says 20 GB/s of node a, where 9 were measured: the label is used",)
-
-
-def test_a_label_for_one_of_the_two_counts_for_that_one():
-    node = a_node("a", **{"splitinference.dev/compute-gflops": "150"})
-    cluster = a_cluster(node)
-    measurer = measuring(cluster)
-    looks(cluster, measurer)
-    (found,) = [ground(shown).node for shown in measurer.shown(cluster.nodes())]
-    assert (found.flops_per_s, found.memory_bandwidth_bytes_per_s, found.figures) == (150e9, 9e9, "labelled and measured")
-
-
-def test_without_label_and_measurement_it_is_assumed():
-    found = ground(a_node("a")).node
-    assert (found.flops_per_s, found.figures) == (40e9, "assumed")
-
-
-GPU_NODE = {"splitinference.dev/processor": "gpu"}
-
-
-@pytest.mark.parametrize("label", ["nvidia.com/gpu.product", "splitinference.dev/processor-product"])
-def test_a_gpu_of_a_known_product_has_the_catalogues_figures(label: str):
-    found = ground(a_node("a", **GPU_NODE, **{label: "NVIDIA-L4"})).node
-    assert (found.flops_per_s, found.memory_bandwidth_bytes_per_s, found.figures) == (121e12, 300e9, "catalogue")
-    assert 0.3 < found.efficiency.prefill.compute < 0.6
-    assert "taken from vllm on NVIDIA-L4" in found.efficiency.source
-    assert (found.efficiency.prefill.spread, found.efficiency.decode.spread) == (0.5, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("labels", "basis"),
-    [
-        ({**GPU_NODE, "nvidia.com/gpu.product": "NVIDIA-L4", **LABELS}, "labelled"),
-        ({**GPU_NODE, "nvidia.com/gpu.product": "NVIDIA-L4", "splitinference.dev/compute-gflops": "100"}, "assumed and labelled"),
-        ({**GPU_NODE, "nvidia.com/gpu.product": "Abacus"}, "assumed"),
-        ({"nvidia.com/gpu.product": "NVIDIA-L4"}, "assumed"),
-    ],
-)
-def test_labels_win_over_the_catalogue_and_where_it_does_not_count_all_of_the_figures_is_reached(labels: dict[str, str], basis: str):
-    """The last one: a node with GPUs whose segments compute with its CPUs."""
-    found = ground(a_node("a", **labels)).node
-    assert (found.figures, found.efficiency) == (basis, Efficiency())
-
-
-def test_what_was_measured_wins_over_the_catalogue():
-    node = a_node("a", **{"nvidia.com/gpu.product": "NVIDIA-L4"})
-    cluster = a_cluster(node)
-    measurer = measuring(cluster)
-    looks(cluster, measurer)
-    (shown,) = measurer.shown(cluster.nodes())
-    shown = {**shown, "metadata": {**shown["metadata"], "labels": {**shown["metadata"]["labels"], **GPU_NODE}}}
-    found = ground(shown).node
-    assert (found.figures, found.efficiency.decode) == ("measured", PhaseEfficiency(launch_ms=0.4))
-
-
-LAUNCH = "splitinference.dev/layer-launch-ms"
-
-
-@pytest.mark.parametrize(
-    ("labels", "launch"),
-    [
-        ({}, 0.4),
-        ({"splitinference.dev/compute-gflops": "150"}, 0.4),
-        ({LAUNCH: "0.7"}, 0.7),
-        ({LAUNCH: "0"}, 0.0),
-        ({LAUNCH: "often"}, 0.4),
-        ({LAUNCH: "2e4"}, 0.4),
-        (LABELS, 0.0),
-        ({**LABELS, LAUNCH: "0.7"}, 0.7),
-    ],
-)
-def test_what_a_layer_takes_besides_is_labelled_or_measured_with_the_bandwidth(labels: dict[str, str], launch: float):
-    """A label's bandwidth may be that of whole layers, launches included: what was measured of launches would count twice."""
-    cluster = a_cluster(a_node("a", **labels))
-    measurer = measuring(cluster)
-    looks(cluster, measurer)
-    (shown,) = measurer.shown(cluster.nodes())
-    found = ground(shown)
-    assert found.node.efficiency.decode == PhaseEfficiency(launch_ms=launch)
-    assert any(LAUNCH in note for note in found.notes) is (labels.get(LAUNCH) in {"often", "2e4"})
-
-
-def test_figures_of_an_older_image_have_no_launch_and_nonsense_is_refused():
-    older = read_figures(json.dumps({**SAID, "bfloat16": {"gflops": 1.0, "gbps": 1.0}}))
-    assert isinstance(older, Record)
-    assert older.rates["bfloat16"].launch_ms == 0
-    for nonsense in (-1, 1e5, "x"):
-        assert isinstance(read_figures(json.dumps({**SAID, "bfloat16": {"gflops": 1.0, "gbps": 1.0, "launch_ms": nonsense}})), str)
 
 
 def test_where_a_segment_runs_nothing_is_measured():
@@ -486,10 +294,3 @@ def test_the_same_objects_are_shown_while_nothing_changed():
     second = measurer.shown(nodes)
     assert second.generation != first.generation
     assert second[1] is first[1], "only what changed is worked out anew"
-
-
-def test_figures_of_another_system_are_not_shown():
-    node = a_node("a")
-    record = Record(name="a", system=system_of(node), time=datetime(2026, 1, 1, tzinfo=UTC), rates={"float32": {"gflops": 1, "gbps": 1}})
-    assert "measured" in with_figures(node, {"uid-a": record})
-    assert "measured" not in with_figures(node, {"uid-a": record.model_copy(update={"system": "x"})})

@@ -8,7 +8,7 @@ from splitinference.controller.cluster_state.figures.node_metrics import Judge, 
 from splitinference.controller.cluster_state.figures.pressure import lost
 from splitinference.controller.ports import Sample, Samples
 from splitinference.core.cost import predict
-from tests.controller.cluster_state.test_snapshot import a_pod, read
+from tests.controller.cluster_state.read import a_pod, read
 from tests.controller.world import a_node
 from tests.core import planning
 from tests.core.planning import a_plan, a_problem

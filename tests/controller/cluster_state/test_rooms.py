@@ -7,7 +7,7 @@ import pytest
 
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.reconcile.planning.rooms import rooms_of
-from tests.controller.manifests.test_manifests import a_resource
+from tests.controller.manifests.built import a_resource
 from tests.controller.objects import MIB, parsed
 from tests.controller.pretend import SETTINGS
 from tests.controller.stories import reasons

@@ -11,7 +11,7 @@ from splitinference.controller.cluster_state.snapshot import Sources, picture_of
 from splitinference.controller.ports import Listing, Sample, Samples
 from splitinference.controller.runtime.solve_throttle import Reviews
 from splitinference.settings import Settings
-from tests.controller.cluster_state.test_snapshot import a_pod
+from tests.controller.cluster_state.read import a_pod
 from tests.controller.objects import listed
 from tests.controller.world import MIB, a_node
 

@@ -1,54 +1,19 @@
 """Nodes, pods and metrics as the core sees them: memory counted once, doubtful values unknown, odd labels noted."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from splitinference.adapters.kubernetes.trim import pod_kept
 from splitinference.controller.cluster_state.figures.node_metrics import Measured
-from splitinference.controller.cluster_state.snapshot import Reading, Sources, claims, read_snapshot
+from splitinference.controller.cluster_state.snapshot import Sources, claims, read_snapshot
 from splitinference.controller.kube_values.quantity import quantity
 from splitinference.controller.ports import Sample, Samples
 from splitinference.core.cost.checks.eligible import unusable
-from splitinference.core.values.cluster import LinkQuality
 from splitinference.core.values.problem import Constraints, Toleration
-from splitinference.settings import Settings
+from tests.controller.cluster_state.read import MIB, NOW, OWNER, SETTINGS, a_pod, read
 from tests.controller.world import a_node
 from tests.core.planning import a_problem
-
-MIB = 1024 * 1024
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-SETTINGS = Settings(core_gflops=50.0, link_mbps=1000.0, link_rtt_ms=0.5, metrics_max_age_seconds=60)
-OWNER = ("team", "chat")
-
-
-def a_pod(name: str, node: str, memory: str = "100Mi", instance: str = "", namespace: str = "team", **status: Any) -> dict[str, Any]:
-    labels = {
-        "app.kubernetes.io/managed-by": "splitinference",
-        "app.kubernetes.io/instance": instance,
-        "app.kubernetes.io/component": "segment",
-    }
-    return {
-        "metadata": {"name": name, "namespace": namespace, "labels": labels if instance else {}},
-        "spec": {"nodeName": node, "containers": [{"name": "segment", "resources": {"requests": {"memory": memory}}}]},
-        "status": {"phase": "Running", **status},
-    }
-
-
-def read(nodes: list[Any], pods: list[Any] = [], measured: Measured = Measured(), held: dict[str, int] | None = None) -> Reading:  # noqa: B006, B008
-    return read_snapshot(Sources(now=NOW, nodes=nodes, pods=pods, measured=measured, held=held or {}, owner=OWNER), SETTINGS)
-
-
-def cpu(used: float | None, age: float = 5.0, **own: float) -> Measured:
-    segments = {f"team/{name}": Sample(value=value, age_seconds=5) for name, value in own.items()}
-    return Measured(node_cpu_cores=Samples(by_name={"a": Sample(value=used, age_seconds=age)}), segment_cpu_cores=Samples(by_name=segments))
-
-
-def utilization(measured: Measured, *pods: Any) -> tuple[float | None, tuple[str, ...]]:
-    reading = read([a_node("a", cores=2)], list(pods), measured)
-    return reading.snapshot.nodes[0].utilization, reading.notes
-
 
 # --- memory --------------------------------------------------------------------------------------------------------------------------
 
@@ -215,56 +180,6 @@ def test_what_other_plans_hold_is_not_free():
 # --- utilization ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_own_segments_use_is_not_use_by_others():
-    assert utilization(cpu(1.5, s=0.5), a_pod("s", "a", instance="chat")) == (0.5, ())
-    assert utilization(cpu(1.5, s=0.5), a_pod("s", "a", instance="other"))[0] == 0.75
-    assert utilization(cpu(0.4, s=0.5), a_pod("s", "a", instance="chat"))[0] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("measured", "note"),
-    [
-        (cpu(None), "CPU use of a is not a number"),
-        (cpu(1.0, age=61), "CPU use of a is older than 60 s"),
-        (cpu(1.0, age=-61), "CPU use of a is from the future: check the clocks"),
-        (cpu(-0.1), "CPU use of a is -0.1, less than 0"),
-        (cpu(64.0), "CPU use of a is 64.0 cores, it has 2.0"),
-        (Measured(node_cpu_cores=Samples(notes=("a: 2 series where one was expected, so none is used",))), "a: 2 series"),
-    ],
-)
-def test_a_doubtful_value_is_unknown_and_noted(measured: Measured, note: str):
-    value, notes = utilization(measured)
-    assert value is None
-    assert notes[0].startswith(note)
-
-
-def test_a_missing_value_is_unknown():
-    assert utilization(Measured()) == (None, ())
-
-
-def test_while_own_use_is_unknown_that_of_others_is_too():
-    assert utilization(cpu(1.9), a_pod("new", "a", instance="chat")) == (None, ())
-
-
-def test_an_absurd_use_by_own_segments_does_not_make_others_idle():
-    value, notes = utilization(cpu(1.9, s=1e9), a_pod("s", "a", instance="chat"))
-    assert value is None
-    assert notes == ("CPU use of our own segments on a is 1000000000.0 cores, it has 2.0",)
-
-
-def test_a_question_beside_that_had_no_answer_is_noted_and_use_by_others_still_known():
-    measured = cpu(1.0).model_copy(
-        update={"node_memory_available_bytes": Samples(problem="Prometheus at http://p refused a query: parse error")}
-    )
-    value, notes = utilization(measured)
-    assert value == 0.5
-    assert notes == ("Prometheus at http://p refused a query: parse error",)
-
-
-def test_more_than_all_of_a_node_is_all_of_it():
-    assert utilization(cpu(2.2))[0] == 1.0
-
-
 # --- labels --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -295,52 +210,6 @@ def test_zero_compute_is_as_good_as_none_said():
 
 # --- GPUs and power ------------------------------------------------------------------------------------------------------------------
 
-ON_GPU = {"splitinference.dev/processor": "gpu"}
-
-
-def one(value: float, age: float = 5.0) -> Samples:
-    return Samples(by_name={"a": Sample(value=value, age_seconds=age)})
-
-
-def test_of_a_node_that_computes_on_gpus_their_use_by_others_counts():
-    busy_cores = cpu(1.9)
-    measured = busy_cores.model_copy(update={"node_gpu_used_by_others": one(0.25)})
-    assert read([a_node("a", cores=2, **ON_GPU)], measured=measured).snapshot.nodes[0].utilization == 0.25
-    assert read([a_node("a", cores=2)], measured=measured).snapshot.nodes[0].utilization == 0.95
-
-
-@pytest.mark.parametrize("gpus", [Samples(), one(0.2, age=90), one(float("nan")).model_copy(update={"by_name": {}}), one(-0.1), one(7.0)])
-def test_gpus_of_which_nothing_can_be_believed_are_unknown_whatever_the_cores_do(gpus: Samples):
-    measured = cpu(0.1).model_copy(update={"node_gpu_used_by_others": gpus})
-    assert read([a_node("a", cores=2, **ON_GPU)], measured=measured).snapshot.nodes[0].utilization is None
-
-
-def test_a_processor_that_is_neither_is_noted_and_the_cores_count():
-    reading = read([a_node("a", cores=2, **{"splitinference.dev/processor": "tpu"})], measured=cpu(1.0))
-    assert reading.snapshot.nodes[0].utilization == 0.5
-    assert "splitinference.dev/processor of node a is 'tpu', neither cpu nor gpu: cpu is taken" in reading.notes
-
-
-@pytest.mark.parametrize(
-    ("used", "watts", "busy"),
-    [
-        (1.0, 90.0, 140.0),  # half of it used, 50 W above idle
-        (2.0, 90.0, 90.0),
-        (0.5, 90.0, 80.0),  # a quarter used: too little to tell
-        (1.0, 30.0, 80.0),  # less than idle
-    ],
-)
-def test_what_a_busy_node_takes_is_measured_where_power_is_exported(used: float, watts: float, busy: float):
-    node = a_node("a", cores=2, **{"splitinference.dev/idle-watts": "40", "splitinference.dev/busy-watts": "80"})
-    found = read([node], measured=cpu(used).model_copy(update={"node_watts": one(watts)})).snapshot.nodes[0]
-    assert (found.idle_watts, found.busy_watts) == (40.0, pytest.approx(busy))
-
-
-def test_the_power_of_gpus_goes_with_the_use_of_gpus():
-    node = a_node("a", cores=2, **ON_GPU, **{"splitinference.dev/idle-watts": "100"})
-    measured = cpu(2.0).model_copy(update={"node_gpu_used": one(0.5), "node_gpu_used_by_others": one(0.0), "node_watts": one(250)})
-    assert read([node], measured=measured).snapshot.nodes[0].busy_watts == pytest.approx(400)
-
 
 # --- state ---------------------------------------------------------------------------------------------------------------------------
 
@@ -364,76 +233,6 @@ def test_a_node_without_conditions_is_not_ready():
 
 
 # --- links ---------------------------------------------------------------------------------------------------------------------------
-
-
-def quality(reading: Reading, source: str, target: str) -> LinkQuality:
-    network = reading.snapshot.network
-    found = [link.quality for link in network.links if (link.source, link.target) == (source, target)]
-    return found[0] if found else network.default
-
-
-def linked(**measured: Samples) -> Reading:
-    a, b, c = a_node("a", **{"splitinference.dev/link-mbps": "80", "splitinference.dev/link-rtt-ms": "4"}), a_node("b"), a_node("c")
-    b["metadata"]["annotations"]["splitinference.dev/links"] = '{"c": {"mbps": 8, "rttMs": 20}}'
-    return read([a, b, c], measured=Measured(**measured))
-
-
-def test_a_nodes_own_link_counts_both_ways_and_a_particular_link_wins():
-    reading = linked()
-    assert quality(reading, "a", "b") == quality(reading, "b", "a") == LinkQuality(bandwidth_bytes_per_s=10e6, rtt_ms=4)
-    assert quality(reading, "b", "c") == quality(reading, "c", "b") == LinkQuality(bandwidth_bytes_per_s=1e6, rtt_ms=20)
-
-
-def test_a_measured_link_wins_and_a_doubtful_one_does_not():
-    fresh = linked(links_mbps=Samples(by_name={"a/b": Sample(value=16, age_seconds=1)}))
-    assert quality(fresh, "a", "b") == LinkQuality(bandwidth_bytes_per_s=2e6, rtt_ms=4)
-    assert quality(fresh, "b", "a").bandwidth_bytes_per_s == 10e6
-    stale = linked(links_mbps=Samples(by_name={"a/b": Sample(value=16, age_seconds=SETTINGS.link_max_age_seconds + 1)}))
-    assert quality(stale, "a", "b").bandwidth_bytes_per_s == 10e6
-    zero = linked(links_mbps=Samples(by_name={"a/b": Sample(value=0, age_seconds=1)}))
-    assert quality(zero, "a", "b").bandwidth_bytes_per_s == 10e6
-
-
-def test_a_links_value_may_be_older_than_other_values():
-    old = linked(links_mbps=Samples(by_name={"a/b": Sample(value=16, age_seconds=SETTINGS.metrics_max_age_seconds + 60)}))
-    assert quality(old, "a", "b").bandwidth_bytes_per_s == 2e6
-
-
-@pytest.mark.parametrize(
-    ("mbps", "noted"), [(943.7, 940), (940, 940), (10.49, 10), (9.99, 9.9), (0.2, 0.2), (0.0123, 0.012), (99_999, 99_000)]
-)
-def test_a_measured_bandwidth_has_two_digits_rounded_down(mbps: float, noted: float):
-    reading = linked(links_mbps=Samples(by_name={"a/b": Sample(value=mbps, age_seconds=1)}))
-    assert quality(reading, "a", "b").bandwidth_bytes_per_s == pytest.approx(noted * 1e6 / 8)
-
-
-@pytest.mark.parametrize(("rtt", "noted"), [(0.23, 0.3), (0.3, 0.3), (0, 0), (0.04, 0.1), (9.91, 10), (12.3, 13), (101, 110)])
-def test_a_measured_round_trip_has_two_digits_rounded_up(rtt: float, noted: float):
-    reading = linked(links_rtt_ms=Samples(by_name={"a/b": Sample(value=rtt, age_seconds=1)}))
-    assert quality(reading, "a", "b").rtt_ms == pytest.approx(noted)
-
-
-def test_a_round_trip_is_one_of_both_directions():
-    reading = linked(links_rtt_ms=Samples(by_name={"a/b": Sample(value=9, age_seconds=1)}))
-    assert (quality(reading, "a", "b").rtt_ms, quality(reading, "b", "a").rtt_ms) == (9, 9)
-    each = {"a/b": Sample(value=9, age_seconds=1), "b/a": Sample(value=7, age_seconds=1)}
-    assert quality(linked(links_rtt_ms=Samples(by_name=each)), "b", "a").rtt_ms == 7
-
-
-@pytest.mark.parametrize("text", ["no json", "[]", '{"c": 3}', '{"c": {"mbps": "fast"}}', '{"c": {"mbps": 0}}', '{"c": {"mbps": true}}'])
-def test_links_that_cannot_be_read_are_noted(text: str):
-    node = a_node("a")
-    node["metadata"]["annotations"]["splitinference.dev/links"] = text
-    reading = read([node, a_node("c")])
-    assert reading.snapshot.network.links == ()
-    assert "splitinference.dev/links of node a is not of the form" in reading.notes[0]
-
-
-def test_requests_enter_at_the_gateways_node():
-    gateway = a_pod("g", "b", instance="chat")
-    gateway["metadata"]["labels"]["app.kubernetes.io/component"] = "gateway"
-    assert read([a_node("a"), a_node("b")], [gateway]).snapshot.network.ingress == "b"
-    assert read([a_node("a")], [gateway]).snapshot.network.ingress == ""
 
 
 # --- quantities ----------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from splitinference.controller.api.spec import Rejected, Resource, read_resource
 from splitinference.controller.manifests.profile_pod import profile_pod
 from splitinference.settings import Settings
-from tests.controller.manifests.test_manifests import a_resource, build, gateway
+from tests.controller.manifests.built import a_resource, build, gateway
 from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
 
 KATA = "kata-qemu-snp"

@@ -17,7 +17,7 @@ from splitinference.core.values.problem import Constraints
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
 from splitinference_modelfiles.stored.digests import listed
-from tests.controller.manifests.test_manifests import HUB, a_profile, a_resource, variables
+from tests.controller.manifests.built import HUB, a_profile, a_resource, variables
 from tests.controller.objects import parsed
 from tests.controller.world import NAMESPACE, Operator, World, a_body, a_node
 

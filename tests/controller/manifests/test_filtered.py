@@ -10,7 +10,7 @@ from splitinference.controller.api.sections.filter_spec import FilterSpec
 from splitinference.controller.api.spec import Spec
 from splitinference.controller.reconcile.status.filtered import filtered
 from splitinference_protocol.report import Filtered, GatewayReport
-from tests.controller.manifests.test_manifests import a_resource, gateway, variables
+from tests.controller.manifests.built import a_resource, gateway, variables
 
 
 def report(**found: Any) -> GatewayReport:

@@ -6,57 +6,21 @@ from typing import Any
 
 import pytest
 
-from splitinference.controller.manifests.pod_parts import labels_asked
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
-from splitinference.core.values.profile import Layer, Profile
 from splitinference.settings import Settings
+from tests.controller.manifests.built import (
+    CLAIM,
+    HUB,
+    MIB,
+    a_profile,
+    a_resource,
+    build,
+    gateway,
+    mounted,
+    variables,
+)
 from tests.controller.objects import parsed
-
-MIB = 2**20
-
-
-def a_resource(name: str = "chat", **spec: Any) -> dict[str, Any]:
-    model = {"id": "m", "source": {"hostPath": {"path": "/models/m"}}}
-    return {
-        "apiVersion": "splitinference.dev/v1alpha1",
-        "kind": "SplitInference",
-        "metadata": {"name": name, "namespace": "team", "uid": "u-1", "generation": 1},
-        "spec": {"model": model, **spec},
-    }
-
-
-def a_profile(layers: int = 32, digest: str = "9f8e7d6c5b4a", width: int | None = None) -> Profile:
-    given: dict[str, Any] = {"weight_bytes": 1, "flops_per_token": 1, "boundary_bytes_per_token": 1, "boundary_values_per_token": width}
-    found = tuple(Layer(index=i, name=str(i), **given) for i in range(layers))
-    return Profile(model="m", digest=digest, dtype="bfloat16", layers=found)
-
-
-def build(
-    resource: dict[str, Any] | None = None,
-    settings: Settings | None = None,
-    node: str = "node-a",
-    memory: int = 700 * MIB,
-    *,
-    layers: tuple[int, int] = (12, 22),
-    width: int | None = None,
-) -> Any:
-    segment = Segment(start=layers[0], end=layers[1], node=node)
-    return Manifests(settings or Settings()).segment(parsed(resource or a_resource()), a_profile(width=width), segment, memory, 90 * MIB)
-
-
-def gateway(resource: dict[str, Any] | None = None, settings: Settings | None = None) -> dict[str, Any]:
-    objects = Manifests(settings or Settings()).gateway(parsed(resource or a_resource()), a_profile())
-    return {obj["kind"]: obj for obj in objects}
-
-
-def variables(container: dict[str, Any]) -> dict[str, str]:
-    return {entry["name"]: entry.get("value", "") for entry in container["env"]}
-
-
-HUB = {"id": "m", "source": {"huggingFace": {"repository": "owner/model", "revision": "abc", "tokenSecretRef": {"name": "hub"}}}}
-CLAIM = {"id": "m", "source": {"persistentVolumeClaim": {"claimName": "models", "path": "smol/"}}}
-
 
 # --- names ---------------------------------------------------------------------------------------------------------------------------
 
@@ -242,11 +206,6 @@ def test_a_model_of_the_hub_is_fetched_with_the_secrets_token_and_only_its_layer
     assert not any("HF_TOKEN" in entry["name"] for entry in spec["containers"][0]["env"])
 
 
-def test_the_gateway_fetches_no_weights():
-    (fetch,) = gateway(a_resource(model=HUB))["Deployment"]["spec"]["template"]["spec"]["initContainers"]
-    assert fetch["command"][-1] == "none"
-
-
 def test_a_cache_on_the_nodes_keeps_models_apart():
     settings = Settings(model_cache_path="/var/cache/models")
     other = copy.deepcopy(HUB)
@@ -259,136 +218,7 @@ def test_a_cache_on_the_nodes_keeps_models_apart():
 # --- the gateway ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_gateway_may_watch_its_route_and_nothing_else():
-    objects = gateway()
-    assert objects["Role"]["rules"] == [
-        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["chat-route"], "verbs": ["get", "list", "watch"]}
-    ]
-    assert objects["RoleBinding"]["subjects"][0]["name"] == objects["ServiceAccount"]["metadata"]["name"] == "chat-gateway"
-
-
-def test_the_gateway_sees_text_so_it_keeps_the_rules_of_first_and_last_layers():
-    rules = [{"layers": "first", "nodeLabels": {"trusted": "true"}}, {"layers": "4:8", "nodeLabels": {"other": "x"}}]
-    spec = gateway(a_resource(privacy={"rules": rules}, placement={"nodeSelector": {"pool": "edge"}}))["Deployment"]["spec"]["template"][
-        "spec"
-    ]
-    (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    machine = {("kubernetes.io/os", "linux"), ("kubernetes.io/arch", "amd64")}
-    assert {(e["key"], e["values"][0]) for e in term["matchExpressions"]} == {("trusted", "true"), ("pool", "edge"), *machine}
-    assert labels_asked(spec) == {"trusted": "true", "pool": "edge"}
-
-
-def test_rules_that_contradict_each_other_leave_no_node_rather_than_one_that_breaks_them():
-    rules = [{"layers": "first", "nodeLabels": {"zone": "a"}}, {"layers": "last", "nodeLabels": {"zone": "b"}}]
-    spec = gateway(a_resource(privacy={"rules": rules}))["Deployment"]["spec"]["template"]["spec"]
-    (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert sorted(e["values"][0] for e in term["matchExpressions"] if e["key"] == "zone") == ["a", "b"]
-
-
-def test_a_gateway_leaves_a_lost_node_within_seconds_and_keeps_the_users_tolerations():
-    edge = {"key": "edge", "operator": "Exists"}
-    spec = gateway(a_resource(placement={"tolerations": [edge]}))["Deployment"]["spec"]["template"]["spec"]
-    assert edge in spec["tolerations"]
-    lost = {t["key"]: t["tolerationSeconds"] for t in spec["tolerations"] if "tolerationSeconds" in t}
-    assert lost == {"node.kubernetes.io/not-ready": 10, "node.kubernetes.io/unreachable": 10}
-
-
-def test_service_and_endpoint_agree():
-    service = gateway()["Service"]
-    ports = {port["port"]: port["targetPort"] for port in service["spec"]["ports"]}
-    assert ports == {80: "http", 8001: "kserve"}
-    (server,) = gateway()["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert {port["name"]: port["containerPort"] for port in server["ports"]} == {
-        "http": 8080,
-        "kserve": 8001,
-        "internal": 8444,
-        "metrics": 9090,
-    }
-    assert (variables(server)["SI_INTERNAL_PORT"], variables(server)["SI_METRICS_PORT"]) == ("8444", "9090")
-    assert variables(server)["SI_KSERVE_PORT"] == "8001"
-    assert Manifests(Settings()).endpoint(parsed(a_resource())) == "http://chat-gateway.team.svc/v1"
-
-
-@pytest.mark.parametrize(("given", "told"), [({}, "client"), ({"prefixReuse": "All"}, "all"), ({"prefixReuse": "Off"}, "off")])
-def test_the_gateway_is_told_whose_prompts_may_be_used_again(given: dict[str, str], told: str):
-    (server,) = gateway(a_resource(gateway=given))["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert variables(server)["SI_PREFIX_REUSE"] == told
-
-
-@pytest.mark.parametrize(("given", "told"), [({}, "auto"), ({"speculation": "Auto"}, "auto"), ({"speculation": "Off"}, "off")])
-def test_the_gateway_is_told_whether_to_draft_tokens(given: dict[str, str], told: str):
-    (server,) = gateway(a_resource(gateway=given))["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert variables(server)["SI_SPECULATION"] == told
-
-
-def test_the_gateway_is_told_how_requests_are_taken():
-    names = ("SI_UNKNOWN_FIELDS", "SI_LONG_ANSWERS", "SI_GENERATION_CONFIG", "SI_CORS_ORIGINS")
-
-    def told(given: dict[str, object]) -> list[str]:
-        (server,) = gateway(a_resource(gateway=given))["Deployment"]["spec"]["template"]["spec"]["containers"]
-        return [variables(server)[name] for name in names]
-
-    assert told({}) == ["warn", "cut", "model", ""]
-    given = {
-        "unknownFields": "Refuse",
-        "longAnswers": "Refuse",
-        "generationConfig": "Neutral",
-        "corsOrigins": ["https://a.example", "http://b:3000"],
-    }
-    assert told(given) == ["refuse", "refuse", "neutral", "https://a.example,http://b:3000"]
-
-
-def test_replicas_share_what_the_segments_are_planned_for():
-    assert "topologySpreadConstraints" not in gateway()["Deployment"]["spec"]["template"]["spec"]
-    deployment = gateway(a_resource(gateway={"replicas": 2}))["Deployment"]
-    told = variables(deployment["spec"]["template"]["spec"]["containers"][0])
-    assert (deployment["spec"]["replicas"], told["SI_REPLICAS"]) == (2, "2")
-    assert (told["SI_MAX_CONCURRENT_SEQUENCES"], told["SI_MAX_RUNNING_SEQUENCES"]) == ("4", "16")
-    segment = variables(build().pod["spec"]["containers"][0])
-    assert segment["SI_MAX_SEQUENCES"] == told["SI_MAX_RUNNING_SEQUENCES"]
-    (spread,) = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
-    assert spread["labelSelector"]["matchLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
-
-
-def test_api_keys_come_from_a_secret_that_is_mounted_and_never_read_by_the_operator():
-    for ref, items in (({"name": "keys"}, None), ({"name": "keys", "key": "app"}, [{"key": "app", "path": "app"}])):
-        spec = gateway(a_resource(gateway={"auth": {"apiKeysSecretRef": ref}}))["Deployment"]["spec"]["template"]["spec"]
-        (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "keys"]
-        (mount,) = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == volume["name"]]
-        assert (volume["secret"]["secretName"], volume["secret"].get("items")) == ("keys", items)
-        assert variables(spec["containers"][0])["SI_API_KEYS_FILE"] == mount["mountPath"]
-
-
-def test_tokens_are_reviewed_only_where_that_is_asked_for():
-    plain = variables(gateway()["Deployment"]["spec"]["template"]["spec"]["containers"][0])
-    asked = gateway(a_resource(gateway={"auth": {"tokenReview": {}}}))["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    assert not {"SI_TOKEN_AUDIENCE", "SI_API_KEYS_FILE"} & plain.keys()
-    assert variables(asked)["SI_TOKEN_AUDIENCE"] == "splitinference"
-
-
-def test_traces_are_sent_where_the_setting_says_and_else_nowhere():
-    plain = variables(gateway()["Deployment"]["spec"]["template"]["spec"]["containers"][0])
-    assert not [name for name in plain if name.startswith("OTEL_")]
-    settings = Settings(otlp_endpoint="http://collector:4318", otlp_sampling_percent=5)
-    told = variables(gateway(settings=settings)["Deployment"]["spec"]["template"]["spec"]["containers"][0])
-    assert told["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
-    assert (told["OTEL_TRACES_SAMPLER"], told["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.05")
-
-
-def test_the_route_is_the_object_that_the_gateway_is_told_to_watch():
-    route = Manifests(Settings()).route(parsed(a_resource()), {"route.json": "{}"})
-    told = variables(gateway()["Deployment"]["spec"]["template"]["spec"]["containers"][0])
-    assert route["metadata"]["name"] == told["SI_ROUTE_CONFIGMAP"]
-    assert route["data"] == {"route.json": "{}"}
-
-
 # --- identity ------------------------------------------------------------------------------------------------------------------------
-
-
-def mounted(spec: dict[str, Any]) -> dict[str, str]:
-    """Secrets by the folder where the main container has them."""
-    names = {volume["name"]: volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume}
-    return {mount["mountPath"]: names[mount["name"]] for mount in spec["containers"][0]["volumeMounts"] if mount["name"] in names}
 
 
 @pytest.mark.parametrize("role", ["segment", "gateway"])
@@ -411,106 +241,11 @@ def test_no_init_container_sees_a_key():
         assert "tls" not in [mount["name"] for mount in fetch.get("volumeMounts", [])]
 
 
-def test_a_segment_shows_other_pods_the_wire_and_its_metrics_alone():
-    objects = build()
-    (container,) = objects.pod["spec"]["containers"]
-    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {"wire": 8003, "metrics": 8002}
-    assert {port["port"] for port in objects.service["spec"]["ports"]} == {8003, 8002}
-
-
 def test_another_trust_domain_makes_other_segments():
     assert build(settings=Settings(trust_domain="example.org")).name != build().name
 
 
 # --- network policies ----------------------------------------------------------------------------------------------------------------
-
-
-def policies(**settings: Any) -> dict[str, dict[str, Any]]:
-    objects = Manifests(Settings(**settings)).gateway(parsed(a_resource()), a_profile())
-    return {obj["metadata"]["name"]: obj["spec"] for obj in objects if obj["kind"] == "NetworkPolicy"}
-
-
-def admitted(policy: dict[str, Any], port: int, labels: dict[str, str], namespace: str) -> bool:
-    """Whether the policy of an object in the namespace `team` lets this pod connect, by the rules of the API."""
-
-    def matches(selector: dict[str, Any], found: dict[str, str]) -> bool:
-        assert set(selector) <= {"matchLabels"}
-        return selector.get("matchLabels", {}).items() <= found.items()
-
-    def peer(who: dict[str, Any]) -> bool:
-        spaces = who.get("namespaceSelector")
-        there = namespace == "team" if spaces is None else matches(spaces, {"kubernetes.io/metadata.name": namespace})
-        return there and matches(who.get("podSelector", {}), labels)
-
-    rules = [rule for rule in policy["ingress"] if port in [p["port"] for p in rule["ports"]]]
-    return any("from" not in rule or any(peer(who) for who in rule["from"]) for rule in rules)
-
-
-def pod_labels(component: str, instance: str = "chat") -> dict[str, str]:
-    return {
-        "app.kubernetes.io/name": "splitinference",
-        "app.kubernetes.io/managed-by": "splitinference",
-        "app.kubernetes.io/instance": instance,
-        "app.kubernetes.io/component": component,
-    }
-
-
-OPERATOR = {"app.kubernetes.io/name": "splitinference", "app.kubernetes.io/component": "operator"}
-
-
-@pytest.mark.parametrize(
-    ("port", "labels", "namespace", "yes"),
-    [
-        (8003, pod_labels("gateway"), "team", True),
-        (8003, pod_labels("segment"), "team", True),
-        (8003, OPERATOR, "splitinference-system", True),
-        (8003, pod_labels("gateway", "other"), "team", False),
-        (8003, pod_labels("gateway"), "elsewhere", False),
-        (8003, OPERATOR, "elsewhere", False),
-        (8003, OPERATOR, "team", False),
-        (8003, pod_labels("prefetch"), "team", False),
-        (8003, {}, "team", False),
-        (8003, {}, "monitoring", False),
-        (8002, {}, "monitoring", True),
-        (8002, {}, "team", False),
-        (8000, pod_labels("gateway"), "team", False),
-        (8001, pod_labels("gateway"), "team", False),
-    ],
-)
-def test_who_may_reach_a_segment(port: int, labels: dict[str, str], namespace: str, yes: bool):
-    policy = policies()["chat-segments"]
-    assert policy["podSelector"]["matchLabels"].items() <= build().pod["metadata"]["labels"].items()
-    assert policy["policyTypes"] == ["Ingress"]
-    assert admitted(policy, port, labels, namespace) is yes
-
-
-@pytest.mark.parametrize(
-    ("port", "labels", "namespace", "yes"),
-    [
-        (8080, {}, "anywhere", True),
-        (8001, {}, "anywhere", True),
-        (8444, OPERATOR, "splitinference-system", True),
-        (8444, OPERATOR, "team", False),
-        (8444, pod_labels("segment"), "team", False),
-        (8444, {}, "monitoring", False),
-        (9090, {}, "monitoring", True),
-        (9090, {}, "team", False),
-        (9090, OPERATOR, "splitinference-system", False),
-    ],
-)
-def test_who_may_reach_a_gateway(port: int, labels: dict[str, str], namespace: str, yes: bool):
-    policy = policies()["chat-gateway"]
-    template = gateway()["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    assert policy["podSelector"]["matchLabels"].items() <= template.items()
-    assert admitted(policy, port, labels, namespace) is yes
-
-
-def test_namespaces_of_operator_and_monitoring_are_settings_and_policies_may_be_left_out():
-    moved = policies(operator_namespace="si", monitoring_namespace_selector={"matchLabels": {}})
-    assert admitted(moved["chat-segments"], 8003, OPERATOR, "si")
-    assert not admitted(moved["chat-segments"], 8003, OPERATOR, "splitinference-system")
-    assert admitted(moved["chat-segments"], 8002, {}, "anywhere")
-    assert policies(network_policies=False) == {}
 
 
 def test_segments_log_as_the_operator_does():
@@ -519,12 +254,3 @@ def test_segments_log_as_the_operator_does():
 
     assert "SI_LOG_FORMAT" not in told(Settings()), "pods of an earlier version stay as they are"
     assert told(Settings(log_format="json"))["SI_LOG_FORMAT"] == "json"
-
-
-def test_a_gateway_logs_as_the_operator_does():
-    def variables(settings: Settings) -> dict[str, str]:
-        (deployment,) = [obj for obj in Manifests(settings).gateway(parsed(a_resource()), a_profile()) if obj["kind"] == "Deployment"]
-        return {entry["name"]: entry.get("value", "") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
-
-    assert "SI_LOG_FORMAT" not in variables(Settings()), "pods of an earlier version stay as they are"
-    assert variables(Settings(log_format="json"))["SI_LOG_FORMAT"] == "json"

@@ -11,7 +11,7 @@ from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Engine, Profile
 from splitinference.settings import Settings
-from tests.controller.manifests.test_manifests import a_profile, a_resource, variables
+from tests.controller.manifests.built import a_profile, a_resource, variables
 from tests.controller.objects import parsed
 
 SETTINGS = Settings(segment_image="torch:1", segment_llama_cpp_image="llama:1")

@@ -10,7 +10,7 @@ from splitinference.controller.manifests.profile_pod import profile_pod
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
-from tests.controller.manifests.test_manifests import HUB, a_profile, a_resource
+from tests.controller.manifests.built import HUB, a_profile, a_resource
 from tests.controller.manifests.test_profiling import resource
 from tests.controller.objects import parsed
 

@@ -14,7 +14,7 @@ from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.values.problem import Constraints
 from splitinference.settings import Settings
 from tests.controller import kubelet
-from tests.controller.manifests.test_manifests import CLAIM, a_resource
+from tests.controller.manifests.built import CLAIM, a_resource
 from tests.core.planning import a_problem
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

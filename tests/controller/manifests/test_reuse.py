@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from splitinference.controller.api.spec import Spec
 from splitinference.settings import Settings
-from tests.controller.manifests.test_manifests import CLAIM, HUB, a_resource, gateway, variables
+from tests.controller.manifests.built import CLAIM, HUB, a_resource, gateway, variables
 
 KEYS = {"auth": {"apiKeysSecretRef": {"name": "keys"}}}
 

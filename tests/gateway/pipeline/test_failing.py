@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from splitinference_gateway.pipeline.recovery.failing import suspicion
-from splitinference_gateway.pipeline.steps import StepError
+from splitinference_gateway.pipeline.step_answers import StepError
 from splitinference_protocol.wire.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import toy_segments

@@ -7,7 +7,7 @@ import pytest
 
 from splitinference_gateway.pipeline.chain import RESUMED
 from splitinference_gateway.pipeline.recovery.handover import Speeds, copy_is_quicker, copy_seconds, newcomers
-from splitinference_gateway.pipeline.steps import Pulled
+from splitinference_gateway.pipeline.step_answers import Pulled
 from splitinference_protocol.wire.request import Hop
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import ToySegment, reference, toy_segments

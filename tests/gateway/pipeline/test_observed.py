@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from splitinference_gateway.pipeline.observed import Observed, percentile, stage_times
-from splitinference_gateway.pipeline.steps import Answer
+from splitinference_gateway.pipeline.step_answers import Answer
 from splitinference_protocol.report import GatewayReport
 from splitinference_protocol.wire.answers import Timing
 from splitinference_protocol.wire.request import Hop

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from splitinference_gateway.pipeline.steps import StepClient, StepError
+from splitinference_gateway.pipeline.step_answers import StepError
+from splitinference_gateway.pipeline.steps import StepClient
 from splitinference_gateway.pipeline.verification import bound
 from splitinference_protocol.route import RouteDocument, RouteError
 from splitinference_protocol.wire.request import Hop

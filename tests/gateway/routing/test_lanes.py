@@ -10,7 +10,7 @@ import pytest
 from splitinference_gateway.access.admission import Admission, KvBudget
 from splitinference_gateway.errors import ApiError
 from splitinference_gateway.pipeline.recovery.mending import Mending
-from splitinference_gateway.pipeline.steps import StepError
+from splitinference_gateway.pipeline.step_answers import StepError
 from splitinference_gateway.routing.lanes import Chooser, Lane, Pace, Wish
 from splitinference_protocol.wire.request import Hop
 from tests.gateway.serving import Serving, serving

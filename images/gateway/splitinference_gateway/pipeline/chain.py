@@ -19,7 +19,8 @@ from splitinference_gateway.pipeline.prefixes import MISSED, Prefixes, named
 from splitinference_gateway.pipeline.recovery.failing import Failing
 from splitinference_gateway.pipeline.recovery.handover import HandOvers
 from splitinference_gateway.pipeline.recovery.mending import Mending
-from splitinference_gateway.pipeline.steps import Answer, Scored, StepClient, StepError
+from splitinference_gateway.pipeline.step_answers import Answer, Scored, StepError
+from splitinference_gateway.pipeline.steps import StepClient
 from splitinference_gateway.pipeline.verification import FAILED, Audit, Verifier
 from splitinference_gateway.routing.lanes import Wish
 from splitinference_gateway.routing.routes import Lease, Routes

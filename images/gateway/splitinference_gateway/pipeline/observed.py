@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from splitinference_gateway.pipeline.steps import Answer
+from splitinference_gateway.pipeline.step_answers import Answer
 from splitinference_protocol.report import ALONE_SECONDS, ObservedTraffic, Percentiles
 from splitinference_protocol.report import StageTimes as StageReport
 from splitinference_protocol.route import Pipeline

@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from splitinference_gateway.pipeline.steps import STALLED, TRANSPORT, StepClient, StepError
+from splitinference_gateway.pipeline.step_answers import STALLED, TRANSPORT, StepError
+from splitinference_gateway.pipeline.steps import StepClient
 from splitinference_gateway.routing.routes import Routes
 from splitinference_protocol import report
 from splitinference_protocol.route import Pipeline

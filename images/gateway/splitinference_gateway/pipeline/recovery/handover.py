@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from splitinference_gateway.metrics import Metrics
-from splitinference_gateway.pipeline.steps import Pulled, StepClient, StepError
+from splitinference_gateway.pipeline.step_answers import Pulled, StepError
+from splitinference_gateway.pipeline.steps import StepClient
 from splitinference_gateway.routing.lanes import Wish
 from splitinference_gateway.routing.routes import Lease, Route, Routes
 from splitinference_protocol.route import Pipeline

@@ -4,7 +4,7 @@ import random
 import time
 
 from splitinference_gateway.errors import ApiError, invalid, overloaded
-from splitinference_gateway.pipeline.steps import STALLED, StepError
+from splitinference_gateway.pipeline.step_answers import STALLED, StepError
 from splitinference_protocol.wire.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, KV_FULL, KV_MISSING, OVERLOADED
 
 _SHORTEST_PAUSE_SECONDS = 0.05
