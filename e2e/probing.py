@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from e2e import stack
 from e2e.cluster import Cluster, monitoring
-from e2e.cluster.images import unpack
 from e2e.cluster.progress import together
+from e2e.cluster.supplies.images import unpack
 from splitinference.adapters.promql.prometheus import samples
 from splitinference.adapters.promql.queries import SETS, Query
 from splitinference.controller.ports import Samples

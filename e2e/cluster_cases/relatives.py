@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 import yaml
 
 from e2e import stack
-from e2e.cluster import Cluster, tools
+from e2e.cluster import Cluster
 from e2e.cluster.command import run
 from e2e.cluster.kind import SERVICE_SUBNET
+from e2e.cluster.supplies import tools
 from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, removed, said, shown_by, uid
 from e2e.cluster_cases.rows import GATEWAY, SECONDS, another, holds, hook, host_address, inner_segment, patch, pods
 from e2e.scene import NAME

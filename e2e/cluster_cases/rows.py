@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from e2e import stack
-from e2e.cluster import Cluster, tools
+from e2e.cluster import Cluster
 from e2e.cluster.command import run
-from e2e.cluster.speed import BANDWIDTH, COMPUTE, LAUNCH
+from e2e.cluster.machine.speed import BANDWIDTH, COMPUTE, LAUNCH
+from e2e.cluster.supplies import tools
 from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, removed, said, serves, shown_by, uid
 from e2e.cluster_cases.webhook import Patch, webhook
 from e2e.scene import NAME, OURS
@@ -350,7 +351,7 @@ shown_by(
     "others contend for the processor (series of PSI, as kubelets and node-exporter show them, in a real Prometheus)",
     "waiting counts as not there in snapshot, trigger and prediction",
     "tests/adapters/promql/test_pressure_queries.py",
-    "tests/controller/cluster_state/test_pressure.py",
+    "tests/controller/cluster_state/figures/test_pressure.py",
 )
 
 

@@ -22,7 +22,7 @@ from splitinference.controller.ports import Listing, Manifest, RefusedError
 from splitinference.controller.reconcile.upkeep.node_measuring import Measuring
 from splitinference.settings import Settings
 from tests.chart.helm import helm
-from tests.controller.cluster_state.measured_nodes import SAID
+from tests.controller.cluster_state.figures.measured_nodes import SAID
 from tests.integration.conftest import ROOT
 
 

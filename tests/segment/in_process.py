@@ -17,7 +17,7 @@ from splitinference_segment.cache.kv import KvLimits, KvTable
 from splitinference_segment.cache.kv_transfer import CHUNK_BYTES, KvTransfer
 from splitinference_segment.peers.hops import Reply
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_ops.attention import Span
+from splitinference_segment.torch_ops.spans import Span
 
 DIGEST = "abcd1234"
 

@@ -16,7 +16,7 @@ from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.weights import MissingWeightsError
-from splitinference_segment.torch_ops.attention import Span
+from splitinference_segment.torch_ops.spans import Span
 
 PROMPT = [5, 99, 17, 3, 150, 42, 42, 8, 201, 77, 30, 12, 64, 9, 110, 23, 7, 181, 55, 2]
 NEXT = [31, 8, 140]

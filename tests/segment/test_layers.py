@@ -19,7 +19,7 @@ from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.loading import load_layers
 from splitinference_segment.torch_models.weights import MissingWeightsError
 from splitinference_segment.torch_ops import attention
-from splitinference_segment.torch_ops.attention import Span
+from splitinference_segment.torch_ops.spans import Span
 
 COUNT = 24
 

@@ -14,10 +14,11 @@ from splitinference_segment.torch_models.families import UNSTEADY_ROPE, Unsuppor
 from splitinference_segment.torch_models.variants import Variant
 from splitinference_segment.torch_models.weights import Weights, fill
 from splitinference_segment.torch_ops import attention
-from splitinference_segment.torch_ops.attention import Row, Span
+from splitinference_segment.torch_ops.attention import Row
 from splitinference_segment.torch_ops.joining import can_join, join
 from splitinference_segment.torch_ops.kv_torch import KvShape
 from splitinference_segment.torch_ops.packing import can_pack, packed, packed_bytes
+from splitinference_segment.torch_ops.spans import Span
 
 
 class Layers:

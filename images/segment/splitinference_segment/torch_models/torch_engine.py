@@ -14,10 +14,10 @@ from splitinference_segment.engine import Output, Work
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.stateless import as_tensor
 from splitinference_segment.torch_ops import comparison
-from splitinference_segment.torch_ops.attention import Span
 from splitinference_segment.torch_ops.encoding import encode
 from splitinference_segment.torch_ops.kv_torch import KvShape
 from splitinference_segment.torch_ops.sampling import sample, scored
+from splitinference_segment.torch_ops.spans import Span
 from splitinference_segment.verdicts import Verdict
 
 _SCORED_TOGETHER = 16  # rows of logits, each as wide as the vocabulary

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.speed import Speed, of_this_machine, processor, read
-from e2e.cluster.usage import Process, kind_of
-from e2e.cluster.usage import read as read_process
+from e2e.cluster.machine.speed import Speed, of_this_machine, processor, read
+from e2e.cluster.machine.usage import Process, kind_of
+from e2e.cluster.machine.usage import read as read_process
 
 PRINTED = 'a warning\n{"gflops": 120.5, "gbps": 9.25, "launch_ms": 0.5}\n'
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.preflight import Facts, busy, problems
+from e2e.cluster.machine.preflight import Facts, busy, problems
 
 GOOD = Facts(
     root=True,

@@ -11,8 +11,8 @@ from e2e.cluster.offline import gobuild
 from e2e.cluster.offline.base import node_base_tag
 from e2e.cluster.offline.nodeimage import tag
 from e2e.cluster.settings import Settings
-from e2e.cluster.supply import PUBLIC, choose, offline
-from e2e.cluster.tools import HELM, KIND, KUBECTL, first_version
+from e2e.cluster.supplies.supply import PUBLIC, choose, offline
+from e2e.cluster.supplies.tools import HELM, KIND, KUBECTL, first_version
 
 
 def test_a_modules_key_changes_with_version_flags_and_go_mod(tmp_path: Path):

@@ -2,8 +2,8 @@
 
 import time
 
-from e2e.cluster.engine import Engine
 from e2e.cluster.kind import SUBNETS, pod_cidr
+from e2e.cluster.machine.engine import Engine
 from e2e.cluster.progress import together
 
 # A packet that reaches FORWARD with a Service's address came before kube-proxy's rules. Let it vanish, and its connection is tracked

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster.command import CommandFailed, pipe
-from e2e.cluster.engine import Engine
 from e2e.cluster.faults import cores_of_node, limit_cpu
-from e2e.cluster.oci import Blobs, Descriptor, Image
+from e2e.cluster.machine.engine import Engine
 from e2e.cluster.progress import together
 from e2e.cluster.settings import BLOBS_ON_NODE, REPOSITORY, Settings
+from e2e.cluster.supplies.oci import Blobs, Descriptor, Image
 
 PREFIX = "localhost/splitinference"
 ON_REQUEST = ("segment-llamacpp",)
 """Images that are built only when something asks for them by name: this one compiles llama.cpp, once, for half an hour."""
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parents[1]
 _CONTENT = "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.capabilities import NAMES, missing, runtime_script
+from e2e.cluster.machine.capabilities import NAMES, missing, runtime_script
 
 
 def test_a_full_bounding_set_lacks_nothing():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import engine, host
-from e2e.cluster.host import Traces, wanted, with_mark
+from e2e.cluster.machine import engine, host
+from e2e.cluster.machine.host import Traces, wanted, with_mark
 from e2e.cluster.settings import Settings
 
 RULES = (

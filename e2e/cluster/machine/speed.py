@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from e2e.cluster.engine import Engine
 from e2e.cluster.faults import cpu_quota
+from e2e.cluster.machine.engine import Engine
 
 COMPUTE = "splitinference.dev/compute-gflops"
 BANDWIDTH = "splitinference.dev/memory-bandwidth-gbps"

@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster.capabilities import missing_here, runtime_script
 from e2e.cluster.command import run, succeeds
-from e2e.cluster.host import Traces, fine_quotas, raise_limits, weigh
+from e2e.cluster.machine.capabilities import missing_here, runtime_script
+from e2e.cluster.machine.host import Traces, fine_quotas, raise_limits, weigh
 from e2e.cluster.settings import Settings
 
 NETWORK = "splitinference"

@@ -9,7 +9,7 @@ from kubernetes import client
 
 from splitinference.cli.bench.control.control_plane import NotStartedError
 from tests.apiserver.api_server import ApiServer, api_server, programs
-from tests.apiserver.test_examples_of_values import kubectl
+from tests.apiserver.installed.test_examples_of_values import kubectl
 from tests.chart.rendered import ROOT
 from tests.integration.conftest import a_resource
 from tests.manifests import TARGET, text

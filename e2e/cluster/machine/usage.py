@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from e2e.cluster.engine import Engine
+from e2e.cluster.machine.engine import Engine
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from e2e.cluster import engine as engines
-from e2e.cluster.host import links, marked
+from e2e.cluster.machine import engine as engines
+from e2e.cluster.machine.host import links, marked
 from e2e.cluster.settings import Settings
 
 

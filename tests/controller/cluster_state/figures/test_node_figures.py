@@ -12,7 +12,7 @@ from splitinference.controller.cluster_state.figures.node_benchmark import (
     with_figures,
 )
 from splitinference.core.values.efficiency import Efficiency, PhaseEfficiency
-from tests.controller.cluster_state.measured_nodes import LABELS, SAID, a_cluster, a_node, ground, looks, measuring
+from tests.controller.cluster_state.figures.measured_nodes import LABELS, SAID, a_cluster, a_node, ground, looks, measuring
 
 
 def test_a_label_for_one_of_the_two_counts_for_that_one():

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.apiserver.api_server import ApiServer
-from tests.apiserver.test_examples_of_values import kubectl
+from tests.apiserver.installed.test_examples_of_values import kubectl
 from tests.guides import manifests
 
 OTHERS = {"helm.toolkit.fluxcd.io", "kustomize.toolkit.fluxcd.io", "argoproj.io", "monitoring.coreos.com", "keda.sh", "kind.x-k8s.io"}

@@ -12,7 +12,7 @@ from kubernetes import client
 
 from splitinference.cli.bench.control.control_plane import NotStartedError
 from tests.apiserver.api_server import ApiServer, api_server, programs
-from tests.apiserver.test_examples_of_values import kubectl
+from tests.apiserver.installed.test_examples_of_values import kubectl
 from tests.chart.helm import helm
 from tests.chart.rendered import CHART, ROOT
 from tests.waiting import until

@@ -6,13 +6,13 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from e2e.cluster import packages, tools
 from e2e.cluster.command import CommandFailed
-from e2e.cluster.engine import Engine
+from e2e.cluster.machine.engine import Engine
 from e2e.cluster.offline import base as debian
 from e2e.cluster.offline import gobuild, nodeimage
 from e2e.cluster.progress import Progress, together
 from e2e.cluster.settings import OFFLINE_BASE, PUBLIC_BASE, PUBLIC_NODE_IMAGE, Settings
+from e2e.cluster.supplies import packages, tools
 
 _REGISTRIES = ("https://registry-1.docker.io/v2/", "https://registry.k8s.io/v2/")
 

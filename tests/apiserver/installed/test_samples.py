@@ -8,7 +8,7 @@ import yaml
 
 from splitinference.controller.api.spec import Resource, read_resource
 from tests.apiserver.api_server import ApiServer
-from tests.apiserver.test_examples_of_values import kubectl
+from tests.apiserver.installed.test_examples_of_values import kubectl
 from tests.test_repository import ROOT
 
 FOLDER = ROOT / "config" / "samples"

@@ -19,7 +19,7 @@ from splitinference.controller.cluster_state.figures.node_benchmark import (
 )
 from splitinference.controller.ports import Listing, Manifest, RefusedError
 from splitinference.controller.reconcile.upkeep.node_measuring import BUSY_SECONDS, IDLE_SECONDS
-from tests.controller.cluster_state.measured_nodes import LABELS, OWN, SAID, SETTINGS, a_cluster, a_node, ground, looks, measuring
+from tests.controller.cluster_state.figures.measured_nodes import LABELS, OWN, SAID, SETTINGS, a_cluster, a_node, ground, looks, measuring
 from tests.controller.cluster_state.read import a_pod
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.engine import Engine
-from e2e.cluster.images import content_key, copied, pip_settings, prune, sources
+from e2e.cluster.machine.engine import Engine
 from e2e.cluster.settings import Settings
+from e2e.cluster.supplies.images import content_key, copied, pip_settings, prune, sources
 
 DOCKERFILE = """ARG BASE
 FROM ${BASE} AS build
@@ -67,7 +67,7 @@ def test_becoming_executable_changes_the_image(tree: Path):
 @pytest.mark.parametrize("name", sorted(sources()))
 def test_every_image_has_a_dockerfile_and_all_that_it_copies(name: str):
     source = sources()[name]
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     assert [each for each in copied(source.dockerfile.read_text()) if not list(root.glob(each.rstrip("/")))] == []
 
 

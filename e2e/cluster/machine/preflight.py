@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster import engine as engines
-from e2e.cluster import packages, supply
+from e2e.cluster.machine import engine as engines
 from e2e.cluster.offline import gobuild
 from e2e.cluster.settings import Settings
+from e2e.cluster.supplies import packages, supply
 
 GIB = 2**30
 RUN_GIB = 6.0  # nodes, unpacked images, logs of a running cluster

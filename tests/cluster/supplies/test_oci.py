@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster.images import adoption
-from e2e.cluster.oci import LAYER, Blobs, Descriptor
+from e2e.cluster.supplies.images import adoption
+from e2e.cluster.supplies.oci import LAYER, Blobs, Descriptor
 
 
 def docker_archive(config: bytes, layers: dict[str, bytes], *, link: tuple[str, str] | None = None) -> io.BytesIO:
