@@ -1,4 +1,4 @@
-"""Files and folders stay small enough to be read: the limits that CONTRIBUTING states, and the few that may be larger, each with its reason."""
+"""Files and folders stay small enough to be read: the limits of CONTRIBUTING, and the few that may be larger, each with its reason."""
 
 from collections import Counter
 from collections.abc import Mapping

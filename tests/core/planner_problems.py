@@ -6,8 +6,7 @@ from itertools import combinations, permutations, product
 import pytest
 from hypothesis import strategies as st
 
-from splitinference.core.cost import goal_value, objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import goal_value, objective_value, violations
 from splitinference.core.cost.predict import predict
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes

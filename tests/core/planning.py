@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import combinations, permutations
 from typing import Any
 
-from splitinference.core.cost import objective_value, predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.decide.base.policy import DecisionInputs
 from splitinference.core.values.cluster import LinkQuality, Network, Node, Snapshot
 from splitinference.core.values.plan import Pipeline, Plan, Segment

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import violations
 from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.cost.link import Links, hop
 from splitinference.core.cost.site import Site, sites

@@ -6,7 +6,7 @@ from splitinference.controller.api.sections.privacy_spec import TRUSTED
 from splitinference.controller.api.spec import Rejected
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.controller.trust.trust_labels import trusted_labels
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import violations
 from splitinference.core.planner import solve
 from splitinference.core.values.result import Infeasible, Limits, Solved
 from tests.controller.api.test_resource import problems, read

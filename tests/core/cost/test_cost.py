@@ -2,8 +2,7 @@
 
 import pytest
 
-from splitinference.core.cost import objective_value, predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.cost.evaluate import evaluate
 from splitinference.core.cost.link import MESSAGE_BYTES
 from splitinference.core.cost.site import site_of

@@ -2,8 +2,7 @@
 
 import pytest
 
-from splitinference.core.cost import predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import predict, violations
 from splitinference.core.decide.base.compare import Change
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy

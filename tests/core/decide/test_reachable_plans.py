@@ -5,8 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from splitinference.core.cost import predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import predict, violations
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Obstacle, Policy
 from splitinference.core.decide.base.triggers import Reason

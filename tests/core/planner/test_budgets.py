@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.planner import Infeasible, Limits, Solved
 from splitinference.core.planner.solver import solve
 from splitinference.core.values.cluster import Node

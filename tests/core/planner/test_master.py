@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from ortools.sat.python import cp_model
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.planner import Infeasible, Limits, Solved, SolverProcess
 from splitinference.core.planner.columns.columns import Pool, column, plan_with
 from splitinference.core.planner.columns.master import choose

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.planner import Infeasible, Limits, Outcome, Solved
 from splitinference.core.planner.solver import solve
 from splitinference.core.values.plan import Plan

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.planner import Infeasible, Limits, Solved, TimedOut
 from splitinference.core.planner.columns.heuristics import heuristic_chains
 from splitinference.core.planner.lab.baselines import CHAINS

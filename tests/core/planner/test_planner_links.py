@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from splitinference.cli.plan.input import unknown_names
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.link import Links
 from splitinference.core.planner import Infeasible, Limits, Solved
 from splitinference.core.planner.chain.tables import Tables

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.planner import Limits, Solved, SolverProcess, TimedOut, solver
 from splitinference.core.planner import process as planner_process
 from splitinference.core.planner.columns.master import Choice

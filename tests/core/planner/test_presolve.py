@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import violations
 from splitinference.core.planner.columns.presolve import needed_nodes
 from splitinference.core.planner.solver import quick_plans
 from splitinference.core.values.cluster import Snapshot

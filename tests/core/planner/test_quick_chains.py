@@ -7,8 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.planner.chain.bounds.dual import price, sum_along
 from splitinference.core.planner.chain.bounds.relaxed import Step, complete, most_segments, path
 from splitinference.core.planner.chain.equivalence import alike

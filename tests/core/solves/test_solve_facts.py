@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import violations
 from splitinference.core.planner import Infeasible, Limits, Solved, SolverFailed, SolverProcess, solve_in_child
 from splitinference.core.planner.solver import solve
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot, Taint

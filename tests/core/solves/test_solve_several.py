@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.flow import flow_over
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes

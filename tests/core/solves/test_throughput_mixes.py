@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.columns.fluid import most_steps_per_ms
 from splitinference.core.planner.throughput.flows import Flows

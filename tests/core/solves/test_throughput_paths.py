@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ortools.linear_solver.python import model_builder
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.evaluate import evaluate
 from splitinference.core.planner import Infeasible, Limits, Solved
 from splitinference.core.planner.solver import solve

@@ -4,8 +4,7 @@ An approval replaces what only prevents flapping: window, confirmations, cooldow
 the service: the plan is checked again on fresh data. It must be valid, reachable and better than staying.
 """
 
-from splitinference.core.cost import objective_value, predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.decide.base.compare import before_after, change, moving, net_gain
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy

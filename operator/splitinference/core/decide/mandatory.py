@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from splitinference.core.cost import objective_value, predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.cost.checks.room import lacking
 from splitinference.core.decide.base.compare import Change, change, figures, gain, move_seconds, moving
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept

@@ -9,8 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from splitinference.core.cost import objective_value, predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes

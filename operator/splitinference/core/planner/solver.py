@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.objective import value_of
 from splitinference.core.planner.chain.task import SLACK
 from splitinference.core.planner.columns.columns import plan_with

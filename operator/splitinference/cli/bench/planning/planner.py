@@ -13,8 +13,7 @@ from rich.table import Table
 from splitinference.cli.bench.planning import instances as family
 from splitinference.cli.bench.planning.instances import Instance
 from splitinference.cli.plan.arguments import seconds
-from splitinference.core.cost import objective_value
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, violations
 from splitinference.core.cost.flow import flow_over
 from splitinference.core.planner import JointlySolved, Limits, Solved, TimedOut, solve
 from splitinference.core.planner.lab.baselines import CHAINS

@@ -6,7 +6,7 @@ The operator and the simulation both call it. Nothing here reads or writes anyth
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import violations
 from splitinference.core.cost.checks.eligible import forbidden
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy

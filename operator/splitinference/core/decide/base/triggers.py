@@ -6,8 +6,7 @@ Mandatory reasons count at once. Optional ones must hold over the policy's windo
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 
-from splitinference.core.cost import predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import predict, violations
 from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.checks.room import lacking
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy, sustained

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from splitinference.core.cost import objective_value, predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.cost.checks.room import lacking, reserving
 from splitinference.core.decide.base.decision import Keep, Kept
 from splitinference.core.planner.judge import CLOSED

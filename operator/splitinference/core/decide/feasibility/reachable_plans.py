@@ -9,8 +9,7 @@ reachable ones wins, with the cost of its transition included.
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, permutations
 
-from splitinference.core.cost import objective_value, predict
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.cost.checks.room import lacking
 from splitinference.core.decide.base.compare import gain, move_seconds
 from splitinference.core.decide.base.decision import Keep

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from splitinference.core.cost.checks import violations
+from splitinference.core.cost import violations
 from splitinference.core.cost.site import Site
 from splitinference.core.cost.stage import memory_bytes, stage_cost
 from splitinference.core.planner.chain.bounds.relaxed import complete, path

@@ -168,7 +168,7 @@ class _Search:
             if not problem.snapshot.network.shared:
                 return
 
-    def plan_of_runs(self, held: tuple[Held, ...]) -> Plan | None:
+    def _plan(self, held: tuple[Held, ...]) -> Plan | None:
         problem = self.flows.tables.problem
         if not self.by_path:
             return plan_of_runs([(self.flows.places[p][1], a, b) for p, a, b in held], problem)
