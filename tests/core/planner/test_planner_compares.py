@@ -12,8 +12,8 @@ from splitinference.core.planner import Infeasible, Limits, Solved, TimedOut
 from splitinference.core.planner.columns.heuristics import heuristic_chains
 from splitinference.core.planner.lab.baselines import CHAINS
 from splitinference.core.planner.solver import solve
+from splitinference.core.planner.throughput.decomposition import plan_of_runs
 from splitinference.core.planner.throughput.rules import RULES
-from splitinference.core.planner.throughput.throughput import _plan
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot
 from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Constraints, Goal, Objective, Problem, Workload
@@ -60,7 +60,7 @@ def by_all_algorithms(problem: Problem) -> Iterator[tuple[str, Plan]]:
             yield name, made
     if problem.objective.goal is Goal.THROUGHPUT:
         for name, rule in RULES.items():
-            if (flow := _plan(rule(problem), problem)) is not None:
+            if (flow := plan_of_runs(rule(problem), problem)) is not None:
                 yield name, flow
 
 

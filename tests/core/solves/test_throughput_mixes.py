@@ -7,9 +7,9 @@ import pytest
 from splitinference.core.cost import objective_value, violations
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.columns.fluid import most_steps_per_ms
+from splitinference.core.planner.throughput.decomposition import plan_of_runs
 from splitinference.core.planner.throughput.flows import Flows
 from splitinference.core.planner.throughput.mixes import mixed
-from splitinference.core.planner.throughput.throughput import _plan
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Constraints, Goal, Objective, Problem, TrustRule, Workload
 from tests.core.planner_problems import a_node, a_profile
@@ -26,13 +26,13 @@ def unequal(count: int, constraints: Constraints | None = None) -> Problem:
                    objective=Objective(goal=Goal.THROUGHPUT), constraints=constraints or Constraints())  # fmt: skip
 
 
-def test_runs_for_many_places_come_near_to_the_bound_and_make_a_valid_plan() -> None:
+def test_runs_for_many_places_come_near_to_the_bound_and_make_a_validplan_of_runs() -> None:
     problem = unequal(80)
     flows = Flows(Tables(problem))
     best = max(mixed(flows, lambda: False), key=flows.value)
     assert len({place for place, _, _ in best}) == len(best), "a place holds one run"
     assert flows.value(best) >= most_steps_per_ms(flows.tables) / 1.15
-    plan = _plan([(flows.places[p][1], a, b) for p, a, b in best], problem)
+    plan = plan_of_runs([(flows.places[p][1], a, b) for p, a, b in best], problem)
     assert plan is not None
     assert violations(plan, problem) == ()
     assert objective_value(plan, problem) == pytest.approx(1e3 * flows.value(best), rel=1e-6)
@@ -45,7 +45,7 @@ def test_places_that_trust_keeps_from_layers_do_not_get_them() -> None:
     flows = Flows(Tables(problem))
     for runs in mixed(flows, lambda: False):
         assert all(flows.rate(run) > 0 for run in runs)
-        plan = _plan([(flows.places[p][1], a, b) for p, a, b in runs], problem)
+        plan = plan_of_runs([(flows.places[p][1], a, b) for p, a, b in runs], problem)
         assert plan is not None
         assert violations(plan, problem) == ()
 
