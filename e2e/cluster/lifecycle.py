@@ -93,7 +93,7 @@ def up(settings: Settings, progress: Progress) -> None:
 
     def routes() -> None:
         if not parts.public:
-            network.connect(engine, settings.nodes(), family=settings.family)
+            network.connect(engine, settings.nodes(), families=settings.families)
 
     together([nodes, routes, small_images])
 
@@ -153,7 +153,7 @@ def reconnect(settings: Settings, engine: Engine) -> None:
     if (settings.state / "pods").is_dir() and not supply.choose(settings, engine).public:
         alive = running(settings, engine)
         there = tuple(name for name in settings.nodes() if name in alive)
-        network.connect(engine, there, all_nodes=settings.nodes(), family=settings.family)
+        network.connect(engine, there, all_nodes=settings.nodes(), families=settings.families)
 
 
 def delete(settings: Settings, engine: Engine) -> None:

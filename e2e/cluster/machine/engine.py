@@ -178,7 +178,7 @@ def start(settings: Settings) -> Engine:
         time.sleep(0.1)
     else:
         raise EngineUnavailable(f"The private Docker engine did not answer within a minute; see {home}/dockerd.log.")
-    traces.open_firewall(_make_network(engine, traces.bridge, settings.family))
+    traces.open_firewall(_make_network(engine, traces.bridge, settings.families))
     return engine
 
 
@@ -192,10 +192,10 @@ def _spawn(command: list[str], log: Path) -> int:
     return os.posix_spawnp(command[0], command, os.environ, file_actions=files, setsid=True)
 
 
-def _make_network(engine: Engine, name: str, family: str) -> str:
+def _make_network(engine: Engine, name: str, families: tuple[str, ...]) -> str:
     """The network of the nodes, on the bridge `name`, in a subnet that nobody routes to yet; returns the subnet. With IPv6 besides where
-    that is the cluster's family: the engine knows no network without IPv4."""
-    more = ["--ipv6", "--subnet", SUBNET_6] if family == "ipv6" else []
+    the cluster needs it: the engine knows no network without IPv4."""
+    more = ["--ipv6", "--subnet", SUBNET_6] if "ipv6" in families else []
     if NETWORK in engine.docker("network", "ls", "--format", "{{.Name}}").split():
         for container in engine.docker("ps", "-aq").split():  # of an engine that was killed: none of them runs
             engine.docker("rm", "-f", "-v", container)

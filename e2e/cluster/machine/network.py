@@ -24,7 +24,12 @@ def address(engine: Engine, node: str, family: str = "ipv4") -> str:
 
 
 def connect(
-    engine: Engine, nodes: tuple[str, ...], *, all_nodes: tuple[str, ...] | None = None, timeout: float = 60, family: str = "ipv4"
+    engine: Engine,
+    nodes: tuple[str, ...],
+    *,
+    all_nodes: tuple[str, ...] | None = None,
+    timeout: float = 60,
+    families: tuple[str, ...] = ("ipv4",),
 ) -> None:
     """Give every node a route to every other node's pods, as soon as all have addresses. `all_nodes` when `nodes` are not all: a
     node's pod subnet goes by its place among all.
@@ -32,15 +37,16 @@ def connect(
     Raises TimeoutError naming the nodes that have no address by then.
     """
     until = time.monotonic() + timeout
-    while missing := [node for node in nodes if not address(engine, node, family)]:
+    while missing := [node for node in nodes if not all(address(engine, node, family) for family in families)]:
         if time.monotonic() > until:
             raise TimeoutError(f"no address on the nodes' network after {timeout:.0f} s: {', '.join(missing)}")
         time.sleep(0.3)
     places = {node: index for index, node in enumerate(all_nodes or nodes)}
-    via, command = {node: address(engine, node, family) for node in nodes}, "ip" if family == "ipv4" else "ip -6"
+    via = {(node, family): address(engine, node, family) for node in nodes for family in families}
 
     def routes(node: str) -> None:
-        lines = [f"{command} route replace {pod_cidr(places[other], family)} via {via[other]}" for other in nodes if other != node]
-        engine.execute(node, "\n".join([_refuse(family), *lines]))
+        others = [(other, family) for family in families for other in nodes if other != node]
+        lines = [f"ip -{family[-1]} route replace {pod_cidr(places[other], family)} via {via[other, family]}" for other, family in others]
+        engine.execute(node, "\n".join([*map(_refuse, families), *lines]))
 
     together([lambda node=node: routes(node) for node in nodes])  # type: ignore[misc]

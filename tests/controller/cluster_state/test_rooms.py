@@ -131,7 +131,7 @@ def test_a_first_plan_leaves_room_on_a_node_that_may_have_the_gateway():
     assert world.condition("Ready")["status"] == "True"
     assert world.gateway_node() == "a"
     assert held_mib(world, "b") <= 310 - 128
-    assert any("128 MiB and 50 thousandths of a core stay free on b" in line for line in world.status()["plan"]["explanation"])
+    assert any("128 MiB and 0.05 cores stay free on b" in line for line in world.status()["plan"]["explanation"])
 
 
 def test_a_gateway_that_waits_for_room_gets_it_by_another_plan_without_a_gap():

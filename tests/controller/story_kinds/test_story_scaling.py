@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -30,6 +31,13 @@ def scaling(nodes: str = "abcdef", per_second: float = 0.0, **limits: Any) -> tu
     operator.run(8)
     assert world.condition("Ready")["status"] == "True", world.status()
     return world, operator
+
+
+def counted_passes(world: World, monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Its call count is the number of full passes from now on: each reads the pods once."""
+    counted = Mock(side_effect=world.pods)
+    monkeypatch.setattr(world, "pods", counted)
+    return counted
 
 
 def wanted(world: World) -> int:
@@ -87,6 +95,36 @@ def test_to_zero_and_back_with_the_first_request() -> None:
     assert world.status()["plan"]["revision"] == plan
     assert world.condition("Ready")["reason"] == "Serving"
     assert "asleep" not in document(world)
+
+
+def test_while_a_model_sleeps_only_its_gateway_is_asked_between_full_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, operator = scaling(min=0, max=2, idleAfter="1m")
+    operator.run(40)
+    assert world.segments() == []
+    full = counted_passes(world, monkeypatch)
+    operator.run(30, seconds=1.0)
+    assert 2 <= full.call_count <= 4, "one in ten seconds"
+    world.held = 1
+    operator.run(1, seconds=1.0)
+    assert wanted(world) == 1, "a client does not wait for the next full pass"
+
+
+@pytest.mark.parametrize("change", ["spec", "annotation", "gateway"])
+def test_a_sleeping_model_gets_a_full_pass_at_once_when_something_changed(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, operator = scaling(min=0, max=2, idleAfter="1m")
+    operator.run(40)
+    operator.run(1, seconds=1.0)
+    full = counted_passes(world, monkeypatch)
+    operator.run(1, seconds=1.0)
+    assert full.call_count == 0
+    if change == "spec":
+        world.change(replicas=2)
+    elif change == "annotation":
+        world.body()["metadata"].setdefault("annotations", {})["splitinference.dev/approve"] = "x"
+    else:
+        monkeypatch.setattr(operator.reconciler.ports.gateways, "routes", lambda _: None)
+    operator.run(1, seconds=1.0)
+    assert full.call_count == 1
 
 
 def test_nothing_is_deleted_while_requests_are_under_way() -> None:

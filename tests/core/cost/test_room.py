@@ -81,9 +81,7 @@ def test_where_no_plan_leaves_room_it_serves_all_the_same_and_says_so():
     problem = with_rooms(a_problem(a_node("a", mib=230), a_node("b", mib=230)), a_room(100, millicores=50))
     found = best(problem)
     assert lacking(found, problem) == problem.rooms
-    assert found.explanation[-1] == (
-        "no plan leaves 100 MiB and 50 thousandths of a core on a node that may have the new gateway of a rollout"
-    )
+    assert found.explanation[-1] == ("no plan leaves 100 MiB and 0.05 cores on a node that may have the new gateway of a rollout")
 
 
 def test_cores_count_beside_those_that_segments_request():

@@ -45,7 +45,7 @@ from splitinference.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_WALKING_SECONDS = 1.0
+WALKING_SECONDS = 1.0
 _SCALING_SECONDS = 10.0
 _MOST_DOUBLINGS = 5
 """What the API server refuses is tried again after 1, 2, 4 … 32 s."""
@@ -54,11 +54,12 @@ _MOST_DOUBLINGS = 5
 @dataclass(frozen=True)
 class Looked:
     """How a pass ended. `gone`: there is no such resource; `again_seconds`: look again so soon if nothing wakes before, None as usual;
-    `solved`: the solver was asked."""
+    `solved`: the solver was asked; `asleep`: the model is unloaded and nothing is under way."""
 
     gone: bool = False
     again_seconds: float | None = None
     solved: bool = False
+    asleep: bool = False
 
 
 @dataclass
@@ -115,7 +116,7 @@ class Pass:
         if isinstance(asked, Asked) or asked.holds is not False or force.planned is not None:
             self.upkeep.keep_secrets(self.body)
         if isinstance(asked, Asked) and force.planned is None and (report := self._waits_for_first(asked, seen)) is not None:
-            return self._finish(report, _WALKING_SECONDS)
+            return self._finish(report, WALKING_SECONDS)
         if isinstance(asked, Asked) and force.planned is not None and force.profile is not None:
             seen = guarded(self.ports, asked.resource, seen, promised_rules(force.planned, force.profile))
         inputs, seen = self._inputs(asked, force, seen)
@@ -261,7 +262,7 @@ class Pass:
             verified=verified,
             endpoint=self.ports.builder.endpoint(planned.resource),
         )
-        return self._finish(report, _WALKING_SECONDS if isinstance(made.steps, Steps) else None)
+        return self._finish(report, WALKING_SECONDS if isinstance(made.steps, Steps) else None)
 
     def _unload(self, report: Report, force: InForce, seen: Seen) -> Looked:
         """Take the next steps to no segment at all; the gateway stays, and holds what comes."""
@@ -276,7 +277,9 @@ class Pass:
         self.upkeep.keep_gateway(planned.resource, profile, seen)
         self.upkeep.keep_budget(resource, None)
         endpoint = self.ports.builder.endpoint(planned.resource)
-        return self._finish(replace(report, steps=steps, serving=None, unloaded=True, endpoint=endpoint), _WALKING_SECONDS)
+        looked = self._finish(replace(report, steps=steps, serving=None, unloaded=True, endpoint=endpoint), WALKING_SECONDS)
+        changes = report.scaling is not None and report.scaling.changed
+        return replace(looked, asleep=isinstance(steps, Done) and not changes and not self.upkeep.refused and not self.upkeep.taken)
 
     def _scaling(self, asked: Asked | Condition, force: InForce, seen: Seen) -> ScalingOutcome | None:
         """How many pipelines the load needs: the next pass plans for it."""
@@ -303,15 +306,15 @@ class Pass:
     def _finish(self, report: Report, again_seconds: float | None) -> Looked:
         self._write(report)
         if report.scaling is not None:
-            again_seconds = _WALKING_SECONDS if report.scaling.changed else min(again_seconds or _SCALING_SECONDS, _SCALING_SECONDS)
+            again_seconds = WALKING_SECONDS if report.scaling.changed else min(again_seconds or _SCALING_SECONDS, _SCALING_SECONDS)
         doubted = bool(self.remembered.proofs.doubts) or bool(report.seen.report and report.seen.report.failing)
         self.remembered.refusals = self.remembered.refusals + 1 if self.upkeep.refused or self.upkeep.taken else 0
         if doubted or _overtaken(report.decision):
-            return Looked(again_seconds=_WALKING_SECONDS)
+            return Looked(again_seconds=WALKING_SECONDS)
         if self.upkeep.restored and not self.upkeep.refused and not self.upkeep.taken:
-            return Looked(again_seconds=_WALKING_SECONDS)
+            return Looked(again_seconds=WALKING_SECONDS)
         if self.upkeep.refused or self.upkeep.taken:  # a quota, say: it may take hours, and what is changed here wakes a pass anyway
-            return Looked(again_seconds=_WALKING_SECONDS * 2 ** min(self.remembered.refusals - 1, _MOST_DOUBLINGS))
+            return Looked(again_seconds=WALKING_SECONDS * 2 ** min(self.remembered.refusals - 1, _MOST_DOUBLINGS))
         return Looked(again_seconds=again_seconds)
 
     def _write(self, report: Report) -> None:

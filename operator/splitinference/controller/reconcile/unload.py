@@ -5,15 +5,44 @@ meanwhile because a node was lost.
 """
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from splitinference.controller.api.spec import Resource
+from splitinference.controller.identity import owner_of_body
 from splitinference.controller.manifests.route import asleep
-from splitinference.controller.ports import Ports
+from splitinference.controller.ports import Manifest, Ports
 from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.core.transition.state import Phase
 from splitinference.core.transition.steps import DeleteSegment, Done, Steps
 
 _WHY = "no request came for a while, and the first one starts it again"
+
+
+_FULL_PASS_EVERY = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """A resource that was unloaded and at rest after a full pass at `since`.
+
+    Until the next full pass only its gateway is asked, once a second, since a client may wait for the model. A hundred unloaded models then
+    cost a hundred small requests a second, not a hundred passes.
+    """
+
+    since: datetime
+    spec: Manifest
+    annotations: Manifest
+
+    @staticmethod
+    def of(body: Manifest, now: datetime) -> "Sleep":
+        return Sleep(now, body.get("spec") or {}, body["metadata"].get("annotations") or {})
+
+    def goes_on(self, body: Manifest, ports: Ports) -> bool:
+        """Whether no full pass is due, nothing else is asked for, and no client waits. A gateway that cannot be asked needs a full pass."""
+        if self != Sleep.of(body, self.since) or not timedelta(0) <= ports.clock.now() - self.since < _FULL_PASS_EVERY:
+            return False
+        report = ports.gateways.routes(owner_of_body(body))
+        return report is not None and not (report.held or report.queued) and not any(each.in_flight for each in report.routes.values())
 
 
 @dataclass(frozen=True)

@@ -113,5 +113,5 @@ def _proof(plan: Plan, problem: Problem, bounds: Sequence[float | None]) -> dict
 
 
 def _amount(room: Room) -> str:
-    cores = f" and {room.millicores} thousandths of a core" if room.millicores else ""
+    cores = f" and {room.millicores / 1000:g} cores" if room.millicores else ""
     return f"{-(-room.memory_bytes // 2**20)} MiB{cores}"
