@@ -9,7 +9,8 @@ import openai
 import pytest
 
 from e2e import stack
-from e2e.cluster import Cluster, engine
+from e2e.cluster import Cluster
+from e2e.cluster.machine import engine
 from e2e.cluster.progress import shown
 from e2e.scene import NAME
 from e2e.session import SETTINGS

@@ -5,13 +5,15 @@ import os
 import shutil
 from pathlib import Path
 
-from e2e.cluster import engine as engines
-from e2e.cluster import faults, host, images, kind, monitoring, network, packages, supply, tools
+from e2e.cluster import faults, kind, monitoring
 from e2e.cluster.command import CommandFailed, persistent, run
-from e2e.cluster.engine import Engine
+from e2e.cluster.machine import engine as engines
+from e2e.cluster.machine import host, network
+from e2e.cluster.machine.engine import Engine
 from e2e.cluster.offline.base import node_base_tag
 from e2e.cluster.progress import Progress, together
 from e2e.cluster.settings import TRUSTED, Settings
+from e2e.cluster.supplies import images, packages, supply, tools
 
 _LABEL = "io.x-k8s.kind.cluster"
 _KIND_NETWORK = "kind"

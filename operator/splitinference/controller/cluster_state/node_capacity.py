@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from splitinference.controller.cluster_state.node_figures import capacity_of
-from splitinference.controller.cluster_state.node_metrics import CPU, GPU, PREFIX, PROCESSOR, positive_number, processor_of
+from splitinference.controller.cluster_state.figures.node_figures import capacity_of
+from splitinference.controller.cluster_state.figures.node_metrics import CPU, GPU, PREFIX, PROCESSOR, positive_number, processor_of
 from splitinference.controller.cluster_state.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
 from splitinference.controller.kube_values.machine import foreign, leaving, taints_of
 from splitinference.controller.kube_values.quantity import quantity

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
+from splitinference.controller.cluster_state.figures.node_metrics import Judge, Measured
+from splitinference.controller.cluster_state.figures.pressure import lost
 from splitinference.controller.cluster_state.links import read_network
 from splitinference.controller.cluster_state.node_capacity import Ground, Standing, holds, name_of, places_of, standing_of
-from splitinference.controller.cluster_state.node_metrics import Judge, Measured
 from splitinference.controller.cluster_state.pods import is_ours, node_of
-from splitinference.controller.cluster_state.pressure import lost
 from splitinference.controller.manifests.gateway import GATEWAY
 from splitinference.controller.ports import Manifest
 from splitinference.core.values.cluster import Node, Snapshot

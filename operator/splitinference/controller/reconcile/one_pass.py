@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from splitinference.controller.api.adaptation_spec import Prefetch
 from splitinference.controller.api.conditions import Condition, merge_patch
+from splitinference.controller.api.sections.adaptation_spec import Prefetch
 from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.plan_io.plan_status import Built, Planned, build
 from splitinference.controller.ports import Listing, Manifest, Ports

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from splitinference.controller.api.scaling_spec import MOST_PIPELINES
+from splitinference.controller.api.sections.scaling_spec import MOST_PIPELINES
 from splitinference.controller.history.calibration import compare
 from splitinference.controller.plan_io.plan_status import Built, Planned, asked_for
 from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages

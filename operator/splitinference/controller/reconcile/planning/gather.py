@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from splitinference.controller.cluster_state.node_metrics import Measured
+from splitinference.controller.cluster_state.figures.node_metrics import Measured
+from splitinference.controller.cluster_state.figures.series_owners import speakers_of
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.cluster_state.segment_pods import Known, SegmentPod, read_segments
 from splitinference.controller.cluster_state.segment_probes import Proofs, Prover
-from splitinference.controller.cluster_state.series_owners import speakers_of
 from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.cluster_state.snapshot import Reading, Sources, read_snapshot
 from splitinference.controller.history.adaptation_state import Recall, read_recall

@@ -15,7 +15,7 @@ from splitinference.controller.api.conditions import (
     stamp,
 )
 from splitinference.controller.api.spec import Resource
-from splitinference.controller.cluster_state.trusted_samples import names
+from splitinference.controller.cluster_state.figures.trusted_samples import names
 from splitinference.controller.plan_io.columns import duration, latency, nodes, observed, spent_of
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.planning.gather import Seen
@@ -32,7 +32,7 @@ from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Phase, Route
 from splitinference.core.transition.steps import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
 from splitinference.core.values.plan import Plan, Prediction
-from splitinference_modelfiles.digests import MISMATCH
+from splitinference_modelfiles.stored.digests import MISMATCH
 
 NAME_TAKEN = "NameTaken"
 NOT_STARTING = "SegmentNotStarting"

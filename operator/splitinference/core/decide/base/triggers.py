@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 
 from splitinference.core.cost import predict, violations
-from splitinference.core.cost.eligible import forbidden, unusable
-from splitinference.core.cost.room import lacking
+from splitinference.core.cost.checks.eligible import forbidden, unusable
+from splitinference.core.cost.checks.room import lacking
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy, sustained
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan, Segment

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from splitinference.core.cost import objective_value, predict, violations
-from splitinference.core.cost.room import lacking, reserving
+from splitinference.core.cost.checks.room import lacking, reserving
 from splitinference.core.decide.base.decision import Keep, Kept
 from splitinference.core.planner.judge import CLOSED
 from splitinference.core.planner.process import SolverFailed
