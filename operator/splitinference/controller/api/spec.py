@@ -49,6 +49,7 @@ class Spec(SpecValue):
     """What the user asks for."""
 
     operator_class: str = Field(default=DEFAULT_CLASS, min_length=1, max_length=63)
+    priority: int = Field(default=0, ge=-1000, le=1000)
     replicas: int = Field(default=1, ge=1, le=MOST_PIPELINES)
     scaling: Scaling | None = None
     model: Model

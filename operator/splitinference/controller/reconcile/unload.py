@@ -1,4 +1,5 @@
-"""A model that nobody asks for is unloaded: the route says that it sleeps, what is under way ends, then its segments are deleted.
+"""A model that nobody asks for, or that gives way to one of a higher priority, is unloaded: the route says that it sleeps, what is under
+way ends, then its segments are deleted.
 
 The plan stays, and with it the names of the segments: when a request comes, the same segments start again, or a plan that was made anew
 meanwhile because a node was lost.
@@ -15,9 +16,11 @@ from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.core.transition.state import Phase
 from splitinference.core.transition.steps import DeleteSegment, Done, Steps
 
-_WHY = "no request came for a while, and the first one starts it again"
+UNUSED = "no request came for a while, and the first one starts it again"
 
 
+_HOLD_SECONDS = 5.0
+"""So long a request of a model without spec.scaling is held: it is not known when the model serves again."""
 _FULL_PASS_EVERY = timedelta(seconds=10)
 
 
@@ -47,18 +50,20 @@ class Sleep:
 
 @dataclass(frozen=True)
 class Unloading:
-    """One pass on the way to no pipeline. `start_seconds`: what a client is told that a start takes."""
+    """One pass on the way to no pipeline. `start_seconds`: what a client is told that a start takes; `why` segments are
+    deleted, in words."""
 
     ports: Ports
     resource: Resource
     seen: Seen
     start_seconds: float
+    why: str = UNUSED
 
     def steps(self) -> Steps | Done:
         """What is done now; the route is written here, before anything is deleted."""
         seen, limits = self.seen, self.resource.spec.scaling
-        if not seen.asleep and limits is not None:
-            data = asleep(self.start_seconds, limits.hold.total_seconds())
+        if not seen.asleep:
+            data = asleep(self.start_seconds, limits.hold.total_seconds() if limits is not None else _HOLD_SECONDS)
             self.ports.cluster.apply(self.ports.builder.route(self.resource, data))
             return Steps(waiting=("the gateway learns that the model is unloaded",))
         there = [segment for segment in seen.observed.segments.values() if segment.phase is not Phase.LEAVING]
@@ -66,7 +71,7 @@ class Unloading:
             return Steps(waiting=("segments end",)) if seen.observed.segments else Done()
         if (why := self._under_way()) is not None:
             return Steps(waiting=(why,))
-        return Steps(actions=tuple(DeleteSegment(name=segment.name, why=_WHY) for segment in there))
+        return Steps(actions=tuple(DeleteSegment(name=segment.name, why=self.why) for segment in there))
 
     def _under_way(self) -> str | None:
         """What still uses the segments, in words. A gateway that cannot be asked may have requests under way."""

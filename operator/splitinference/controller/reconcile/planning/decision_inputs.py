@@ -37,6 +37,7 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
         quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
         distrusted=seen.recall.distrusted_now(seen.now),
         pressured=seen.reading.pressured,
+        preempted=seen.preempted,
         rejected=seen.recall.rejected_now(seen.now),
         moves=seen.recall.moves,
         traffic=_traffic(seen),
