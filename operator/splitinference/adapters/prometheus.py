@@ -206,7 +206,11 @@ def samples(answer: object, by: Sequence[str], told: Sequence[str] = ()) -> Samp
         name = "/".join(value for label, value in labels if label in by) if not told else " ".join("=".join(pair) for pair in labels)
         ages = [age for age in found[AGE].get(labels, []) if math.isfinite(age)]
         if len(values) > 1 or not ages:
-            why = f"{len(values)} series where one was expected, so none is used" if len(values) > 1 else "its age is unknown, so it is not used"
+            why = (
+                f"{len(values)} series where one was expected, so none is used"
+                if len(values) > 1
+                else "its age is unknown, so it is not used"
+            )
             if told:
                 unusable.append(Unusable(labels=dict(labels), why=why))
             else:
