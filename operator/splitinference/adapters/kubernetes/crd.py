@@ -19,8 +19,8 @@ _SOON_SECONDS = 5.0
 
 
 class CrdNotes:
-    """What is to be said of the CRD, read at most once a minute, or every five seconds while resources have fields that neither the operator
-    nor the CRD of the last look knows. May be used from many threads."""
+    """What is to be said of the CRD, read at most once a minute; every five seconds while resources have fields that neither the operator
+    nor the CRD of the last look has. May be used from many threads."""
 
     def __init__(self, cluster: KubeCluster) -> None:
         self._cluster = cluster
