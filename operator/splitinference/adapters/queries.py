@@ -176,8 +176,8 @@ def _link(figure: str) -> Query:
     """Each value with its age, by who measured it."""
     measured, probed = f"splitinference_segment_link_{figure}", f"splitinference_link_{figure}"
     age, probed_age = (f"{name.removesuffix('_ms')}_age_seconds" for name in (measured, probed))
-    # As of now, not of the scrape. Of a segment that is gone, as of its last scrape, as exactly as the steps are: value and age come from the
-    # same steps, so that there is none without the other.
+    # As of now, not of the scrape. Of a segment that is gone, as of its last scrape, as exactly as the steps are: value and age come from
+    # the same steps, so that there is none without the other.
     steps = f"[{{kept}}:{_STEP}]"
     now = f"{age} + time() - timestamp({age})"
     gone = f"last_over_time({age}{steps}) + time() - max_over_time(timestamp({age}){steps})"

@@ -1,7 +1,7 @@
 """Fields of a CRD that is newer than this operator: during an upgrade, after a rollback, or where another release owns the CRD.
 
-The API server fills in defaults of such fields, also in resources whose owner never heard of them. A default asks for what this operator does
-anyway, so it is left out. A value that somebody chose is not: it may be a limit that must be kept, so the specification is refused.
+The API server fills in defaults of such fields, also in resources whose owner never heard of them. A default asks for what this operator
+does anyway, so it is left out. A value that somebody chose is not: it may be a limit that must be kept, so the specification is refused.
 """
 
 from collections.abc import Iterator, Mapping

@@ -90,7 +90,7 @@ def read_in_force(ports: Ports, body: Manifest, remembered: Remembered, asked: A
 
 
 def _as_asked_now(planned: Planned, asked: Asked, spec: Mapping[str, Any]) -> Planned:
-    """A plan that was made for what is asked now, though that was written otherwise, is written as made for what is written now: a newer CRD
+    """A plan that was made for what is asked now, though that was written otherwise, counts as made for what is written now: a newer CRD
     has more defaults than the one of then, and an older one fewer. So neither an upgrade nor a rollback is a reason to plan."""
     if planned.spec == spec or planned.plan.model_digest != asked.profile.digest:
         return planned
