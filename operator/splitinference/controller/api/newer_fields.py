@@ -20,7 +20,7 @@ Schema = Mapping[str, Any]
 def spec_schema(crd: Mapping[str, Any]) -> Schema:
     """The schema of a specification in this CRD; empty where it does not have our version."""
     versions = (crd.get("spec") or {}).get("versions") or []
-    whole = next((found["schema"]["openAPIV3Schema"] for found in versions if found.get("name") == VERSION), {})
+    whole: Schema = next((found["schema"]["openAPIV3Schema"] for found in versions if found.get("name") == VERSION), {})
     found: Schema = (whole.get("properties") or {}).get("spec") or {}
     return found
 
