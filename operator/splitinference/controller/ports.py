@@ -123,11 +123,20 @@ class Sample:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+class Unusable(Value):
+    """A series that is not used. `labels` tell whom it is about and who says so, `why` the reason, in words."""
+
+    labels: Mapping[str, str]
+    why: str
+
+
 class Samples(Value):
     """One query's answer by name. `problem` says why there is no answer at all, and `reason` so in one word, for a condition; `notes` what
-    was odd in it (several series for one name: the name is then left out)."""
+    was odd in it (several series for one name: the name is then left out); `unusable` what was odd in series that have labels: whether that
+    matters depends on whom they are about."""
 
     by_name: Mapping[str, Sample] = Field(default_factory=dict)
+    unusable: tuple[Unusable, ...] = ()
     problem: str = ""
     reason: str = ""
     notes: tuple[str, ...] = ()

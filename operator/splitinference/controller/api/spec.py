@@ -161,7 +161,7 @@ def read_spec(spec: Mapping[str, Any]) -> Spec | Rejected:
     try:
         return Spec.model_validate(spec)
     except ValidationError as error:
-        return Rejected(problems=tuple(FieldProblem(path=_path(e["loc"]), message=_message(e["msg"])) for e in error.errors()))
+        return Rejected(problems=tuple(FieldProblem(path=_path(e["loc"]), message=_message(e["type"], e["msg"])) for e in error.errors()))
 
 
 def _named(body: Mapping[str, Any], spec: Spec) -> Resource:
@@ -201,5 +201,7 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _message(text: str) -> str:
+def _message(kind: str, text: str) -> str:
+    if kind == "extra_forbidden":
+        return "this operator does not know the field: is it older than the CRD in the cluster?"
     return text.removeprefix("Value error, ").removeprefix("Assertion failed, ")
