@@ -126,7 +126,8 @@ def with_room(observed: Observed, snapshot: Snapshot) -> Observed:
     ready = [node for node in snapshot.nodes if node.ready]
     room_bytes = {node.name: node.memory_free_bytes for node in ready}
     millicores = {node.name: node.millicores_free for node in ready if node.millicores_free is not None}
-    return observed.model_copy(update={"room_bytes": room_bytes, "room_millicores": millicores})
+    room_devices = {node.name: node.devices for node in ready if node.devices}
+    return observed.model_copy(update={"room_bytes": room_bytes, "room_millicores": millicores, "room_devices": room_devices})
 
 
 def without_route(observed: Observed) -> Observed:
