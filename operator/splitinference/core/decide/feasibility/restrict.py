@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Pin, Problem
 
@@ -20,13 +21,17 @@ def with_room(problem: Problem, most_bytes: Mapping[str, int]) -> Problem:
     """The problem in which these nodes have at most this many bytes for our segments."""
     if not most_bytes:
         return problem
-    nodes = tuple(
-        node.model_copy(update={"memory_free_bytes": min(node.memory_free_bytes, max(0, most_bytes[node.name]))})
-        if node.name in most_bytes
-        else node
-        for node in problem.snapshot.nodes
-    )
+    nodes = tuple(_at_most(node, max(0, most_bytes[node.name])) if node.name in most_bytes else node for node in problem.snapshot.nodes)
     return problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes})})
+
+
+def _at_most(node: Node, most: int) -> Node:
+    """The node with so much memory. Devices have memory of their own, so they are left, unless nothing may be there at all."""
+    processors = tuple(
+        place if place.resource and most > 0 else place.model_copy(update={"memory_free_bytes": min(place.memory_free_bytes, most)})
+        for place in node.processors
+    )
+    return node.model_copy(update={"memory_free_bytes": min(node.memory_free_bytes, most), "processors": processors})
 
 
 def same_cuts(problem: Problem, plan: Plan) -> Problem | None:
