@@ -8,7 +8,6 @@ from splitinference.core.cost.eligible import forbidden, unusable
 from splitinference.core.cost.evaluate import Evaluation, UnknownPlace, evaluate
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.predict import prediction_of, utilizations
-from splitinference.core.cost.site import sites
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.value import Value

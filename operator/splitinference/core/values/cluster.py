@@ -27,6 +27,10 @@ class LayerTime(Value):
     )
 
 
+CPU = "cpu"
+"""The class of a node's own processors."""
+
+
 class Processor(Value):
     """One place inside a node that can hold a segment: a GPU, a NUMA node, the CPU.
 
@@ -35,12 +39,13 @@ class Processor(Value):
     """
 
     name: str
-    kind: str = "cpu"
+    kind: str = CPU
     resource: str = Field(default="", description="the extended resource that it is one of; empty: it is not requested")
     flops_per_s: float = Field(gt=0)
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
     memory_free_bytes: int = Field(ge=0)
     efficiency: Efficiency = Efficiency()
+    figures: str = Field(default="", description="where its figures come from; empty: as the node's")
     flops_by_dtype: Mapping[str, float] = Field(default_factory=dict, description="compute for each data type that differs")
     utilization: float | None = Field(default=None, ge=0, le=1, description="what others use of it; null: as of the node")
     calibration: float | None = Field(default=None, gt=0, description="measured over predicted decode time; null: that of the node")
@@ -93,6 +98,8 @@ class Node(Value):
     prefill_calibration_spread: float | None = Field(default=None, ge=0, description="the same of prefill times")
     stage_overhead_ms: float = Field(default=1.0, ge=0, description="server overhead of one step of one stage")
     processors: tuple[Processor, ...] = ()
+    device_host_bytes: int = Field(default=0, ge=0, description="memory of the node that a segment on one of its devices takes besides")
+    devices_out: Mapping[str, str] = Field(default_factory=dict, description="devices that no segment can use: why, by resource")
     layer_times: tuple[LayerTime, ...] = ()
     idle_watts: float = Field(default=0.0, ge=0)
     busy_watts: float = Field(default=0.0, ge=0)

@@ -202,6 +202,15 @@ class Looker:
     ) -> Reading:
         """The snapshot, with what the plans of the other `resources` hold."""
         owner, picture = owner_of(self.body), self.sight.picture(nodes, pods, measured)
-        held = self.sight.held(resources, picture.standing).by_others_than(owner)
-        sources = Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner, picture=picture)
+        held = self.sight.held(resources, picture.standing)
+        sources = Sources(
+            now=now,
+            nodes=nodes,
+            pods=pods,
+            measured=measured,
+            held=held.by_others_than(owner),
+            owner=owner,
+            picture=picture,
+            held_devices=held.devices_of_others_than(owner),
+        )
         return read_snapshot(sources, self.settings)
