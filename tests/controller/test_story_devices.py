@@ -137,7 +137,7 @@ def test_without_any_other_place_the_plan_stays_and_the_condition_has_the_number
     assert places(world) == [f"a/{GPU}/0"], "the serving plan stays"
     assert len(world.segments()) == 1
     feasible = next(c for c in world.status()["conditions"] if c["status"] == "False" and c["reason"] == "Infeasible")
-    assert "memory" in feasible["message"]
+    assert "the model needs 441 MiB in one segment, 1 places have 236 MiB free" in feasible["message"]
 
 
 def test_a_class_that_no_node_has_is_infeasible_and_says_which_devices_there_are():
