@@ -85,10 +85,10 @@ class DeviceSettings(BaseSettings):
         ),
     )
     segment_images_by_class: dict[str, ClassImage] = Field(
-        default_factory=dict,
+        default={},
         description=(
-            "Segment images for devices, as a JSON object: a class (cuda, rocm, xpu, gaudi, neuron, or one of `device_rules`) and an "
-            "object with `image` and perhaps `runtimeClassName`. Devices of a class without an image are not used. GGUF models compute on "
+            "Segment images for devices, as a JSON object: a class (`cuda`, `rocm`, `xpu`, `gaudi`, `neuron`, or one of `device_rules`) and "
+            "an object with `image` and perhaps `runtimeClassName`. Devices of a class without an image are not used. GGUF models compute on "
             "CPUs alone."
         ),
     )

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from splitinference.cli.bench import cost_model, drafts, mlperf, operator, planner, privacy, serve, verification
+from splitinference.cli.bench import cost_model, drafts, mlperf, operator, planner, privacy, processors, serve, verification
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -19,4 +19,5 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     privacy.register(parts)
     verification.register(parts)
     cost_model.register(parts)
+    processors.register(parts)
     mlperf.register(parts)
