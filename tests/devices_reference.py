@@ -78,7 +78,8 @@ def _known() -> Iterator[str]:
     yield "| resource | class | product label | memory label |"
     yield "|---|---|---|---|"
     for rule in KNOWN:
-        yield f"| `{rule.resource}` | {'not a device of its own' if rule.ignore else f'`{rule.kind}`'} | {_labels(rule)} | {_memory(rule)} |"
+        kind = "not a device of its own" if rule.ignore else f"`{rule.kind}`"
+        yield f"| `{rule.resource}` | {kind} | {_labels(rule)} | {_memory(rule)} |"
 
 
 def _labels(rule: DeviceRule) -> str:

@@ -87,9 +87,9 @@ class DeviceSettings(BaseSettings):
     segment_images_by_class: dict[str, ClassImage] = Field(
         default={},
         description=(
-            "Segment images for devices, as a JSON object: a class (`cuda`, `rocm`, `xpu`, `gaudi`, `neuron`, or one of `device_rules`) and "
-            "an object with `image` and perhaps `runtimeClassName`. Devices of a class without an image are not used. GGUF models compute on "
-            "CPUs alone."
+            "Segment images for devices, as a JSON object: a class (`cuda`, `rocm`, `xpu`, `gaudi`, `neuron`, or one of `device_rules`) "
+            "and an object with `image` and perhaps `runtimeClassName`. Devices of a class without an image are not used. GGUF models "
+            "compute on CPUs alone."
         ),
     )
     segment_device_host_mib: int = Field(

@@ -22,4 +22,4 @@ def torch_device(asked: str) -> str:
             f"SI_DEVICE is {asked!r}, and torch {torch.__version__} in this image sees no such device: is the image that of the class?"
         )
         raise SettingsError(message)
-    return found.type
+    return str(found.type)
