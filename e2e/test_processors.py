@@ -32,7 +32,15 @@ def with_rules(operated: Cluster) -> Iterator[Cluster]:
     operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")
     images = {name: operated.image(name) for name in stack.IMAGES}
     rules = ("--set-json", f"devices.rules={json.dumps(RULES)}", "--set", "devices.hostMiB=300")
-    stack.install_operator(operated, images, *rules, "--set-string", "extraSettings.DEVICES_COMPUTE_ON_CPU=true")
+    stack.install_operator(
+        operated,
+        images,
+        *rules,
+        "--set-string",
+        "extraSettings.DEVICES_COMPUTE_ON_CPU=true",
+        "--set-string",
+        "extraSettings.DEVICE_GRACE_SECONDS=10",
+    )
     with workers_of(operated, NODE_MIB):
         yield operated
     stack.install_operator(operated, images)

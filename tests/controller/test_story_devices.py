@@ -110,7 +110,10 @@ def test_a_device_that_turns_unhealthy_is_left_and_nothing_else_is_touched():
     (before,) = world.status()["plan"]["segments"]
     other = "b" if before["node"] == "a" else "a"
     world.nodes[before["node"]]["status"]["allocatable"][GPU] = "0"
-    operator.run(8)
+    world.nodes[before["node"]]["status"]["capacity"] = {GPU: "1"}
+    operator.run(5)
+    assert places(world) == [f"{before['node']}/{GPU}/0"], "its plugin may only be started anew"
+    operator.run(12)
     assert places(world) == [f"{other}/{GPU}/0"]
     assert world.condition("Ready")["status"] == "True", world.status()
     decision = world.status()["decisions"][0]
@@ -118,6 +121,21 @@ def test_a_device_that_turns_unhealthy_is_left_and_nothing_else_is_touched():
     assert f"runs on {before['node']}, which has no processor {GPU}/0 for it" in decision["message"]
     assert "the processor is gone, or others use it" in decision["message"]
     assert before["name"] not in world.segments()
+
+
+def test_a_device_plugin_that_starts_anew_moves_nothing():
+    world, operator = story({"a": gpus("a", 1), "b": gpus("b", 1)})
+    (before,) = world.status()["plan"]["segments"]
+    status = world.nodes[before["node"]]["status"]
+    status["capacity"] = {GPU: "1"}
+    for _ in range(3):
+        status["allocatable"][GPU] = "0"
+        operator.run(4)
+        status["allocatable"][GPU] = "1"
+        operator.run(2)
+    assert world.status()["plan"]["segments"][0]["name"] == before["name"]
+    assert [decision["reason"] for decision in world.status()["decisions"]] == ["NoPlan"]
+    assert "devicesGone" not in str(world.status()["adaptation"])
 
 
 def test_a_renamed_slice_is_a_lost_device_and_the_new_name_is_planned():

@@ -100,6 +100,14 @@ class DeviceSettings(BaseSettings):
             "estimate for Triton, torch and the driver's context. It was not measured on a GPU."
         ),
     )
+    device_grace_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description=(
+            "Time that a device may be missing from its node before a segment leaves it. A device plugin that starts anew takes its "
+            "devices away for some seconds, and pods that hold one go on."
+        ),
+    )
     devices_compute_on_cpu: bool = Field(
         default=False,
         description=(

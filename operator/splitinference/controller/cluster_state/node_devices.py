@@ -4,7 +4,7 @@ What cannot be used is said with the reason, and never counts as zero. A device'
 which of the equal devices a pod gets, so the number only counts them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -14,7 +14,7 @@ from splitinference.controller.kube_values.device_images import no_image
 from splitinference.controller.kube_values.quantity import quantity
 from splitinference.controller.manifests.pod_parts import DEVICE
 from splitinference.controller.ports import Manifest
-from splitinference.core.values.cluster import Node, Processor
+from splitinference.core.values.cluster import Node, Processor, Snapshot
 from splitinference.settings import Settings
 from splitinference.settings.devices import VENDORS, DeviceRule, rule_for
 
@@ -25,11 +25,13 @@ MOST_DEVICES = 64
 
 @dataclass(frozen=True)
 class Offer:
-    """Devices of one resource that the owner of a view may use: first those that its segments hold. `own`: how many these are."""
+    """Devices of one resource that the owner of a view may use: first those that its segments hold. `own`: how many these are; `gone`:
+    those that its segments hold and the node does not offer now, although it has them."""
 
     resource: str
     places: tuple[Processor, ...]
     own: int
+    gone: tuple[Processor, ...] = ()
 
     def without(self, claimed: int) -> tuple[Processor, ...]:
         """Without those that others' plans hold and no pod requests yet."""
@@ -38,9 +40,10 @@ class Offer:
 
 @dataclass(frozen=True)
 class Devices:
-    """`offers`: what may be used; `unusable`: by resource why not, in words; `notes`: labels that make no sense."""
+    """`offers`: what may be used; `unusable`: by resource why not, in words; `notes`: labels that make no sense; `gone`: as of an offer."""
 
     offers: tuple[Offer, ...] = ()
+    gone: tuple[Processor, ...] = ()
     unusable: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -54,6 +57,7 @@ def devices_of(node: Manifest, own: Sequence[Manifest], others: Sequence[Manifes
     allocatable, capacity = status.get("allocatable") or {}, status.get("capacity") or {}
     offers: list[Offer] = []
     unusable: dict[str, str] = {}
+    gone: list[Processor] = []
     notes = list(_absent(node, {**capacity, **allocatable}, settings))
     for resource, text in sorted(allocatable.items()):
         rule = rule_for(resource, settings.device_rules)
@@ -73,12 +77,13 @@ def devices_of(node: Manifest, own: Sequence[Manifest], others: Sequence[Manifes
             unusable[resource] = found.why
             continue
         notes.extend(found.notes)
-        offer = _offer(resource, rule, found, healthy, own=own, others=others)
+        offer = _offer(resource, rule, found, (healthy, whole), own=own, others=others)
+        gone.extend(offer.gone)
         if offer.places:
             offers.append(offer)
         else:
             unusable[resource] = _none_free(healthy, whole)
-    return Devices(tuple(offers), unusable, tuple(notes))
+    return Devices(tuple(offers), tuple(gone), unusable, tuple(notes))
 
 
 def _none_free(healthy: int, whole: int) -> str:
@@ -87,14 +92,19 @@ def _none_free(healthy: int, whole: int) -> str:
     return f"other pods hold all {healthy}"
 
 
-def _offer(resource: str, rule: DeviceRule, found: Figures, count: int, *, own: Sequence[Manifest], others: Sequence[Manifest]) -> Offer:
-    held = sum((requested(pod, resource) for pod in others), Decimal(0))
-    free = max(0, min(count, MOST_DEVICES) - int(-(-held // 1)))
-    kept = sorted({number for pod in own if (number := _number(pod, resource)) is not None})[:free]
-    more = (number for number in range(MOST_DEVICES) if number not in kept)
+def _offer(
+    resource: str, rule: DeviceRule, found: Figures, counts: tuple[int, int], *, own: Sequence[Manifest], others: Sequence[Manifest]
+) -> Offer:
+    """`counts`: how many the node offers now, and how many it has."""
+    taken = int(-(-sum((requested(pod, resource) for pod in others), Decimal(0)) // 1))
+    free, whole = (max(0, min(count, MOST_DEVICES) - taken) for count in counts)
+    held = sorted({number for pod in own if (number := _number(pod, resource)) is not None})
+    kept, gone = held[:free], held[free:whole]
+    more = (number for number in range(2 * MOST_DEVICES) if number not in held)
     numbers = [*kept, *(next(more) for _ in range(free - len(kept)))]
-    places = tuple(
-        Processor(
+
+    def place(number: int) -> Processor:
+        return Processor(
             name=f"{resource}/{number}",
             kind=rule.kind,
             resource=resource,
@@ -110,9 +120,8 @@ def _offer(resource: str, rule: DeviceRule, found: Figures, count: int, *, own: 
             calibration=1.0,
             prefill_calibration=1.0,
         )
-        for number in numbers
-    )
-    return Offer(resource, places, len(kept))
+
+    return Offer(resource, tuple(map(place, numbers)), len(kept), tuple(map(place, gone)))
 
 
 def device_of(pod: Manifest) -> str:
@@ -146,6 +155,7 @@ def with_devices(node: Node, devices: Devices, claimed: Mapping[str, int], setti
     """The node with its devices as places beside its CPU. Each device that may be used has room for its server set aside in the node's
     memory; where that is not enough for all, fewer may be used. `claimed`: by resource, how many others' plans hold that no pod
     requests yet."""
+    node = node.model_copy(update={"devices_gone": devices.gone}) if devices.gone else node
     if not devices.offers:
         return node.model_copy(update={"devices_out": devices.unusable}) if devices.unusable else node
     each, out = settings.segment_device_host_mib * MIB, dict(devices.unusable)
@@ -160,15 +170,37 @@ def with_devices(node: Node, devices: Devices, claimed: Mapping[str, int], setti
             has = f"the node has {node.memory_free_bytes // MIB} MiB free, and the server of each segment takes {each // MIB} MiB of it"
             out[offer.resource] = f"{len(free) - len(fits)} of {len(free)}: {has}"
         places.extend(fits)
-    if not places:
-        return node.model_copy(update={"devices_out": out})
+    return (
+        _with_places(node.model_copy(update={"devices_out": out}), places, each) if places else node.model_copy(update={"devices_out": out})
+    )
+
+
+def _with_places(node: Node, places: Sequence[Processor], each: int) -> Node:
+    """The node with its CPU and these devices as places; `each`: memory of the node for the server of one."""
     cpu = Processor(
         name="",
         flops_per_s=node.flops_per_s,
         memory_bandwidth_bytes_per_s=node.memory_bandwidth_bytes_per_s,
-        memory_free_bytes=node.memory_free_bytes - each * len(places),
+        memory_free_bytes=max(0, node.memory_free_bytes - each * len(places)),
         efficiency=node.efficiency,
         flops_by_dtype=node.flops_by_dtype,
         figures=node.figures,
     )
-    return node.model_copy(update={"processors": (cpu, *places), "devices_out": out, "device_host_bytes": each})
+    return node.model_copy(update={"processors": (cpu, *places), "device_host_bytes": each})
+
+
+def gone_devices(snapshot: Snapshot) -> frozenset[str]:
+    """Devices, as `<node>/<place>`, that segments of the snapshot's owner hold and that their nodes do not offer now."""
+    return frozenset(f"{node.name}/{place.name}" for node in snapshot.nodes for place in node.devices_gone)
+
+
+def waiting_for(snapshot: Snapshot, devices: Container[str], settings: Settings) -> Snapshot:
+    """The snapshot in which these devices, as `gone_devices` names them, are still there: they may come back in a moment."""
+    each = settings.segment_device_host_mib * MIB
+
+    def one(node: Node) -> Node:
+        back = [place for place in node.devices_gone if f"{node.name}/{place.name}" in devices]
+        return _with_places(node, [*(place for place in node.processors if place.resource), *back], each) if back else node
+
+    nodes = tuple(one(node) for node in snapshot.nodes)
+    return snapshot if all(a is b for a, b in zip(nodes, snapshot.nodes, strict=True)) else snapshot.model_copy(update={"nodes": nodes})

@@ -192,6 +192,7 @@ class Pass:
         it."""
         with self.ports.planning:
             reading = self.looker.read(seen.now, seen.nodes, seen.pods, seen.measured, self.ports.cluster.split_inferences())
+            reading = self.looker.awaiting(reading, seen.recall, seen.now)
             made = confirmed(made, inputs, reading.snapshot)
             decision = made.decision
             if not isinstance(decision, Adopt):

@@ -99,6 +99,7 @@ class Node(Value):
     stage_overhead_ms: float = Field(default=1.0, ge=0, description="server overhead of one step of one stage")
     processors: tuple[Processor, ...] = ()
     device_host_bytes: int = Field(default=0, ge=0, description="memory of the node that a segment on one of its devices takes besides")
+    devices_gone: tuple[Processor, ...] = Field(default=(), description="devices that its segments hold and it does not offer now")
     devices_out: Mapping[str, str] = Field(default_factory=dict, description="devices that no segment can use: why, by resource")
     layer_times: tuple[LayerTime, ...] = ()
     idle_watts: float = Field(default=0.0, ge=0)

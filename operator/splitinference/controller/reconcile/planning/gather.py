@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from splitinference.controller.cluster_state.node_devices import gone_devices, waiting_for
 from splitinference.controller.cluster_state.node_metrics import Measured
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.cluster_state.segment_pods import Known, SegmentPod, read_segments
@@ -150,6 +151,8 @@ class Looker:
         maps = cluster.owned("ConfigMap", namespace, name)
         route = next((found for found in maps if found["metadata"]["name"] == route_name(name)), None)
         stored, reading = read_route(route), self.read(now, nodes, pods, measured, resources)
+        recall = recall.missing(gone_devices(reading.snapshot), now)
+        reading = self.awaiting(reading, recall, now)
         observed = observed_of(segments, stored, report, gateway_pods(owned), now)
         deployment = self._deployment(namespace, name)
         seen = Seen(
@@ -191,6 +194,11 @@ class Looker:
         asked = [(pod, SEGMENT) for pod in owned if labels_of(pod).get(COMPONENT) == SEGMENT and pod["metadata"]["name"] in wanted]
         asked += [(pod, GATEWAY) for pod in owned if labels_of(pod).get(COMPONENT) == GATEWAY]
         return self.told.warnings(asked, now, self.ports.cluster.pod_warning)
+
+    def awaiting(self, reading: Reading, recall: Recall, now: datetime) -> Reading:
+        """The reading in which devices that are gone for a moment are still there, as while their plugin is started anew."""
+        awaited = recall.awaited(now, timedelta(seconds=self.settings.device_grace_seconds))
+        return replace(reading, snapshot=waiting_for(reading.snapshot, awaited, self.settings)) if awaited else reading
 
     def read(
         self,
