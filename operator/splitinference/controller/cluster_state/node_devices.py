@@ -163,16 +163,15 @@ def with_devices(node: Node, devices: Devices, claimed: Mapping[str, int], setti
     places: list[Processor] = []
     for offer in devices.offers:
         free = offer.without(claimed.get(offer.resource, 0))
-        fits = free[: max(0, room - len(places))]
+        fits = free[: max(offer.own, room - len(places))]  # the memory of one's own segments is requested already
         if not free:
             out[offer.resource] = "others' plans hold all that are free"
         elif len(fits) < len(free):
             has = f"the node has {node.memory_free_bytes // MIB} MiB free, and the server of each segment takes {each // MIB} MiB of it"
             out[offer.resource] = f"{len(free) - len(fits)} of {len(free)}: {has}"
         places.extend(fits)
-    return (
-        _with_places(node.model_copy(update={"devices_out": out}), places, each) if places else node.model_copy(update={"devices_out": out})
-    )
+    told = node.model_copy(update={"devices_out": out})
+    return _with_places(told, places, each) if places else told
 
 
 def _with_places(node: Node, places: Sequence[Processor], each: int) -> Node:
