@@ -1,6 +1,6 @@
 """`splitinference bench processors`: two levels are never worse, and the table says what exists."""
 
-from splitinference.cli.bench.processors import Row, compare, nodes_only, problems, table
+from splitinference.cli.bench.planning.processors import Row, compare, nodes_only, problems, table
 from splitinference.core.values.problem import Goal
 
 

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from splitinference.controller.cluster_state.device_figures import Figures, Unusable, figures_of
+from splitinference.controller.cluster_state.figures.device_figures import Figures, Unusable, figures_of
 from splitinference.controller.cluster_state.pods import labels_of, requested
 from splitinference.controller.kube_values.device_images import no_image
 from splitinference.controller.kube_values.quantity import quantity
