@@ -158,8 +158,8 @@ class DevicePlugin:
         with suppress(NotPossible, OSError):
             self._socket().unlink(missing_ok=True)
 
-    def _handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        def one(name: str, method: Any, asks: str = "Empty", *, streams: bool = False) -> tuple[str, grpc.RpcMethodHandler[Any, Any]]:
+    def _handlers(self) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
+        def one(name: str, method: Any, asks: str = "Empty", *, streams: bool = False) -> "tuple[str, grpc.RpcMethodHandler[Any, Any]]":
             make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
             return name, make(
                 method, request_deserializer=MESSAGES[asks].FromString, response_serializer=lambda found: found.SerializeToString()

@@ -1,7 +1,8 @@
 """`splitinference bench processors`: two levels are never worse, and the table says what exists."""
 
+from splitinference.cli.bench.planning.instances import transformer
 from splitinference.cli.bench.planning.processors import Row, compare, nodes_only, problems, table
-from splitinference.core.values.problem import Goal
+from splitinference.core.values.problem import Goal, Workload
 
 
 def instance(cluster: str, model: str, goal: Goal) -> Row:
@@ -28,3 +29,21 @@ def test_nodes_only_keeps_the_quickest_processor_of_each_node():
     nodes = nodes_only(problem).snapshot.nodes
     assert [[place.name for place in node.processors] for node in nodes] == [["t4/0"]] * 3
     assert [len(node.processors) for node in problem.snapshot.nodes] == [2] * 3
+
+
+def test_what_fits_on_one_gpu_is_one_segment_there():
+    """A model of BERT-Large's size at batch 1 and sequence 128, on nodes with an A100 and 32 cores each."""
+    _, known = next(iter(problems()))
+    node = known.snapshot.nodes[0]
+    fast = node.processors[1].model_copy(update={"flops_per_s": 312e12, "memory_bandwidth_bytes_per_s": 2039e9})
+    nodes = tuple(node.model_copy(update={"name": name, "processors": (node.processors[0], fast)}) for name in ("a", "b"))
+    problem = known.model_copy(
+        update={
+            "profile": transformer(24, 1024, name="BERT-Large"),
+            "snapshot": known.snapshot.model_copy(update={"nodes": nodes}),
+            "workload": Workload(prompt_tokens=128, output_tokens=1, max_context_tokens=512, max_concurrent_sequences=1),
+        }
+    )
+    row = compare("two nodes", problem)
+    assert len(row.segments) == 1
+    assert row.segments[0].endswith("/t4/0"), "on a device, not on a CPU"
