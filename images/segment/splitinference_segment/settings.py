@@ -31,6 +31,7 @@ class Settings:
     end: int
     engine: str = ENGINES[0]  # what computes: torch reads safetensors, llamacpp reads GGUF files
     node: str = ""  # where it runs; links are told of by nodes
+    device: str = ""  # class of the device that its pod holds, such as cuda; cpu: the CPU; empty: a GPU where there is one
     dtype: str = "bfloat16"
     max_context_tokens: int = 2048
     max_sequences: int = 8
@@ -70,6 +71,7 @@ class Settings:
             end=end,
             engine=read.choice("SI_ENGINE", ENGINES, defaults.engine),
             node=read.text("SI_NODE", ""),
+            device=read.text("SI_DEVICE", ""),
             dtype=read.choice("SI_DTYPE", DTYPES, defaults.dtype),
             max_context_tokens=read.integer("SI_MAX_CONTEXT_TOKENS", defaults.max_context_tokens, 1),
             max_sequences=read.integer("SI_MAX_SEQUENCES", defaults.max_sequences, 1),

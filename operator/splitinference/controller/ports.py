@@ -258,7 +258,8 @@ class Builder(Protocol):
     """Manifests (controller/manifests/segment.py implements this; pure)."""
 
     def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
-        """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
+        """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit, or what is
+        taken of its device's memory where it is on one."""
 
     def verifier(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of a verifier: the same as a segment, but no part of any route."""

@@ -15,6 +15,7 @@ from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
 from splitinference_segment.tensor_segment import TensorSegment
 from splitinference_segment.torch_models.content import MismatchError, read_digests, tell
+from splitinference_segment.torch_models.device import torch_device
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.loading import load_layers
 from splitinference_segment.torch_models.torch_engine import TorchEngine
@@ -32,7 +33,7 @@ class Loaded:
 def load(settings: Settings) -> Loaded:
     """Load the layers. MismatchError where they are not the model's, and the reason stands where the kubelet reads it."""
     torch.set_num_threads(settings.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device(settings.device)
     try:
         digests = read_digests(settings.digests_file, settings.model_digest) if settings.model_digest else None
         dtype = getattr(torch, settings.dtype)

@@ -16,6 +16,7 @@ from splitinference.controller.manifests import gateway, network_policies
 from splitinference.controller.manifests.model_volume import model_files
 from splitinference.controller.manifests.pod_parts import (
     COMPONENT,
+    DEVICE,
     LAYERS_LABEL,
     MODEL_LABEL,
     Manifest,
@@ -29,6 +30,7 @@ from splitinference.controller.manifests.pod_parts import (
 )
 from splitinference.controller.manifests.pod_template import PodKind, content_of, finish, template_of
 from splitinference.controller.manifests.profile_pod import KEY, cache_name
+from splitinference.controller.manifests.segment_resources import device_needs, resources_of
 from splitinference.controller.names import PREFETCH
 from splitinference.controller.ports import SegmentObjects
 from splitinference.controller.spec_to_core import plan_constraints
@@ -53,14 +55,16 @@ class Manifests:
 
     def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment."""
-        runtime_class = plan_constraints.runtime_class(resource.spec, len(profile.layers), segment.start, segment.end)
+        device = device_needs(profile.engine, segment.processor, memory_bytes, self._settings)
+        ruled = plan_constraints.runtime_class(resource.spec, len(profile.layers), segment.start, segment.end)
+        runtime_class = ruled or (device.runtime_class if device is not None else None)
         template = content_of(template_of(resource, self._settings, PodKind.SEGMENTS, runtime_class))
         model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
         run = f"{segment.start}:{segment.end}/{len(profile.layers)}"
-        image = segment_image(profile.engine, self._settings)
+        image = device.image if device is not None else segment_image(profile.engine, self._settings)
         files = model_files(resource, self._settings, image, run, profile.commit, gguf=profile.files)
         variables = self._variables(resource, segment, model, files.path, kv_bytes) | _link_encoding(resource, profile, segment)
-        variables |= _engine(profile)
+        variables |= _engine(profile) | (dict(device.variables) if device is not None else {})
         digests, digests_mount = _digests(resource, profile)
         variables |= {"SI_MODEL_DIGEST": profile.content, "SI_DIGESTS_FILE": f"{_DIGESTS_FOLDER}/{KEY}"} if digests else {}
         name = segment_name(
@@ -74,12 +78,14 @@ class Manifests:
                 "image": image,
                 "memory": memory_bytes,
                 "cpu": [self._settings.segment_cpu_request, self._settings.segment_cpu_limit],
+                **({"host memory": device.host_bytes} if device is not None else {}),
                 "settings": variables,
                 **({"template": template} if template else {}),
             },
         )
         extra = {MODEL_LABEL: profile.digest[:8], LAYERS_LABEL: f"{segment.start}-{segment.end}"}
-        pod_metadata = metadata(resource, name, SEGMENT, extra) | {"annotations": scraped(METRICS_PORT)}
+        placed = {DEVICE: segment.processor} if device is not None else {}
+        pod_metadata = metadata(resource, name, SEGMENT, extra) | {"annotations": scraped(METRICS_PORT) | placed}
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -89,7 +95,10 @@ class Manifests:
                 self._settings,
                 [
                     self._container(
-                        image, {"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, [files.mount, *digests_mount], memory_bytes
+                        image,
+                        {"SI_SEGMENT": name, "SI_NODE": segment.node, **variables},
+                        [files.mount, *digests_mount],
+                        resources_of(memory_bytes, device, self._settings),
                     )
                 ],
                 initContainers=list(files.init),
@@ -106,6 +115,7 @@ class Manifests:
             ),
         }
         finish(pod, resource, self._settings, PodKind.SEGMENTS, runtime_class)
+        held = device.host_bytes if device is not None else memory_bytes
         selector = {**labels(resource.name, SEGMENT), "splitinference.dev/segment": name}
         pod_metadata["labels"]["splitinference.dev/segment"] = name
         service = {
@@ -121,7 +131,7 @@ class Manifests:
                 "ports": [_port("wire", WIRE_PORT), _port("metrics", METRICS_PORT)],
             },
         }
-        return SegmentObjects(name=name, model=model, memory_bytes=memory_bytes, pod=pod, service=service)
+        return SegmentObjects(name=name, model=model, memory_bytes=held, pod=pod, service=service)
 
     def verifier(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """The same pod and Service under another name and component: peers of the resource, and no part of a plan."""
@@ -181,9 +191,8 @@ class Manifests:
             **({"SI_LOG_FORMAT": "json"} if self._settings.log_format == "json" else {}),
         }
 
-    def _container(self, image: str, variables: Mapping[str, str], model_mounts: Sequence[Manifest], memory_bytes: int) -> Manifest:
+    def _container(self, image: str, variables: Mapping[str, str], model_mounts: Sequence[Manifest], resources: Manifest) -> Manifest:
         settings = self._settings
-        limits = {"memory": str(memory_bytes)} | ({"cpu": settings.segment_cpu_limit} if settings.segment_cpu_limit else {})
         return container(
             SEGMENT,
             image,
@@ -193,7 +202,7 @@ class Manifests:
                 {"name": "wire", "containerPort": WIRE_PORT},
                 {"name": "metrics", "containerPort": METRICS_PORT},
             ],
-            resources={"requests": {"cpu": settings.segment_cpu_request, "memory": str(memory_bytes)}, "limits": limits},
+            resources=resources,
             # Every probe runs a token through the segment: Triton says "ready" even when what computes is dead. On half a core that is
             # slow, hence the time limits; and a segment is started anew only after a minute of failures, as that costs a load of the model.
             startupProbe=_probe(period=2, timeout=10, failures=max(1, settings.segment_start_seconds // 2)),

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from splitinference.controller.api.spec import Rejected, Resource
 from splitinference.controller.cluster_state.pods import requested_millicores
 from splitinference.controller.cluster_state.segment_pods import family_of
+from splitinference.controller.kube_values.device_images import resource_of
 from splitinference.controller.ports import Builder, SegmentObjects
 from splitinference.core.transition.state import NamedSegment, Phase, Target
 from splitinference.core.values.plan import Pipeline, Plan, Prediction, Segment, StagePrediction
@@ -79,6 +80,8 @@ def build(planned: Planned, profile: Profile, builder: Builder) -> Built:
                     memory_bytes=made.memory_bytes,
                     millicores=requested_millicores(made.pod),
                     family=family_of(made.pod),
+                    processor=segment.processor,
+                    device=resource_of(segment.processor),
                 )
             )
         pipelines.append(tuple(named))
@@ -107,6 +110,7 @@ def write_plan(planned: Planned, built: Built, phases: Mapping[str, Phase]) -> d
                     "weightBytes": stage.weight_bytes,
                     "kvBytes": stage.kv_bytes,
                     "memoryBytes": stage.memory_bytes,
+                    **({"nodeMemoryBytes": name.memory_bytes} if name.device else {}),
                     "predictedMs": round(stage.decode_ms, 3),
                     "prefillMs": round(stage.prefill_ms, 3),
                     "linkMs": round(stage.link_ms, 3),

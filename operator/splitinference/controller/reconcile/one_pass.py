@@ -224,6 +224,7 @@ class Pass:
         with self.ports.planning:
             resources = self.ports.cluster.split_inferences()
             reading = self.looker.read(seen.now, seen.nodes, seen.pods, seen.measured, resources, yielding=self.yielding)
+            reading = self.looker.awaiting(reading, seen.recall, seen.now)
             made = confirmed(made, inputs, reading.snapshot)
             decision = made.decision
             if not isinstance(decision, Adopt):

@@ -38,7 +38,7 @@ def layer_cost(layer: Layer, site: Site, workload: Workload) -> LayerCost:
         prefill, decode = (milliseconds / share for milliseconds in measured_ms(found, tokens, batch, context))
     else:
         prefill, decode = prefill_ms(layer, site, tokens), decode_ms(layer, site, batch, context)
-    return LayerCost(node.prefill_calibration * prefill, node.calibration * decode)
+    return LayerCost(site.prefill_calibration * prefill, site.calibration * decode)
 
 
 def prefill_ms(layer: Layer, site: Site, tokens: int) -> float:
@@ -81,8 +81,8 @@ def no_slower(site: Site) -> tuple[float, ...]:
 
     For places without measured layer times."""
     prefill, decode, rate = site.efficiency.prefill, site.efficiency.decode, site.efficiency.dequantized_per_s
-    result = [0.0 if rate is None else site.node.prefill_calibration / (rate * site.free_share)]
-    for reached, factor in ((prefill, site.node.prefill_calibration), (decode, site.node.calibration)):
+    result = [0.0 if rate is None else site.prefill_calibration / (rate * site.free_share)]
+    for reached, factor in ((prefill, site.prefill_calibration), (decode, site.calibration)):
         for nominal, shares in (
             (site.flops_per_s, (reached.compute, reached.attention)),
             (site.bandwidth_bytes_per_s, (reached.bandwidth, reached.attention)),

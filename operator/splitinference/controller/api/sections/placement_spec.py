@@ -39,6 +39,7 @@ class Placement(SpecValue):
     node_selector: Mapping[str, str] = Field(default_factory=dict)
     tolerations: tuple[TolerationSpec, ...] = ()
     max_nodes: int | None = Field(default=None, ge=1)
+    processor_classes: tuple[str, ...] = ()
 
 
 class SegmentsSpec(SpecValue):

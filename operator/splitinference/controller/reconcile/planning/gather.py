@@ -7,6 +7,7 @@ from typing import Any
 
 from splitinference.controller.cluster_state.figures.node_metrics import Measured
 from splitinference.controller.cluster_state.figures.series_owners import speakers_of
+from splitinference.controller.cluster_state.node_devices import gone_devices, waiting_for
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.cluster_state.segment_pods import Known, SegmentPod, read_segments
 from splitinference.controller.cluster_state.segment_probes import Proofs, Prover
@@ -152,6 +153,8 @@ class Looker:
         maps = cluster.owned("ConfigMap", namespace, name)
         route = next((found for found in maps if found["metadata"]["name"] == route_name(name)), None)
         stored, reading = read_route(route), self.read(now, nodes, pods, measured, resources)
+        recall = recall.missing(gone_devices(reading.snapshot), now)
+        reading = self.awaiting(reading, recall, now)
         observed = observed_of(segments, stored, report, gateway_pods(owned), now)
         deployment = self._deployment(namespace, name)
         seen = Seen(
@@ -194,6 +197,11 @@ class Looker:
         asked += [(pod, GATEWAY) for pod in owned if labels_of(pod).get(COMPONENT) == GATEWAY]
         return self.told.warnings(asked, now, self.ports.cluster.pod_warning)
 
+    def awaiting(self, reading: Reading, recall: Recall, now: datetime) -> Reading:
+        """The reading in which devices that are gone for a moment are still there, as while their plugin is started anew."""
+        awaited = recall.awaited(now, timedelta(seconds=self.settings.device_grace_seconds))
+        return replace(reading, snapshot=waiting_for(reading.snapshot, awaited, self.settings)) if awaited else reading
+
     def read(
         self,
         now: datetime,
@@ -206,6 +214,16 @@ class Looker:
     ) -> Reading:
         """The snapshot, with what the plans of the other `resources` hold, but for those who are `yielding`."""
         owner, picture = owner_of(self.body), self.sight.picture(nodes, pods, measured)
-        held = self.sight.held(resources, picture.standing).by_others_than(owner, yielding)
-        sources = Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner, picture=picture, yielding=yielding)
+        held = self.sight.held(resources, picture.standing)
+        sources = Sources(
+            now=now,
+            nodes=nodes,
+            pods=pods,
+            measured=measured,
+            held=held.by_others_than(owner, yielding),
+            owner=owner,
+            picture=picture,
+            yielding=yielding,
+            held_devices=held.devices_of_others_than(owner, yielding),
+        )
         return read_snapshot(sources, self.settings)

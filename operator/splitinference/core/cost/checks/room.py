@@ -58,18 +58,21 @@ def _able(room: Room, problem: Problem) -> Iterator[str]:
 
 def _beside(plan: Plan, problem: Problem) -> Free:
     memory = evaluate(plan, problem).load.memory
-    requests = Counter(name for segment in _distinct(plan) for name in segment)
+    distinct = _distinct(plan)
+    requests = Counter(name for _, nodes in distinct for name in nodes)
+    on_devices = Counter(name for processor, nodes in distinct if processor for name in nodes)
     each = max((room.segment_millicores for room in problem.rooms), default=0)
 
     def left(node: Node) -> tuple[int, float]:
-        return node.memory_free_bytes - memory.get((node.name, ""), 0), _cores(node) - each * requests[node.name]
+        servers = on_devices[node.name] * node.device_host_bytes
+        return node.memory_free_bytes - memory.get((node.name, ""), 0) - servers, _cores(node) - each * requests[node.name]
 
     return {node.name: left(node) for node in problem.snapshot.nodes}
 
 
-def _distinct(plan: Plan) -> list[tuple[str, ...]]:
-    """The nodes of each segment; what several pipelines share counts once."""
-    return [nodes for _, _, nodes in sorted({(*s.held, s.nodes) for s in plan.segments})]
+def _distinct(plan: Plan) -> list[tuple[str, tuple[str, ...]]]:
+    """Processor and nodes of each segment; what several pipelines share counts once."""
+    return [(processor, nodes) for _, _, processor, nodes in sorted({(*s.held, s.processor, s.nodes) for s in plan.segments})]
 
 
 def _cores(node: Node) -> float:
@@ -82,6 +85,11 @@ def _without(problem: Problem, node: Node, room: Room) -> Problem | None:
     if memory < 0 or cores < 0:
         return None
     update: dict[str, object] = {"memory_free_bytes": memory}
+    if node.processors:
+        update["processors"] = tuple(
+            place if place.resource else place.model_copy(update={"memory_free_bytes": max(0, place.memory_free_bytes - room.memory_bytes)})
+            for place in node.processors
+        )
     if node.millicores_free is not None:
         update["millicores_free"] = int(cores)
     if cores < room.segment_millicores:
