@@ -61,7 +61,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (reuse(server={"url": "redis://:secret@cache:6379"}), "spec.reuse.server.url must be redis://, rediss://, valkey:// or valkeys://"),
     ({"verification": {"samplePercent": 0}}, "spec.verification.samplePercent must be more than 0"),
     ({"verification": {"samplePercent": 1, "tolerance": 0}}, "spec.verification.tolerance must be more than 0"),
-    ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas must be 1"),
+    ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas 2 compares every step"),
+    ({"verification": {"samplePercent": 100, "replicas": 3}}, "should be less than or equal to 2"),
     (
         {"verification": {"samplePercent": 1}, "segments": {"linkEncoding": "Int8"}},
         "spec.verification needs spec.segments.linkEncoding Plain",
