@@ -19,6 +19,10 @@ def model(**changes: Any) -> dict[str, Any]:
     return {"model": {"id": "m", "source": {"hostPath": {"path": "/models/m"}}, **changes}}
 
 
+def locked(**changes: Any) -> dict[str, Any]:
+    return {"keyBroker": {"url": "https://kbs.example:8080", "resource": "default/models/chat", **changes}}
+
+
 def source(**sources: Any) -> dict[str, Any]:
     return model(source=sources)
 
@@ -132,6 +136,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (model(engine="LlamaCpp", maxConcurrentSequences=59), "spec.model.maxConcurrentSequences must be at most 58 with llama.cpp"),
     (model(engine="LlamaCpp", digest="sha256:" + "a" * 64), "spec.model.digest is available for safetensors alone"),
+    (model(encryption=locked(url="http://kbs:8080")), "spec.model.encryption.keyBroker.url must be an https:// address"),
+    (model(encryption=locked(url="https://user@kbs:8080")), "spec.model.encryption.keyBroker.url must be an https:// address"),
+    (model(encryption=locked(resource="models/chat")), "spec.model.encryption.keyBroker.resource must be repository/type/tag"),
+    (model(encryption=locked(resource="a/../b/c")), "spec.model.encryption.keyBroker.resource must be repository/type/tag"),
+    (model(encryption=locked(), file="m.gguf"), "spec.model.encryption is available for safetensors alone"),
+    (model(encryption=locked(), engine="LlamaCpp"), "spec.model.encryption is available for safetensors alone"),
+    (model(encryption=locked(), digest="sha256:" + 64 * "0"), "spec.model.digest must not be set with spec.model.encryption"),
     (model(file="m.gguf") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.engine Torch"),
     (model(engine="LlamaCpp") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.engine Torch"),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
