@@ -4,7 +4,7 @@ The planner reads the table without any key, and a segment decrypts its own tens
 
 - its key is HKDF-SHA256 of the model's key with 32 random bytes as salt, so no two files share a key, and nonces may be counted;
 - each tensor is cut into pieces of PIECE bytes; the nonce of one is the number of its tensor in the order of names, and its own;
-- each tensor is cut into pieces of PIECE bytes; a piece's nonce is the number of its tensor in the order of names, and its own;
+- the associated data of a piece is the file's name, and the tensor's name, dtype, shape and piece: nothing can be exchanged or renamed;
 - the tags of all pieces stand in the table's `__metadata__`, with the salt, and a value that only the right key gives.
 
 The text needs `cryptography` only where something is encrypted or decrypted.
@@ -24,11 +24,18 @@ FORMAT = "splitinference-aes-256-gcm-1"
 KEY_BYTES = 32
 PIECE = 8 << 20
 TAG = 16
-UNREACHABLE, NO_KEY, NOT_RELEASED = "KeyBrokerUnreachable", "ModelKeyMissing", "ModelKeyNotReleased"
-NO_AGENT, REFUSED = "AttestationUnavailable", "AttestationRefused"
-WRONG_KEY, TAMPERED, NOT_ENCRYPTED = "WrongModelKey", "ModelTampered", "ModelNotEncrypted"
-REASONS = (UNREACHABLE, NO_KEY, NOT_RELEASED, NO_AGENT, REFUSED, WRONG_KEY, TAMPERED, NOT_ENCRYPTED)
+REASONS = (
+    "KeyBrokerUnreachable",
+    "ModelKeyMissing",
+    "ModelKeyNotReleased",
+    "AttestationUnavailable",
+    "AttestationRefused",
+    "WrongModelKey",
+    "ModelTampered",
+    "ModelNotEncrypted",
+)
 """Why a segment cannot decrypt its weights: what its last message begins with, and the reason of a condition."""
+UNREACHABLE, NO_KEY, NOT_RELEASED, NO_AGENT, REFUSED, WRONG_KEY, TAMPERED, NOT_ENCRYPTED = REASONS
 _FIELD, _SALT, _CHECK, _TAGS = "encryption", "encryption_salt", "encryption_check", "encryption_tags"
 _MOST_TENSORS = 1 << 24
 

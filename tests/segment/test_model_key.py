@@ -36,8 +36,8 @@ def agent(broker: Broker) -> Iterator[Agent]:
         yield made
 
 
-def asked(agent: Agent, **changes: object) -> KeyBroker:
-    return KeyBroker(**{"url": agent.broker.url, "resource": RESOURCE, "agent": agent.url, **changes})  # type: ignore[arg-type]
+def asked(guest: Agent, **changes: object) -> KeyBroker:
+    return KeyBroker(**{"url": guest.broker.url, "resource": RESOURCE, "agent": guest.url, **changes})  # type: ignore[arg-type]
 
 
 def reason(broker: KeyBroker) -> str:
@@ -136,7 +136,8 @@ def with_key(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
 
 
 def loaded(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(Layers(folder, 1, 4, torch.float32).blocks.state_dict())
+    blocks = Layers(folder, 1, 4, torch.float32).blocks
+    return {f"{number}.{name}": tensor for number, block in enumerate(blocks) for name, tensor in block.state_dict().items()}
 
 
 def test_decrypted_layers_are_the_plain_ones_bit_for_bit(locked: Path, models: dict[str, Path], with_key: Agent) -> None:
