@@ -140,6 +140,53 @@ async def test_an_output_between_two_that_differ_blames_nobody(tmp_path: Path, m
 
 
 @pytest.mark.anyio
+async def test_a_replica_that_gives_another_form_is_wrong(tmp_path: Path, model_path: Path) -> None:
+    """It may not keep all checks from being made by answers that nobody can compare."""
+    a, b, c, r, t, _ = segments = await six()
+
+    async def narrow(meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        count = meta["tensor"]["shape"][0]
+        return {"v": 1, "ok": True, "tensor": {"dtype": "bfloat16", "shape": [count, 1]}, "data": bytes(2 * count)}
+
+    r._compute = narrow  # type: ignore[method-assign]
+    async with serving(tmp_path, model_path, segments, routed=False) as world:
+        world.route([a, b, c], revision="r1", **replicated(a, [b], c, r, t))
+        await world.routed("r1")
+        await world.complete(PROMPT, 3)
+        await ended(world)
+        assert (await report(world))["failed"].keys() == {"r"}
+
+
+@pytest.mark.anyio
+async def test_no_more_of_a_replicas_answer_is_read_than_an_output_has(tmp_path: Path, model_path: Path) -> None:
+    """It need not be trusted, and could fill the gateway's memory."""
+    a, b, c, r, t, _ = segments = await six()
+
+    async def huge(meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        count = meta["tensor"]["shape"][0]
+        return {"v": 1, "ok": True, "tensor": {"dtype": "float32", "shape": [count, 1 << 20]}, "data": bytes(count << 22)}
+
+    r._compute = huge  # type: ignore[method-assign]
+    async with serving(tmp_path, model_path, segments, routed=False) as world:
+        world.route([a, b, c], revision="r1", **replicated(a, [b], c, r, t))
+        await world.routed("r1")
+        asked: list[int] = []
+        send = world.gateway.chain.steps.connections.send
+
+        async def seen(hop: Any, meta: bytes, data: bytes, seconds: float, most: int) -> Any:
+            asked.extend([most] if b'"compute"' in meta else [])
+            return await send(hop, meta, data, seconds, most)
+
+        world.gateway.chain.steps.connections.send = seen  # type: ignore[method-assign]
+        await world.complete("x", 3)
+        await ended(world)
+        found = await report(world)
+        assert (found["skipped"], found["checkedTokens"]) == (1, 0)
+        assert asked
+        assert max(asked) <= 4 * 64, "four bytes for each token of the toy"
+
+
+@pytest.mark.anyio
 async def test_a_replica_that_does_not_compute_is_counted(tmp_path: Path, model_path: Path) -> None:
     a, b, c, r, t, _ = segments = await six()
     r.errors.append("overloaded")

@@ -295,6 +295,8 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
     "changes",
     [
         model(engine="LlamaCpp", file="q4/m-Q4_K_M-00001-of-00002.gguf"),
+        model(encryption=locked(url="https://kbs.example:8080/under/here", caConfigMapRef={"name": "kbs-ca"})),
+        {"verification": {"samplePercent": 100, "replicas": 2}},
         source(hostPath={"path": "/models/m.gguf"}),
         source(huggingFace={**HUB, "tokenSecretRef": {"name": "hub"}}),
         source(persistentVolumeClaim={"claimName": "models"}),

@@ -12,6 +12,8 @@ from splitinference_gateway.pipeline.steps import Compared, Hidden, StepClient, 
 from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Check
 
+NO_OUTPUT = 1e9
+"""The error of what has not the form of an output."""
 MOST_KEPT_BYTES = 32 << 20
 """Inputs of all sequences that are kept for a third node."""
 _log = logging.getLogger(__name__)
@@ -61,7 +63,11 @@ class Replicated:
         Raises:
             StepError: the replica or the witness gave nothing that can be compared.
         """
-        computed = await self._computed(self.check.verifier, position, given, seconds)
+        most = len(received[2])
+        computed = await self._computed(self.check.verifier, position, given, most, seconds)
+        if _form(computed) != _form(received):  # the witness has the model's own form
+            wrong = Compared(given[1][0], position, NO_OUTPUT, NO_OUTPUT, position)
+            return (Blame((self.check.verifier.segment,), wrong),)
         found = await self._apart(position, (computed, received), seconds)
         self.told(found)
         if self.within(found):
@@ -80,7 +86,7 @@ class Replicated:
         replica, segments = (self.check.verifier.segment,), self.check.segments
         computed, received = both
         try:
-            third = await self._third(position, given, seconds)
+            third = await self._third(position, given, len(received[2]), seconds)
             other = await self._apart(position, (third, computed), seconds)
             own = await self._apart(position, (third, received), seconds)
         except StepError as failure:
@@ -90,19 +96,20 @@ class Replicated:
         blamed = [Blame(who, error) for who, error in ((segments, own), (replica, other)) if not self.within(error)]
         return tuple(blamed)  # nobody, where the third output lies between the two
 
-    async def _third(self, position: int, given: Hidden, seconds: float) -> Hidden:
+    async def _third(self, position: int, given: Hidden, most: int, seconds: float) -> Hidden:
         """The output of the third node, which runs what it has not run of the sequence first."""
         referee = self.check.referee
         if referee is None or not self._whole:
             raise StepError("not_kept", f"more than {self.kept.most} bytes of inputs were to be kept", "")
         while self._inputs:
             at, earlier = self._inputs[0]
-            await self._computed(referee, at, earlier, seconds)
+            tokens, of_these = earlier[1][0], given[1][0]
+            await self._computed(referee, at, earlier, most // of_these * tokens, seconds)
             self._drop_first()
-        return await self._computed(referee, position, given, seconds)
+        return await self._computed(referee, position, given, most, seconds)
 
-    async def _computed(self, hop: Hop, position: int, given: Hidden, seconds: float) -> Hidden:
-        return await self.steps.compute(hop, self.sequence, position, given, seconds)
+    async def _computed(self, hop: Hop, position: int, given: Hidden, most: int, seconds: float) -> Hidden:
+        return await self.steps.compute(hop, self.sequence, position, given, seconds, most=most)
 
     async def _apart(self, position: int, outputs: tuple[Hidden, Hidden], seconds: float) -> Compared:
         return await self.steps.compare(self.check.after, self.sequence, position, outputs, seconds)
@@ -120,6 +127,10 @@ class Replicated:
         size = len(self._inputs.pop(0)[1][2])
         self._bytes -= size
         self.kept.used -= size
+
+
+def _form(hidden: Hidden) -> tuple[str, list[int]]:
+    return hidden[0], list(hidden[1])
 
 
 def most_audits(checks: Sequence[Check], spot: int, every: int) -> int:

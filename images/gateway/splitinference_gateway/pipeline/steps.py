@@ -259,15 +259,17 @@ class StepClient:
         asked = _about("recorded", sequence, seconds, side=side, position=position, tokens=tokens)
         return _hidden(await self._exchange(hop, asked, NOTHING, seconds, _MOST_OUTPUTS), tokens, hop)
 
-    async def compute(self, hop: Hop, sequence: str, position: int, tensor: Hidden, seconds: float) -> Hidden:
+    async def compute(self, hop: Hop, sequence: str, position: int, tensor: Hidden, seconds: float, *, most: int) -> Hidden:
         """Let a replica run a step's input, of this dtype and shape, and give its output. It is not told what another made of it.
+
+        `most`: bytes that the output may have. A replica need not be trusted, so no more of its answer is read.
 
         Raises:
             StepError: it could not, or answered with something else.
         """
         dtype, shape, data = tensor
         asked = _about("compute", sequence, seconds, position=position, tensor={"dtype": dtype, "shape": list(shape)})
-        return _hidden(await self._exchange(hop, asked, data, seconds, _MOST_OUTPUTS), shape[0], hop)
+        return _hidden(await self._exchange(hop, asked, data, seconds, most), shape[0], hop)
 
     async def compare(self, hop: Hop, sequence: str, position: int, outputs: tuple[Hidden, Hidden], seconds: float) -> Compared:
         """Let a witness say how far two outputs of the same tokens are apart: what is expected, and what is compared with it.
