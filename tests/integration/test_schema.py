@@ -19,6 +19,10 @@ def model(**changes: Any) -> dict[str, Any]:
     return {"model": {"id": "m", "source": {"hostPath": {"path": "/models/m"}}, **changes}}
 
 
+def locked(**changes: Any) -> dict[str, Any]:
+    return {"keyBroker": {"url": "https://kbs.example:8080", "resource": "default/models/chat", **changes}}
+
+
 def source(**sources: Any) -> dict[str, Any]:
     return model(source=sources)
 
@@ -61,7 +65,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (reuse(server={"url": "redis://:secret@cache:6379"}), "spec.reuse.server.url must be redis://, rediss://, valkey:// or valkeys://"),
     ({"verification": {"samplePercent": 0}}, "spec.verification.samplePercent must be more than 0"),
     ({"verification": {"samplePercent": 1, "tolerance": 0}}, "spec.verification.tolerance must be more than 0"),
-    ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas must be 1"),
+    ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas 2 compares every step"),
+    ({"verification": {"samplePercent": 100, "replicas": 3}}, "should be less than or equal to 2"),
     (
         {"verification": {"samplePercent": 1}, "segments": {"linkEncoding": "Int8"}},
         "spec.verification needs spec.segments.linkEncoding Plain",
@@ -131,6 +136,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (model(engine="LlamaCpp", maxConcurrentSequences=59), "spec.model.maxConcurrentSequences must be at most 58 with llama.cpp"),
     (model(engine="LlamaCpp", digest="sha256:" + "a" * 64), "spec.model.digest is available for safetensors alone"),
+    (model(encryption=locked(url="http://kbs:8080")), "spec.model.encryption.keyBroker.url must be an https:// address"),
+    (model(encryption=locked(url="https://user@kbs:8080")), "spec.model.encryption.keyBroker.url must be an https:// address"),
+    (model(encryption=locked(resource="models/chat")), "spec.model.encryption.keyBroker.resource must be repository/type/tag"),
+    (model(encryption=locked(resource="a/../b/c")), "spec.model.encryption.keyBroker.resource must be repository/type/tag"),
+    (model(encryption=locked(), file="m.gguf"), "spec.model.encryption is available for safetensors alone"),
+    (model(encryption=locked(), engine="LlamaCpp"), "spec.model.encryption is available for safetensors alone"),
+    (model(encryption=locked(), digest="sha256:" + 64 * "0"), "spec.model.digest must not be set with spec.model.encryption"),
     (model(file="m.gguf") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.engine Torch"),
     (model(engine="LlamaCpp") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.engine Torch"),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
@@ -286,6 +298,8 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
     "changes",
     [
         model(engine="LlamaCpp", file="q4/m-Q4_K_M-00001-of-00002.gguf"),
+        model(encryption=locked(url="https://kbs.example:8080/under/here", caConfigMapRef={"name": "kbs-ca"})),
+        {"verification": {"samplePercent": 100, "replicas": 2}},
         source(hostPath={"path": "/models/m.gguf"}),
         source(huggingFace={**HUB, "tokenSecretRef": {"name": "hub"}}),
         source(persistentVolumeClaim={"claimName": "models"}),

@@ -201,7 +201,7 @@ class Gateway:
             self.metrics.keep_revisions({route.revision for route in self.routes.known})
             self.observed.forget(known)
             self.chain.handovers.speeds.forget(known)
-            self.chain.verifier.forget(known)
+            self.chain.verifier.forget(known | self.routes.verifiers)
             self.admission.grant()  # a pipeline that failed may be well again
 
 

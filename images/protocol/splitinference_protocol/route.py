@@ -34,7 +34,10 @@ NamedHop = Annotated[Hop, AfterValidator(_named)]
 
 class Check(BaseModel):
     """Segments side by side that one verifier checks, and their witnesses on trusted nodes: the segment before them (None: they begin the
-    model, and the gateway knows the tokens) and the one after them."""
+    model, and the gateway knows the tokens) and the one after them.
+
+    With a `referee` nobody but the witnesses need be trusted: the verifier computes every step on a second node and does not learn what the
+    checked segments gave, a witness compares, and the referee on a third node settles a disagreement."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,6 +45,12 @@ class Check(BaseModel):
     before: NamedHop | None = None
     after: NamedHop
     verifier: NamedHop
+    referee: NamedHop | None = None
+
+    @property
+    def verifiers(self) -> tuple[Hop, ...]:
+        """Who computes the checked layers a second time, and a third."""
+        return (self.verifier, self.referee) if self.referee is not None else (self.verifier,)
 
 
 class Verification(BaseModel):

@@ -161,7 +161,7 @@ class Routes:
         """Forget the draining routes on which nothing is in flight."""
         self._draining = [route for route in self._draining if route.in_flight]
         if self.distrusted:
-            self.distrusted &= self.segments
+            self.distrusted &= self.segments | self.verifiers
 
     @property
     def takes(self) -> bool:
@@ -204,7 +204,8 @@ class Routes:
     @property
     def verifiers(self) -> set[str]:
         """Names of those who check segments: they are in no route, and the gateway speaks to them."""
-        return {check.verifier.segment for check in self.verification.checks} if self.verification is not None else set()
+        checks = self.verification.checks if self.verification is not None else ()
+        return {hop.segment for check in checks for hop in check.verifiers}
 
     def in_flight(self) -> dict[str, int]:
         """Sequences by revision."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from splitinference_protocol.wire import leb128
 from splitinference_protocol.wire.errors import refuse
-from splitinference_protocol.wire.operations import SIDES
+from splitinference_protocol.wire.operations import BESIDE, SIDES
 from splitinference_protocol.wire.pooling import parse_outputs, parse_pooling
 from splitinference_protocol.wire.request import (
     ENCODINGS,
@@ -178,8 +178,8 @@ def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: fl
 
 
 def _verification(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
-    """`record`, `recorded` and `verify`: what the gateway asks for beside the chain."""
-    if op == "verify":
+    """What the gateway asks for beside the chain."""
+    if op not in {"record", "recorded"}:
         position, tensor = whole_number(fields.get("position"), "position", 0, 1 << 31), tensor_meta(fields.get("tensor"))
         return Request(op=op, sequence=sequence, position=position, tensor=tensor, deadline_ms=deadline_ms)
     side, last = fields.get("side"), fields.get("last", False)
@@ -196,5 +196,5 @@ def _verification(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms
     )
 
 
-READ_BY = {"kv_pull": _transfer, "kv_export": _transfer, "record": _verification, "recorded": _verification, "verify": _verification}
+READ_BY = {"kv_pull": _transfer, "kv_export": _transfer, **dict.fromkeys(BESIDE, _verification)}
 """Operations about a sequence that one peer is asked for, along no route."""

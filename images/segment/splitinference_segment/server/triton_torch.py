@@ -18,6 +18,7 @@ from splitinference_segment.torch_models.content import MismatchError, read_dige
 from splitinference_segment.torch_models.device import torch_device
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.loading import load_layers
+from splitinference_segment.torch_models.model_key import ModelKeyError
 from splitinference_segment.torch_models.torch_engine import TorchEngine
 
 
@@ -31,14 +32,15 @@ class Loaded:
 
 
 def load(settings: Settings) -> Loaded:
-    """Load the layers. MismatchError where they are not the model's, and the reason stands where the kubelet reads it."""
+    """Load the layers. MismatchError or ModelKeyError where they are not the model's or cannot be decrypted; the reason then stands where
+    the kubelet reads it."""
     torch.set_num_threads(settings.threads)
     device = torch_device(settings.device)
     try:
         digests = read_digests(settings.digests_file, settings.model_digest) if settings.model_digest else None
         dtype = getattr(torch, settings.dtype)
         layers = load_layers(settings.model_path, settings.start, settings.end, dtype, device=device, digests=digests)
-    except MismatchError as error:
+    except (MismatchError, ModelKeyError) as error:
         tell(error)
         raise
     if not isinstance(layers, Layers):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -150,10 +151,17 @@ class Recall(Value):
         """Plans that are not proposed again yet. A clock that was set back does not make that last."""
         return frozenset(plan for plan, at in self.rejected.items() if abs(now - at) < REJECTED)
 
-    def verified(self, failed: Mapping[str, FailedCheck], segments: Sequence[SegmentPod], now: datetime) -> "Recall":
-        """With the nodes of the segments whose checks failed; those of long ago are forgotten."""
+    def verified(
+        self,
+        failed: Mapping[str, FailedCheck],
+        segments: Sequence[SegmentPod],
+        now: datetime,
+        verifiers: Mapping[str, str] = MappingProxyType({}),
+    ) -> "Recall":
+        """With the nodes of the segments whose checks failed; those of long ago are forgotten. `verifiers`: name to node of those who
+        check, as one of two replicas may be wrong, too."""
         distrusted = {node: entry for node, entry in self.distrusted.items() if entry.counts(now)}
-        where = {pod.name: pod.segment.node for pod in segments}
+        where = {**verifiers, **{pod.name: pod.segment.node for pod in segments}}
         for segment, found in sorted(failed.items()):
             if (node := where.get(segment)) and node not in distrusted:
                 why = (

@@ -67,6 +67,8 @@ class Manifests:
         variables |= _engine(profile) | (dict(device.variables) if device is not None else {})
         digests, digests_mount = _digests(resource, profile)
         variables |= {"SI_MODEL_DIGEST": profile.content, "SI_DIGESTS_FILE": f"{_DIGESTS_FOLDER}/{KEY}"} if digests else {}
+        locked, key_mounts, key_volumes = _encryption(resource)
+        variables |= locked
         name = segment_name(
             resource.name,
             segment,
@@ -97,7 +99,7 @@ class Manifests:
                     self._container(
                         image,
                         {"SI_SEGMENT": name, "SI_NODE": segment.node, **variables},
-                        [files.mount, *digests_mount],
+                        [files.mount, *digests_mount, *key_mounts],
                         resources_of(memory_bytes, device, self._settings),
                     )
                 ],
@@ -111,6 +113,7 @@ class Manifests:
                     {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
                     tls_volume(resource.name, Role.SEGMENT),
                     *digests,
+                    *key_volumes,
                 ],
             ),
         }
@@ -239,11 +242,28 @@ _DIGESTS_FOLDER = "/digests"
 def _digests(resource: Resource, profile: Profile) -> tuple[list[Manifest], list[Manifest]]:
     """Volume and mount of the list by which a segment checks its tensors; none where the model's digest is not known. Whoever may write the
     ConfigMap cannot deceive a segment: the list must have the root that stands in the pod's own environment."""
-    if not profile.content:
+    if not profile.content or resource.spec.model.encryption is not None:  # what is listed is what is stored, and not what is decrypted
         return [], []
     items = [{"key": KEY, "path": KEY}]
     volume = {"name": "digests", "configMap": {"name": cache_name(resource), "items": items}}
     return [volume], [{"name": "digests", "mountPath": _DIGESTS_FOLDER, "readOnly": True}]
+
+
+_CA_FOLDER = "/key-broker"
+
+
+def _encryption(resource: Resource) -> tuple[dict[str, str], list[Manifest], list[Manifest]]:
+    """Variables, mounts and volumes by which a segment gets the key of its encrypted weights. The key itself is in no object."""
+    if (encryption := resource.spec.model.encryption) is None:
+        return {}, [], []
+    broker = encryption.key_broker
+    variables = {"SI_KEY_BROKER_URL": broker.url, "SI_KEY_RESOURCE": broker.resource}
+    if (authority := broker.ca_config_map_ref) is None:
+        return variables, [], []
+    items = [{"key": authority.key, "path": "ca.crt"}]
+    volume = {"name": "key-broker", "configMap": {"name": authority.name, "items": items}}
+    mount = {"name": "key-broker", "mountPath": _CA_FOLDER, "readOnly": True}
+    return variables | {"SI_KEY_BROKER_CA": f"{_CA_FOLDER}/ca.crt"}, [mount], [volume]
 
 
 def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.profile import LinkEncoding, Profile
-from splitinference.core.values.room import Room
+from splitinference.core.values.room import Room, SecondCopies
 from splitinference.core.values.value import Value
 
 MOST_BYTES = 2**60
@@ -152,6 +152,9 @@ class Problem(Value):
     link_encoding: LinkEncoding = Field(default=LinkEncoding.PLAIN, description="how hidden states travel between segments")
     serving: tuple[tuple[int, int, str], ...] = ()
     rooms: tuple[Room, ...] = Field(default=(), description="what a plan leaves free for other pods, where such a plan exists")
+    second_copies: SecondCopies | None = Field(
+        default=None, description="which segments are computed a second time; a plan leaves room for that, where such a plan exists"
+    )
 
     @model_validator(mode="after")
     def _can_be_counted(self) -> Self:

@@ -9,6 +9,7 @@ from splitinference.controller.plan_io.plan_status import Built, Planned, asked_
 from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages
 from splitinference.controller.reconcile.planning.desired import Asked
 from splitinference.controller.reconcile.planning.gather import Seen
+from splitinference.controller.reconcile.planning.second_copies import second_copies
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.cost.fitting.learn import counting
 from splitinference.core.decide.base.policy import DecisionInputs, StageTime, Traffic
@@ -66,6 +67,7 @@ def _problem(asked: Asked, planned: Planned | None, seen: Seen) -> Problem:
         link_encoding=plan_constraints.link_encoding(spec),
         serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
         rooms=seen.rooms,
+        second_copies=second_copies(spec, seen.owned, seen.recall.distrusted_now(seen.now), seen.segment_millicores),
     )
     return as_many_as_fit(problem, MOST_PIPELINES) if spec.objective.goal == "throughput" else problem
 

@@ -32,6 +32,7 @@ from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Phase, Route
 from splitinference.core.transition.steps import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
 from splitinference.core.values.plan import Plan, Prediction
+from splitinference_modelfiles import sealed
 from splitinference_modelfiles.stored.digests import MISMATCH
 
 NAME_TAKEN = "NameTaken"
@@ -280,7 +281,8 @@ def _progressing(report: Report) -> Condition:
     if report.refused:
         return Condition(kind=kind, holds=True, reason="Refused", message="; ".join(report.refused))
     if report.accepted.holds is True and (hindered := hindered_segments(report.seen)):
-        reason = MISMATCH if any(MISMATCH in words for words in hindered) else NOT_STARTING
+        known = (reason for reason in (MISMATCH, *sealed.REASONS) if any(reason in words for words in hindered))
+        reason = next(known, NOT_STARTING)
         return Condition(kind=kind, holds=True, reason=reason, message="; ".join(hindered))
     match report.steps:
         case Steps(actions=actions, waiting=waiting):
