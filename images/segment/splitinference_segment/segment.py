@@ -13,6 +13,7 @@ from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTER
 from splitinference_protocol.frames import MOST_ANSWER
 from splitinference_protocol.operations import INPUT, LOCAL, OUTPUT, check_role
 from splitinference_protocol.request import Hop, Request, TensorMeta
+from splitinference_segment.adapter_parts import AdapterParts
 from splitinference_segment.engine import Arrays, Engine, Values
 from splitinference_segment.execution import Execution, Result, Step
 from splitinference_segment.kv import KvLimits, KvTable
@@ -67,6 +68,7 @@ class Segment:
         self._log = RequestLog(settings.segment)
         self._totals = Totals()
         self._recorder = Recorder(self._arrays)
+        self.adapters = AdapterParts(getattr(engine, "adapters", None))
         self._wire = WireServer(
             settings.wire_port,
             settings.model_name,
@@ -99,6 +101,8 @@ class Segment:
                     self._transfer.handle(request, send, lambda failure: self._fail(failure, send))
                 case "probe":
                     self._probe(request, received_at, send)
+                case "adapter_load" | "adapters":
+                    send(answers.answer({"ok": True, **self.adapters.handle(request, data, received_at)}), b"")
                 case "record" | "recorded":
                     self._record(request, send)
                 case "verify":
@@ -149,6 +153,7 @@ class Segment:
         if self._engine.is_last:
             check_sampling(request, self._engine.vocabulary)
         check_drafts(request, values if self._engine.is_first else None)
+        adapter = self.adapters.get(request.adapter) if request.adapter else None
         self._recorder.add(request.sequence, INPUT, request.position, values, received_at)
 
         def done(result: Result | SegmentError) -> None:
@@ -158,7 +163,7 @@ class Segment:
                 self._after_step(request, result, received_at, send)
                 self._count(request, values.shape[0], result)  # when the next stage has the step
 
-        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
+        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done, adapter))
 
     def _infer(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         raise SegmentError(WRONG_SEGMENT, "this model's layers keep sequences: they take steps")
