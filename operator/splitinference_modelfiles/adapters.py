@@ -76,6 +76,22 @@ def read_config(text: bytes) -> LoraConfig:
         raise AdapterRefusedError(f"{CONFIG} is not JSON") from None
     if not isinstance(config, dict):
         raise AdapterRefusedError(f"{CONFIG} is not a JSON object")
+    _check_kind(config)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not _is_rank(rank):
+        raise AdapterRefusedError(f"r is {rank!r:.40}, expected a whole number from 1 to {MOST_RANK}")
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    if not isinstance(ranks, dict) or not all(map(_is_rank, ranks.values())):
+        raise AdapterRefusedError(f"rank_pattern should be an object of whole numbers from 1 to {MOST_RANK}")
+    if not _is_number(alpha) or not isinstance(alphas, dict) or not all(map(_is_number, alphas.values())):
+        raise AdapterRefusedError("lora_alpha and alpha_pattern should be numbers")
+    for pattern in (*ranks, *alphas):
+        _check_pattern(pattern)
+    return LoraConfig(int(rank), float(alpha), bool(config.get("use_rslora")), ranks, alphas)
+
+
+def _check_kind(config: Mapping[str, Any]) -> None:
+    """Plain LoRA of a model that generates text."""
     if (kind := config.get("peft_type")) != "LORA":
         raise AdapterRefusedError(f"peft_type is {kind!r:.80}; LORA is served")
     if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
@@ -91,23 +107,16 @@ def read_config(text: bytes) -> LoraConfig:
             f"init_lora_weights is {start!r:.40}, which changes the model's own weights: save the adapter with "
             "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not _is_rank(rank):
-        raise AdapterRefusedError(f"r is {rank!r:.40}, expected a whole number from 1 to {MOST_RANK}")
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    if not isinstance(ranks, dict) or not all(map(_is_rank, ranks.values())):
-        raise AdapterRefusedError(f"rank_pattern should be an object of whole numbers from 1 to {MOST_RANK}")
-    if not _is_number(alpha) or not isinstance(alphas, dict) or not all(map(_is_number, alphas.values())):
-        raise AdapterRefusedError("lora_alpha and alpha_pattern should be numbers")
-    for pattern in (*ranks, *alphas):
-        # What is matched is short, but a pattern may still take for ever.
-        if not re.fullmatch(r"[\w.\^\$\\*\[\]|()-]{1,200}", pattern) or re.search(r"[*+)]\s*[*+]|\)[*+{]", pattern):
-            raise AdapterRefusedError(f"{pattern!r:.100} in rank_pattern or alpha_pattern is not a path, or a simple pattern of paths")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise AdapterRefusedError(f"{pattern!r:.100} in rank_pattern or alpha_pattern is no regular expression: {error}") from None
-    return LoraConfig(int(rank), float(alpha), bool(config.get("use_rslora")), ranks, alphas)
+
+
+def _check_pattern(pattern: str) -> None:
+    """What is matched is short, but a pattern may still take for ever."""
+    if not re.fullmatch(r"[\w.\^\$\\*\[\]|()-]{1,200}", pattern) or re.search(r"[*+)]\s*[*+]|\)[*+{]", pattern):
+        raise AdapterRefusedError(f"{pattern!r:.100} in rank_pattern or alpha_pattern is not a path, or a simple pattern of paths")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise AdapterRefusedError(f"{pattern!r:.100} in rank_pattern or alpha_pattern is no regular expression: {error}") from None
 
 
 def _is_rank(value: object) -> bool:

@@ -23,7 +23,14 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
 
 
 def write_adapter(
-    model_folder: Path, folder: Path, targets: Sequence[str], *, rank: int = 4, seed: int = 1, dtype: torch.dtype = torch.float32, **config: Any
+    model_folder: Path,
+    folder: Path,
+    targets: Sequence[str],
+    *,
+    rank: int = 4,
+    seed: int = 1,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
 ) -> Path:
     """A random adapter for these layers, of one rank or of those of `rank_pattern`."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)

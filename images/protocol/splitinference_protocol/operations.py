@@ -4,7 +4,21 @@ from collections.abc import Mapping
 
 from splitinference_protocol.errors import FORBIDDEN, SegmentError
 
-OPS = ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export", "record", "recorded", "verify", "adapter_load", "adapters")
+OPS = (
+    "step",
+    "infer",
+    "echo",
+    "release",
+    "probe",
+    "stats",
+    "kv_pull",
+    "kv_export",
+    "record",
+    "recorded",
+    "verify",
+    "adapter_load",
+    "adapters",
+)
 """Operations; a new one comes last, as its place is its number."""
 SIDES = INPUT, OUTPUT = "input", "output"
 """What `record` keeps of a sequence: the hidden states that a segment received, or those that it sent."""

@@ -6,7 +6,6 @@ to the termination log as one line of JSON: digest, rank, bytes. What is wrong g
 Environment: SI_ADAPTER_PATH, the folder; SI_ADAPTER_BLOCKS, how many blocks the model has; SI_ADAPTER_TARGETS, JSON [{"segment", "model"}];
 SI_TLS_FOLDER, SI_IDENTITY, SI_PEER_PREFIX, SI_PEER_SUFFIX, SI_WIRE_PORT as for segments.
 """
-# ruff: noqa: T201
 
 import hashlib
 import json
@@ -84,7 +83,9 @@ def read_adapter(folder: Path, blocks: int) -> Adapter:
     except (OSError, SafetensorError) as error:
         raise AdapterRefusedError(f"the adapter cannot be read: {str(error)[:300]}") from error
     if (beyond := max(tensor.block for tensor in tensors.values())) >= blocks:
-        raise AdapterRefusedError(f"the adapter is for another model: it changes block {beyond}, and this model has blocks 0 to {blocks - 1}")
+        raise AdapterRefusedError(
+            f"the adapter is for another model: it changes block {beyond}, and this model has blocks 0 to {blocks - 1}"
+        )
     for name, found in tensors.items():
         shape, rank = shapes[name], config.rank_of(found.path)
         if len(shape) != 2 or shape[0 if found.half == "A" else 1] != rank:

@@ -54,7 +54,8 @@ class Adapter:
 
 @dataclass(slots=True)
 class TorchAdapters:
-    """The adapters of a segment's blocks. `load`, `drop` and `get` are for any thread; `use` and what it leads to for the one that computes."""
+    """The adapters of a segment's blocks. `load`, `drop` and `get` are for any thread; `use`, `done` and the layers for the one that
+    computes."""
 
     blocks: Sequence[nn.Module]
     first: int

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.manifests.route import asleep
+from splitinference.controller.plan_io.adapter_status import read_adapters, served
 from splitinference.controller.ports import Ports
 from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.core.transition.state import Phase
@@ -29,7 +30,7 @@ class Unloading:
         """What is done now; the route is written here, before anything is deleted."""
         seen, limits = self.seen, self.resource.spec.scaling
         if not seen.asleep and limits is not None:
-            data = asleep(self.start_seconds, limits.hold.total_seconds())
+            data = asleep(self.start_seconds, limits.hold.total_seconds(), served(read_adapters(seen.status)))
             self.ports.cluster.apply(self.ports.builder.route(self.resource, data))
             return Steps(waiting=("the gateway learns that the model is unloaded",))
         there = [segment for segment in seen.observed.segments.values() if segment.phase is not Phase.LEAVING]
