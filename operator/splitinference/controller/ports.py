@@ -265,9 +265,17 @@ class Builder(Protocol):
         """A pod that brings the segment's files into its node's cache and ends; None where there is nothing to be brought."""
 
     def adapter_loader(
-        self, resource: Resource, adapter: AdapterSpec, source: str, *, targets: Sequence[Hop], node: str, blocks: int, again: int
+        self,
+        resource: Resource,
+        adapter: AdapterSpec,
+        source: str,
+        *,
+        targets: Sequence[Hop],
+        nodes: Collection[str],
+        blocks: int,
+        again: int,
     ) -> Manifest:
-        """A pod that gives an adapter to these segments and ends. `node`: where a folder of nodes is read; `again`: tries before."""
+        """A pod that gives an adapter to these segments and ends. `nodes`: where a folder of nodes may be read; `again`: tries before."""
 
     def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """ServiceAccount, Role, RoleBinding, Deployment, Service of the gateway; applied at every change."""

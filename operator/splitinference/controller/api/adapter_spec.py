@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from splitinference.controller.api.model_spec import ModelSource
 from splitinference.controller.api.spec_value import SpecValue
 
-MOST_ADAPTERS = 64
+MOST_ADAPTERS = 32
 AdapterName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?$")]
 
 

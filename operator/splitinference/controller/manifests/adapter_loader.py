@@ -5,14 +5,14 @@ It runs in the segment image, for minutes at most, with a certificate of its own
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from splitinference.controller.api.adapter_spec import AdapterSpec
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
 from splitinference.controller.manifests import gateway, network_policies
 from splitinference.controller.manifests.model_volume import ADAPTER, model_files
-from splitinference.controller.manifests.pod_parts import Manifest, container, environment, metadata, on_node, on_nodes_with, pod_spec
+from splitinference.controller.manifests.pod_parts import Manifest, container, environment, metadata, on_nodes_with, on_one_of, pod_spec
 from splitinference.controller.manifests.pod_template import PodKind, finish
 from splitinference.settings import Settings
 from splitinference_protocol.request import Hop
@@ -24,10 +24,18 @@ _SECONDS = 600
 
 
 def loader_pod(
-    resource: Resource, adapter: AdapterSpec, source: str, settings: Settings, *, targets: Sequence[Hop], node: str, blocks: int, again: int
+    resource: Resource,
+    adapter: AdapterSpec,
+    source: str,
+    settings: Settings,
+    *,
+    targets: Sequence[Hop],
+    nodes: Collection[str],
+    blocks: int,
+    again: int,
 ) -> Manifest:
-    """Give the adapter to these segments. `source`: hash of its source; `node`: where a folder of nodes is read; `blocks`: how many the
-    model has; `again`: how often it was tried before, which is part of the name."""
+    """Give the adapter to these segments. `source`: hash of its source; `nodes`: where a folder of nodes may be read; `blocks`: how many
+    the model has; `again`: how often it was tried before, which is part of the name."""
     model = resource.spec.model.model_copy(update={"source": adapter.source, "file": None})
     reading = resource.model_copy(update={"spec": resource.spec.model_copy(update={"model": model})})
     files = model_files(reading, settings, settings.segment_image, ADAPTER)
@@ -47,7 +55,7 @@ def loader_pod(
         settings,
         command=["segment-load-adapter"],
         env=environment(variables),
-        resources={"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
+        resources={"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "2Gi"}},
         volumeMounts=[files.mount, {"name": "tmp", "mountPath": "/tmp"}, TLS_MOUNT],
     )
     spec = pod_spec(
@@ -62,8 +70,8 @@ def loader_pod(
     )
     spec["affinity"] = (
         on_nodes_with([resource.spec.placement.node_selector], settings.architectures)
-        if adapter.source.persistent_volume_claim is not None or not node
-        else on_node(node)
+        if adapter.source.persistent_volume_claim is not None
+        else on_one_of(nodes)
     )
     content = json.dumps([source, adapter.name, told, settings.segment_image, again])
     name = f"{resource.name}-adapter-{hashlib.sha256(content.encode()).hexdigest()[:8]}"

@@ -6,7 +6,7 @@ next plan keeps is not touched. Tolerations, probes and pull settings are not co
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from splitinference.controller.api.adapter_spec import AdapterSpec
@@ -154,10 +154,18 @@ class Manifests:
         return finish(pod, resource, settings, PodKind.JOBS)
 
     def adapter_loader(
-        self, resource: Resource, adapter: AdapterSpec, source: str, *, targets: Sequence[Hop], node: str, blocks: int, again: int
+        self,
+        resource: Resource,
+        adapter: AdapterSpec,
+        source: str,
+        *,
+        targets: Sequence[Hop],
+        nodes: Collection[str],
+        blocks: int,
+        again: int,
     ) -> Manifest:
         """A pod that gives an adapter to these segments and ends."""
-        return loader_pod(resource, adapter, source, self._settings, targets=targets, node=node, blocks=blocks, again=again)
+        return loader_pod(resource, adapter, source, self._settings, targets=targets, nodes=nodes, blocks=blocks, again=again)
 
     def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """All objects of the gateway, in the order in which they are to be applied."""

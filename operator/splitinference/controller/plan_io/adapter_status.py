@@ -14,7 +14,7 @@ from splitinference.core.values.value import Value
 from splitinference_protocol.request import ADAPTER_DIGEST
 from splitinference_protocol.route import NamedAdapter
 
-State = Literal["Loading", "Serving", "Failed"]
+State = Literal["Loading", "Serving", "Failed", "Removing"]
 
 
 class AdapterStatus(Value):
@@ -80,14 +80,14 @@ class Outcome:
     @property
     def condition(self) -> Condition | None:
         """AdaptersReady; None where there are no adapters."""
-        if not self.adapters:
+        kind, all_of = Kind.ADAPTERS_READY, [found for found in self.adapters.values() if found.state != "Removing"]
+        if not all_of:
             return None
-        kind, all_of = Kind.ADAPTERS_READY, list(self.adapters.values())
         if failed := [each for each in all_of if each.state == "Failed"]:
             message = "; ".join(f"{each.name}: {each.message}" for each in failed)
             return Condition(kind=kind, holds=False, reason="AdapterFailed", message=message)
         if loading := [each for each in all_of if each.state == "Loading"]:
             message = "; ".join(f"{each.name}: {each.message}" for each in loading)
             return Condition(kind=kind, holds=None, reason="Loading", message=message)
-        message = f"all segments have {len(all_of)} adapters: {', '.join(sorted(self.adapters))}"
+        message = f"all segments have {len(all_of)} adapters: {', '.join(sorted(found.name for found in all_of))}"
         return Condition(kind=kind, holds=True, reason="AllLoaded", message=message[:500])

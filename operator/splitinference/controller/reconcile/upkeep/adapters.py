@@ -109,7 +109,8 @@ class AdapterKeeper:
         blocks = sum(layer.kind is LayerKind.BLOCK for layer in profile.layers)
         for adapter in resource.spec.adapters:
             made[adapter.name] = self._one(resource, adapter, there, held=held, loaders=loaders, blocks=blocks)
-        sources = {found.source for found in made.values()}
+        made |= self._leaving({adapter.name for adapter in resource.spec.adapters}, held)
+        sources = {found.source for found in made.values() if found.state != "Removing"}
         for pod in loaders:
             if labels_of(pod).get(ADAPTER_LABEL) not in sources:
                 self._delete(pod)
@@ -118,6 +119,16 @@ class AdapterKeeper:
         if not busy and not any(ended_with(pod, LOADER) is None for pod in loaders):
             self._drop(made, there, held)
         return Outcome(made, tuple(self._refused), settled=not busy)
+
+    def _leaving(self, asked: Collection[str], held: Mapping[str, frozenset[str] | None]) -> dict[str, AdapterStatus]:
+        """Adapters that are no longer asked for, as long as a segment has them, or does not say."""
+        found = {}
+        for name, before in read_adapters(self.seen.status).items():
+            digest = before.digest or before.previous
+            if name not in asked and digest and any(each is None or digest in each for each in held.values()):
+                change = {"state": "Removing", "serves": False, "previous": "", "digest": digest, "message": "sequences run with it"}
+                found[name] = before.model_copy(update=change)
+        return found
 
     def _there(self) -> list[SegmentPod]:
         """The segments that may be given adapters: those of the plan and of the route that answer."""
@@ -199,8 +210,8 @@ class AdapterKeeper:
 
     def _load(self, resource: Resource, adapter: AdapterSpec, source: str, lacking: Sequence[SegmentPod], blocks: int) -> None:
         targets, again = [Hop(pod.name, pod.model) for pod in lacking], self.told.tries.get(adapter.name, 0)
-        node = lacking[again % len(lacking)].segment.node
-        pod = self.ports.builder.adapter_loader(resource, adapter, source, targets=targets, node=node, blocks=blocks, again=again)
+        nodes = {pod.segment.node for pod in self._there()}
+        pod = self.ports.builder.adapter_loader(resource, adapter, source, targets=targets, nodes=nodes, blocks=blocks, again=again)
         try:
             self.ports.cluster.create(pod)
         except RefusedError as error:
@@ -242,7 +253,8 @@ class AdapterKeeper:
         if report is None or report.adapters is None or any(not found.digest for found in made.values()):
             return
         in_flight = {digest for digest, number in report.adapters.items() if number != 0}
-        keep = {digest for found in made.values() for digest in (found.digest, found.previous) if digest} | in_flight
+        stays = [found for found in made.values() if found.state != "Removing"]
+        keep = {digest for found in stays for digest in (found.digest, found.previous) if digest} | in_flight
         for pod in there:
             if (held[pod.name] or frozenset()) - keep:
                 self.ports.segments.adapters(owner_of_body(self.seen.body), pod.name, pod.model, pod.ip, keep)
