@@ -103,7 +103,10 @@ class Engine(Protocol):
     first_block: int
     is_first: bool
     is_last: bool
-    adapters: Adapters | None
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """Those that it holds; None where it can hold none."""
 
     @property
     def arrays(self) -> Arrays:

@@ -142,8 +142,8 @@ def _asked(wire: Wire, hop: Hop, meta: bytes, data: bytes) -> dict[str, object]:
     if isinstance(answer, WireError):
         raise LoadError(f"{hop.segment}: {answer}")
     told = json.loads(answer[0])
-    if isinstance(error := told.get("error"), dict):
-        raise LoadError(f"{hop.segment}: {error.get('code')}: {error.get('message')}")
+    if isinstance(said := told.get("error"), dict):
+        raise LoadError(f"{hop.segment}: {said.get('code')}: {said.get('message')}")
     return dict(told)
 
 
