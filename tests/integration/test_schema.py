@@ -48,7 +48,24 @@ def reuse(**fields: Any) -> dict[str, Any]:
     return {"reuse": {"scope": "All", **fields}}
 
 
+def adapters(*names: str, memory: int = 64, **source: Any) -> dict[str, Any]:
+    given = source or {"hostPath": {"path": "/a"}}
+    return {"adapters": [{"name": name, "source": given} for name in names], "segments": {"adapterMemoryMiB": memory}}
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    (adapters("a", memory=0), "spec.adapters needs spec.segments.adapterMemoryMiB"),
+    ({"segments": {"adapterMemoryMiB": 1}} | model(engine="LlamaCpp"), "spec.segments.adapterMemoryMiB needs spec.model.engine Torch"),
+    (adapters("a") | {"verification": {"samplePercent": 1}}, "spec.adapters contradicts spec.verification"),
+    (adapters("m"), "spec.adapters must not have the model's own name"),
+    (adapters("a", "b", "a"), "Duplicate value"),
+    (adapters("a,b"), "spec.adapters[].name must start and end with a letter or digit"),
+    (adapters("a/"), "spec.adapters[].name must start and end with a letter or digit"),
+    (adapters("a", hostPath={"path": "/a"}, huggingFace=HUB), "spec.adapters[].source must have exactly one"),
+    (adapters("a", persistentVolumeClaim={"claimName": "c", "path": "../a"}), "spec.adapters[].source.persistentVolumeClaim.path must be"),
+    (adapters("a", hostPath={"path": "a"}), "spec.adapters[].source.hostPath.path must be absolute"),
+    (adapters("a", huggingFace={"repository": "model"}), "spec.adapters[].source.huggingFace.repository must have the form owner/name"),
+    (adapters("a", huggingFace={**HUB, "revision": "../x"}), "spec.adapters[].source.huggingFace.revision must be a branch"),
     ({"privacy": {"maxTokenRecoveryPercent": 50}}, "spec.privacy.maxTokenRecoveryPercent needs tokenRecoveryPercent"),
     ({"filter": {"mode": "Reuse"}}, 'spec.filter.mode: Unsupported value: "Reuse"'),
     ({"filter": {"file": "../filter.json"}}, "spec.filter.file must be the name of a .json file"),

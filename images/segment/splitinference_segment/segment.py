@@ -12,6 +12,7 @@ from splitinference_protocol.wire.answers import Timing
 from splitinference_protocol.wire.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, WRONG_SEGMENT, SegmentError
 from splitinference_protocol.wire.operations import BESIDE, INPUT, LOCAL, OUTPUT, check_role
 from splitinference_protocol.wire.request import Hop, Request, TensorMeta
+from splitinference_segment.adapter_parts import AdapterParts
 from splitinference_segment.beside import Beside
 from splitinference_segment.cache.kv import KvLimits, KvTable
 from splitinference_segment.cache.kv_transfer import KvTransfer
@@ -75,6 +76,7 @@ class Segment:
             submit=self._execution.submit,
             fail=self._fail,
         )
+        self.adapters = AdapterParts(getattr(engine, "adapters", None))
         self._wire = WireServer(
             settings.wire_port,
             settings.model_name,
@@ -109,6 +111,8 @@ class Segment:
                     self._probe(request, received_at, send)
                 case op if op in BESIDE:
                     self._beside.handle(request, data, received_at, send)
+                case "adapter_load" | "adapters":
+                    send(answers.answer({"ok": True, **self.adapters.handle(request, data, received_at)}), b"")
                 case _:
                     send(answers.answer(self._stats()), b"")
         except SegmentError as failure:
@@ -155,6 +159,7 @@ class Segment:
         if self._engine.is_last:
             check_sampling(request, self._engine.vocabulary)
         check_drafts(request, values if self._engine.is_first else None)
+        adapter = self.adapters.get(request.adapter) if request.adapter else None
         self._recorder.add(request.sequence, INPUT, request.position, values, received_at)
 
         def done(result: Result | SegmentError) -> None:
@@ -164,7 +169,7 @@ class Segment:
                 self._after_step(request, result, received_at, send)
                 self._count(request, values.shape[0], result)  # when the next stage has the step
 
-        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
+        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done, adapter))
 
     def _infer(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         raise SegmentError(WRONG_SEGMENT, "this model's layers keep sequences: they take steps")

@@ -52,6 +52,7 @@ class Settings:
     identity: str = ""  # of the resource: a SPIFFE ID without the role
     model_digest: str = ""  # what the model's content must be; empty: not known
     digests_file: Path = Path()  # the list of digests that has it as its root
+    adapter_bytes: int = 0  # memory for adapters; 0: none can be loaded
     max_step_tokens: int = 8192  # of one request: with the width of hidden states this bounds a frame
     peer_addresses: Mapping[str, str] = field(default_factory=dict)
     backends: Path = Path("/opt/triton/backends")
@@ -92,6 +93,7 @@ class Settings:
             identity=identity,
             model_digest=read.text("SI_MODEL_DIGEST", ""),
             digests_file=Path(read.text("SI_DIGESTS_FILE")) if read.text("SI_MODEL_DIGEST", "") else Path(),
+            adapter_bytes=read.integer("SI_ADAPTER_BYTES", defaults.adapter_bytes, 0),
             max_step_tokens=read.integer("SI_MAX_STEP_TOKENS", defaults.max_step_tokens, 1),
             peer_addresses=read.addresses("SI_PEER_ADDRESSES"),
             backends=Path(read.text("SI_TRITON_BACKENDS", str(defaults.backends))),

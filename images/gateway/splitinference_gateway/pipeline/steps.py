@@ -59,6 +59,7 @@ class StepClient:
         alternatives: int = 0,
         drafts: Sequence[int] = (),
         drop: int = 0,
+        adapter: str = "",
     ) -> Answer:
         """Run `tokens` at `position` through the pipeline; sample only when `sampling` is given.
 
@@ -66,6 +67,8 @@ class StepClient:
 
         `drafts` are supposed to follow on `tokens`: the answer has as many more tokens as were right. `drop`: how many tokens the segments
         hold behind `position`, of drafts that were not.
+
+        `adapter`: the digest of the adapter to run with.
 
         `prefix` names the blocks that the sequence begins with: it starts anew, with others' KV of its first `position` tokens.
 
@@ -87,6 +90,7 @@ class StepClient:
             prefix=prefix,
             drafts=tuple(drafts),
             drop=drop,
+            adapter=adapter,
         )
         started = time.perf_counter()
         told = await self._traced(pipeline[0], request, array.array("q", (*tokens, *drafts)).tobytes(), seconds)

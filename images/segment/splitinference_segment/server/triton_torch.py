@@ -46,7 +46,7 @@ def load(settings: Settings) -> Loaded:
     if not isinstance(layers, Layers):
         said = f"{layers.weight_bytes() / 2**20:.1f} MiB of weights, {layers.kv_shape.bytes_per_token} KV bytes per token, {device}"
         return Loaded(layers.count, said, lambda meters: TensorSegment(settings, layers, meters))
-    engine = TorchEngine(layers, packed=settings.weights == "packed" and layers.pack())
+    engine = TorchEngine(layers, packed=settings.weights == "packed" and layers.pack(), adapter_bytes=settings.adapter_bytes)
     return Loaded(engine.count, engine.description(), lambda meters: Segment(settings, engine, meters))
 
 

@@ -6,13 +6,15 @@ next plan keeps is not touched. Tolerations, probes and pull settings are not co
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from splitinference.controller.api.adapter_spec import AdapterSpec
 from splitinference.controller.api.pod_values import PodTemplates
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
 from splitinference.controller.manifests import gateway, network_policies
+from splitinference.controller.manifests.adapter_loader import loader_pod
 from splitinference.controller.manifests.model_volume import model_files
 from splitinference.controller.manifests.pod_parts import (
     COMPONENT,
@@ -34,9 +36,11 @@ from splitinference.controller.manifests.segment_resources import device_needs, 
 from splitinference.controller.names import PREFETCH
 from splitinference.controller.ports import SegmentObjects
 from splitinference.controller.spec_to_core import plan_constraints
+from splitinference.core.cost.stage import adapter_bytes
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Engine, LinkEncoding, Profile
 from splitinference.settings import Settings
+from splitinference_protocol.wire.request import Hop
 
 SEGMENT = network_policies.SEGMENT
 VERIFIER = network_policies.VERIFIER
@@ -64,7 +68,7 @@ class Manifests:
         image = device.image if device is not None else segment_image(profile.engine, self._settings)
         files = model_files(resource, self._settings, image, run, profile.commit, gguf=profile.files)
         variables = self._variables(resource, segment, model, files.path, kv_bytes) | _link_encoding(resource, profile, segment)
-        variables |= _engine(profile) | (dict(device.variables) if device is not None else {})
+        variables |= _engine(profile) | _adapters(resource, profile, segment) | (dict(device.variables) if device is not None else {})
         digests, digests_mount = _digests(resource, profile)
         variables |= {"SI_MODEL_DIGEST": profile.content, "SI_DIGESTS_FILE": f"{_DIGESTS_FOLDER}/{KEY}"} if digests else {}
         locked, key_mounts, key_volumes = _encryption(resource)
@@ -162,6 +166,20 @@ class Manifests:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(resource, name, PREFETCH, extra), "spec": spec}
         return finish(pod, resource, settings, PodKind.JOBS)
 
+    def adapter_loader(
+        self,
+        resource: Resource,
+        adapter: AdapterSpec,
+        source: str,
+        *,
+        targets: Sequence[Hop],
+        nodes: Collection[str],
+        blocks: int,
+        again: int,
+    ) -> Manifest:
+        """A pod that gives an adapter to these segments and ends."""
+        return loader_pod(resource, adapter, source, self._settings, targets=targets, nodes=nodes, blocks=blocks, again=again)
+
     def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """All objects of the gateway, in the order in which they are to be applied."""
         return gateway.gateway_objects(resource, self._settings, len(profile.layers), profile.commit, profile.files)
@@ -228,6 +246,16 @@ def segment_image(engine: Engine, settings: Settings) -> str:
 def _engine(profile: Profile) -> dict[str, str]:
     """Nothing for torch, so that its segments keep their names."""
     return {} if profile.engine is Engine.TORCH else {"SI_ENGINE": profile.engine.value}
+
+
+_ADAPTER_HEADERS = 1 << 20
+"""Adapters arrive with the names of their tensors, which are not kept."""
+
+
+def _adapters(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:
+    """Memory for adapters, whichever they are: so they come and go, and the segment stays."""
+    whole = resource.spec.segments.adapter_memory_mib << 20
+    return {"SI_ADAPTER_BYTES": str(adapter_bytes(profile, whole, segment.start, segment.end) + _ADAPTER_HEADERS)} if whole else {}
 
 
 def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) -> str:

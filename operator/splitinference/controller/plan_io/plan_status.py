@@ -33,11 +33,12 @@ _SPENT = {"costPerHour": "cost_per_hour", "watts": "watts", "joulesPerToken": "e
 
 
 def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
-    """Hash of all that a plan is made for: the model's content and the spec, but for how to answer to change and by which operator.
+    """Hash of all that a plan is made for: the model's content and the spec, but for how to answer to change, by which operator, and
+    adapters, which come and go within the memory that is planned for them.
 
     One pipeline is what resources had before they could ask for several: asking for it is no other specification.
     """
-    passed = ("adaptation", "operatorClass", "scaling")
+    passed = ("adaptation", "operatorClass", "scaling", "adapters")
     content = {key: value for key, value in spec.items() if key not in passed and (key, value) != ("replicas", 1)}
     return hashlib.sha256(json.dumps([profile.digest, profile.dtype, content], sort_keys=True).encode()).hexdigest()[:16]
 

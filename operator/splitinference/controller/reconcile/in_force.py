@@ -17,6 +17,7 @@ from splitinference.controller.reconcile.planning.desired import Asked, profile_
 from splitinference.controller.reconcile.planning.plan_pass import Course
 from splitinference.controller.reconcile.planning.privacy import promised_rules
 from splitinference.controller.reconcile.unload import Sleep
+from splitinference.controller.reconcile.upkeep.adapters import Told as AdaptersTold
 from splitinference.controller.reconcile.upkeep.upkeep import Applied
 from splitinference.core.values.problem import Constraints
 from splitinference.core.values.profile import Profile
@@ -44,6 +45,7 @@ class Remembered:
     refusals: int = 0
     told: Told = field(default_factory=Told)
     sleep: Sleep | None = None
+    adapters: AdaptersTold = field(default_factory=AdaptersTold)
 
 
 @dataclass(frozen=True)
