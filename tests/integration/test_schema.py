@@ -133,6 +133,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (model(engine="LlamaCpp", digest="sha256:" + "a" * 64), "spec.model.digest is available for safetensors alone"),
     (model(file="m.gguf") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.engine Torch"),
     (model(engine="LlamaCpp") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.engine Torch"),
+    (model(engine="LlamaCpp", weights="Int8"), "spec.model.weights Int8 and Int4 are for safetensors"),
+    (model(file="m.gguf", weights="Int4"), "spec.model.weights Int8 and Int4 are for safetensors"),
+    (model(weights="Int4", source={"hostPath": {"path": "/m/x.gguf"}}), "spec.model.weights Int8 and Int4 are for safetensors"),
+    (
+        model(weights="Int8", source={"persistentVolumeClaim": {"claimName": "c", "path": "x.gguf"}}),
+        "spec.model.weights Int8 and Int4 are for safetensors",
+    ),
+    (model(weights="Int4") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.weights AsStored"),
+    (model(weights="Int8") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.weights AsStored"),
+    (model(weights="int8"), 'spec.model.weights: Unsupported value: "int8"'),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
     (model(maxContextTokens=8), "spec.model.maxContextTokens in body should be greater than or equal to 16"),
     (model(maxConcurrentSequences=0), "spec.model.maxConcurrentSequences in body should be greater than or equal to 1"),
@@ -282,6 +292,7 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
 @pytest.mark.parametrize(
     "changes",
     [
+        model(weights="Int4"),
         model(engine="LlamaCpp", file="q4/m-Q4_K_M-00001-of-00002.gguf"),
         source(hostPath={"path": "/models/m.gguf"}),
         source(huggingFace={**HUB, "tokenSecretRef": {"name": "hub"}}),
