@@ -27,7 +27,7 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 READ = ("GPTQ", "AWQ", "FP8", "compressed-tensors")
 """Methods that checkpoints.py reads, where config.json describes them."""
 _WHY = {
-    "bitsandbytes": "their layout is that library's own, for its GPU kernels. Save the model once after transformers' `dequantize()`",
+    "bitsandbytes": "Their layout is that library's own, for its GPU kernels. Save the model once after transformers' `dequantize()`",
 }
 
 

@@ -17,7 +17,9 @@ from torch import nn
 from splitinference_modelfiles.held import ROWS, Form
 
 MOST_ROWS = {4: 256, 8: 96}
-"""Rows up to which torch's product is quicker than to dequantize, by bits; measured (docs/decisions/0080)."""
+"""Rows up to which torch's product is quicker than to dequantize, in bfloat16 by bits; measured (docs/decisions/0080)."""
+_MOST_ROWS_OF_OTHERS = 2
+"""In float16 and float32 torch's product takes as long again with each row."""
 _PIECE = 1 << 20
 """Weights that are dequantized at a time."""
 _LEAST = 1e-8
@@ -132,7 +134,8 @@ class Matrix:
         """values [n, columns] times the matrix's transpose: [n, rows]."""
         if self.order is not None:
             values = values.index_select(1, self.order)
-        if not self.layout.kernel or len(values) > MOST_ROWS[self.form.bits]:
+        most = MOST_ROWS[self.form.bits] if self.dtype is torch.bfloat16 else _MOST_ROWS_OF_OTHERS
+        if not self.layout.kernel or len(values) > most:
             return self._dequantized_product(values)
         if self.form.planes == 2:
             values = torch.cat([values, values], 1)
