@@ -149,7 +149,9 @@ def _held(
 ) -> dict[str, Held]:
     """Which matrices are held in codes: those of linear layers, and where weights are quantized here, embedding and head in eight bits."""
     if weights != AS_STORED and checkpoint.quantized:
-        raise ModelRefusedError(f"weights {weights} is for checkpoints in 16 or 32 bits, and this one is quantized already: use {AS_STORED}")
+        raise ModelRefusedError(
+            f"weights {weights} is for checkpoints in 16 or 32 bits, and this one is quantized already: use {AS_STORED}"
+        )
     if weights != AS_STORED and experts is not None:
         raise ModelRefusedError(f"weights {weights} is not served for mixtures of experts: use {AS_STORED}")
     found: dict[str, Held] = {}

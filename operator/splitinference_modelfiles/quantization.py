@@ -47,7 +47,9 @@ def method_of(
         raise refusal("", "text_config in config.json")
     for file, method in _FILES.items():
         if file in files:
-            raise refusal(method, file, f"write what it says into config.json as quantization_config, with its quant_method, or {_OTHERWISE}")
+            raise refusal(
+                method, file, f"write what it says into config.json as quantization_config, with its quant_method, or {_OTHERWISE}"
+            )
     for name, tensor in tensors.items():
         for pattern, method in _NAMES:
             if pattern.search(name):

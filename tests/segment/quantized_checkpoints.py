@@ -42,7 +42,9 @@ def packed(values: torch.Tensor, bits: int, places: tuple[int, ...] | None = Non
     return (total - ((total >> 31) << 32)).to(torch.int32)
 
 
-def gptq(bits: int = 4, group: int = 32, *, symmetric: bool = False, ordered: bool = False, second: bool = False) -> Callable[[torch.Tensor], Made]:
+def gptq(
+    bits: int = 4, group: int = 32, *, symmetric: bool = False, ordered: bool = False, second: bool = False
+) -> Callable[[torch.Tensor], Made]:
     """As AutoGPTQ writes it: [inputs, outputs], zeros less one but in the second format."""
 
     def made(weights: torch.Tensor) -> Made:

@@ -95,7 +95,9 @@ def test_other_processors_layouts_are_learnt(capability: str) -> None:
         "assert (m.product(x) - x @ meant(m).t()).abs().max() < 1e-5; print(m.layout.kernel)"
     )
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "True", done.stderr
 
 
@@ -202,7 +204,9 @@ def test_a_process_needs_the_memory_that_is_planned_within_5_percent(tmp_path: P
     """
     for weights in ("Int8", "Int4"):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_ARENA_MAX": "2"}
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), weights], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), weights], env=environment, capture_output=True, text=True, check=True
+        )
         measured, counted = map(int, done.stdout.split())
         model = accepted(tmp_path, weights)[1]
         planned = sum(model.held_bytes(tensor, 2) for tensor in model.used)

@@ -194,9 +194,7 @@ class Matrix:
     def can_join(parts: "Sequence[Matrix]") -> bool:
         """Whether these matrices, one below the other, are one."""
         first = parts[0]
-        return all(
-            (part.form, part.columns, part.order) == (first.form, first.columns, None) and part.rows % ROWS == 0 for part in parts
-        )
+        return all((part.form, part.columns, part.order) == (first.form, first.columns, None) and part.rows % ROWS == 0 for part in parts)
 
     @staticmethod
     def joined(parts: "Sequence[Matrix]") -> "Matrix":
