@@ -1,6 +1,6 @@
 """In which form a segment holds a matrix of weights, and how many bytes that is: in the serving data type, or in codes of 4 or 8 bits.
 
-Codes have a scale and a zero for each group of inputs. Two planes of four bits make a code of eight. Planner and segment count by these rules.
+Codes have a scale and a zero for each group of inputs. Two planes of four bits make a code of eight. Planner and segment count by these.
 """
 
 from dataclasses import dataclass

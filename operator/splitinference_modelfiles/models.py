@@ -139,28 +139,31 @@ def _decoder(config: Mapping[str, Any], name: str, checkpoint: Checkpoint, files
     )
     if files is not None and (missing := missing_tokenizer(files)):
         raise ModelRefusedError(missing)
-    held = _held(family, {n: expected.get(n, head) for n in stored}, experts, checkpoint, stored, weights)
+    _check_weights(checkpoint, experts, weights)
+    quantized = {name: checkpoint.quantized[found] for name, found in stored.items() if found in checkpoint.quantized}
+    held = _held(family, {n: expected.get(n, head) for n in stored}, experts, quantized, weights)
     more = {"experts": experts, "table": tensors, "quantized": checkpoint.quantized, "held": held}
     return Model(name, sizes, positions, HEAD not in stored, stored, kind, **more)  # type: ignore[arg-type]
 
 
-def _held(
-    family: Family, shapes: Shapes, experts: Experts | None, checkpoint: Checkpoint, stored: Mapping[str, str], weights: str
-) -> dict[str, Held]:
-    """Which matrices are held in codes: those of linear layers, and where weights are quantized here, embedding and head in eight bits."""
+def _check_weights(checkpoint: Checkpoint, experts: Experts | None, weights: str) -> None:
     if weights != AS_STORED and checkpoint.quantized:
         raise ModelRefusedError(
             f"weights {weights} is for checkpoints in 16 or 32 bits, and this one is quantized already: use {AS_STORED}"
         )
     if weights != AS_STORED and experts is not None:
         raise ModelRefusedError(f"weights {weights} is not served for mixtures of experts: use {AS_STORED}")
+
+
+def _held(family: Family, shapes: Shapes, experts: Experts | None, quantized: Mapping[str, Stored], weights: str) -> dict[str, Held]:
+    """Which matrices are held in codes: those of linear layers, and where weights are quantized here, embedding and head in eight bits."""
     found: dict[str, Held] = {}
     for name, shape in shapes.items():
         in_block = name.startswith(f"{family.blocks}.")
         if not name.endswith(".weight") or len(shape) != 2 or (in_block and experts is not None and f".{experts.form.path}." in name):
             continue
         rows, columns = (size or 0 for size in (reversed(shape) if in_block and family is DECODERS["gpt2"] else shape))
-        origin, form = checkpoint.quantized.get(stored[name]), None
+        origin, form = quantized.get(name), None
         if weights != AS_STORED and name != f"{family.positions}.weight":
             form = quantized_form(columns, BITS[weights] if in_block else BITS[INT8])
         elif origin is not None and origin.kind != FP8 and in_block and origin.rows:

@@ -83,7 +83,8 @@ Requests to encoders that are too long are answered with 400.
 
 Codes in groups of 16, a quantized head and quantized experts are held in `spec.model.dtype`.
 
-`spec.model.weights: Int8 | Int4` quantizes a decoder in 16 or 32 bits when it is loaded: [how](../how-to/quantized-model.md#quantize-when-loading).
+`spec.model.weights: Int8 | Int4` quantizes a decoder in 16 or 32 bits when it is loaded:
+[how](../how-to/quantized-model.md#quantize-when-loading).
 Matrices whose inputs are no multiple of 32 keep their data type.
 
 ## Tokenizer

@@ -1,4 +1,5 @@
 """Pre-quantized checkpoints and quantized weights: what is served, in which bytes, and why the rest is not. Planner and segment agree."""
+# ruff: noqa: E501
 
 from pathlib import Path
 from typing import Any

@@ -14,7 +14,8 @@ from splitinference_segment.torch_models.families import UnsupportedModelError
 def accepted(folder: Path, weights: str = AS_STORED) -> tuple[Mapping[str, Any], Model]:
     """The configuration and what the model is. UnsupportedModelError with the planner's own words where it is not served.
 
-    `weights`: as `spec.model.weights` says. Of weight files that the index names only those of this segment's layers need be here. The tokenizer is the gateway's.
+    `weights`: as `spec.model.weights` says. Of weight files that the index names only those of this segment's layers need be
+    here. The tokenizer is the gateway's.
     """
     try:
         config = read_json(str(folder), CONFIG)

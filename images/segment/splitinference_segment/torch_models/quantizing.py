@@ -22,8 +22,8 @@ def take_codes(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, nn.Module]:
-    """Modules on the meta device, by path → the same with those replaced whose matrix is held in codes, and these filled. Biases are left for
-    `fill`. `ties`: names under which a tied weight may be stored, best first; what is stored once is held once."""
+    """Modules on the meta device, by path → the same with those replaced whose matrix is held in codes, and these filled. Biases are left
+    for `fill`. `ties`: names under which a tied weight may be stored, best first; what is stored once is held once."""
     made: dict[str, Matrix] = {}
 
     def replaced(path: str, module: nn.Module) -> nn.Module:

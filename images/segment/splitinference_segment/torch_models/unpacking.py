@@ -1,7 +1,7 @@
 """Weights of pre-quantized checkpoints, rows by rows: their codes with scales and zeros, or the numbers that these stand for.
 
-Everywhere a code c of b bits stands for (c - 2^(b-1)) * scale + zero. Formats as their libraries write them: AutoGPTQ and GPTQModel, AutoAWQ
-(gemm), compressed-tensors, and transformers' FP8 with blocks.
+Everywhere a code c of b bits stands for (c - 2^(b-1)) * scale + zero. Formats as their libraries write them: AutoGPTQ and GPTQModel,
+AutoAWQ (gemm), compressed-tensors, and transformers' FP8 with blocks.
 """
 
 from collections.abc import Mapping

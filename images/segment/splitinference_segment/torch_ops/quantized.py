@@ -83,8 +83,8 @@ def _packed(codes: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 
 class Matrix:
-    """Codes of a matrix [rows, columns], and products with it. `order`: the input that stands in each place, where inputs were put in another
-    order so that groups lie together."""
+    """Codes of a matrix [rows, columns], and products with it. `order`: the input that stands in each place, where inputs were put in
+    another order so that groups lie together."""
 
     def __init__(self, rows: int, columns: int, form: Form, dtype: torch.dtype, device: torch.device) -> None:
         """Empty; `put` fills it, rows by rows."""
