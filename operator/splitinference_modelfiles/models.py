@@ -5,11 +5,13 @@ The first refusal is the answer; the checks go from what the user can see at onc
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from splitinference_modelfiles import chains
-from splitinference_modelfiles.quantization import FLOATS, refuse_quantized
+from splitinference_modelfiles.checkpoints import FP8, Checkpoint, Stored, read_checkpoint
+from splitinference_modelfiles.held import AS_STORED, BITS, INT8, WEIGHTS, Held, quantized_form, stored_form
+from splitinference_modelfiles.quantization import FLOATS
 from splitinference_modelfiles.rules import rope
 from splitinference_modelfiles.rules.blocks import decoder_shapes
 from splitinference_modelfiles.rules.experts import Experts, experts_of
@@ -47,7 +49,10 @@ _NOT_NULL = frozenset(
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is served. `used`: its weights under transformers' names → as stored. `sizes` is None of a chain of layers."""
+    """A model that is served. `used`: its weights under transformers' names → as stored. `sizes` is None of a chain of layers.
+
+    `table`: all stored tensors, those of a quantized checkpoint as if they were not. `quantized`: how those are stored that are, by that
+    name. `held`: matrices that a segment holds in codes, by transformers' names; all others have the serving data type."""
 
     family: str
     sizes: Sizes | None
@@ -57,30 +62,54 @@ class Model:
     rope: str | None = None
     head: str | None = None
     experts: Experts | None = None
+    table: Table = field(default_factory=dict)
+    quantized: Mapping[str, Stored] = field(default_factory=dict)
+    held: Mapping[str, Held] = field(default_factory=dict)
+
+    def held_bytes(self, name: str, size: int) -> int:
+        """Bytes that a segment holds of a tensor, by transformers' name, where the serving data type has `size` bytes."""
+        if (held := self.held.get(name)) is not None:
+            return held.bytes(size)
+        return self.tensor(name).elements * size
+
+    def tensor(self, name: str) -> TensorInfo:
+        """The table's entry, by transformers' name. KeyError where its file is not here."""
+        if (info := self.table[self.used[name]]) is None:
+            raise KeyError(name)
+        return info
 
 
-def served_model(config: Mapping[str, Any], tensors: Table, files: Collection[str] | None, *, tokenizer: bool = True) -> Model:
+def served_model(
+    config: Mapping[str, Any], tensors: Table, files: Collection[str] | None, *, tokenizer: bool = True, weights: str = AS_STORED
+) -> Model:
     """What the model is. ModelRefusedError says why it is not served.
 
     `files`: names in its folder; None where they are not known. `tokenizer`: whether one must be among them if the model needs one.
+    `weights`: `spec.model.weights`, how segments are to hold matrices.
     """
+    if weights not in WEIGHTS:
+        raise ModelRefusedError(f"weights {shown(weights)} is not known; known are {', '.join(WEIGHTS)}")
     family = config.get("model_type")
     if family is None:
         raise ModelRefusedError("config.json: model_type is missing")
     if family not in SERVED:
         why = NOT_SERVED.get(str(family), "")
         raise ModelRefusedError(f"model_type {shown(family)} is not served{': ' if why else ''}{why}. Served are {', '.join(SERVED)}")
-    refuse_quantized(config, tensors, files or ())
+    checkpoint = read_checkpoint(config, tensors, files or ())
+    if family not in DECODERS and (checkpoint.quantized or weights != AS_STORED):
+        what = "its checkpoint is quantized" if checkpoint.quantized else f"weights {weights} was asked for"
+        raise ModelRefusedError(f"quantized weights are served for decoders alone, and this is {shown(family)}: {what}")
     if family == CHAIN:
-        return Model(CHAIN, None, None, False, chains.used(config, tensors))
+        return Model(CHAIN, None, None, False, chains.used(config, tensors), table=tensors)
     refuse_nulls(config, _NOT_NULL_OF_GPT2 if family == "gpt2" else _NOT_NULL)
     check_kinds(config, str(family))
     if family in DECODERS:
-        return _decoder(config, str(family), DECODERS[str(family)], tensors, files if tokenizer else None)
+        return _decoder(config, str(family), checkpoint, files if tokenizer else None, weights)
     return _encoder(config, str(family), ENCODERS[str(family)], tensors)
 
 
-def _decoder(config: Mapping[str, Any], name: str, family: Family, tensors: Table, files: Collection[str] | None) -> Model:
+def _decoder(config: Mapping[str, Any], name: str, checkpoint: Checkpoint, files: Collection[str] | None, weights: str) -> Model:
+    family, tensors = DECODERS[name], checkpoint.tensors
     refuse_nulls(config, family.not_null)
     architecture = _architecture(config)
     if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
@@ -111,7 +140,38 @@ def _decoder(config: Mapping[str, Any], name: str, family: Family, tensors: Tabl
     )
     if files is not None and (missing := missing_tokenizer(files)):
         raise ModelRefusedError(missing)
-    return Model(name, sizes, positions, HEAD not in stored, stored, kind, experts=experts)
+    _check_weights(checkpoint, experts, weights)
+    quantized = {name: checkpoint.quantized[found] for name, found in stored.items() if found in checkpoint.quantized}
+    held = _held(family, {n: expected.get(n, head) for n in stored}, experts, quantized, weights)
+    more = {"experts": experts, "table": tensors, "quantized": checkpoint.quantized, "held": held}
+    return Model(name, sizes, positions, HEAD not in stored, stored, kind, **more)  # type: ignore[arg-type]
+
+
+def _check_weights(checkpoint: Checkpoint, experts: Experts | None, weights: str) -> None:
+    if weights != AS_STORED and checkpoint.quantized:
+        raise ModelRefusedError(
+            f"weights {weights} is for checkpoints in 16 or 32 bits, and this one is quantized already: use {AS_STORED}"
+        )
+    if weights != AS_STORED and experts is not None:
+        raise ModelRefusedError(f"weights {weights} is not served for mixtures of experts: use {AS_STORED}")
+
+
+def _held(family: Family, shapes: Shapes, experts: Experts | None, quantized: Mapping[str, Stored], weights: str) -> dict[str, Held]:
+    """Which matrices are held in codes: those of linear layers, and where weights are quantized here, embedding and head in eight bits."""
+    found: dict[str, Held] = {}
+    for name, shape in shapes.items():
+        in_block = name.startswith(f"{family.blocks}.")
+        if not name.endswith(".weight") or len(shape) != 2 or (in_block and experts is not None and f".{experts.form.path}." in name):
+            continue
+        rows, columns = (size or 0 for size in (reversed(shape) if in_block and family is DECODERS["gpt2"] else shape))
+        origin, form = quantized.get(name), None
+        if weights != AS_STORED and name != f"{family.positions}.weight":
+            form = quantized_form(columns, BITS[weights] if in_block else BITS[INT8])
+        elif origin is not None and origin.kind != FP8 and in_block and origin.rows:
+            form = stored_form(origin.columns, origin.bits, origin.group)
+        if form is not None:
+            found[name] = Held(form, rows, columns)
+    return found
 
 
 def decoder_sizes(config: Mapping[str, Any], name: str, family: Family) -> Sizes:
@@ -170,7 +230,7 @@ def _encoder(config: Mapping[str, Any], name: str, family: EncoderFamily, tensor
     needed = {n: shape for n, shape in expected.items() if n not in ties or n in stored}
     _check_table(stored, tensors, needed, blocks, re.compile(rf"^{family.base}\.encoder\.layer\.(\d+)\."))
     tied = any(n.endswith("decoder.weight") and n not in stored for n in ties)
-    return Model(name, sizes, positions, tied, stored, head=head)
+    return Model(name, sizes, positions, tied, stored, head=head, table=tensors)
 
 
 def _unused_of_encoder(name: str, family: EncoderFamily, head: str) -> bool:

@@ -24,23 +24,42 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """Data types in which weights may be stored; each is cast to the serving dtype."""
 
 
-def refuse_quantized(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo | None], files: Collection[str]) -> None:
-    """ModelRefusedError with the method and where it is said. The most telling sign comes first."""
+READ = ("GPTQ", "AWQ", "FP8", "compressed-tensors")
+"""Methods that checkpoints.py reads, where config.json describes them."""
+_WHY = {
+    "bitsandbytes": "Their layout is that library's own, for its GPU kernels. Save the model once after transformers' `dequantize()`",
+}
+
+
+def method_of(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo | None], files: Collection[str]
+) -> tuple[str, Mapping[str, Any], str] | None:
+    """The method, its settings, and where they are said; None where no weight is quantized. ModelRefusedError where only a file beside
+    config.json, a name or a data type tells of it: then nobody says what the codes mean. The most telling sign comes first."""
     for key in _KEYS:
         if (found := config.get(key)) is not None:
-            raise _refusal(_method(found), f"{key} in config.json")
+            where, method = f"{key} in config.json", _method(found)
+            if not isinstance(found, Mapping) or not method.startswith(READ):
+                raise refusal(method, where)
+            return method, found, where
+    text = config.get("text_config")
+    if isinstance(text, Mapping) and any(text.get(key) is not None for key in _KEYS):
+        raise refusal("", "text_config in config.json")
     for file, method in _FILES.items():
         if file in files:
-            raise _refusal(method, file)
+            raise refusal(
+                method, file, f"write what it says into config.json as quantization_config, with its quant_method, or {_OTHERWISE}"
+            )
     for name, tensor in tensors.items():
         for pattern, method in _NAMES:
             if pattern.search(name):
-                raise _refusal(method, f"tensor {name}")
+                raise refusal(method, f"tensor {name}")
         if tensor is not None and tensor.dtype.startswith(("F8_", "F4", "F6_")):
-            raise _refusal(
+            raise refusal(
                 "MXFP4 or another small float" if tensor.dtype.startswith(("F4", "F6_")) else "FP8",
                 f"tensor {name} is stored as {tensor.dtype}",
             )
+    return None
 
 
 def _method(found: Any) -> str:
@@ -56,6 +75,11 @@ def _method(found: Any) -> str:
     return f"{named} ({inner[:40]})" if inner and named == "compressed-tensors" else named
 
 
-def _refusal(method: str, where: str) -> ModelRefusedError:
+_OTHERWISE = "use the checkpoint with weights in float32, float16 or bfloat16"
+
+
+def refusal(method: str, where: str, instead: str = _OTHERWISE) -> ModelRefusedError:
+    """Why these weights are not served."""
     what = f"quantized weights ({method})" if method else "quantized weights"
-    return ModelRefusedError(f"{what} are not served: {where}. Use the checkpoint with weights in float32, float16 or bfloat16")
+    why = _WHY.get(method, "")
+    return ModelRefusedError(f"{what} are not served: {where}. {why or instead[0].upper() + instead[1:]}")

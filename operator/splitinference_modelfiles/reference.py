@@ -54,7 +54,8 @@ Requests to encoders that are too long are answered with 400.
 | what | what happens |
 |---|---|
 | `safetensors` in float64, float32, float16 or bfloat16 | served; cast to `spec.model.dtype` |
-| quantized: GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, MXFP4, ModelOpt | refused with the method and where it is said |
+| quantized, as [below](#quantized-checkpoints) | served, decoders alone |
+| quantized: bitsandbytes, MXFP4, ModelOpt, or told by nothing in `config.json` | refused with the method and where it is said |
 | GGUF | [served by llama.cpp](#gguf); `segment-convert` makes safetensors of it for the torch engine |
 | other formats (`.bin`, `.pth`) | refused |
 | `model.safetensors.index.json` | decides: files beside those that it names are ignored (`consolidated.safetensors`) |
@@ -64,6 +65,27 @@ Requests to encoders that are too long are answered with 400.
 | no head stored, and `tie_word_embeddings` true | the embedding is the head |
 | a missing or unknown tensor, a shape that `config.json` contradicts, a file that is cut short | refused with file and reason |
 | a link that leaves the model's folder | refused: a pod mounts the folder alone |
+
+## Quantized checkpoints
+
+`quantization_config` in `config.json` (or `compression_config`, as older files have it) says what the codes mean:
+
+| method | served | held as |
+|---|---|---|
+| GPTQ (`gptq`, `gptq_v2`), 4 or 8 bits, also with act-order | yes | its codes |
+| AWQ (`gemm`), 4 bits with zero points | yes | its codes |
+| compressed-tensors `pack-quantized`, 4 or 8 bits (W4A16, W8A16), without act-order or with it | yes | its codes |
+| compressed-tensors `int-quantized` (W8A8) | yes; activations stay in 16 bits | its codes |
+| compressed-tensors `float-quantized`, `fp8` with blocks, `fbgemm_fp8` | yes; activations stay in 16 bits | `spec.model.dtype` |
+| GPTQ of 2 or 3 bits, `marlin`, `dynamic`; AWQ `gemv` or without zero points | no | |
+| compressed-tensors of other formats (NVFP4, sparse) | no | |
+| bitsandbytes | no: its layout is for its own GPU kernels. transformers' `dequantize()` and `save_pretrained` make 16 bits of it | |
+
+Codes in groups of 16, a quantized head and quantized experts are held in `spec.model.dtype`.
+
+`spec.model.weights: Int8 | Int4` quantizes a decoder in 16 or 32 bits when it is loaded:
+[how](../how-to/quantized-model.md#quantize-when-loading).
+Matrices whose inputs are no multiple of 32 keep their data type.
 
 ## Tokenizer
 

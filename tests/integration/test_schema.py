@@ -162,6 +162,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (model(encryption=locked(), digest="sha256:" + 64 * "0"), "spec.model.digest must not be set with spec.model.encryption"),
     (model(file="m.gguf") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.engine Torch"),
     (model(engine="LlamaCpp") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.engine Torch"),
+    (model(engine="LlamaCpp", weights="Int8"), "spec.model.weights Int8 and Int4 are for safetensors"),
+    (model(file="m.gguf", weights="Int4"), "spec.model.weights Int8 and Int4 are for safetensors"),
+    (model(weights="Int4", source={"hostPath": {"path": "/m/x.gguf"}}), "spec.model.weights Int8 and Int4 are for safetensors"),
+    (
+        model(weights="Int8", source={"persistentVolumeClaim": {"claimName": "c", "path": "x.gguf"}}),
+        "spec.model.weights Int8 and Int4 are for safetensors",
+    ),
+    (model(weights="Int4") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.weights AsStored"),
+    (model(weights="Int8") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.weights AsStored"),
+    (model(weights="int8"), 'spec.model.weights: Unsupported value: "int8"'),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
     (model(maxContextTokens=8), "spec.model.maxContextTokens in body should be greater than or equal to 16"),
     (model(maxConcurrentSequences=0), "spec.model.maxConcurrentSequences in body should be greater than or equal to 1"),
@@ -314,6 +324,7 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
 @pytest.mark.parametrize(
     "changes",
     [
+        model(weights="Int4"),
         model(engine="LlamaCpp", file="q4/m-Q4_K_M-00001-of-00002.gguf"),
         model(encryption=locked(url="https://kbs.example:8080/under/here", caConfigMapRef={"name": "kbs-ca"})),
         {"verification": {"samplePercent": 100, "replicas": 2}},

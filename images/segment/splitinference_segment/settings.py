@@ -13,6 +13,7 @@ SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,253}/ns/[a-z0-9-]{1,63}/si/[a-z0
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DTYPES = tuple(DTYPE_BYTES)
 WEIGHTS = ("stored", "packed")
+MODEL_WEIGHTS = ("AsStored", "Int8", "Int4")
 ENGINES = ("torch", "llamacpp")
 
 
@@ -38,6 +39,7 @@ class Settings:
     kv_bytes: int = 1 << 30
     kv_idle_seconds: float = 300.0
     threads: int = 1
+    model_weights: str = MODEL_WEIGHTS[0]  # as the checkpoint has them, or quantized while they are loaded
     weights: str = WEIGHTS[0]  # as stored: bit for bit the unsplit model; packed: faster on CPUs
     max_batch: int = 8  # most decode steps run together; 1 runs them one by one
     gather_ms: float = 10.0  # most that decode steps wait for others that are about to come, and never half of a step's time; 0: not at all
@@ -79,6 +81,7 @@ class Settings:
             kv_bytes=read.integer("SI_KV_BYTES", defaults.kv_bytes, 0),
             kv_idle_seconds=read.duration("SI_KV_IDLE_SECONDS", defaults.kv_idle_seconds, "seconds"),
             threads=read.integer("SI_THREADS", defaults.threads, 1),
+            model_weights=read.choice("SI_MODEL_WEIGHTS", MODEL_WEIGHTS, defaults.model_weights),
             weights=read.choice("SI_WEIGHTS", WEIGHTS, defaults.weights),
             max_batch=read.integer("SI_MAX_BATCH", defaults.max_batch, 1),
             gather_ms=read.duration("SI_GATHER_MS", defaults.gather_ms, "milliseconds", may_be_0=True),

@@ -57,7 +57,8 @@ class Profiler:
         return self._parsed(resource, packed)
 
     def _parsed(self, resource: Resource, packed: str) -> Profile | Unreadable:
-        key = (packed, resource.spec.model.dtype, f"{resource.spec.model.id} {resource.spec.model.digest or ''}")
+        model = resource.spec.model
+        key = (packed, f"{model.dtype} {model.weights}", f"{model.id} {model.digest or ''}")
         with self._lock:
             found = self._profiles.get(key)
         if found is None:
@@ -139,6 +140,7 @@ def _profile(resource: Resource, packed: str, settings: Settings) -> Profile | U
             runtime_bytes=settings.segment_runtime_mib * _MIB,
             llama_runtime_bytes=settings.segment_llama_cpp_runtime_mib * _MIB,
             model=model.id,
+            weights=model.weights,
         )
         return with_content(profile, content.root, content.commit)
     except ModelRefusedError as error:

@@ -39,7 +39,9 @@ def load(settings: Settings) -> Loaded:
     try:
         digests = read_digests(settings.digests_file, settings.model_digest) if settings.model_digest else None
         dtype = getattr(torch, settings.dtype)
-        layers = load_layers(settings.model_path, settings.start, settings.end, dtype, device=device, digests=digests)
+        layers = load_layers(
+            settings.model_path, settings.start, settings.end, dtype, device=device, digests=digests, weights=settings.model_weights
+        )
     except (MismatchError, ModelKeyError) as error:
         tell(error)
         raise

@@ -4,20 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from splitinference_modelfiles.held import AS_STORED
 from splitinference_modelfiles.models import Model, served_model
 from splitinference_modelfiles.stored.folder import CONFIG, file_names, read_json, tensor_tables
 from splitinference_modelfiles.stored.headers import ModelRefusedError
 from splitinference_segment.torch_models.families import UnsupportedModelError
 
 
-def accepted(folder: Path) -> tuple[Mapping[str, Any], Model]:
+def accepted(folder: Path, weights: str = AS_STORED) -> tuple[Mapping[str, Any], Model]:
     """The configuration and what the model is. UnsupportedModelError with the planner's own words where it is not served.
 
-    Of weight files that the index names only those of this segment's layers need be here. The tokenizer is the gateway's.
+    `weights`: as `spec.model.weights` says. Of weight files that the index names only those of this segment's layers need be
+    here. The tokenizer is the gateway's.
     """
     try:
         config = read_json(str(folder), CONFIG)
         file_of, table = tensor_tables(str(folder), partial=True)
-        return config, served_model(config, {name: table.get(name) for name in file_of}, file_names(str(folder)), tokenizer=False)
+        known = {name: table.get(name) for name in file_of}
+        return config, served_model(config, known, file_names(str(folder)), tokenizer=False, weights=weights)
     except ModelRefusedError as error:
         raise UnsupportedModelError(str(error)) from error

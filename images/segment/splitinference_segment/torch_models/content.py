@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,10 +85,15 @@ def copied(name: str, info: TensorInfo, stored: torch.Tensor, target: torch.Tens
     step = max(1, _PIECE // stored.element_size())
     for begin in range(0, source.numel(), step):
         piece = source[begin : begin + step].clone()
-        digest.update((ctypes.c_char * (piece.numel() * piece.element_size())).from_address(piece.data_ptr()))
+        feed(digest, piece)
         if goal is not None:
             goal[begin : begin + step].copy_(piece)
     return str(digest.hexdigest())
+
+
+def feed(digest: Any, piece: torch.Tensor) -> None:
+    """The bytes of a contiguous tensor in the processor's memory."""
+    digest.update((ctypes.c_char * (piece.numel() * piece.element_size())).from_address(piece.data_ptr()))
 
 
 def tell(error: Exception) -> None:

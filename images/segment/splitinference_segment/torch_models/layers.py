@@ -1,6 +1,6 @@
 """The segment's layers: built on the meta device from transformers' own modules, filled with their tensors alone, and run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from splitinference_modelfiles.held import AS_STORED, Held
 from splitinference_modelfiles.rules.families import Family
 from splitinference_modelfiles.stored.digests import Digests
+from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.adapters import Sizes, linear_sizes
 from splitinference_segment.torch_models.families import UNSTEADY_ROPE, UnsupportedModelError, family_of
+from splitinference_segment.torch_models.quantizing import take_codes
 from splitinference_segment.torch_models.variants import Variant
 from splitinference_segment.torch_models.weights import Weights, fill
 from splitinference_segment.torch_ops import attention
@@ -19,6 +22,7 @@ from splitinference_segment.torch_ops.attention import Row
 from splitinference_segment.torch_ops.joining import can_join, join
 from splitinference_segment.torch_ops.kv_torch import KvShape
 from splitinference_segment.torch_ops.packing import can_pack, packed, packed_bytes
+from splitinference_segment.torch_ops.quantized import matrices
 from splitinference_segment.torch_ops.spans import Span
 
 
@@ -26,10 +30,22 @@ class Layers:
     """Layers [start, end) of a model: the embedding is layer 0, the blocks 1..N, norm and head layer N + 1."""
 
     def __init__(
-        self, folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu", digests: Digests | None = None
+        self,
+        folder: Path,
+        start: int,
+        end: int,
+        dtype: torch.dtype,
+        *,
+        device: str = "cpu",
+        digests: Digests | None = None,
+        weights: str = AS_STORED,
     ) -> None:
-        """Build and load. UnsupportedModelError, MissingWeightsError or MismatchError say why not."""
+        """Build and load. `weights`: how matrices are held, as `spec.model.weights` says. UnsupportedModelError, MissingWeightsError or
+        MismatchError say why not."""
         config = AutoConfig.from_pretrained(folder)
+        quantized = getattr(config, "quantization_config", None) is not None or getattr(config, "compression_config", None) is not None
+        held = accepted(folder, weights)[1].held if quantized or weights != AS_STORED else {}
+        config.quantization_config = None  # what transformers would do for it, this package does
         family = family_of(config.model_type)
         count = config.num_hidden_layers + 2
         if not 0 <= start < end <= count:
@@ -49,44 +65,47 @@ class Layers:
         self.norm: nn.Module | None = None
         self.head: nn.Module | None = None
         self.blocks: list[nn.Module] = []
-        self._take(config, family, Weights(folder, digests))
+        self._take(config, family, Weights(folder, digests), held)
         self._variant = Variant(config, family, range(self.first_block, self.first_block + len(self.blocks)))
         heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
         width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.kv_shape = KvShape(len(self.blocks), heads, width, dtype, device)
 
-    def _take(self, config: Any, family: Family, weights: Weights) -> None:
+    def _take(self, config: Any, family: Family, weights: Weights, held: Mapping[str, Held]) -> None:
         with torch.device("meta"):
             whole = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         whole.config._attn_implementation = attention.NAME
         whole.eval().requires_grad_(False)
         own: dict[str, nn.Module] = {}
         if self.is_first:
-            self.embedding = own[family.embedding] = whole.get_submodule(family.embedding)
+            own[family.embedding] = whole.get_submodule(family.embedding)
             if family.positions is not None:
-                self.positions = own[family.positions] = whole.get_submodule(family.positions)
-        blocks = whole.get_submodule(family.blocks)
-        for index in range(self.first_block, min(self.end - 1, config.num_hidden_layers)):
-            own[f"{family.blocks}.{index}"] = blocks[index]
-            self.blocks.append(blocks[index])
+                own[family.positions] = whole.get_submodule(family.positions)
+        blocks = range(self.first_block, min(self.end - 1, config.num_hidden_layers))
+        for index in blocks:
+            own[f"{family.blocks}.{index}"] = whole.get_submodule(f"{family.blocks}.{index}")
         if self.is_last:
-            self.norm = own[family.norm] = whole.get_submodule(family.norm)
-            self.head = own[family.head] = whole.get_submodule(family.head)
+            own[family.norm] = whole.get_submodule(family.norm)
+            own[family.head] = whole.get_submodule(family.head)
+        ties = self._ties(config, family)
+        # Adapters name the layers as transformers has them, before they are quantized, joined or packed.
+        self.linear_sizes: Sizes = linear_sizes([own[f"{family.blocks}.{index}"] for index in blocks], self.first_block)
+        if held:
+            own = take_codes(own, weights, whole.base_model_prefix, ties, held, dtype=self.dtype, device=self.device)
+        self.embedding, self.positions = own.get(family.embedding), own.get(family.positions or "")
+        self.blocks = [own[f"{family.blocks}.{index}"] for index in blocks]
+        self.norm, self.head = own.get(family.norm), own.get(family.head)
         if family.rotary is not None and self.blocks:
             self.rotary = type(whole.get_submodule(family.rotary))(config=config).to(self.device)
-        fill(
-            own, weights, whole.base_model_prefix, self._ties(config, family), dtype=self.dtype, device=self.device, experts=family.experts
-        )
+        fill(own, weights, whole.base_model_prefix, ties, dtype=self.dtype, device=self.device, experts=family.experts)
         if self.embedding is not None and hasattr(self.embedding, "scalar_embed_scale"):  # Gemma's, a buffer not in the files
             self.embedding.embed_scale = torch.tensor(self.embedding.scalar_embed_scale, device=self.device)
         for path, module in own.items():
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):
                 if tensor.is_meta:
                     raise UnsupportedModelError(f"{path}.{name} is neither in the files nor known to be computed")
-        self.linear_sizes: Sizes = linear_sizes(self.blocks, self.first_block)  # before layers are joined or packed
-        if can_join(self.dtype, self.device):
-            for block in self.blocks:
-                join(block)
+        for block in self.blocks:
+            join(block, plain=can_join(self.dtype, self.device))
 
     @staticmethod
     def _ties(config: Any, family: Family) -> dict[str, tuple[str, ...]]:
@@ -103,7 +122,7 @@ class Layers:
         parts = (self.embedding, self.positions, *self.blocks, self.norm, self.head)
         modules = [module for module in parts if module is not None]
         tensors = {p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}
-        return int(sum(tensors.values())) + packed_bytes(modules)
+        return int(sum(tensors.values())) + packed_bytes(modules) + sum(matrix.nbytes for matrix in matrices(modules))
 
     def pack(self) -> bool:
         """Pack the weights of linear layers (see packing.py); a head that shares its weight with the embedding stays. False: not here."""

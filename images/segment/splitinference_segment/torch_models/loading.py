@@ -5,6 +5,7 @@ from typing import TypeGuard
 
 import torch
 
+from splitinference_modelfiles.held import AS_STORED
 from splitinference_modelfiles.stored.digests import Digests
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.encoder import ENCODERS, EncoderLayers
@@ -14,17 +15,24 @@ from splitinference_segment.torch_models.stateless import Stateless
 
 
 def load_layers(
-    folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu", digests: Digests | None = None
+    folder: Path,
+    start: int,
+    end: int,
+    dtype: torch.dtype,
+    *,
+    device: str = "cpu",
+    digests: Digests | None = None,
+    weights: str = AS_STORED,
 ) -> Layers | Stateless:
-    """Layers [start, end) of the model in `folder`, which must be what `digests` say. UnsupportedModelError, MissingWeightsError or
-    MismatchError say why not."""
-    _, model = accepted(folder)  # before transformers is asked, which has no other families here
+    """Layers [start, end) of the model in `folder`, which must be what `digests` say. `weights`: as `spec.model.weights` says.
+    UnsupportedModelError, MissingWeightsError or MismatchError say why not."""
+    _, model = accepted(folder, weights)  # before transformers is asked, which has no other families here
     kind = model.family
     if kind == MODEL_TYPE:
         return SequentialLayers(folder, start, end, dtype, device=device, digests=digests)
     if kind in ENCODERS:
         return EncoderLayers(folder, start, end, dtype, device=device, digests=digests)
-    return Layers(folder, start, end, dtype, device=device, digests=digests)
+    return Layers(folder, start, end, dtype, device=device, digests=digests, weights=weights)
 
 
 def is_stateless(layers: Layers | Stateless) -> TypeGuard[Stateless]:

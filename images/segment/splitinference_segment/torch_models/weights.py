@@ -2,24 +2,32 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import nn
 
+from splitinference_modelfiles.checkpoints import FP8, Stored, read_checkpoint
+from splitinference_modelfiles.held import ROWS
 from splitinference_modelfiles.models import FORMER_NAMES
 from splitinference_modelfiles.quantization import FLOATS
 from splitinference_modelfiles.rules.experts import ExpertForm, parts_of
-from splitinference_modelfiles.stored.digests import Digests
-from splitinference_modelfiles.stored.folder import tensor_tables
+from splitinference_modelfiles.stored.digests import Digests, started
+from splitinference_modelfiles.stored.folder import CONFIG, file_names, read_json, tensor_tables
 from splitinference_modelfiles.stored.headers import ModelRefusedError
-from splitinference_segment.torch_models.content import check, check_config, copied
+from splitinference_segment.torch_models.content import check, check_config, copied, feed
 from splitinference_segment.torch_models.sealed import open_tensors
+from splitinference_segment.torch_models.unpacking import UnequalGroupsError, codes_of, order_of, weights_of
+from splitinference_segment.torch_ops.quantized import Matrix
 
 _used: list[BinaryIO] = []
 """Weight files that this process loaded from: while it lives, the node's model cache keeps them, as it may have to load again."""
+
+
+_AT_ONCE = 1 << 20
+"""Weights that are converted at a time: what they need besides is some dozens of megabytes."""
 
 
 class MissingWeightsError(Exception):
@@ -38,6 +46,9 @@ class Weights:
             check_config(folder, digests)
         try:
             self._file_of, self._table = tensor_tables(str(folder), partial=True)
+            known = {name: self._table.get(name) for name in self._file_of}
+            checkpoint = read_checkpoint(read_json(str(folder), CONFIG), known, file_names(str(folder)))
+            self._names, self._quantized = checkpoint.tensors, checkpoint.quantized
         except ModelRefusedError as error:
             raise MissingWeightsError(f"{folder}: {error}") from error
         if not self._file_of:
@@ -47,21 +58,89 @@ class Weights:
         """The name under which `name` is stored; some checkpoints leave out the base model's prefix (GPT-2's does)."""
         for current in (name, *former_names(name)):
             for candidate in (current, current.removeprefix(f"{base_prefix}."), f"{base_prefix}.{current}"):
-                if candidate in self._file_of:
+                if candidate in self._names:
                     return candidate
         return None
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether the weight of this stored name is in codes, or in FP8."""
+        return name in self._quantized
+
     def read(
-        self, names: Iterable[str], dtype: torch.dtype, device: torch.device, places: Mapping[str, torch.Tensor] | None = None
+        self, names: Sequence[str], dtype: torch.dtype, device: torch.device, places: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
         """Read tensors by stored name, those of `places` into this memory, others into memory of their own. They are copies: serving
-        never waits for the page cache. MismatchError where one is not what its digest says."""
-        by_file: dict[str, list[str]] = {}
+        never waits for the page cache. Quantized weights become the numbers that they stand for. MismatchError where one is not what its
+        digest says."""
+        plain = [name for name in names if name not in self._quantized]
+        tensors = self._read(plain, dtype, device, places or {})
+        for name in names:
+            if (stored := self._quantized.get(name)) is not None:
+                place = (places or {}).get(name)
+                tensors[name] = torch.empty((stored.rows, stored.columns), dtype=dtype, device=device) if place is None else place
+                if tensors[name].shape != (stored.rows, stored.columns):
+                    expected = list(tensors[name].shape)
+                    raise MissingWeightsError(f"tensor {name} has shape {[stored.rows, stored.columns]}, expected {expected}")
+                parts, order = self._parts(name, stored)
+                for first, last in _rows_at_once(stored.rows, stored.columns):
+                    tensors[name][first:last] = weights_of(stored, parts, order, first, last)
+        return tensors
+
+    def fill_matrix(self, name: str, matrix: Matrix, *, transposed: bool = False) -> None:
+        """Give a matrix its codes, from the weight of this stored name: those that are stored, or the nearest to what is stored.
+        `transposed`: it is stored [columns, rows]. Little memory is needed besides."""
+        if (stored := self._quantized.get(name)) is None:
+            self._quantize(name, matrix, transposed=transposed)
+            return
+        if stored.kind == FP8 or (stored.rows, stored.columns) != (matrix.rows, matrix.columns):
+            raise MissingWeightsError(f"tensor {name} has shape {[stored.rows, stored.columns]}, expected {[matrix.rows, matrix.columns]}")
+        parts, matrix.order = self._parts(name, stored)
+        for first, last in _rows_at_once(stored.rows, stored.columns):
+            codes, scale, zero = codes_of(stored, parts, matrix.order, first, last)
+            times = stored.group // matrix.form.group
+            matrix.put(first, codes, scale.repeat_interleave(times, 1), zero.repeat_interleave(times, 1))
+
+    def _parts(self, name: str, stored: Stored) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        found = self._read(list(stored.parts.values()), None, torch.device("cpu"), {})
+        parts = {what: found[part] for what, part in stored.parts.items()}
+        try:
+            return parts, order_of(stored, parts)
+        except UnequalGroupsError as error:
+            raise MissingWeightsError(f"tensor {name}: {error}") from error
+
+    def _quantize(self, name: str, matrix: Matrix, *, transposed: bool) -> None:
+        self._check_here([name])
+        with safe_open(str(self._folder / self._file_of[name]), framework="pt") as file:
+            _keep(self._folder / self._file_of[name])
+            stored, info = file.get_tensor(name), self._table[name]
+            digest = started(name, info.dtype, info.shape)
+            if transposed:
+                stored = stored.clone()
+                feed(digest, stored)
+            for first, last in _rows_at_once(matrix.rows, matrix.columns):
+                if transposed:
+                    matrix.quantize(first, stored[:, first:last].t().contiguous().to(matrix.codes.device))
+                else:
+                    piece = stored[first:last].clone()
+                    feed(digest, piece)
+                    matrix.quantize(first, piece.to(matrix.codes.device))
+        if self._digests is not None:
+            check({name: str(digest.hexdigest())}, self._table, self._digests, self._digest_of)
+
+    def _check_here(self, names: Iterable[str], *, raw: bool = False) -> None:
         for name in names:
             if name not in self._table:
                 raise MissingWeightsError(f"{self._folder} does not have {self._file_of[name]}, which holds {name}")
-            if self._table[name].dtype not in FLOATS | {"I64"}:  # a cast would lose the scales of a quantized weight
+            if not raw and self._table[name].dtype not in FLOATS | {"I64"}:  # a cast would lose the scales of a quantized weight
                 raise MissingWeightsError(f"tensor {name} is stored as {self._table[name].dtype}; served are {', '.join(sorted(FLOATS))}")
+
+    def _read(
+        self, names: Sequence[str], dtype: torch.dtype | None, device: torch.device, places: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """`dtype` None: as they are stored."""
+        self._check_here(names, raw=dtype is None)
+        by_file: dict[str, list[str]] = {}
+        for name in names:
             by_file.setdefault(self._file_of[name], []).append(name)
         tensors: dict[str, torch.Tensor] = {}
         found: dict[str, str] = {}
@@ -70,8 +149,8 @@ class Weights:
             with open_tensors(str(self._folder / file)) as stored:
                 for name in stored_names:
                     tensor = stored.get_tensor(name)
-                    kind = dtype if tensor.is_floating_point() else tensor.dtype
-                    place = places.get(name) if places else None
+                    kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+                    place = places.get(name)
                     if place is not None and place.shape != tensor.shape:
                         raise MissingWeightsError(f"tensor {name} has shape {list(tensor.shape)}, expected {list(place.shape)}")
                     tensors[name] = torch.empty(tensor.shape, dtype=kind, device=device) if place is None else place
@@ -91,6 +170,11 @@ class Weights:
 def former_names(name: str) -> list[str]:
     """Names that older checkpoints give the tensor."""
     return [name.removesuffix(now) + former for former, now in FORMER_NAMES if name.endswith(now)]
+
+
+def _rows_at_once(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    step = ROWS * max(1, _AT_ONCE // (ROWS * columns))
+    return ((first, min(rows, first + step)) for first in range(0, rows, step))
 
 
 def _place(expert: torch.Tensor, half: int | None) -> torch.Tensor:

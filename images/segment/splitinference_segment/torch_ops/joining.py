@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from splitinference_segment.torch_ops.packing import can_pack
+from splitinference_segment.torch_ops.quantized import Matrix, QuantizedLinear
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as transformers names them
 
@@ -19,17 +20,22 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as tran
 class Joined(nn.Module):
     """The product of several layers; each of them takes its part of it."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+    def __init__(self, layers: Sequence[Any]) -> None:
         """Their weights, one below the other: the layers' own tensors are free afterwards."""
         super().__init__()
         first = layers[0]
         self._sizes = [layer.out_features for layer in layers]
+        self._of: torch.Tensor | None = None
+        self._made: dict[int, torch.Tensor] = {}
+        self.whole: nn.Module
+        if isinstance(first, QuantizedLinear):
+            bias = None if first.bias is None else torch.cat([layer.bias for layer in layers])
+            self.whole = QuantizedLinear(Matrix.joined([layer.matrix for layer in layers]), bias)
+            return
         self.whole = nn.Linear(first.in_features, sum(self._sizes), bias=first.bias is not None, device="meta")
         self.whole.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
         if first.bias is not None:
             self.whole.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
-        self._of: torch.Tensor | None = None
-        self._made: dict[int, torch.Tensor] = {}
 
     def part(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """What layer `index` gives. Whoever asks first for this input has all parts made; each is given out once."""
@@ -58,13 +64,15 @@ def can_join(dtype: torch.dtype, device: torch.device) -> bool:
     return can_pack(dtype, device)
 
 
-def join(block: nn.Module) -> None:
-    """Join what can be joined in a block."""
+def join(block: nn.Module, *, plain: bool = True) -> None:
+    """Join what can be joined in a block. `plain`: also layers that are not quantized; those that are give the same bits joined or not."""
     for module in list(block.modules()):
         for names in TOGETHER:
             layers: list[Any] = [getattr(module, name, None) for name in names]
-            found = [layer for layer in layers if type(layer) is nn.Linear]
-            if len(found) < len(names) or len({(layer.in_features, layer.bias is None) for layer in found}) > 1:
+            found = [layer for layer in layers if type(layer) in (nn.Linear, QuantizedLinear)]
+            if len(found) < len(names) or len({(type(layer), layer.in_features, layer.bias is None) for layer in found}) > 1:
+                continue
+            if not (Matrix.can_join([layer.matrix for layer in found]) if isinstance(found[0], QuantizedLinear) else plain):
                 continue
             joined = Joined(found)
             for index, name in enumerate(names):

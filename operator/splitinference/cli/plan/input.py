@@ -228,6 +228,7 @@ def _profile(resource: Resource, args: argparse.Namespace, settings: Settings) -
             runtime_bytes=settings.segment_runtime_mib * 2**20,
             llama_runtime_bytes=settings.segment_llama_cpp_runtime_mib * 2**20,
             model=resource.spec.model.id,
+            weights=resource.spec.model.weights,
         )
     except ModelRefusedError as error:
         raise Unusable(f"the model cannot be served: {error}") from error

@@ -36,6 +36,8 @@ def not_with_llama_cpp(spec: "Spec") -> str | None:
         return "segments.weights Stored needs engine Torch: llama.cpp keeps weights as the GGUF file has them"
     if spec.adapters or spec.segments.adapter_memory_mib:
         return "adapters need engine Torch: segments with llama.cpp hold no adapters"
+    if spec.model.weights != "AsStored":
+        return f"model.weights {spec.model.weights} is for safetensors: llama.cpp keeps weights as the GGUF file has them"
     if spec.model.max_running_sequences > MOST_RUNNING_SEQUENCES:
         most = MOST_RUNNING_SEQUENCES // 4
         return f"model.maxConcurrentSequences must be at most {most} with llama.cpp: four times as many may run, and it knows 256"
@@ -43,7 +45,9 @@ def not_with_llama_cpp(spec: "Spec") -> str | None:
 
 
 def not_served(spec: "Spec", profile: Profile) -> str | None:
-    """What the spec asks for that the engine of the model's files cannot do; None where it can do all."""
+    """What the spec asks for that the engine of the model's files, or the form of its weights, cannot do; None where it can do all."""
+    if spec.verification is not None and profile.engine is Engine.TORCH and any(layer.quantized_weights for layer in profile.layers):
+        return "spec.verification needs weights in 16 or 32 bits: no tolerance was measured for quantized weights, and this model has them"
     problem = not_with_llama_cpp(spec) if profile.engine is Engine.LLAMA_CPP else None
     return None if problem is None else f"{spec.model.source.describe()} has a GGUF model, which llama.cpp serves: spec.{problem}"
 
@@ -88,6 +92,14 @@ class Spec(SpecValue):
             raise ValueError("adapters need segments.adapterMemoryMiB: memory for them is planned, and there is none by default")
         if names and self.verification is not None:
             raise ValueError("adapters contradict verification: verifiers hold no adapters")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can(self) -> Self:
+        if self.model.weights != "AsStored" and self.segments.weights == "Stored":
+            raise ValueError("segments.weights Stored needs model.weights AsStored: quantized weights are no longer as they are stored")
+        if self.model.weights != "AsStored" and self.verification is not None:
+            raise ValueError("verification needs model.weights AsStored: no tolerance was measured for quantized weights")
         return self
 
     @model_validator(mode="after")

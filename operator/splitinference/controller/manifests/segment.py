@@ -209,6 +209,8 @@ class Manifests:
             "USER": "splitinference",
             **({"SI_THREADS": str(spec.segments.threads)} if spec.segments.threads else {}),
             "SI_WEIGHTS": spec.segments.weights.lower(),
+            # Nothing for weights as they are stored, so that segments of before keep their names.
+            **({"SI_MODEL_WEIGHTS": spec.model.weights} if spec.model.weights != "AsStored" else {}),
             **({"SI_LOG_FORMAT": "json"} if self._settings.log_format == "json" else {}),
         }
 

@@ -4,15 +4,16 @@ Pure: the bytes are read elsewhere. Whether the model is served at all is decide
 (`splitinference_modelfiles.models`). Of decoders layer 0 is the embedding, 1..N are the blocks, N+1 is the final norm with the head.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from splitinference.core.model_files.encoder import encoder_layers
 from splitinference.core.model_files.gguf import profile_from_gguf
-from splitinference.core.model_files.safetensors import BYTES_PER_ELEMENT, Tensors, content_digest, elements, matrix_elements
+from splitinference.core.model_files.safetensors import BYTES_PER_ELEMENT, Tensors, content_digest, held_digest, matrix_elements
 from splitinference.core.model_files.sequential import sequential_layers
 from splitinference.core.values.profile import Layer, LayerKind, Profile
 from splitinference_modelfiles.gguf_files.gguf_models import GGUF_KEY
+from splitinference_modelfiles.held import AS_STORED
 from splitinference_modelfiles.models import HEAD, Model, served_model
 from splitinference_modelfiles.rules.families import CHAIN, DECODERS, ENCODERS, Family
 from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
@@ -30,9 +31,12 @@ def profile_from_model(
     runtime_bytes: int = DEFAULT_RUNTIME_BYTES,
     llama_runtime_bytes: int | None = None,
     model: str = "",
+    weights: str = AS_STORED,
 ) -> Profile:
     """The profile of a model served in `dtype` (`float32`, `float16`, `bfloat16`). `files`: names in its folder; None: not known.
     `runtime_bytes` and `llama_runtime_bytes` (None: the same): memory of a segment server of either engine that holds no layer.
+
+    `weights`: `spec.model.weights`, how segments hold matrices; of a GGUF model they stay as the file has them.
 
     FLOPs are two per multiplied weight; attention adds four per head dimension, head and attended position. All experts of a block are
     held; a token multiplies with and reads those that it is routed to. Raises ModelRefusedError where the model is not served.
@@ -42,17 +46,17 @@ def profile_from_model(
     if GGUF_KEY in config:
         runtime = runtime_bytes if llama_runtime_bytes is None else llama_runtime_bytes
         return profile_from_gguf(config, tensors, dtype, runtime_bytes=runtime, model=model)
-    found = served_model(config, tensors, files)
+    found = served_model(config, tensors, files, weights=weights)
     size = BYTES_PER_ELEMENT[dtype]
     if found.family in ENCODERS:
         layers = encoder_layers(found, tensors, size)
     elif found.family == CHAIN:
         layers = sequential_layers(config, tensors, size)
     else:
-        layers = _decoder_layers(found, DECODERS[found.family], tensors, size)
+        layers = _decoder_layers(found, DECODERS[found.family], size)
     return Profile(
         model=model or str(config.get("_name_or_path") or found.family),
-        digest=content_digest(config, tensors),
+        digest=held_digest(content_digest(config, tensors), weights),
         dtype=dtype,
         layers=tuple(layers),
         runtime_bytes=runtime_bytes,
@@ -65,18 +69,25 @@ def _all(_: str) -> float:
     return 1.0
 
 
-def _decoder_layers(model: Model, family: Family, tensors: Mapping[str, TensorInfo], size: int) -> list[Layer]:
+def _decoder_layers(model: Model, family: Family, size: int) -> list[Layer]:
     assert model.sizes is not None  # noqa: S101 - only chains have none
     sizes = model.sizes
     blocks: list[Tensors] = [{} for _ in range(sizes.blocks)]
     embedding: Tensors = {}
     last: Tensors = {}
+
+    def held(names: Iterable[str]) -> int:
+        return sum(model.held_bytes(name, size) for name in names)
+
+    def codes(names: Iterable[str]) -> int:
+        return sum(model.tensor(name).elements for name in names if name in model.held)
+
     tables = (f"{family.embedding}.weight", f"{family.positions}.weight")
-    for name, stored in model.used.items():
+    for name in model.used:
         if name.startswith(f"{family.blocks}."):
-            blocks[int(name.removeprefix(f"{family.blocks}.").partition(".")[0])][name] = tensors[stored]
+            blocks[int(name.removeprefix(f"{family.blocks}.").partition(".")[0])][name] = model.tensor(name)
         else:
-            (embedding if name in tables else last)[name] = tensors[stored]
+            (embedding if name in tables else last)[name] = model.tensor(name)
     boundary = sizes.hidden * size
     share = model.experts.share if model.experts else _all
     layers = [
@@ -84,7 +95,7 @@ def _decoder_layers(model: Model, family: Family, tensors: Mapping[str, TensorIn
             index=0,
             name="embedding",
             kind=LayerKind.EMBEDDING,
-            weight_bytes=elements(embedding.values()) * size,
+            weight_bytes=held(embedding),
             read_bytes_per_token=len(embedding) * boundary,
             flops_per_token=float(sizes.hidden * len(embedding)),
             boundary_bytes_per_token=boundary,
@@ -96,8 +107,9 @@ def _decoder_layers(model: Model, family: Family, tensors: Mapping[str, TensorIn
             Layer(
                 index=number + 1,
                 name=f"block {number}",
-                weight_bytes=elements(block.values()) * size,
-                read_bytes_per_token=round(sum(t.elements * share(name) for name, t in block.items()) * size) if model.experts else None,
+                weight_bytes=held(block),
+                read_bytes_per_token=round(sum(model.held_bytes(name, size) * share(name) for name in block)) if model.experts else None,
+                quantized_weights=codes(block),
                 flops_per_token=2.0 * sum(matrix_elements([t]) * share(name) for name, t in block.items() if not name.endswith("bias")),
                 flops_per_token_and_context=4.0 * sizes.heads * sizes.head_dim,
                 kv_bytes_per_token=2 * sizes.kv_heads * sizes.head_dim * size,
@@ -105,18 +117,19 @@ def _decoder_layers(model: Model, family: Family, tensors: Mapping[str, TensorIn
                 boundary_values_per_token=sizes.hidden,
             )
         )
-    norm = elements(tensor for name, tensor in last.items() if name != HEAD)
     matrix = sizes.vocabulary * sizes.hidden
+    head = f"{family.embedding}.weight" if model.tied else HEAD
     layers.append(
         Layer(
             index=len(layers),
             name="norm and head",
             kind=LayerKind.HEAD,
-            weight_bytes=(norm + matrix) * size,
+            weight_bytes=held(name for name in last if name != HEAD) + held([head]),
+            quantized_weights=codes([head]),
             flops_per_token=2.0 * matrix,
             boundary_bytes_per_token=8,
             tied_to=0 if model.tied else None,
-            tied_bytes=matrix * size if model.tied else 0,
+            tied_bytes=held([head]) if model.tied else 0,
         )
     )
     return layers

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from splitinference.core.values.profile import Profile
+from splitinference_modelfiles.held import AS_STORED
 from splitinference_modelfiles.stored.headers import TensorInfo
 
 BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -28,6 +29,12 @@ def content_digest(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo])
     table = {name: [t.dtype, list(t.shape), t.bytes] for name, t in tensors.items()}
     content = json.dumps([dict(config), table], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def held_digest(digest: str, weights: str) -> str:
+    """What names the content and how segments hold it. Segments of different forms compute other numbers: their names, their routes, and
+    what they hand over differ by this."""
+    return digest if weights == AS_STORED else hashlib.sha256(f"{digest} weights {weights}".encode()).hexdigest()
 
 
 def with_content(profile: Profile, content: str, commit: str) -> Profile:

@@ -34,7 +34,13 @@ def profile_of(resource: Resource, kept: Mapping[str, Any] | None, settings: Set
     model, runtime = resource.spec.model, settings.segment_runtime_mib * 2**20
     try:
         return profile_from_model(
-            unpacked.config, unpacked.tensors, model.dtype, files=unpacked.files, runtime_bytes=runtime, model=model.id
+            unpacked.config,
+            unpacked.tensors,
+            model.dtype,
+            files=unpacked.files,
+            runtime_bytes=runtime,
+            model=model.id,
+            weights=model.weights,
         )
     except ModelRefusedError as error:
         raise Unanswerable(f"The model cannot be served: {error}") from error

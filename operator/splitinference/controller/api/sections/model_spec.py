@@ -100,6 +100,7 @@ class Model(SpecValue):
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     encryption: Encryption | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    weights: Literal["AsStored", "Int8", "Int4"] = "AsStored"
     max_context_tokens: int = Field(default=2048, ge=16)
     max_concurrent_sequences: int = Field(default=4, ge=1, le=1024)
 
@@ -121,6 +122,8 @@ class Model(SpecValue):
             )
         if self.file is not None and self.source.gguf is not None:
             raise ValueError("file must not be set where source names a GGUF file itself")
+        if self.weights != "AsStored" and self.may_be_gguf:
+            raise ValueError(f"weights {self.weights} is for safetensors: llama.cpp keeps weights as the GGUF file has them")
         if self.digest is not None and self.may_be_gguf:
             raise ValueError("digest is available for safetensors alone: segments with llama.cpp do not check their tensors")
         if self.encryption is not None and self.may_be_gguf:
