@@ -110,8 +110,8 @@ class Weights:
 
     def _quantize(self, name: str, matrix: Matrix, *, transposed: bool) -> None:
         self._check_here([name])
-        with safe_open(str(self._folder / self._file_of[name]), framework="pt") as file:
-            _keep(self._folder / self._file_of[name])
+        _keep(self._folder / self._file_of[name])
+        with open_tensors(str(self._folder / self._file_of[name])) as file:
             stored, info = file.get_tensor(name), self._table[name]
             digest = started(name, info.dtype, info.shape)
             if transposed:
