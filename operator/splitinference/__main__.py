@@ -135,7 +135,8 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
 
     with SolverProcess(niceness=_SOLVER_NICENESS) as process, threads:
         solver = FairSolver(process)
-        reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve), CrdNotes(cluster))
+        crd = CrdNotes(cluster)
+        reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve), crd, crd.as_known)
 
         def pass_of(key: Key) -> Pass:
             with solver.on_behalf_of(key[0]):

@@ -19,6 +19,10 @@ def model(**changes: Any) -> dict[str, Any]:
     return {"model": {"id": "m", "source": {"hostPath": {"path": "/models/m"}}, **changes}}
 
 
+def locked(**changes: Any) -> dict[str, Any]:
+    return {"keyBroker": {"url": "https://kbs.example:8080", "resource": "default/models/chat", **changes}}
+
+
 def source(**sources: Any) -> dict[str, Any]:
     return model(source=sources)
 
@@ -44,7 +48,24 @@ def reuse(**fields: Any) -> dict[str, Any]:
     return {"reuse": {"scope": "All", **fields}}
 
 
+def adapters(*names: str, memory: int = 64, **source: Any) -> dict[str, Any]:
+    given = source or {"hostPath": {"path": "/a"}}
+    return {"adapters": [{"name": name, "source": given} for name in names], "segments": {"adapterMemoryMiB": memory}}
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    (adapters("a", memory=0), "spec.adapters needs spec.segments.adapterMemoryMiB"),
+    ({"segments": {"adapterMemoryMiB": 1}} | model(engine="LlamaCpp"), "spec.segments.adapterMemoryMiB needs spec.model.engine Torch"),
+    (adapters("a") | {"verification": {"samplePercent": 1}}, "spec.adapters contradicts spec.verification"),
+    (adapters("m"), "spec.adapters must not have the model's own name"),
+    (adapters("a", "b", "a"), "Duplicate value"),
+    (adapters("a,b"), "spec.adapters[].name must start and end with a letter or digit"),
+    (adapters("a/"), "spec.adapters[].name must start and end with a letter or digit"),
+    (adapters("a", hostPath={"path": "/a"}, huggingFace=HUB), "spec.adapters[].source must have exactly one"),
+    (adapters("a", persistentVolumeClaim={"claimName": "c", "path": "../a"}), "spec.adapters[].source.persistentVolumeClaim.path must be"),
+    (adapters("a", hostPath={"path": "a"}), "spec.adapters[].source.hostPath.path must be absolute"),
+    (adapters("a", huggingFace={"repository": "model"}), "spec.adapters[].source.huggingFace.repository must have the form owner/name"),
+    (adapters("a", huggingFace={**HUB, "revision": "../x"}), "spec.adapters[].source.huggingFace.revision must be a branch"),
     ({"privacy": {"maxTokenRecoveryPercent": 50}}, "spec.privacy.maxTokenRecoveryPercent needs tokenRecoveryPercent"),
     ({"filter": {"mode": "Reuse"}}, 'spec.filter.mode: Unsupported value: "Reuse"'),
     ({"filter": {"file": "../filter.json"}}, "spec.filter.file must be the name of a .json file"),
@@ -61,7 +82,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (reuse(server={"url": "redis://:secret@cache:6379"}), "spec.reuse.server.url must be redis://, rediss://, valkey:// or valkeys://"),
     ({"verification": {"samplePercent": 0}}, "spec.verification.samplePercent must be more than 0"),
     ({"verification": {"samplePercent": 1, "tolerance": 0}}, "spec.verification.tolerance must be more than 0"),
-    ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas must be 1"),
+    ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas 2 compares every step"),
+    ({"verification": {"samplePercent": 100, "replicas": 3}}, "should be less than or equal to 2"),
     (
         {"verification": {"samplePercent": 1}, "segments": {"linkEncoding": "Int8"}},
         "spec.verification needs spec.segments.linkEncoding Plain",
@@ -131,6 +153,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (model(engine="LlamaCpp", maxConcurrentSequences=59), "spec.model.maxConcurrentSequences must be at most 58 with llama.cpp"),
     (model(engine="LlamaCpp", digest="sha256:" + "a" * 64), "spec.model.digest is available for safetensors alone"),
+    (model(encryption=locked(url="http://kbs:8080")), "spec.model.encryption.keyBroker.url must be an https:// address"),
+    (model(encryption=locked(url="https://user@kbs:8080")), "spec.model.encryption.keyBroker.url must be an https:// address"),
+    (model(encryption=locked(resource="models/chat")), "spec.model.encryption.keyBroker.resource must be repository/type/tag"),
+    (model(encryption=locked(resource="a/../b/c")), "spec.model.encryption.keyBroker.resource must be repository/type/tag"),
+    (model(encryption=locked(), file="m.gguf"), "spec.model.encryption is available for safetensors alone"),
+    (model(encryption=locked(), engine="LlamaCpp"), "spec.model.encryption is available for safetensors alone"),
+    (model(encryption=locked(), digest="sha256:" + 64 * "0"), "spec.model.digest must not be set with spec.model.encryption"),
     (model(file="m.gguf") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.engine Torch"),
     (model(engine="LlamaCpp") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.engine Torch"),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
@@ -175,6 +204,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (tolerate(operator="Exists", key="a", value="b"), "spec.placement.tolerations[].value must be empty when operator is Exists"),
     (tolerate(value="b"), "spec.placement.tolerations[].key must be given unless operator is Exists"),
     (tolerate(key="a", effect="Never"), 'effect: Unsupported value: "Never"'),
+    ({"placement": {"processorClasses": []}}, "spec.placement.processorClasses in body should have at least 1 items"),
+    ({"placement": {"processorClasses": ["NVIDIA GPU"]}}, "spec.placement.processorClasses[0] in body should match"),
+    ({"placement": {"processorClasses": ["cuda", "cuda"]}}, "spec.placement.processorClasses[1]: Duplicate value"),
     ({"placement": {"maxNodes": 0}}, "spec.placement.maxNodes in body should be greater than or equal to 1"),
     ({"gateway": {"replicas": 5}}, "spec.gateway.replicas must be at most spec.model.maxConcurrentSequences"),
     ({"gateway": {"replicas": 0}}, "spec.gateway.replicas in body should be greater than or equal to 1"),
@@ -283,6 +315,8 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
     "changes",
     [
         model(engine="LlamaCpp", file="q4/m-Q4_K_M-00001-of-00002.gguf"),
+        model(encryption=locked(url="https://kbs.example:8080/under/here", caConfigMapRef={"name": "kbs-ca"})),
+        {"verification": {"samplePercent": 100, "replicas": 2}},
         source(hostPath={"path": "/models/m.gguf"}),
         source(huggingFace={**HUB, "tokenSecretRef": {"name": "hub"}}),
         source(persistentVolumeClaim={"claimName": "models"}),

@@ -61,7 +61,7 @@ def test_frames_and_greetings() -> None:
 
 def test_operations_and_their_numbers() -> None:
     assert OPS[:8] == ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
-    assert OPS[8:11] == ("record", "recorded", "verify")
+    assert OPS[8:] == ("record", "recorded", "verify", "compute", "compare")
     assert {"step", "infer", "echo", "release"} <= ALONG_A_ROUTE
 
 
@@ -144,6 +144,15 @@ SPOT_CHECKS = [
         b'{"v": 1, "op": "verify", "sequence": "s1", "deadline_ms": 1000, "position": 64, '
         b'"tensor": {"dtype": "bfloat16", "shape": [32, 576]}}',
     ),
+    *(
+        (
+            op,
+            {"position": 0, "tensor": {"dtype": "bfloat16", "shape": [32, 576]}},
+            b'{"v": 1, "op": "' + op.encode() + b'", "sequence": "s1", "deadline_ms": 1000, "position": 0, '
+            b'"tensor": {"dtype": "bfloat16", "shape": [32, 576]}}',
+        )
+        for op in ("compute", "compare")
+    ),
 ]
 
 
@@ -158,12 +167,12 @@ def test_spot_checks_are_json_alone_and_go_along_no_route(op: str, fields: dict[
         fields.get("tokens", 0),
         fields.get("last", False),
     )
-    assert read.tensor == (TensorMeta("bfloat16", (32, 576)) if op == "verify" else None)
+    assert read.tensor == (TensorMeta("bfloat16", (32, 576)) if "tensor" in fields else None)
     with pytest.raises(ValueError, match="does not go along a route"):
         encoded(read)
 
 
-@pytest.mark.parametrize("op", ["record", "recorded", "verify"])
+@pytest.mark.parametrize("op", ["record", "recorded", "verify", "compute", "compare"])
 def test_only_the_gateway_asks_for_spot_checks(op: str) -> None:
     assert [role for role in (*ROLES, LOCAL) if op in MAY[role]] == [GATEWAY]
 

@@ -97,6 +97,9 @@ def test_a_wrong_field_is_refused_by_name(changes: dict[str, Any], said: str) ->
         ({"op": "recorded", "side": "input", "last": 1}, "last"),
         ({"op": "verify", "tensor": {"dtype": "int64", "shape": [1]}}, "position"),
         ({"op": "verify", "position": 0}, "tensor"),
+        ({"op": "compute", "position": 0}, "tensor"),
+        ({"op": "compare", "position": 0}, "tensor"),
+        ({"op": "compare", "tensor": {"dtype": "int64", "shape": [1]}}, "position"),
         ({"op": "verify", "position": 0, "tensor": {"dtype": "int64", "shape": [0]}}, "shape"),
     ],
 )

@@ -50,6 +50,9 @@
 
 {{/* Settings by which nodes, links and models are read. The operator and the page have the same, so that both see the same. */}}
 {{- define "splitinference.readingEnvironment" -}}
+- {name: SPLITINFERENCE_SEGMENT_IMAGES_BY_CLASS, value: {{ include "splitinference.imagesByClass" . | quote }}}
+- {name: SPLITINFERENCE_DEVICE_RULES, value: {{ .Values.devices.rules | toJson | quote }}}
+- {name: SPLITINFERENCE_SEGMENT_DEVICE_HOST_MIB, value: {{ include "splitinference.text" .Values.devices.hostMiB | quote }}}
 - {name: SPLITINFERENCE_OPERATOR_NAMESPACE, value: {{ .Release.Namespace | quote }}}
 - {name: SPLITINFERENCE_NAMESPACES, value: {{ join "," .Values.watchNamespaces | quote }}}
 - {name: SPLITINFERENCE_IMAGE_ARCHITECTURES, value: {{ join "," .Values.images.architectures | quote }}}

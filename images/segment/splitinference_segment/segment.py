@@ -10,8 +10,10 @@ from splitinference_protocol.wire import answers
 from splitinference_protocol.wire import meta as protocol
 from splitinference_protocol.wire.answers import Timing
 from splitinference_protocol.wire.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, WRONG_SEGMENT, SegmentError
-from splitinference_protocol.wire.operations import INPUT, LOCAL, OUTPUT, check_role
+from splitinference_protocol.wire.operations import BESIDE, INPUT, LOCAL, OUTPUT, check_role
 from splitinference_protocol.wire.request import Hop, Request, TensorMeta
+from splitinference_segment.adapter_parts import AdapterParts
+from splitinference_segment.beside import Beside
 from splitinference_segment.cache.kv import KvLimits, KvTable
 from splitinference_segment.cache.kv_transfer import KvTransfer
 from splitinference_segment.engine import Arrays, Engine, Values
@@ -64,6 +66,17 @@ class Segment:
         self._log = RequestLog(settings.segment)
         self._totals = Totals()
         self._recorder = Recorder(self._arrays)
+        self._beside = Beside(
+            settings,
+            engine,
+            self._arrays,
+            self._recorder,
+            meters,
+            values=self._values,
+            submit=self._execution.submit,
+            fail=self._fail,
+        )
+        self.adapters = AdapterParts(getattr(engine, "adapters", None))
         self._wire = WireServer(
             settings.wire_port,
             settings.model_name,
@@ -96,10 +109,10 @@ class Segment:
                     self._transfer.handle(request, send, lambda failure: self._fail(failure, send))
                 case "probe":
                     self._probe(request, received_at, send)
-                case "record" | "recorded":
-                    self._record(request, send)
-                case "verify":
-                    self._verify(request, data, received_at, send)
+                case op if op in BESIDE:
+                    self._beside.handle(request, data, received_at, send)
+                case "adapter_load" | "adapters":
+                    send(answers.answer({"ok": True, **self.adapters.handle(request, data, received_at)}), b"")
                 case _:
                     send(answers.answer(self._stats()), b"")
         except SegmentError as failure:
@@ -146,6 +159,7 @@ class Segment:
         if self._engine.is_last:
             check_sampling(request, self._engine.vocabulary)
         check_drafts(request, values if self._engine.is_first else None)
+        adapter = self.adapters.get(request.adapter) if request.adapter else None
         self._recorder.add(request.sequence, INPUT, request.position, values, received_at)
 
         def done(result: Result | SegmentError) -> None:
@@ -155,7 +169,7 @@ class Segment:
                 self._after_step(request, result, received_at, send)
                 self._count(request, values.shape[0], result)  # when the next stage has the step
 
-        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
+        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done, adapter))
 
     def _infer(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         raise SegmentError(WRONG_SEGMENT, "this model's layers keep sequences: they take steps")
@@ -304,39 +318,6 @@ class Segment:
         for hop in request.route:
             address_of(hop.segment, self._settings)
         self._forward(request, None, b"", received_at=received_at, timing=self._timing(), send=send)
-
-    def _record(self, request: Request, send: Send) -> None:
-        """Keep what a sequence sends or receives here; or give it to the gateway."""
-        now = time.monotonic()
-        if request.op == "record":
-            self._recorder.begin(request.sequence, request.side, now)
-            send(answers.answer({"ok": True}), b"")
-            return
-        rows = self._recorder.take(request.sequence, request.side, request.position, request.tokens, last=request.last, now=now)
-        tensor = {"dtype": self._arrays.name(rows), "shape": list(rows.shape)}
-        send(answers.answer({"ok": True, "tensor": tensor}), self._arrays.data(rows, "none"))
-
-    def _verify(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
-        """Run a step that ran elsewhere, and say how far its output is from ours. DATA: its input, then its output [tokens, hidden]."""
-        engine = self._engine
-        if engine.is_last:
-            raise SegmentError(WRONG_SEGMENT, "a verifier's layers end before the head: there is no output to compare")
-        if request.tensor is None or request.tensor.encoding != "none":
-            raise SegmentError(BAD_REQUEST, "verify needs a tensor that is not encoded")
-        values = self._values(request, data[: request.tensor.byte_size])
-        claimed = TensorMeta(self._settings.dtype, (request.tensor.tokens, engine.hidden))
-        received = self._arrays.received(claimed, data[request.tensor.byte_size :])
-
-        def done(result: Result | SegmentError) -> None:
-            if isinstance(result, SegmentError):
-                self._fail(result, send)
-            elif result.hidden is not None:
-                found = self._arrays.verdict(result.hidden, received, request.position)
-                self._meters.add("verified_tokens_total", found.tokens)
-                fields = {"tokens": found.tokens, "mean": found.mean, "worst": found.worst, "worst_at": found.worst_at}
-                send(answers.answer({"ok": True, **fields}), b"")
-
-        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
 
     def _probe(self, request: Request, received_at: float, send: Send) -> None:
         def done(result: Result | SegmentError) -> None:

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from pydantic_settings import SettingsConfigDict
 
 from splitinference.settings.access import IdentitySettings, PermissionSettings, PreemptionScope
+from splitinference.settings.devices import DeviceSettings
 from splitinference.settings.models import ModelSettings
 from splitinference.settings.nodes import MeasuringSettings, NodeDefaults
 from splitinference.settings.passes import PassSettings
@@ -30,6 +31,7 @@ class Settings(
     PrometheusSettings,
     ModelSettings,
     IdentitySettings,
+    DeviceSettings,
     PodSettings,
     PassSettings,
 ):

@@ -63,7 +63,7 @@ class PermissionSettings(BaseSettings):
     allowed_host_paths: tuple[str, ...] = Field(
         default=(),
         description=(
-            "Folders of nodes that resources may mount (`spec.model.source.hostPath`), including everything in them. A JSON list. "
+            "Folders of nodes that resources may mount (`hostPath` of model and adapters), including everything in them. A JSON list. "
             "Empty, the default: none. Symbolic links on the node are followed, so only administrators should be able to write "
             "there."
         ),

@@ -83,7 +83,7 @@ def test_a_segment_that_computes_is_proved_by_the_operator_of_its_resource(addre
         (a_segment(lambda *_: (b"<html>", b"")), "META is no JSON"),
         (a_segment(lambda *_: (b"[" * 500_000, b"")), "META is no JSON"),
         (a_segment(lambda *_: (b"\xff{}", b"")), "META is no JSON"),
-        (saying({"ok": True}, b"x" * (1 << 21)), "is no answer to a probe"),
+        (saying({"ok": True}, b"x" * (1 << 21)), "is no answer to a question"),
         (a_segment(lambda *_: (b"{}", b""), model="seg-2-0-4"), "another model than seg-1-0-4"),
         (lambda secured: secured.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), "not that of the wire"),
         (lambda secured: secured.sendall(b"SIW1\x00" + HEAD.pack(7, 2, 0) + b"{}"), "frame 7"),

@@ -1,5 +1,7 @@
 """The links' queries, evaluated by a real Prometheus: what segments and probes export → one value with its age for each link."""
 
+import json
+import subprocess
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -13,8 +15,8 @@ from splitinference.adapters.promql.queries import SETS, Queries
 from splitinference.controller.cluster_state.figures.node_metrics import Measured, read_metrics
 from splitinference.controller.cluster_state.figures.series_owners import Directory
 from splitinference.controller.ports import Manifest, Sample, Samples
-from splitinference.settings import Settings
-from tests.adapters.real_prometheus import serving_samples, serving_series
+from splitinference.settings import QuerySet, Settings
+from tests.adapters.real_prometheus import programs, serving_samples, serving_series
 
 NAN = "NaN"
 
@@ -162,6 +164,29 @@ def test_what_a_segment_measured_outlives_it(tmp_path: Path):
     assert {name: sample.value for name, sample in found.by_name.items()} == {"thin/x": 1.5, "thin-and-new/x": 90}
     assert 400 <= found.by_name["thin/x"].age_seconds <= 450
     assert found.by_name["thin-and-new/x"].age_seconds < 30
+
+
+@pytest.mark.parametrize("query_set", SETS)
+def test_of_a_segment_that_is_gone_there_is_a_value_with_its_age_or_neither(query_set: QuerySet, tmp_path: Path):
+    """Also where it was scraped only once or twice: by the second, from its first scrape to its last, and while it is still there."""
+    tools = programs()
+    if isinstance(tools, str):
+        pytest.skip(tools)
+    lives = [(first, first + length) for first in range(20) for length in (1, 2, 7, 15, 40)] + [(50, 200)]
+    for figure in ("mbps", "rtt_ms"):
+        series = [
+            {"series": line.rpartition(" ")[0], "values": f"{'_ ' * first}1x{last - first} stale"}
+            for first, last in lives
+            for line in segment("thin", "x", figure, 1, age=1, pod=f"pod-{first}-{last}")
+        ]
+        query = getattr(SETS[query_set], f"links_{figure}").text(20, 300)
+        long_enough = [life for life in lives if life[0] // 15 != life[1] // 15 or life[0] % 15 == 0]
+        counted = [{"labels": f'{{si_kind="{kind}"}}', "value": len(long_enough)} for kind in ("age", "value")]
+        at = {"eval_time": "100s", "expr": f"count by (si_kind) ({query})", "exp_samples": counted}
+        about = tmp_path / f"{figure}.yml"
+        about.write_text(json.dumps({"tests": [{"interval": "1s", "input_series": series, "promql_expr_test": [at]}]}))
+        done = subprocess.run([tools["promtool"], "test", "rules", about], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_query_of_a_set_is_one_that_prometheus_understands(tmp_path: Path):

@@ -76,6 +76,24 @@ def test_what_others_use_counts_the_same_for_every_processor_of_a_node(kind: str
     assert busy.bandwidth_bytes_per_s == pytest.approx(idle.bandwidth_bytes_per_s / 4)
 
 
+def test_a_device_that_nobody_else_uses_is_not_slowed_by_a_busy_cpu_nor_by_its_factors() -> None:
+    cpu = Processor(name="", flops_per_s=1e11, memory_bandwidth_bytes_per_s=1e10, memory_free_bytes=400 * MIB)
+    gpu = cpu.model_copy(update={"name": "g", "flops_per_s": 1e12, "utilization": 0.0, "calibration": 1.0, "prefill_calibration": 1.0})
+    node = a_node("n", processors=(cpu, gpu), utilization=0.75, calibration=3.0, prefill_calibration=2.0)
+    found = [site_of(Snapshot(nodes=(node,)), "n", name) for name in ("", "g")]
+    assert [site and (site.flops_per_s, site.free_share, site.calibration, site.prefill_calibration) for site in found] == [
+        (pytest.approx(1e11 / 4), 0.25, 3.0, 2.0),
+        (pytest.approx(1e12), 1.0, 1.0, 1.0),
+    ]
+
+
+def test_compute_of_a_device_depends_on_the_data_type() -> None:
+    gpu = Processor(name="g", flops_per_s=3e14, memory_bandwidth_bytes_per_s=1e12, memory_free_bytes=MIB, flops_by_dtype={"float32": 2e13})
+    snapshot = Snapshot(nodes=(a_node("a", processors=(gpu,)), a_node("b")))
+    assert [place.flops_per_s for place in snapshot.for_dtype("float32").nodes[0].processors] == [2e13]
+    assert snapshot.for_dtype("bfloat16") is snapshot
+
+
 def test_measured_and_computed_times_are_slowed_by_others_alike() -> None:
     """So a measured node is not favoured over a computed one when others come to both."""
     for node in (
@@ -194,6 +212,31 @@ def test_segments_on_processors_of_one_node_are_one_visit() -> None:
     back = {v.constraint for v in violations(a_plan("a/g0[0:1] b[1:2] a/g1[2:3]"), problem)}
     assert {"max-nodes", "node-once"} <= back
     assert {v.constraint for v in violations(a_plan("a[0:3]"), problem)} == {"place"}
+
+
+def test_a_plan_for_a_node_still_fits_when_the_node_gets_a_device() -> None:
+    gpu = Processor(name="g", flops_per_s=1e12, memory_bandwidth_bytes_per_s=1e11, memory_free_bytes=300 * MIB, resource="x.y/gpu")
+    node = a_node("a")
+    cpu = Processor(
+        name="",
+        flops_per_s=node.flops_per_s,
+        memory_bandwidth_bytes_per_s=node.memory_bandwidth_bytes_per_s,
+        memory_free_bytes=node.memory_free_bytes,
+    )
+    before, after = (a_problem(snapshot=Snapshot(nodes=(n,))) for n in (node, a_node("a", processors=(cpu, gpu))))
+    plan = a_plan("a[0:3]")
+    assert {v.constraint for v in violations(plan, before)} == {v.constraint for v in violations(plan, after)}
+    assert predict(plan, before).stages == predict(plan, after).stages
+
+
+@pytest.mark.parametrize("text", ["a[0:1] a[1:3]", "a[0:1] a/g[1:2] a[2:3]", "a/g[0:1] a/g[1:3]"])
+def test_a_place_holds_one_segment_of_a_pipeline(text: str) -> None:
+    places = tuple(
+        Processor(name=name, flops_per_s=1e12, memory_bandwidth_bytes_per_s=1e11, memory_free_bytes=900 * MIB) for name in ("", "g")
+    )
+    problem = a_problem(snapshot=Snapshot(nodes=(a_node("a", processors=places),)))
+    assert "node-once" in {v.constraint for v in violations(a_plan(text), problem)}
+    assert violations(a_plan("a[0:1] a/g[1:3]"), problem) == ()
 
 
 def test_the_revision_depends_on_content_alone() -> None:

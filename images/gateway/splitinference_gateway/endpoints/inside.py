@@ -41,6 +41,7 @@ def internal_app(gateway: Gateway) -> Starlette:
                 observed=gateway.observed.report(round(gateway.admission.reserved, 4)),
                 failing=gateway.failing.report(),
                 verification=gateway.chain.verifier.report(),
+                adapters=gateway.chain.adapters.in_flight,
                 filter=gateway.inference.filtering.report() if gateway.inference.filtering is not None else None,
             ).written()
         )

@@ -88,6 +88,10 @@ class Pulled:
     seconds: float
 
 
+Hidden = tuple[str, Sequence[int], bytes]
+"""Data type, shape [tokens, hidden] and bytes of hidden states; or of token ids, [tokens]."""
+
+
 @dataclass(frozen=True)
 class Compared:
     """How far a segment's output is from a verifier's: relative errors of tokens from `position` on."""

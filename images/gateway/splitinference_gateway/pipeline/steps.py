@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from splitinference_gateway import request_ids, tracing
 from splitinference_gateway.pipeline.step_answers import (
@@ -14,6 +15,7 @@ from splitinference_gateway.pipeline.step_answers import (
     TRANSPORT,
     Answer,
     Compared,
+    Hidden,
     Pulled,
     StepError,
     Told,
@@ -57,6 +59,7 @@ class StepClient:
         alternatives: int = 0,
         drafts: Sequence[int] = (),
         drop: int = 0,
+        adapter: str = "",
     ) -> Answer:
         """Run `tokens` at `position` through the pipeline; sample only when `sampling` is given.
 
@@ -64,6 +67,8 @@ class StepClient:
 
         `drafts` are supposed to follow on `tokens`: the answer has as many more tokens as were right. `drop`: how many tokens the segments
         hold behind `position`, of drafts that were not.
+
+        `adapter`: the digest of the adapter to run with.
 
         `prefix` names the blocks that the sequence begins with: it starts anew, with others' KV of its first `position` tokens.
 
@@ -85,6 +90,7 @@ class StepClient:
             prefix=prefix,
             drafts=tuple(drafts),
             drop=drop,
+            adapter=adapter,
         )
         started = time.perf_counter()
         told = await self._traced(pipeline[0], request, array.array("q", (*tokens, *drafts)).tobytes(), seconds)
@@ -160,7 +166,7 @@ class StepClient:
         """Let it keep nothing more. Raises StepError as above."""
         await self._exchange(hop, _about("recorded", sequence, seconds, side=side, last=True), NOTHING, seconds)
 
-    async def recorded(self, hop: Hop, sequence: str, side: str, which: tuple[int, int], seconds: float) -> tuple[str, list[int], bytes]:
+    async def recorded(self, hop: Hop, sequence: str, side: str, which: tuple[int, int], seconds: float) -> Hidden:
         """Dtype, shape and bytes of what a segment kept of `which` tokens (position, number); it is dropped there.
 
         Raises:
@@ -168,17 +174,33 @@ class StepClient:
         """
         position, tokens = which
         asked = _about("recorded", sequence, seconds, side=side, position=position, tokens=tokens)
-        told = await self._exchange(hop, asked, NOTHING, seconds, _MOST_OUTPUTS)
-        try:
-            tensor = told.fields["tensor"]
-            dtype, shape = str(tensor["dtype"]), [int(size) for size in tensor["shape"]]
-            if dtype in ITEM_BYTES and shape[0] == tokens and math.prod(shape) * ITEM_BYTES[dtype] == len(told.data):
-                return dtype, shape, told.data
-        except (KeyError, TypeError, ValueError, IndexError):
-            pass
-        raise StepError(INTERNAL, f"not what was recorded: {told.fields!r:.200}", hop.segment)
+        return _hidden(await self._exchange(hop, asked, NOTHING, seconds, _MOST_OUTPUTS), tokens, hop)
 
-    async def verify(self, hop: Hop, sequence: str, position: int, tensor: tuple[str, Sequence[int], bytes], seconds: float) -> Compared:
+    async def compute(self, hop: Hop, sequence: str, position: int, tensor: Hidden, seconds: float, *, most: int) -> Hidden:
+        """Let a replica run a step's input, of this dtype and shape, and give its output. It is not told what another made of it.
+
+        `most`: bytes that the output may have. A replica need not be trusted, so no more of its answer is read.
+
+        Raises:
+            StepError: it could not, or answered with something else.
+        """
+        dtype, shape, data = tensor
+        asked = _about("compute", sequence, seconds, position=position, tensor={"dtype": dtype, "shape": list(shape)})
+        return _hidden(await self._exchange(hop, asked, data, seconds, most), shape[0], hop)
+
+    async def compare(self, hop: Hop, sequence: str, position: int, outputs: tuple[Hidden, Hidden], seconds: float) -> Compared:
+        """Let a witness say how far two outputs of the same tokens are apart: what is expected, and what is compared with it.
+
+        Raises:
+            StepError: they are not of the same tokens, it could not, or it answered with something else.
+        """
+        (dtype, shape, expected), (other, size, given) = outputs
+        if (dtype, list(shape)) != (other, list(size)):
+            raise StepError(INTERNAL, f"an output {dtype} {list(shape)} cannot be compared with {other} {list(size)}", hop.segment)
+        asked = _about("compare", sequence, seconds, position=position, tensor={"dtype": dtype, "shape": list(shape)})
+        return _compared((await self._exchange(hop, asked, expected + given, seconds)).fields, position, shape[0], hop)
+
+    async def verify(self, hop: Hop, sequence: str, position: int, tensor: Hidden, seconds: float) -> Compared:
         """Let a verifier run a step's input, of this dtype and shape, and compare its output with the one that follows in the bytes.
 
         Raises:
@@ -186,14 +208,7 @@ class StepClient:
         """
         dtype, shape, data = tensor
         asked = _about("verify", sequence, seconds, position=position, tensor={"dtype": dtype, "shape": list(shape)})
-        answer = (await self._exchange(hop, asked, data, seconds)).fields
-        try:
-            found = Compared(int(answer["tokens"]), position, float(answer["mean"]), float(answer["worst"]), int(answer["worst_at"]))
-            if found.tokens == shape[0] and min(found.mean, found.worst) >= 0 and math.isfinite(found.mean + found.worst):
-                return found
-        except (KeyError, TypeError, ValueError):
-            pass
-        raise StepError(INTERNAL, f"not the answer of a verifier: {answer!r:.200}", hop.segment)
+        return _compared((await self._exchange(hop, asked, data, seconds)).fields, position, shape[0], hop)
 
     async def probe(self, hop: Hop, seconds: float) -> None:
         """Run the segment's own tiny inference.
@@ -231,6 +246,29 @@ class StepClient:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise failed_step(TRANSPORT, f"not an answer of a segment: {error!r}", hop.segment) from error
         raise failed_step(code, message, said_by)
+
+
+def _hidden(told: Told, tokens: int, hop: Hop) -> Hidden:
+    """Hidden states of so many tokens, as a segment gives them. Raises StepError where they are none."""
+    try:
+        tensor = told.fields["tensor"]
+        dtype, shape = str(tensor["dtype"]), [int(size) for size in tensor["shape"]]
+        if dtype in ITEM_BYTES and shape[0] == tokens and math.prod(shape) * ITEM_BYTES[dtype] == len(told.data):
+            return dtype, shape, told.data
+    except (KeyError, TypeError, ValueError, IndexError):
+        pass
+    raise StepError(INTERNAL, f"not the hidden states of {tokens} tokens: {told.fields!r:.200}", hop.segment)
+
+
+def _compared(answer: dict[str, Any], position: int, tokens: int, hop: Hop) -> Compared:
+    """What a comparison of so many tokens found. Raises StepError where the answer says nothing of it."""
+    try:
+        found = Compared(int(answer["tokens"]), position, float(answer["mean"]), float(answer["worst"]), int(answer["worst_at"]))
+        if found.tokens == tokens and min(found.mean, found.worst) >= 0 and math.isfinite(found.mean + found.worst):
+            return found
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    raise StepError(INTERNAL, f"not the answer of a verifier: {answer!r:.200}", hop.segment)
 
 
 def _about(op: str, sequence: str, seconds: float, **fields: object) -> bytes:

@@ -10,6 +10,8 @@ DEADLINE_EXCEEDED = "deadline_exceeded"
 INTERNAL = "internal"
 FORBIDDEN = "forbidden"
 NOT_RECORDED = "not_recorded"
+ADAPTER_MISSING = "adapter_missing"
+ADAPTER_FULL = "adapter_full"
 FAILED_INSIDE = "the segment failed; its log says why"
 """What others are told of a failure that nobody foresaw: its own words may name paths."""
 

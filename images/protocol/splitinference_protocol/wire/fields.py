@@ -7,18 +7,21 @@ from typing import Any
 
 from splitinference_protocol.wire import leb128
 from splitinference_protocol.wire.errors import refuse
-from splitinference_protocol.wire.operations import SIDES
+from splitinference_protocol.wire.operations import BESIDE, SIDES
 from splitinference_protocol.wire.pooling import parse_outputs, parse_pooling
 from splitinference_protocol.wire.request import (
+    ADAPTER_DIGEST,
     ENCODINGS,
     INT8,
     ITEM_BYTES,
+    MAX_ADAPTERS,
     MAX_DIMENSIONS,
     MAX_DRAFTS,
     MAX_HASHES,
     MAX_NAME,
     MAX_ROUTE,
     MAX_TARGETS,
+    AdapterPiece,
     Hop,
     Prefix,
     Request,
@@ -27,6 +30,7 @@ from splitinference_protocol.wire.request import (
 from splitinference_protocol.wire.sampling import Sampling, parse_sampling
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_SIZE = 1 << 31
 _WRONG_ENCODING = f"tensor.encoding should be one of {', '.join(ENCODINGS)}, and int8 for hidden states […, hidden] alone"
 
@@ -158,8 +162,32 @@ def common_fields(op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         "targets": _targets(fields.get("targets", "")),
         "drafts": _drafts(fields.get("drafts", "")),
         "drop": whole_number(fields.get("drop", 0), "drop", 0, MAX_DRAFTS),
+        "adapter": _adapter(fields.get("adapter")) if "adapter" in fields else "",
         "traceparent": _traceparent(fields),
     }
+
+
+def _adapter(value: Any) -> str:
+    if not isinstance(value, str) or not ADAPTER_DIGEST.fullmatch(value):
+        raise refuse(f"adapter should be the digest of an adapter, 32 hexadecimal digits, got {value!r:.80}")
+    return value
+
+
+def adapter_request(op: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
+    """`adapter_load` and `adapters`: what the loader and the operator ask for."""
+    if op == "adapters":
+        keep = fields.get("keep")
+        if keep is not None and (not isinstance(keep, list) or len(keep) > MAX_ADAPTERS):
+            raise refuse(f"keep should be a list of digests, {MAX_ADAPTERS} at most")
+        return Request(op=op, keep=None if keep is None else tuple(map(_adapter, keep)), deadline_ms=deadline_ms)
+    told = fields.get("piece")
+    piece = told if isinstance(told, dict) else {}
+    total = whole_number(piece.get("total"), "piece.total", 1, _MOST_SIZE)
+    offset = whole_number(piece.get("offset"), "piece.offset", 0, total - 1)
+    sha256 = piece.get("sha256")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise refuse("piece.sha256 should be 64 hexadecimal digits")
+    return Request(op=op, adapter=_adapter(fields.get("adapter")), piece=AdapterPiece(offset, total, sha256), deadline_ms=deadline_ms)
 
 
 def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
@@ -178,8 +206,8 @@ def _transfer(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: fl
 
 
 def _verification(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms: float) -> Request:
-    """`record`, `recorded` and `verify`: what the gateway asks for beside the chain."""
-    if op == "verify":
+    """What the gateway asks for beside the chain."""
+    if op not in {"record", "recorded"}:
         position, tensor = whole_number(fields.get("position"), "position", 0, 1 << 31), tensor_meta(fields.get("tensor"))
         return Request(op=op, sequence=sequence, position=position, tensor=tensor, deadline_ms=deadline_ms)
     side, last = fields.get("side"), fields.get("last", False)
@@ -196,5 +224,5 @@ def _verification(op: str, sequence: str, fields: Mapping[str, Any], deadline_ms
     )
 
 
-READ_BY = {"kv_pull": _transfer, "kv_export": _transfer, "record": _verification, "recorded": _verification, "verify": _verification}
+READ_BY = {"kv_pull": _transfer, "kv_export": _transfer, **dict.fromkeys(BESIDE, _verification)}
 """Operations about a sequence that one peer is asked for, along no route."""

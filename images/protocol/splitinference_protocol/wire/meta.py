@@ -21,6 +21,7 @@ from splitinference_protocol.wire import leb128
 from splitinference_protocol.wire.errors import refuse
 from splitinference_protocol.wire.fields import (
     READ_BY,
+    adapter_request,
     checked_tensor,
     common_fields,
     json_object,
@@ -64,6 +65,8 @@ def parse(meta: bytes) -> Request:
     deadline = number(fields.get("deadline_ms", DEFAULT_DEADLINE_MS), "deadline_ms", 0.0, MAX_DEADLINE_MS)
     if op in {"probe", "stats"}:
         return Request(op=op, deadline_ms=deadline)
+    if op in {"adapter_load", "adapters"}:
+        return adapter_request(op, fields, deadline)
     if (read := READ_BY.get(op)) is not None:
         return read(op, short_text(fields.get("sequence"), "sequence"), fields, deadline)
     common = common_fields(op, fields)
@@ -167,6 +170,8 @@ def _body(request: Request) -> bytes:
             fields["drafts"] = leb128.pack(request.drafts)
         if request.drop:
             fields["drop"] = request.drop
+        if request.adapter:
+            fields["adapter"] = request.adapter
     if request.outputs:
         fields["outputs"] = request.outputs
     if request.pooling is not None:

@@ -23,6 +23,11 @@ DEFAULT_DEADLINE_MS = 60_000.0
 MAX_DEADLINE_MS = 86_400_000.0
 SEGMENT_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 """Names of Services are DNS labels that begin with a letter (RFC 1035)."""
+ADAPTER_DIGEST = re.compile(r"[0-9a-f]{32}")
+"""Names an adapter's content."""
+MAX_ADAPTERS = 256
+ADAPTER_PIECE = 64 << 10
+"""Bytes of an adapter in one request: a segment takes so many whatever the width of its hidden states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,15 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterPiece:
+    """What DATA of `adapter_load` is of the segment's part of an adapter: the bytes from `offset` on, of so many, and their SHA-256."""
+
+    offset: int
+    total: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One request's META. `tensor` is set for `step` and `infer`; `deadline_ms` is what is left when the request arrives.
 
@@ -108,6 +122,11 @@ class Request:
     # Of `infer` alone: which outputs are wanted, all of the model's own where none is named; and how `sentence_embedding` is made.
     outputs: tuple[str, ...] = ()
     pooling: Pooling | None = None
+    # Of a step: the digest of the adapter that its rows run with; empty: none. Of `adapter_load`: which adapter DATA is a piece of.
+    adapter: str = ""
+    piece: AdapterPiece | None = None
+    # Of `adapters` alone: digests of those that are still needed; None: nothing is dropped.
+    keep: tuple[str, ...] | None = None
     # As it came, where it came with a head: what is handed on.
     body: bytes = b""
     done: int = 0

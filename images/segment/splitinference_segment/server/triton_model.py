@@ -79,5 +79,7 @@ class TritonPythonModel:
             ("evicted_sequences", float(use.evicted), {}),
             ("prefix_bytes", float(use.kept_bytes), {}),
             ("prefix_reused_tokens", float(use.reused_tokens), {}),
+            ("adapters", float(len(held := segment.adapters.held)), {}),
+            ("adapter_bytes", float(sum(held.values())), {}),
         ]
         return [*own, *segment.links.measures()]

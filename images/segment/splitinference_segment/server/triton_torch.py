@@ -15,8 +15,10 @@ from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
 from splitinference_segment.tensor_segment import TensorSegment
 from splitinference_segment.torch_models.content import MismatchError, read_digests, tell
+from splitinference_segment.torch_models.device import torch_device
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.loading import load_layers
+from splitinference_segment.torch_models.model_key import ModelKeyError
 from splitinference_segment.torch_models.torch_engine import TorchEngine
 
 
@@ -30,20 +32,21 @@ class Loaded:
 
 
 def load(settings: Settings) -> Loaded:
-    """Load the layers. MismatchError where they are not the model's, and the reason stands where the kubelet reads it."""
+    """Load the layers. MismatchError or ModelKeyError where they are not the model's or cannot be decrypted; the reason then stands where
+    the kubelet reads it."""
     torch.set_num_threads(settings.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device(settings.device)
     try:
         digests = read_digests(settings.digests_file, settings.model_digest) if settings.model_digest else None
         dtype = getattr(torch, settings.dtype)
         layers = load_layers(settings.model_path, settings.start, settings.end, dtype, device=device, digests=digests)
-    except MismatchError as error:
+    except (MismatchError, ModelKeyError) as error:
         tell(error)
         raise
     if not isinstance(layers, Layers):
         said = f"{layers.weight_bytes() / 2**20:.1f} MiB of weights, {layers.kv_shape.bytes_per_token} KV bytes per token, {device}"
         return Loaded(layers.count, said, lambda meters: TensorSegment(settings, layers, meters))
-    engine = TorchEngine(layers, packed=settings.weights == "packed" and layers.pack())
+    engine = TorchEngine(layers, packed=settings.weights == "packed" and layers.pack(), adapter_bytes=settings.adapter_bytes)
     return Loaded(engine.count, engine.description(), lambda meters: Segment(settings, engine, meters))
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from splitinference_protocol.wire.errors import DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, OVERLOADED, SegmentError
 from splitinference_protocol.wire.request import Request
@@ -41,6 +42,7 @@ class Step:
     received_at: float
     deadline_at: float
     done: Callable[[Result | SegmentError], None]
+    adapter: Any = None
 
     @property
     def sequence(self) -> str:
@@ -175,7 +177,7 @@ class Execution:
 
     def _compute(self, begun: Sequence[tuple[Step, KvEntry]], started: float) -> list[Result]:
         rows = sum(step.tokens for step, _ in begun)
-        outputs = self._engine.run([Work(step.request, step.values, entry) for step, entry in begun])
+        outputs = self._engine.run([Work(step.request, step.values, entry, step.adapter) for step, entry in begun])
         compute_s = time.monotonic() - started
         return [
             Result(out.hidden, out.choice, started - step.received_at, compute_s, step.tokens / rows, out.logits, out.scored, out.more)

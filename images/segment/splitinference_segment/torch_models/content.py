@@ -90,7 +90,7 @@ def copied(name: str, info: TensorInfo, stored: torch.Tensor, target: torch.Tens
     return str(digest.hexdigest())
 
 
-def tell(error: MismatchError) -> None:
+def tell(error: Exception) -> None:
     """Leave the reason where the kubelet reads it: the server's own last lines would hide it."""
     with contextlib.suppress(OSError):
         TERMINATION_LOG.write_text(f"{error}\n", encoding="utf-8")  # Triton's stub has no locale

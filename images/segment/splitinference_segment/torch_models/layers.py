@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from splitinference_modelfiles.rules.families import Family
 from splitinference_modelfiles.stored.digests import Digests
+from splitinference_segment.torch_models.adapters import Sizes, linear_sizes
 from splitinference_segment.torch_models.families import UNSTEADY_ROPE, UnsupportedModelError, family_of
 from splitinference_segment.torch_models.variants import Variant
 from splitinference_segment.torch_models.weights import Weights, fill
@@ -82,6 +83,7 @@ class Layers:
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):
                 if tensor.is_meta:
                     raise UnsupportedModelError(f"{path}.{name} is neither in the files nor known to be computed")
+        self.linear_sizes: Sizes = linear_sizes(self.blocks, self.first_block)  # before layers are joined or packed
         if can_join(self.dtype, self.device):
             for block in self.blocks:
                 join(block)

@@ -6,6 +6,7 @@ Nothing less will do: Triton says "ready" even when the process that computes is
 import errno
 import os
 import time
+from collections.abc import Collection, Mapping
 from typing import IO
 
 from splitinference.adapters.failures import in_words
@@ -38,11 +39,8 @@ class TritonSegments:
         """One token through this segment's own layers."""
         name, where = f"{owner.namespace}/{segment}", f"{pod_ip}:{self._port}"
         started = time.perf_counter()
-        deadline = time.monotonic() + self._timeout
-        connection: Connection | None = None
         try:
-            connection = self._peers.connect(owner, Role.SEGMENT, (pod_ip, self._port), f"{segment}.{owner.namespace}", deadline)
-            meta = self._ask(connection, model, deadline)
+            meta = self._asked(owner, segment, model, pod_ip, answers.question("probe", deadline_ms=int(self._timeout * 1000)))
         except UnreachableError as error:
             return _unreachable(error, name, where, self._timeout)
         except TimeoutError:
@@ -54,12 +52,34 @@ class TritonSegments:
             return Proof(ok=False, why=f"{name} cannot be reached at {where}: {in_words(error)}")
         except (NoSegmentError, TooMuchError) as error:
             return Proof(ok=False, why=f"{name} answered unlike a segment: {error}", dead=True)
+        return _judge(meta, name, (time.perf_counter() - started) * 1000)
+
+    def adapters(
+        self, owner: Owner, segment: str, model: str, pod_ip: str, keep: Collection[str] | None = None
+    ) -> Mapping[str, int] | None:
+        """What it holds of adapters."""
+        told = {} if keep is None else {"keep": sorted(keep)}
+        try:
+            meta = self._asked(owner, segment, model, pod_ip, answers.question("adapters", deadline_ms=int(self._timeout * 1000), **told))
+        except (UnreachableError, UntrustedError, OSError, NoSegmentError, TooMuchError):
+            return None
+        held = meta.get("adapters")
+        if not isinstance(held, dict) or not all(isinstance(size, int) for size in held.values()):
+            return None
+        return {str(digest): size for digest, size in held.items()}
+
+    def _asked(self, owner: Owner, segment: str, model: str, pod_ip: str, meta: bytes) -> dict[str, object]:
+        """META of the answer, over a connection of its own. Raises what `prove` tells apart."""
+        deadline = time.monotonic() + self._timeout
+        connection: Connection | None = None
+        try:
+            connection = self._peers.connect(owner, Role.SEGMENT, (pod_ip, self._port), f"{segment}.{owner.namespace}", deadline)
+            return self._ask(connection, model, meta, deadline)
         finally:
             if connection is not None:
                 connection.close()
-        return _judge(meta, name, (time.perf_counter() - started) * 1000)
 
-    def _ask(self, connection: Connection, model: str, deadline: float) -> dict[str, object]:
+    def _ask(self, connection: Connection, model: str, meta: bytes, deadline: float) -> dict[str, object]:
         """META of the answer."""
         received = connection.received(_MOST_BYTES, deadline)
         connection.send(frames.greeting(model), deadline)
@@ -68,11 +88,10 @@ class TritonSegments:
             raise NoSegmentError("its greeting is not that of the wire")
         if greeted == frames.ANOTHER_MODEL:
             raise NoSegmentError(f"it has another model than {model}")
-        meta = answers.question("probe", deadline_ms=int(self._timeout * 1000))
         connection.send(frames.frame(1, meta, frames.NOTHING), deadline)
         number, meta_bytes, data_bytes = frames.HEAD.unpack(_exactly(received, frames.HEAD.size))
         if number != 1 or meta_bytes + data_bytes > _MOST_BYTES:
-            raise NoSegmentError(f"frame {number} with {meta_bytes} bytes of META and {data_bytes} of DATA is no answer to a probe")
+            raise NoSegmentError(f"frame {number} with {meta_bytes} bytes of META and {data_bytes} of DATA is no answer to a question")
         content = _exactly(received, meta_bytes)
         _exactly(received, data_bytes)
         try:

@@ -22,7 +22,7 @@ from splitinference.adapters.promql.prometheus_access import (
     shown,
 )
 from splitinference.adapters.promql.queries import AGE, BY_LINK, BY_NODE, BY_POD, KIND_LABEL, NAME, SETS, VALUE, Queries, Query, own
-from splitinference.controller.ports import Sample, Samples
+from splitinference.controller.ports import Sample, Samples, Unusable
 from splitinference.settings import Settings
 
 _LONGEST = 512
@@ -179,7 +179,7 @@ MOST_SERIES = 50_000
 
 def samples(answer: object, by: Sequence[str], told: Sequence[str] = ()) -> Samples:
     """Prometheus' vector → samples by name. A name with several series, or without an age, is left out and noted; NaN is None. With `told`,
-    series that differ in one of these labels are apart, and samples have the labels.
+    series that differ in one of these labels are apart, samples have the labels, and what is left out is `unusable`.
 
     Of several ages the one that is least to be believed counts: a negative one (a sample from the future), else the oldest.
     """
@@ -201,19 +201,26 @@ def samples(answer: object, by: Sequence[str], told: Sequence[str] = ()) -> Samp
         else:
             found[kind][labels].append(number)
     by_name: dict[str, Sample] = {}
+    unusable: list[Unusable] = []
     for labels, values in sorted(found[VALUE].items()):
         name = "/".join(value for label, value in labels if label in by) if not told else " ".join("=".join(pair) for pair in labels)
         ages = [age for age in found[AGE].get(labels, []) if math.isfinite(age)]
-        if len(values) > 1:
-            notes.append(f"{name}: {len(values)} series where one was expected, so none is used")
-        elif not ages:
-            notes.append(f"{name}: its age is unknown, so it is not used")
+        if len(values) > 1 or not ages:
+            why = (
+                f"{len(values)} series where one was expected, so none is used"
+                if len(values) > 1
+                else "its age is unknown, so it is not used"
+            )
+            if told:
+                unusable.append(Unusable(labels=dict(labels), why=why))
+            else:
+                notes.append(f"{name}: {why}")
         else:
             value, said = values[0] if math.isfinite(values[0]) else None, dict(labels) if told else {}
             if told and len(own := machines.get(_scraped(labels), set())) == 1:
                 said["nodename"] = next(iter(own))
             by_name[name] = Sample(value=value, age_seconds=min(ages) if min(ages) < 0 else max(ages), labels=said)
-    return Samples(by_name=by_name, notes=tuple(dict.fromkeys(notes)))
+    return Samples(by_name=by_name, unusable=tuple(unusable), notes=tuple(dict.fromkeys(notes)))
 
 
 _Labels = tuple[tuple[str, str], ...]

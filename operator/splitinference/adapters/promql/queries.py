@@ -176,15 +176,17 @@ def _link(figure: str) -> Query:
     """Each value with its age, by who measured it."""
     measured, probed = f"splitinference_segment_link_{figure}", f"splitinference_link_{figure}"
     age, probed_age = (f"{name.removesuffix('_ms')}_age_seconds" for name in (measured, probed))
-    # As of now, not of the scrape; of a segment that is gone, of its last scrape, as exactly as the steps of the subquery are.
+    # As of now, not of the scrape. Of a segment that is gone, as of its last scrape, as exactly as the steps are: value and age come from
+    # the same steps, so that there is none without the other.
+    steps = f"[{{kept}}:{_STEP}]"
     now = f"{age} + time() - timestamp({age})"
-    gone = f"last_over_time({age}[{{kept}}]) + time() - max_over_time(timestamp({age})[{{kept}}:{_STEP}])"
+    gone = f"last_over_time({age}{steps}) + time() - max_over_time(timestamp({age}){steps})"
 
     def by(whom: str, text: str) -> str:
         kept = _labels(*BY_LINK, *(label for label in _LINK_WHO if label != MEASURED_BY))
         return f'label_replace(min by ({kept}) ({text}), "{MEASURED_BY}", "{whom}", "", "")'
 
-    value = f"{by(BY_SEGMENT, f'last_over_time({measured}[{{kept}}])')} or {by('probe', probed)}"
+    value = f"{by(BY_SEGMENT, f'{measured} or last_over_time({measured}{steps})')} or {by('probe', probed)}"
     since = f"{by(BY_SEGMENT, f'({now}) or ({gone})')} or {by('probe', f'{probed_age} + time() - timestamp({probed_age})')}"
     return Query(value=f"({value})", age=f"({since})", by=BY_LINK, told=_LINK_WHO)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from splitinference.controller.cluster_state.figures.node_figures import capacity_of
 from splitinference.controller.cluster_state.figures.node_metrics import CPU, GPU, PREFIX, PROCESSOR, positive_number, processor_of
+from splitinference.controller.cluster_state.node_devices import NO_DEVICES, Devices, devices_of
 from splitinference.controller.cluster_state.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
 from splitinference.controller.kube_values.machine import foreign, leaving, taints_of
 from splitinference.controller.kube_values.quantity import quantity
@@ -34,7 +35,7 @@ ZONE = "topology.kubernetes.io/zone"
 class Ground:
     """A node as `owner` sees it without metrics. `free_bytes`: allocatable less what others request, below zero where that is more;
     `own`: its segments there, as namespace/name, and `own_bytes` what they request; `gpu`: its compute is that of GPUs;
-    `notes`: labels that make no sense."""
+    `notes`: labels that make no sense; `devices`: its devices, some of which may be used beside its CPU."""
 
     read: Manifest
     pods: tuple[Manifest, ...]
@@ -45,6 +46,7 @@ class Ground:
     own_bytes: int
     gpu: bool
     notes: tuple[str, ...]
+    devices: Devices = NO_DEVICES
 
 
 def ground_of(
@@ -70,8 +72,13 @@ def ground_of(
     if processor not in (CPU, GPU):
         notes.append(f"{PROCESSOR} of node {name} is {processor!r}, neither {CPU} nor {GPU}: {CPU} is taken")
     price = number("cost-per-hour")
+    devices = devices_of(node, own, of_others, settings)
+    notes.extend(devices.notes)
     figures = number("compute-gflops"), number("memory-bandwidth-gbps")
-    capacity = capacity_of(node, *figures, cores, settings, launch_ms=number("layer-launch-ms"))
+    if devices.offers and processor == GPU:
+        notes.append(f"{PROCESSOR} of node {name} is {GPU}, and its devices are places of their own: the label counts no more")
+        processor, figures = CPU, (None, None)
+    capacity = capacity_of(node, *figures, cores, settings, launch_ms=number("layer-launch-ms"), gpu=processor == GPU)
     notes.extend(capacity.notes)
     found = Node(
         name=name,
@@ -105,6 +112,7 @@ def ground_of(
         own_bytes=sum(requested_bytes(pod) for pod in own),
         gpu=processor == GPU,
         notes=tuple(notes),
+        devices=devices,
     )
 
 

@@ -6,6 +6,7 @@ A pass never waits, and takes nothing for granted that an earlier pass did: it m
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from splitinference.controller.api.conditions import Condition, merge_patch
 from splitinference.controller.api.sections.adaptation_spec import Prefetch
 from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.cluster_state.snapshot import Yielding
+from splitinference.controller.plan_io.adapter_status import Outcome as AdapterOutcome
 from splitinference.controller.plan_io.plan_status import Built, Planned, build
 from splitinference.controller.ports import Listing, Manifest, Ports
 from splitinference.controller.reconcile.executor import Walker
@@ -28,6 +30,7 @@ from splitinference.controller.reconcile.status.move_outcome import judge, promi
 from splitinference.controller.reconcile.status.proposals import Offer, offer_after, read_offer, said_of, with_rejection
 from splitinference.controller.reconcile.status.report import Report, events, status_of
 from splitinference.controller.reconcile.unload import UNUSED, Unloading
+from splitinference.controller.reconcile.upkeep.adapters import AdapterKeeper
 from splitinference.controller.reconcile.upkeep.gateway_rollout import is_coming
 from splitinference.controller.reconcile.upkeep.node_measuring import nodes_to_wait_for
 from splitinference.controller.reconcile.upkeep.upkeep import Upkeep
@@ -120,6 +123,7 @@ class Pass:
         asked = read_asked(self.body, self.remembered.specs.read(self.body), self.ports.models, self.settings)
         force = read_in_force(self.ports, self.body, self.remembered, asked)
         seen, self.remembered.proofs = self.looker.look(self.resources, force.wanted, self.remembered.proofs)
+        seen = self._adapters(asked, force, seen).held_back()
         asked = without_trusted_node(asked, seen)
         if isinstance(asked, Asked) or asked.holds is not False or force.planned is not None:
             self.upkeep.keep_secrets(self.body)
@@ -224,6 +228,7 @@ class Pass:
         with self.ports.planning:
             resources = self.ports.cluster.split_inferences()
             reading = self.looker.read(seen.now, seen.nodes, seen.pods, seen.measured, resources, yielding=self.yielding)
+            reading = self.looker.awaiting(reading, seen.recall, seen.now)
             made = confirmed(made, inputs, reading.snapshot)
             decision = made.decision
             if not isinstance(decision, Adopt):
@@ -284,6 +289,7 @@ class Pass:
             likely = resource.spec.adaptation.prefetch is Prefetch.LIKELY_TARGETS
             self.upkeep.keep_prefetches(planned, profile, planned.plan if likely else None, self.problem, seen)
         verified = self._verify(force, report) if isinstance(made.steps, Done) else None
+        adapters = self._keep_adapters(asked, force, seen)
         verdict = judge(seen, isinstance(made.steps, Done))
         report = replace(
             report,
@@ -293,9 +299,11 @@ class Pass:
             serving=stored.route if stored else None,
             exposed=made.exposed,
             verified=verified,
+            adapters=adapters,
             endpoint=self.ports.builder.endpoint(planned.resource),
         )
-        return self._finish(report, WALKING_SECONDS if isinstance(made.steps, Steps) else None)
+        under_way = isinstance(made.steps, Steps) or (adapters is not None and not adapters.settled)
+        return self._finish(report, WALKING_SECONDS if under_way else None)
 
     def _unload(self, report: Report, force: InForce, seen: Seen) -> Looked:
         """Take the next steps to no segment at all; the gateway stays, and holds what comes."""
@@ -329,6 +337,19 @@ class Pass:
         proposed = made.decision.proposal if isinstance(made.decision, Keep) else None
         named = self.named.get(proposed.revision) if proposed is not None else None
         return offer_after(self.offer, made.decision, named, seen, force.built)
+
+    def _adapters(self, asked: Asked | Condition, force: InForce, seen: Seen) -> AdapterKeeper:
+        """Of what is asked for; where that cannot be worked with, all stays as it is."""
+        resource, retry = asked.resource if isinstance(asked, Asked) else None, timedelta(seconds=self.settings.profile_retry_seconds)
+        return AdapterKeeper(self.ports, resource, seen, self.remembered.adapters, force.wanted, retry)
+
+    def _keep_adapters(self, asked: Asked | Condition, force: InForce, seen: Seen) -> AdapterOutcome | None:
+        keeper = self._adapters(asked, force, seen)
+        if keeper.idle or force.profile is None:
+            return None
+        outcome = keeper.keep(force.profile)
+        self.upkeep.refused += outcome.refused
+        return outcome
 
     def _verify(self, force: InForce, report: Report) -> Condition | None:
         """Verifiers of a plan that serves; while a transition is under way they stay as they are."""

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import owner_of_body
 from splitinference.controller.manifests.route import asleep
+from splitinference.controller.plan_io.adapter_status import read_adapters, served
 from splitinference.controller.ports import Manifest, Ports
 from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.core.transition.state import Phase
@@ -63,7 +64,8 @@ class Unloading:
         """What is done now; the route is written here, before anything is deleted."""
         seen, limits = self.seen, self.resource.spec.scaling
         if not seen.asleep:
-            data = asleep(self.start_seconds, limits.hold.total_seconds() if limits is not None else _HOLD_SECONDS)
+            hold = limits.hold.total_seconds() if limits is not None else _HOLD_SECONDS
+            data = asleep(self.start_seconds, hold, served(read_adapters(seen.status)))
             self.ports.cluster.apply(self.ports.builder.route(self.resource, data))
             return Steps(waiting=("the gateway learns that the model is unloaded",))
         there = [segment for segment in seen.observed.segments.values() if segment.phase is not Phase.LEAVING]

@@ -17,6 +17,7 @@ def workload(spec: Spec) -> Workload:
         output_tokens=spec.workload.output_tokens,
         max_context_tokens=spec.model.max_context_tokens,
         max_concurrent_sequences=spec.model.max_concurrent_sequences,
+        adapter_bytes=spec.segments.adapter_memory_mib << 20,
     )
 
 

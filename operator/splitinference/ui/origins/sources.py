@@ -9,7 +9,7 @@ from splitinference.controller.cluster_state.figures.node_benchmark import Recor
 from splitinference.controller.cluster_state.figures.node_metrics import Measured
 from splitinference.controller.cluster_state.node_capacity import Standing, standing_of
 from splitinference.controller.cluster_state.pods import is_ours, labels_of
-from splitinference.controller.cluster_state.snapshot import Picture, Reading, Sources, claims, read_snapshot
+from splitinference.controller.cluster_state.snapshot import Picture, Reading, Sources, claims, device_claims, read_snapshot
 from splitinference.controller.cluster_state.snapshot import picture_of as drawn
 from splitinference.controller.manifests.gateway import GATEWAY
 from splitinference.controller.manifests.pod_parts import INSTANCE, MANAGED_BY, OURS
@@ -112,10 +112,16 @@ def basis_from(
 
 
 def _reading(objects: Objects, picture: Picture, owner: tuple[str, str], settings: Settings) -> Reading:
-    held = claims(objects.resources, objects.pods, *owner)
     return read_snapshot(
         Sources(
-            now=objects.now, nodes=objects.nodes, pods=objects.pods, measured=objects.measured, held=held, owner=owner, picture=picture
+            now=objects.now,
+            nodes=objects.nodes,
+            pods=objects.pods,
+            measured=objects.measured,
+            held=claims(objects.resources, objects.pods, *owner),
+            owner=owner,
+            picture=picture,
+            held_devices=device_claims(objects.resources, objects.pods, *owner),
         ),
         settings,
     )

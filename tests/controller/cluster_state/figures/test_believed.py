@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from splitinference.controller.cluster_state.figures.series_owners import Directory, host
-from splitinference.controller.cluster_state.figures.trusted_samples import Choice, names, of_links, of_pods
+from splitinference.controller.cluster_state.figures.trusted_samples import Choice, names, of_links, of_nodes, of_pods
 from splitinference.controller.cluster_state.shared_snapshot import Sight
-from splitinference.controller.ports import Manifest, Sample, Samples
+from splitinference.controller.ports import Manifest, Sample, Samples, Unusable
 from splitinference.settings import Settings
 from tests.adapters.promql.test_link_queries import OPERATORS, address, probe_pod, segment_pod
 
@@ -98,6 +98,37 @@ def test_a_stranger_does_not_blur_what_ours_say():
     lie = Sample(value=9000.0, age_seconds=1, labels=labels(instance="10.9.9.9:8002"))
     found = of_links(Samples(by_name={"1": ours, "2": lie}), Directory(NODES, PODS, OPERATORS), CHOICE)
     assert found.by_name["a/b"].value == 10.0
+
+
+AGELESS = "its age is unknown, so it is not used"
+
+
+def odd(said: dict[str, str], directory: Directory | None = None) -> tuple[str, ...]:
+    samples = Samples(unusable=(Unusable(labels=said, why=AGELESS),))
+    return of_links(samples, directory or Directory(NODES, PODS, OPERATORS), CHOICE).notes
+
+
+def test_what_is_odd_about_a_link_names_its_nodes_and_who_measured_it():
+    assert odd(labels()) == (f"link from node a to node b, measured by pod team/segment-a: {AGELESS}",)
+    assert odd(labels(**PROBE)) == (f"link from node a to node b, measured by pod {OPERATORS}/probe-a: {AGELESS}",)
+
+
+def test_links_of_segments_that_are_gone_and_of_strangers_are_not_judged():
+    (speaker,) = [s for s in _speakers() if s.name == "segment-a"]
+    others = [pod for pod in PODS if pod["metadata"]["name"] != "segment-a"]
+    assert odd(labels(), Directory(NODES, others, OPERATORS, {("team", "segment-a"): speaker})) == ()
+    assert odd(labels(), Directory(NODES, others, OPERATORS)) == ()
+    assert odd(labels(instance="10.9.9.9:8002")) == ()
+
+
+def test_what_is_odd_about_nodes_and_pods_names_them_and_leaves_out_who_is_not_there():
+    directory = Directory(NODES, PODS, OPERATORS)
+    of_a = Unusable(labels={"instance": "192.168.0.1:10250", "job": "kubelet"}, why=AGELESS)
+    nobody = Unusable(labels={"instance": "10.9.9.9:80", "job": "other"}, why=AGELESS)
+    assert of_nodes(Samples(unusable=(of_a, nobody)), directory).notes == (f"node a: {AGELESS}",)
+    pod, gone = ({"namespace": "team", "pod": name, **of_a.labels} for name in ("segment-a", "segment-gone"))
+    both = tuple(Unusable(labels=each, why=AGELESS) for each in (pod, gone))
+    assert of_pods(Samples(unusable=both), directory).notes == (f"pod team/segment-a on node a: {AGELESS}",)
 
 
 class Links:

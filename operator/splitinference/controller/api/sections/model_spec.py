@@ -66,6 +66,27 @@ class ModelSource(SpecValue):
         return f"{self.hugging_face.repository} at {self.hugging_face.revision} on the Hugging Face hub"
 
 
+class ConfigMapKey(SpecValue):
+    """A key of a ConfigMap in the resource's namespace."""
+
+    name: str
+    key: str = "ca.crt"
+
+
+class KeyBroker(SpecValue):
+    """A key broker service, and the resource in it that is the model's key: repository/type/tag."""
+
+    url: Annotated[str, Field(max_length=512, pattern=r"^https://[A-Za-z0-9.:\-]+(/[A-Za-z0-9._~/\-]*)?$")]
+    resource: Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._]*(/[A-Za-z0-9][-A-Za-z0-9._]*){2}$")]
+    ca_config_map_ref: ConfigMapKey | None = None
+
+
+class Encryption(SpecValue):
+    """The weights are encrypted; segments get the key from a key broker, after the attestation of where they run."""
+
+    key_broker: KeyBroker
+
+
 GgufName = Annotated[str, Field(max_length=512, pattern=r"^[A-Za-z0-9][-A-Za-z0-9._+]*(/[A-Za-z0-9][-A-Za-z0-9._+]*)*\.gguf$")]
 
 
@@ -77,6 +98,7 @@ class Model(SpecValue):
     engine: Literal["Auto", "Torch", "LlamaCpp"] = "Auto"
     file: GgufName | None = None
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    encryption: Encryption | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     max_context_tokens: int = Field(default=2048, ge=16)
     max_concurrent_sequences: int = Field(default=4, ge=1, le=1024)
@@ -101,6 +123,10 @@ class Model(SpecValue):
             raise ValueError("file must not be set where source names a GGUF file itself")
         if self.digest is not None and self.may_be_gguf:
             raise ValueError("digest is available for safetensors alone: segments with llama.cpp do not check their tensors")
+        if self.encryption is not None and self.may_be_gguf:
+            raise ValueError("encryption is available for safetensors alone: llama.cpp does not read encrypted files")
+        if self.encryption is not None and self.digest is not None:
+            raise ValueError("digest must not be set with encryption: the encryption proves the content, with a key for each model")
         return self
 
     @property

@@ -39,6 +39,7 @@ class Placement(SpecValue):
     node_selector: Mapping[str, str] = Field(default_factory=dict)
     tolerations: tuple[TolerationSpec, ...] = ()
     max_nodes: int | None = Field(default=None, ge=1)
+    processor_classes: tuple[str, ...] = ()
 
 
 class SegmentsSpec(SpecValue):
@@ -48,3 +49,4 @@ class SegmentsSpec(SpecValue):
     weights: Literal["Packed", "Stored"] = "Packed"
     link_encoding: Literal["Plain", "Int8"] = "Plain"
     memory_margin_percent: int = Field(default=10, ge=0, le=100)
+    adapter_memory_mib: int = Field(default=0, ge=0, le=1 << 20, alias="adapterMemoryMiB")

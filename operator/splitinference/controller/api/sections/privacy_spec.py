@@ -57,11 +57,18 @@ class Privacy(SpecValue):
 
 
 class VerificationSpec(SpecValue):
-    """Spot checks of segments on nodes that are not trusted. No tolerance means the one of the data type."""
+    """Spot checks of segments on nodes that are not trusted; with two replicas, every step on two nodes. No tolerance means the one of the
+    data type."""
 
     sample_percent: float = Field(gt=0, le=100)
     tolerance: float | None = Field(default=None, gt=0, le=1)
-    replicas: Literal[1] = 1
+    replicas: Literal[1, 2] = 1
+
+    @model_validator(mode="after")
+    def _compares_every_step(self) -> Self:
+        if self.replicas == 2 and self.sample_percent != 100:
+            raise ValueError("replicas 2 compares every step: samplePercent must be 100")
+        return self
 
 
 TOLERANCES: Mapping[str, float] = {"bfloat16": 0.016, "float16": 0.004, "float32": 0.001}

@@ -39,14 +39,22 @@ class Capacity:
 
 
 def capacity_of(
-    node: Manifest, gflops: float | None, gbps: float | None, cores: float, settings: Settings, *, launch_ms: float | None = None
+    node: Manifest,
+    gflops: float | None,
+    gbps: float | None,
+    cores: float,
+    settings: Settings,
+    *,
+    launch_ms: float | None = None,
+    gpu: bool | None = None,
 ) -> Capacity:
-    """`gflops`, `gbps` and `launch_ms` are what labels say. Zero is as good as none, but a launch may take nothing.
+    """`gflops`, `gbps` and `launch_ms` are what labels say. Zero is as good as none, but a launch may take nothing. `gpu`: whether the node
+    computes with GPUs that no segment requests; None: as its label says.
 
     What was measured of launches counts with the measured bandwidth only: a label's bandwidth may be that of whole layers."""
     record = node.get(MEASURED)
     rates = record.rate(USUAL) if isinstance(record, Record) else None
-    prior = None if gflops or gbps or rates else _prior(node, settings)
+    prior = None if gflops or gbps or rates or not (processor_of(node) == GPU if gpu is None else gpu) else _prior(node, settings)
     if prior is not None:
         nominal, efficiency = prior
         return Capacity(nominal.flops_per_s / 1e9, nominal.memory_bandwidth_bytes_per_s / 1e9, "catalogue", efficiency=efficiency)
@@ -80,10 +88,10 @@ def _launch_ms(labelled: float | None, measured: float, name: str, notes: list[s
 
 
 def _prior(node: Manifest, settings: Settings) -> tuple[Nominal, Efficiency] | None:
-    """What the catalogue says of one of the node's GPUs; None for nodes that compute with CPUs, and for unknown products."""
+    """What the catalogue says of one of the node's GPUs; None for unknown products."""
     labels = labels_of(node)
     product = next((labels[key] for key in PRODUCTS if labels.get(key)), None)
-    return extended(settings.catalogue_folder).prior(product, ENGINE) if product and processor_of(node) == GPU else None
+    return extended(settings.catalogue_folder).prior(product, ENGINE) if product else None
 
 
 def _first(labelled: float | None, measured: float | None, assumed: float) -> tuple[float, str]:

@@ -108,6 +108,14 @@ class Directory:
         node, vouched = self.node_of(labels)
         return place is not None and node in (None, place), vouched and node == place
 
+    def place(self, pod: str) -> str | None:
+        """The node of the segment's pod `namespace/name`; None where there is no such pod."""
+        return self._places.get(pod)
+
+    def is_gone(self, speaker: Speaker) -> bool:
+        """Whether the pod was there once, and is not any more."""
+        return (speaker.namespace, speaker.name) not in self._speakers
+
     def speaker(self, labels: Mapping[str, str]) -> Speaker | None:
         """The pod of ours that was scraped for this series; None where it is none, or cannot be told."""
         asked = host(labels.get("instance", ""))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from splitinference.controller.cluster_state.figures.series_owners import Directory
-from splitinference.controller.ports import Sample, Samples
+from splitinference.controller.ports import Sample, Samples, Unusable
 from splitinference.core.values.value import Value
 
 MOST_NAMES = 5
@@ -70,7 +70,15 @@ def of_nodes(samples: Samples, directory: Directory) -> Samples:
         chosen = [_one(node, several, notes) for several in parts.values()]
         if whole := _sum(chosen):
             by_name[node] = whole
-    return samples.model_copy(update={"by_name": by_name, "notes": tuple(dict.fromkeys([*samples.notes, *notes]))})
+    for series in samples.unusable:
+        if (about := directory.node_of(series.labels)[0]) is not None:
+            notes.append(f"node {about}: {series.why}")
+    return _with(samples, by_name, notes)
+
+
+def _with(samples: Samples, by_name: Mapping[str, Sample], notes: Sequence[str]) -> Samples:
+    """The answer by the names of who is there, and with notes about them alone."""
+    return samples.model_copy(update={"by_name": by_name, "unusable": (), "notes": tuple(dict.fromkeys([*samples.notes, *notes]))})
 
 
 def of_pods(samples: Samples, directory: Directory) -> Samples:
@@ -83,7 +91,12 @@ def of_pods(samples: Samples, directory: Directory) -> Samples:
             found[pod].append((vouched, sample))
     notes: list[str] = []
     by_name = {pod: one for pod, several in sorted(found.items()) if (one := _one(pod, several, notes)) is not None}
-    return samples.model_copy(update={"by_name": by_name, "notes": tuple(dict.fromkeys([*samples.notes, *notes]))})
+    for series in samples.unusable:
+        pod = "/".join(series.labels.get(label, "") for label in ("namespace", "pod"))
+        if directory.pod_is_there(pod, series.labels)[0]:
+            where = directory.place(pod)
+            notes.append(f"pod {pod}{f' on node {where}' if where else ''}: {series.why}")
+    return _with(samples, by_name, notes)
 
 
 def _one(name: str, several: Sequence[tuple[bool, Sample]], notes: list[str]) -> Sample | None:
@@ -131,11 +144,21 @@ def of_links(samples: Samples, directory: Directory, choice: Choice) -> Samples:
         elif sample.age_seconds <= choice.fresh:
             strangers["/".join(filter(None, (labels.get("namespace"), labels.get("pod")))) or labels.get("instance", "nobody")] += 1
     by_name = {name: _best(several, choice) for name, several in sorted(found.items())}
-    notes = [*samples.notes]
+    notes = [note for series in samples.unusable if (note := _about_link(series, directory))]
     if strangers:
         left, who = sum(strangers.values()), names(list(strangers))
         notes.append(f"{left} series about links were ignored, because they come from none of our segments or probes: {who}")
-    return samples.model_copy(update={"by_name": by_name, "notes": tuple(dict.fromkeys(notes))})
+    return _with(samples, by_name, notes)
+
+
+def _about_link(series: Unusable, directory: Directory) -> str:
+    """What is odd about a link, in words; empty where strangers say it, or a pod that is gone: a link that it used is not judged."""
+    labels = series.labels
+    speaker = directory.speaker(labels) if directory.nodes is not None else None
+    if directory.nodes is not None and (speaker is None or directory.is_gone(speaker) or not _may_say(labels, directory)):
+        return ""
+    by = f", measured by pod {speaker.namespace}/{speaker.name}" if speaker else ""
+    return f"link from node {labels.get('source', '')} to node {labels.get('target', '')}{by}: {series.why}"
 
 
 def _may_say(labels: Mapping[str, str], directory: Directory) -> bool:

@@ -16,6 +16,7 @@ from splitinference.controller.api.conditions import (
 )
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.figures.trusted_samples import names
+from splitinference.controller.plan_io.adapter_status import Outcome
 from splitinference.controller.plan_io.columns import duration, latency, nodes, observed, spent_of
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.planning.gather import Seen
@@ -32,6 +33,7 @@ from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Phase, Route
 from splitinference.core.transition.steps import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
 from splitinference.core.values.plan import Plan, Prediction
+from splitinference_modelfiles import sealed
 from splitinference_modelfiles.stored.digests import MISMATCH
 
 NAME_TAKEN = "NameTaken"
@@ -69,6 +71,7 @@ class Report:
     scaling: ScalingOutcome | None = None
     unloaded: bool = False
     preempted: str = ""
+    adapters: Outcome | None = None
 
     @property
     def new_decision(self) -> Decision | None:
@@ -116,6 +119,7 @@ def _memory_of(report: Report) -> dict[str, Any]:
         "calibration": seen.calibration.as_status(),
         "proposal": dict(report.proposal),
         "scaling": _scaling_of(report),
+        "adapters": _adapters_of(report),
     }
     return {name: value for name, value in found.items() if value}
 
@@ -126,6 +130,23 @@ def _scaling_of(report: Report) -> Mapping[str, Any] | None:
         return report.scaling.status
     scales = (report.seen.body.get("spec") or {}).get("scaling")
     return report.seen.status.get("scaling") if scales else None
+
+
+def _adapters_of(report: Report) -> list[Any]:
+    """status.adapters: as of now, or as before where this pass did not look at them."""
+    if report.adapters is not None:
+        return [found.as_status() for found in report.adapters.adapters.values()]
+    return list(report.seen.status.get("adapters") or ())
+
+
+def _adapters_ready(report: Report) -> Iterator[Condition]:
+    if report.adapters is not None:
+        yield from filter(None, (report.adapters.condition,))
+        return
+    for old in report.seen.status.get("conditions") or ():
+        if old.get("type") == Kind.ADAPTERS_READY:
+            holds = {"True": True, "False": False}.get(str(old.get("status")))
+            yield Condition(kind=Kind.ADAPTERS_READY, holds=holds, reason=str(old.get("reason")), message=str(old.get("message", "")))
 
 
 def _plan_of(report: Report, planned: Planned, built: Built, prediction: Prediction) -> dict[str, Any]:
@@ -195,6 +216,7 @@ def all_conditions(report: Report) -> Iterator[Condition]:
         yield from (shown,) if shown is not None and not report.unloaded and not report.preempted else ()
     if report.scaling is not None:
         yield report.scaling.condition
+    yield from _adapters_ready(report)
     stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
         [progressing] if progressing.reason in ("Blocked", NAME_TAKEN, Reason.PREEMPTED) else []
     )
@@ -280,7 +302,8 @@ def _progressing(report: Report) -> Condition:
     if report.refused:
         return Condition(kind=kind, holds=True, reason="Refused", message="; ".join(report.refused))
     if report.accepted.holds is True and (hindered := hindered_segments(report.seen)):
-        reason = MISMATCH if any(MISMATCH in words for words in hindered) else NOT_STARTING
+        known = (reason for reason in (MISMATCH, *sealed.REASONS) if any(reason in words for words in hindered))
+        reason = next(known, NOT_STARTING)
         return Condition(kind=kind, holds=True, reason=reason, message="; ".join(hindered))
     match report.steps:
         case Steps(actions=actions, waiting=waiting):
@@ -374,7 +397,7 @@ def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[
         old = known.get(condition["type"], {})
         changed = (old.get("status"), old.get("reason")) != (condition["status"], condition["reason"])
         if (
-            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED, Kind.FILTERED)
+            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED, Kind.FILTERED, Kind.ADAPTERS_READY)
             and condition["status"] == "False"
             and changed
         ):

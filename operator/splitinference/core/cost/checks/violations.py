@@ -8,7 +8,7 @@ from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.evaluate import Evaluation, UnknownPlace, evaluate
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.predict import prediction_of, utilizations
-from splitinference.core.values.plan import Plan
+from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.value import Value
 
@@ -96,12 +96,12 @@ def _counts(plan: Plan, problem: Problem) -> Iterator[Violation]:
         if bounds.max_segments is not None and count > bounds.max_segments:
             yield Violation(constraint="max-segments", message=f"pipeline {number} has {count} segments, at most {bounds.max_segments}")
         visits = [name for before, now in zip((None, *pipeline.segments), pipeline.segments, strict=False)
-                  for name in now.nodes if before is None or name not in before.nodes or not now.processor]  # fmt: skip
+                  for name in now.nodes if before is None or name not in before.nodes or _same_place(before, now)]  # fmt: skip
         for name, times in sorted(Counter(visits).items()):
             if times > 1:
                 yield Violation(constraint="node-once", message=f"pipeline {number} uses node {name} {times} times")
         places = Counter((name, s.processor) for s in pipeline.segments for name in s.nodes)
-        if max(places.values()) > 1 and max(Counter(visits).values()) == 1:
+        if max(places.values()) > 1 and max(Counter(visits).values()) == 1:  # with others of the node in between
             yield Violation(constraint="node-once", message=f"pipeline {number} uses a processor twice")
         if any(len(s.nodes) > bounds.max_stage_nodes for s in pipeline.segments):
             most = max(len(s.nodes) for s in pipeline.segments)
@@ -112,6 +112,11 @@ def _counts(plan: Plan, problem: Problem) -> Iterator[Violation]:
         yield from _disjoint(plan)
     else:
         yield from _no_shared_segment(plan)
+
+
+def _same_place(before: Segment, now: Segment) -> bool:
+    """Whether two segments in a row are on a node without processors, or on its CPU: then the node is used twice."""
+    return not now.processor and not before.processor
 
 
 def _one_run(plan: Plan) -> Iterator[Violation]:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from splitinference.core.cost import predict, violations
 from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.checks.room import lacking
+from splitinference.core.cost.site import sites
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy, sustained
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan, Segment
@@ -90,6 +91,9 @@ def _node_lost(inputs: DecisionInputs, plan: Plan) -> str:
             why = "it no longer exists" if name not in nodes else unusable(nodes[name], inputs.problem)
             if why:
                 found.append(f"{where} runs on {name}, which cannot be used: {why}")
+            elif segment.processor not in {site.processor for site in sites(nodes[name])}:
+                what = f"processor {segment.processor}" if segment.processor else "CPU"
+                found.append(f"{where} runs on {name}, which has no {what} for it: the processor is gone, or others use it")
     return "; ".join(found)
 
 

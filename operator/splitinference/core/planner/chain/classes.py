@@ -115,9 +115,9 @@ def equal_places(problem: Problem, usable: tuple[Node, ...], kinds: NDArray[np.i
 
 def _speed(site: Site) -> tuple[object, ...]:
     """All of a place that the time of a layer depends on, but its measured layer times."""
-    node, reached = site.node, site.efficiency
+    reached = site.efficiency
     unlike = (reached.prefill, reached.decode, reached.dequantized_per_s)
-    return (site.flops_per_s, site.bandwidth_bytes_per_s, site.free_share, unlike, node.calibration, node.prefill_calibration)
+    return (site.flops_per_s, site.bandwidth_bytes_per_s, site.free_share, unlike, site.calibration, site.prefill_calibration)
 
 
 def _equal_links(kinds: NDArray[np.int32], i: int, j: int) -> bool:

@@ -14,7 +14,7 @@ from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.link import MESSAGE_BYTES, bytes_per_token
 from splitinference.core.cost.predict import added_watts
 from splitinference.core.cost.site import Site
-from splitinference.core.cost.stage import layer_cost
+from splitinference.core.cost.stage import adapter_bytes, layer_cost
 from splitinference.core.planner.chain.classes import _speed, equal_places, link_qualities
 from splitinference.core.values.problem import Problem
 
@@ -164,6 +164,10 @@ class Tables:
         tokens = workload.max_concurrent_sequences * workload.max_context_tokens
         cache = np.cumsum([0, *(layer.kv_bytes_per_token for layer in profile.layers)], dtype=np.int64) * tokens
         net = self._held + (cache[None, :] - cache[:, None]) + profile.runtime_bytes
+        if workload.adapter_bytes:
+            each = [adapter_bytes(profile, workload.adapter_bytes, i, i + 1) for i in range(len(profile.layers))]
+            adapters = np.cumsum([0, *each], dtype=np.int64)
+            net += adapters[None, :] - adapters[:, None]
         need = np.ceil(net * (1.0 + self.problem.constraints.memory_margin)).astype(np.int64)
         need[np.tril_indices(self.layers + 1)] = np.iinfo(np.int64).max
         return need

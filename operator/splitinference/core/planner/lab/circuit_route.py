@@ -7,7 +7,7 @@ from typing import Any
 from splitinference.core.cost.checks.eligible import forbidden
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.site import Site
-from splitinference.core.cost.stage import layer_cost, memory_bytes, utilization_after
+from splitinference.core.cost.stage import adapter_bytes, layer_cost, memory_bytes, utilization_after
 from splitinference.core.planner.columns import cp_sat
 from splitinference.core.planner.columns.heuristics import places
 from splitinference.core.values.cluster import LinkQuality
@@ -84,7 +84,12 @@ class Route:
         tokens = load.max_concurrent_sequences * load.max_context_tokens
         for n, site in enumerate(self.sites):
             room = math.floor(site.memory_bytes / (1.0 + self.problem.constraints.memory_margin)) + 1 + tied - profile.runtime_bytes
-            each = [profile.layers[a].weight_bytes + profile.layers[a].kv_bytes_per_token * tokens for a, _ in self.groups]
+            each = [
+                profile.layers[a].weight_bytes
+                + profile.layers[a].kv_bytes_per_token * tokens
+                + adapter_bytes(profile, load.adapter_bytes, a, a + 1)
+                for a, _ in self.groups
+            ]
             self.model.add(sum(held * (size >> 10) for held, size in zip(self.held[n], each, strict=True)) <= (max(room, 0) >> 10) + 1)
 
     def _may_hold(self, n: int, a: int, b: int) -> bool:
