@@ -1,8 +1,8 @@
 """Every step on two nodes: a replica and a referee, who is asked, and what becomes of one that was wrong."""
 
 from splitinference_protocol.report import FailedCheck, Verified
-from tests.controller.manifests.test_verification import PINS, a_world, route, three, verifiers
 from tests.controller.objects import a_node
+from tests.controller.privacy.test_verification import PINS, a_world, route, three, verifiers
 from tests.controller.world import NAMESPACE
 
 TWICE = {"samplePercent": 100, "replicas": 2}
