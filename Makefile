@@ -37,9 +37,9 @@ coverage: install ## which lines and branches of operator and gateway the unit t
 prose: install ## README, docs, messages and the CRD's descriptions against the rules in .vale.ini; builds Vale once, by Go
 	@$(PY) -m tests.prose
 
-mutants: install ## small faults in the modules that decide and make transitions: which do tests not notice? hours; MODULE="decide optional" for some, MINUTES=30 for a sample
+mutants: install ## small faults in the modules that decide and make transitions: which do tests not notice? hours; MODULE="decide optional" for some, SAMPLE=200 for a random sample of that size (SEED=0), MINUTES=30 to end early
 	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-mutants.txt
-	@$(PY) -m tests.mutants $(MODULE) $(if $(JOBS),--jobs $(JOBS)) $(if $(MINUTES),--minutes $(MINUTES))
+	@$(PY) -m tests.mutants $(MODULE) $(if $(JOBS),--jobs $(JOBS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
 
 browser: ## Chromium, which ui-test needs: Debian's package, installed where there is none
 	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }

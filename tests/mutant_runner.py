@@ -1,11 +1,10 @@
 """Runs tests against faults in one process: tests are collected once, and each fault has a fork of it. Used by tests/mutants.py.
 
-    python mutant_runner.py RESULTS.json --seed 0 --minutes 30        (in the copy that tests/mutants.py prepares)
+    python mutant_runner.py RESULTS.json --seed 0 --sample 200        (in the copy that tests/mutants.py prepares)
 
 First all tests run once, to learn which functions each of them reaches and how much processor time it takes. A fault meets the tests that
-reach its function, the quickest first, until one fails. Tests that take more than SLOW_SECONDS come in a second round, which only faults
-see that the first round left. Limits are in processor time, so that a busy machine changes no result. The order of faults is random: a
-run that ends early has tested a fair sample.
+reach its function, the quickest first, until one fails. Limits are in processor time, so that a busy machine changes no result. The order
+of faults is random, from a seed, and each is tried to its end before the next one begins: a run that ends early has tried a fair sample.
 """
 
 import argparse
@@ -25,11 +24,9 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
-SLOW_SECONDS = 0.2
 KILLED, SURVIVED, TIMEOUT, NO_TESTS = "killed", "survived", "timeout", "no tests"
 LEARNED = Path("learned.json").absolute()
 """What the first run of the tests showed, for further runs in the same copy."""
-NOT_SLOW = "survived the quick tests"
 
 
 def processor_seconds() -> float:
@@ -43,26 +40,25 @@ class Runner:
     """A pytest plugin in place of the usual loop over tests."""
 
     faults: list[str]
+    of: int
     results: Path
     until: float
     jobs: int
     outcome: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     reached_by: defaultdict[str, list[pytest.Item]] = field(default_factory=lambda: defaultdict(list))
-    running: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    running: dict[int, str] = field(default_factory=dict)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """All of it. The faults' tests say nothing."""
         self._learn(session.items)
-        for slow in (False, True):
-            for fault in self.faults:
-                if time.monotonic() > self.until:
-                    break
-                if not slow or self.outcome.get(fault) == NOT_SLOW:
-                    self._start(fault, slow)
-            while self.running:
-                self._reap()
+        for fault in self.faults:
+            if time.monotonic() > self.until:
+                break
+            self._start(fault)
+        while self.running:
+            self._reap()
         self._save()
         return True
 
@@ -92,16 +88,14 @@ class Runner:
         LEARNED.write_text(json.dumps({"seconds": self.seconds, "reached_by": reached}), "utf-8")
         sys.stderr.write(f"{len(items)} tests take {sum(self.seconds.values()):.0f} s; {len(self.faults)} faults\n")
 
-    def _tests(self, fault: str, slow: bool) -> list[pytest.Item]:
+    def _tests(self, fault: str) -> list[pytest.Item]:
         found = self.reached_by.get(fault.rpartition("__mutmut_")[0], [])
-        chosen = [item for item in found if (self.seconds[item.nodeid] > SLOW_SECONDS) is slow]
-        return sorted(chosen, key=lambda item: self.seconds[item.nodeid])
+        return sorted(found, key=lambda item: self.seconds[item.nodeid])
 
-    def _start(self, fault: str, slow: bool) -> None:
-        tests = self._tests(fault, slow)
+    def _start(self, fault: str) -> None:
+        tests = self._tests(fault)
         if not tests:
-            has_slow = not slow and self._tests(fault, slow=True)
-            self.outcome[fault] = NOT_SLOW if has_slow else SURVIVED if slow or fault in self.outcome else NO_TESTS
+            self.outcome[fault] = NO_TESTS
             return
         while len(self.running) >= self.jobs:
             self._reap()
@@ -113,7 +107,7 @@ class Runner:
                 os._exit(self._try(fault, tests))
             finally:
                 os._exit(2)
-        self.running[child] = fault, slow
+        self.running[child] = fault
 
     def _try(self, fault: str, tests: list[pytest.Item]) -> int:
         from mutmut.mutation.trampoline import set_mutant_under_test
@@ -134,18 +128,16 @@ class Runner:
         child, status = os.waitpid(-1, 0)
         if child not in self.running:
             return
-        fault, slow = self.running.pop(child)
+        fault = self.running.pop(child)
         if os.WIFSIGNALED(status):
             self.outcome[fault] = TIMEOUT
-        elif os.WEXITSTATUS(status):
-            self.outcome[fault] = KILLED
         else:
-            self.outcome[fault] = SURVIVED if slow or not self._tests(fault, slow=True) else NOT_SLOW
+            self.outcome[fault] = KILLED if os.WEXITSTATUS(status) else SURVIVED
         if len(self.outcome) % 5 == 0:
             self._save()
 
     def _save(self) -> None:
-        self.results.write_text(json.dumps(self.outcome, indent=1))
+        self.results.write_text(json.dumps({"of": self.of, "outcome": self.outcome}, indent=1))
 
 
 def faults_of(folder: Path) -> Iterator[str]:
@@ -171,18 +163,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=24 * 60.0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--tests", nargs="+", default=["tests/core/decide", "tests/core/transition"])
     given: Any = parser.parse_args()
     if not Path("mutants").exists():  # else they are there from a run before
         make_faults()
-    faults = list(faults_of(Path("mutants")))
-    random.Random(given.seed).shuffle(faults)
+    there = list(faults_of(Path("mutants")))
+    faults = random.Random(given.seed).sample(there, len(there))[: given.sample or None]
     results = given.results.resolve()
     os.chdir("mutants")
     sys.path[0:1] = [os.path.abspath("src"), os.getcwd()]  # in place of the folder of this file
-    runner = Runner(faults, results, time.monotonic() + 60 * given.minutes, given.jobs)
+    runner = Runner(faults, len(there), results, time.monotonic() + 60 * given.minutes, given.jobs)
     without = [word for plugin in ("cacheprovider", "xdist", "terminal") for word in ("-p", f"no:{plugin}")]
     return int(pytest.main(["-o", "addopts=", *without, *given.tests], plugins=[runner]))
 

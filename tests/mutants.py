@@ -1,15 +1,18 @@
 """Small faults, one at a time, in the modules that decide and make transitions: do the tests notice each of them?
 
-    python -m tests.mutants [metrics_settling avoid_hot_targets …]
+    python -m tests.mutants [metrics_settling avoid_hot_targets …] [--sample 200 --seed 0]
 
-mutmut makes the faults, in a copy of code and tests below build/mutants; tests/mutant_runner.py tries them. With `--minutes`, it stops
-after that time. The order is random, so the shares are those of a fair sample.
+mutmut makes the faults, in a copy of code and tests below build/mutants; tests/mutant_runner.py tries them, each with the tests that reach
+its function, in forks of one process. `--sample` takes so many at random, the same ones for the same seed; `--minutes` ends a run early.
+Either way the share is that of a fair sample, and the last line has its confidence interval.
 Faults that no test can notice, because the program behaves the same with them, are listed with their reasons in mutants.toml. The exit
-status is 1 when fewer than 90 % of the others are noticed, or when an entry of the list fits no fault any more.
+status is 1 when fewer than 90 % of the others are noticed (of a sample: when even the upper end of the interval is below), or when all
+faults were tried and an entry of the list fits none.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -80,12 +83,40 @@ def mutmut(*arguments: str) -> str:
     return subprocess.run(command, cwd=COPY, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def tried(jobs: int, minutes: float) -> dict[str, str]:
-    """Each fault's name and what became of it. Raises CalledProcessError where tests fail without any fault."""
-    words = ["mutant_runner.py", "results.json", "--jobs", str(jobs), "--minutes", str(minutes), "--tests", *TESTS]
-    subprocess.run([sys.executable, *words], cwd=COPY, check=True)
-    found: dict[str, str] = json.loads((COPY / "results.json").read_text("utf-8"))
-    return found
+@dataclass(frozen=True)
+class Tried:
+    """What became of each fault that was tried, by its name; out of how many, and which seed chose them."""
+
+    outcome: dict[str, str]
+    of: int
+    seed: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether no fault was left out."""
+        return len(self.outcome) == self.of
+
+
+def tried(jobs: int, minutes: float, sample: int, seed: int) -> Tried:
+    """Try the faults. Raises CalledProcessError where tests fail without any fault."""
+    numbers = ["--jobs", str(jobs), "--minutes", str(minutes), "--sample", str(sample), "--seed", str(seed)]
+    subprocess.run([sys.executable, "mutant_runner.py", "results.json", *numbers, "--tests", *TESTS], cwd=COPY, check=True)
+    return read_results(seed)
+
+
+def read_results(seed: int) -> Tried:
+    """What the last run left."""
+    found = json.loads((COPY / "results.json").read_text("utf-8"))
+    return Tried(found["outcome"], found["of"], seed)
+
+
+def interval(noticed: int, of: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson 1927, J. Am. Stat. Assoc. 22:209); 0 to 1 where nothing was tried."""
+    if not of:
+        return 0.0, 1.0
+    z, share = 1.959964, noticed / of
+    middle, half = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return max(0.0, (middle - half) / (1 + z * z / of)), min(1.0, (middle + half) / (1 + z * z / of))
 
 
 def module_of(fault: str) -> str:
@@ -110,19 +141,21 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", metavar="module", help=f"modules of the core; all of {', '.join(MODULES)} by default")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="faults that are tested at the same time")
     parser.add_argument("--minutes", type=float, default=24 * 60.0, help="stop after so many (default: a day)")
+    parser.add_argument("--sample", type=int, default=0, help="try only so many faults, chosen at random (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random order (default: 0)")
     given = parser.parse_args()
     if wrong := set(given.modules) - set(MODULES):
         parser.error(f"unknown modules: {', '.join(sorted(wrong))}")
     modules = given.modules or list(MODULES)
     prepare(modules)
-    return report(modules, tried(given.jobs, given.minutes))
+    return report(modules, tried(given.jobs, given.minutes, given.sample, given.seed))
 
 
-def report(modules: list[str], found: dict[str, str]) -> int:
+def report(modules: list[str], found: Tried) -> int:
     """Figures by module; the faults that nobody noticed and that the list does not explain. The answer is the exit status."""
     equivalents = [entry for entry in listed() if entry.module in modules]
     total, noticed, explained, used, open_faults = Counter[str](), Counter[str](), Counter[str](), set[Equivalent](), []
-    for fault, state in found.items():
+    for fault, state in found.outcome.items():
         module = module_of(fault)
         total[module] += 1
         if state in NOTICED:
@@ -138,10 +171,16 @@ def report(modules: list[str], found: dict[str, str]) -> int:
     for name in [*sorted(total), "all"]:
         counts = [sum(each.values()) if name == "all" else each[name] for each in (total, noticed, explained)]
         lines.append(f"{name:<28} {counts[0]:>7} {counts[1]:>8} {counts[2]:>11} {counts[1] / max(1, counts[0] - counts[2]):>7.1%}")
-    unused = [f"mutants.toml: no such fault survives: {e.module}: {e.becomes}" for e in equivalents if e not in used]
-    share = noticed.total() / max(1, total.total() - explained.total())
+    unused = [f"mutants.toml: no such fault survives: {e.module}: {e.becomes}" for e in equivalents if found.whole and e not in used]
+    of = total.total() - explained.total()
+    low, high = interval(noticed.total(), of)
+    share = noticed.total() / max(1, of)
+    counted = f"{total.total()} of {found.of} faults tried, seed {found.seed}"
+    lines.append(f"{counted}: {noticed.total()} of {of} noticed, {share:.1%}")
+    if not found.whole:
+        lines.append(f"95 % confidence interval: {low:.1%} to {high:.1%}")
     sys.stdout.write("\n".join([*open_faults, *unused, *lines, ""]))
-    return 1 if unused or not total or share < LEAST_SHARE else 0
+    return 1 if unused or not total or (share if found.whole else high) < LEAST_SHARE else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The operator: settings → adapters → passes → handlers → kopf. Which implementation is used for what is chosen here and nowhere else."""
 
+import splitinference.adapters.kubernetes.lazy_client  # noqa: F401 - first: kopf, too, imports the client
+
+# isort: split
 import gc
 import logging
 import os

@@ -9,7 +9,7 @@ from kubernetes import client
 from splitinference.cli.bench.control.control_plane import until
 from splitinference.controller.api.newer_fields import spec_schema, without_newer_defaults
 from tests.chart.rendered import ROOT
-from tests.controller.test_newer_fields import newer_crd
+from tests.controller.api.test_newer_fields import newer_crd
 
 GROUP = "newer.example.com"
 SAMPLES = sorted(path for path in (ROOT / "config/samples").glob("*.yaml"))

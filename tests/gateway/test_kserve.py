@@ -16,7 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 from tests.gateway.model_folder import write_model
 from tests.gateway.serving import MODEL, Serving, serving
-from tests.gateway.toy_chain import toy_logits, toy_segments
+from tests.gateway.toy_chain import toy_segments
+from tests.gateway.toy_model import toy_logits
 
 pytestmark = pytest.mark.anyio
 

@@ -21,10 +21,9 @@ from splitinference_protocol.wire.leb128 import numbers
 from splitinference_protocol.wire.meta import described
 from splitinference_protocol.wire.request import Hop
 from tests.gateway.model_folder import END
+from tests.gateway.toy_model import CHARACTERS, begins_a_character, hidden_of, toy_embedding, toy_logits, toy_score
 from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports
-
-CHARACTERS = [c.encode() for c in " etaoinshrdlu.,éü€𝄞日本"]
 
 
 class EarlyAnswerError(Exception):
@@ -44,7 +43,7 @@ def next_token(tokens: Sequence[int], sampling: dict[str, Any], end_after: int |
         return END if wanted or not others else others[zlib.crc32(array.array("q", tokens).tobytes()) % len(others)]
     if end_after is not None and len(tokens) >= end_after and END not in sampling.get("banned", ()):
         return END
-    begun = next((tail for n in (3, 2, 1) if _begins_a_character(tail := bytes(t & 0xFF for t in tokens[-n:]))), b"")
+    begun = next((tail for n in (3, 2, 1) if begins_a_character(tail := bytes(t & 0xFF for t in tokens[-n:]))), b"")
     options = sorted({c[len(begun)] for c in CHARACTERS if c.startswith(begun) and len(c) > len(begun)})
     seed = str(sampling["seed"]) if sampling["temperature"] > 0 else ""
     return options[zlib.crc32(array.array("q", tokens).tobytes() + seed.encode()) % len(options)]
@@ -58,32 +57,10 @@ def reference(prompt: Sequence[int], count: int, sampling: dict[str, Any] | None
     return tokens[len(prompt) :]
 
 
-def toy_logits(tokens: Sequence[int]) -> list[float]:
-    """Three numbers that depend on all tokens."""
-    return [float(len(tokens)), float(sum(tokens)), float(zlib.crc32(array.array("q", tokens).tobytes()) % 1000)]
-
-
-def toy_score(token: int) -> float:
-    """The log-probability of any given token."""
-    return -0.5 - token % 7
-
-
-def toy_embedding(tokens: Sequence[int]) -> list[float]:
-    """Four numbers that depend on all tokens; of length 1."""
-    raw = [float(zlib.crc32(array.array("q", [*tokens, place]).tobytes()) % 1000 - 500) for place in range(4)]
-    length = sum(value * value for value in raw) ** 0.5
-    return [value / length for value in raw]
-
-
 def tensors(**made: tuple[Sequence[int], Sequence[float]]) -> dict[str, Any]:
     """`tensors` and `data` of an answer."""
     told = [{"name": name, "dtype": "float32", "shape": list(shape)} for name, (shape, _) in made.items()]
     return {"tensors": told, "data": b"".join(array.array("f", values).tobytes() for _, values in made.values())}
-
-
-def _hidden(values: Sequence[float]) -> dict[str, Any]:
-    told = {"dtype": "float32", "shape": [len(values), 1]}
-    return {"v": 1, "ok": True, "tensor": told, "data": array.array("f", values).tobytes()}
 
 
 @dataclass
@@ -310,7 +287,7 @@ class ToySegment:
         if len(found) != meta["tokens"]:
             raise self._error("not_recorded")
         off = self.received_wrong if meta["side"] == "input" else 0.0
-        return _hidden(self._distorted(found, meta["position"], off))
+        return hidden_of(self._distorted(found, meta["position"], off))
 
     async def _compute(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         """A float32 for each token, its id: what the checked stages send on."""
@@ -326,7 +303,7 @@ class ToySegment:
         self.verified.append((position, count))
         values = array.array("q" if meta["tensor"]["dtype"] == "int64" else "f", data)
         assert len(values) == count, "the input alone"
-        return _hidden(self._distorted(values, position, self.wrong))
+        return hidden_of(self._distorted(values, position, self.wrong))
 
     async def _compare(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         values = array.array("f", data)
@@ -401,10 +378,6 @@ async def toy_segments(*names: str) -> list[ToySegment]:
     """Started segments that know each other."""
     peers: dict[str, str] = {}
     return [await ToySegment(name, peers).start() for name in names]
-
-
-def _begins_a_character(tail: bytes) -> bool:
-    return any(c.startswith(tail) and len(c) > len(tail) for c in CHARACTERS)
 
 
 async def at_rest(segment: ToySegment) -> int:

@@ -13,9 +13,9 @@ from transformers import BertConfig, PreTrainedConfig, RobertaConfig, XLMRoberta
 
 from splitinference_protocol.wire.errors import SegmentError
 from splitinference_protocol.wire.request import TensorMeta
-from splitinference_segment.torch_models.encoder import EncoderLayers
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.loading import is_stateless, load_layers
+from splitinference_segment.torch_models.tensor_models.encoder import EncoderLayers
 from splitinference_segment.torch_models.weights import MissingWeightsError
 
 _SMALL: dict[str, Any] = {

@@ -12,7 +12,7 @@ from test_encoder import IDS, split, unsplit, written
 from splitinference_protocol.wire.errors import SegmentError
 from splitinference_protocol.wire.pooling import POOLING, SENTENCE_EMBEDDING, Pooling
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
-from splitinference_segment.torch_models.encoder import EncoderLayers
+from splitinference_segment.torch_models.tensor_models.encoder import EncoderLayers
 from splitinference_segment.torch_ops.pooling import pooled
 
 HIDDEN = torch.tensor([[[1.0, -4.0], [2.0, 0.0], [6.0, 1.0]]])

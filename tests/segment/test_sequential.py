@@ -14,7 +14,7 @@ from torch import nn
 from splitinference_protocol.wire.errors import SegmentError
 from splitinference_protocol.wire.request import TensorMeta
 from splitinference_segment.torch_models.families import UnsupportedModelError
-from splitinference_segment.torch_models.sequential import SequentialLayers, build
+from splitinference_segment.torch_models.tensor_models.sequential import SequentialLayers, build
 
 LAYERS: list[dict[str, Any]] = [
     {"type": "Conv2d", "in_channels": 2, "out_channels": 4, "kernel_size": 3, "padding": 1},

@@ -12,7 +12,7 @@ import torch
 from splitinference_protocol.wire.errors import BAD_REQUEST, DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, OVERLOADED, SegmentError
 from splitinference_protocol.wire.pooling import SENTENCE_EMBEDDING, Pooling
 from splitinference_segment.steps.execution import MAX_WAITING
-from splitinference_segment.torch_models.stateless import Stateless
+from splitinference_segment.torch_models.tensor_models.stateless import Stateless
 from splitinference_segment.torch_ops.pooling import pooled
 
 _log = logging.getLogger(__name__)

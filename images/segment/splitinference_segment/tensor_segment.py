@@ -12,7 +12,7 @@ from splitinference_segment.request_checks import bounds, bounds_of
 from splitinference_segment.segment import Counting, Segment, Send, outputs_data, outputs_meta
 from splitinference_segment.settings import Settings
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
-from splitinference_segment.torch_models.stateless import Stateless
+from splitinference_segment.torch_models.tensor_models.stateless import Stateless
 from splitinference_segment.torch_models.torch_engine import TorchArrays, as_bytes
 
 STATELESS_FRAME = 64 << 20  # tensors of any shape

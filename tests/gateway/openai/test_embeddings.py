@@ -13,7 +13,8 @@ import pytest
 from splitinference_gateway.tokens.sentence import Sentence
 from tests.gateway.model_folder import BEGIN, BERT, CLASSIFIER, END, MEAN, write_encoder
 from tests.gateway.serving import MODEL, serving
-from tests.gateway.toy_chain import toy_embedding, toy_segments
+from tests.gateway.toy_chain import toy_segments
+from tests.gateway.toy_model import toy_embedding
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,8 @@ import pytest
 from splitinference_protocol.wire import leb128
 from tests.gateway.model_folder import END, write_model
 from tests.gateway.serving import MODEL, Serving, serving
-from tests.gateway.toy_chain import reference, toy_score, toy_segments
+from tests.gateway.toy_chain import reference, toy_segments
+from tests.gateway.toy_model import toy_score
 
 pytestmark = pytest.mark.anyio
 PROMPT = "tokens so far"

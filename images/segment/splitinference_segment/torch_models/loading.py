@@ -8,10 +8,10 @@ import torch
 from splitinference_modelfiles.held import AS_STORED
 from splitinference_modelfiles.stored.digests import Digests
 from splitinference_segment.torch_models.accepted import accepted
-from splitinference_segment.torch_models.encoder import ENCODERS, EncoderLayers
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_models.sequential import MODEL_TYPE, SequentialLayers
-from splitinference_segment.torch_models.stateless import Stateless
+from splitinference_segment.torch_models.tensor_models.encoder import ENCODERS, EncoderLayers
+from splitinference_segment.torch_models.tensor_models.sequential import MODEL_TYPE, SequentialLayers
+from splitinference_segment.torch_models.tensor_models.stateless import Stateless
 
 
 def load_layers(

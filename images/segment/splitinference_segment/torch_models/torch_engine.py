@@ -13,7 +13,7 @@ from splitinference_segment.choices import Choice
 from splitinference_segment.engine import Output, Work
 from splitinference_segment.torch_models.adapters import TorchAdapters
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_models.stateless import as_tensor
+from splitinference_segment.torch_models.tensor_models.stateless import as_tensor
 from splitinference_segment.torch_ops import comparison
 from splitinference_segment.torch_ops.encoding import encode
 from splitinference_segment.torch_ops.kv_torch import KvShape

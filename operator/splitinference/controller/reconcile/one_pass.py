@@ -26,9 +26,10 @@ from splitinference.controller.reconcile.planning.plan_pass import Course, PassI
 from splitinference.controller.reconcile.planning.preemption import Contest, gives_up, wants_more
 from splitinference.controller.reconcile.planning.privacy import guarded, promised_rules, stops_exposed
 from splitinference.controller.reconcile.planning.scaling import ScalingOutcome, is_unloaded, scaling_of, with_number
+from splitinference.controller.reconcile.status.events import events
 from splitinference.controller.reconcile.status.move_outcome import judge, promised
 from splitinference.controller.reconcile.status.proposals import Offer, offer_after, read_offer, said_of, with_rejection
-from splitinference.controller.reconcile.status.report import Report, events, status_of
+from splitinference.controller.reconcile.status.report import Report, status_of
 from splitinference.controller.reconcile.unload import UNUSED, Unloading
 from splitinference.controller.reconcile.upkeep.adapters import AdapterKeeper
 from splitinference.controller.reconcile.upkeep.gateway_rollout import is_coming

@@ -1,8 +1,8 @@
 """What a pass found and did → status and events: each condition with its reason and numbers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from splitinference.controller.api.conditions import (
     Condition,
@@ -10,7 +10,6 @@ from splitinference.controller.api.conditions import (
     Kind,
     conditions,
     decisions,
-    is_new,
     judged,
     stamp,
 )
@@ -24,7 +23,7 @@ from splitinference.controller.reconcile.planning.scaling import ScalingOutcome
 from splitinference.controller.reconcile.status.filtered import filtered
 from splitinference.controller.reconcile.status.move_outcome import Verdict
 from splitinference.controller.reconcile.status.pipelines import pipelines_of, scale_of, scaled, whole
-from splitinference.controller.reconcile.status.start_problems import NO_START, gateway_words, hindered_segments
+from splitinference.controller.reconcile.status.start_problems import gateway_words, hindered_segments
 from splitinference.controller.spec_to_core.plan_constraints import trust_used
 from splitinference.controller.trust.trust_labels import trusted_labels
 from splitinference.core.cost.fitting.learn import ENOUGH_WINDOWS
@@ -40,7 +39,6 @@ NAME_TAKEN = "NameTaken"
 NOT_STARTING = "SegmentNotStarting"
 GATEWAY_STUCK = "GatewayNotStarting"
 _SILENT = (Kept.STEADY, Kept.CONFIRMING, Kept.SETTLING)
-Event = tuple[Literal["Normal", "Warning"], str, str]
 
 
 @dataclass(frozen=True)
@@ -385,36 +383,3 @@ def describe(action: Action) -> str:
             return f"cut over to route {route.revision}" + ("" if whole else ", an intermediate route")
         case DeleteSegment(name=name, why=why):
             return f"delete {name}: {why}"
-
-
-def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
-    """What is worth an event, once: new decisions, and conditions that came to be bad or became good again."""
-    if (new := report.new_decision) is not None and is_new(report.seen.status.get("decisions") or [], new):
-        bad = isinstance(report.decision, Keep) and report.decision.trigger is not None and report.decision.trigger.mandatory
-        yield ("Warning" if bad else "Normal", new.reason, new.message)
-    known = {str(c.get("type")): c for c in before}
-    for condition in after:
-        old = known.get(condition["type"], {})
-        changed = (old.get("status"), old.get("reason")) != (condition["status"], condition["reason"])
-        if (
-            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED, Kind.FILTERED, Kind.ADAPTERS_READY)
-            and condition["status"] == "False"
-            and changed
-        ):
-            yield ("Warning", condition["reason"], condition["message"])
-        if condition["reason"] == NOT_STARTING:
-            changed = bool(_causes(condition) - _causes(old))
-        warned = ("Blocked", "Refused", NAME_TAKEN, NOT_STARTING, GATEWAY_STUCK)
-        if condition["type"] == Kind.PROGRESSING and condition["reason"] in warned and changed:
-            yield ("Warning", condition["reason"], condition["message"])
-        if condition["type"] == Kind.READY and condition["status"] == "True" and changed:
-            yield ("Normal", condition["reason"], condition["message"])
-
-
-def _causes(condition: Mapping[str, Any]) -> frozenset[str]:
-    """Which segments do not start on which nodes: another one is worth another event, another word for the same is not."""
-    if condition.get("reason") != NOT_STARTING:
-        return frozenset()
-    return frozenset(
-        part.partition(" since ")[0].partition(": ")[0] for part in str(condition.get("message", "")).split("; ") if NO_START in part
-    )

@@ -7,7 +7,7 @@ import pytest
 
 from splitinference.cli.bench.serving.verification import sequences_until_found
 from splitinference.cli.main import main
-from tests.cli.test_bench_privacy import an_engine
+from tests.cli.bench.test_bench_privacy import an_engine
 
 ROW = {"name": "stored weights, whole", "tokens": 10, "p50": 0.01, "p99": 0.02, "worst": 0.03, "largest_mean": 0.012, "refused": 0.0}
 

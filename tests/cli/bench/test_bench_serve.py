@@ -24,7 +24,7 @@ from splitinference.cli.bench.serving.serve import layer_bytes
 from splitinference.cli.main import main
 from splitinference.cli.schemas import schemas
 
-SAMPLE = Path(__file__).parent / "bench-serve.json"
+SAMPLE = Path(__file__).parents[1] / "bench-serve.json"
 
 
 def a_round(*, ms: float, tokens: int = 10, clients: int = 1, first_ms: float = 50.0, text: str = "as it should be") -> Round:

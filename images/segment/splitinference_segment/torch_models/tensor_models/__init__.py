@@ -1,0 +1,1 @@
+"""Models without sequences: encoders and generic chains."""
