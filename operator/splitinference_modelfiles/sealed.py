@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 FORMAT = "splitinference-aes-256-gcm-1"
 KEY_BYTES = 32

@@ -5,8 +5,8 @@ import secrets
 from pathlib import Path
 from typing import IO
 
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo, header_length, parse_header
 from splitinference_modelfiles.sealed import KEY_BYTES, TAG, FileKey, bounds, pieces, seal_of, sealed_header
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo, header_length, parse_header
 
 
 def encrypt(source: Path, target: Path, key: bytes) -> None:

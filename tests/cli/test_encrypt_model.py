@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from splitinference.cli.main import main
-from splitinference_modelfiles.folder import tensor_tables
-from splitinference_modelfiles.headers import header_length, parse_header
 from splitinference_modelfiles.sealed import TamperedError, WrongKeyError, bounds, opened, seal_of
+from splitinference_modelfiles.stored.folder import tensor_tables
+from splitinference_modelfiles.stored.headers import header_length, parse_header
 
 DATA = bytes(range(256)) * 3
 

@@ -13,9 +13,9 @@ from splitinference.core.model_files.safetensors import with_content
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from splitinference_modelfiles.sealed import REASONS
+from tests.controller.api.test_resource import problems
+from tests.controller.manifests.built import a_profile, a_resource, variables
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile, a_resource, variables
-from tests.controller.test_resource import problems
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SOURCE: dict[str, Any] = {"id": "m", "source": {"hostPath": {"path": "/models/m"}}}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from splitinference.core.cost.room import lacking
-from splitinference.core.cost.second_copies import Run, Short, places, runs
+from splitinference.core.cost.checks.room import lacking
+from splitinference.core.cost.checks.second_copies import Run, Short, places, runs
 from splitinference.core.decide.base.validated_solver import Solver
 from splitinference.core.planner.solver import solve
 from splitinference.core.values.plan import Plan

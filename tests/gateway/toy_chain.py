@@ -16,10 +16,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.pipeline.connections import Connections, NoAnswerError
-from splitinference_protocol.leb128 import numbers
-from splitinference_protocol.meta import described
-from splitinference_protocol.request import Hop
+from splitinference_gateway.pipeline.transport.connections import Connections, NoAnswerError
+from splitinference_protocol.wire.leb128 import numbers
+from splitinference_protocol.wire.meta import described
+from splitinference_protocol.wire.request import Hop
 from tests.gateway.model_folder import END
 from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports
@@ -125,6 +125,8 @@ class ToySegment:
     verified: list[tuple[int, int]] = field(default_factory=list)  # position and tokens of each check made here
     received_wrong: float = 0.0  # relative error of what it received, from its token `wrong_from` on: the stage before it gave that
     asked: list[bytes] = field(default_factory=list)  # DATA of what it was asked to compute
+    adapters: set[str] = field(default_factory=set)  # digests that it holds; each gives another text
+    ran_with: list[str] = field(default_factory=list)
     context: ssl.SSLContext | None = None  # of its listener
     port: int = 0
 
@@ -170,6 +172,9 @@ class ToySegment:
         tokens = array.array("q", data).tolist()
         assert meta["tensor"] == {"dtype": "int64", "shape": [len(tokens)]}
         self.chunks.append(len(tokens) - len(numbers(meta.get("drafts", ""))))
+        if (adapter := meta.get("adapter", "")) and adapter not in self.adapters:
+            raise self._error("adapter_missing")
+        self.ran_with.append(adapter)
         self._heard(tokens, meta["position"])
         name, position = meta["sequence"], meta["position"]
         if position == 0 or "prefix" in meta:
@@ -199,6 +204,7 @@ class ToySegment:
         if meta["sample"]:
             self.samplings.append(meta["sampling"])
             held, sampling = self.sequences[name], meta["sampling"]
+            sampling = {**sampling, "temperature": 1, "seed": adapter} if adapter else sampling
             if meta.get("logits"):
                 return {**answer, **tensors(logits=([3], toy_logits(held)))}
             answer |= self._chosen(name, drafts, sampling)

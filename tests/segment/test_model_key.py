@@ -13,8 +13,8 @@ from key_broker import Agent, Broker, served
 from safetensors import safe_open
 
 from splitinference_modelfiles import sealed
-from splitinference_modelfiles.headers import header_length
 from splitinference_modelfiles.sealing import encrypt
+from splitinference_modelfiles.stored.headers import header_length
 from splitinference_segment.torch_models import model_key
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.model_key import KeyBroker, ModelKeyError, key_of_model

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from splitinference_protocol import VERSION
-from splitinference_protocol.request import SEGMENT_NAME, Hop
+from splitinference_protocol.wire.request import ADAPTER_DIGEST, MAX_ADAPTERS, SEGMENT_NAME, Hop
 
 STOPPED = "stopped"
 """Revision of the document without a route."""
@@ -65,6 +65,15 @@ class Verification(BaseModel):
     distrusted: tuple[str, ...] = ()
 
 
+class NamedAdapter(BaseModel):
+    """An adapter that all segments of the route have: what clients call it, and the digest of its content."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(min_length=1, max_length=128)
+    digest: str = Field(pattern=f"^{ADAPTER_DIGEST.pattern}$")
+
+
 class Sleep(BaseModel):
     """The model is unloaded. Requests are held for at most `hold_seconds` while a first pipeline starts, which takes about
     `wakes_in_seconds`."""
@@ -86,6 +95,7 @@ class RouteDocument(BaseModel):
     drain_seconds: int | float = Field(default=DRAIN_SECONDS, ge=0, alias="drainSeconds")
     verification: Verification | None = None
     asleep: Sleep | None = None
+    adapters: tuple[NamedAdapter, ...] | None = Field(default=None, max_length=MAX_ADAPTERS)
 
     @model_validator(mode="after")
     def _sleeps_without_pipelines(self) -> Self:
@@ -120,10 +130,10 @@ class RouteDocument(BaseModel):
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=True)
 
 
-def asleep(wakes_in_seconds: float, hold_seconds: float) -> RouteDocument:
-    """The document while the model is unloaded: requests wait for the first pipeline."""
+def asleep(wakes_in_seconds: float, hold_seconds: float, adapters: tuple[NamedAdapter, ...] | None = None) -> RouteDocument:
+    """The document while the model is unloaded: requests wait for the first pipeline, also those for adapters."""
     sleep = Sleep(wakes_in_seconds=wakes_in_seconds, hold_seconds=hold_seconds)
-    return RouteDocument(revision=ASLEEP, pipelines=(), drain_seconds=DRAIN_SECONDS, asleep=sleep)
+    return RouteDocument(revision=ASLEEP, pipelines=(), drain_seconds=DRAIN_SECONDS, asleep=sleep, adapters=adapters)
 
 
 def withdrawn() -> RouteDocument:

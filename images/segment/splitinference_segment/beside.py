@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from splitinference_protocol import answers
-from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
-from splitinference_protocol.request import Request, TensorMeta
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.wire.request import Request, TensorMeta
 from splitinference_segment.engine import Arrays, Engine, Values
-from splitinference_segment.execution import Result, Step
-from splitinference_segment.recording import Recorder
 from splitinference_segment.settings import Settings
+from splitinference_segment.steps.execution import Result, Step
+from splitinference_segment.steps.recording import Recorder
 from splitinference_segment.verdicts import Verdict
 
 Send = Callable[[bytes, bytes], None]  # META and DATA of the one answer

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from splitinference_modelfiles.folder import inside, tensor_tables
-from splitinference_modelfiles.headers import SUFFIX, ModelRefusedError
 from splitinference_modelfiles.sealed import KEY_BYTES
 from splitinference_modelfiles.sealing import encrypt
+from splitinference_modelfiles.stored.folder import inside, tensor_tables
+from splitinference_modelfiles.stored.headers import SUFFIX, ModelRefusedError
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:

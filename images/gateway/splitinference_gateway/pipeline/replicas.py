@@ -8,9 +8,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from splitinference_gateway.pipeline.steps import Compared, Hidden, StepClient, StepError
-from splitinference_protocol.request import Hop
+from splitinference_gateway.pipeline.step_answers import Compared, StepError
+from splitinference_gateway.pipeline.steps import Hidden, StepClient
 from splitinference_protocol.route import Check
+from splitinference_protocol.wire.request import Hop
 
 NO_OUTPUT = 1e9
 """The error of what has not the form of an output."""

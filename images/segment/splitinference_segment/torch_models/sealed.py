@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from safetensors import safe_open
 
-from splitinference_modelfiles.headers import header_length, parse_header
 from splitinference_modelfiles.sealed import (
     NOT_ENCRYPTED,
     TAG,
@@ -22,6 +21,7 @@ from splitinference_modelfiles.sealed import (
     opened,
     seal_of,
 )
+from splitinference_modelfiles.stored.headers import header_length, parse_header
 from splitinference_segment.torch_models.model_key import ModelKeyError, key_of_model
 
 

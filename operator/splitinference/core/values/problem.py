@@ -64,6 +64,7 @@ class Workload(Value):
     output_tokens: int = Field(default=128, ge=1)
     max_context_tokens: int = Field(default=2048, ge=1)
     max_concurrent_sequences: int = Field(default=4, ge=1)
+    adapter_bytes: int = Field(default=0, ge=0, description="memory for adapters of the whole model: each block has an equal part")
     batch: int = Field(default=1, ge=1, description="sequences that a stage steps together while decoding")
     requests_per_s: float = Field(
         default=0.0, ge=0, description="rate that utilization after placement is computed for; 0: only what others use counts"
@@ -161,6 +162,7 @@ class Problem(Value):
         """Sums of bytes stay within the 64 bits that the planner counts them in."""
         tokens = self.workload.max_concurrent_sequences * self.workload.max_context_tokens
         whole = sum(layer.weight_bytes + layer.kv_bytes_per_token * tokens for layer in self.profile.layers) + self.profile.runtime_bytes
+        whole += self.workload.adapter_bytes + len(self.profile.layers)
         if whole > MOST_BYTES:
             raise ValueError(f"the model with its KV cache would need {whole} bytes, expected at most {MOST_BYTES}")
         for node in self.snapshot.nodes:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitinference.controller.api.conditions import Condition, Kind
-from splitinference.controller.api.privacy_spec import TOLERANCES
+from splitinference.controller.api.sections.privacy_spec import TOLERANCES
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.pods import labels_of, node_of
 from splitinference.controller.kube_values.start_failures import hindrance, is_ready
@@ -23,8 +23,8 @@ from splitinference.controller.ports import Manifest, Ports, RefusedError, Segme
 from splitinference.controller.reconcile.planning.desired import Asked
 from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.controller.reconcile.planning.second_copies import second_copies, verifier_nodes, verifier_pods
-from splitinference.core.cost.eligible import label_words
-from splitinference.core.cost.second_copies import Run, Short, places
+from splitinference.core.cost.checks.eligible import label_words
+from splitinference.core.cost.checks.second_copies import Run, Short, places
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.transition.state import NamedSegment
 from splitinference.core.values.cluster import Node
@@ -33,8 +33,8 @@ from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference.core.values.room import Free, SecondCopies
 from splitinference_protocol import route
-from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Verification
+from splitinference_protocol.wire.request import Hop
 
 
 @dataclass(frozen=True)
