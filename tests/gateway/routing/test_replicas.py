@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from splitinference_gateway.pipeline import replicas
+from splitinference_gateway.pipeline import verification as verifying
 from tests.gateway.pipeline.test_verification import PROMPT, checks, report, until, verification
 from tests.gateway.serving import Serving, serving
 from tests.gateway.toy_chain import ToySegment, toy_segments
@@ -200,7 +201,10 @@ async def test_a_replica_that_does_not_compute_is_counted(tmp_path: Path, model_
 
 
 @pytest.mark.anyio
-async def test_a_sequence_waits_for_its_turn_rather_than_going_unchecked(tmp_path: Path, model_path: Path) -> None:
+async def test_a_sequence_waits_for_its_turn_rather_than_going_unchecked(
+    tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "ROOM_SECONDS", 60.0)
     a, b, c, r, t, _ = segments = await six()
     async with serving(tmp_path, model_path, segments, routed=False) as world:
         world.route([a, b, c], revision="r1", **replicated(a, [b], c, r, t))
@@ -215,3 +219,21 @@ async def test_a_sequence_waits_for_its_turn_rather_than_going_unchecked(tmp_pat
         verifier._running -= 31
         await ended(world)
         assert (verifier.sampled, verifier.skipped) == (1, 0)
+
+
+@pytest.mark.anyio
+async def test_a_replica_that_never_answers_does_not_hold_up_requests(
+    tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could take all places for checks. New sequences are served without, and counted."""
+    monkeypatch.setattr(verifying, "ROOM_SECONDS", 0.1)
+    a, b, c, r, t, _ = segments = await six()
+    async with serving(tmp_path, model_path, segments, routed=False) as world:
+        world.route([a, b, c], revision="r1", **replicated(a, [b], c, r, t))
+        await world.routed("r1")
+        verifier = world.gateway.chain.verifier
+        verifier._running = 32
+        assert await world.complete(PROMPT, 3)
+        assert (verifier.sampled, verifier.skipped) == (0, 1)
+        assert not r.counts["compute"]
+        verifier._running = 0

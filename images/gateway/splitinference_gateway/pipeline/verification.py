@@ -35,7 +35,9 @@ _FINISH_SECONDS = 10.0
 _MOST_AUDITS = 4
 """Sequences that are checked at the same time: the verifier has room for so many, and others are not sampled meanwhile."""
 _MOST_REPLICATED = 32
-"""The same where each sequence is computed twice: a witness records so many. Others wait a while for their turn."""
+"""The same where each sequence is computed twice: a witness records so many. Others wait for their turn."""
+ROOM_SECONDS = 2.0
+"""So long at most: a replica that answers slowly must not hold up every new sequence."""
 _log = logging.getLogger(__name__)
 
 
@@ -147,7 +149,7 @@ class Verifier:
         if self._running < most or most == _MOST_AUDITS:
             return self._running < most
         try:
-            async with asyncio.timeout(_FINISH_SECONDS):
+            async with asyncio.timeout(ROOM_SECONDS):
                 while self._running >= most:
                     self._ends.clear()
                     await self._ends.wait()
