@@ -13,7 +13,7 @@ from splitinference.core.decide.scaling import Why
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/reference/status.md").read_text("utf-8")
 SOURCE = [path for folder in ("controller", "adapters") for path in sorted((ROOT / "operator/splitinference" / folder).rglob("*.py"))]
-SOURCE += [ROOT / "operator/splitinference_modelfiles/digests.py"]
+SOURCE += [ROOT / "operator/splitinference_modelfiles/stored/digests.py"]
 CARRIERS = {"Condition", "Unreadable", "Samples"}
 """Classes whose `reason` becomes a condition's reason."""
 CONSTANTS = {"NAME_TAKEN", "NOT_STARTING", "MISMATCH", "GATEWAY_STUCK"}

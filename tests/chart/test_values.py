@@ -10,8 +10,8 @@ from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.chart.rendered import CHART, PREFIX, container, environment, only, render, run, settings, umbrella, values
+from tests.controller.manifests.built import a_profile, a_resource
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile, a_resource
 
 
 def test_every_setting_that_the_chart_gives_is_one_of_the_operators():

@@ -8,9 +8,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from splitinference.cli.bench.serve import layer_bytes
-from splitinference.cli.bench.serve_containers import CannotMeasure
-from splitinference.cli.bench.serve_figures import (
+from splitinference.cli.bench.serving.containers import CannotMeasure
+from splitinference.cli.bench.serving.figures import (
     Measured,
     Percentiles,
     Round,
@@ -21,6 +20,7 @@ from splitinference.cli.bench.serve_figures import (
     speed_ratio,
     token_parts,
 )
+from splitinference.cli.bench.serving.serve import layer_bytes
 from splitinference.cli.main import main
 from splitinference.cli.schemas import schemas
 

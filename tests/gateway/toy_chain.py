@@ -16,10 +16,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.pipeline.connections import Connections, NoAnswerError
-from splitinference_protocol.leb128 import numbers
-from splitinference_protocol.meta import described
-from splitinference_protocol.request import Hop
+from splitinference_gateway.pipeline.transport.connections import Connections, NoAnswerError
+from splitinference_protocol.wire.leb128 import numbers
+from splitinference_protocol.wire.meta import described
+from splitinference_protocol.wire.request import Hop
 from tests.gateway.model_folder import END
 from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports

@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 
-from splitinference_protocol import VERSION, answers, frames, leb128
-from splitinference_protocol.answers import Timing
-from splitinference_protocol.meta import encoded, forwarded, parse
-from splitinference_protocol.operations import ALONG_A_ROUTE, GATEWAY, LOCAL, MAY, OPS, ROLES
-from splitinference_protocol.pooling import Pooling
+from splitinference_protocol import VERSION
 from splitinference_protocol.report import (
     FailedCheck,
     Failing,
@@ -21,9 +17,14 @@ from splitinference_protocol.report import (
     StageTimes,
     Verified,
 )
-from splitinference_protocol.request import Hop, Prefix, Request, TensorMeta
 from splitinference_protocol.route import Check, RouteDocument, Verification, withdrawn
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import answers, frames, leb128
+from splitinference_protocol.wire.answers import Timing
+from splitinference_protocol.wire.meta import encoded, forwarded, parse
+from splitinference_protocol.wire.operations import ALONG_A_ROUTE, GATEWAY, LOCAL, MAY, OPS, ROLES
+from splitinference_protocol.wire.pooling import Pooling
+from splitinference_protocol.wire.request import Hop, Prefix, Request, TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
 
 ROUTE = (Hop("chat-3-7-b", "seg-ab-3-7"), Hop("chat-7-9-c", "seg-ab-7-9"))
 STEP = Request(

@@ -15,12 +15,12 @@ import torch
 from host import free_ports
 from in_process import DIGEST, Nothing
 
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.errors import OVERLOADED, SegmentError
-from splitinference_protocol.operations import INPUT, LOCAL, OUTPUT
-from splitinference_segment.recording import Recorder
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire.errors import OVERLOADED, SegmentError
+from splitinference_protocol.wire.operations import INPUT, LOCAL, OUTPUT
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
+from splitinference_segment.steps.recording import Recorder
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.torch_engine import TorchArrays, TorchEngine
 from splitinference_segment.torch_ops import comparison

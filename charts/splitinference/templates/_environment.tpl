@@ -4,6 +4,7 @@
 - {name: SPLITINFERENCE_OPERATOR_CLASS, value: {{ .Values.operatorClass | quote }}}
 - {name: SPLITINFERENCE_ALLOWED_HOST_PATHS, value: {{ toJson .Values.policy.allowedHostPaths | quote }}}
 - {name: SPLITINFERENCE_ALLOWED_TOLERATIONS, value: {{ toJson .Values.policy.allowedTolerations | quote }}}
+- {name: SPLITINFERENCE_PREEMPTION, value: {{ .Values.policy.preemption | quote }}}
 - {name: SPLITINFERENCE_LEASE, value: {{ printf "%s/%s" .Release.Namespace (include "splitinference.lease" .) | quote }}}
 - {name: SPLITINFERENCE_SEGMENT_IMAGE, value: {{ include "splitinference.image" (dict "image" .Values.images.segment "appVersion" .Chart.AppVersion "global" .Values.global) | quote }}}
 - {name: SPLITINFERENCE_SEGMENT_LLAMA_CPP_IMAGE, value: {{ include "splitinference.image" (dict "image" .Values.images.segmentLlamaCpp "appVersion" .Chart.AppVersion "global" .Values.global) | quote }}}

@@ -24,11 +24,11 @@ from splitinference_gateway.answers.reuse_store import Memory
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.pipeline.chain import Chain, Limits
 from splitinference_gateway.pipeline.drafts import Speculation
-from splitinference_gateway.pipeline.failing import Failing
 from splitinference_gateway.pipeline.observed import Observed
 from splitinference_gateway.pipeline.prefixes import Prefixes
+from splitinference_gateway.pipeline.recovery.failing import Failing
 from splitinference_gateway.pipeline.steps import StepClient
-from splitinference_gateway.pipeline.wire_tls import Identity, PrefixKey
+from splitinference_gateway.pipeline.transport.wire_tls import Identity, PrefixKey
 from splitinference_gateway.prompt_reading.prompts import Prompts
 from splitinference_gateway.prompt_reading.reading import check_model
 from splitinference_gateway.routing.configmap_watch import ApiServer, own_namespace, watch_configmap

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from splitinference_protocol import VERSION
-from splitinference_protocol.request import SEGMENT_NAME, Hop
+from splitinference_protocol.wire.request import SEGMENT_NAME, Hop
 
 STOPPED = "stopped"
 """Revision of the document without a route."""

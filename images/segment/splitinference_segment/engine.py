@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from splitinference_protocol.request import Request, TensorMeta
+from splitinference_protocol.wire.request import Request, TensorMeta
+from splitinference_segment.cache.kv import KvEntry, KvStore
 from splitinference_segment.choices import Choice
-from splitinference_segment.kv import KvEntry, KvStore
 from splitinference_segment.verdicts import Verdict
 
 Values = Any

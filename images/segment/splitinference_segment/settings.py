@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from splitinference_protocol.request import ENCODINGS, SEGMENT_NAME
-from splitinference_segment.peers.identity import SPIFFE_ID
+from splitinference_protocol.wire.request import ENCODINGS, SEGMENT_NAME
 
+SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,253}/ns/[a-z0-9-]{1,63}/si/[a-z0-9.-]{1,253}")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DTYPES = tuple(DTYPE_BYTES)
 WEIGHTS = ("stored", "packed")

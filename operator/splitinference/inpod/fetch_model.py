@@ -33,7 +33,7 @@ from splitinference.inpod.hub_client import (
 )
 from splitinference.inpod.model_cache import GIB, adopt, blob_path, make_room, place
 from splitinference.inpod.packed import complain
-from splitinference_modelfiles.headers import INDEX, check_named, parse_index, weight_files
+from splitinference_modelfiles.stored.headers import INDEX, check_named, parse_index, weight_files
 
 SMALL = (".json", ".txt", ".model", ".jinja")
 WEIGHTS = ".safetensors"

@@ -11,7 +11,7 @@ from splitinference_gateway import tracing
 from splitinference_gateway.access.admission import Admission, Ticket
 from splitinference_gateway.errors import ApiError
 from splitinference_gateway.pipeline.chain import Chain
-from splitinference_gateway.pipeline.steps import Answer, Scored
+from splitinference_gateway.pipeline.step_answers import Answer, Scored
 from splitinference_gateway.prompt_reading.reading import Reading, seed_of
 from splitinference_gateway.tokens.guides import Guides
 from splitinference_gateway.tokens.sampling import Sampling

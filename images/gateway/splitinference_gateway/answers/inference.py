@@ -15,12 +15,12 @@ from splitinference_gateway.access.admission import Admission
 from splitinference_gateway.answers.filtering import Filtering
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.pipeline.chain import Chain
-from splitinference_gateway.pipeline.steps import Answer, Output, Wanted
+from splitinference_gateway.pipeline.step_answers import Answer, Output, Wanted
 from splitinference_gateway.pipeline.tensor_chain import TensorChain
 from splitinference_gateway.tensor_io.signature import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPES, Kind, Signature
 from splitinference_gateway.tensor_io.tensors import ITEM_BYTES, Tensor, little_endian
 from splitinference_gateway.tokens.sampling import Sampling
-from splitinference_protocol.pooling import SENTENCE_EMBEDDING
+from splitinference_protocol.wire.pooling import SENTENCE_EMBEDDING
 
 _AT_ONCE = 4  # requests of one inference that are under way together: enough to keep the stages of a pipeline busy
 _MOST_ROWS = 4096

@@ -17,8 +17,8 @@ from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.server import peers
 from splitinference_gateway.server.guard import Connected, HttpLimits
 from splitinference_gateway.server.listeners import Listener, Sockets
-from splitinference_protocol.operations import OPERATOR
 from splitinference_protocol.report import GatewayReport, RouteState
+from splitinference_protocol.wire.operations import OPERATOR
 
 _LIMITS = HttpLimits(header_bytes=16 << 10, header_seconds=5.0, body_seconds=5.0, stall_seconds=15.0, connections=64)
 _log = logging.getLogger(__name__)

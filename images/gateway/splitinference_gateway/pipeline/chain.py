@@ -12,20 +12,21 @@ from dataclasses import dataclass, field, replace
 
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.pipeline.drafts import Speculation
-from splitinference_gateway.pipeline.failing import Failing
 from splitinference_gateway.pipeline.flight import Chunk, Flight, Sent, chunk_tokens, most_under_way
-from splitinference_gateway.pipeline.handover import HandOvers
 from splitinference_gateway.pipeline.history import History
-from splitinference_gateway.pipeline.mending import Mending
 from splitinference_gateway.pipeline.observed import Observed
 from splitinference_gateway.pipeline.prefixes import MISSED, Prefixes, named
-from splitinference_gateway.pipeline.steps import Answer, Scored, StepClient, StepError
+from splitinference_gateway.pipeline.recovery.failing import Failing
+from splitinference_gateway.pipeline.recovery.handover import HandOvers
+from splitinference_gateway.pipeline.recovery.mending import Mending
+from splitinference_gateway.pipeline.step_answers import Answer, Scored, StepError
+from splitinference_gateway.pipeline.steps import StepClient
 from splitinference_gateway.pipeline.verification import FAILED, Audit, Verifier
 from splitinference_gateway.routing.lanes import Wish
 from splitinference_gateway.routing.routes import Lease, Routes
 from splitinference_gateway.tokens.sampling import Sampling
-from splitinference_protocol.errors import KV_FULL, KV_MISSING
-from splitinference_protocol.request import Hop, Prefix
+from splitinference_protocol.wire.errors import KV_FULL, KV_MISSING
+from splitinference_protocol.wire.request import Hop, Prefix
 
 SUPERSEDED = "superseded"
 NO_ROUTE = "no_route"

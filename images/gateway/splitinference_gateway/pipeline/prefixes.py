@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from splitinference_gateway.pipeline.wire_tls import PrefixKey
-from splitinference_protocol.request import Prefix
+from splitinference_gateway.pipeline.transport.wire_tls import PrefixKey
 from splitinference_protocol.route import Pipeline
+from splitinference_protocol.wire.request import Prefix
 
 BLOCK = 64
 MISSED = "prefix_missing"

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from splitinference_gateway.metrics import Metrics
-from splitinference_gateway.pipeline.steps import Compared, StepClient, StepError
+from splitinference_gateway.pipeline.step_answers import Compared, StepError
+from splitinference_gateway.pipeline.steps import StepClient
 from splitinference_gateway.routing.routes import Routes
-from splitinference_protocol.operations import INPUT, OUTPUT
 from splitinference_protocol.report import FailedCheck, Verified
 from splitinference_protocol.route import Check, Pipeline, Verification
+from splitinference_protocol.wire.operations import INPUT, OUTPUT
 
 FAILED = "verification_failed"
 SLACK = 2.0

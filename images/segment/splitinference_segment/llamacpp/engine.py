@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from splitinference_modelfiles.gguf import GGUF_TYPES
-from splitinference_modelfiles.headers import ModelRefusedError
-from splitinference_protocol import leb128
+from splitinference_modelfiles.gguf_files.gguf import GGUF_TYPES
+from splitinference_modelfiles.stored.headers import ModelRefusedError
+from splitinference_protocol.wire import leb128
 from splitinference_segment import drafting
 from splitinference_segment.choices import Choice
 from splitinference_segment.engine import Output, Work

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from splitinference_protocol.addresses import listen
-from splitinference_protocol.frames import OPEN_SECONDS, UNSENT
-from splitinference_protocol.operations import GATEWAY, OPERATOR, SEGMENT
+from splitinference_protocol.wire.frames import OPEN_SECONDS, UNSENT
+from splitinference_protocol.wire.operations import GATEWAY, OPERATOR, SEGMENT
 from splitinference_segment.peers.identity import Identity
 from splitinference_segment.peers.wire import Account, Connection, WireError
 from splitinference_segment.peers.wire_greeting import ANYBODY, Greetings, Half

@@ -20,7 +20,7 @@ def _engine(name: str) -> Any:
         from splitinference_segment.llamacpp import triton
 
         return triton
-    from splitinference_segment.torch_models import triton_torch
+    from splitinference_segment.server import triton_torch
 
     return triton_torch
 

@@ -13,8 +13,17 @@ from pathlib import Path
 
 import torch
 
-from splitinference_modelfiles.digests import CONFIG_MEMBER, MISMATCH, Digests, file_digest, group_digest, group_of, read_list, started
-from splitinference_modelfiles.headers import TensorInfo
+from splitinference_modelfiles.stored.digests import (
+    CONFIG_MEMBER,
+    MISMATCH,
+    Digests,
+    file_digest,
+    group_digest,
+    group_of,
+    read_list,
+    started,
+)
+from splitinference_modelfiles.stored.headers import TensorInfo
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """What is written there is the container's last message in the pod's status."""

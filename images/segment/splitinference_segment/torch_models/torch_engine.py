@@ -5,19 +5,19 @@ from functools import partial
 
 import torch
 
-from splitinference_protocol import leb128
-from splitinference_protocol.request import INT8, Request, TensorMeta
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.request import INT8, Request, TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
 from splitinference_segment import drafting
 from splitinference_segment.choices import Choice
 from splitinference_segment.engine import Output, Work
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.stateless import as_tensor
 from splitinference_segment.torch_ops import comparison
-from splitinference_segment.torch_ops.attention import Span
 from splitinference_segment.torch_ops.encoding import encode
 from splitinference_segment.torch_ops.kv_torch import KvShape
 from splitinference_segment.torch_ops.sampling import sample, scored
+from splitinference_segment.torch_ops.spans import Span
 from splitinference_segment.verdicts import Verdict
 
 _SCORED_TOGETHER = 16  # rows of logits, each as wide as the vocabulary

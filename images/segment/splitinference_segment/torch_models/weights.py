@@ -10,12 +10,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from splitinference_modelfiles.digests import Digests
-from splitinference_modelfiles.experts import ExpertForm, parts_of
-from splitinference_modelfiles.folder import tensor_tables
-from splitinference_modelfiles.headers import ModelRefusedError
 from splitinference_modelfiles.models import FORMER_NAMES
 from splitinference_modelfiles.quantization import FLOATS
+from splitinference_modelfiles.rules.experts import ExpertForm, parts_of
+from splitinference_modelfiles.stored.digests import Digests
+from splitinference_modelfiles.stored.folder import tensor_tables
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 from splitinference_segment.torch_models.content import check, check_config, copied
 
 _used: list[BinaryIO] = []

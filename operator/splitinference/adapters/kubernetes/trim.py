@@ -10,9 +10,9 @@ from functools import lru_cache
 from sys import intern
 from typing import Any
 
-from splitinference.controller.cluster_state.node_metrics import PREFIX
+from splitinference.controller.cluster_state.figures.node_metrics import PREFIX
+from splitinference.controller.cluster_state.figures.series_owners import NAME, PROBE
 from splitinference.controller.cluster_state.pods import actual_requests
-from splitinference.controller.cluster_state.series_owners import NAME, PROBE
 from splitinference.controller.manifests.pod_parts import COMPONENT, MANAGED_BY, OURS
 from splitinference.controller.ports import Manifest
 

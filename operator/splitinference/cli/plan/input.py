@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from splitinference.controller.api.model_spec import Model
+from splitinference.controller.api.sections.model_spec import Model
 from splitinference.controller.api.spec import Rejected, Resource, not_served, read_resource
-from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store, with_figures
-from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
-from splitinference.controller.cluster_state.series_owners import Directory
+from splitinference.controller.cluster_state.figures.node_benchmark import STORE, Records, read_store, with_figures
+from splitinference.controller.cluster_state.figures.node_metrics import Measured, read_metrics
+from splitinference.controller.cluster_state.figures.series_owners import Directory
 from splitinference.controller.cluster_state.snapshot import Sources, claims, read_snapshot
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.ports import RefusedError
@@ -25,9 +25,9 @@ from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
-from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
-from splitinference_modelfiles.gguf_folder import WhatIsAsked, described, gguf_model, gguf_names
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.gguf_files.gguf_folder import WhatIsAsked, described, gguf_model, gguf_names
+from splitinference_modelfiles.stored.folder import CONFIG, file_names, read_json, tensor_tables
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 if TYPE_CHECKING:
     from splitinference.adapters.kubernetes.client import KubeCluster
@@ -300,7 +300,7 @@ def _read(nodes: Any, pods: Any, held: Mapping[str, int], resource: Resource, se
     """The operator's own reading of nodes, pods and Prometheus, and what was odd about it."""
     measured, notes = Measured(), [NO_PROMETHEUS]
     if settings.prometheus_url:
-        from splitinference.adapters.prometheus import PrometheusMetrics
+        from splitinference.adapters.promql.prometheus import PrometheusMetrics
 
         measured = read_metrics(PrometheusMetrics(settings), Directory(nodes, pods, settings.operator_namespace), settings)
         notes = [f"utilization is not known: {measured.problem}"] if measured.problem else []

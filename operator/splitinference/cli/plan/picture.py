@@ -3,7 +3,7 @@
 from html import escape
 from textwrap import wrap
 
-from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.cost.site import sites
 from splitinference.core.planner.explain import UNITS
 from splitinference.core.values.cluster import Node, load_in_words

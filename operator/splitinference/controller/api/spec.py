@@ -10,21 +10,21 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from splitinference.controller.api.adaptation_spec import Adaptation
-from splitinference.controller.api.filter_spec import FilterSpec
-from splitinference.controller.api.gateway_spec import GatewaySpec
 from splitinference.controller.api.group import DEFAULT_CLASS
-from splitinference.controller.api.model_spec import Model
-from splitinference.controller.api.objective_spec import ObjectiveSpec, SloSpec, WorkloadSpec
-from splitinference.controller.api.placement_spec import Partition, Placement, SegmentsSpec
 from splitinference.controller.api.pod_values import PodTemplates
-from splitinference.controller.api.privacy_spec import Privacy, VerificationSpec
-from splitinference.controller.api.reuse_spec import ReuseScope, ReuseSpec
-from splitinference.controller.api.scaling_spec import MOST_PIPELINES, Scaling
-from splitinference.controller.api.spec_value import SpecValue
+from splitinference.controller.api.sections.adaptation_spec import Adaptation
+from splitinference.controller.api.sections.filter_spec import FilterSpec
+from splitinference.controller.api.sections.gateway_spec import GatewaySpec
+from splitinference.controller.api.sections.model_spec import Model
+from splitinference.controller.api.sections.objective_spec import ObjectiveSpec, SloSpec, WorkloadSpec
+from splitinference.controller.api.sections.placement_spec import Partition, Placement, SegmentsSpec
+from splitinference.controller.api.sections.privacy_spec import Privacy, VerificationSpec
+from splitinference.controller.api.sections.reuse_spec import ReuseScope, ReuseSpec
+from splitinference.controller.api.sections.scaling_spec import MOST_PIPELINES, Scaling
+from splitinference.controller.api.sections.spec_value import SpecValue
 from splitinference.core.values.profile import Engine, Profile
 from splitinference.core.values.value import Value
-from splitinference_modelfiles.gguf_models import MOST_RUNNING_SEQUENCES
+from splitinference_modelfiles.gguf_files.gguf_models import MOST_RUNNING_SEQUENCES
 
 
 def not_with_llama_cpp(spec: "Spec") -> str | None:
@@ -49,6 +49,7 @@ class Spec(SpecValue):
     """What the user asks for."""
 
     operator_class: str = Field(default=DEFAULT_CLASS, min_length=1, max_length=63)
+    priority: int = Field(default=0, ge=-1000, le=1000)
     replicas: int = Field(default=1, ge=1, le=MOST_PIPELINES)
     scaling: Scaling | None = None
     model: Model

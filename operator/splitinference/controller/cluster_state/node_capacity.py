@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from splitinference.controller.cluster_state.node_figures import capacity_of
-from splitinference.controller.cluster_state.node_metrics import CPU, GPU, PREFIX, PROCESSOR, positive_number, processor_of
+from splitinference.controller.cluster_state.figures.node_figures import capacity_of
+from splitinference.controller.cluster_state.figures.node_metrics import CPU, GPU, PREFIX, PROCESSOR, positive_number, processor_of
 from splitinference.controller.cluster_state.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
 from splitinference.controller.kube_values.machine import foreign, leaving, taints_of
 from splitinference.controller.kube_values.quantity import quantity
@@ -47,15 +47,18 @@ class Ground:
     notes: tuple[str, ...]
 
 
-def ground_of(node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings: Settings) -> Ground:
-    """One node; `pods` are those that hold memory there."""
+def ground_of(
+    node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings: Settings, yielding: frozenset[Owner] = frozenset()
+) -> Ground:
+    """One node; `pods` are those that hold memory there. Segments of resources that are `yielding` count like the owner's own."""
     metadata, status, name = node["metadata"], node.get("status") or {}, str(node["metadata"]["name"])
     labels, annotations = labels_of(node), metadata.get("annotations") or {}
     allocatable = status.get("allocatable") or {}
     processors = quantity(allocatable.get("cpu", 0)) or Decimal(0)
     cores = float(processors)
-    own = [pod for pod in pods if is_ours(pod, SEGMENT, *owner)]
-    of_others = [pod for pod in pods if not is_ours(pod, SEGMENT, *owner)]
+    owners = {owner, *yielding}
+    own = [pod for pod in pods if any(is_ours(pod, SEGMENT, *each) for each in owners)]
+    of_others = [pod for pod in pods if pod not in own]
     requested = sum((requested_cores(pod) for pod in of_others), Decimal(0))
     free = int(quantity(allocatable.get("memory", 0)) or 0) - sum(requested_bytes(pod) for pod in of_others)
     notes: list[str] = []
@@ -113,8 +116,10 @@ class OwnGrounds:
         self._lock = threading.Lock()
         self._known: dict[tuple[Owner, str], Ground] = {}
 
-    def of(self, owner: Owner, ground: Ground) -> Ground:
-        """This node as `owner` sees it."""
+    def of(self, owner: Owner, ground: Ground, yielding: frozenset[Owner] = frozenset()) -> Ground:
+        """This node as `owner` sees it. What is `yielding` is rare and soon over, so that view is not kept."""
+        if yielding:
+            return ground_of(ground.read, ground.pods, owner, self._settings, yielding)
         key = owner, ground.node.name
         with self._lock:
             known = self._known.get(key)
@@ -146,10 +151,14 @@ class Standing:
     pressured: Mapping[str, str]
     own: OwnGrounds
 
-    def ground_for(self, owner: Owner, name: str) -> Ground | None:
-        """This node as `owner` sees it; None where there is no such node."""
+    def ground_for(self, owner: Owner, name: str, yielding: frozenset[Owner] = frozenset()) -> Ground | None:
+        """This node as `owner` sees it, with segments of resources that are `yielding` as its own; None where there is no such node."""
         index = self.index.get(name)
-        return None if index is None else self.own.of(owner, self.grounds[index])
+        return None if index is None else self.own.of(owner, self.grounds[index], yielding)
+
+    def nodes_of(self, owner: Owner) -> frozenset[str]:
+        """Nodes where this resource has segments that hold memory."""
+        return frozenset(places_of(self.ours.get(owner, ())))
 
 
 def standing_of(

@@ -6,14 +6,16 @@ own segments' memory counts as free for us.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
+from typing import Final
 
+from splitinference.controller.cluster_state.figures.node_metrics import Judge, Measured
+from splitinference.controller.cluster_state.figures.pressure import lost
 from splitinference.controller.cluster_state.links import read_network
-from splitinference.controller.cluster_state.node_capacity import Ground, Standing, holds, name_of, places_of, standing_of
-from splitinference.controller.cluster_state.node_metrics import Judge, Measured
+from splitinference.controller.cluster_state.node_capacity import Ground, Owner, Standing, holds, name_of, places_of, standing_of
 from splitinference.controller.cluster_state.pods import is_ours, node_of
-from splitinference.controller.cluster_state.pressure import lost
 from splitinference.controller.manifests.gateway import GATEWAY
 from splitinference.controller.ports import Manifest
 from splitinference.core.values.cluster import Node, Snapshot
@@ -29,9 +31,24 @@ class Reading:
     notes: tuple[str, ...]
 
 
+Yielding = Mapping[str, frozenset[Owner]]
+"""For each node the resources that give way there: what they hold counts as free."""
+NOBODY_YIELDS: Yielding = MappingProxyType({})
+
+
 def claims(resources: Sequence[Manifest], pods: Sequence[Manifest], namespace: str, name: str) -> Mapping[str, int]:
     """Bytes per node that other resources' plans hold and no pod on that node has yet."""
     return held_by(resources, {name_of(pod) for pod in pods if holds(pod)}).by_others_than((namespace, name))
+
+
+UNLOADED: Final = frozenset({"Unloaded", "Preempted"})
+"""Reasons of the condition Ready of a resource that has given its segments away."""
+
+
+def is_unloaded(resource: Manifest) -> bool:
+    """Whether the resource has a plan and no segments, and wants none now."""
+    conditions = (resource.get("status") or {}).get("conditions") or ()
+    return any(each.get("type") == "Ready" and each.get("reason") in UNLOADED for each in conditions)
 
 
 @dataclass(frozen=True)
@@ -40,23 +57,24 @@ class Held:
 
     by_owner: Mapping[tuple[str, str], Mapping[str, int]]
 
-    def by_others_than(self, owner: tuple[str, str]) -> Mapping[str, int]:
-        """All but what the owner's own plan holds."""
+    def by_others_than(self, owner: tuple[str, str], yielding: Yielding = NOBODY_YIELDS) -> Mapping[str, int]:
+        """All but what the owner's own plan holds, and those who are yielding on a node hold there."""
         found: dict[str, int] = defaultdict(int)
         for other, nodes in self.by_owner.items():
             for name, held in nodes.items() if other != owner else ():
-                found[name] += held
+                found[name] += held if other not in yielding.get(name, ()) else 0
         return found
 
 
 def held_by(resources: Sequence[Manifest], there: Set[tuple[str, str]]) -> Held:
-    """What the plans of these resources hold; `there`: names of the pods that are on nodes. Resources that hold nothing are left out."""
+    """What the plans of these resources hold; `there`: names of the pods that are on nodes. Resources that hold nothing are left out: those
+    that are unloaded, for one. When they are to serve again, they plan with what is there then."""
     held: dict[tuple[str, str], dict[str, int]] = {}
     for resource in resources:
         metadata = resource["metadata"]
         owner = str(metadata.get("namespace", "")), str(metadata["name"])
         segments = ((resource.get("status") or {}).get("plan") or {}).get("segments") or []
-        for segment in segments if not metadata.get("deletionTimestamp") else ():
+        for segment in segments if not metadata.get("deletionTimestamp") and not is_unloaded(resource) else ():
             if (owner[0], str(segment.get("name"))) not in there:
                 nodes = held.setdefault(owner, defaultdict(int))
                 nodes[str(segment.get("node"))] += int(segment.get("memoryBytes") or 0)
@@ -66,7 +84,7 @@ def held_by(resources: Sequence[Manifest], there: Set[tuple[str, str]]) -> Held:
 @dataclass(frozen=True)
 class Sources:
     """What a snapshot is made from. `owner`: namespace and name of the resource that it is for; `held`: what `claims` gave; `picture`: what
-    `picture_of` made of the same nodes, pods and metrics, where there is one."""
+    `picture_of` made of the same nodes, pods and metrics, where there is one; `yielding`: whose segments count as the owner's own."""
 
     now: datetime
     nodes: Sequence[Manifest]
@@ -75,6 +93,7 @@ class Sources:
     held: Mapping[str, int]
     owner: tuple[str, str]
     picture: "Picture | None" = None
+    yielding: Yielding = field(default_factory=dict)
 
 
 def read_snapshot(sources: Sources, settings: Settings) -> Reading:
@@ -85,8 +104,8 @@ def read_snapshot(sources: Sources, settings: Settings) -> Reading:
     ours = standing.ours.get(sources.owner, ())
     nodes = list(picture.snapshot.nodes)
     # Only where this resource has segments, or others' plans hold something, is a node another than for everybody.
-    for name in dict.fromkeys([*places_of(ours), *sources.held]):
-        if (own := standing.ground_for(sources.owner, name)) is not None:
+    for name in dict.fromkeys([*places_of(ours), *sources.held, *sources.yielding]):
+        if (own := standing.ground_for(sources.owner, name, sources.yielding.get(name, frozenset()))) is not None:
             nodes[standing.index[name]] = _seen(own, sources.held.get(name, 0), sources.measured, judge)
     ingress = next((node_of(pod) for pod in ours if is_ours(pod, GATEWAY) and node_of(pod) in standing.index), "")
     network = picture.snapshot.network.model_copy(update={"ingress": ingress})

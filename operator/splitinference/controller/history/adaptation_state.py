@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from splitinference.controller.cluster_state.figures.series_owners import Speaker
 from splitinference.controller.cluster_state.segment_pods import SegmentPod
-from splitinference.controller.cluster_state.series_owners import Speaker
 from splitinference.core.decide.base.policy import Memory
 from splitinference.core.transition.state import Phase
 from splitinference.core.values.value import Value

@@ -11,7 +11,7 @@ from typing import Any
 
 from splitinference.controller.ports import Manifest
 from splitinference.settings import Settings
-from splitinference_modelfiles.digests import MISMATCH
+from splitinference_modelfiles.stored.digests import MISMATCH
 
 _UNSCHEDULABLE_SECONDS = 20.0
 _RESTARTS_THAT_LAST = 3

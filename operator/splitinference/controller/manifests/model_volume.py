@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from splitinference.controller.api.model_spec import HuggingFaceSource
+from splitinference.controller.api.sections.model_spec import HuggingFaceSource
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.manifests.pod_parts import CACHE_FOLDER, MODEL_FOLDER, Manifest, container, environment
 from splitinference.inpod import script

@@ -14,10 +14,10 @@ from splitinference.controller.ports import Manifest
 from splitinference.core.transition.state import Names, OldRoute, Route
 from splitinference.core.values.value import Value
 from splitinference_protocol.report import GatewayReport
-from splitinference_protocol.request import Hop
 from splitinference_protocol.route import ASLEEP, STOPPED, RouteDocument, RouteError, Verification
 from splitinference_protocol.route import asleep as sleeping
 from splitinference_protocol.route import withdrawn as stopped
+from splitinference_protocol.wire.request import Hop
 
 ROUTE_KEY = "route.json"
 HISTORY_KEY = "history.json"

@@ -16,6 +16,7 @@ from splitinference.controller.ports import Manifest, Ports
 from splitinference.controller.reconcile.planning.desired import Asked, profile_for
 from splitinference.controller.reconcile.planning.plan_pass import Course
 from splitinference.controller.reconcile.planning.privacy import promised_rules
+from splitinference.controller.reconcile.unload import Sleep
 from splitinference.controller.reconcile.upkeep.upkeep import Applied
 from splitinference.core.values.problem import Constraints
 from splitinference.core.values.profile import Profile
@@ -42,6 +43,7 @@ class Remembered:
     applied: Applied = field(default_factory=Applied)
     refusals: int = 0
     told: Told = field(default_factory=Told)
+    sleep: Sleep | None = None
 
 
 @dataclass(frozen=True)

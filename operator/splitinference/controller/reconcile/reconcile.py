@@ -8,8 +8,9 @@ from splitinference.controller.cluster_state.shared_snapshot import Sight
 from splitinference.controller.history.adaptation_state import read_recall
 from splitinference.controller.ports import Manifest, Ports
 from splitinference.controller.reconcile.in_force import Remembered
-from splitinference.controller.reconcile.one_pass import CountingSolver, Looked, Pass
+from splitinference.controller.reconcile.one_pass import WALKING_SECONDS, CountingSolver, Looked, Pass
 from splitinference.controller.reconcile.planning.gather import owner_of
+from splitinference.controller.reconcile.unload import Sleep
 from splitinference.controller.runtime.solve_throttle import Reviews
 from splitinference.core.decide.base.validated_solver import Solve
 from splitinference.settings import Settings
@@ -47,6 +48,11 @@ class Reconciler:
         remembered = self._remembered.setdefault(
             (namespace, name), Remembered(proofs=Proofs(proven=frozenset(read_recall(body.get("status") or {}).proofs)))
         )
+        if remembered.sleep is not None and remembered.sleep.goes_on(body, self.ports):
+            return Looked(again_seconds=WALKING_SECONDS)
+        remembered.sleep = None
         asked = CountingSolver(self.solve)
         looked = Pass(self.ports, self.settings, asked, body, resources, remembered, self._sight, self._reviews, self.crd_note()).run()
+        if looked.asleep:
+            remembered.sleep = Sleep.of(body, self.ports.clock.now())
         return replace(looked, solved=asked.times > 0)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from datetime import timedelta
 
-from splitinference.controller.api.privacy_spec import PrivacyRule
+from splitinference.controller.api.sections.privacy_spec import PrivacyRule
 from splitinference.controller.api.spec import FieldProblem, Rejected, Spec
 from splitinference.controller.spec_to_core import token_recovery
 from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Slo, Toleration, TrustRule, Workload

@@ -6,7 +6,7 @@ installed, and for resources of before.
 
 from collections.abc import Iterator
 
-from splitinference.controller.api.placement_spec import TolerationSpec
+from splitinference.controller.api.sections.placement_spec import TolerationSpec
 from splitinference.controller.api.spec import FieldProblem, Spec
 from splitinference.settings import AllowedToleration, Settings
 

@@ -1,6 +1,6 @@
 """Why a plan is as it is, in words with numbers: what it promises, why these nodes were taken, why others were left."""
 
-from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.ranges import spreads
 from splitinference.core.cost.site import free_share, sites
 from splitinference.core.cost.stage import memory_bytes, smallest_bytes

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from splitinference.controller.api.scaling_spec import MOST_PIPELINES
+from splitinference.controller.api.sections.scaling_spec import MOST_PIPELINES
 from splitinference.controller.history.calibration import compare
 from splitinference.controller.plan_io.plan_status import Built, Planned, asked_for
 from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages
@@ -37,6 +37,7 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
         quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
         distrusted=seen.recall.distrusted_now(seen.now),
         pressured=seen.reading.pressured,
+        preempted=seen.preempted,
         rejected=seen.recall.rejected_now(seen.now),
         moves=seen.recall.moves,
         traffic=_traffic(seen),

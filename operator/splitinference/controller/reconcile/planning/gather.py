@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from splitinference.controller.cluster_state.node_metrics import Measured
+from splitinference.controller.cluster_state.figures.node_metrics import Measured
+from splitinference.controller.cluster_state.figures.series_owners import speakers_of
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.cluster_state.segment_pods import Known, SegmentPod, read_segments
 from splitinference.controller.cluster_state.segment_probes import Proofs, Prover
-from splitinference.controller.cluster_state.series_owners import speakers_of
 from splitinference.controller.cluster_state.shared_snapshot import Sight
-from splitinference.controller.cluster_state.snapshot import Reading, Sources, read_snapshot
+from splitinference.controller.cluster_state.snapshot import NOBODY_YIELDS, Reading, Sources, Yielding, read_snapshot
 from splitinference.controller.history.adaptation_state import Recall, read_recall
 from splitinference.controller.history.calibration import Calibration, read_calibration
 from splitinference.controller.identity import owner_of_body
@@ -35,7 +35,8 @@ from splitinference_protocol.report import GatewayReport
 class Seen:
     """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy; `asleep`: it says that the model
     is unloaded; `wanted`: the plan's segments; `observed`: what the walk goes by; `rooms`: what other pods than segments need; `leaving`:
-    nodes with pods of ours that are about to leave; `warnings`: the newest event about a pod, by uid."""
+    nodes with pods of ours that are about to leave; `warnings`: the newest event about a pod, by uid; `preempted`: nodes where resources
+    of a higher priority need the plan's memory, and who."""
 
     now: datetime
     body: Manifest
@@ -58,6 +59,7 @@ class Seen:
     leaving: frozenset[str] = frozenset()
     limits: Limits = USUAL
     warnings: Mapping[str, str] = field(default_factory=dict)
+    preempted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -199,9 +201,11 @@ class Looker:
         pods: Listing,
         measured: Measured,
         resources: Listing,
+        *,
+        yielding: Yielding = NOBODY_YIELDS,
     ) -> Reading:
-        """The snapshot, with what the plans of the other `resources` hold."""
+        """The snapshot, with what the plans of the other `resources` hold, but for those who are `yielding`."""
         owner, picture = owner_of(self.body), self.sight.picture(nodes, pods, measured)
-        held = self.sight.held(resources, picture.standing).by_others_than(owner)
-        sources = Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner, picture=picture)
+        held = self.sight.held(resources, picture.standing).by_others_than(owner, yielding)
+        sources = Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner, picture=picture, yielding=yielding)
         return read_snapshot(sources, self.settings)

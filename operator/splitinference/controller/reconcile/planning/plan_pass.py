@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from splitinference.core.cost import violations
-from splitinference.core.cost.eligible import forbidden
+from splitinference.core.cost.checks.eligible import forbidden
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
 from splitinference.core.decide.base.validated_solver import Solve

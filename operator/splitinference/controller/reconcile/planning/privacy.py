@@ -7,7 +7,7 @@ nothing is sent along a route that breaks a rule, neither the one that serves no
 import logging
 from dataclasses import replace
 
-from splitinference.controller.api.privacy_spec import OnViolation
+from splitinference.controller.api.sections.privacy_spec import OnViolation
 from splitinference.controller.api.spec import Rejected, Resource
 from splitinference.controller.manifests.route import cut_over, read_route, withdrawn
 from splitinference.controller.plan_io.plan_status import Planned

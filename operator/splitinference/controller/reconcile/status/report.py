@@ -15,7 +15,7 @@ from splitinference.controller.api.conditions import (
     stamp,
 )
 from splitinference.controller.api.spec import Resource
-from splitinference.controller.cluster_state.trusted_samples import names
+from splitinference.controller.cluster_state.figures.trusted_samples import names
 from splitinference.controller.plan_io.columns import duration, latency, nodes, observed, spent_of
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.planning.gather import Seen
@@ -32,7 +32,7 @@ from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Phase, Route
 from splitinference.core.transition.steps import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
 from splitinference.core.values.plan import Plan, Prediction
-from splitinference_modelfiles.digests import MISMATCH
+from splitinference_modelfiles.stored.digests import MISMATCH
 
 NAME_TAKEN = "NameTaken"
 NOT_STARTING = "SegmentNotStarting"
@@ -45,7 +45,8 @@ Event = tuple[Literal["Normal", "Warning"], str, str]
 class Report:
     """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take;
     `taken`: objects of others that have a name of ours; `restored`: what others deleted or changed; `measuring`: nodes that a first plan
-    waits for; `proposal`: the plan that is offered for approval; `unloaded`: no pipeline serves, because nobody asked for a while."""
+    waits for; `proposal`: the plan that is offered for approval; `unloaded`: no pipeline serves, because nobody asked for a while;
+    `preempted`: none serves, because another resource needs the memory, in words."""
 
     seen: Seen
     accepted: Condition
@@ -67,6 +68,7 @@ class Report:
     proposal: Mapping[str, Any] = field(default_factory=dict)
     scaling: ScalingOutcome | None = None
     unloaded: bool = False
+    preempted: str = ""
 
     @property
     def new_decision(self) -> Decision | None:
@@ -190,11 +192,11 @@ def all_conditions(report: Report) -> Iterator[Condition]:
         asked = has if spec.objective.goal == "throughput" else spec.replicas
         serves = len(whole(report.serving, _phases(report)))
         shown = scaled(asked, has, serves, report.decision, report.seen.status.get("conditions") or [])
-        yield from (shown,) if shown is not None and not report.unloaded else ()
+        yield from (shown,) if shown is not None and not report.unloaded and not report.preempted else ()
     if report.scaling is not None:
         yield report.scaling.condition
     stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
-        [progressing] if progressing.reason in ("Blocked", NAME_TAKEN) else []
+        [progressing] if progressing.reason in ("Blocked", NAME_TAKEN, Reason.PREEMPTED) else []
     )
     if stuck:
         yield Condition(kind=Kind.STALLED, holds=True, reason=stuck[0].reason, message=stuck[0].message)
@@ -288,6 +290,8 @@ def _progressing(report: Report) -> Condition:
         case Done() if gateway := gateway_words(report.seen):
             message = f"the plan serves, but pods of the gateway do not start: {'; '.join(gateway)}"
             return Condition(kind=kind, holds=True, reason=GATEWAY_STUCK, message=message)
+        case Done() if report.preempted:
+            return Condition(kind=kind, holds=False, reason=Reason.PREEMPTED, message=report.preempted)
         case Done() if report.unloaded:
             return Condition(kind=kind, holds=False, reason="Unloaded", message=_UNLOADED)
         case Done():
@@ -310,6 +314,8 @@ def _ready(report: Report) -> Condition:
     kind = Kind.READY
     if report.taken:
         return Condition(kind=kind, holds=False, reason=NAME_TAKEN, message="; ".join(dict.fromkeys(report.taken)))
+    if report.preempted:
+        return Condition(kind=kind, holds=False, reason=Reason.PREEMPTED, message=f"no pipeline serves: {report.preempted}")
     if report.unloaded and any(_is_ready(pod) for pod in report.seen.gateways):
         return Condition(kind=kind, holds=True, reason="Unloaded", message=_UNLOADED)
     if report.serving is None:

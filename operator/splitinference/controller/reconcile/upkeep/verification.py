@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitinference.controller.api.conditions import Condition, Kind
-from splitinference.controller.api.privacy_spec import TOLERANCES
+from splitinference.controller.api.sections.privacy_spec import TOLERANCES
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.cluster_state.pods import labels_of, node_of, requested_bytes
 from splitinference.controller.kube_values.start_failures import hindrance, is_ready
@@ -22,7 +22,7 @@ from splitinference.controller.plan_io.plan_status import Built, Planned
 from splitinference.controller.ports import Manifest, Ports, RefusedError, SegmentObjects
 from splitinference.controller.reconcile.planning.desired import Asked
 from splitinference.controller.reconcile.planning.gather import Seen
-from splitinference.core.cost.eligible import label_words, unusable
+from splitinference.core.cost.checks.eligible import label_words, unusable
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.transition.state import NamedSegment
 from splitinference.core.values.cluster import Node
@@ -30,8 +30,8 @@ from splitinference.core.values.plan import Segment
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference_protocol import route
-from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Verification
+from splitinference_protocol.wire.request import Hop
 
 _MIB = 1024 * 1024
 

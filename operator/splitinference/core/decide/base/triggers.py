@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 
 from splitinference.core.cost import predict, violations
-from splitinference.core.cost.eligible import forbidden, unusable
-from splitinference.core.cost.room import lacking
+from splitinference.core.cost.checks.eligible import forbidden, unusable
+from splitinference.core.cost.checks.room import lacking
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy, sustained
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan, Segment
@@ -23,6 +23,7 @@ class Reason(StrEnum):
     NODE_LOST = "NodeLost"
     VERIFICATION_FAILED = "VerificationFailed"
     SEGMENT_FAILED = "SegmentFailed"
+    PREEMPTED = "Preempted"
     MEMORY_PRESSURE = "MemoryPressure"
     PRIVACY_CHANGED = "PrivacyChanged"
     ROOM_MISSING = "RoomMissing"
@@ -100,6 +101,10 @@ def _segment_failed(inputs: DecisionInputs, plan: Plan) -> str:
     return _on_nodes(plan, inputs.quarantined, "keeps failing")
 
 
+def _preempted(inputs: DecisionInputs, plan: Plan) -> str:
+    return _on_nodes(plan, inputs.preempted, "gives way")
+
+
 def _on_nodes(plan: Plan, named: Mapping[str, str], what: str) -> str:
     """The stages on nodes that are named, with why; empty where there is none."""
     return "; ".join(
@@ -157,6 +162,7 @@ _MANDATORY: tuple[tuple[Reason, Callable[[DecisionInputs, Plan], str]], ...] = (
     (Reason.NODE_LOST, _node_lost),
     (Reason.VERIFICATION_FAILED, _verification_failed),
     (Reason.SEGMENT_FAILED, _segment_failed),
+    (Reason.PREEMPTED, _preempted),
     (Reason.MEMORY_PRESSURE, _memory_pressure),
     (Reason.PRIVACY_CHANGED, _privacy_changed),
     (Reason.ROOM_MISSING, _room_missing),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from splitinference.core.cost import objective_value, predict, violations
-from splitinference.core.cost.room import lacking, reserving
+from splitinference.core.cost.checks.room import lacking, reserving
 from splitinference.core.decide.base.decision import Keep, Kept
 from splitinference.core.planner.judge import CLOSED
 from splitinference.core.planner.process import SolverFailed
@@ -113,5 +113,5 @@ def _proof(plan: Plan, problem: Problem, bounds: Sequence[float | None]) -> dict
 
 
 def _amount(room: Room) -> str:
-    cores = f" and {room.millicores} thousandths of a core" if room.millicores else ""
+    cores = f" and {room.millicores / 1000:g} cores" if room.millicores else ""
     return f"{-(-room.memory_bytes // 2**20)} MiB{cores}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Pin, Problem
 
