@@ -6,7 +6,7 @@ import pytest
 import yaml
 from kubernetes import client
 
-from splitinference.cli.bench.control_plane import until
+from splitinference.cli.bench.control.control_plane import until
 from splitinference.controller.api.newer_fields import spec_schema, without_newer_defaults
 from tests.chart.rendered import ROOT
 from tests.controller.test_newer_fields import newer_crd

@@ -8,8 +8,8 @@ import pytest
 from splitinference.adapters.kubernetes.crd import CrdNotes
 from splitinference.controller.api.newer_fields import has_newer_fields, known_part, spec_schema, without_newer_defaults
 from splitinference.controller.api.spec import Rejected, read_spec
+from tests.controller.api.test_crd_gaps import CRD
 from tests.controller.stories import reasons, serving
-from tests.controller.test_crd_gaps import CRD
 from tests.controller.world import Operator, World, a_body
 
 NEWER: dict[str, Any] = {

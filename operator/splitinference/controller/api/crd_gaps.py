@@ -1,5 +1,5 @@
-"""What a cluster's CRD lacks of the specification that this operator knows: somebody may have applied an older one, and the API server drops
-what the CRD does not know without a word."""
+"""What a cluster's CRD lacks of the specification that this operator knows: somebody may have applied an older one, and the API server
+drops what the CRD does not know without a word."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args

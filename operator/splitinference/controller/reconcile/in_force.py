@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from splitinference.controller.api.adaptation_spec import Adaptation
 from splitinference.controller.api.conditions import Condition
 from splitinference.controller.api.group import DEFAULT_CLASS
 from splitinference.controller.api.newer_fields import known_part
+from splitinference.controller.api.sections.adaptation_spec import Adaptation
 from splitinference.controller.api.spec import Resource, SpecReader
 from splitinference.controller.cluster_state.segment_probes import Proofs
 from splitinference.controller.kube_values.start_failures import Told
