@@ -7,10 +7,14 @@ import pytest
 from e2e import stack
 from e2e.cluster import Cluster
 from e2e.release_before import RELEASE, release_before
-from e2e.scene import NAME
+from e2e.scene import NAME, workers_of
 from e2e.traffic import STEADY, Traffic
 
 pytestmark = pytest.mark.cluster
+
+ROOM_MIB = 1900
+"""Of a worker: an old and a new segment side by side, and both gateways of a rollout. Without such room a transition is Blocked and the old
+segments go on (tests/controller/story has that)."""
 
 
 def fields(cluster: Cluster) -> set[str]:
@@ -39,7 +43,7 @@ def rests(cluster: Cluster, wanted: dict[str, str]) -> bool:
 
 @pytest.mark.long
 def test_an_upgrade_and_a_rollback_fail_no_request(cluster: Cluster) -> None:
-    with release_before() as before:
+    with release_before() as before, workers_of(cluster, ROOM_MIB):
         old = before.install(cluster)
         stack.apply_sample(cluster)
         stack.wait_ready(cluster, NAME)

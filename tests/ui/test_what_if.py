@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from splitinference.adapters.profiler import _profile as operators_profile
 from splitinference.controller.manifests import profile_pod
 from splitinference.core.planner import SolverFailed, SolverProcess
+from splitinference.core.values.profile import Profile
 from splitinference.core.values.result import Limits, TimedOut
 from splitinference.simulation.traces.synthetic import GENERATORS
 from splitinference.ui.origins.simulated import Simulated
@@ -180,12 +182,17 @@ def test_a_recorded_cluster_is_planned_as_the_operator_would(tmp_path: Path):
               "num_hidden_layers": 4,
               "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128, "max_position_embeddings": 4096,
               "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "hidden_act": "silu"}  # fmt: skip
-    packed = profile_pod.pack(config, tensors(), ["config.json", "model.safetensors", "tokenizer.json"])
+    packed = profile_pod.pack(config, tensors(), ["config.json", "model.safetensors", "tokenizer.json"], {"commit": "a" * 40})
     kept = profile_pod.cache_object(resource, packed)
+    theirs = operators_profile(resource, packed, SETTINGS)
+    assert isinstance(theirs, Profile)
     basis = Recorded([*items, kept], SETTINGS).basis(key)
     assert {n.name for n in basis.problem.snapshot.nodes} == set(world.nodes)
     assert len(basis.problem.profile.layers) == 6
     assert basis.plan is None, "the plan in the status is of another model"
+    assert basis.problem.profile == theirs
+    world.status()["plan"]["modelDigest"] = theirs.digest
+    assert Recorded([*items, kept], SETTINGS).basis(key).plan is not None, "the plan that serves is known"
     labelled = {"splitinference.dev/processor": "gpu", "nvidia.com/gpu.product": "Mine-1"}
     first = next(item for item in items if item["kind"] == "Node")
     first["metadata"]["labels"] = {**first["metadata"].get("labels", {}), **labelled}

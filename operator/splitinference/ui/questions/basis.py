@@ -10,6 +10,7 @@ from splitinference.controller.manifests import profile_pod
 from splitinference.controller.plan_io.plan_status import read_plan
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.model_files.config import profile_from_model
+from splitinference.core.model_files.safetensors import with_content
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
@@ -33,15 +34,18 @@ def profile_of(resource: Resource, kept: Mapping[str, Any] | None, settings: Set
         raise Unanswerable("The operator has not read this model yet. Its condition Accepted says why.")
     model, runtime = resource.spec.model, settings.segment_runtime_mib * 2**20
     try:
-        return profile_from_model(
+        profile = profile_from_model(
             unpacked.config,
             unpacked.tensors,
             model.dtype,
             files=unpacked.files,
             runtime_bytes=runtime,
+            llama_runtime_bytes=settings.segment_llama_cpp_runtime_mib * 2**20,
             model=model.id,
             weights=model.weights,
         )
+        # As the operator names it: otherwise its plan would be one of another model.
+        return with_content(profile, unpacked.root, unpacked.commit)
     except ModelRefusedError as error:
         raise Unanswerable(f"The model cannot be served: {error}") from error
 
@@ -49,7 +53,7 @@ def profile_of(resource: Resource, kept: Mapping[str, Any] | None, settings: Set
 def basis_of(resource: Resource, body: Mapping[str, Any], profile: Profile, reading: Reading) -> Basis:
     """The problem, and the plan in force where it is of this model. Raises Unanswerable where the spec does not fit the model."""
     spec = resource.spec
-    bounds = plan_constraints.constraints(spec, len(profile.layers), profile.positions)
+    bounds = plan_constraints.constraints(spec, len(profile.layers), profile.positions, profile.split_points)
     if isinstance(bounds, Rejected):
         raise Unanswerable(f"The resource's spec does not fit its model: {bounds}")
     status = body.get("status") or {}

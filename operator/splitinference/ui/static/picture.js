@@ -215,7 +215,7 @@ function drawCard(element, name, node) {
 /** Both in the unit of the whole, so that the line is short. */
 function room(free, whole) {
   const [unit, name] = whole >= 1024 ? [1024, "GiB"] : [1, "MiB"];
-  const [left, all] = [free, whole].map((mib) => number(mib === null || mib === undefined ? null : mib / unit, unit > 1 ? 1 : 0));
+  const [left, all] = [free, whole].map((mib) => number(mib === null || mib === undefined ? null : mib / unit, unit > 1 && whole < 10240 ? 1 : 0));
   return `${left} of ${all} ${name}`;
 }
 
