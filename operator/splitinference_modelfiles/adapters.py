@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_CONFIG_BYTES = 1 << 20
@@ -64,7 +64,10 @@ class LoraTensor:
     path: str
 
 
-def _matching(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
+_N = TypeVar("_N", int, float)
+
+
+def _matching(pattern: Mapping[str, _N], path: str, default: _N) -> _N:
     return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", path)), default)
 
 
@@ -119,11 +122,11 @@ def _check_pattern(pattern: str) -> None:
         raise AdapterRefusedError(f"{pattern!r:.100} in rank_pattern or alpha_pattern is no regular expression: {error}") from None
 
 
-def _is_rank(value: object) -> bool:
+def _is_rank(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_RANK
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
 
 

@@ -239,3 +239,18 @@ def test_tensors_belong_to_layers_as_the_profile_has_them(tensor, layers):
 
 def test_tied_heads_need_the_embeddings_file():
     assert wanted_weights(INDEX["weight_map"], 3, 4, 4) == {"a.safetensors", "b.safetensors"}
+
+
+def test_an_adapter_is_two_files_and_nothing_else(tmp_path):
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": FIRST, "tokenizer.json": b"{}", "optimizer.safetensors": SECOND}
+    with a_hub(files) as hub:
+        done = fetch(hub, tmp_path / "a", "adapter")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_a_repository_without_an_adapter_says_what_one_is(tmp_path):
+    with a_hub(FILES) as hub:
+        done = fetch(hub, tmp_path / "a", "adapter")
+    assert done.returncode == 1
+    assert "it has no adapter_config.json: an adapter in PEFT's format has" in done.stderr

@@ -290,7 +290,7 @@ def test_an_adapter_comes_over_the_wire_while_sequences_run(world: World, folder
     before = world.step(PROMPT, 0, sequence="plain")["token"]
     assert world.step(PROMPT, 0, adapter.digest)["error"]["code"] == ADAPTER_MISSING
     held = [give(adapter, hop, settings, None) for hop, settings in zip(world.hops, world.settings, strict=True)]
-    assert sum(held) == adapter.bytes
+    assert sum(held) == adapter.size
     expected = int(unsplit_after(merged(folders["llama"], tmp_path / "adapter", 2.0), PROMPT).argmax())
     assert world.step(PROMPT, 0, adapter.digest)["token"] == expected
     assert world.step(PROMPT, 0, sequence="again")["token"] == before

@@ -258,3 +258,15 @@ def test_tokens_of_all_gateways_count_and_other_figures_are_those_of_the_busiest
     both = merged([gateway(3, 10.0, 0.9), gateway(9, 30.0, 0.25), gateway(0, None, 0.0)])
     assert both is not None
     assert (both.observed.tokens_per_second, both.observed.kv_reserved, both.observed.requests) == (40.0, 0.25, 9)
+
+
+def test_sequences_of_an_adapter_are_those_of_all_gateways_and_unknown_where_one_does_not_say():
+    def gateway(adapters: dict[str, int] | None) -> GatewayReport:
+        return said("new", 1).model_copy(update={"adapters": adapters})
+
+    both = merged([gateway({"a": 1, "b": 2}), gateway({"a": 3})])
+    assert both is not None
+    assert both.adapters == {"a": 4, "b": 2}
+    unknown = merged([gateway({"a": 1}), gateway(None)])
+    assert unknown is not None
+    assert unknown.adapters is None

@@ -11,6 +11,7 @@ import pytest
 from splitinference.controller.api.conditions import stamp
 from splitinference.controller.api.spec import Rejected, Spec, read_spec
 from splitinference.controller.cluster_state.pods import requested_bytes
+from splitinference.controller.plan_io.plan_status import asked_for
 from splitinference.controller.reconcile.upkeep.adapters import LATEST
 from splitinference.controller.trust.cluster_policy import violations
 from splitinference.core.values.profile import LayerKind, Profile
@@ -263,6 +264,14 @@ def test_memory_for_adapters_is_planned():
     crowded.add(a_body(segments={"adapterMemoryMiB": 2000}), profile())
     Operator(crowded).run(4)
     assert crowded.condition("Planned")["status"] == "False"
+
+
+def test_what_a_resource_asked_for_before_there_were_adapters_is_still_that():
+    before = {"model": {"id": "m"}, "segments": {"memoryMarginPercent": 10}}
+    after = {**before, "segments": {"memoryMarginPercent": 10, "adapterMemoryMiB": 0}}
+    assert asked_for(before, profile()) == asked_for(after, profile())
+    assert asked_for(after, profile()) == asked_for({**after, "adapters": [adapter("a")]}, profile())
+    assert asked_for(after, profile()) != asked_for({**after, "segments": {"adapterMemoryMiB": 8}}, profile())
 
 
 # --- what cannot be -----------------------------------------------------------------------------------------------------------------------

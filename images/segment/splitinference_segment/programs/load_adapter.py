@@ -51,7 +51,7 @@ class Adapter:
     scalings: Mapping[str, float]
     digest: str
     rank: int
-    bytes: int
+    size: int  # bytes
 
     def part(self, first: int, end: int) -> bytes:
         """The tensors of blocks [first, end) as a segment takes them: float32, the scaling in B."""
@@ -169,7 +169,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     except (AdapterRefusedError, LoadError, SettingsError, IdentityError, KeyError, ValueError) as error:
         print(" ".join(str(error).split())[:2000], file=sys.stderr)
         return 1
-    said = json.dumps({"digest": adapter.digest, "rank": adapter.rank, "bytes": adapter.bytes})
+    said = json.dumps({"digest": adapter.digest, "rank": adapter.rank, "bytes": adapter.size})
     try:
         TERMINATION_LOG.write_text(said, encoding="utf-8")
     except OSError:  # outside of a pod

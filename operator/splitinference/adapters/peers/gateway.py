@@ -9,7 +9,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -166,8 +166,17 @@ def merged(reports: Sequence[GatewayReport]) -> GatewayReport | None:
             skipped=sum(report.verification.skipped for report in reports),
             failed={name: failed for report in reports for name, failed in report.verification.failed.items()},
         ),
+        adapters=_by_adapter([report.adapters for report in reports]),
         filter=together([report.filter for report in reports if report.filter is not None]),
     )
+
+
+def _by_adapter(told: Sequence[Mapping[str, int | None] | None]) -> dict[str, int | None] | None:
+    """Sequences by adapter; None where one of the gateways does not say."""
+    known = [each for each in told if each is not None]
+    if len(known) < len(told):
+        return None
+    return {digest: _sum([each.get(digest, 0) for each in known]) for digest in {name for each in known for name in each}}
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:

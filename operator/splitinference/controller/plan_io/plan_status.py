@@ -40,6 +40,8 @@ def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
     """
     passed = ("adaptation", "operatorClass", "scaling", "adapters")
     content = {key: value for key, value in spec.items() if key not in passed and (key, value) != ("replicas", 1)}
+    if isinstance(segments := content.get("segments"), Mapping):  # no memory for adapters is what resources had before there were any
+        content["segments"] = {key: value for key, value in segments.items() if (key, value) != ("adapterMemoryMiB", 0)}
     return hashlib.sha256(json.dumps([profile.digest, profile.dtype, content], sort_keys=True).encode()).hexdigest()[:16]
 
 
