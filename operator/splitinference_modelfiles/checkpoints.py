@@ -19,9 +19,11 @@ Infos = Mapping[str, TensorInfo | None]
 
 @dataclass(frozen=True)
 class Stored:
-    """One matrix [rows, columns] as a checkpoint stores it. `parts`: what each of its tensors is → its stored name. `bits`: of a code;
-    `group`: inputs that share a scale. `previous_zero`: zeros are stored less one, as GPTQ's first format does. `block`: rows and inputs of a
-    scale of FP8. `ordered`: groups may be of inputs that do not lie together."""
+    """One matrix [rows, columns] as a checkpoint stores it.
+
+    `parts`: what each of its tensors is → its stored name. `bits`: of a code; `group`: inputs that share a scale. `previous_zero`: zeros are
+    stored less one, as GPTQ's first format does. `block`: rows and inputs of a scale of FP8. `ordered`: groups may be of inputs that do not
+    lie together."""
 
     kind: str
     rows: int
