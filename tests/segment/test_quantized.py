@@ -90,10 +90,17 @@ def test_torchs_layout_is_known_on_this_processor() -> None:
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_other_processors_layouts_are_learnt(capability: str) -> None:
     """torch packs in other orders where it has other instructions."""
-    code = (
-        "import torch; from test_quantized import of, meant, random; m = of(random(192, 96), 8); x = random(3, 96);"
-        "assert (m.product(x) - x @ meant(m).t()).abs().max() < 1e-5; print(m.layout.kernel)"
-    )
+    code = """if True:
+        import torch
+        from splitinference_segment.torch_ops.quantized import Form, Matrix
+        weights, values = torch.randn(192, 96) * 0.05, torch.randn(2, 96)
+        matrix = Matrix(192, 96, Form(8, 32), torch.float32, torch.device("cpu"))
+        matrix.quantize(0, weights)
+        meant = matrix.lookup(torch.arange(192))
+        assert (meant - weights).norm() < 0.01 * weights.norm()
+        assert (matrix.product(values) - values @ meant.t()).abs().max() < 1e-5
+        print(matrix.layout.kernel)
+    """
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
@@ -196,18 +203,19 @@ def test_a_process_needs_the_memory_that_is_planned_within_5_percent(tmp_path: P
         def anonymous():
             gc.collect(); ctypes.CDLL(None).malloc_trim(0)
             return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("RssAnon"))
-        folder = Path(sys.argv[1])
-        warm = Layers(folder, 11, 12, torch.bfloat16, weights=sys.argv[2]); del warm
-        before = anonymous()
-        layers = Layers(folder, 0, 12, torch.bfloat16, weights=sys.argv[2])
-        print(anonymous() - before, layers.weight_bytes())
+        for weights in sys.argv[2:]:
+            warm = Layers(Path(sys.argv[1]), 11, 12, torch.bfloat16, weights=weights)
+            del warm
+            before = anonymous()
+            layers = Layers(Path(sys.argv[1]), 0, 12, torch.bfloat16, weights=weights)
+            print(anonymous() - before, layers.weight_bytes())
+            del layers
     """
-    for weights in ("Int8", "Int4"):
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_ARENA_MAX": "2"}
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path), weights], env=environment, capture_output=True, text=True, check=True
-        )
-        measured, counted = map(int, done.stdout.split())
+    ways = ("Int8", "Int4")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_ARENA_MAX": "2"}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), *ways], env=environment, capture_output=True, text=True, check=True)
+    for weights, line in zip(ways, done.stdout.splitlines(), strict=True):
+        measured, counted = map(int, line.split())
         model = accepted(tmp_path, weights)[1]
         planned = sum(model.held_bytes(tensor, 2) for tensor in model.used)
         assert counted == planned

@@ -45,7 +45,8 @@ class Layers:
         config = AutoConfig.from_pretrained(folder)
         quantized = getattr(config, "quantization_config", None) is not None or getattr(config, "compression_config", None) is not None
         held = accepted(folder, weights)[1].held if quantized or weights != AS_STORED else {}
-        config.quantization_config = None  # what transformers would do for it, this package does
+        for key in ("quantization_config", "compression_config"):  # what transformers would do for them, this package does
+            config.__dict__.pop(key, None)
         family = family_of(config.model_type)
         count = config.num_hidden_layers + 2
         if not 0 <= start < end <= count:

@@ -100,7 +100,7 @@ class Matrix:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.codes.nbytes + self.scales.nbytes
+        return int(self.codes.nbytes + self.scales.nbytes)
 
     def put(self, first: int, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> None:
         """Rows from `first` on, which is a multiple of 64: codes uint8 [rows, columns], below 16 or of eight bits, and for each group scale
