@@ -46,7 +46,13 @@ def reuse(**fields: Any) -> dict[str, Any]:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"privacy": {"maxTokenRecoveryPercent": 50}}, "spec.privacy.maxTokenRecoveryPercent needs tokenRecoveryPercent"),
-    ({"filter": {"mode": "Reuse"}}, 'spec.filter.mode: Unsupported value: "Reuse"'),
+    ({"filter": {"mode": "Cache"}}, 'spec.filter.mode: Unsupported value: "Cache"'),
+    ({"filter": {"mode": "Reuse"}}, "spec.filter.mode Reuse with scope Client needs spec.gateway.auth"),
+    ({"filter": {"mode": "Reuse", "scope": "All", "afterLayers": 2}}, "spec.filter.mode Reuse needs afterLayers 0"),
+    ({"filter": {"afterLayers": -1}}, "spec.filter.afterLayers in body should be greater than or equal to 0"),
+    ({"filter": {"scope": "Team"}}, 'spec.filter.scope: Unsupported value: "Team"'),
+    ({"filter": {"ttl": "soon"}}, "spec.filter.ttl must be a duration such as 30s or 10m"),
+    ({"filter": {"ttl": "200h"}}, "spec.filter.ttl must be between 1s and 168h"),
     ({"filter": {"file": "../filter.json"}}, "spec.filter.file must be the name of a .json file"),
     ({"filter": {"samplePercent": 0}}, "spec.filter.samplePercent must be at least 0.01"),
     ({"filter": {"agreementPercent": 101}}, "spec.filter.agreementPercent in body should be less than or equal to 100"),

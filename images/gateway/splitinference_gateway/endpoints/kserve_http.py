@@ -117,7 +117,7 @@ def header_length(request: Request) -> str | None:
 
 async def infer(gateway: Gateway, asked: Asked, client: str, control: CacheControl) -> Response:
     """POST /v2/models/{name}/infer."""
-    run = partial(gateway.inference.run, asked.inputs, list(asked.outputs), client)
+    run = partial(gateway.inference.run, asked.inputs, list(asked.outputs), client, anew=control.no_cache or control.no_store)
     made, kept = await gateway.reuse.inferred(asked.inputs, list(asked.outputs), client, control, run)
     response = await infer_response(gateway.settings.served_model, asked, made)
     response.headers.update(kept)

@@ -19,7 +19,7 @@ from splitinference_protocol.errors import INTERNAL, NEXT_HOP_FAILED
 from splitinference_protocol.frames import MOST_ANSWER, NOTHING
 from splitinference_protocol.meta import encoded
 from splitinference_protocol.pooling import Pooling
-from splitinference_protocol.request import ITEM_BYTES, Hop, Prefix, Request, TensorMeta
+from splitinference_protocol.request import ITEM_BYTES, AskedFilter, Hop, Prefix, Request, TensorMeta
 
 TRANSPORT = "transport"
 STALLED = "stalled"
@@ -48,6 +48,7 @@ class Wanted:
 
     outputs: tuple[str, ...] = ()
     pooling: Pooling | None = None
+    filter: AskedFilter | None = None  # that the first segment should use
 
 
 EVERYTHING = Wanted()
@@ -71,6 +72,17 @@ class Drafted:
 
 
 @dataclass(frozen=True)
+class Sifted:
+    """What the first segment's filter did to a request: rows skipped; rows that ran to be compared, and those of them where the model
+    agreed. `problem`: why it did nothing."""
+
+    skipped: int = 0
+    compared: int = 0
+    agreed: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Answer:
     """A step's result. `token` is None where no sampling was asked for; `outputs` are there where tensors were asked for."""
 
@@ -84,6 +96,7 @@ class Answer:
     scored: tuple["Scored | None", ...] = ()  # of given tokens, where they were asked for
     more: tuple["Drafted", ...] = ()  # the tokens after `token`, where drafts of them were right
     of: int = 1  # tokens that the step gave; 0: this one came with the one before
+    sifted: Sifted | None = None  # what the first segment's filter did, where one was asked for
     resumed: str = ""  # how the sequence was brought onto that route since the token before: one of chain.RESUMED; empty: it was there
 
 
@@ -190,14 +203,23 @@ class StepClient:
         """
         tensor = TensorMeta(dtype, tuple(shape))
         route, deadline_ms = tuple(pipeline[1:]), int(seconds * 1000)
-        request = Request("infer", tensor=tensor, route=route, deadline_ms=deadline_ms, outputs=wanted.outputs, pooling=wanted.pooling)
+        request = Request(
+            "infer",
+            tensor=tensor,
+            route=route,
+            deadline_ms=deadline_ms,
+            outputs=wanted.outputs,
+            pooling=wanted.pooling,
+            filter=wanted.filter,
+        )
         started = time.perf_counter()
         told = await self._traced(pipeline[0], request, data, seconds)
         took = time.perf_counter() - started
         outputs = _outputs(told.fields, told.data, pipeline[0].segment)
         if missing := set(wanted.outputs) - {output.name for output in outputs}:
             raise StepError(INTERNAL, f"the answer lacks the output {min(missing)}", pipeline[-1].segment)
-        return _answer(told, pipeline[0].segment, took, sampled=False, outputs=outputs)
+        answer = _answer(told, pipeline[0].segment, took, sampled=False, outputs=outputs)
+        return answer if wanted.filter is None else replace(answer, sifted=_sifted(told.fields, pipeline[0].segment))
 
     async def release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Prefix | None = None) -> None:
         """Let every segment of the pipeline forget the sequence; when the way is broken, tell each of them directly.
@@ -325,6 +347,20 @@ class _Told:
     fields: dict[str, Any]
     timings: tuple[Timing, ...]
     data: bytes
+
+
+def _sifted(fields: Mapping[str, Any], segment: str) -> Sifted:
+    """StepError where counts make no sense. A segment that says nothing knows no filters."""
+    said = fields.get("filtered", {"problem": "the segment's release knows no filters"})
+    try:
+        if "problem" in said:
+            return Sifted(problem=str(said["problem"])[:200])
+        found = Sifted(int(said["skipped"]), int(said["compared"]), int(said["agreed"]))
+        if found.skipped >= 0 and 0 <= found.agreed <= found.compared:
+            return found
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise StepError(INTERNAL, f"not what a filter did: {said!r:.200}", segment)
 
 
 def _about(op: str, sequence: str, seconds: float, **fields: object) -> bytes:
