@@ -232,14 +232,15 @@ async def test_a_client_gets_no_answers_to_rows_of_others(tmp_path: Path) -> Non
 
 
 async def test_where_reused_answers_are_wrong_the_filter_opens_and_forgets(tmp_path: Path) -> None:
-    async with filtered(tmp_path, **{**REUSE, "filter_sample": 1.0}) as world:
+    async with filtered(tmp_path, **{**REUSE, "given": {**NEAR, "entries": 1}, "filter_sample": 1.0}) as world:
         filtering = world.gateway.inference.filtering
         assert filtering is not None
         assert filtering.nearby is not None
         one, other = [0.25, 0.0, 0.0], [0.0, 0.25, 0.0]  # near each other, and of two classes
         await infer(world, one)
         for _ in range(LEAST // 2):
-            await infer(world, other, one)
+            await infer(world, other)
+            await infer(world, one)
         assert filtering.open
         assert filtering.nearby.answer("", [0.0] * 3) is None
         filtering.sample = 0.0
