@@ -82,7 +82,20 @@ def test_a_filter_of_texts_is_trained_by_their_tokens(tmp_path: Path, capsys: py
     made = skipping(output)
     assert (made.features.of, made.features.inputs) == (Of.TOKENS, 60)
     ids, mask, y = texts(2000, 9)
-    assert main(["filter", "eval", "--data", write(tmp_path / "b.npz", input_ids=ids, attention_mask=mask, y=y), "--filter", str(output), "--json"]) == 0
+    assert (
+        main(
+            [
+                "filter",
+                "eval",
+                "--data",
+                write(tmp_path / "b.npz", input_ids=ids, attention_mask=mask, y=y),
+                "--filter",
+                str(output),
+                "--json",
+            ]
+        )
+        == 0
+    )
     other = json.loads(capsys.readouterr().out)
     for found in (told, other):
         assert found["accuracy"] >= 0.93
@@ -224,7 +237,27 @@ def test_wrong_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     same = write(tmp_path / "same.npz", x=X, y=np.zeros(400, int))
     layers = write(tmp_path / "layers.npz", features=X, layers=3, y=Y)
     straight = tmp_path / "straight.json"
-    assert main(["filter", "train", "--data", data, "--class", "0", "--hidden", "0", "--accuracy", "0.3", "--recall", "0.1", "-o", str(straight)]) == 0
+    assert (
+        main(
+            [
+                "filter",
+                "train",
+                "--data",
+                data,
+                "--class",
+                "0",
+                "--hidden",
+                "0",
+                "--accuracy",
+                "0.3",
+                "--recall",
+                "0.1",
+                "-o",
+                str(straight),
+            ]
+        )
+        == 0
+    )
     for words, said in (
         (["train", "--data", data, "--class", "2"], "class 2 does not exist"),
         (["train", "--data", data, "--class", "0", "--accuracy", "1"], "--accuracy must be between 0 and 1"),

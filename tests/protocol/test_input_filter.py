@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from splitinference_protocol import answers, meta
+from splitinference_protocol.answers import Timing
 from splitinference_protocol.input_filter import AnyFilter, FilterError, InputFilter, Of, ReuseFilter, largest, read_filter
+from splitinference_protocol.request import AskedFilter, Hop, Request, TensorMeta
 
 FILTER: dict[str, Any] = {
     "form": 1, "mode": "Skip", "mean": [1.0, 0.0], "scale": [2.0, 1.0], "hidden": [[1.0, 0.0], [0.0, -1.0]], "hiddenBias": [0.0, 1.0],
@@ -150,3 +153,22 @@ def test_what_is_no_json_of_a_filter_is_refused(text: str | bytes) -> None:
 def test_what_cannot_reuse_is_refused_with_the_reason(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(FilterError, match=said):
         read(REUSE, **changes)
+
+
+def test_a_request_names_the_filter_and_hands_it_on() -> None:
+    asked = AskedFilter("layers.json", 0.25)
+    request = Request("infer", tensor=TensorMeta("float32", (2, 3)), route=(Hop("b", "seg-0-1-2"),), filter=asked)
+    assert meta.parse(meta.encoded(request)).filter == asked
+    assert meta.parse(meta.forwarded(request, request.tensor, 5.0)).filter == asked
+    assert meta.described(meta.encoded(request))["filter"] == {"file": "layers.json", "sample": 0.25}
+    assert b"filter" not in meta.encoded(Request("infer", tensor=request.tensor))
+
+
+def test_an_answer_gets_another_body_and_keeps_its_timings() -> None:
+    told = answers.relayed(Timing("a", 1.0, node="one"), answers.timed(Timing("b", 2.0), {"tensors": []}))
+    fields, timings = answers.read(answers.with_body(told, {"tensors": [1], "filtered": {}}))
+    assert fields == {"tensors": [1], "filtered": {}}
+    assert [timing.segment for timing in timings] == ["a", "b"]
+    for none in (answers.answer({"ok": True}), b"", told[:6]):
+        with pytest.raises(ValueError, match="answer"):
+            answers.with_body(none, {})

@@ -79,7 +79,11 @@ class Features:
         if self.of is Of.TOKENS:
             return self._of_tokens({int(token) % self.inputs for token in row})
         values = [(value - mean) * scale for value, mean, scale in zip(row, self.mean, self.scale, strict=True)]
-        return _relu(_dot(weights, values) + bias for weights, bias in zip(self.hidden, self.hidden_bias, strict=True)) if self.hidden else values
+        return (
+            _relu(_dot(weights, values) + bias for weights, bias in zip(self.hidden, self.hidden_bias, strict=True))
+            if self.hidden
+            else values
+        )
 
     def logit(self, row: Sequence[float], weight: Sequence[float]) -> float:
         """The weighted sum of the units."""

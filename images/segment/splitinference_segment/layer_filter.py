@@ -67,7 +67,7 @@ class Sifted:
         agreed = 0
         if made is not None:
             if tuple(made.shape) != (len(self.asked), len(answer)):
-                message = f"the model's output is {list(made.shape)}, the filter's answer has {len(answer)} values for {len(self.asked)} rows"
+                message = f"the model's output is {list(made.shape)}, the filter's answer has {len(answer)} values"
                 raise SegmentError(INTERNAL, message)
             output[self.asked] = made
             agreed = int((made[self.compared].argmax(dim=1) == self.filter.told.useless).sum())

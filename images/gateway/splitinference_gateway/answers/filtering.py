@@ -186,7 +186,7 @@ class Filtering:
                 self.nearby.keep(owner, units[row], output)
         self._judge()
 
-    def _compare(self, agrees: bool) -> None:  # noqa: FBT001 - it is what is counted
+    def _compare(self, agrees: bool) -> None:
         self._compared.append(agrees)
         self.metrics.filter_compared.labels("yes" if agrees else "no").inc()
 

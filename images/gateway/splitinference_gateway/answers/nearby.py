@@ -1,6 +1,5 @@
 """Earlier rows and the model's answers to them, for rows that are near enough."""
 
-import operator
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -58,5 +57,5 @@ class Nearby:
 
 
 def _squared(one: float, other: float) -> float:
-    difference = operator.sub(one, other)
+    difference = one - other
     return difference * difference

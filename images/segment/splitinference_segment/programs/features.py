@@ -1,6 +1,6 @@
 """segment-features: what the first layers of a model make of inputs, and what the whole model says of them, to train a filter on.
 
-Input and output are .npz files of numpy: x, or input_ids with attention_mask, become features [rows, n], layers, and outputs [rows, classes].
+Both are .npz files of numpy: x, or input_ids with attention_mask, become features [rows, n], layers, and outputs [rows, classes].
 """
 
 import argparse
@@ -45,7 +45,9 @@ def made(layers: Stateless, count: int, arrays: dict[str, Any]) -> tuple[Any, An
             hidden = layers.run_part(values, 0, count)
             said = layers.outputs(layers.run_part(hidden, count, layers.count)).get(layers.output)
             if said is None or said.dim() != 2:
-                raise WrongInputError(f"the model gives {'nothing' if said is None else list(said.shape)}; a filter needs one value a class")
+                raise WrongInputError(
+                    f"the model gives {'nothing' if said is None else list(said.shape)}; a filter needs one value a class"
+                )
             features.update(zip(rows, features_of(hidden, tokens).numpy(), strict=True))
             outputs.update(zip(rows, said.numpy(), strict=True))
     return np.stack([features[row] for row in sorted(features)]), np.stack([outputs[row] for row in sorted(outputs)])
@@ -68,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0; 2 for what cannot be used."""
     parser = argparse.ArgumentParser(prog="segment-features", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="config.json and safetensors")
-    parser.add_argument("--layers", type=int, required=True, help="how many layers the filter sees; of an encoder the embedding is the first")
+    parser.add_argument(
+        "--layers", type=int, required=True, help="layers that the filter is over; of an encoder the embedding is the first"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="FILE.npz", help="x, or input_ids and attention_mask")
     parser.add_argument("-o", "--output", type=Path, default=Path("features.npz"), help="where to write (default features.npz)")
     given = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Train a filter that answers for a model where its answer is known, see what one does to other inputs, or ask a model for its answers.
 
-The data is a .npz file of numpy with the inputs (x, input_ids or features) and outputs, what the model gave for them (or y, the classes)."""
+The data is a .npz file of numpy with inputs (x, input_ids or features) and outputs, what the model gave for them (or y, the classes)."""
 
 import argparse
 import json

@@ -13,8 +13,8 @@ class FilterSpec(SpecValue):
     """A learned filter in the model's folder.
 
     `after_layers`: the filter is over what so many layers make of a row, and runs in the first segment; 0: over the input, in the gateway.
-    `scope` and `ttl`: of mode Reuse, whose earlier answers are used, and for how long. `sample_percent`: of the rows that the filter answers,
-    so many run all the same, to compare; `agreement_percent`: the least share of those where the model must agree.
+    `scope` and `ttl`: of mode Reuse, whose earlier answers are used, and for how long. `sample_percent`: of the rows that the filter
+    answers, so many run all the same, to compare; `agreement_percent`: the least share of those where the model must agree.
     """
 
     mode: Literal["Skip", "Reuse"] = "Skip"
