@@ -1,13 +1,16 @@
 """A filter before a generic chain: which rows run, what clients get, and what happens when the model stops agreeing."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from splitinference.cli.main import main
 from splitinference_gateway.answers.filtering import LEAST, RATE_SECONDS, WINDOW, read
 from splitinference_gateway.answers.nearby import MOST_OWNERS, Nearby
 from splitinference_gateway.tensor_io.signature import Signature
@@ -139,6 +142,35 @@ async def test_the_pass_rate_is_that_of_late(tmp_path: Path) -> None:
         assert (await world.get("/internal/routes"))["filter"]["passRate"] == 0.75
         now += RATE_SECONDS / 2 + 1
         assert filtering.pass_rate == 1.0
+
+
+async def test_the_model_is_asked_for_its_own_answers_and_the_filter_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.array([USELESS, USEFUL, WRONG, USEFUL], dtype=np.float32)
+    np.savez(tmp_path / "inputs.npz", x=x, truth=np.array([0, 1, 2, 0]))
+    given = ["--model", MODEL, "--data", str(tmp_path / "inputs.npz")]
+    async with filtered(tmp_path, filter_sample=1e-9) as world:
+        asked = ["filter", "collect", "--url", world.url, *given, "-o", str(tmp_path / "out.npz")]
+        assert await asyncio.to_thread(main, asked) == 0
+        with np.load(tmp_path / "out.npz") as found:
+            assert np.array_equal(found["outputs"], 4 * x), "not the filter's answers"
+            assert np.array_equal(found["x"], x)
+        capsys.readouterr()
+        asked = ["bench", "filter", "--url", world.url, *given, "--rounds", "2", "--batch", "3"]
+        assert await asyncio.to_thread(main, [*asked, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["rows"], told["agreement"], told["accuracy"], told["accuracy_without"]) == (4, 0.75, 0.5, 0.75)
+        assert told["ratio"] > 0
+        assert told["hop_bytes"] is None
+        assert await asyncio.to_thread(main, asked) == 0
+        assert "right by truth" in capsys.readouterr().out
+        wrong = [*asked[:3], world.url.replace("http", "ftp"), *asked[4:]]
+        assert await asyncio.to_thread(main, wrong) != 0
+        assert "--url must begin with" in capsys.readouterr().err
+        for more, said in ((["--rounds", "0"], "--rounds must be 1"), (["--metrics", f"{world.url}/none"], "404")):
+            assert await asyncio.to_thread(main, [*asked, *more]) != 0
+            assert said in capsys.readouterr().err
 
 
 BERT = {

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from splitinference.cli.bench import cost_model, drafts, mlperf, operator, planner, privacy, serve, verification
+from splitinference.cli.bench import cost_model, drafts, filter, mlperf, operator, planner, privacy, serve, verification
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -18,5 +18,6 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     drafts.register(parts)
     privacy.register(parts)
     verification.register(parts)
+    filter.register(parts)
     cost_model.register(parts)
     mlperf.register(parts)
