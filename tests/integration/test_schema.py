@@ -48,7 +48,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"privacy": {"maxTokenRecoveryPercent": 50}}, "spec.privacy.maxTokenRecoveryPercent needs tokenRecoveryPercent"),
     ({"filter": {"mode": "Cache"}}, 'spec.filter.mode: Unsupported value: "Cache"'),
     ({"filter": {"mode": "Reuse"}}, "spec.filter.mode Reuse with scope Client needs spec.gateway.auth"),
-    ({"filter": {"mode": "Reuse", "scope": "All", "afterLayers": 2}}, "spec.filter.mode Reuse needs afterLayers 0"),
+    ({"filter": {"mode": "Reuse", "scope": "All", "afterLayers": 2}}, "spec.filter.mode Reuse needs spec.filter.afterLayers 0"),
     ({"filter": {"afterLayers": -1}}, "spec.filter.afterLayers in body should be greater than or equal to 0"),
     ({"filter": {"scope": "Team"}}, 'spec.filter.scope: Unsupported value: "Team"'),
     ({"filter": {"ttl": "soon"}}, "spec.filter.ttl must be a duration such as 30s or 10m"),
