@@ -66,7 +66,7 @@ cluster-cases: install ## what real clusters do to the control plane, played on 
 
 e2e-long: install ## every disturbance under steady and bursty load, new certificates, links, other families of addresses, the page in a browser, a soak; figures to docs/reference/adaptation-results.md
 	@.venv/bin/pytest e2e/test_ip_families.py
-	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_operator_replaced.py e2e/test_upgrade.py e2e/test_gguf.py e2e/test_llamacpp.py e2e/test_links.py e2e/test_reuse.py e2e/test_goals.py e2e/test_priority.py e2e/test_scale.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind e2e/test_data_plane.py::test_loadgen_before_and_after_a_re_split
+	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_operator_replaced.py e2e/test_upgrade.py e2e/test_gguf.py e2e/test_llamacpp.py e2e/test_links.py e2e/test_reuse.py e2e/test_filter.py e2e/test_goals.py e2e/test_priority.py e2e/test_scale.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind e2e/test_data_plane.py::test_loadgen_before_and_after_a_re_split
 	@$(MAKE) --no-print-directory page-e2e
 
 page-e2e: install browser ## the chart's page on a kind cluster, in headless Chromium: people sign in, ask what if, and see a segment move; also in `make e2e-long`

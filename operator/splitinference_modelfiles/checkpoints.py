@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
 from splitinference_modelfiles.quantization import method_of, refusal
-from splitinference_modelfiles.settings import shown
+from splitinference_modelfiles.rules.settings import shown
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 GPTQ, AWQ, PACKED, INT8, FP8 = "gptq", "awq", "packed", "int8", "fp8"
 _WORD = 32
@@ -21,9 +21,9 @@ Infos = Mapping[str, TensorInfo | None]
 class Stored:
     """One matrix [rows, columns] as a checkpoint stores it.
 
-    `parts`: what each of its tensors is → its stored name. `bits`: of a code; `group`: inputs that share a scale. `previous_zero`: zeros are
-    stored less one, as GPTQ's first format does. `block`: rows and inputs of a scale of FP8. `ordered`: groups may be of inputs that do not
-    lie together."""
+    `parts`: what each of its tensors is → its stored name. `bits`: of a code; `group`: inputs that share a scale. `previous_zero`: zeros
+    are stored less one, as GPTQ's first format does. `block`: rows and inputs of a scale of FP8. `ordered`: groups may be of inputs that
+    do not lie together."""
 
     kind: str
     rows: int

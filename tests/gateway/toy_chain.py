@@ -85,6 +85,9 @@ class ToySegment:
     shapes: list[list[int]] = field(default_factory=list)
     poolings: list[dict[str, Any]] = field(default_factory=list)
     forgets_pooling: bool = False  # as a segment of an older version
+    classes: int = 1  # of a classifier of texts
+    sifts: dict[str, Any] | None = None  # what it says that its filter did
+    filters: list[dict[str, Any]] = field(default_factory=list)  # that it was asked to use
     forgets_drafts: bool = False  # the same
     drafted: list[int] = field(default_factory=list)  # how many tokens of each step were drafts
     traces: list[str] = field(default_factory=list)
@@ -229,9 +232,12 @@ class ToySegment:
         if meta["tensor"]["dtype"] == "float32":
             data = array.array("f", [2 * value for value in array.array("f", data)]).tobytes()
         timing = {"segment": self.name, "queue_ms": 0.1, "compute_ms": 1.0, "hop_ms": 0.0}
+        if meta.get("filter"):
+            self.filters.append(meta["filter"])
         if meta["route"]:
             answer = await self._forward(meta, data)
-            return answer if "error" in answer else {**answer, "timings": [timing, *answer["timings"]]}
+            told = {"filtered": self.sifts} if self.sifts and meta.get("filter") else {}
+            return answer if "error" in answer else {**answer, **told, "timings": [timing, *answer["timings"]]}
         shape = meta["tensor"]["shape"]
         if meta["tensor"]["dtype"] == "float32":
             return {"v": 1, "timings": [timing], **tensors(scores=(shape, array.array("f", data)))}
@@ -251,7 +257,10 @@ class ToySegment:
         return {"v": 1, "timings": [timing], **tensors(**{name: every[name] for name in wanted})}
 
     def _classified(self, rows: int, pooled: Sequence[int]) -> dict[str, Any]:
-        """As a classifier of pairs: the row's sum, scaled."""
+        """As a classifier of pairs: the row's sum, scaled. With more classes, the sum modulo their number is the class."""
+        if self.classes > 1:
+            said = [float(pooled[2 * row] % self.classes == index) for row in range(rows) for index in range(self.classes)]
+            return {"logits": ([rows, self.classes], said)}
         return {"logits": ([rows, 1], [pooled[2 * row] / 1000 for row in range(rows)])}
 
     async def _release(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:

@@ -5,16 +5,17 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitinference_gateway.access.admission import Admission, KvBudget
 from splitinference_gateway.access.api_keys import ApiKeys
 from splitinference_gateway.access.clients import Anybody, Clients
 from splitinference_gateway.access.token_review import TokenReviews
-from splitinference_gateway.answers.filtering import Filtering, filtering
+from splitinference_gateway.answers import filtering
+from splitinference_gateway.answers.filtering import Filtering
 from splitinference_gateway.answers.generation import Generator
 from splitinference_gateway.answers.inference import Inference
 from splitinference_gateway.answers.reuse import Identity as Answering
@@ -120,7 +121,7 @@ class Gateway:
         reuse = _reuse(settings, routes, metrics)
         inference = Inference(
             signature, chain, admission, context_tokens, settings.request_seconds, settings.max_answer_bytes,
-            _filtering(settings, signature, metrics, reuse.forget),
+            _filtering(settings, signature, metrics, reuse),
         )  # fmt: skip
         clients = _clients(settings)
         tracing = Tracing(environment, settings.served_model, settings.namespace) if Tracing.wanted(environment) else None
@@ -239,11 +240,21 @@ def _reuse(settings: Settings, routes: Routes, metrics: Metrics) -> Reuse:
     return Reuse(settings.reuse, settings.reuse_seconds, memory, identity, key, metrics, shared)
 
 
-def _filtering(settings: Settings, signature: Signature, metrics: Metrics, opened: Callable[[], None]) -> Filtering | None:
+def _filtering(settings: Settings, signature: Signature, metrics: Metrics, reuse: Reuse) -> Filtering | None:
     if not settings.filter_file:
         return None
-    made = filtering(settings.filter_file, settings.model_path, signature, metrics, opened)
-    return replace(made, sample=settings.filter_sample, floor=settings.filter_floor)
+    made = filtering.read(settings.filter_file, settings.filter_mode, settings.filter_after_layers, settings.model_path, signature)
+    return Filtering(
+        made,
+        settings.filter_file,
+        metrics,
+        reuse.forget,
+        sample=settings.filter_sample,
+        floor=settings.filter_floor,
+        by_client=settings.filter_scope == "client",
+        seconds=settings.filter_seconds,
+        model=reuse.identity,
+    )
 
 
 def _files_digest(folder: Path, filter_file: str) -> str:

@@ -89,6 +89,10 @@ class Settings(BaseModel):
     )
     reuse_server_seconds: float = Field(default=0.1, gt=0, le=5, description="how long a request may wait for that server")
     filter_file: str = Field(default="", description="a filter in the model's folder that skips rows of tensors; empty: none")
+    filter_mode: Literal["skip", "reuse"] = Field(default="skip", description="of the filter: its file must have the same")
+    filter_after_layers: int = Field(default=0, ge=0, description="layers that the filter is over, in the first segment; 0: the input")
+    filter_scope: Literal["client", "all"] = Field(default="client", description="whose earlier rows a filter of mode Reuse may use")
+    filter_seconds: float = Field(default=600, gt=0, description="for how long a filter of mode Reuse uses an earlier answer")
     filter_sample: float = Field(default=0.01, gt=0, le=1, description="share of skipped rows that run all the same, to compare")
     filter_floor: float = Field(default=0.95, ge=0, le=1, description="the least share of those where the model must agree")
     long_answers: Literal["cut", "refuse"] = Field(

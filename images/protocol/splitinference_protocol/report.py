@@ -129,10 +129,16 @@ class Verified(Reported):
 
 class Filtered(Reported):
     """What the filter before the model did since the gateway started: rows that came, and those that were skipped. Of the last `compared`
-    rows that the model ran all the same, the share 0..1 where it agreed; `open`: that was less than `floor`, and every row runs."""
+    rows that the model ran all the same, the share 0..1 where it agreed; `open`: that was less than `floor`, and every row runs.
+
+    `mode`: Skip or Reuse. `pass_rate`: share 0..1 of the rows of the last minute for which the first segment ran (None: none came).
+    `problem`: why the first segment does not use the filter; empty: it does."""
 
     rows: int = Field(default=0, ge=0)
     skipped: int = Field(default=0, ge=0)
+    mode: str = "Skip"
+    pass_rate: Figure = Field(default=None, alias="passRate")
+    problem: str = ""
     compared: int = Field(default=0, ge=0)
     agreement: Figure = None
     floor: Figure = None

@@ -11,6 +11,7 @@ import torch
 
 from splitinference_protocol.wire.errors import BAD_REQUEST, DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, OVERLOADED, SegmentError
 from splitinference_protocol.wire.pooling import SENTENCE_EMBEDDING, Pooling
+from splitinference_segment.layer_filter import LayerFilter, Sifted, sifted
 from splitinference_segment.steps.execution import MAX_WAITING
 from splitinference_segment.torch_models.tensor_models.stateless import Stateless
 from splitinference_segment.torch_ops.pooling import pooled
@@ -26,6 +27,7 @@ class TensorResult:
     outputs: Mapping[str, torch.Tensor]
     queue_s: float
     compute_s: float
+    sifted: Sifted | None = None  # with a filter: which rows `hidden` and `outputs` are of; None of both where no row is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class TensorStep:
     """One request in the queue. `done` is called once, on the worker thread, and must not block. Clock: time.monotonic.
 
     `wanted`: names of outputs, all where it is empty. `pooling`: how the hidden states become a sentence embedding, which is an output too.
+    `filter`: rows that it skips go no further, but for the share `sample` of them.
     """
 
     values: torch.Tensor
@@ -41,6 +44,8 @@ class TensorStep:
     done: Callable[[TensorResult | SegmentError], None]
     wanted: tuple[str, ...] = ()
     pooling: Pooling | None = None
+    filter: LayerFilter | None = None
+    sample: float = 0.0
 
 
 class TensorExecution:
@@ -94,13 +99,21 @@ class TensorExecution:
             waited_ms = (started - step.received_at) * 1e3
             raise SegmentError(DEADLINE_EXCEEDED, f"the request waited {waited_ms:.0f} ms, past its deadline")
         with torch.inference_mode():
-            hidden = self._layers.run(step.values)
+            if step.filter is None:
+                hidden, rows = self._layers.run(step.values), None
+            else:
+                between = step.filter.layers
+                hidden = self._layers.run_part(step.values, 0, between)
+                rows = sifted(hidden, step.filter, step.sample, self._layers.hidden > 0)
+                if not len(rows.asked):
+                    return TensorResult(None, {}, started - step.received_at, time.monotonic() - started, rows)
+                hidden = self._layers.run_part(hidden[rows.asked.to(hidden.device)], between, self._layers.end)
             outputs = self._outputs(hidden, step) if self._layers.is_last else {}
             for tensor in outputs.values() if self._layers.is_last else (hidden,):
                 if not bool(tensor.isfinite().all()):
                     raise SegmentError(INTERNAL, "the layers give numbers that are not finite")
             compute_s = time.monotonic() - started
-            return TensorResult(None if self._layers.is_last else hidden.cpu(), outputs, started - step.received_at, compute_s)
+            return TensorResult(None if self._layers.is_last else hidden.cpu(), outputs, started - step.received_at, compute_s, rows)
 
     def _outputs(self, hidden: torch.Tensor, step: TensorStep) -> Mapping[str, torch.Tensor]:
         """SegmentError `bad_request` for a wanted output that this model does not give."""

@@ -7,6 +7,7 @@ from splitinference_protocol.wire import answers
 from splitinference_protocol.wire.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
 from splitinference_protocol.wire.request import ENCODINGS, Request
 from splitinference_segment.engine import Engine
+from splitinference_segment.layer_filter import LayerFilter, LayerFilters, merging, problem
 from splitinference_segment.peers.wire_server import Bounds
 from splitinference_segment.request_checks import bounds, bounds_of
 from splitinference_segment.segment import Counting, Segment, Send, outputs_data, outputs_meta
@@ -24,6 +25,7 @@ class TensorSegment(Segment):
     def __init__(self, settings: Settings, layers: Stateless, meters: Counting) -> None:
         """Start the worker. Layers are already loaded."""
         self._stateless = layers
+        self._filters = LayerFilters(settings.model_path, layers)
         # Of an engine, a segment without sequences asks only for what these layers have, too.
         super().__init__(settings, cast(Engine, layers), meters, TorchArrays())
 
@@ -48,14 +50,29 @@ class TensorSegment(Segment):
             raise SegmentError(BAD_REQUEST, "this model has no hidden states of tokens, so there is nothing to pool")
         values = self._stateless.values(request.tensor, as_bytes(data), self._settings.max_context_tokens)
 
+        found, sample = self._filter(request)
+        if isinstance(found, str):
+            send = _saying(found, send)
+            found = None
+
         def done(result: TensorResult | SegmentError) -> None:
             if isinstance(result, SegmentError):
                 self._fail(result, send)
-            else:
+                return
+            try:
                 self._after_infer(request, result, received_at, send)
+            except SegmentError as failure:
+                self._fail(failure, send, request)
 
         deadline_at = received_at + request.deadline_ms / 1e3
-        self._execution.submit(TensorStep(values, received_at, deadline_at, done, request.outputs, request.pooling))
+        self._execution.submit(TensorStep(values, received_at, deadline_at, done, request.outputs, request.pooling, found, sample))
+
+    def _filter(self, request: Request) -> tuple[LayerFilter | str | None, float]:
+        """The filter that the request asks for, or why it is not used; None where none is asked for, or of another segment."""
+        asked = request.filter
+        if asked is None or not self._stateless.is_first or request.pooling is not None or set(request.outputs) - {self._stateless.output}:
+            return None, 0.0
+        return self._filters.named(asked.file), asked.sample
 
     def _after_infer(self, request: Request, result: TensorResult, received_at: float, send: Send) -> None:
         self._totals.steps += 1
@@ -65,8 +82,15 @@ class TensorSegment(Segment):
         timing = self._timing(result.queue_s, result.compute_s)
         if result.hidden is None:
             timing.held_ms = round((time.monotonic() - received_at) * 1e3, 3)
-            send(answers.timed(timing, outputs_meta(result.outputs)), outputs_data(result.outputs, self._arrays))
+            outputs, told = result.outputs, {}
+            if result.sifted is not None:
+                name = self._stateless.output
+                whole, counts = result.sifted.whole(outputs.get(name))
+                outputs, told = {name: whole}, {"filtered": counts}
+            send(answers.timed(timing, {**outputs_meta(outputs), **told}), outputs_data(outputs, self._arrays))
             return
+        if result.sifted is not None:
+            send = merging(result.sifted, send)
         encoding = self._settings.link_encoding if self._stateless.hidden else ENCODINGS[0]
         self._send_on(request, result.hidden, encoding, received_at=received_at, timing=timing, send=send)
 
@@ -79,3 +103,15 @@ class TensorSegment(Segment):
 
         values = self._stateless.example()
         self._execution.submit(TensorStep(values, received_at, received_at + request.deadline_ms / 1e3, done))
+
+
+def _saying(why: str, send: Send) -> Send:
+    """`send` for an answer without the filter, which says why."""
+
+    def said(meta: bytes, data: bytes) -> None:
+        try:
+            send(answers.with_body(meta, {**answers.read(meta)[0], **problem(why)}), data)
+        except ValueError:  # an error
+            send(meta, data)
+
+    return said

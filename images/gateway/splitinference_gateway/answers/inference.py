@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 
 from splitinference_gateway import tracing
 from splitinference_gateway.access.admission import Admission
-from splitinference_gateway.answers.filtering import Filtering
+from splitinference_gateway.answers.filtering import Filtering, unpacked
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.pipeline.chain import Chain
 from splitinference_gateway.pipeline.step_answers import Answer, Output, Wanted
 from splitinference_gateway.pipeline.tensor_chain import TensorChain
-from splitinference_gateway.tensor_io.signature import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPES, Kind, Signature
+from splitinference_gateway.tensor_io.signature import ATTENTION_MASK, INPUT_IDS, LOGITS, TOKEN_TYPES, Kind, Signature
 from splitinference_gateway.tensor_io.tensors import ITEM_BYTES, Tensor, little_endian
 from splitinference_gateway.tokens.sampling import Sampling
+from splitinference_protocol.input_filter import Of
 from splitinference_protocol.wire.pooling import SENTENCE_EMBEDDING
 
 _AT_ONCE = 4  # requests of one inference that are under way together: enough to keep the stages of a pipeline busy
@@ -48,8 +49,11 @@ class Inference:
     most_answer_bytes: int = 64 << 20
     filtering: Filtering | None = None
 
-    async def run(self, given: Sequence[Tensor], wanted: Sequence[str], client: str, adapter: str = "") -> tuple[Tensor, ...]:
-        """The outputs of the model that are wanted by name; all, if none is named. `adapter`: its digest, for decoders.
+    async def run(
+        self, given: Sequence[Tensor], wanted: Sequence[str], client: str, adapter: str = "", *, anew: bool = False
+    ) -> tuple[Tensor, ...]:
+        """The outputs of the model that are wanted by name; all, if none is named. `adapter`: its digest, for decoders. `anew`: the model
+        itself must answer, no filter.
 
         Raises:
             ApiError: the inputs are wrong, there is no room, or the chain could not do it in time.
@@ -58,10 +62,12 @@ class Inference:
         if unknown := [name for name in wanted if name not in known]:
             raise invalid(f"Unexpected output '{unknown[0]}'; the model gives {', '.join(known)}.", "outputs", "unknown_parameter")
         inputs, names = self._checked(given, wanted or known), tuple(dict.fromkeys(wanted or known))
-        made = {tensor.name: tensor for tensor in await self._timed(lambda: self._made(inputs, names, client, adapter))}
+        made = {tensor.name: tensor for tensor in await self._timed(lambda: self._made(inputs, names, client, adapter, anew=anew))}
         return tuple(made[name] for name in wanted or known)
 
-    async def embedded(self, rows: Sequence[Sequence[int]], client: str, types: Sequence[Sequence[int]] = ()) -> Tensor:
+    async def embedded(
+        self, rows: Sequence[Sequence[int]], client: str, types: Sequence[Sequence[int]] = (), *, anew: bool = False
+    ) -> Tensor:
         """What an encoder makes of each row of tokens: the embedding of the text, or a classifier's logits; [rows, width].
 
         Raises:
@@ -72,7 +78,7 @@ class Inference:
             raise ValueError("the gateway asks encoders alone, and only those that give one vector for a row")
         self._check_size((len(rows), max(map(len, rows))), [spec.name])
         asked = [_Row(row, types[index] if types else ()) for index, row in enumerate(rows)]
-        (made,) = await self._timed(lambda: self._encoded(asked, (spec.name,), client))
+        (made,) = await self._timed(lambda: self._of_texts(asked, (spec.name,), client, anew=anew))
         return made
 
     async def _timed(self, work: Callable[[], Awaitable[tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
@@ -92,14 +98,16 @@ class Inference:
         self.chain.observed.first_token(took)
         return made
 
-    async def _made(self, inputs: Mapping[str, Tensor], wanted: Sequence[str], client: str, adapter: str) -> tuple[Tensor, ...]:
+    async def _made(
+        self, inputs: Mapping[str, Tensor], wanted: Sequence[str], client: str, adapter: str, *, anew: bool
+    ) -> tuple[Tensor, ...]:
         match self.signature.kind:
             case Kind.DECODER:
                 return await self._logits(self._rows(inputs), client, adapter)
             case Kind.ENCODER:
-                return await self._encoded(self._rows(inputs), wanted, client)
+                return await self._of_texts(self._rows(inputs), wanted, client, anew=anew)
             case Kind.CHAIN:
-                return await self._chained(inputs[self.signature.inputs[0].name], client)
+                return await self._chained(inputs[self.signature.inputs[0].name], client, anew=anew)
 
     def _checked(self, given: Sequence[Tensor], wanted: Sequence[str]) -> Mapping[str, Tensor]:
         specs = {spec.name: spec for spec in self.signature.inputs}
@@ -168,7 +176,22 @@ class Inference:
         (spec,) = self.signature.outputs
         return (Tensor(spec.name, spec.datatype, (len(rows), *outputs[0].shape), b"".join(output.data for output in outputs)),)
 
-    async def _encoded(self, rows: Sequence[_Row], wanted: Sequence[str], client: str) -> tuple[Tensor, ...]:
+    async def _of_texts(self, rows: Sequence[_Row], wanted: Sequence[str], client: str, *, anew: bool) -> tuple[Tensor, ...]:
+        """What an encoder makes of rows; a filter answers for the classes of a text alone."""
+        if (filtering := self.filtering) is None or filtering.of is not Of.TOKENS:
+            return await self._encoded(rows, wanted, client, anew=anew)
+        if tuple(wanted) != (LOGITS,):
+            filtering.passed(len(rows))
+            return await self._encoded(rows, wanted, client, anew=anew)
+
+        async def run(which: Sequence[int]) -> Tensor:
+            (made,) = await self._encoded([rows[index] for index in which], wanted, client, anew=anew)
+            return made
+
+        made = await filtering.run([row.ids for row in rows], client, run, anew=anew)
+        return (Tensor(LOGITS, made.datatype, made.shape, made.data),)
+
+    async def _encoded(self, rows: Sequence[_Row], wanted: Sequence[str], client: str, *, anew: bool) -> tuple[Tensor, ...]:
         """Rows of equal length go together, as many as a prefill chunk has tokens. Segments send what is wanted, and nothing else."""
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, row in enumerate(rows):
@@ -177,7 +200,7 @@ class Inference:
         for length, indices in by_length.items():
             step = max(1, self.chain.limits.chunk // length)
             groups += [indices[start : start + step] for start in range(0, len(indices), step)]
-        runs = [partial(self._encode, [rows[index] for index in group], wanted) for group in groups]
+        runs = [partial(self._encode, [rows[index] for index in group], wanted, anew=anew) for group in groups]
         answers = await self._admitted(runs, client)
         longest = max(by_length)
         made: list[Tensor] = []
@@ -195,28 +218,51 @@ class Inference:
             made.append(Tensor(spec.name, spec.datatype, shape, bytes(content)))
         return tuple(made)
 
-    async def _encode(self, rows: Sequence[_Row], wanted: Sequence[str]) -> Answer:
+    async def _encode(self, rows: Sequence[_Row], wanted: Sequence[str], *, anew: bool) -> Answer:
         with_types = bool(rows[0].types)
         shape = (2 if with_types else 1, len(rows), len(rows[0].ids))
         values = [token for row in rows for token in row.ids] + [kind for row in rows for kind in row.types]
-        told = Wanted(tuple(wanted), self.signature.sentence.pooling if SENTENCE_EMBEDDING in wanted else None)
-        return await TensorChain(self.chain).run("int64", shape, little_endian(values), math.prod(shape[1:]), told)
+        pooling = self.signature.sentence.pooling if SENTENCE_EMBEDDING in wanted else None
+        asked = self.filtering.asked(anew=anew) if self.filtering is not None and tuple(wanted) == (LOGITS,) else None
+        told = Wanted(tuple(wanted), pooling, asked)
+        answer = await TensorChain(self.chain).run("int64", shape, little_endian(values), math.prod(shape[1:]), told)
+        return self._sifted(answer, len(rows))
 
-    async def _chained(self, tensor: Tensor, client: str) -> tuple[Tensor, ...]:
+    async def _chained(self, tensor: Tensor, client: str, *, anew: bool) -> tuple[Tensor, ...]:
         (spec,) = self.signature.outputs
-        if self.filtering is None:
-            return (await self._run_chain(tensor, client),)
-        made = await self.filtering.run(tensor, lambda rows: self._run_chain(rows, client))
+        if self.filtering is None or self.filtering.of is Of.LAYERS:
+            return (await self._run_chain(tensor, client, anew=anew),)
+        count, values = tensor.shape[0], unpacked(tensor.data)
+        size = len(values) // count
+
+        async def run(which: Sequence[int]) -> Tensor:
+            if len(which) == count:
+                return await self._run_chain(tensor, client, anew=anew)
+            data = b"".join(tensor.data[4 * row * size : 4 * (row + 1) * size] for row in which)
+            return await self._run_chain(Tensor(tensor.name, tensor.datatype, (len(which), *tensor.shape[1:]), data), client, anew=anew)
+
+        made = await self.filtering.run([values[row * size : (row + 1) * size] for row in range(count)], client, run, anew=anew)
         return (Tensor(spec.name, spec.datatype, made.shape, made.data),)
 
-    async def _run_chain(self, tensor: Tensor, client: str) -> Tensor:
+    def _sifted(self, answer: Answer, rows: int) -> Answer:
+        """The same answer; what the first segment's filter did is counted."""
+        if self.filtering is not None and answer.sifted is not None:
+            self.filtering.told(rows, answer.sifted)
+        return answer
+
+    async def _run_chain(self, tensor: Tensor, client: str, *, anew: bool) -> Tensor:
         row_bytes = len(tensor.data) // tensor.shape[0]
         step = max(1, _CHUNK_BYTES // row_bytes)
+        asked = self.filtering.asked(anew=anew) if self.filtering is not None else None
+
+        async def one(shape: tuple[int, ...], data: bytes) -> Answer:
+            return self._sifted(await TensorChain(self.chain).run("float32", shape, data, shape[0], Wanted(filter=asked)), shape[0])
+
         runs = []
         for start in range(0, tensor.shape[0], step):
             rows = min(step, tensor.shape[0] - start)
             data = tensor.data[start * row_bytes : (start + rows) * row_bytes]
-            runs.append(partial(TensorChain(self.chain).run, "float32", (rows, *tensor.shape[1:]), data, rows))
+            runs.append(partial(one, (rows, *tensor.shape[1:]), data))
         outputs = [answer.outputs[0] for answer in await self._admitted(runs, client)]
         (spec,) = self.signature.outputs
         shape = (tensor.shape[0], *outputs[0].shape[1:])

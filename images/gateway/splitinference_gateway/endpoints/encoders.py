@@ -109,7 +109,7 @@ async def rerank(gateway: Gateway, asked: Texts, client: str, control: CacheCont
 
 async def _made(gateway: Gateway, asked: Texts, client: str, control: CacheControl) -> tuple[Tensor, Mapping[str, str]]:
     """What the encoder makes of the rows, or made of them before, and the headers that say which."""
-    run = partial(gateway.inference.embedded, asked.rows, client, asked.types)
+    run = partial(gateway.inference.embedded, asked.rows, client, asked.types, anew=control.no_cache or control.no_store)
     return await gateway.reuse.embedded(asked, client, control, run)
 
 

@@ -118,7 +118,8 @@ def header_length(request: Request) -> str | None:
 async def infer(gateway: Gateway, name: str, asked: Asked, client: str, control: CacheControl) -> Response:
     """POST /v2/models/{name}/infer."""
     adapter = gateway.adapter(name)
-    run = partial(gateway.inference.run, asked.inputs, list(asked.outputs), client, adapter)
+    anew = control.no_cache or control.no_store
+    run = partial(gateway.inference.run, asked.inputs, list(asked.outputs), client, adapter, anew=anew)
     made, kept = await gateway.reuse.inferred(asked.inputs, list(asked.outputs), client, control, run, adapter=adapter)
     response = await infer_response(name, asked, made)
     response.headers.update(kept)

@@ -9,6 +9,7 @@ from typing import Any
 from splitinference_protocol.wire.answers import Timing
 from splitinference_protocol.wire.errors import INTERNAL, NEXT_HOP_FAILED
 from splitinference_protocol.wire.pooling import Pooling
+from splitinference_protocol.wire.request import AskedFilter
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Wanted:
 
     outputs: tuple[str, ...] = ()
     pooling: Pooling | None = None
+    filter: AskedFilter | None = None  # that the first segment should use
 
 
 EVERYTHING = Wanted()
@@ -64,6 +66,17 @@ class Drafted:
 
 
 @dataclass(frozen=True)
+class Sifted:
+    """What the first segment's filter did to a request: rows skipped; rows that ran to be compared, and those of them where the model
+    agreed. `problem`: why it did nothing."""
+
+    skipped: int = 0
+    compared: int = 0
+    agreed: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Answer:
     """A step's result. `token` is None where no sampling was asked for; `outputs` are there where tensors were asked for."""
 
@@ -77,6 +90,7 @@ class Answer:
     scored: tuple["Scored | None", ...] = ()  # of given tokens, where they were asked for
     more: tuple["Drafted", ...] = ()  # the tokens after `token`, where drafts of them were right
     of: int = 1  # tokens that the step gave; 0: this one came with the one before
+    sifted: Sifted | None = None  # what the first segment's filter did, where one was asked for
     resumed: str = ""  # how the sequence was brought onto that route since the token before: one of chain.RESUMED; empty: it was there
 
 
@@ -200,3 +214,17 @@ def answer_of(
         return Answer(token, None if logprob is None else finite(float(logprob)), top, told.timings, seconds, outputs, scored=scored)
     except (KeyError, TypeError, ValueError) as error:
         raise StepError(INTERNAL, f"the answer makes no sense: {error!r}", first) from error
+
+
+def sifted_of(fields: Mapping[str, Any], segment: str) -> Sifted:
+    """StepError where counts make no sense. A segment that says nothing knows no filters."""
+    said = fields.get("filtered", {"problem": "the segment's release knows no filters"})
+    try:
+        if "problem" in said:
+            return Sifted(problem=str(said["problem"])[:200])
+        found = Sifted(int(said["skipped"]), int(said["compared"]), int(said["agreed"]))
+        if found.skipped >= 0 and 0 <= found.agreed <= found.compared:
+            return found
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise StepError(INTERNAL, f"not what a filter did: {said!r:.200}", segment)

@@ -25,6 +25,7 @@ from splitinference_gateway.pipeline.step_answers import (
     failed_step,
     outputs_of,
     scored_of,
+    sifted_of,
 )
 from splitinference_gateway.pipeline.transport.connections import Connections, NoAnswerError
 from splitinference_gateway.pipeline.transport.wire_tls import Identity
@@ -111,14 +112,23 @@ class StepClient:
         """
         tensor = TensorMeta(dtype, tuple(shape))
         route, deadline_ms = tuple(pipeline[1:]), int(seconds * 1000)
-        request = Request("infer", tensor=tensor, route=route, deadline_ms=deadline_ms, outputs=wanted.outputs, pooling=wanted.pooling)
+        request = Request(
+            "infer",
+            tensor=tensor,
+            route=route,
+            deadline_ms=deadline_ms,
+            outputs=wanted.outputs,
+            pooling=wanted.pooling,
+            filter=wanted.filter,
+        )
         started = time.perf_counter()
         told = await self._traced(pipeline[0], request, data, seconds)
         took = time.perf_counter() - started
         outputs = outputs_of(told.fields, told.data, pipeline[0].segment)
         if missing := set(wanted.outputs) - {output.name for output in outputs}:
             raise StepError(INTERNAL, f"the answer lacks the output {min(missing)}", pipeline[-1].segment)
-        return answer_of(told, pipeline[0].segment, took, sampled=False, outputs=outputs)
+        answer = answer_of(told, pipeline[0].segment, took, sampled=False, outputs=outputs)
+        return answer if wanted.filter is None else replace(answer, sifted=sifted_of(told.fields, pipeline[0].segment))
 
     async def release(self, pipeline: Sequence[Hop], sequence: str, seconds: float, prefix: Prefix | None = None) -> None:
         """Let every segment of the pipeline forget the sequence; when the way is broken, tell each of them directly.

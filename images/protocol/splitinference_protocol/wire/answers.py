@@ -72,6 +72,16 @@ def relayed(timing: Timing, meta: bytes) -> bytes:
     return b"".join((_HEAD.pack(VERSION, 0, number + 1), _record(timing), meta[_HEAD.size :]))
 
 
+def with_body(meta: bytes, body: Mapping[str, Any]) -> bytes:
+    """The same timings before another body. ValueError for an answer without timings, and for what is none."""
+    if meta[:1] != _FIRST or len(meta) < _HEAD.size:
+        raise ValueError("an answer without timings")
+    at = _HEAD.size
+    for _ in range(_HEAD.unpack_from(meta)[2]):
+        _, at = _timing(meta, at)
+    return meta[:at] + json.dumps(body, separators=(",", ":")).encode()
+
+
 def read(meta: bytes) -> tuple[dict[str, Any], tuple[Timing, ...]]:
     """Fields and timings of any answer. ValueError for what is none; fields of JSON alone are not checked, its timings are."""
     if meta[:1] != _FIRST:

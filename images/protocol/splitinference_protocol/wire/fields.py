@@ -12,6 +12,7 @@ from splitinference_protocol.wire.pooling import parse_outputs, parse_pooling
 from splitinference_protocol.wire.request import (
     ADAPTER_DIGEST,
     ENCODINGS,
+    FILTER_FILE,
     INT8,
     ITEM_BYTES,
     MAX_ADAPTERS,
@@ -22,6 +23,7 @@ from splitinference_protocol.wire.request import (
     MAX_ROUTE,
     MAX_TARGETS,
     AdapterPiece,
+    AskedFilter,
     Hop,
     Prefix,
     Request,
@@ -136,6 +138,15 @@ def wanted_outputs(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise refuse(str(wrong)) from None
 
 
+def _asked_filter(value: Any) -> AskedFilter | None:
+    if value is None:
+        return None
+    file = value.get("file") if isinstance(value, dict) else None
+    if not isinstance(file, str) or not FILTER_FILE.fullmatch(file):
+        raise refuse("filter should be {file, sample}, and file the name of a .json file in the model's folder")
+    return AskedFilter(file, number(value.get("sample"), "filter.sample", 0.0, 1.0))
+
+
 def _traceparent(fields: Mapping[str, Any]) -> str:
     """What is no trace context is left out, as W3C asks."""
     given = fields.get("traceparent")
@@ -148,7 +159,8 @@ def common_fields(op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     if op == "echo":
         return common
     if op == "infer":
-        return common | wanted_outputs(fields) | {"traceparent": _traceparent(fields)}
+        more = {"filter": _asked_filter(fields.get("filter")), "traceparent": _traceparent(fields)}
+        return common | wanted_outputs(fields) | more
     common |= {"sequence": short_text(fields.get("sequence"), "sequence"), "prefix": _prefix(fields.get("prefix"))}
     if op == "release":
         return common

@@ -176,6 +176,8 @@ def _body(request: Request) -> bytes:
         fields["outputs"] = request.outputs
     if request.pooling is not None:
         fields["pooling"] = request.pooling.as_json()
+    if request.filter is not None:
+        fields["filter"] = {"file": request.filter.file, "sample": request.filter.sample}
     if request.traceparent:
         fields["traceparent"] = request.traceparent
     return json.dumps(fields, separators=(",", ":")).encode()

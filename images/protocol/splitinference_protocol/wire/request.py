@@ -21,6 +21,7 @@ MAX_ROUTE = 1024  # hops
 MAX_HASHES = 1 << 16
 DEFAULT_DEADLINE_MS = 60_000.0
 MAX_DEADLINE_MS = 86_400_000.0
+FILTER_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,122}\.json")
 SEGMENT_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 """Names of Services are DNS labels that begin with a letter (RFC 1035)."""
 ADAPTER_DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -41,6 +42,15 @@ class Hop:
     def as_json(self) -> dict[str, str]:
         """The form in META."""
         return {"segment": self.segment, "model": self.model}
+
+
+@dataclass(frozen=True, slots=True)
+class AskedFilter:
+    """The filter that the first segment should use: the name of a file in the model's folder, and the share 0..1 of the rows that it would
+    skip which run all the same, to compare."""
+
+    file: str
+    sample: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +137,7 @@ class Request:
     piece: AdapterPiece | None = None
     # Of `adapters` alone: digests of those that are still needed; None: nothing is dropped.
     keep: tuple[str, ...] | None = None
+    filter: AskedFilter | None = None
     # As it came, where it came with a head: what is handed on.
     body: bytes = b""
     done: int = 0

@@ -225,7 +225,10 @@ def _filter(resource: Resource) -> dict[str, str]:
     if asked is None:
         return {}
     shares = {"SI_FILTER_SAMPLE": asked.sample_percent, "SI_FILTER_FLOOR": asked.agreement_percent}
-    return {"SI_FILTER_FILE": asked.file, **{name: f"{percent / 100:g}" for name, percent in shares.items()}}
+    told = {"SI_FILTER_FILE": asked.file, "SI_FILTER_MODE": asked.mode.lower(), "SI_FILTER_AFTER_LAYERS": str(asked.after_layers)}
+    if asked.mode == "Reuse":
+        told |= {"SI_FILTER_SCOPE": asked.scope.value.lower(), "SI_FILTER_SECONDS": f"{asked.ttl.total_seconds():g}"}
+    return told | {name: f"{percent / 100:g}" for name, percent in shares.items()}
 
 
 def _http_probe(path: str, period: int, timeout: int, failures: int) -> Manifest:

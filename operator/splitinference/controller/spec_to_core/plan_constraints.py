@@ -63,6 +63,10 @@ def constraints(spec: Spec, layers: int, positions: int | None = None, cuts: Col
             problems.append(FieldProblem(path=f"spec.partition.allowedSplitPoints[{index}]", message=message))
         elif cuts is not None and point not in cuts:
             problems.append(FieldProblem(path=f"spec.partition.allowedSplitPoints[{index}]", message=_no_cut(point, cuts)))
+    after = 0 if spec.filter is None else spec.filter.after_layers
+    if after >= layers:
+        message = f"{after} layers leave nothing to save: the model has {layers}, so at most {layers - 1}"
+        problems.append(FieldProblem(path="spec.filter.afterLayers", message=message))
     most = layers if cuts is None else len(cuts) + 1
     if spec.partition.min_segments > most and most < layers:
         message = f"{spec.partition.min_segments} segments cannot be made: the model's engine can cut it into {most} at most"
@@ -81,7 +85,7 @@ def constraints(spec: Spec, layers: int, positions: int | None = None, cuts: Col
         min_segments=spec.partition.min_segments,
         max_segments=spec.partition.max_segments,
         max_nodes=spec.placement.max_nodes,
-        split_points=_points(points, cuts),
+        split_points=_points(points, cuts, after, layers),
         pins=tuple(pins),
         trust=tuple(trust),
         node_selector=spec.placement.node_selector,
@@ -93,10 +97,12 @@ def constraints(spec: Spec, layers: int, positions: int | None = None, cuts: Col
     )
 
 
-def _points(allowed: Collection[int] | None, cuts: Collection[int] | None) -> tuple[int, ...] | None:
-    if allowed is None:
-        return None if cuts is None else tuple(sorted(cuts))
-    return tuple(sorted(allowed))
+def _points(allowed: Collection[int] | None, cuts: Collection[int] | None, after: int, layers: int) -> tuple[int, ...] | None:
+    """None: each boundary. A filter over the first `after` layers keeps these in the first segment."""
+    points = cuts if allowed is None else allowed
+    if points is None:
+        return None if after <= 1 else tuple(range(after, layers))
+    return tuple(sorted(point for point in points if point >= after))
 
 
 def _no_cut(point: int, cuts: Collection[int]) -> str:

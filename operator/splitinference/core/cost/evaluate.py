@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from splitinference.core.cost.link import Hop, Links, hop
 from splitinference.core.cost.site import Site, sites
-from splitinference.core.cost.stage import StageCost, memory_bytes, stage_cost
+from splitinference.core.cost.stage import StageCost, memory_bytes, sequences_on, stage_cost
 from splitinference.core.values.cluster import LinkQuality, Node
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Goal, Problem
@@ -139,7 +139,9 @@ def _load(chains: list[Chain], problem: Problem, links: Links) -> Load:
                 key = (site.label, stage.segment.held)
                 if problem.objective.goal is not Goal.THROUGHPUT or key not in held:
                     held.add(key)
-                    load.memory[site.node.name, site.processor] += memory_bytes(problem, *stage.segment.held)
+                    load.memory[site.node.name, site.processor] += memory_bytes(
+                        problem, *stage.segment.held, sequences_on(problem, site, *stage.segment.held)
+                    )
                 for label, name in previous:
                     step = _hop(problem, links, stage.segment.start, name, site.node.name).occupancy_ms
                     load.link_ms[label, site.label] += even / len(previous) * step

@@ -4,7 +4,7 @@ import math
 
 from splitinference.core.cost.evaluate import Evaluation, Stage, evaluate
 from splitinference.core.cost.site import Site
-from splitinference.core.cost.stage import kv_bytes, memory_bytes, utilization_after
+from splitinference.core.cost.stage import kv_bytes, memory_bytes, sequences_on, utilization_after
 from splitinference.core.cost.start import to_load
 from splitinference.core.values.plan import Plan, Prediction, StagePrediction
 from splitinference.core.values.problem import Goal, Problem
@@ -49,10 +49,11 @@ def prediction_of(laid: Evaluation, plan: Plan, problem: Problem) -> Prediction:
 
 def _stage(stage: Stage, problem: Problem, after: dict[str, float]) -> StagePrediction:
     start, end = stage.segment.held
+    sequences = min(sequences_on(problem, site, start, end) for site in stage.sites)
     return StagePrediction(
         weight_bytes=problem.profile.weight_bytes(start, end),
-        kv_bytes=kv_bytes(problem.profile, problem.workload, start, end),
-        memory_bytes=memory_bytes(problem, start, end),
+        kv_bytes=kv_bytes(problem.profile, problem.workload, start, end, sequences),
+        memory_bytes=memory_bytes(problem, start, end, sequences),
         prefill_ms=stage.prefill_ms,
         decode_ms=stage.decode_ms,
         link_ms=stage.to_next.decode_ms if stage.to_next else 0.0,

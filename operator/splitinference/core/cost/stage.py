@@ -100,11 +100,14 @@ class StageCost:
     decode_ms: float
     output_tokens: int
     batch: int
+    steps: float = 1.0
+    """Steps of the stage in which the workload's batch goes through: more than one where its memory holds fewer sequences."""
 
     @property
     def occupancy_ms(self) -> float:
-        """Milliseconds for which one step of the batch takes the stage: its decode, and a prompt's prefill spread over the outputs."""
-        return self.decode_ms + self.batch * self.prefill_ms / self.output_tokens
+        """Milliseconds for which one step of the workload's batch takes the stage: its decode, and a prompt's prefill spread over the
+        outputs."""
+        return self.steps * (self.decode_ms + self.batch * self.prefill_ms / self.output_tokens)
 
     @property
     def busy_ms_per_request(self) -> float:
@@ -114,7 +117,10 @@ class StageCost:
 
 def stage_cost(problem: Problem, site: Site, start: int, end: int) -> StageCost:
     """Time of segment [start, end) on `site`, the server's overhead per step included."""
-    workload = problem.workload
+    workload, steps = problem.workload, 1.0
+    if workload.batch_by_memory:
+        batch = sequences_on(problem, site, start, end)
+        workload, steps = workload.model_copy(update={"batch": batch}), workload.batch / batch
     costs = [layer_cost(layer, site, workload) for layer in problem.profile.layers[start:end]]
     overhead = site.node.stage_overhead_ms
     return StageCost(
@@ -122,12 +128,38 @@ def stage_cost(problem: Problem, site: Site, start: int, end: int) -> StageCost:
         math.fsum(c.decode_ms for c in costs) + overhead,
         workload.output_tokens,
         workload.batch,
+        steps,
     )
 
 
-def kv_bytes(profile: Profile, workload: Workload, start: int, end: int) -> int:
-    """Bytes of KV cache of a segment with every sequence at its context limit."""
-    return profile.kv_bytes_per_token(start, end) * workload.max_concurrent_sequences * workload.max_context_tokens
+def batch_levels(workload: Workload) -> tuple[int, ...]:
+    """The batches that a stage may have where memory limits them: powers of two and the largest one, rising."""
+    powers = (1 << number for number in range(workload.batch.bit_length()))
+    return tuple(sorted({*(power for power in powers if power < workload.batch), workload.batch}))
+
+
+def batch_held(problem: Problem, free_bytes: int, start: int, end: int) -> int:
+    """Sequences that a segment steps together where it may have so much memory (T(k) of Helix, arXiv 2406.01566): the largest
+    level whose KV fits beside the weights; 1 where none does."""
+    fit = [level for level in batch_levels(problem.workload) if memory_bytes(problem, start, end, level) <= free_bytes]
+    return max(fit, default=1)
+
+
+def reserved_sequences(workload: Workload) -> int:
+    """Sequences whose KV a segment must have room for."""
+    return 1 if workload.batch_by_memory else workload.max_concurrent_sequences
+
+
+def sequences_on(problem: Problem, site: Site, start: int, end: int) -> int:
+    """Sequences whose KV segment [start, end) has on a place."""
+    load = problem.workload
+    return batch_held(problem, site.memory_bytes, start, end) if load.batch_by_memory else load.max_concurrent_sequences
+
+
+def kv_bytes(profile: Profile, workload: Workload, start: int, end: int, sequences: int | None = None) -> int:
+    """Bytes of KV cache of a segment with every sequence at its context limit; `sequences`: None for those that are reserved."""
+    count = reserved_sequences(workload) if sequences is None else sequences
+    return profile.kv_bytes_per_token(start, end) * count * workload.max_context_tokens
 
 
 def adapter_bytes(profile: Profile, whole: int, start: int, end: int) -> int:
@@ -136,10 +168,10 @@ def adapter_bytes(profile: Profile, whole: int, start: int, end: int) -> int:
     return each * sum(layer.kind is LayerKind.BLOCK for layer in profile.layers[start:end])
 
 
-def memory_bytes(problem: Problem, start: int, end: int) -> int:
-    """What a segment needs in all: weights, KV, adapters, runtime, and the margin on top; rounded up."""
+def memory_bytes(problem: Problem, start: int, end: int, sequences: int | None = None) -> int:
+    """What a segment needs in all: weights, KV, adapters, runtime, and the margin on top; rounded up. `sequences` as for `kv_bytes`."""
     profile = problem.profile
-    net = profile.weight_bytes(start, end) + kv_bytes(profile, problem.workload, start, end) + profile.runtime_bytes
+    net = profile.weight_bytes(start, end) + kv_bytes(profile, problem.workload, start, end, sequences) + profile.runtime_bytes
     if problem.workload.adapter_bytes:
         net += adapter_bytes(profile, problem.workload.adapter_bytes, start, end)
     return math.ceil(net * (1.0 + problem.constraints.memory_margin))
@@ -148,7 +180,7 @@ def memory_bytes(problem: Problem, start: int, end: int) -> int:
 def smallest_bytes(problem: Problem) -> int:
     """What the smallest segment of one layer needs, as `memory_bytes` has it."""
     load = problem.workload
-    tokens = load.max_concurrent_sequences * load.max_context_tokens
+    tokens = reserved_sequences(load) * load.max_context_tokens
     profile = problem.profile
     each = (
         layer.weight_bytes + layer.kv_bytes_per_token * tokens + adapter_bytes(profile, load.adapter_bytes, layer.index, layer.index + 1)

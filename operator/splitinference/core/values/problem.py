@@ -66,6 +66,11 @@ class Workload(Value):
     max_concurrent_sequences: int = Field(default=4, ge=1)
     adapter_bytes: int = Field(default=0, ge=0, description="memory for adapters of the whole model: each block has an equal part")
     batch: int = Field(default=1, ge=1, description="sequences that a stage steps together while decoding")
+    batch_by_memory: bool = Field(
+        default=False,
+        description="batch is the largest: a stage steps as many sequences together as its memory holds KV of at the context limit "
+        "(a power of two, or batch itself), and max_concurrent_sequences is not reserved",
+    )
     requests_per_s: float = Field(
         default=0.0, ge=0, description="rate that utilization after placement is computed for; 0: only what others use counts"
     )
@@ -160,7 +165,8 @@ class Problem(Value):
     @model_validator(mode="after")
     def _can_be_counted(self) -> Self:
         """Sums of bytes stay within the 64 bits that the planner counts them in."""
-        tokens = self.workload.max_concurrent_sequences * self.workload.max_context_tokens
+        load = self.workload
+        tokens = (load.batch if load.batch_by_memory else load.max_concurrent_sequences) * load.max_context_tokens
         whole = sum(layer.weight_bytes + layer.kv_bytes_per_token * tokens for layer in self.profile.layers) + self.profile.runtime_bytes
         whole += self.workload.adapter_bytes + len(self.profile.layers)
         if whole > MOST_BYTES:
@@ -206,6 +212,8 @@ class Problem(Value):
             raise ValueError("throughput keeps nodes busy: a least number of segments and a utilization ceiling are for the other goals")
         if self.objective.goal is Goal.THROUGHPUT and (bounds.max_cost_per_hour or bounds.max_watts):
             raise ValueError("throughput takes every node that adds to it: a budget for cost or power is for the other goals")
+        if self.workload.batch_by_memory and (self.objective.goal is not Goal.THROUGHPUT or self.limits_paths):
+            raise ValueError("batch_by_memory is for the throughput goal without an SLO and max_segments: it changes what a step takes")
         if bounds.partial_runs and self.limits_paths:
             raise ValueError("partial_runs: a path that enters a run in its middle has no limit on its segments or by the SLO")
         if self.objective.then and (bounds.pipelines > 1 or bounds.max_stage_nodes > 1):

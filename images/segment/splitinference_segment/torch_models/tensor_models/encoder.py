@@ -79,6 +79,7 @@ class EncoderLayers:
         architecture = str((config.architectures or [f"{config.model_type}Model"])[0])
         self._bare = architecture.endswith("Model")
         self._head = head_of(config.model_type, architecture)
+        self.output = self._head.output
         self._embedding: nn.Module | None = None
         self._blocks: list[nn.Module] = []
         self._heads: list[nn.Module] = []
@@ -138,12 +139,15 @@ class EncoderLayers:
 
     def run(self, values: torch.Tensor) -> torch.Tensor:
         """Run the embedding and the blocks of this segment: [rows, tokens, hidden]."""
-        values = values.to(self.device)
-        if self._embedding is None:
-            hidden = values
-        else:
-            hidden = self._embedding(input_ids=values[0], token_type_ids=values[1] if len(values) > 1 else None)
-        for block in self._blocks:
+        return self.run_part(values, self.start, self.end)
+
+    def run_part(self, values: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """Run the embedding and blocks among layers [start, end): [rows, tokens, hidden]."""
+        hidden = values.to(self.device)
+        if start == 0 and self._embedding is not None:
+            hidden = self._embedding(input_ids=hidden[0], token_type_ids=hidden[1] if len(hidden) > 1 else None)
+        first = max(self.start, 1)  # the layer of the first block
+        for block in self._blocks[max(start, first) - first : max(end, first) - first]:
             hidden = block(hidden, None)
         return hidden
 

@@ -66,7 +66,7 @@ class SequentialLayers:
         self.is_first, self.is_last = start == 0, end == count
         self.dtype, self.device = dtype, torch.device(device)
         self._takes = shapes[start]
-        self._output = str(config.get("output", {}).get("name", "output"))
+        self.output = str(config.get("output", {}).get("name", "output"))
         self._modules = list(whole[start:end])
         own = {str(start + offset): module for offset, module in enumerate(self._modules) if module.state_dict()}
         if own:
@@ -89,11 +89,15 @@ class SequentialLayers:
 
     def run(self, values: torch.Tensor) -> torch.Tensor:
         """Run the layers on all rows."""
+        return self.run_part(values, self.start, self.end)
+
+    def run_part(self, values: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """Run layers [start, end) of them on all rows."""
         values = values.to(self.device, self.dtype)
-        for module in self._modules:
+        for module in self._modules[start - self.start : end - self.start]:
             values = module(values)
         return values
 
     def outputs(self, hidden: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """The chain's one output."""
-        return {self._output: hidden.float()}
+        return {self.output: hidden.float()}

@@ -24,6 +24,7 @@ class Stateless(Protocol):
     is_last: bool
     dtype: torch.dtype
     kv_shape: KvShape
+    output: str  # the name of the output that a filter may answer for
 
     def weight_bytes(self) -> int:
         """Bytes of weights held."""
@@ -36,6 +37,9 @@ class Stateless(Protocol):
 
     def run(self, values: torch.Tensor) -> torch.Tensor:
         """Run the layers."""
+
+    def run_part(self, values: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """Run layers [start, end) of them."""
 
     def outputs(self, hidden: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """What the last segment answers with, by name, in float32."""

@@ -64,12 +64,16 @@ def _number(body: Manifest, limits: Mapping[str, Any]) -> int:
 
 
 def load_of(report: GatewayReport | None) -> Load | None:
-    """What arrived and waits, by the gateways' report; None where they cannot be asked or do not say it."""
-    if report is None or report.observed.arrived is None:
+    """What arrived and waits, by the gateways' report; None where they cannot be asked or do not say it.
+
+    Of a filter before the segments, the share of rows that pass it counts: the pipelines do no more than that.
+    """
+    if report is None or (arrived := report.observed.arrived) is None:
         return None
     seen = report.observed
+    passed = 1.0 if report.filter is None or report.filter.pass_rate is None else min(1.0, report.filter.pass_rate)
     return Load(
-        requests_per_s=report.observed.arrived / seen.window_seconds,
+        requests_per_s=passed * arrived / seen.window_seconds,
         prompt_tokens=seen.prompt_tokens_mean,
         output_tokens=seen.output_tokens_mean,
         waiting=(report.queued or 0) + (report.held or 0),

@@ -19,19 +19,29 @@ def filtered(asked: FilterSpec, report: GatewayReport | None) -> Condition:
             f"{asked.agreement_percent:g} % is wanted. Train it again with recent inputs, or remove spec.filter"
         )
         return Condition(kind=Kind.FILTERED, holds=False, reason="AgreementTooLow", message=message)
-    message = f"rows are skipped by {asked.file}; the model agrees: {agreement}"
+    if found.problem:
+        message = f"the first segment does not use {asked.file}, so every row runs: {found.problem}"
+        return Condition(kind=Kind.FILTERED, holds=False, reason="NotUsed", message=message)
+    passed = "" if found.pass_rate is None else f"; {100 * found.pass_rate:.1f} % of the rows of the last minute reached the segments"
+    what = "are skipped by" if found.mode == "Skip" else "get earlier answers by"
+    message = f"rows {what} {asked.file}; the model agrees: {agreement}{passed}"
     return Condition(kind=Kind.FILTERED, holds=True, reason="Filtering", message=message)
 
 
 def together(reports: list[Filtered]) -> Filtered | None:
-    """Of several gateways: rows add up, the agreement is weighted by what was compared, and one that opened counts."""
+    """Of several gateways: rows add up, the agreement is weighted by what was compared, the pass rate by rows; one that opened counts."""
     if not reports:
         return None
     compared = sum(report.compared for report in reports)
+    passed = [(report.rows, report.pass_rate) for report in reports if report.pass_rate is not None]
+    rows = sum(count for count, _ in passed)
     agreed = sum(report.compared * report.agreement for report in reports if report.agreement is not None)
     return Filtered(
         rows=sum(report.rows for report in reports),
         skipped=sum(report.skipped for report in reports),
+        mode=reports[0].mode,
+        pass_rate=sum(count * rate for count, rate in passed) / rows if rows else None,
+        problem=next((report.problem for report in reports if report.problem), ""),
         compared=compared,
         agreement=agreed / compared if compared else None,
         floor=reports[0].floor,

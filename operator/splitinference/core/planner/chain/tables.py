@@ -14,7 +14,7 @@ from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.link import MESSAGE_BYTES, bytes_per_token
 from splitinference.core.cost.predict import added_watts
 from splitinference.core.cost.site import Site
-from splitinference.core.cost.stage import adapter_bytes, layer_cost
+from splitinference.core.cost.stage import adapter_bytes, batch_levels, layer_cost, reserved_sequences
 from splitinference.core.planner.chain.classes import _speed, equal_places, link_qualities
 from splitinference.core.values.problem import Problem
 
@@ -62,7 +62,7 @@ class Tables:
     def only(self, classes: list[int]) -> "Tables":
         """The same tables with these classes alone, in this order."""
         part = object.__new__(Tables)
-        part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in (*_PER_CLASS, *_PER_PAIR, "_prefix")})
+        part.__dict__.update({k: v for k, v in self.__dict__.items() if k not in (*_PER_CLASS, *_PER_PAIR, "_prefix", "_by_batch")})
         part.__dict__.update({k: self.__dict__[k][classes] for k in _PER_CLASS if k in self.__dict__})
         grid = np.ix_(classes, classes)
         if "links" in self.__dict__:
@@ -160,8 +160,12 @@ class Tables:
     @cached_property
     def need(self) -> Ints:
         """Bytes that segment [a, b) needs; boundary by boundary; huge where there is no such segment. As `memory_bytes` has it."""
+        return self._need(reserved_sequences(self.problem.workload))
+
+    def _need(self, sequences: int) -> Ints:
+        """The same with KV of so many sequences."""
         profile, workload = self.problem.profile, self.problem.workload
-        tokens = workload.max_concurrent_sequences * workload.max_context_tokens
+        tokens = sequences * workload.max_context_tokens
         cache = np.cumsum([0, *(layer.kv_bytes_per_token for layer in profile.layers)], dtype=np.int64) * tokens
         net = self._held + (cache[None, :] - cache[:, None]) + profile.runtime_bytes
         if workload.adapter_bytes:
@@ -221,12 +225,37 @@ class Tables:
             fits &= self.points[:, None, None] & self.points[None, None, :]
         return list(fits)
 
+    @cached_property
+    def _by_batch(self) -> list[tuple[int, Ints, Floats]]:
+        """Where memory limits batches: each one with the bytes that segments need for it, and prefix sums of its step's time."""
+        found = []
+        for batch in batch_levels(self.problem.workload):
+            load = self.problem.workload.model_copy(update={"batch": batch, "batch_by_memory": False})
+            other = Tables.__new__(Tables)
+            other.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_prefix", "prefill", "decode", "_by_batch")})
+            other.problem = self.problem.model_copy(update={"workload": load})
+            found.append((batch, self._need(batch), other.decode))
+        return found
+
     def busy_from(self, a: int) -> Floats:
         """Class by boundary: ms of work that a request brings to segment [a, b)."""
         load = self.problem.workload
+        if load.batch_by_memory:
+            return self._busy_by_memory(a)
         factor = load.output_tokens / load.batch
         work = (self.prefill - self.prefill[:, a : a + 1]) + factor * (self.decode - self.decode[:, a : a + 1])
         return work + (self.overhead * (1.0 + factor))[:, None]
+
+    def _busy_by_memory(self, a: int) -> Floats:
+        """The same where a segment steps as many sequences as its memory holds."""
+        tokens, found = self.problem.workload.output_tokens, np.zeros((self.count, self.layers + 1))
+        for batch, need, decode in self._by_batch:
+            steps = tokens / batch
+            work = self.prefill - self.prefill[:, a : a + 1] + steps * (decode - decode[:, a : a + 1])
+            work += (self.overhead * (1.0 + steps))[:, None]
+            fits = need[a][None, :] <= self.free[:, None]
+            found = work if batch == 1 else np.where(fits, work, found)
+        return found
 
     def utilization_from(self, a: int) -> Floats:
         """Class by boundary: utilization of the node after placing segment [a, b) alone on it, with all requests."""
