@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.bench.serve import layer_bytes, model_here
 from splitinference.cli.bench.serve_containers import PREFIX, Bench, CannotMeasure, Chain, Docker, Options
 from splitinference.cli.bench.serve_figures import cuts
+from splitinference.cli.bench.serve_model import layer_bytes, model_here
 
 _LIMIT_SECONDS = 300.0
 _RECORDS = "\n".join(

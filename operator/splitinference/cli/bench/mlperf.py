@@ -24,9 +24,9 @@ from rich.table import Table
 
 from splitinference.cli.bench import mlperf_loadgen as lg
 from splitinference.cli.bench.mlperf_loadgen import SCENARIOS, Amount, Bounds, CannotLoadError, Relay, Result
-from splitinference.cli.bench.serve import layer_bytes, model_here
 from splitinference.cli.bench.serve_containers import PREFIX, Bench, CannotMeasure, Chain, Docker, Options
 from splitinference.cli.bench.serve_figures import cuts
+from splitinference.cli.bench.serve_model import layer_bytes, model_here
 
 BOUNDS = {
     "llama3.1-8b": Bounds(ttft_ms=2000.0, tpot_ms=100.0),
