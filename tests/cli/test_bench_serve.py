@@ -231,5 +231,11 @@ def test_no_rounds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--rounds is 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("segments", [["1"], ["3", "4"], ["0", "1", "3"]])
+def test_the_segments_that_ratios_need_have_to_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str], segments: list[str]) -> None:
+    assert main(["bench", "serve", "--model", str(tmp_path), "--segments", *segments]) == 2
+    assert "the ratios need 1 and 3" in capsys.readouterr().err
+
+
 def test_a_report_that_was_measured_is_what_the_schema_says() -> None:
     jsonschema.validate(json.loads(SAMPLE.read_text()), schemas()["bench-serve.schema.json"])

@@ -9,6 +9,7 @@ server over RPC servers.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
         help="how torch segments hold them (default packed, as spec.segments.weights)",
     )
     parser.add_argument("--cpus", metavar="LIST", help="cores that everything runs on, such as 0,1 (default: all)")
+    parser.add_argument(
+        "--segments", type=int, nargs="+", metavar="N", help="how many, of each chain; 1 and 3 have to be among them (default 1 2 3 4)"
+    )
     parser.add_argument("--insecure", action="store_true", help="without TLS between gateway and segments, to see what it costs")
     parser.add_argument("--rounds", type=int, help="how often each setup has its turn (default 5, with --peers 3)")
     parser.add_argument("--quick", action="store_true", help="one and three segments, few tokens, one round: are the answers the same?")
@@ -62,10 +66,13 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 1 if a setup of a float32 run says another text than the unsplit model, 2 if nothing can be measured."""
     size = QUICK if args.quick else Size(rounds=3) if args.peers else Size()
-    size = size if args.rounds is None else Size(**{**size.__dict__, "rounds": args.rounds})
+    size = size if args.rounds is None else replace(size, rounds=args.rounds)
+    size = size if args.segments is None else replace(size, segments=tuple(sorted(set(args.segments))))
     try:
-        if args.rounds is not None and args.rounds < 1:
-            raise CannotMeasure(f"--rounds is {args.rounds}, expected at least 1.")
+        if size.rounds < 1:
+            raise CannotMeasure(f"--rounds is {size.rounds}, expected at least 1.")
+        if not {1, 3} <= set(size.segments) or min(size.segments) < 1:
+            raise CannotMeasure(f"--segments names {' '.join(map(str, size.segments))}: the ratios need 1 and 3.")
         model = args.model or model_here()
         docker = Docker.find()
         docker.needs(args.segment_image, args.gateway_image, *([args.llamacpp_image] if args.peers else []))

@@ -46,7 +46,9 @@ class Programs:
         if given is None and (found := shutil.which(SERVER)) is not None:
             given = Path(found).resolve().parent
         if given is None:
-            return f"no {SERVER} on the path: name its folder with --llama-bin (images/segment/Dockerfile.llamacpp builds it, target llama-peers)"
+            return (
+                f"no {SERVER} on the path: build the target llama-peers of images/segment/Dockerfile.llamacpp, and name it with --llama-bin"
+            )
         if not os.access(given / SERVER, os.X_OK):
             return f"{given} has no program {SERVER}"
         return cls(given.resolve(), next((name for name in RPC_SERVERS if os.access(given / name, os.X_OK)), None))
