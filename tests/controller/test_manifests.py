@@ -9,7 +9,7 @@ import pytest
 from splitinference.controller.manifests.pod_parts import labels_asked
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
-from splitinference.core.values.profile import Layer, Profile
+from splitinference.core.values.profile import Layer, LinkEncoding, Profile
 from splitinference.settings import Settings
 from tests.controller.objects import parsed
 
@@ -40,8 +40,9 @@ def build(
     *,
     layers: tuple[int, int] = (12, 22),
     width: int | None = None,
+    encoding: LinkEncoding | None = None,
 ) -> Any:
-    segment = Segment(start=layers[0], end=layers[1], node=node)
+    segment = Segment(start=layers[0], end=layers[1], node=node, link_encoding=encoding)
     return Manifests(settings or Settings()).segment(parsed(resource or a_resource()), a_profile(width=width), segment, memory, 90 * MIB)
 
 
@@ -153,6 +154,16 @@ def test_a_segment_that_sends_hidden_states_is_told_how_to_encode_them_and_no_ot
     assert told(width=64) is None
     assert told(resource=int8, width=64, layers=(22, 32)) is None  # the last one gives tokens
     assert told(resource=int8) is None  # what it sends is no hidden state
+
+
+def test_with_auto_a_segment_is_told_what_the_plan_chose_for_its_link():
+    auto = a_resource(segments={"linkEncoding": "Auto"})
+
+    def told(encoding: LinkEncoding | None) -> str | None:
+        return variables(build(resource=auto, width=64, encoding=encoding).pod["spec"]["containers"][0]).get("SI_LINK_ENCODING")
+
+    assert (told(None), told(LinkEncoding.INT8)) == (None, "int8")
+    assert build(resource=auto, width=64, encoding=LinkEncoding.INT8).name != build(resource=auto, width=64).name
 
 
 def test_another_encoding_makes_another_segment_of_those_that_send_and_keeps_the_last():

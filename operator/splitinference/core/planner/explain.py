@@ -1,6 +1,7 @@
 """Why a plan is as it is, in words with numbers: what it promises, why these nodes were taken, why others were left."""
 
 from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.encoding import in_words
 from splitinference.core.cost.ranges import spreads
 from splitinference.core.cost.site import free_share, sites
 from splitinference.core.cost.stage import memory_bytes, smallest_bytes
@@ -40,6 +41,7 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
             f"layers [{segment.start}, {segment.end}) on {where}: {stage.prefill_ms:.3g} ms for the prompt, "
             f"{stage.decode_ms:.3g} ms a token, {stage.memory_bytes // _MIB} of {free // _MIB} MiB; {_capacity(node)}{_source(node)}"
         )
+    lines.extend(in_words(plan, problem)[:_MOST_STAGES])
     if len(stages) > _MOST_STAGES:
         lines.append(f"and {len(stages) - _MOST_STAGES} more segments of {len(plan.pipelines)} pipelines")
     left = [node for node in problem.snapshot.nodes if node.name not in used]
