@@ -204,6 +204,7 @@ class Bench:
             "SI_MAX_CONCURRENT_SEQUENCES": str(max(8, self.options.clients)),
             "SI_PREFILL_CHUNK_TOKENS": str(self.options.chunk_tokens),
             "SI_PREFIX_REUSE": "off",  # the same prompts come every round
+            "SI_SPECULATION": "off",  # a step is a token, as in what it is compared with; `bench drafts` measures drafts
             "BENCH_ROUTE": route,
             **gateway,
         }
