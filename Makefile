@@ -64,9 +64,14 @@ disturbances: install ## two busy nodes, killed processes, no Prometheus, under 
 cluster-cases: install ## what real clusters do to the control plane, played on kind, as a table; QUICK=1 for what CI plays, ROWS="3 7" for some
 	@$(PY) -m e2e.cluster_cases $(if $(QUICK),--quick) $(if $(JSON),--json) $(ROWS)
 
-e2e-long: install ## every disturbance under steady and bursty load, new certificates, links, IPv6 alone, a soak; figures to docs/reference/adaptation-results.md
-	@.venv/bin/pytest e2e/test_ipv6.py
-	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_operator_replaced.py e2e/test_upgrade.py e2e/test_gguf.py e2e/test_llamacpp.py e2e/test_links.py e2e/test_reuse.py e2e/test_goals.py e2e/test_scale.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind e2e/test_data_plane.py::test_loadgen_before_and_after_a_re_split
+e2e-long: install ## every disturbance under steady and bursty load, new certificates, links, other families of addresses, the page in a browser, a soak; figures to docs/reference/adaptation-results.md
+	@.venv/bin/pytest e2e/test_ip_families.py
+	@E2E_LONG=1 .venv/bin/pytest e2e/test_adaptation.py e2e/test_operator_replaced.py e2e/test_upgrade.py e2e/test_gguf.py e2e/test_llamacpp.py e2e/test_links.py e2e/test_reuse.py e2e/test_goals.py e2e/test_priority.py e2e/test_scale.py tests/integration/test_bench_operator.py e2e/test_data_plane.py::test_a_short_soak_leaves_nothing_behind e2e/test_data_plane.py::test_loadgen_before_and_after_a_re_split
+	@$(MAKE) --no-print-directory page-e2e
+
+page-e2e: install browser ## the chart's page on a kind cluster, in headless Chromium: people sign in, ask what if, and see a segment move; also in `make e2e-long`
+	@VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --require-hashes -r requirements-ui.txt
+	@UI_TEST=1 .venv/bin/pytest e2e/test_page.py
 
 upgrade-test: install ## the release before upgraded to this tree and rolled back, on a kind cluster under load; PREVIOUS_RELEASE=tag for another one
 	@.venv/bin/pytest e2e/test_upgrade.py
@@ -142,4 +147,4 @@ format: install ## write the format
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix .
 
-.PHONY: browser ui-test conformance conformance-requirements crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format
+.PHONY: browser ui-test page-e2e conformance conformance-requirements crd models manifests docs upgrade-test tutorial release-dry-run requirements help install coverage prose mutants hostile prepare demo demo-down check unit e2e disturbances cluster-cases e2e-long bench-adaptation bench-model bench-operator soak test data-plane format

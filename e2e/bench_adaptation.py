@@ -34,10 +34,10 @@ from e2e.scene import NAME, at_rest, burning, forget, thin
 from e2e.traffic import STEADY, Request, Traffic
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.values.problem import Slo
-from splitinference.simulation import records
-from splitinference.simulation.arrivals import Arrival
-from splitinference.simulation.report import About, Report, Spent, figures
-from splitinference.simulation.table import FURTHER_ROWS, MAIN_ROWS, cells
+from splitinference.simulation.results.report import About, Report, Spent, figures
+from splitinference.simulation.results.table import FURTHER_ROWS, MAIN_ROWS, cells
+from splitinference.simulation.system import records
+from splitinference.simulation.system.arrivals import Arrival
 
 MODES = {"static": "Frozen", "adaptive": "Auto"}
 SLO_FACTOR = 3.0

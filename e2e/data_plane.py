@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2e import stack
-from e2e.cluster import Cluster, images
+from e2e.cluster import Cluster
 from e2e.cluster.settings import REPOSITORY
+from e2e.cluster.supplies import images
 
 
 def built(cluster: Cluster, name: str, dockerfile: str, *options: str) -> str:

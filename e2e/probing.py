@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 from e2e import stack
 from e2e.cluster import Cluster, monitoring
-from e2e.cluster.images import unpack
 from e2e.cluster.progress import together
-from splitinference.adapters.prometheus import samples
-from splitinference.adapters.queries import SETS, Query
+from e2e.cluster.supplies.images import unpack
+from splitinference.adapters.promql.prometheus import samples
+from splitinference.adapters.promql.queries import SETS, Query
 from splitinference.controller.ports import Samples
 
 PROBE_MIB = 32  # its memory request in the chart's values

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from e2e.cluster import Cluster
 from e2e.cluster.settings import REPOSITORY
+from e2e.stack import SYSTEM
+
+RELEASE = "splitinference"
 
 LAST_CHECKED = "03636cefddca"
 """Its chart still has the CRD in the folder `crds/`, so this upgrade also takes over the CRD."""
@@ -36,6 +39,18 @@ class Before:
 
     revision: str
     tree: Path
+
+    @property
+    def crds(self) -> Path | None:
+        """The folder of a CRD that Helm installs and never touches again; None where the CRD is a template of the chart."""
+        folder = self.tree / "charts/splitinference/crds"
+        return folder if folder.is_dir() else None
+
+    def roll_back(self, cluster: Cluster, revision: str) -> None:
+        """To this revision of the release, as docs/how-to/upgrade.md says: its CRD first where Helm would leave it as it is."""
+        if self.crds is not None:
+            cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(self.crds))
+        cluster.helm("rollback", RELEASE, revision, "-n", SYSTEM)
 
     def install(self, cluster: Cluster) -> dict[str, str]:
         """Its images and its chart, on the cluster; the images' names."""

@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from e2e.cluster import Cluster, tools
+from e2e.cluster import Cluster
 from e2e.cluster.current import CurrentCluster
 from e2e.cluster.settings import MODELS_ON_NODE
+from e2e.cluster.supplies import tools
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts/splitinference"

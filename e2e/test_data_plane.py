@@ -13,8 +13,9 @@ import jsonschema
 import pytest
 
 from e2e import data_plane, stack
-from e2e.cluster import Cluster, images
+from e2e.cluster import Cluster
 from e2e.cluster.settings import REPOSITORY
+from e2e.cluster.supplies import images
 from e2e.data_plane import Run
 from splitinference.cli.schemas import schemas
 

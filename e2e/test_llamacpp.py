@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from e2e import data_plane
-from e2e.cluster import Cluster, images
+from e2e.cluster import Cluster
 from e2e.cluster.settings import REPOSITORY
+from e2e.cluster.supplies import images
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]
 

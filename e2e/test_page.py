@@ -18,7 +18,8 @@ import requests
 import yaml
 
 from e2e import stack
-from e2e.cluster import Cluster, tools
+from e2e.cluster import Cluster
+from e2e.cluster.supplies import tools
 from e2e.scene import NAME, burning
 from e2e.traffic import STEADY, Traffic
 from tests.ui.browser import Opened, chromium, opened

@@ -6,13 +6,11 @@ import pytest
 
 from e2e import stack
 from e2e.cluster import Cluster
-from e2e.release_before import release_before
+from e2e.release_before import RELEASE, release_before
 from e2e.scene import NAME
 from e2e.traffic import STEADY, Traffic
 
 pytestmark = pytest.mark.cluster
-
-RELEASE = "splitinference"
 
 
 def fields(cluster: Cluster) -> set[str]:
@@ -59,7 +57,7 @@ def test_an_upgrade_and_a_rollback_fail_no_request(cluster: Cluster) -> None:
             answers(4)
             said = cluster.helm("test", RELEASE, "-n", stack.SYSTEM, "--logs")
             upgraded, with_new = fields(cluster), images(cluster)
-            cluster.helm("rollback", RELEASE, revision, "-n", stack.SYSTEM)
+            before.roll_back(cluster, revision)
             stack.until(lambda: rests(cluster, old), 600, "the old release serves again", progress=lambda: images(cluster))
             answers(4)
             report = traffic.report()

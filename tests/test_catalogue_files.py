@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from splitinference.catalogue import MOST_BYTES, MOST_FILES, CatalogueError, built_in, extended
-from splitinference.controller.cluster_state.node_figures import capacity_of
+from splitinference.controller.cluster_state.figures.node_figures import capacity_of
 from splitinference.settings import Settings
 
 NOMINAL = {"flops_per_s": 1e14, "memory_bandwidth_bytes_per_s": 5e11, "source": "its maker"}

@@ -5,7 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from splitinference_modelfiles.families import DECODERS, ENCODERS
+from splitinference_modelfiles.rules.families import DECODERS, ENCODERS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {f"splitinference_{name}": ROOT / "images" / name / f"splitinference_{name}" for name in ("segment", "gateway", "protocol")}
@@ -47,8 +47,8 @@ def test_every_name_that_is_imported_exists() -> None:
 
 
 def test_a_name_that_was_moved_would_be_found() -> None:
-    assert "KvEntry" in (defined("splitinference_segment.kv") or ())
-    assert "KvShape" not in (defined("splitinference_segment.kv") or ())
+    assert "KvEntry" in (defined("splitinference_segment.cache.kv") or ())
+    assert "KvShape" not in (defined("splitinference_segment.cache.kv") or ())
     assert defined("splitinference_segment.nothing") is None
 
 

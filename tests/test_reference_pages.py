@@ -1,7 +1,8 @@
 """Pages of the reference that a command writes are as the command writes them now."""
 
+from splitinference.settings.devices import DeviceRule
 from splitinference_modelfiles.reference import rendered as models
-from tests import cli_reference, crd_reference, models_reference
+from tests import cli_reference, crd_reference, devices_reference, models_reference
 
 
 def test_the_crd_page_is_current():
@@ -15,6 +16,15 @@ def test_every_field_of_the_specification_has_a_description():
 
 def test_the_page_of_models_is_current():
     assert models_reference.PAGE.read_text() == models(), "python -m tests.models_reference writes it anew"
+
+
+def test_the_page_of_devices_is_current():
+    assert devices_reference.PAGE.read_text() == devices_reference.rendered(), "python -m tests.devices_reference writes it anew"
+
+
+def test_the_page_of_devices_has_every_field_of_a_rule():
+    fields = {field.alias or name for name, field in DeviceRule.model_fields.items()}
+    assert set(devices_reference.FIELDS) == fields
 
 
 def test_the_page_of_the_command_line_is_current():

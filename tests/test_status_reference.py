@@ -13,10 +13,10 @@ from splitinference.core.decide.scaling import Why
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/reference/status.md").read_text("utf-8")
 SOURCE = [path for folder in ("controller", "adapters") for path in sorted((ROOT / "operator/splitinference" / folder).rglob("*.py"))]
-SOURCE += [ROOT / "operator/splitinference_modelfiles/digests.py"]
+SOURCE += [ROOT / "operator/splitinference_modelfiles" / name for name in ("stored/digests.py", "sealed.py")]
 CARRIERS = {"Condition", "Unreadable", "Samples"}
 """Classes whose `reason` becomes a condition's reason."""
-CONSTANTS = {"NAME_TAKEN", "NOT_STARTING", "MISMATCH", "GATEWAY_STUCK"}
+CONSTANTS = {"NAME_TAKEN", "NOT_STARTING", "MISMATCH", "GATEWAY_STUCK", "REASONS"}
 SILENT = {Kept.STEADY, Kept.CONFIRMING, Kept.SETTLING}
 """Reasons to keep a plan that are never written."""
 

@@ -6,14 +6,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from e2e.cluster import engine as engines
-from e2e.cluster import images, preflight
 from e2e.cluster.cluster import OURS, Cluster, NotUp
 from e2e.cluster.command import CommandFailed
-from e2e.cluster.engine import EngineUnavailable
 from e2e.cluster.faults import NotPossible
+from e2e.cluster.machine import engine as engines
+from e2e.cluster.machine import preflight
+from e2e.cluster.machine.engine import EngineUnavailable
 from e2e.cluster.progress import shown
 from e2e.cluster.settings import SIZES, Settings
+from e2e.cluster.supplies import images
 
 
 def parser() -> argparse.ArgumentParser:

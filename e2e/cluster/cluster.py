@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from e2e.cluster import engine as engines
-from e2e.cluster import faults, images, lifecycle, monitoring, preflight, speed, supply, tools, usage
+from e2e.cluster import faults, lifecycle, monitoring
 from e2e.cluster.command import CommandFailed, persistent, run, transient
 from e2e.cluster.current import CurrentCluster
-from e2e.cluster.engine import Engine
 from e2e.cluster.kind import Machine
-from e2e.cluster.leftovers import leftovers
+from e2e.cluster.machine import engine as engines
+from e2e.cluster.machine import preflight, speed, usage
+from e2e.cluster.machine.engine import Engine
+from e2e.cluster.machine.leftovers import leftovers
+from e2e.cluster.machine.speed import Speed
 from e2e.cluster.progress import Progress, together
 from e2e.cluster.settings import Settings, WorkerSize
-from e2e.cluster.speed import Speed
+from e2e.cluster.supplies import images, supply, tools
 
 OURS = ("operator", "segment", "gateway")
 RESTS = 0.2

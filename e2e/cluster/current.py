@@ -11,7 +11,7 @@ from e2e.cluster import faults
 from e2e.cluster.command import run
 from e2e.cluster.faults import NotPossible
 from e2e.cluster.progress import Progress
-from e2e.cluster.tools import Tool
+from e2e.cluster.supplies.tools import Tool
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
-from e2e.cluster.engine import Engine
 from e2e.cluster.kind import Machine
+from e2e.cluster.machine.engine import Engine
 from e2e.cluster.settings import NODE_OVERHEAD_MIB, WorkerSize
 
 TENANT = "other-tenant"

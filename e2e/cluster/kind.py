@@ -51,10 +51,10 @@ def pod_cidr(index: int, family: str = "ipv4") -> str:
     return f"10.244.{index}.0/24" if family == "ipv4" else f"fd00:10:244:{index:x}::/64"
 
 
-def conflist(cidr: str) -> dict[str, Any]:
-    """A bridge on each node; between nodes there are routes (network.py). Pods have addresses of the subnet's family alone."""
-    anywhere = "::/0" if ":" in cidr else "0.0.0.0/0"
-    ipam = {"type": "host-local", "ranges": [[{"subnet": cidr}]], "routes": [{"dst": anywhere}]}
+def conflist(*cidrs: str) -> dict[str, Any]:
+    """A bridge on each node; between nodes there are routes (network.py). Pods have an address of each of these subnets and no other."""
+    anywhere = [{"dst": "::/0" if ":" in cidr else "0.0.0.0/0"} for cidr in cidrs]
+    ipam = {"type": "host-local", "ranges": [[{"subnet": cidr}] for cidr in cidrs], "routes": anywhere}
     bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": False, "hairpinMode": True, "ipam": ipam}
     return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}
 
@@ -86,7 +86,7 @@ def config(settings: Settings, machine: Machine, *, own_network: bool) -> dict[s
         },
         {"kind": "KubeletConfiguration", "nodeLeaseDurationSeconds": _LEASE_SECONDS, "nodeStatusUpdateFrequency": "10s", "maxPods": 60},
     ]
-    pods, services = SUBNETS[settings.family]
+    pods, services = (",".join(subnets) for subnets in zip(*(SUBNETS[family] for family in settings.families), strict=True))
     networking = {"podSubnet": pods, "serviceSubnet": services, "ipFamily": settings.family, "kubeProxyMode": "iptables"}
     return {
         "kind": "Cluster",
@@ -134,7 +134,7 @@ def write(settings: Settings, machine: Machine, *, own_network: bool) -> Path:
         (patches / f"{program}+strategic.yaml").write_text(yaml.safe_dump(patient(program)))
     if own_network:
         for index in range(len(settings.workers) + 1):
-            _conflist_of(settings, index).write_text(json.dumps(conflist(pod_cidr(index, settings.family))))
+            _conflist_of(settings, index).write_text(json.dumps(conflist(*(pod_cidr(index, family) for family in settings.families))))
     path = settings.state / "kind.yaml"
     path.write_text(yaml.safe_dump(config(settings, machine, own_network=own_network), sort_keys=False))
     return path

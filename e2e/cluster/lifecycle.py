@@ -5,13 +5,15 @@ import os
 import shutil
 from pathlib import Path
 
-from e2e.cluster import engine as engines
-from e2e.cluster import faults, host, images, kind, monitoring, network, packages, supply, tools
+from e2e.cluster import faults, kind, monitoring
 from e2e.cluster.command import CommandFailed, persistent, run
-from e2e.cluster.engine import Engine
+from e2e.cluster.machine import engine as engines
+from e2e.cluster.machine import host, network
+from e2e.cluster.machine.engine import Engine
 from e2e.cluster.offline.base import node_base_tag
 from e2e.cluster.progress import Progress, together
 from e2e.cluster.settings import TRUSTED, Settings
+from e2e.cluster.supplies import images, packages, supply, tools
 
 _LABEL = "io.x-k8s.kind.cluster"
 _KIND_NETWORK = "kind"
@@ -91,7 +93,7 @@ def up(settings: Settings, progress: Progress) -> None:
 
     def routes() -> None:
         if not parts.public:
-            network.connect(engine, settings.nodes(), family=settings.family)
+            network.connect(engine, settings.nodes(), families=settings.families)
 
     together([nodes, routes, small_images])
 
@@ -151,7 +153,7 @@ def reconnect(settings: Settings, engine: Engine) -> None:
     if (settings.state / "pods").is_dir() and not supply.choose(settings, engine).public:
         alive = running(settings, engine)
         there = tuple(name for name in settings.nodes() if name in alive)
-        network.connect(engine, there, all_nodes=settings.nodes(), family=settings.family)
+        network.connect(engine, there, all_nodes=settings.nodes(), families=settings.families)
 
 
 def delete(settings: Settings, engine: Engine) -> None:

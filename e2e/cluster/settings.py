@@ -58,7 +58,8 @@ SIZES = (
 for the second one of a rollout; the segment between those on trusted nodes then holds ten layers or more, and the fourth node, of the same
 memory, has room for it."""
 
-FAMILIES = ("ipv4", "ipv6")
+FAMILIES = {"ipv4": ("ipv4",), "ipv6": ("ipv6",), "dual": ("ipv4", "ipv6")}
+"""What a cluster's addresses may be, and the families that it then has; the first is that of Services which ask for one."""
 CONTROL_PLANE_SHARE = 0.25
 """Of the machine's cores, for the control plane, Prometheus, the operator, and those who ask."""
 
@@ -104,11 +105,16 @@ class Settings:
     engine: str = field(default_factory=lambda: os.environ.get("SPLITINFERENCE_ENGINE", "auto"))
     images: str = field(default_factory=lambda: os.environ.get("SPLITINFERENCE_IMAGES", "auto"))
     family: str = field(default_factory=lambda: os.environ.get("E2E_IP_FAMILY", "ipv4"))
-    """Of nodes, pods and Services: ipv4, or ipv6 and nothing else."""
+    """Of nodes, pods and Services: ipv4, ipv6 and nothing else, or dual: both."""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"E2E_IP_FAMILY is {self.family!r}, expected one of {', '.join(FAMILIES)}")
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families of addresses that nodes, pods and Services have."""
+        return FAMILIES[self.family]
 
     @property
     def run(self) -> Path:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import engine as engines
-from e2e.cluster import host, lifecycle, packages
-from e2e.cluster.engine import NETWORK, Engine
-from e2e.cluster.leftovers import leftovers
+from e2e.cluster import lifecycle
+from e2e.cluster.machine import engine as engines
+from e2e.cluster.machine import host
+from e2e.cluster.machine.engine import NETWORK, Engine
+from e2e.cluster.machine.leftovers import leftovers
 from e2e.cluster.progress import Progress
 from e2e.cluster.settings import Settings
+from e2e.cluster.supplies import packages
 
 pytestmark = [
     pytest.mark.cluster,

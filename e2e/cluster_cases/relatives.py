@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 import yaml
 
 from e2e import stack
-from e2e.cluster import Cluster, tools
+from e2e.cluster import Cluster
 from e2e.cluster.command import run
 from e2e.cluster.kind import SERVICE_SUBNET
+from e2e.cluster.supplies import tools
 from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, removed, said, shown_by, uid
 from e2e.cluster_cases.rows import GATEWAY, SECONDS, another, holds, hook, host_address, inner_segment, patch, pods
 from e2e.scene import NAME
@@ -122,16 +123,16 @@ shown_by(
     24,
     "the API server throttles, or refuses for a while",
     "tried again; what somebody must mend is quoted",
-    "tests/adapters/test_refusals.py",
+    "tests/adapters/kubernetes/test_refusals.py",
 )
 shown_by(
     25,
     "clocks jump",
     "the operator, its measurements and certificates go on",
-    "tests/controller/test_story_starting.py::test_a_clock_that_is_set_back_does_not_stop_the_operator",
-    "tests/controller/test_times.py",
-    "tests/controller/test_calibration.py::test_a_clock_that_was_set_back_begins_a_new_window",
-    "tests/adapters/test_certificates.py",
+    "tests/controller/story/test_story_starting.py::test_a_clock_that_is_set_back_does_not_stop_the_operator",
+    "tests/controller/history/test_times.py",
+    "tests/controller/history/test_calibration.py::test_a_clock_that_was_set_back_begins_a_new_window",
+    "tests/adapters/peers/test_certificates.py",
 )
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from e2e import stack
-from e2e.cluster import Cluster, tools
+from e2e.cluster import Cluster
 from e2e.cluster.command import run
-from e2e.cluster.speed import BANDWIDTH, COMPUTE, LAUNCH
+from e2e.cluster.machine.speed import BANDWIDTH, COMPUTE, LAUNCH
+from e2e.cluster.supplies import tools
 from e2e.cluster_cases.case import Happened, answers, applied, asked, case, figures, get, removed, said, serves, shown_by, uid
 from e2e.cluster_cases.webhook import Patch, webhook
 from e2e.scene import NAME, OURS
@@ -161,19 +162,19 @@ shown_by(
     4,
     "OpenShift assigns user IDs",
     "no user in any pod on request",
-    "tests/controller/test_pod_template.py::test_users_are_left_to_the_cluster_on_request",
+    "tests/controller/manifests/test_pod_template.py::test_users_are_left_to_the_cluster_on_request",
 )
 shown_by(
     5,
     "Prometheus names nodes otherwise than Kubernetes (real Prometheus)",
     "names are matched; else both sets are named",
-    "tests/adapters/test_names_of_nodes.py",
+    "tests/adapters/promql/test_names_of_nodes.py",
 )
 shown_by(
     6,
     "Prometheus wants a tenant, a token, a CA",
     "they come from files; passwords are in no message",
-    "tests/adapters/test_prometheus_access.py",
+    "tests/adapters/promql/test_prometheus_access.py",
 )
 
 OWNED = ("service", "role", "rolebinding", "serviceaccount", "deployment", "networkpolicy", "poddisruptionbudget")
@@ -212,8 +213,8 @@ shown_by(
     "pods have IPv6 addresses, alone or beside IPv4",
     "everything listens on both families (`make e2e-long` plays a cluster with IPv6 alone)",
     "tests/adapters/test_listen.py",
-    "tests/gateway/test_inside.py",
-    "tests/controller/test_pod_template.py::test_services_take_both_families_where_the_cluster_has_both",
+    "tests/gateway/access/test_inside.py",
+    "tests/controller/manifests/test_pod_template.py::test_services_take_both_families_where_the_cluster_has_both",
 )
 
 
@@ -349,8 +350,8 @@ shown_by(
     16,
     "others contend for the processor (series of PSI, as kubelets and node-exporter show them, in a real Prometheus)",
     "waiting counts as not there in snapshot, trigger and prediction",
-    "tests/adapters/test_pressure_queries.py",
-    "tests/controller/test_pressure.py",
+    "tests/adapters/promql/test_pressure_queries.py",
+    "tests/controller/cluster_state/figures/test_pressure.py",
 )
 
 

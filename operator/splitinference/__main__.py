@@ -15,21 +15,21 @@ from prometheus_client import Gauge
 from pydantic import ValidationError
 
 from splitinference import __version__
-from splitinference.adapters.certificates import CertificateAuthority, RootSecret
 from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.fair_solver import FairSolver
-from splitinference.adapters.gateway import GatewayRoutes
-from splitinference.adapters.issued_roots import IssuedRoots
 from splitinference.adapters.kubernetes.client import connect
 from splitinference.adapters.kubernetes.cluster import WatchedCluster
 from splitinference.adapters.kubernetes.crd import CrdNotes
 from splitinference.adapters.kubernetes.leases import KubeLeases, boot_seconds, healthy, holding, new_identity, wait_to_lead
 from splitinference.adapters.kubernetes.own_namespace import OwnNamespace
-from splitinference.adapters.mutual import Peers
+from splitinference.adapters.peers.certificates import CertificateAuthority, RootSecret
+from splitinference.adapters.peers.gateway import GatewayRoutes
+from splitinference.adapters.peers.issued_roots import IssuedRoots
+from splitinference.adapters.peers.mutual import Peers
+from splitinference.adapters.peers.triton import TritonSegments
 from splitinference.adapters.profiler import Profiler
-from splitinference.adapters.prometheus import PrometheusMetrics
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
 from splitinference.adapters.telemetry import ResourceGauges, Telemetry
-from splitinference.adapters.triton import TritonSegments
 from splitinference.catalogue import CatalogueError, extended
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import Ports, RefusedError, UnavailableError
@@ -132,7 +132,8 @@ def lead(settings: Settings, telemetry: Telemetry, api: client.ApiClient, leases
 
     with SolverProcess(niceness=_SOLVER_NICENESS) as process, threads:
         solver = FairSolver(process)
-        reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve), CrdNotes(cluster))
+        crd = CrdNotes(cluster)
+        reconciler = Reconciler(ports, settings, telemetry.timed(solver.solve), crd, crd.as_known)
 
         def pass_of(key: Key) -> Pass:
             with solver.on_behalf_of(key[0]):

@@ -11,7 +11,7 @@ from kubernetes import client
 from pydantic import ValidationError
 
 from splitinference.adapters.kubernetes.client import KubeCluster, connect
-from splitinference.adapters.prometheus import PrometheusMetrics
+from splitinference.adapters.promql.prometheus import PrometheusMetrics
 from splitinference.controller.api.crd_gaps import gaps_in_words
 from splitinference.controller.api.group import GROUP, PLURAL
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError

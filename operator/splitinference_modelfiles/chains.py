@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 Shape = tuple[int, ...]
 ARGUMENTS: Mapping[str, frozenset[str]] = {

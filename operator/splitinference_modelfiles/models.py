@@ -8,10 +8,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles import chains, rope
-from splitinference_modelfiles.blocks import decoder_shapes
-from splitinference_modelfiles.experts import Experts, experts_of
-from splitinference_modelfiles.families import (
+from splitinference_modelfiles import chains
+from splitinference_modelfiles.quantization import FLOATS, refuse_quantized
+from splitinference_modelfiles.rules import rope
+from splitinference_modelfiles.rules.blocks import decoder_shapes
+from splitinference_modelfiles.rules.experts import Experts, experts_of
+from splitinference_modelfiles.rules.families import (
     ACTIVATIONS,
     CHAIN,
     DECODERS,
@@ -22,11 +24,10 @@ from splitinference_modelfiles.families import (
     EncoderFamily,
     Family,
 )
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
-from splitinference_modelfiles.kinds import check_kinds
-from splitinference_modelfiles.quantization import FLOATS, refuse_quantized
-from splitinference_modelfiles.settings import refuse_nulls, shown, whole, yes
-from splitinference_modelfiles.shapes import Shapes, Sizes, encoder_shapes
+from splitinference_modelfiles.rules.kinds import check_kinds
+from splitinference_modelfiles.rules.settings import refuse_nulls, shown, whole, yes
+from splitinference_modelfiles.rules.shapes import Shapes, Sizes, encoder_shapes
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 Table = Mapping[str, TensorInfo | None]
 """Name → entry; None where the file that holds the tensor is not here, as in a segment that fetched only its own files."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 _KEYS = ("quantization_config", "compression_config")
 _FILES = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ", "hf_quant_config.json": "ModelOpt", "quantization_config.json": ""}

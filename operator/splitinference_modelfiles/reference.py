@@ -1,9 +1,7 @@
 """The page of models that are served, and why others are not, from the rules themselves."""
 
-from splitinference_modelfiles import rope
 from splitinference_modelfiles.chains import ARGUMENTS
-from splitinference_modelfiles.families import CHAIN, DECODERS, ENCODER_HEADS, ENCODERS, NOT_SERVED, Family
-from splitinference_modelfiles.gguf_models import (
+from splitinference_modelfiles.gguf_files.gguf_models import (
     CUT_EVERY,
     GGUF_NOT_SERVED,
     GGUF_SERVED,
@@ -12,7 +10,9 @@ from splitinference_modelfiles.gguf_models import (
     UNSPLIT_BLOCKS,
     UNTESTED,
 )
-from splitinference_modelfiles.gguf_tokenizer import PRE_TOKENIZERS
+from splitinference_modelfiles.gguf_files.gguf_tokenizer import PRE_TOKENIZERS
+from splitinference_modelfiles.rules import rope
+from splitinference_modelfiles.rules.families import CHAIN, DECODERS, ENCODER_HEADS, ENCODERS, NOT_SERVED, Family
 
 _HEAD = """# Models
 

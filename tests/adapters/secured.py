@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
-from splitinference.adapters.certificates import CertificateAuthority, Roots
 from splitinference.adapters.clock import SystemClock
-from splitinference.adapters.mutual import Peers, loaded
+from splitinference.adapters.peers.certificates import CertificateAuthority, Roots
+from splitinference.adapters.peers.mutual import Peers, loaded
 from splitinference.controller.identity import Owner, Role
 
 CHAT = Owner(namespace="team", name="chat", uid="u-1")

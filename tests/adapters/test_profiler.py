@@ -18,9 +18,9 @@ from splitinference.core.values.profile import Profile
 from splitinference.inpod import script
 from splitinference.settings import Settings
 from tests.controller import kubelet
+from tests.controller.manifests.built import HUB, a_resource
+from tests.controller.manifests.test_profiling import a_node
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import HUB, a_resource
-from tests.controller.test_profiling import a_node
 from tests.inpod.hub import a_hub
 from tests.modelfiles import tables
 
@@ -361,7 +361,7 @@ def test_a_model_that_an_older_version_has_read_needs_no_reading_though_its_file
 
 
 def gguf(**more: Any) -> str:
-    from tests.core.test_profile_gguf import described, model_of
+    from tests.core.model_files.test_profile_gguf import described, model_of
     from tests.modelfiles.gguf_files import llama
 
     model = model_of(llama(**more))

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from splitinference.adapters.kubernetes.leases import healthy
-from splitinference.cli.bench.control_plane import free_port
+from splitinference.cli.bench.control.control_plane import free_port
 
 
 def has_ipv6() -> bool:

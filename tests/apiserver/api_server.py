@@ -17,7 +17,7 @@ from kubernetes import client
 from e2e.cluster import Settings
 from e2e.cluster.offline import gobuild
 from splitinference.adapters.kubernetes.client import connect
-from splitinference.cli.bench.control_plane import find, free_port, started, until
+from splitinference.cli.bench.control.control_plane import find, free_port, started, until
 
 ADMIN = ("admin", ("system:masters",))
 

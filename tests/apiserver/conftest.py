@@ -8,7 +8,7 @@ import pytest
 import yaml
 from kubernetes import client
 
-from splitinference.cli.bench.control_plane import NotStartedError, until
+from splitinference.cli.bench.control.control_plane import NotStartedError, until
 from tests.apiserver.api_server import ApiServer, api_server, programs
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from splitinference.cli.bench.control_plane import free_port
+from splitinference.cli.bench.control.control_plane import free_port
 from tests import waiting
 
 SECONDS = 20.0  # more than a Lease takes to run out

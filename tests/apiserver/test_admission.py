@@ -13,7 +13,7 @@ import pytest
 from kubernetes import client
 
 from splitinference.adapters.kubernetes.client import api_path
-from splitinference.cli.bench.control_plane import NotStartedError
+from splitinference.cli.bench.control.control_plane import NotStartedError
 from splitinference.controller.api.spec import Resource, read_resource
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.trust.cluster_policy import violations
@@ -22,8 +22,8 @@ from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.conftest import install_crd
 from tests.apiserver.operators import until
 from tests.chart.rendered import render
+from tests.controller.manifests.built import a_profile
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource
 
 OPERATOR = "system:serviceaccount:ops:si-splitinference-operator"

@@ -15,8 +15,8 @@ from splitinference.controller.ports import NameTakenError, UnavailableError
 from splitinference.controller.trust.ownership import owner_uid
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
+from tests.controller.manifests.built import a_profile
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource
 
 BUILDER = Manifests(Settings(network_policies=True))

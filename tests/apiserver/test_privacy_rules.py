@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.controller.api.privacy_spec import TRUSTED
+from splitinference.controller.api.sections.privacy_spec import TRUSTED
 
 TABLE = {"tokenRecoveryPercent": [99.9, 70, 100]}
 REFUSED: list[tuple[dict[str, Any], str]] = [

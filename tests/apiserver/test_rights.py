@@ -10,8 +10,8 @@ import pytest
 from kubernetes import client
 
 from splitinference.adapters.kubernetes.client import KubeCluster
-from splitinference.cli.bench.control_plane import NotStartedError
-from splitinference.cli.bench.pretend import profile_of
+from splitinference.cli.bench.control.control_plane import NotStartedError
+from splitinference.cli.bench.control.pretend import profile_of
 from splitinference.controller.api.spec import Resource, read_resource
 from splitinference.controller.manifests.disruption_budget import BUDGET, budget_name, segments_budget
 from splitinference.controller.manifests.pod_parts import metadata
@@ -24,7 +24,7 @@ from tests.apiserver.operators import an_operator, until
 from tests.apiserver.rights import Request, Right, difference, read_log, requests_of, rights_of
 from tests.apiserver.test_admission import KINDS, post
 from tests.chart.rendered import render, settings
-from tests.controller.test_manifests import a_profile
+from tests.controller.manifests.built import a_profile
 from tests.integration.conftest import a_resource
 
 ACCOUNT = ("ops", "si-splitinference-operator")

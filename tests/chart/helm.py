@@ -4,7 +4,7 @@ from functools import cache
 
 from e2e.cluster.offline import gobuild
 from e2e.cluster.settings import Settings
-from e2e.cluster.tools import HELM
+from e2e.cluster.supplies.tools import HELM
 
 
 @cache

@@ -6,8 +6,8 @@ from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.chart.rendered import CHART, PROBE, ROOT, container, only, render, run, settings
+from tests.controller.manifests.built import a_profile, a_resource
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile, a_resource
 
 
 def test_lint_has_nothing_to_say():

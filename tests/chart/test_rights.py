@@ -5,8 +5,8 @@ from typing import Any
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.settings import Settings
 from tests.chart.rendered import PREFIX, PROBE, allowed, container, only, policy, render, settings
+from tests.controller.manifests.built import a_profile, a_resource
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile, a_resource
 
 
 def test_no_right_is_a_wildcard():

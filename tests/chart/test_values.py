@@ -10,8 +10,8 @@ from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
 from tests.chart.rendered import CHART, PREFIX, container, environment, only, render, run, settings, umbrella, values
+from tests.controller.manifests.built import a_profile, a_resource
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile, a_resource
 
 
 def test_every_setting_that_the_chart_gives_is_one_of_the_operators():
@@ -56,6 +56,45 @@ def test_values_reach_the_operator(monkeypatch: pytest.MonkeyPatch):
     assert read.network_policies is False
     assert read.monitoring_namespace_selector.as_json() == {"matchLabels": {"kubernetes.io/metadata.name": "prometheus"}}
     assert read.trust_domain == "example.org"
+
+
+DEVICES = (
+    "images.segment.byClass.cuda.repository=registry.example/segment",
+    "images.segment.byClass.cuda.runtimeClassName=nvidia",
+    "images.segment.byClass.npu.repository=npu",
+    "images.segment.byClass.npu.tag=v7",
+    "devices.hostMiB=900",
+    "devices.rules[0].resource=example.com/npu-*",
+    "devices.rules[0].class=npu",
+    "devices.rules[0].memoryMib=4096",
+)
+
+
+def test_devices_and_the_images_of_their_classes_reach_the_operator_and_the_page(monkeypatch: pytest.MonkeyPatch):
+    for name, value in settings(*DEVICES).items():
+        monkeypatch.setenv(name, value)
+    read = Settings()
+    assert {kind: (image.image, image.runtime_class_name) for kind, image in read.segment_images_by_class.items()} == {
+        "cuda": ("registry.example/segment:0.1.0", "nvidia"),
+        "npu": ("npu:v7", ""),
+    }
+    assert [(rule.resource, rule.kind, rule.memory_mib) for rule in read.device_rules] == [("example.com/npu-*", "npu", 4096)]
+    assert read.segment_device_host_mib == 900
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "images.segment.byClass.cuda.tag=x",
+        "images.segment.byClass.cpu.repository=x",
+        "devices.rules[0].resource=gpu,devices.rules[0].class=cuda",
+        "devices.rules[0].resource=example.com/npu,devices.rules[0].class=cpu",
+        "devices.rules[0].resource=example.com/npu,devices.rules[0].class=npu,devices.rules[0].memory=5",
+        "devices.hostMiB=1",
+    ],
+)
+def test_devices_that_make_no_sense_are_refused_by_the_schema(wrong: str):
+    assert run("template", "si", str(CHART), "--set", wrong).returncode != 0
 
 
 def test_credentials_for_prometheus_are_files_and_no_right_on_secrets_is_asked_for():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.cli import answer, drain, logs
+from splitinference.cli.live import answer, drain, logs
 from splitinference.cli.main import main
 from tests.adapters.serving import Request, Response
 from tests.cli.pretend_api import GROUP, api_server, items, refusal
@@ -350,7 +350,7 @@ def test_watching_prints_each_change_once_and_goes_on_when_the_server_is_away(
         if len(looks) == len(shown):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("splitinference.cli.output.time.sleep", sleeps)
+    monkeypatch.setattr("splitinference.cli.printing.output.time.sleep", sleeps)
     with api_server(tmp_path, {CHAT: respond}) as (path, _):
         assert main(["history", "chat", "--watch", "--kubeconfig", path]) == 130
     out = capsys.readouterr().out

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from splitinference.cli.bench.operator import children, quantile_ms, resident_bytes
+from splitinference.cli.bench.control.operator import children, quantile_ms, resident_bytes
 from splitinference.cli.main import main
 
 INF = float("inf")

@@ -8,9 +8,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from splitinference.cli.bench import serve_peers
-from splitinference.cli.bench.serve_containers import CannotMeasure
-from splitinference.cli.bench.serve_figures import (
+from splitinference.cli.bench.serving import peers as serve_peers
+from splitinference.cli.bench.serving.containers import CannotMeasure
+from splitinference.cli.bench.serving.figures import (
     Measured,
     Percentiles,
     Round,
@@ -23,9 +23,9 @@ from splitinference.cli.bench.serve_figures import (
     token_parts,
     wait_ratio,
 )
-from splitinference.cli.bench.serve_machine import machine
-from splitinference.cli.bench.serve_model import gguf_here, layer_bytes
-from splitinference.cli.bench.serve_peers import Programs
+from splitinference.cli.bench.serving.machine import machine
+from splitinference.cli.bench.serving.model import gguf_here, layer_bytes
+from splitinference.cli.bench.serving.peers import Programs
 from splitinference.cli.main import main
 from splitinference.cli.schemas import schemas
 

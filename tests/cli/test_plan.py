@@ -14,8 +14,8 @@ from splitinference.cli.schemas import schemas
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Constraints, Goal, Objective, Problem, Workload
 from splitinference.core.values.profile import LinkEncoding
+from tests.core.cost.test_link_encoding import over_a_thin_link
 from tests.core.planner_problems import a_node, a_profile
-from tests.core.test_link_encoding import over_a_thin_link
 from tests.modelfiles import gguf_files, tables
 
 ROOT = Path(__file__).parents[2]

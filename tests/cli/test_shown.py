@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from splitinference.cli import diff, explain, history, status
-from splitinference.cli.drawing import Pen, stage_lines
-from splitinference.cli.output import put
+from splitinference.cli.live import diff, explain, history, status
+from splitinference.cli.printing.drawing import Pen, stage_lines
+from splitinference.cli.printing.output import put
 from splitinference.view import ResourceView, read, read_nodes
 from tests.view.test_view import a_pod, a_route, a_segment
 
@@ -146,7 +146,7 @@ def test_what_was_learned_is_said():
 
 
 def test_of_1000_nodes_only_ours_are_listed_unless_asked():
-    from splitinference.cli.drawing import node_lines
+    from splitinference.cli.printing.drawing import node_lines
 
     nodes = read_nodes([{"metadata": {"name": f"n{i:04}"}} for i in range(1000)], [a_pod("chat-0-12-ab", "0-12", "n0007")])
     assert [line.plain.split()[0] for line in node_lines(nodes, wide=False)] == ["NODE", "n0007"]

@@ -219,8 +219,8 @@ def test_an_unknown_verb(argv: list[str], words: str, capsys: pytest.CaptureFixt
 def test_a_fault_of_ours_is_a_sentence_too_and_shown_whole_only_when_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from splitinference.cli import history
     from splitinference.cli.connection import Connection
+    from splitinference.cli.live import history
 
     def fault(*_: object) -> None:
         raise TypeError("odd\nthing")

@@ -90,7 +90,7 @@ def test_in_a_cluster_it_is_not_exposed_without_a_certificate(monkeypatch: pytes
 def test_an_api_server_that_is_away_is_said_at_once(tmp_path: Path):
     """Not after half a minute of waiting for the first list."""
     from splitinference.adapters.kubernetes.client import connect
-    from splitinference.ui.kube import LiveCluster
+    from splitinference.ui.origins.kube import LiveCluster
 
     config = {
         "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {"token": "t"}}],

@@ -5,7 +5,7 @@ SmolLM2-135M in bfloat16 on one core of an AMD EPYC, which other work used too: 
 
 import pytest
 
-from e2e.cluster.speed import Speed
+from e2e.cluster.machine.speed import Speed
 from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import layer_cost

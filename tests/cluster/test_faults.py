@@ -2,8 +2,8 @@
 
 import pytest
 
-from e2e.cluster.engine import Engine
 from e2e.cluster.faults import burner, cores_of, cores_of_limits, cpu_quota, free_cores, limit_cpu, limit_memory
+from e2e.cluster.machine.engine import Engine
 
 NOWHERE = Engine("docker", "unix:///does/not/exist", private=True)
 

@@ -164,6 +164,18 @@ def test_pods_nodes_and_services_may_be_ipv6_and_nothing_else(settings: Settings
     assert plugin["ipam"]["routes"] == [{"dst": "::/0"}]
 
 
+def test_pods_nodes_and_services_may_have_both_families(settings: Settings):
+    both = replace(settings, family="dual")
+    networking = config(both, Machine(2, 24000), own_network=True)["networking"]
+    assert networking["ipFamily"] == "dual"
+    for name in ("podSubnet", "serviceSubnet"):
+        assert [ip_network(each).version for each in networking[name].split(",")] == [4, 6]
+    write(both, Machine(2, 24000), own_network=True)
+    (plugin, _) = json.loads((both.state / "pods" / "1.conflist").read_text())["plugins"]
+    assert plugin["ipam"]["ranges"] == [[{"subnet": pod_cidr(1)}], [{"subnet": pod_cidr(1, "ipv6")}]], "an address of each"
+    assert plugin["ipam"]["routes"] == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+
+
 def test_another_family_is_refused():
-    with pytest.raises(ValueError, match="E2E_IP_FAMILY is 'ipx', expected one of ipv4, ipv6"):
+    with pytest.raises(ValueError, match="E2E_IP_FAMILY is 'ipx', expected one of ipv4, ipv6, dual"):
         Settings(family="ipx")

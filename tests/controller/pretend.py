@@ -52,6 +52,8 @@ class Pretend:
     traffic: ObservedTraffic = field(default_factory=ObservedTraffic)
     failing: dict[str, Failing] = field(default_factory=dict)
     verified: Verified = field(default_factory=Verified)
+    adapters: dict[str, dict[str, int]] = field(default_factory=dict)  # what segments hold
+    adapters_in_flight: dict[str, int] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
     stuck: set[str] = field(default_factory=set)

@@ -1,6 +1,7 @@
 """The pretend cluster's other ports: nodes, gateways, segments, models and the clock, all answering from one world."""
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ class Gateways:
             failing=self.world.failing,
             verification=self.world.verified,
             queued=0,
+            adapters=self.world.adapters_in_flight,
             held=self.world.held if document.get("asleep") else 0,
         )
 
@@ -65,6 +67,17 @@ class Segments:
             return Proof(ok=False, unreachable=True, why=f"{segment} cannot be reached")
         self.world.proved.append(segment)
         return Proof(ok=True, milliseconds=1.0)
+
+    def adapters(
+        self, owner: Owner, segment: str, model: str, pod_ip: str, keep: Collection[str] | None = None
+    ) -> Mapping[str, int] | None:
+        if segment in self.world.dead | self.world.gone:
+            return None
+        held = self.world.adapters.setdefault(segment, {})
+        if keep is not None:
+            for digest in set(held) - set(keep):
+                del held[digest]
+        return dict(held)
 
 
 @dataclass

@@ -10,8 +10,8 @@ import pytest
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.reconcile.upkeep.object_keeper import Keeper, difference
 from splitinference.settings import Settings
+from tests.controller.manifests.built import a_profile, a_resource
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile, a_resource
 
 OBJECTS = list(Manifests(Settings(network_policies=True)).gateway(parsed(a_resource()), a_profile()))
 

@@ -22,6 +22,7 @@ from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
 from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, Phase, Target
 from splitinference.core.transition.steps import Blocked, CreateSegment, Cutover, Done, Steps, Strategy
+from splitinference.core.values.cluster import Processor, Snapshot
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Constraints, Problem, TrustRule
 from splitinference.core.values.result import Limits
@@ -187,3 +188,10 @@ def test_nothing_of_the_function_reads_a_clock_or_writes():
     assert all(
         name is not None and (name.startswith("splitinference.core.") or name in ("collections.abc", "dataclasses")) for name in imports
     )
+
+
+def test_room_counts_the_devices_of_ready_nodes():
+    cpu = Processor(name="", flops_per_s=1.0, memory_bandwidth_bytes_per_s=1.0, memory_free_bytes=1)
+    places = (cpu, *(cpu.model_copy(update={"name": f"x.y/gpu/{n}", "resource": "x.y/gpu"}) for n in range(2)))
+    nodes = (a_node("a", processors=places), a_node("b"), a_node("c", ready=False, processors=places))
+    assert with_room(Observed(), Snapshot(nodes=nodes)).room_devices == {"a": {"x.y/gpu": 2}}

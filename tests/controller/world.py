@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from splitinference.controller.api.conditions import stamp
-from splitinference.controller.cluster_state.pods import is_over, node_of, requested_bytes, requested_millicores
+from splitinference.controller.cluster_state.pods import is_over, node_of, requested, requested_bytes, requested_millicores
 from splitinference.controller.manifests.pod_parts import labels_asked
 from splitinference.controller.ports import Manifest, Pending, Unreadable
 from splitinference.controller.reconcile.one_pass import Looked
@@ -88,6 +88,11 @@ class World(Pretend):
                     ("cpu", 1000 * float(allocatable["cpu"]), sum(map(requested_millicores, [*there, pod]))),
                 )
                 if asked > has
+            ]
+            short += [
+                what
+                for what in (pod["spec"]["containers"][0].get("resources") or {}).get("requests") or {}
+                if "/" in what and sum(requested(p, what) for p in [*there, pod]) > int(allocatable.get(what, 0))
             ]
             if node in self.closed:
                 short = ["something that only the scheduler knows"]

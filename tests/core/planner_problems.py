@@ -176,8 +176,10 @@ def nodes(name: str) -> st.SearchStrategy[Node]:
     """Nodes of few kinds, so that equal nodes occur; some with processors, labels, taints, loads."""
     processors = st.lists(
         st.builds(
-            lambda f, m, e: {
+            lambda f, m, e, u, c: {
                 "kind": "gpu",
+                "utilization": u,
+                "calibration": c,
                 "flops_per_s": f * 1e9,
                 "memory_bandwidth_bytes_per_s": 2e10,
                 "memory_free_bytes": m * MIB,
@@ -186,9 +188,17 @@ def nodes(name: str) -> st.SearchStrategy[Node]:
             st.sampled_from([50, 200]),
             st.sampled_from([110, 250]),
             efficiencies(),
+            st.sampled_from([None, None, 0.0, 0.5]),
+            st.sampled_from([None, None, 1.0, 2.0]),
         ),
         max_size=2,
-    ).map(lambda found: tuple(Processor(name=f"p{i}", **p) for i, p in enumerate(found)))
+    )
+    # The first one may be the node's own CPU, which has no name.
+    processors = st.builds(
+        lambda found, first: tuple(Processor(name=f"p{i}" if i else first, **p) for i, p in enumerate(found)),
+        processors,
+        st.sampled_from(["", "p0"]),
+    )
     return st.builds(
         a_node,
         st.just(name),

@@ -16,10 +16,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_gateway.pipeline.connections import Connections, NoAnswerError
-from splitinference_protocol.leb128 import numbers
-from splitinference_protocol.meta import described
-from splitinference_protocol.request import Hop
+from splitinference_gateway.pipeline.transport.connections import Connections, NoAnswerError
+from splitinference_protocol.wire.leb128 import numbers
+from splitinference_protocol.wire.meta import described
+from splitinference_protocol.wire.request import Hop
 from tests.gateway.model_folder import END
 from tests.gateway.toy_wire import ToyWire
 from tests.segment.host import free_ports
@@ -81,6 +81,11 @@ def tensors(**made: tuple[Sequence[int], Sequence[float]]) -> dict[str, Any]:
     return {"tensors": told, "data": b"".join(array.array("f", values).tobytes() for _, values in made.values())}
 
 
+def _hidden(values: Sequence[float]) -> dict[str, Any]:
+    told = {"dtype": "float32", "shape": [len(values), 1]}
+    return {"v": 1, "ok": True, "tensor": told, "data": array.array("f", values).tobytes()}
+
+
 @dataclass
 class ToySegment:
     """One stage. Faults are set by tests: `errors` are answered one per step; `stalled` never answers; `seconds` is a step's time."""
@@ -118,6 +123,10 @@ class ToySegment:
     wrong: float = 0.0  # relative error that this stage adds to what it sends on, from its token `wrong_from` on
     wrong_from: int = 0
     verified: list[tuple[int, int]] = field(default_factory=list)  # position and tokens of each check made here
+    received_wrong: float = 0.0  # relative error of what it received, from its token `wrong_from` on: the stage before it gave that
+    asked: list[bytes] = field(default_factory=list)  # DATA of what it was asked to compute
+    adapters: set[str] = field(default_factory=set)  # digests that it holds; each gives another text
+    ran_with: list[str] = field(default_factory=list)
     context: ssl.SSLContext | None = None  # of its listener
     port: int = 0
 
@@ -163,6 +172,9 @@ class ToySegment:
         tokens = array.array("q", data).tolist()
         assert meta["tensor"] == {"dtype": "int64", "shape": [len(tokens)]}
         self.chunks.append(len(tokens) - len(numbers(meta.get("drafts", ""))))
+        if (adapter := meta.get("adapter", "")) and adapter not in self.adapters:
+            raise self._error("adapter_missing")
+        self.ran_with.append(adapter)
         self._heard(tokens, meta["position"])
         name, position = meta["sequence"], meta["position"]
         if position == 0 or "prefix" in meta:
@@ -192,6 +204,7 @@ class ToySegment:
         if meta["sample"]:
             self.samplings.append(meta["sampling"])
             held, sampling = self.sequences[name], meta["sampling"]
+            sampling = {**sampling, "temperature": 1, "seed": adapter} if adapter else sampling
             if meta.get("logits"):
                 return {**answer, **tensors(logits=([3], toy_logits(held)))}
             answer |= self._chosen(name, drafts, sampling)
@@ -296,8 +309,35 @@ class ToySegment:
         found = self.records[key][meta["position"] : meta["position"] + meta["tokens"]]
         if len(found) != meta["tokens"]:
             raise self._error("not_recorded")
-        told = {"dtype": "float32", "shape": [len(found), 1]}
-        return {"v": 1, "ok": True, "tensor": told, "data": array.array("f", found).tobytes()}
+        off = self.received_wrong if meta["side"] == "input" else 0.0
+        return _hidden(self._distorted(found, meta["position"], off))
+
+    async def _compute(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        """A float32 for each token, its id: what the checked stages send on."""
+        if self.errors:
+            raise self._error(self.errors.popleft())
+        position, count = meta["position"], meta["tensor"]["shape"][0]
+        if position == 0:
+            self.sequences[meta["sequence"]] = []
+        if len(self.sequences.get(meta["sequence"], ())) != position:
+            raise self._error("kv_missing")
+        self.asked.append(data)
+        self.sequences[meta["sequence"]] += [0] * count
+        self.verified.append((position, count))
+        values = array.array("q" if meta["tensor"]["dtype"] == "int64" else "f", data)
+        assert len(values) == count, "the input alone"
+        return _hidden(self._distorted(values, position, self.wrong))
+
+    async def _compare(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
+        values = array.array("f", data)
+        half = meta["tensor"]["shape"][0]
+        assert len(values) == 2 * half
+        off = [abs(a - b) / (abs(a) or 1.0) for a, b in zip(values[:half], values[half:], strict=True)]
+        worst = off.index(max(off))
+        return {"v": 1, "ok": True, "tokens": half, "mean": sum(off) / half, "worst": off[worst], "worst_at": meta["position"] + worst}
+
+    def _distorted(self, values: Sequence[float], position: int, off: float) -> list[float]:
+        return [value * (1 + off if position + place >= self.wrong_from else 1) for place, value in enumerate(values)]
 
     async def _verify(self, meta: dict[str, Any], data: bytes) -> dict[str, Any]:
         """The checked stages send their input on, so both halves are equal; `wrong` of a peer is looked up by the test's own hand."""

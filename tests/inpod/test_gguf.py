@@ -14,9 +14,9 @@ from splitinference.inpod import script
 from splitinference.inpod.fetch_gguf import LARGEST_GAP
 from splitinference_gateway.tokens.positions import positions, vocabulary
 from splitinference_gateway.tokens.tokenizer import ModelTokenizer
-from splitinference_modelfiles.gguf import GgufModel, joined_gguf, parts_of, read_gguf
-from splitinference_modelfiles.gguf_folder import gguf_model
-from splitinference_modelfiles.gguf_models import GGUF_KEY, layers_of_tensor
+from splitinference_modelfiles.gguf_files.gguf import GgufModel, joined_gguf, parts_of, read_gguf
+from splitinference_modelfiles.gguf_files.gguf_folder import gguf_model
+from splitinference_modelfiles.gguf_files.gguf_models import GGUF_KEY, layers_of_tensor
 from tests.inpod.hub import COMMIT, FakeHub, a_hub
 from tests.inpod.test_read_model import safetensors
 from tests.modelfiles.gguf_files import llama, reader, split

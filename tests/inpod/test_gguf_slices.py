@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from splitinference.inpod.fetch_gguf import Layers, needed_tensors, runs
-from splitinference_modelfiles.gguf_models import GGUF_SERVED
-from splitinference_modelfiles.headers import ModelRefusedError
-from tests.core.test_profile_gguf import profile
+from splitinference_modelfiles.gguf_files.gguf_models import GGUF_SERVED
+from splitinference_modelfiles.stored.headers import ModelRefusedError
+from tests.core.model_files.test_profile_gguf import profile
 from tests.modelfiles.gguf_files import Gguf, llama
 
 slices: Any = pytest.importorskip("splitinference_segment.llamacpp.slices")

@@ -11,8 +11,8 @@ import pytest
 from splitinference.controller.manifests import profile_pod
 from splitinference.inpod import script
 from splitinference.inpod.read_hub import FIRST_BYTES
-from splitinference_modelfiles.digests import folder_digests
-from splitinference_modelfiles.folder import tensor_tables
+from splitinference_modelfiles.stored.digests import folder_digests
+from splitinference_modelfiles.stored.folder import tensor_tables
 from tests.inpod.hub import COMMIT, FakeHub, a_hub
 from tests.inpod.test_read_model import safetensors
 

@@ -12,9 +12,9 @@ import pytest
 
 from splitinference.controller.manifests import profile_pod
 from splitinference.inpod import script
-from splitinference_modelfiles.digests import folder_digests
-from splitinference_modelfiles.folder import tensor_tables
-from splitinference_modelfiles.headers import TensorInfo
+from splitinference_modelfiles.stored.digests import folder_digests
+from splitinference_modelfiles.stored.folder import tensor_tables
+from splitinference_modelfiles.stored.headers import TensorInfo
 
 
 def safetensors(tensors: dict[str, tuple[str, list[int], int]]) -> bytes:

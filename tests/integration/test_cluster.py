@@ -13,8 +13,8 @@ from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
+from tests.controller.manifests.built import a_profile
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile
 from tests.integration.conftest import a_resource, delete_resource
 from tests.waiting import until
 

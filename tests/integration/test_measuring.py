@@ -16,13 +16,13 @@ from kubernetes import client
 from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.kubernetes.client import KubeCluster, connect
 from splitinference.adapters.kubernetes.own_namespace import OwnNamespace
-from splitinference.controller.cluster_state.node_benchmark import MEASURE, STORE
+from splitinference.controller.cluster_state.figures.node_benchmark import MEASURE, STORE
 from splitinference.controller.cluster_state.node_capacity import NOBODY, ground_of
 from splitinference.controller.ports import Listing, Manifest, RefusedError
 from splitinference.controller.reconcile.upkeep.node_measuring import Measuring
 from splitinference.settings import Settings
 from tests.chart.helm import helm
-from tests.controller.test_node_benchmark import SAID
+from tests.controller.cluster_state.figures.measured_nodes import SAID
 from tests.integration.conftest import ROOT
 
 

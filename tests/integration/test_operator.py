@@ -15,7 +15,7 @@ import pytest
 from kubernetes import client
 
 from splitinference.adapters.kubernetes.client import KubeCluster
-from splitinference.cli.bench.control_plane import free_port
+from splitinference.cli.bench.control.control_plane import free_port
 from splitinference.controller.manifests.pod_parts import labels
 from tests.integration.conftest import a_resource, delete_resource
 from tests.waiting import until

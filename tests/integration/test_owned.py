@@ -12,9 +12,9 @@ from splitinference.controller.manifests.segment import Manifests
 from splitinference.controller.reconcile.upkeep.object_keeper import Keeper, difference
 from splitinference.core.values.plan import Segment
 from splitinference.settings import Settings
+from tests.controller.manifests.built import a_profile
+from tests.controller.manifests.test_pod_template import EVERYTHING, FULL
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import a_profile
-from tests.controller.test_pod_template import EVERYTHING, FULL
 from tests.integration.conftest import a_resource
 
 

@@ -21,11 +21,11 @@ from kubernetes import client
 from e2e.cluster import Settings as Harness
 from e2e.cluster.offline import gobuild
 from splitinference.adapters.kubernetes.client import KubeCluster, connect
-from splitinference.cli.bench.control_plane import control_plane, started, until
+from splitinference.cli.bench.control.control_plane import control_plane, started, until
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.settings import Settings
+from tests.controller.manifests.built import OPERATOR, a_profile, a_resource, pod_labels
 from tests.controller.objects import parsed
-from tests.controller.test_manifests import OPERATOR, a_profile, a_resource, pod_labels
 
 pytestmark = pytest.mark.long
 

@@ -19,6 +19,10 @@ def model(**changes: Any) -> dict[str, Any]:
     return {"model": {"id": "m", "source": {"hostPath": {"path": "/models/m"}}, **changes}}
 
 
+def locked(**changes: Any) -> dict[str, Any]:
+    return {"keyBroker": {"url": "https://kbs.example:8080", "resource": "default/models/chat", **changes}}
+
+
 def source(**sources: Any) -> dict[str, Any]:
     return model(source=sources)
 
@@ -44,7 +48,24 @@ def reuse(**fields: Any) -> dict[str, Any]:
     return {"reuse": {"scope": "All", **fields}}
 
 
+def adapters(*names: str, memory: int = 64, **source: Any) -> dict[str, Any]:
+    given = source or {"hostPath": {"path": "/a"}}
+    return {"adapters": [{"name": name, "source": given} for name in names], "segments": {"adapterMemoryMiB": memory}}
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    (adapters("a", memory=0), "spec.adapters needs spec.segments.adapterMemoryMiB"),
+    ({"segments": {"adapterMemoryMiB": 1}} | model(engine="LlamaCpp"), "spec.segments.adapterMemoryMiB needs spec.model.engine Torch"),
+    (adapters("a") | {"verification": {"samplePercent": 1}}, "spec.adapters contradicts spec.verification"),
+    (adapters("m"), "spec.adapters must not have the model's own name"),
+    (adapters("a", "b", "a"), "Duplicate value"),
+    (adapters("a,b"), "spec.adapters[].name must start and end with a letter or digit"),
+    (adapters("a/"), "spec.adapters[].name must start and end with a letter or digit"),
+    (adapters("a", hostPath={"path": "/a"}, huggingFace=HUB), "spec.adapters[].source must have exactly one"),
+    (adapters("a", persistentVolumeClaim={"claimName": "c", "path": "../a"}), "spec.adapters[].source.persistentVolumeClaim.path must be"),
+    (adapters("a", hostPath={"path": "a"}), "spec.adapters[].source.hostPath.path must be absolute"),
+    (adapters("a", huggingFace={"repository": "model"}), "spec.adapters[].source.huggingFace.repository must have the form owner/name"),
+    (adapters("a", huggingFace={**HUB, "revision": "../x"}), "spec.adapters[].source.huggingFace.revision must be a branch"),
     ({"privacy": {"maxTokenRecoveryPercent": 50}}, "spec.privacy.maxTokenRecoveryPercent needs tokenRecoveryPercent"),
     ({"filter": {"mode": "Reuse"}}, 'spec.filter.mode: Unsupported value: "Reuse"'),
     ({"filter": {"file": "../filter.json"}}, "spec.filter.file must be the name of a .json file"),
@@ -61,7 +82,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (reuse(server={"url": "redis://:secret@cache:6379"}), "spec.reuse.server.url must be redis://, rediss://, valkey:// or valkeys://"),
     ({"verification": {"samplePercent": 0}}, "spec.verification.samplePercent must be more than 0"),
     ({"verification": {"samplePercent": 1, "tolerance": 0}}, "spec.verification.tolerance must be more than 0"),
-    ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas must be 1"),
+    ({"verification": {"samplePercent": 1, "replicas": 2}}, "spec.verification.replicas 2 compares every step"),
+    ({"verification": {"samplePercent": 100, "replicas": 3}}, "should be less than or equal to 2"),
     (
         {"verification": {"samplePercent": 1}, "segments": {"linkEncoding": "Int8"}},
         "spec.verification needs spec.segments.linkEncoding Plain",
@@ -139,6 +161,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (model(engine="LlamaCpp", maxConcurrentSequences=59), "spec.model.maxConcurrentSequences must be at most 58 with llama.cpp"),
     (model(engine="LlamaCpp", digest="sha256:" + "a" * 64), "spec.model.digest is available for safetensors alone"),
+    (model(encryption=locked(url="http://kbs:8080")), "spec.model.encryption.keyBroker.url must be an https:// address"),
+    (model(encryption=locked(url="https://user@kbs:8080")), "spec.model.encryption.keyBroker.url must be an https:// address"),
+    (model(encryption=locked(resource="models/chat")), "spec.model.encryption.keyBroker.resource must be repository/type/tag"),
+    (model(encryption=locked(resource="a/../b/c")), "spec.model.encryption.keyBroker.resource must be repository/type/tag"),
+    (model(encryption=locked(), file="m.gguf"), "spec.model.encryption is available for safetensors alone"),
+    (model(encryption=locked(), engine="LlamaCpp"), "spec.model.encryption is available for safetensors alone"),
+    (model(encryption=locked(), digest="sha256:" + 64 * "0"), "spec.model.digest must not be set with spec.model.encryption"),
     (model(file="m.gguf") | {"verification": {"samplePercent": 1}}, "spec.verification needs spec.model.engine Torch"),
     (model(engine="LlamaCpp") | {"segments": {"weights": "Stored"}}, "spec.segments.weights Stored needs spec.model.engine Torch"),
     (model(dtype="int8"), 'spec.model.dtype: Unsupported value: "int8"'),
@@ -183,6 +212,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (tolerate(operator="Exists", key="a", value="b"), "spec.placement.tolerations[].value must be empty when operator is Exists"),
     (tolerate(value="b"), "spec.placement.tolerations[].key must be given unless operator is Exists"),
     (tolerate(key="a", effect="Never"), 'effect: Unsupported value: "Never"'),
+    ({"placement": {"processorClasses": []}}, "spec.placement.processorClasses in body should have at least 1 items"),
+    ({"placement": {"processorClasses": ["NVIDIA GPU"]}}, "spec.placement.processorClasses[0] in body should match"),
+    ({"placement": {"processorClasses": ["cuda", "cuda"]}}, "spec.placement.processorClasses[1]: Duplicate value"),
     ({"placement": {"maxNodes": 0}}, "spec.placement.maxNodes in body should be greater than or equal to 1"),
     ({"gateway": {"replicas": 5}}, "spec.gateway.replicas must be at most spec.model.maxConcurrentSequences"),
     ({"gateway": {"replicas": 0}}, "spec.gateway.replicas in body should be greater than or equal to 1"),
@@ -291,6 +323,8 @@ def test_the_longest_name_is_taken(cluster: KubeCluster, namespace: str):
     "changes",
     [
         model(engine="LlamaCpp", file="q4/m-Q4_K_M-00001-of-00002.gguf"),
+        model(encryption=locked(url="https://kbs.example:8080/under/here", caConfigMapRef={"name": "kbs-ca"})),
+        {"verification": {"samplePercent": 100, "replicas": 2}},
         source(hostPath={"path": "/models/m.gguf"}),
         source(huggingFace={**HUB, "tokenSecretRef": {"name": "hub"}}),
         source(persistentVolumeClaim={"claimName": "models"}),
@@ -349,64 +383,3 @@ def test_samples_are_taken(cluster: KubeCluster, namespace: str, sample: Path):
 
 
 # --- status and columns --------------------------------------------------------------------------------------------------------------
-
-STATUS = {
-    "observedGeneration": 1,
-    "conditions": [{"type": "Ready", "status": "True", "reason": "Serving", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
-    "replicas": 1,
-    "segments": "2/3",
-    "nodes": "a,b,c",
-    "predicted": "1.9s",
-    "cost": "2.4/h",
-    "scaling": {"pipelines": 2},
-    "latency": "2.1s",
-    "decisions": [{"time": "2026-01-01T00:00:00Z", "reason": "NodeBusy", "message": "m", "transition": "migrate"}],
-}
-
-
-def test_columns_show_what_the_status_has(cluster: KubeCluster, api: client.ApiClient, namespace: str):
-    cluster.create(a_resource(namespace))
-    for _ in range(5):  # an operator may be running that writes what it thinks of this
-        cluster.patch_status(namespace, "chat", STATUS)
-        table = api.call_api(
-            f"/apis/splitinference.dev/v1alpha1/namespaces/{namespace}/splitinferences",
-            "GET",
-            header_params={"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"},
-            auth_settings=["BearerToken"],
-            response_type="object",
-            _return_http_data_only=True,
-        )
-        names = [column["name"] for column in table["columnDefinitions"]]
-        cells = dict(zip(names, table["rows"][0]["cells"], strict=True))
-        if cells["Segments"] == "2/3":
-            break
-    shown = ["Ready", "Pipelines", "Asked", "Wanted", "Segments", "Nodes", "Predicted", "Goal", "Cost", "Observed", "Decision"]
-    assert names == ["Name", *shown, "Age"]
-    assert [cells[name] for name in shown] == ["True", 1, 1, 2, "2/3", "a,b,c", "1.9s", "latency", "2.4/h", "2.1s", "NodeBusy"]
-
-
-def test_status_and_spec_are_written_apart(cluster: KubeCluster, namespace: str):
-    cluster.create({**a_resource(namespace), "status": {"segments": "9/9"}})
-    created = cluster.split_inference(namespace, "chat")
-    assert created is not None
-    assert (created.get("status") or {}).get("segments") != "9/9"
-    cluster.patch_status(namespace, "chat", {"latency": "2.1s"})
-    written = cluster.split_inference(namespace, "chat")
-    assert written is not None
-    assert written["metadata"]["generation"] == 1
-
-
-def test_the_schema_explains_every_field():
-    crd = yaml.safe_load((ROOT / "crds" / "splitinference.yaml").read_text())
-    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    silent = [path for path, schema in fields("spec", spec) if not schema.get("description")]
-    # What is the same in every pod is explained by Kubernetes.
-    of_pods = (".tolerations.", ".dnsConfig.", ".env.", ".securityContext.")
-    assert [path for path in silent if not any(part in path for part in of_pods) and not path.endswith(".node")] == []
-
-
-def fields(path: str, schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    found = [(path, schema)]
-    for name, part in {**schema.get("properties", {}), **schema.get("items", {}).get("properties", {})}.items():
-        found += fields(f"{path}.{name}", part)
-    return found

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from splitinference.adapters.certificates import CertificateAuthority, RootSecret
 from splitinference.adapters.clock import SystemClock
 from splitinference.adapters.kubernetes.client import KubeCluster, connect
+from splitinference.adapters.peers.certificates import CertificateAuthority, RootSecret
 from splitinference.controller.identity import owner_of_body
 from splitinference.controller.ports import NameTakenError, RefusedError
 from splitinference.controller.reconcile.upkeep.credentials import secrets
@@ -126,7 +126,7 @@ def test_two_replicas_use_one_root_key(cluster: KubeCluster, namespace: str):
 def test_network_policies_are_taken_by_the_server(cluster: KubeCluster, resource: dict[str, Any], namespace: str):
     from splitinference.controller.manifests.segment import Manifests
     from splitinference.settings import Settings
-    from tests.controller.test_manifests import a_profile
+    from tests.controller.manifests.built import a_profile
 
     selector = {"matchExpressions": [{"key": "team", "operator": "In", "values": ["watch"]}]}
     settings = Settings(monitoring_namespace_selector=selector)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ from splitinference.controller.manifests import profile_pod
 from splitinference.core.model_files.config import profile_from_model
 from splitinference.core.values.profile import Profile
 from splitinference.inpod import script
-from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.stored.folder import CONFIG, file_names, read_json, tensor_tables
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from tests.modelfiles import tables

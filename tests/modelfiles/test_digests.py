@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from splitinference_modelfiles import digests
-from splitinference_modelfiles.digests import CONFIG_MEMBER, Digests, folder_digests, group_of, listed, read_list
-from splitinference_modelfiles.folder import tensor_tables
+from splitinference_modelfiles.stored import digests
+from splitinference_modelfiles.stored.digests import CONFIG_MEMBER, Digests, folder_digests, group_of, listed, read_list
+from splitinference_modelfiles.stored.folder import tensor_tables
 
 Stored = dict[str, tuple[str, list[int], bytes]]
 TENSORS: Stored = {

@@ -4,9 +4,9 @@ import struct
 
 import pytest
 
-from splitinference_modelfiles import gguf
-from splitinference_modelfiles.gguf import GGUF_TYPES, GgufFile, choose_gguf, joined_gguf, parts_of, read_gguf
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.gguf_files import gguf
+from splitinference_modelfiles.gguf_files.gguf import GGUF_TYPES, GgufFile, choose_gguf, joined_gguf, parts_of, read_gguf
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 from tests.modelfiles import gguf_files
 from tests.modelfiles.gguf_files import Gguf, Typed, llama, reader, split
 

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from splitinference_gateway.tokens.tokenizer import ModelTokenizer
-from splitinference_modelfiles.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_files
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.gguf_files.gguf_tokenizer import PRE_TOKENIZERS, tokenizer_files
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 from tests.modelfiles.gguf_files import Typed
 from tests.modelfiles.gguf_files import tokenizer as stored
 

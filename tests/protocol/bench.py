@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from splitinference_protocol import answers
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.answers import Timing
-from splitinference_protocol.request import Hop, Request, TensorMeta
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire.answers import Timing
+from splitinference_protocol.wire.request import Hop, Request, TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
 from tests.wire.peers import Resource, serving
 
 TIMES = 4000

@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 
-from splitinference_protocol import VERSION, answers, frames, leb128
-from splitinference_protocol.answers import Timing
-from splitinference_protocol.meta import encoded, forwarded, parse
-from splitinference_protocol.operations import ALONG_A_ROUTE, GATEWAY, LOCAL, MAY, OPS, ROLES
-from splitinference_protocol.pooling import Pooling
+from splitinference_protocol import VERSION
 from splitinference_protocol.report import (
     FailedCheck,
     Failing,
@@ -21,9 +17,14 @@ from splitinference_protocol.report import (
     StageTimes,
     Verified,
 )
-from splitinference_protocol.request import Hop, Prefix, Request, TensorMeta
 from splitinference_protocol.route import Check, RouteDocument, Verification, withdrawn
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import answers, frames, leb128
+from splitinference_protocol.wire.answers import Timing
+from splitinference_protocol.wire.meta import encoded, forwarded, parse
+from splitinference_protocol.wire.operations import ALONG_A_ROUTE, GATEWAY, LOCAL, MAY, OPS, ROLES
+from splitinference_protocol.wire.pooling import Pooling
+from splitinference_protocol.wire.request import Hop, Prefix, Request, TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
 
 ROUTE = (Hop("chat-3-7-b", "seg-ab-3-7"), Hop("chat-7-9-c", "seg-ab-7-9"))
 STEP = Request(
@@ -60,7 +61,7 @@ def test_frames_and_greetings() -> None:
 
 def test_operations_and_their_numbers() -> None:
     assert OPS[:8] == ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
-    assert OPS[8:11] == ("record", "recorded", "verify")
+    assert OPS[8:] == ("record", "recorded", "verify", "compute", "compare")
     assert {"step", "infer", "echo", "release"} <= ALONG_A_ROUTE
 
 
@@ -143,6 +144,15 @@ SPOT_CHECKS = [
         b'{"v": 1, "op": "verify", "sequence": "s1", "deadline_ms": 1000, "position": 64, '
         b'"tensor": {"dtype": "bfloat16", "shape": [32, 576]}}',
     ),
+    *(
+        (
+            op,
+            {"position": 0, "tensor": {"dtype": "bfloat16", "shape": [32, 576]}},
+            b'{"v": 1, "op": "' + op.encode() + b'", "sequence": "s1", "deadline_ms": 1000, "position": 0, '
+            b'"tensor": {"dtype": "bfloat16", "shape": [32, 576]}}',
+        )
+        for op in ("compute", "compare")
+    ),
 ]
 
 
@@ -157,12 +167,12 @@ def test_spot_checks_are_json_alone_and_go_along_no_route(op: str, fields: dict[
         fields.get("tokens", 0),
         fields.get("last", False),
     )
-    assert read.tensor == (TensorMeta("bfloat16", (32, 576)) if op == "verify" else None)
+    assert read.tensor == (TensorMeta("bfloat16", (32, 576)) if "tensor" in fields else None)
     with pytest.raises(ValueError, match="does not go along a route"):
         encoded(read)
 
 
-@pytest.mark.parametrize("op", ["record", "recorded", "verify"])
+@pytest.mark.parametrize("op", ["record", "recorded", "verify", "compute", "compare"])
 def test_only_the_gateway_asks_for_spot_checks(op: str) -> None:
     assert [role for role in (*ROLES, LOCAL) if op in MAY[role]] == [GATEWAY]
 

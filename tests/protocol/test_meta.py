@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference_protocol import answers
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.meta import encoded, parse
-from splitinference_protocol.request import Hop, Prefix, Request, TensorMeta
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.meta import encoded, parse
+from splitinference_protocol.wire.request import Hop, Prefix, Request, TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
 
 STEP: dict[str, Any] = {
     "v": 1,
@@ -97,6 +97,9 @@ def test_a_wrong_field_is_refused_by_name(changes: dict[str, Any], said: str) ->
         ({"op": "recorded", "side": "input", "last": 1}, "last"),
         ({"op": "verify", "tensor": {"dtype": "int64", "shape": [1]}}, "position"),
         ({"op": "verify", "position": 0}, "tensor"),
+        ({"op": "compute", "position": 0}, "tensor"),
+        ({"op": "compare", "position": 0}, "tensor"),
+        ({"op": "compare", "tensor": {"dtype": "int64", "shape": [1]}}, "position"),
         ({"op": "verify", "position": 0, "tensor": {"dtype": "int64", "shape": [0]}}, "shape"),
     ],
 )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitinference_protocol import answers
+from splitinference_protocol.wire import answers
 from splitinference_segment.peers.identity import Identity
 from splitinference_segment.peers.wire import WireError
 from splitinference_segment.peers.wire_client import Wire

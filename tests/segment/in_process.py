@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from splitinference_protocol import answers
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.errors import NEXT_HOP_FAILED, SegmentError
-from splitinference_protocol.request import Hop, Prefix
-from splitinference_segment.kv import KvLimits, KvTable
-from splitinference_segment.kv_transfer import CHUNK_BYTES, KvTransfer
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire.errors import NEXT_HOP_FAILED, SegmentError
+from splitinference_protocol.wire.request import Hop, Prefix
+from splitinference_segment.cache.kv import KvLimits, KvTable
+from splitinference_segment.cache.kv_transfer import CHUNK_BYTES, KvTransfer
 from splitinference_segment.peers.hops import Reply
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_ops.attention import Span
+from splitinference_segment.torch_ops.spans import Span
 
 DIGEST = "abcd1234"
 

@@ -16,7 +16,7 @@ from client import Client
 from host import family, free_ports
 from identities import IDENTITY, Authority
 
-from splitinference_protocol.operations import GATEWAY, SEGMENT
+from splitinference_protocol.wire.operations import GATEWAY, SEGMENT
 from splitinference_segment.peers.identity import Identity
 
 PREFIX = "chat-"

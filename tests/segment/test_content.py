@@ -13,10 +13,10 @@ import pytest
 import torch
 from random_models import CONFIGS, write_model
 
-from splitinference_modelfiles import digests as rules
-from splitinference_modelfiles.digests import Digests, folder_digests
-from splitinference_modelfiles.folder import tensor_tables
-from splitinference_modelfiles.headers import header_length, parse_header
+from splitinference_modelfiles.stored import digests as rules
+from splitinference_modelfiles.stored.digests import Digests, folder_digests
+from splitinference_modelfiles.stored.folder import tensor_tables
+from splitinference_modelfiles.stored.headers import header_length, parse_header
 from splitinference_segment.torch_models import content
 from splitinference_segment.torch_models.content import MismatchError, read_digests
 from splitinference_segment.torch_models.loading import load_layers

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from splitinference_protocol import leb128
-from splitinference_protocol.request import Request, TensorMeta
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.request import Request, TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
+from splitinference_segment.cache.kv import KvLimits, KvTable
 from splitinference_segment.engine import Output, Work
-from splitinference_segment.kv import KvLimits, KvTable
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.torch_engine import TorchEngine
 

@@ -11,8 +11,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, PreTrainedConfig, RobertaConfig, XLMRobertaConfig
 
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.request import TensorMeta
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.request import TensorMeta
 from splitinference_segment.torch_models.encoder import EncoderLayers
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.loading import is_stateless, load_layers

@@ -11,7 +11,7 @@ from servers import Chain, Chains
 from test_chain import LONG_S, metrics, series
 from test_tensor_chain import infer
 
-from splitinference_protocol.request import INT8, TensorMeta
+from splitinference_protocol.wire.request import INT8, TensorMeta
 from splitinference_segment.torch_ops.encoding import decode, encode
 
 

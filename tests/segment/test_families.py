@@ -11,12 +11,12 @@ from family_models import FAMILIES, write_random
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from splitinference_modelfiles.folder import tensor_tables
-from splitinference_segment.kv import KvEntry
+from splitinference_modelfiles.stored.folder import tensor_tables
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.weights import MissingWeightsError
-from splitinference_segment.torch_ops.attention import Span
+from splitinference_segment.torch_ops.spans import Span
 
 PROMPT = [5, 99, 17, 3, 150, 42, 42, 8, 201, 77, 30, 12, 64, 9, 110, 23, 7, 181, 55, 2]
 NEXT = [31, 8, 140]

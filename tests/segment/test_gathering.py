@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitinference_segment.gathering import FORGET_S, Gathering
+from splitinference_segment.steps.gathering import FORGET_S, Gathering
 
 STEP_S = 0.020
 PATIENCE_S = STEP_S / 2

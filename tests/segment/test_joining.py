@@ -8,10 +8,10 @@ from random_models import CONFIGS, write_model
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_ops.attention import Span
 from splitinference_segment.torch_ops.joining import Joined, Part, can_join, join
+from splitinference_segment.torch_ops.spans import Span
 
 pytestmark = pytest.mark.skipif(not can_join(torch.bfloat16, torch.device("cpu")), reason="this processor has no bfloat16 kernels")
 

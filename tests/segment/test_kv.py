@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.request import Prefix
-from splitinference_segment.kv import FIRST_CAPACITY, KvEntry, KvLimits, KvTable
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.request import Prefix
+from splitinference_segment.cache.kv import FIRST_CAPACITY, KvEntry, KvLimits, KvTable
 from splitinference_segment.torch_ops.kv_torch import KvShape
 
 SHAPE = KvShape(blocks=2, heads=1, width=4, dtype=torch.float32)

@@ -9,9 +9,9 @@ import torch
 from in_process import DIGEST, Chain, Network, Parts, Stage
 from random_models import CONFIGS, unsplit_greedy
 
-from splitinference_protocol import answers
-from splitinference_protocol.request import Hop
-from splitinference_segment.kv_transfer import blocks_of, parts_from
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire.request import Hop
+from splitinference_segment.cache.kv_transfer import blocks_of, parts_from
 from splitinference_segment.torch_models.layers import Layers
 
 BEFORE, BETWEEN, AFTER = 5, 3, 12  # tokens until the copy, until the switch, after it

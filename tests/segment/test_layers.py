@@ -12,14 +12,14 @@ from random_models import CONFIGS, unsplit_greedy, write_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.families import UnsupportedModelError, family_of
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.loading import load_layers
 from splitinference_segment.torch_models.weights import MissingWeightsError
 from splitinference_segment.torch_ops import attention
-from splitinference_segment.torch_ops.attention import Span
+from splitinference_segment.torch_ops.spans import Span
 
 COUNT = 24
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from splitinference_protocol import leb128
-from splitinference_protocol.request import TensorMeta
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.request import TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
 from splitinference_segment.llamacpp import arrays
 from splitinference_segment.llamacpp import sampling as numpy_sampling
 from splitinference_segment.torch_models.torch_engine import TorchArrays

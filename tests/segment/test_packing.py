@@ -7,10 +7,10 @@ import torch
 from random_models import CONFIGS, write_model
 from torch import nn
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_ops.attention import Span
 from splitinference_segment.torch_ops.packing import PackedLinear, can_pack
+from splitinference_segment.torch_ops.spans import Span
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.bfloat16, torch.device("cpu")), reason="this processor has no bfloat16 kernels for packed weights"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_encoder import IDS, split, unsplit, written
 
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.pooling import POOLING, SENTENCE_EMBEDDING, Pooling
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.pooling import POOLING, SENTENCE_EMBEDDING, Pooling
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
 from splitinference_segment.torch_models.encoder import EncoderLayers
 from splitinference_segment.torch_ops.pooling import pooled

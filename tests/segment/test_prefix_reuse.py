@@ -8,9 +8,9 @@ import torch
 from in_process import Chain, Network, Parts
 from random_models import CONFIGS, unsplit_greedy
 
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.request import Prefix
-from splitinference_segment.kv import MOST_KEPT, KvLimits, KvTable
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.request import Prefix
+from splitinference_segment.cache.kv import MOST_KEPT, KvLimits, KvTable
 from splitinference_segment.torch_ops.kv_torch import KvShape
 
 BLOCK = 4

@@ -14,7 +14,7 @@ from in_process import Chain, Network, Parts
 from random_models import CONFIGS
 from transformers import AutoModelForCausalLM
 
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire.sampling import Sampling
 from splitinference_segment.choices import Choice
 from splitinference_segment.torch_ops.sampling import sample
 

@@ -12,11 +12,11 @@ import torch
 from family_models import write_random
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from splitinference_modelfiles.families import DECODERS
-from splitinference_segment.kv import KvEntry
+from splitinference_modelfiles.rules.families import DECODERS
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_ops.attention import Span
+from splitinference_segment.torch_ops.spans import Span
 from tests.modelfiles.corpus import SERVED
 
 DECODER_ROWS = [case for case in SERVED if case.config["model_type"] in DECODERS]

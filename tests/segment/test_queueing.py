@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from splitinference_segment.queueing import FAIR_TURNS, next_turn
+from splitinference_segment.steps.queueing import FAIR_TURNS, next_turn
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire.sampling import Sampling
 from splitinference_segment.choices import uniform
 from splitinference_segment.torch_ops.sampling import adjusted, sample, scored
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.request import MAX_TARGETS, Request, TensorMeta
-from splitinference_protocol.sampling import Sampling
-from splitinference_segment.execution import Execution, Result, Step
-from splitinference_segment.kv import KvLimits, KvTable
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.request import MAX_TARGETS, Request, TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
+from splitinference_segment.cache.kv import KvLimits, KvTable
+from splitinference_segment.steps.execution import Execution, Result, Step
 from splitinference_segment.torch_models.torch_engine import TorchEngine
 from splitinference_segment.torch_ops.kv_torch import KvShape
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.request import TensorMeta
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.request import TensorMeta
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.sequential import SequentialLayers, build
 

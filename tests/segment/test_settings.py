@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from splitinference_protocol.errors import SegmentError
+from splitinference_protocol.wire.errors import SegmentError
 from splitinference_segment.peers.hops import address_of
 from splitinference_segment.server.serve import MODEL_CODE, command, environment, write_repository
 from splitinference_segment.settings import Settings, SettingsError

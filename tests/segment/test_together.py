@@ -7,9 +7,10 @@ import pytest
 import torch
 from random_models import CONFIGS
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_ops.attention import Row, Span
+from splitinference_segment.torch_ops.attention import Row
+from splitinference_segment.torch_ops.spans import Span
 from splitinference_segment.torch_ops.together import ROOM_BYTES, side_by_side
 
 UNLIKE = (3, 40, 41, 7, 120, 16, 100)

@@ -15,12 +15,12 @@ import torch
 from host import free_ports
 from in_process import DIGEST, Nothing
 
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.errors import OVERLOADED, SegmentError
-from splitinference_protocol.operations import INPUT, LOCAL, OUTPUT
-from splitinference_segment.recording import Recorder
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire.errors import OVERLOADED, SegmentError
+from splitinference_protocol.wire.operations import INPUT, LOCAL, OUTPUT
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
+from splitinference_segment.steps.recording import Recorder
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.torch_engine import TorchArrays, TorchEngine
 from splitinference_segment.torch_ops import comparison
@@ -269,6 +269,11 @@ def test_the_checked_segment_is_not_told(world: World, prompt: list[int]) -> Non
         ({"op": "verify", "sequence": "s", "position": 0}, "bad_request"),
         ({"op": "verify", "sequence": "s", "position": 0, "tensor": {"dtype": "int64", "shape": [1]}}, "wrong_segment"),
         ({"op": "verify", "sequence": "s", "position": 0, "tensor": {"dtype": "float32", "shape": [1, HIDDEN]}}, "bad_request"),
+        ({"op": "compute", "sequence": "s", "position": 0, "tensor": {"dtype": "float32", "shape": [1, HIDDEN]}}, "bad_request"),
+        ({"op": "compute", "sequence": "s", "position": 0, "tensor": {"dtype": "int64", "shape": [1]}}, "wrong_segment"),
+        ({"op": "compare", "sequence": "s", "position": 0, "tensor": {"dtype": "float32", "shape": [1, HIDDEN]}}, "bad_request"),
+        ({"op": "compare", "sequence": "s", "position": 0, "tensor": {"dtype": "int64", "shape": [1]}}, "bad_request"),
+        ({"op": "compare", "sequence": "s", "position": 0, "tensor": {"dtype": "float32", "shape": [HIDDEN]}}, "bad_request"),
         ({"op": "verify", "sequence": "s", "position": 7, "tensor": {"dtype": "float32", "shape": [1, HIDDEN]}}, "kv_missing"),
         (
             {"op": "verify", "sequence": "s", "position": 0, "tensor": {"dtype": "float32", "shape": [1, HIDDEN], "encoding": "int8"}},
@@ -288,12 +293,37 @@ def test_a_verifier_that_ends_with_the_head_says_so(world: World) -> None:
     assert answer["error"]["code"] == "wrong_segment"
 
 
-@pytest.mark.parametrize("op", ["record", "recorded", "verify"])
+def test_a_replica_computes_from_the_input_alone_and_a_witness_compares(world: World, prompt: list[int]) -> None:
+    world.record()
+    world.step(prompt, 0)
+    tokens, sides = len(prompt), {}
+    for segment, side in ((world.segments[0], OUTPUT), (world.segments[2], INPUT)):
+        sides[side] = world.ask(segment, {"op": "recorded", "sequence": "s", "side": side, "position": 0, "tokens": tokens})[1]
+    tensor, computed = {"dtype": "float32", "shape": [tokens, HIDDEN]}, b""
+    for position, count in ((0, 3), (3, tokens - 3)):  # in steps of its own
+        part = sides[OUTPUT][4 * HIDDEN * position : 4 * HIDDEN * (position + count)]
+        asked = {"op": "compute", "sequence": "s", "position": position, "tensor": {**tensor, "shape": [count, HIDDEN]}}
+        answer, data = world.ask(world.verifier, asked, part)
+        assert answer["tensor"] == {"dtype": "float32", "shape": [count, HIDDEN]}
+        computed += data
+    asked = {"op": "compare", "sequence": "s", "position": 7, "tensor": tensor}
+    found, _ = world.ask(world.segments[2], asked, computed + sides[INPUT])
+    assert found["tokens"] == tokens
+    assert found["worst"] < 1e-4
+    wrong = (torch.frombuffer(bytearray(sides[INPUT]), dtype=torch.float32) * 1.5).numpy().tobytes()
+    found, _ = world.ask(world.segments[2], asked, computed + wrong)
+    assert found["mean"] == pytest.approx(0.5, abs=0.01)
+    assert 7 <= found["worst_at"] < 7 + tokens
+    more, _ = world.ask(world.verifier, {**asked, "op": "compute", "position": tokens}, sides[OUTPUT] + b"\0")
+    assert more["error"]["code"] == "bad_request", "an input alone"
+
+
+@pytest.mark.parametrize("op", ["record", "recorded", "verify", "compute", "compare"])
 @pytest.mark.parametrize("role", ["segment", "operator", LOCAL])
 def test_nobody_but_the_gateway_may_ask(world: World, op: str, role: str) -> None:
     """A segment that could read another's record would see what its own node may not see."""
     answer, _ = world.ask(world.segments[0], {"op": op, "sequence": "s", "side": "input"}, role=role)
-    if op == "verify":
+    if op in {"verify", "compute", "compare"}:
         answer, _ = world.ask(
             world.segments[0], {"op": op, "sequence": "s", "position": 0, "tensor": {"dtype": "int64", "shape": [1]}}, role=role
         )

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from splitinference_protocol import answers
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.request import Hop, Prefix, Request, TensorMeta
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.request import Hop, Prefix, Request, TensorMeta
+from splitinference_segment.cache.kv import KvLimits, KvTable
+from splitinference_segment.cache.kv_transfer import KvTransfer
 from splitinference_segment.engine import Output, Work
-from splitinference_segment.kv import KvLimits, KvTable
-from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.llamacpp.engine import LlamaEngine
 from splitinference_segment.peers.hops import Reply
 from splitinference_segment.settings import Settings

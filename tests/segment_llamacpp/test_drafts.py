@@ -9,8 +9,8 @@ import pytest
 from chains import Chain, cuts
 from random_gguf import BLOCKS, VOCABULARY, make
 
-from splitinference_protocol import leb128
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.sampling import Sampling
 
 COUNT = 40
 PROMPTS = {"a": [(7 * i * i + 3 * i + 1) % VOCABULARY for i in range(20)], "b": [3, 1, 4, 1, 5, 9, 2, 6], "c": [2, 7, 1]}

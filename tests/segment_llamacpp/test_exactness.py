@@ -10,8 +10,8 @@ from chains import Chain, Stage, cuts
 from random_gguf import BLOCKS, VOCABULARY, make
 from unsplit import Unsplit, same
 
-from splitinference_modelfiles.headers import ModelRefusedError
-from splitinference_protocol.request import Prefix
+from splitinference_modelfiles.stored.headers import ModelRefusedError
+from splitinference_protocol.wire.request import Prefix
 from splitinference_segment.llamacpp.slices import cut, open_model, write
 
 ARCHITECTURES = ("llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma3", "phi3", "gpt-oss")

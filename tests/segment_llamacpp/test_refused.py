@@ -11,8 +11,8 @@ from chains import Chain, cuts, engine
 from random_gguf import BLOCKS, VOCABULARY, make, random_model, write_gguf
 from unsplit import Unsplit, same
 
-from splitinference_modelfiles.gguf_models import GGUF_SERVED, MOST_RUNNING_SEQUENCES, layers_of_tensor
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.gguf_files.gguf_models import GGUF_SERVED, MOST_RUNNING_SEQUENCES, layers_of_tensor
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 from splitinference_segment.llamacpp.architectures import ARCHITECTURES
 from splitinference_segment.llamacpp.engine import LlamaEngine
 from splitinference_segment.llamacpp.kv import MOST_SLOTS, SPARE

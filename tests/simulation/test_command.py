@@ -8,9 +8,9 @@ import pytest
 
 from splitinference.cli.simulate import POLICIES, TRACES, register
 from splitinference.simulation.policies import PolicyName
-from splitinference.simulation.synthetic import GENERATORS
-from splitinference.simulation.trace import UtilizationEvent
-from splitinference.simulation.trace_file import write_trace
+from splitinference.simulation.traces.synthetic import GENERATORS
+from splitinference.simulation.traces.trace import UtilizationEvent
+from splitinference.simulation.traces.trace_file import write_trace
 from tests.simulation.traces import a_trace
 
 

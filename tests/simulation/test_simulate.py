@@ -8,8 +8,8 @@ from splitinference.core.values.problem import Constraints, TrustRule
 from splitinference.simulation.operator_pass import NoPlanError
 from splitinference.simulation.policies import PolicyName
 from splitinference.simulation.run import simulate
-from splitinference.simulation.synthetic import GENERATORS
-from splitinference.simulation.trace import BandwidthEvent, LabelEvent, MetricsEvent, RateEvent, UpEvent, UtilizationEvent
+from splitinference.simulation.traces.synthetic import GENERATORS
+from splitinference.simulation.traces.trace import BandwidthEvent, LabelEvent, MetricsEvent, RateEvent, UpEvent, UtilizationEvent
 from tests.simulation.traces import TRUST, a_trace
 
 ADAPTIVE, STATIC = PolicyName.ADAPTIVE, PolicyName.STATIC

@@ -10,7 +10,7 @@ from splitinference.core.values.result import Infeasible, Limits, Solved
 from splitinference.simulation.edgeshard import edgeshard
 from splitinference.simulation.policies import PolicyName
 from splitinference.simulation.run import simulate
-from splitinference.simulation.trace import Serving, UpEvent, UtilizationEvent
+from splitinference.simulation.traces.trace import Serving, UpEvent, UtilizationEvent
 from tests.core.planning import a_node, a_problem, all_plans
 from tests.simulation.traces import a_trace
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from splitinference.simulation.synthetic import GENERATORS
-from splitinference.simulation.trace import LabelEvent, RateEvent, UpEvent, UtilizationEvent
-from splitinference.simulation.trace_file import TraceError, read_events, read_trace, write_trace
+from splitinference.simulation.traces.synthetic import GENERATORS
+from splitinference.simulation.traces.trace import LabelEvent, RateEvent, UpEvent, UtilizationEvent
+from splitinference.simulation.traces.trace_file import TraceError, read_events, read_trace, write_trace
 from tests.simulation.traces import a_trace
 
 DROPPED = object()

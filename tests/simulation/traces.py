@@ -5,7 +5,7 @@ from typing import Any
 
 from splitinference.core.decide.base.policy import Policy
 from splitinference.core.values.problem import Constraints, Slo, TrustRule, Workload
-from splitinference.simulation.trace import Event, Trace
+from splitinference.simulation.traces.trace import Event, Trace
 from tests.core.planning import a_node, a_problem, a_profile
 
 TRUST = {"trusted": "true"}

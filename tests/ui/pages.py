@@ -12,15 +12,15 @@ from aiohttp import web
 
 from splitinference.controller.ports import UnavailableError
 from splitinference.ui.access import Access, Guard, LocalAccess
-from splitinference.ui.asked import Basis, Unanswerable
 from splitinference.ui.connections import Bounds as Patience
 from splitinference.ui.connections import Connections
-from splitinference.ui.document import Document
-from splitinference.ui.feed import Feed
+from splitinference.ui.origins.feed import Feed
+from splitinference.ui.origins.sources import Objects, Source, document_of
+from splitinference.ui.page.document import Document
+from splitinference.ui.questions.asked import Basis, Unanswerable
+from splitinference.ui.questions.what_if import Bounds as Limits
+from splitinference.ui.questions.what_if import WhatIf
 from splitinference.ui.server import Bounds, Page, application
-from splitinference.ui.sources import Objects, Source, document_of
-from splitinference.ui.what_if import Bounds as Limits
-from splitinference.ui.what_if import WhatIf
 from tests.controller.pretend import SETTINGS
 from tests.controller.world import World
 

@@ -10,7 +10,7 @@ import pytest
 from splitinference.controller.ports import UnavailableError
 from splitinference.ui import access
 from splitinference.ui.access import ForbiddenError, Guard, Identity, LocalAccess, ReviewedAccess, UnauthenticatedError, bearer
-from splitinference.ui.document import Scope
+from splitinference.ui.page.document import Scope
 
 GUARD = Guard(frozenset({"127.0.0.1:8443", "page.example.com"}))
 

@@ -83,7 +83,7 @@ def test_while_the_api_server_is_away_the_page_says_so_with_the_age_and_recovers
         source.error = UnavailableError("the API server did not answer GET /api/v1/nodes: timed out")
         page.waits("() => !document.getElementById('problem').hidden")
         assert "did not answer" in page.text("#problem")
-        assert "old" in page.text("#problem")
+        assert "last known state" in page.text("#problem")
         page.waits("() => /^Shown as of \\d+ s ago$/.test(document.getElementById('link').textContent)")
         assert page.page.locator(".chip").count() == 2, "what was shown stays"
         source.error = None

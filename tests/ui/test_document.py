@@ -4,13 +4,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from splitinference.controller.cluster_state.node_metrics import Measured
+from splitinference.controller.cluster_state.figures.node_metrics import Measured
 from splitinference.controller.ports import Sample, Samples
 from splitinference.core.values.cluster import Link, LinkQuality, Network
-from splitinference.ui.document import LONGEST, Document, Scope, difference
-from splitinference.ui.figures import MOST_LINKS, link_items
-from splitinference.ui.history import MOST_DECISIONS, MOST_POINTS, History
-from splitinference.ui.resources import Load
+from splitinference.ui.page.document import LONGEST, Document, Scope, difference
+from splitinference.ui.page.figures import MOST_LINKS, link_items
+from splitinference.ui.page.history import MOST_DECISIONS, MOST_POINTS, History
+from splitinference.ui.page.resources import Load
 from tests.controller.stories import serving, small
 from tests.controller.world import NAMESPACE, World, a_body
 from tests.ui.pages import document_from

@@ -6,8 +6,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from splitinference.settings import Settings
-from splitinference.ui.kube import PageMetrics
-from splitinference.ui.resources import Load
+from splitinference.ui.origins.kube import PageMetrics
+from splitinference.ui.page.resources import Load
 from tests.adapters.serving import Request, Response, serving
 
 

@@ -14,8 +14,8 @@ import requests
 
 from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.ui.access import Identity, ReviewedAccess
-from splitinference.ui.document import Document, Scope
-from splitinference.ui.feed import Feed, Sent, State, message
+from splitinference.ui.origins.feed import Feed, Sent, State, message
+from splitinference.ui.page.document import Document, Scope
 from splitinference.ui.server import Bounds, application
 from tests.controller.stories import serving
 from tests.controller.world import NAMESPACE

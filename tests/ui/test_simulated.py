@@ -2,9 +2,9 @@
 
 import pytest
 
-from splitinference.simulation.synthetic import GENERATORS
-from splitinference.ui.asked import Unanswerable
-from splitinference.ui.simulated import Simulated
+from splitinference.simulation.traces.synthetic import GENERATORS
+from splitinference.ui.origins.simulated import Simulated
+from splitinference.ui.questions.asked import Unanswerable
 from tests.controller.stories import serving
 from tests.ui.pages import document_from
 
@@ -56,7 +56,7 @@ def test_time_passes_by_the_clock(monkeypatch: pytest.MonkeyPatch):
     source = simulated()
     source.speed = 10.0
     now = [source._clock + 6]
-    monkeypatch.setattr("splitinference.ui.simulated.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("splitinference.ui.origins.simulated.time.monotonic", lambda: now[0])
     source.read()
     assert source.seconds == pytest.approx(60)
 

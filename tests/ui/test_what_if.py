@@ -10,11 +10,11 @@ import pytest
 from splitinference.controller.manifests import profile_pod
 from splitinference.core.planner import SolverFailed, SolverProcess
 from splitinference.core.values.result import Limits, TimedOut
-from splitinference.simulation.synthetic import GENERATORS
-from splitinference.ui.asked import Basis, Question, Unanswerable, changed, read_question
-from splitinference.ui.simulated import Simulated
-from splitinference.ui.sources import Recorded
-from splitinference.ui.what_if import Bounds, Busy, WhatIf
+from splitinference.simulation.traces.synthetic import GENERATORS
+from splitinference.ui.origins.simulated import Simulated
+from splitinference.ui.origins.sources import Recorded
+from splitinference.ui.questions.asked import Basis, Question, Unanswerable, changed, read_question
+from splitinference.ui.questions.what_if import Bounds, Busy, WhatIf
 from tests.controller.objects import parsed
 from tests.controller.pretend import SETTINGS
 from tests.controller.stories import serving

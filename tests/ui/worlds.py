@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from splitinference.simulation.synthetic import GENERATORS
-from splitinference.ui.document import Document
-from splitinference.ui.simulated import Simulated
+from splitinference.simulation.traces.synthetic import GENERATORS
+from splitinference.ui.origins.simulated import Simulated
+from splitinference.ui.page.document import Document
 from tests.controller.stories import serving, small
 from tests.controller.world import NAMESPACE, World, a_body
 from tests.ui.pages import document_from

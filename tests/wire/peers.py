@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splitinference_protocol.answers import error
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.frames import YES, greeting
-from splitinference_protocol.operations import check_role
+from splitinference_protocol.wire.answers import error
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.frames import YES, greeting
+from splitinference_protocol.wire.operations import check_role
 from splitinference_segment.peers.identity import Identity
 from splitinference_segment.peers.wire_client import Wire
 from splitinference_segment.peers.wire_server import Bounds, Send, WireServer

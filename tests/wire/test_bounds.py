@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from splitinference_protocol.addresses import listen
-from splitinference_protocol.frames import HEAD, frame
+from splitinference_protocol.wire.frames import HEAD, frame
 from splitinference_segment.peers.identity import Identity
 from splitinference_segment.peers.wire import WireError
 from splitinference_segment.peers.wire_server import InputBudget
@@ -143,8 +143,8 @@ def test_an_idle_connection_is_closed_and_a_client_closes_its_own_before(resourc
 
 
 def test_a_frame_that_is_not_finished_is_given_up(resource: Resource, gateway: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitinference_protocol.frames.FRAME_SECONDS", 0.1)
-    monkeypatch.setattr("splitinference_protocol.frames.SLOWEST", 1 << 40)
+    monkeypatch.setattr("splitinference_protocol.wire.frames.FRAME_SECONDS", 0.1)
+    monkeypatch.setattr("splitinference_protocol.wire.frames.SLOWEST", 1 << 40)
     with bounded(resource, gateway) as world:
         for begun in (b"\x00", frame(1, b"{}", bytes(1000))[:-1], HEAD.pack(1, 10, 1 << 20)):
             connection = world.raw(gateway)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.frames import HEAD, MAGIC, YES, greeting
-from splitinference_protocol.request import Hop
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.frames import HEAD, MAGIC, YES, greeting
+from splitinference_protocol.wire.request import Hop
 from splitinference_segment.peers.hops import Hops
 from splitinference_segment.peers.wire import Sealed, WireError
 from splitinference_segment.peers.wire_client import Wire

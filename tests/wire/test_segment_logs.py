@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.request import Request, TensorMeta
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.request import Request, TensorMeta
 from splitinference_segment import logs
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

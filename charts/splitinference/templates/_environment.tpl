@@ -4,6 +4,7 @@
 - {name: SPLITINFERENCE_OPERATOR_CLASS, value: {{ .Values.operatorClass | quote }}}
 - {name: SPLITINFERENCE_ALLOWED_HOST_PATHS, value: {{ toJson .Values.policy.allowedHostPaths | quote }}}
 - {name: SPLITINFERENCE_ALLOWED_TOLERATIONS, value: {{ toJson .Values.policy.allowedTolerations | quote }}}
+- {name: SPLITINFERENCE_PREEMPTION, value: {{ .Values.policy.preemption | quote }}}
 - {name: SPLITINFERENCE_LEASE, value: {{ printf "%s/%s" .Release.Namespace (include "splitinference.lease" .) | quote }}}
 - {name: SPLITINFERENCE_SEGMENT_IMAGE, value: {{ include "splitinference.image" (dict "image" .Values.images.segment "appVersion" .Chart.AppVersion "global" .Values.global) | quote }}}
 - {name: SPLITINFERENCE_SEGMENT_LLAMA_CPP_IMAGE, value: {{ include "splitinference.image" (dict "image" .Values.images.segmentLlamaCpp "appVersion" .Chart.AppVersion "global" .Values.global) | quote }}}
@@ -49,6 +50,9 @@
 
 {{/* Settings by which nodes, links and models are read. The operator and the page have the same, so that both see the same. */}}
 {{- define "splitinference.readingEnvironment" -}}
+- {name: SPLITINFERENCE_SEGMENT_IMAGES_BY_CLASS, value: {{ include "splitinference.imagesByClass" . | quote }}}
+- {name: SPLITINFERENCE_DEVICE_RULES, value: {{ .Values.devices.rules | toJson | quote }}}
+- {name: SPLITINFERENCE_SEGMENT_DEVICE_HOST_MIB, value: {{ include "splitinference.text" .Values.devices.hostMiB | quote }}}
 - {name: SPLITINFERENCE_OPERATOR_NAMESPACE, value: {{ .Release.Namespace | quote }}}
 - {name: SPLITINFERENCE_NAMESPACES, value: {{ join "," .Values.watchNamespaces | quote }}}
 - {name: SPLITINFERENCE_IMAGE_ARCHITECTURES, value: {{ join "," .Values.images.architectures | quote }}}

@@ -47,6 +47,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ .image.tag | default .appVersion }}{{ end -}}
 {{- end }}
 
+{{/* Images of segments by class of device, as JSON. */}}
+{{- define "splitinference.imagesByClass" -}}
+{{- $found := dict -}}
+{{- range $class, $image := .Values.images.segment.byClass -}}
+{{- $name := include "splitinference.image" (dict "image" $image "appVersion" $.Chart.AppVersion "global" $.Values.global) -}}
+{{- $one := dict "image" $name -}}
+{{- with $image.runtimeClassName }}{{ $_ := set $one "runtimeClassName" . }}{{ end -}}
+{{- $_ := set $found $class $one -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end }}
+
 {{/* Names of pull secrets, with commas: those of the chart and of global.imagePullSecrets, which may be names or {name: …}. */}}
 {{- define "splitinference.pullSecrets" -}}
 {{- $names := list -}}

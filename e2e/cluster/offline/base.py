@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from e2e.cluster.command import pipe, run
-from e2e.cluster.engine import Engine
+from e2e.cluster.machine.engine import Engine
 from e2e.cluster.settings import KIND, OFFLINE_BASE, Settings
 
 SUITE = "trixie"

@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 from e2e.cluster import settings as versions
-from e2e.cluster.capabilities import missing_here, runtime_script
-from e2e.cluster.engine import Engine
-from e2e.cluster.oci import Blobs, Descriptor, Image
+from e2e.cluster.machine.capabilities import missing_here, runtime_script
+from e2e.cluster.machine.engine import Engine
 from e2e.cluster.offline import gobuild
 from e2e.cluster.offline.base import node_base_tag
 from e2e.cluster.settings import Settings
+from e2e.cluster.supplies.oci import Blobs, Descriptor, Image
 
 _HERE = Path(__file__).parent
 _REGISTRY = "registry.k8s.io"

@@ -24,11 +24,11 @@ from splitinference_gateway.answers.reuse_store import Memory
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.pipeline.chain import Chain, Limits
 from splitinference_gateway.pipeline.drafts import Speculation
-from splitinference_gateway.pipeline.failing import Failing
 from splitinference_gateway.pipeline.observed import Observed
 from splitinference_gateway.pipeline.prefixes import Prefixes
+from splitinference_gateway.pipeline.recovery.failing import Failing
 from splitinference_gateway.pipeline.steps import StepClient
-from splitinference_gateway.pipeline.wire_tls import Identity, PrefixKey
+from splitinference_gateway.pipeline.transport.wire_tls import Identity, PrefixKey
 from splitinference_gateway.prompt_reading.prompts import Prompts
 from splitinference_gateway.prompt_reading.reading import check_model
 from splitinference_gateway.routing.configmap_watch import ApiServer, own_namespace, watch_configmap
@@ -112,6 +112,8 @@ class Gateway:
             retry_after=lambda: routes.wakes_in,
         )
         metrics.watch_routes(routes.in_flight, lambda: failing.segments, lambda: routes.lanes)
+        metrics.watch_adapters(lambda: len(routes.adapters), chain.adapters)
+        metrics.kv_usage.set_function(lambda: min(1.0, admission.reserved))
         metrics.longest_gap.set_function(lambda: observed.longest_gap_seconds)
         metrics.wires.set_function(lambda: steps.connections.wires)
         generator = Generator(chain, tokenizer, admission, settings.request_seconds) if tokenizer else None
@@ -123,7 +125,8 @@ class Gateway:
         clients = _clients(settings)
         tracing = Tracing(environment, settings.served_model, settings.namespace) if Tracing.wanted(environment) else None
         with_tokenizer = tokenizer is not None or (signature.kind is Kind.ENCODER and (settings.model_path / "tokenizer.json").is_file())
-        prompts, bodies = Prompts(settings, with_tokenizer, context_tokens), Bodies(settings.body_budget_bytes)
+        prompts = Prompts(settings, with_tokenizer, context_tokens, lambda: routes.adapters)
+        bodies = Bodies(settings.body_budget_bytes)
         return cls(
             settings, tokenizer, routes, steps, failing, observed, metrics, admission, generator, inference, chain, clients, prompts,
             bodies, reuse, tracing,
@@ -136,7 +139,12 @@ class Gateway:
 
     def check_model(self, name: str) -> None:
         """Raise ApiError 404 if clients know the model by another name."""
-        check_model(name, self.settings.served_model)
+        check_model(name, self.settings.served_model, self.routes.adapters)
+
+    def adapter(self, name: str) -> str:
+        """The digest of the adapter that clients know by this name; empty: it is the model's own. ApiError 404: it is neither."""
+        self.check_model(name)
+        return self.routes.adapters.get(name, "") if name != self.settings.served_model else ""
 
     async def guides(self) -> Guides:
         """What guides structured output. The first request of the kind waits until it is made: a second or so."""
@@ -201,7 +209,7 @@ class Gateway:
             self.metrics.keep_revisions({route.revision for route in self.routes.known})
             self.observed.forget(known)
             self.chain.handovers.speeds.forget(known)
-            self.chain.verifier.forget(known)
+            self.chain.verifier.forget(known | self.routes.verifiers)
             self.admission.grant()  # a pipeline that failed may be well again
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -114,6 +115,9 @@ class Metrics:
         )  # fmt: skip
         self.running = Gauge(f"{prefix}running_sequences", "Sequences admitted and not ended.", registry=self.registry)
         self.queue_depth = Gauge(f"{prefix}queue_depth", "Sequences that wait for admission.", registry=self.registry)
+        self.kv_usage = Gauge(
+            f"{prefix}kv_usage", "Share 0 to 1 of the planned KV that running sequences may grow to.", registry=self.registry
+        )
         self.longest_gap = Gauge(
             f"{prefix}longest_token_gap_seconds", "Longest gap between tokens in the last minute.", registry=self.registry
         )
@@ -159,6 +163,40 @@ class Metrics:
     ) -> None:
         """Report what routes, pipelines and stages are at the moment of each scrape: they come and go."""
         self.registry.register(_Routes(in_flight, failing, lanes))
+
+    def watch_adapters(self, number: Callable[[], int], use: "Adapting") -> None:
+        """Report adapters at the moment of each scrape. `number`: of those that can be asked for."""
+        self.registry.register(_Adapters(number, use))
+
+
+class Adapting(Protocol):
+    """Which adapters sequences run with, and which they wait for."""
+
+    @property
+    def changed_at(self) -> float: ...
+    @property
+    def names_running(self) -> tuple[str, ...]: ...
+    @property
+    def names_waiting(self) -> tuple[str, ...]: ...
+
+
+class _Adapters(Collector):
+    """`lora_requests_info` as the model server protocol of the Gateway API Inference Extension has it: one series, whose value is the time
+    of its labels."""
+
+    def __init__(self, number: Callable[[], int], use: Adapting) -> None:
+        self._number, self._use = number, use
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        labels = ["max_lora", "running_lora_adapters", "waiting_lora_adapters"]
+        told = GaugeMetricFamily(
+            "splitinference_gateway_lora_requests_info",
+            "Unix time of the last change of its labels: adapters that can be asked for, those that run, and those that are waited for.",
+            labels=labels,
+        )
+        values = [str(self._number()), ",".join(self._use.names_running), ",".join(self._use.names_waiting)]
+        told.add_metric(values, self._use.changed_at)
+        return [told]
 
 
 class _Routes(Collector):

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from splitinference_protocol.answers import Timing
-from splitinference_protocol.request import Request
+from splitinference_protocol.wire.answers import Timing
+from splitinference_protocol.wire.request import Request
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 STEPS = 64  # of one request that have spans of their own; the rest is summed up in the request's span

@@ -143,7 +143,8 @@ class GatewayReport(Reported):
     """The answer of `GET /internal/routes`, as docs/reference/data-plane.md has it: `GatewayReport.model_validate(response.json())`.
 
     A route that is not in `routes` has nothing in flight; `revision` is None until the gateway has a route. `segments`: sequences in flight
-    by segment of all routes, for people; `queued`: sequences that wait for admission; `held`: those that wait for a first pipeline.
+    by segment of all routes, for people; `queued`: sequences that wait for admission; `held`: those that wait for a first pipeline;
+    `adapters`: sequences by the digest of their adapter (None: not said).
     """
 
     revision: str | None = None
@@ -155,6 +156,7 @@ class GatewayReport(Reported):
     failing: Mapping[str, Failing] = Field(default_factory=dict)
     verification: Verified = Verified()
     filter: Filtered | None = None
+    adapters: Mapping[str, Annotated[int | None, BeforeValidator(_count)]] | None = None
 
     def written(self) -> dict[str, Any]:
         """As JSON; what was not seen is left out, but for the revision."""

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from splitinference_protocol import VERSION
-from splitinference_protocol.request import SEGMENT_NAME, Hop
+from splitinference_protocol.wire.request import ADAPTER_DIGEST, MAX_ADAPTERS, SEGMENT_NAME, Hop
 
 STOPPED = "stopped"
 """Revision of the document without a route."""
@@ -34,7 +34,10 @@ NamedHop = Annotated[Hop, AfterValidator(_named)]
 
 class Check(BaseModel):
     """Segments side by side that one verifier checks, and their witnesses on trusted nodes: the segment before them (None: they begin the
-    model, and the gateway knows the tokens) and the one after them."""
+    model, and the gateway knows the tokens) and the one after them.
+
+    With a `referee` nobody but the witnesses need be trusted: the verifier computes every step on a second node and does not learn what the
+    checked segments gave, a witness compares, and the referee on a third node settles a disagreement."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,6 +45,12 @@ class Check(BaseModel):
     before: NamedHop | None = None
     after: NamedHop
     verifier: NamedHop
+    referee: NamedHop | None = None
+
+    @property
+    def verifiers(self) -> tuple[Hop, ...]:
+        """Who computes the checked layers a second time, and a third."""
+        return (self.verifier, self.referee) if self.referee is not None else (self.verifier,)
 
 
 class Verification(BaseModel):
@@ -54,6 +63,15 @@ class Verification(BaseModel):
     tolerance: float = Field(gt=0, le=1, allow_inf_nan=False)
     checks: tuple[Check, ...] = ()
     distrusted: tuple[str, ...] = ()
+
+
+class NamedAdapter(BaseModel):
+    """An adapter that all segments of the route have: what clients call it, and the digest of its content."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(min_length=1, max_length=128)
+    digest: str = Field(pattern=f"^{ADAPTER_DIGEST.pattern}$")
 
 
 class Sleep(BaseModel):
@@ -77,6 +95,7 @@ class RouteDocument(BaseModel):
     drain_seconds: int | float = Field(default=DRAIN_SECONDS, ge=0, alias="drainSeconds")
     verification: Verification | None = None
     asleep: Sleep | None = None
+    adapters: tuple[NamedAdapter, ...] | None = Field(default=None, max_length=MAX_ADAPTERS)
 
     @model_validator(mode="after")
     def _sleeps_without_pipelines(self) -> Self:
@@ -111,10 +130,10 @@ class RouteDocument(BaseModel):
         return json.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=True)
 
 
-def asleep(wakes_in_seconds: float, hold_seconds: float) -> RouteDocument:
-    """The document while the model is unloaded: requests wait for the first pipeline."""
+def asleep(wakes_in_seconds: float, hold_seconds: float, adapters: tuple[NamedAdapter, ...] | None = None) -> RouteDocument:
+    """The document while the model is unloaded: requests wait for the first pipeline, also those for adapters."""
     sleep = Sleep(wakes_in_seconds=wakes_in_seconds, hold_seconds=hold_seconds)
-    return RouteDocument(revision=ASLEEP, pipelines=(), drain_seconds=DRAIN_SECONDS, asleep=sleep)
+    return RouteDocument(revision=ASLEEP, pipelines=(), drain_seconds=DRAIN_SECONDS, asleep=sleep, adapters=adapters)
 
 
 def withdrawn() -> RouteDocument:

@@ -9,9 +9,9 @@ the one that a step without drafts would have sampled from the same logits (gree
 from collections.abc import Callable
 from dataclasses import replace
 
-from splitinference_protocol import leb128
-from splitinference_protocol.request import Request
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.request import Request
+from splitinference_protocol.wire.sampling import Sampling
 from splitinference_segment.choices import Choice
 
 Choose = Callable[[int, Sampling, int], Choice]

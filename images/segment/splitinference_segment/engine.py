@@ -4,13 +4,13 @@ Queue, batching, wire, hand-over, probes and metrics are the same for all engine
 there are and cut them, and leave the rest to the engine. Engines: torch (torch_engine.py) and llama.cpp (llamacpp/).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from splitinference_protocol.request import Request, TensorMeta
+from splitinference_protocol.wire.request import Request, TensorMeta
+from splitinference_segment.cache.kv import KvEntry, KvStore
 from splitinference_segment.choices import Choice
-from splitinference_segment.kv import KvEntry, KvStore
 from splitinference_segment.verdicts import Verdict
 
 Values = Any
@@ -53,6 +53,7 @@ class Work:
     request: Request
     values: Values
     entry: KvEntry
+    adapter: Any = None  # as the engine holds it; None: the model's own weights alone
 
     @property
     def tokens(self) -> int:
@@ -71,6 +72,26 @@ class Output:
     scored: Sequence[Choice] = ()  # of the tokens that follow the step's, where these were given
 
 
+class Adapters(Protocol):
+    """The adapters that an engine holds, by digest. Called by threads of connections, beside steps that run."""
+
+    @property
+    def budget(self) -> int:
+        """Bytes that they may have together."""
+
+    def held(self) -> Mapping[str, int]:
+        """Bytes of each."""
+
+    def get(self, digest: str) -> Any:
+        """The adapter, for `Work`; None where it is not held. It stays usable for who has it after it was dropped."""
+
+    def load(self, digest: str, content: bytes) -> None:
+        """Take the part of an adapter for these layers, a safetensors file. SegmentError `bad_request`: it does not fit these layers."""
+
+    def drop(self, digest: str) -> None:
+        """Forget one."""
+
+
 class Engine(Protocol):
     """Layers [start, end) of a decoder, loaded: the embedding is layer 0, the blocks 1..N, norm and head layer N + 1."""
 
@@ -82,6 +103,10 @@ class Engine(Protocol):
     first_block: int
     is_first: bool
     is_last: bool
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """Those that it holds; None where it can hold none."""
 
     @property
     def arrays(self) -> Arrays:

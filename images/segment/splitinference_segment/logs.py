@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from typing import IO, Any, TextIO
 
 from splitinference_protocol import log_lines
-from splitinference_protocol.errors import SegmentError
-from splitinference_protocol.request import Request
+from splitinference_protocol.wire.errors import SegmentError
+from splitinference_protocol.wire.request import Request
 
 _EXTRA = ("segment", "sequence", "tokens", "position", "code")
 _LEVELS = {"I": "INFO", "W": "WARNING", "E": "ERROR", "F": "CRITICAL"}

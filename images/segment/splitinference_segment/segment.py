@@ -6,30 +6,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from splitinference_protocol import answers, leb128
-from splitinference_protocol import meta as protocol
-from splitinference_protocol.answers import Timing
-from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, WRONG_SEGMENT, SegmentError
-from splitinference_protocol.frames import MOST_ANSWER
-from splitinference_protocol.operations import INPUT, LOCAL, OUTPUT, check_role
-from splitinference_protocol.request import Hop, Request, TensorMeta
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire import meta as protocol
+from splitinference_protocol.wire.answers import Timing
+from splitinference_protocol.wire.errors import BAD_REQUEST, DEADLINE_EXCEEDED, INTERNAL, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.wire.operations import BESIDE, INPUT, LOCAL, OUTPUT, check_role
+from splitinference_protocol.wire.request import Hop, Request, TensorMeta
+from splitinference_segment.adapter_parts import AdapterParts
+from splitinference_segment.beside import Beside
+from splitinference_segment.cache.kv import KvLimits, KvTable
+from splitinference_segment.cache.kv_transfer import KvTransfer
 from splitinference_segment.engine import Arrays, Engine, Values
-from splitinference_segment.execution import Execution, Result, Step
-from splitinference_segment.kv import KvLimits, KvTable
-from splitinference_segment.kv_transfer import KvTransfer
 from splitinference_segment.logs import RequestLog
 from splitinference_segment.peers.hops import Hops, Reply, address_of
 from splitinference_segment.peers.identity import Identity
 from splitinference_segment.peers.links import Links
 from splitinference_segment.peers.wire_server import Bounds, WireServer
-from splitinference_segment.recording import Recorder
-from splitinference_segment.settings import DTYPE_BYTES, Settings
+from splitinference_segment.request_checks import bounds_of, check_drafts, check_sampling, most_answer
+from splitinference_segment.settings import Settings
+from splitinference_segment.steps.execution import Execution, Result, Step
+from splitinference_segment.steps.recording import Recorder
 
 MODEL_NAME = re.compile(r"seg-(?P<digest>[0-9a-f]+)-(?P<start>\d+)-(?P<end>\d+)")
 
-LEAST_FRAME = 64 << 10
-META_PER_TOKEN = 6  # of the longest context: names of blocks, and ids and counts of tokens so far
-MOST_OUTPUTS = 512 << 20
 
 Send = Callable[[bytes, bytes], None]  # META and DATA of the one answer
 
@@ -67,6 +66,17 @@ class Segment:
         self._log = RequestLog(settings.segment)
         self._totals = Totals()
         self._recorder = Recorder(self._arrays)
+        self._beside = Beside(
+            settings,
+            engine,
+            self._arrays,
+            self._recorder,
+            meters,
+            values=self._values,
+            submit=self._execution.submit,
+            fail=self._fail,
+        )
+        self.adapters = AdapterParts(getattr(engine, "adapters", None))
         self._wire = WireServer(
             settings.wire_port,
             settings.model_name,
@@ -99,10 +109,10 @@ class Segment:
                     self._transfer.handle(request, send, lambda failure: self._fail(failure, send))
                 case "probe":
                     self._probe(request, received_at, send)
-                case "record" | "recorded":
-                    self._record(request, send)
-                case "verify":
-                    self._verify(request, data, received_at, send)
+                case op if op in BESIDE:
+                    self._beside.handle(request, data, received_at, send)
+                case "adapter_load" | "adapters":
+                    send(answers.answer({"ok": True, **self.adapters.handle(request, data, received_at)}), b"")
                 case _:
                     send(answers.answer(self._stats()), b"")
         except SegmentError as failure:
@@ -149,6 +159,7 @@ class Segment:
         if self._engine.is_last:
             check_sampling(request, self._engine.vocabulary)
         check_drafts(request, values if self._engine.is_first else None)
+        adapter = self.adapters.get(request.adapter) if request.adapter else None
         self._recorder.add(request.sequence, INPUT, request.position, values, received_at)
 
         def done(result: Result | SegmentError) -> None:
@@ -158,7 +169,7 @@ class Segment:
                 self._after_step(request, result, received_at, send)
                 self._count(request, values.shape[0], result)  # when the next stage has the step
 
-        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
+        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done, adapter))
 
     def _infer(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
         raise SegmentError(WRONG_SEGMENT, "this model's layers keep sequences: they take steps")
@@ -308,39 +319,6 @@ class Segment:
             address_of(hop.segment, self._settings)
         self._forward(request, None, b"", received_at=received_at, timing=self._timing(), send=send)
 
-    def _record(self, request: Request, send: Send) -> None:
-        """Keep what a sequence sends or receives here; or give it to the gateway."""
-        now = time.monotonic()
-        if request.op == "record":
-            self._recorder.begin(request.sequence, request.side, now)
-            send(answers.answer({"ok": True}), b"")
-            return
-        rows = self._recorder.take(request.sequence, request.side, request.position, request.tokens, last=request.last, now=now)
-        tensor = {"dtype": self._arrays.name(rows), "shape": list(rows.shape)}
-        send(answers.answer({"ok": True, "tensor": tensor}), self._arrays.data(rows, "none"))
-
-    def _verify(self, request: Request, data: memoryview, received_at: float, send: Send) -> None:
-        """Run a step that ran elsewhere, and say how far its output is from ours. DATA: its input, then its output [tokens, hidden]."""
-        engine = self._engine
-        if engine.is_last:
-            raise SegmentError(WRONG_SEGMENT, "a verifier's layers end before the head: there is no output to compare")
-        if request.tensor is None or request.tensor.encoding != "none":
-            raise SegmentError(BAD_REQUEST, "verify needs a tensor that is not encoded")
-        values = self._values(request, data[: request.tensor.byte_size])
-        claimed = TensorMeta(self._settings.dtype, (request.tensor.tokens, engine.hidden))
-        received = self._arrays.received(claimed, data[request.tensor.byte_size :])
-
-        def done(result: Result | SegmentError) -> None:
-            if isinstance(result, SegmentError):
-                self._fail(result, send)
-            elif result.hidden is not None:
-                found = self._arrays.verdict(result.hidden, received, request.position)
-                self._meters.add("verified_tokens_total", found.tokens)
-                fields = {"tokens": found.tokens, "mean": found.mean, "worst": found.worst, "worst_at": found.worst_at}
-                send(answers.answer({"ok": True, **fields}), b"")
-
-        self._execution.submit(Step(request, values, received_at, received_at + request.deadline_ms / 1e3, done))
-
     def _probe(self, request: Request, received_at: float, send: Send) -> None:
         def done(result: Result | SegmentError) -> None:
             if isinstance(result, SegmentError):
@@ -354,51 +332,6 @@ class Segment:
 
         probe = Request(op="probe", sample=True, deadline_ms=request.deadline_ms)
         self._execution.submit(Step(probe, self._engine.example(), received_at, received_at + request.deadline_ms / 1e3, done))
-
-
-def bounds_of(settings: Settings, hidden: int) -> Bounds:
-    """What a peer may send at most: a step of the most tokens that are taken at once, and META with the names of all its blocks."""
-    tokens = min(settings.max_step_tokens, settings.max_context_tokens)
-    data = LEAST_FRAME + tokens * max(hidden * DTYPE_BYTES[settings.dtype], 2 * 8)  # int64: ids, and types of an encoder
-    return bounds(settings, data)
-
-
-def bounds(settings: Settings, data: int) -> Bounds:
-    """The same with so many bytes of DATA."""
-    return Bounds(meta=LEAST_FRAME + META_PER_TOKEN * settings.max_context_tokens, data=data, input=max(4 * data, 64 << 20))
-
-
-def check_sampling(request: Request, vocabulary: int) -> None:
-    """Raise SegmentError `bad_request` for token ids that the model does not have: before the step waits with others."""
-    try:
-        if request.sample:
-            request.sampling.check(vocabulary)
-        if request.targets:
-            targets, tokens = leb128.numbers(request.targets), request.tensor.tokens if request.tensor else 0
-            if len(targets) > tokens:
-                raise ValueError(f"targets: {len(targets)} tokens follow on {tokens}")
-            if (wrong := next((token for token in targets if token >= vocabulary), None)) is not None:
-                raise ValueError(f"targets: token id {wrong} is not in the model's vocabulary of {vocabulary}")
-    except ValueError as error:
-        raise SegmentError(BAD_REQUEST, str(error)) from None
-
-
-def check_drafts(request: Request, ids: Values | None) -> None:
-    """Raise SegmentError `bad_request` for drafts that cannot be of this step, or are not the last of its token ids (first segment)."""
-    if not (drafts := request.drafts):
-        return
-    tokens = request.tensor.tokens if request.tensor else 0
-    if not request.sample or request.logits or request.targets:
-        raise SegmentError(BAD_REQUEST, "a step with drafts samples: it gives neither logits nor scores of given tokens")
-    if len(drafts) >= tokens:
-        raise SegmentError(BAD_REQUEST, f"{len(drafts)} drafts need a token before them, the step has {tokens} tokens")
-    if ids is not None and ids[-len(drafts) :].tolist() != list(drafts):
-        raise SegmentError(BAD_REQUEST, "the drafts are not the step's last tokens")
-
-
-def most_answer(request: Request) -> int:
-    """Bytes of DATA that the answer to a request can have: outputs of a model, or next to nothing."""
-    return MOST_OUTPUTS if request.logits or request.op == "infer" else MOST_ANSWER
 
 
 def outputs_meta(outputs: Mapping[str, Values]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from splitinference_protocol.request import ENCODINGS, SEGMENT_NAME
-from splitinference_segment.peers.identity import SPIFFE_ID
+from splitinference_protocol.wire.request import ENCODINGS, SEGMENT_NAME
 
+SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,253}/ns/[a-z0-9-]{1,63}/si/[a-z0-9.-]{1,253}")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DTYPES = tuple(DTYPE_BYTES)
 WEIGHTS = ("stored", "packed")
@@ -31,6 +31,7 @@ class Settings:
     end: int
     engine: str = ENGINES[0]  # what computes: torch reads safetensors, llamacpp reads GGUF files
     node: str = ""  # where it runs; links are told of by nodes
+    device: str = ""  # class of the device that its pod holds, such as cuda; cpu: the CPU; empty: a GPU where there is one
     dtype: str = "bfloat16"
     max_context_tokens: int = 2048
     max_sequences: int = 8
@@ -51,6 +52,7 @@ class Settings:
     identity: str = ""  # of the resource: a SPIFFE ID without the role
     model_digest: str = ""  # what the model's content must be; empty: not known
     digests_file: Path = Path()  # the list of digests that has it as its root
+    adapter_bytes: int = 0  # memory for adapters; 0: none can be loaded
     max_step_tokens: int = 8192  # of one request: with the width of hidden states this bounds a frame
     peer_addresses: Mapping[str, str] = field(default_factory=dict)
     backends: Path = Path("/opt/triton/backends")
@@ -70,6 +72,7 @@ class Settings:
             end=end,
             engine=read.choice("SI_ENGINE", ENGINES, defaults.engine),
             node=read.text("SI_NODE", ""),
+            device=read.text("SI_DEVICE", ""),
             dtype=read.choice("SI_DTYPE", DTYPES, defaults.dtype),
             max_context_tokens=read.integer("SI_MAX_CONTEXT_TOKENS", defaults.max_context_tokens, 1),
             max_sequences=read.integer("SI_MAX_SEQUENCES", defaults.max_sequences, 1),
@@ -90,6 +93,7 @@ class Settings:
             identity=identity,
             model_digest=read.text("SI_MODEL_DIGEST", ""),
             digests_file=Path(read.text("SI_DIGESTS_FILE")) if read.text("SI_MODEL_DIGEST", "") else Path(),
+            adapter_bytes=read.integer("SI_ADAPTER_BYTES", defaults.adapter_bytes, 0),
             max_step_tokens=read.integer("SI_MAX_STEP_TOKENS", defaults.max_step_tokens, 1),
             peer_addresses=read.addresses("SI_PEER_ADDRESSES"),
             backends=Path(read.text("SI_TRITON_BACKENDS", str(defaults.backends))),

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, OVERLOADED, SegmentError
-from splitinference_protocol.pooling import SENTENCE_EMBEDDING, Pooling
-from splitinference_segment.execution import MAX_WAITING
+from splitinference_protocol.wire.errors import BAD_REQUEST, DEADLINE_EXCEEDED, FAILED_INSIDE, INTERNAL, OVERLOADED, SegmentError
+from splitinference_protocol.wire.pooling import SENTENCE_EMBEDDING, Pooling
+from splitinference_segment.steps.execution import MAX_WAITING
 from splitinference_segment.torch_models.stateless import Stateless
 from splitinference_segment.torch_ops.pooling import pooled
 

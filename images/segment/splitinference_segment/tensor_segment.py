@@ -3,12 +3,13 @@
 import time
 from typing import Any, cast
 
-from splitinference_protocol import answers
-from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
-from splitinference_protocol.request import ENCODINGS, Request
+from splitinference_protocol.wire import answers
+from splitinference_protocol.wire.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.wire.request import ENCODINGS, Request
 from splitinference_segment.engine import Engine
 from splitinference_segment.peers.wire_server import Bounds
-from splitinference_segment.segment import Counting, Segment, Send, bounds, bounds_of, outputs_data, outputs_meta
+from splitinference_segment.request_checks import bounds, bounds_of
+from splitinference_segment.segment import Counting, Segment, Send, outputs_data, outputs_meta
 from splitinference_segment.settings import Settings
 from splitinference_segment.tensor_execution import TensorExecution, TensorResult, TensorStep
 from splitinference_segment.torch_models.stateless import Stateless

@@ -17,8 +17,8 @@ from splitinference.core.model_files.config import profile_from_model
 from splitinference.core.model_files.safetensors import with_content
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
-from splitinference_modelfiles.digests import MISMATCH
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.stored.digests import MISMATCH
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 _MIB = 2**20
 _MOST_PROFILES = 64

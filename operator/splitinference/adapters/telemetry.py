@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from splitinference.controller.api.spec_value import parse_duration
+from splitinference.controller.api.sections.spec_value import parse_duration
 from splitinference.controller.ports import Manifest, RefusedError, UnavailableError
 from splitinference.controller.runtime.workqueue import Key, Pass
 from splitinference.core.decide.base.validated_solver import Solve

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from splitinference_modelfiles.digests import folder_digests
-from splitinference_modelfiles.folder import tensor_tables
+from splitinference_modelfiles.stored.digests import folder_digests
+from splitinference_modelfiles.stored.folder import tensor_tables
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:

@@ -10,14 +10,14 @@ from splitinference import __version__
 from splitinference.cli.lazy import LazyGroup, Verb
 
 VERBS = {
-    "status": Verb("what serves, drawn: pipelines, nodes, links, and what moves", "status"),
-    "explain": Verb("why here, why not there, why now, why not", "explain"),
-    "history": Verb("the last ten decisions and why", "history"),
-    "diff": Verb("what serves beside what is proposed, or what it moves to", "diff"),
-    "approve": Verb("adopt the plan that is proposed in mode Advisory", "answer:approve"),
-    "reject": Verb("do not adopt the proposed plan", "answer:reject"),
-    "drain": Verb("move all segments away from a node; --undo takes it back", "drain"),
-    "logs": Verb("logs of all segments and the gateway, merged", "logs"),
+    "status": Verb("what serves, drawn: pipelines, nodes, links, and what moves", "live.status"),
+    "explain": Verb("why here, why not there, why now, why not", "live.explain"),
+    "history": Verb("the last ten decisions and why", "live.history"),
+    "diff": Verb("what serves beside what is proposed, or what it moves to", "live.diff"),
+    "approve": Verb("adopt the plan that is proposed in mode Advisory", "live.answer:approve"),
+    "reject": Verb("do not adopt the proposed plan", "live.answer:reject"),
+    "drain": Verb("move all segments away from a node; --undo takes it back", "live.drain"),
+    "logs": Verb("logs of all segments and the gateway, merged", "live.logs"),
     "doctor": Verb("what is missing, and the command that fixes it", "doctor"),
     "ui": Verb("a page with nodes, pipelines and decisions, in your browser (changes nothing)", "ui", argparse=True),
     "plan": Verb("what the planner would do, and why (changes nothing)", "plan.arguments", argparse=True),
@@ -26,6 +26,7 @@ VERBS = {
     "calibrate": Verb("the cost model's error on observed stage times, and factors", "calibrate", argparse=True),
     "filter": Verb("train a filter that skips inputs of a generic chain, or measure one", "filter.verbs", argparse=True),
     "digest": Verb("the digest of a model's folder, for spec.model.digest", "digest", argparse=True),
+    "encrypt-model": Verb("encrypt a model's weights for pods that get the key from a key broker", "encrypt_model", argparse=True),
     "completion": Verb("shell completion for bash, zsh and fish", "completion"),
 }
 """Every verb with its help and its module. Those with `argparse` take their arguments by argparse, as they did before click."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from splitinference.simulation.report import Report
-    from splitinference.simulation.trace import Trace
+    from splitinference.simulation.results.report import Report
+    from splitinference.simulation.traces.trace import Trace
 
 POLICIES = ("static", "adaptive", "edgeshard-static", "greedy-reactive")
 TRACES = ("mec-day-night", "v2x-bursts", "industrial-failures", "utilization-step", "utilization-oscillation", "quiet")
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"simulate: simpy is missing; {_EXTRA}", file=sys.stderr)
         return 2
     from splitinference.simulation.operator_pass import NoPlanError
-    from splitinference.simulation.trace_file import TraceError
+    from splitinference.simulation.traces.trace_file import TraceError
 
     try:
         names = _policies(args.policy)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(trace, reports)
     if args.picture is not None:
-        from splitinference.simulation.picture import draw
+        from splitinference.simulation.results.picture import draw
 
         try:
             draw(trace, reports, args.picture)
@@ -125,8 +125,8 @@ def _check_picture(path: Path | None) -> None:
 
 
 def _trace(args: argparse.Namespace) -> "Trace":
-    from splitinference.simulation.synthetic import GENERATORS
-    from splitinference.simulation.trace_file import read_trace, write_trace
+    from splitinference.simulation.traces.synthetic import GENERATORS
+    from splitinference.simulation.traces.trace_file import read_trace, write_trace
 
     generator = GENERATORS.get(args.trace)
     if generator is None:
@@ -163,7 +163,7 @@ def _print(trace: "Trace", reports: "list[Report]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from splitinference.simulation.table import FURTHER_ROWS, MAIN_ROWS, cells
+    from splitinference.simulation.results.table import FURTHER_ROWS, MAIN_ROWS, cells
 
     title = f"{trace.name}: {len(trace.problem.snapshot.nodes)} nodes, {trace.duration_s / 3600:g} h, {reports[0].requests} requests"
     table = Table(title=title, title_justify="left", title_style="bold")

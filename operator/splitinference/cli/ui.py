@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from splitinference.ui.sources import Source
+    from splitinference.ui.origins.sources import Source
 
 MOST_BYTES = 512 * 2**20
 
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from functools import partial
 
     from splitinference.controller.ports import UnavailableError
+    from splitinference.ui.questions.what_if import Bounds
     from splitinference.ui.run import Listen, serve, tell_and_open
-    from splitinference.ui.what_if import Bounds
 
     try:
         source = _source(args)
@@ -79,11 +79,11 @@ def _source(args: argparse.Namespace) -> "Source":
     except CatalogueError as error:
         raise _Unusable(f"--catalogue: {error}") from error
     if args.recorded is not None:
-        from splitinference.ui.sources import Recorded
+        from splitinference.ui.origins.sources import Recorded
 
         return Recorded(_items(args.recorded), settings)
     from splitinference.adapters.kubernetes.client import connect, current_namespace
-    from splitinference.ui.kube import LiveCluster
+    from splitinference.ui.origins.kube import LiveCluster
 
     return LiveCluster(connect(args.kubeconfig), settings, (args.namespace,) if args.namespace else (), current_namespace(args.kubeconfig))
 
@@ -94,9 +94,9 @@ def _simulated(args: argparse.Namespace) -> "Source":
     if importlib.util.find_spec("simpy") is None:
         raise _Unusable("simpy is missing; pip install 'splitinference[simulate]'")
     from splitinference.simulation.operator_pass import NoPlanError
-    from splitinference.simulation.synthetic import GENERATORS
-    from splitinference.simulation.trace_file import TraceError, read_trace
-    from splitinference.ui.simulated import Simulated
+    from splitinference.simulation.traces.synthetic import GENERATORS
+    from splitinference.simulation.traces.trace_file import TraceError, read_trace
+    from splitinference.ui.origins.simulated import Simulated
 
     generator = GENERATORS.get(args.simulate)
     try:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from splitinference.core.values.value import Value
-from splitinference_protocol.operations import GATEWAY, OPERATOR, SEGMENT
+from splitinference_protocol.wire.operations import GATEWAY, LOADER, OPERATOR, SEGMENT
 
 TLS_FOLDER = "/var/run/splitinference/tls"
 
@@ -25,6 +25,7 @@ class Role(StrEnum):
     GATEWAY = GATEWAY
     SEGMENT = SEGMENT
     OPERATOR = OPERATOR
+    LOADER = LOADER
 
 
 class Owner(Value):

@@ -9,7 +9,7 @@ Objects of the cluster are plain Kubernetes JSON (`Manifest`, camelCase, as the 
 - **Every write may run twice**: applying what is there and deleting what is gone are success.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,12 +17,14 @@ from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field
 
+from splitinference.controller.api.adapter_spec import AdapterSpec
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import Authority, Owner
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Profile
 from splitinference.core.values.value import Value
 from splitinference_protocol.report import GatewayReport
+from splitinference_protocol.wire.request import Hop
 
 Manifest = Mapping[str, Any]
 Generation = tuple[int, ...]
@@ -123,11 +125,20 @@ class Sample:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+class Unusable(Value):
+    """A series that is not used. `labels` tell whom it is about and who says so, `why` the reason, in words."""
+
+    labels: Mapping[str, str]
+    why: str
+
+
 class Samples(Value):
     """One query's answer by name. `problem` says why there is no answer at all, and `reason` so in one word, for a condition; `notes` what
-    was odd in it (several series for one name: the name is then left out)."""
+    was odd in it (several series for one name: the name is then left out); `unusable` what was odd in series that have labels: whether that
+    matters depends on whom they are about."""
 
     by_name: Mapping[str, Sample] = Field(default_factory=dict)
+    unusable: tuple[Unusable, ...] = ()
     problem: str = ""
     reason: str = ""
     notes: tuple[str, ...] = ()
@@ -208,6 +219,11 @@ class Segments(Protocol):
     def prove(self, owner: Owner, segment: str, model: str, pod_ip: str) -> Proof:
         """Run one token through this segment's own layers. Not ok on any error or after the adapter's time limit (about 2 s)."""
 
+    def adapters(
+        self, owner: Owner, segment: str, model: str, pod_ip: str, keep: Collection[str] | None = None
+    ) -> Mapping[str, int] | None:
+        """Bytes of each adapter that this segment holds, by digest. `keep`: it drops all others. None when it does not say."""
+
 
 # --- the model -----------------------------------------------------------------------------------------------------------------------
 
@@ -249,13 +265,27 @@ class Builder(Protocol):
     """Manifests (controller/manifests/segment.py implements this; pure)."""
 
     def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
-        """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit."""
+        """Pod and Service of one segment. `memory_bytes` is the plan's demand (weights, KV, runtime, margin): request and limit, or what is
+        taken of its device's memory where it is on one."""
 
     def verifier(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of a verifier: the same as a segment, but no part of any route."""
 
     def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
         """A pod that brings the segment's files into its node's cache and ends; None where there is nothing to be brought."""
+
+    def adapter_loader(
+        self,
+        resource: Resource,
+        adapter: AdapterSpec,
+        source: str,
+        *,
+        targets: Sequence[Hop],
+        nodes: Collection[str],
+        blocks: int,
+        again: int,
+    ) -> Manifest:
+        """A pod that gives an adapter to these segments and ends. `nodes`: where a folder of nodes may be read; `again`: tries before."""
 
     def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """ServiceAccount, Role, RoleBinding, Deployment, Service of the gateway; applied at every change."""

@@ -6,7 +6,8 @@ A script may import from its siblings and from `splitinference_modelfiles` by na
 import re
 from importlib.resources import files
 
-_IMPORT = re.compile(r"^from (splitinference\.inpod|splitinference_modelfiles)\.(\w+) import (?:\([^)]*\)|[^\n(]*)\n", re.MULTILINE)
+_MODULE = r"(splitinference\.inpod|splitinference_modelfiles(?:\.\w+)*)\.(\w+)"
+_IMPORT = re.compile(rf"^from {_MODULE} import (?:\([^)]*\)|[^\n(]*)\n", re.MULTILINE)
 
 
 def script(name: str) -> str:

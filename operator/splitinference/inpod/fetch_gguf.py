@@ -34,8 +34,8 @@ from splitinference.inpod.hub_client import (
 from splitinference.inpod.hub_gguf import hub_reader
 from splitinference.inpod.model_cache import GIB, blob_path, make_room, place
 from splitinference.inpod.packed import complain
-from splitinference_modelfiles.gguf import GgufFile, GgufModel, choose_gguf, joined_gguf, read_gguf_with_header
-from splitinference_modelfiles.gguf_models import layers_of_tensor
+from splitinference_modelfiles.gguf_files.gguf import GgufFile, GgufModel, choose_gguf, joined_gguf, read_gguf_with_header
+from splitinference_modelfiles.gguf_files.gguf_models import layers_of_tensor
 
 LARGEST_GAP = 1 << 16
 """Bytes between two tensors that are fetched with them rather than by another request."""

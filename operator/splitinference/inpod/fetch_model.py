@@ -5,7 +5,7 @@ A file that is there is kept if it has the digest that the hub states, and fetch
 finished one has that digest too. Whoever may not have the model's files gets none, though the node has them already.
 Files appear under their names only when whole, so pods that share a cache folder on a node do not see halves.
 
-Usage: fetch_model.py <endpoint> <repository> <revision> <folder> <start:end/count of layers, or `none` for no weights>
+Usage: fetch_model.py <endpoint> <repository> <revision> <folder> <start:end/count of layers, `none` for no weights, or `adapter`>
        [<folder of the node's cache> <GiB that it may have; 0: any number>].
 Token: HF_TOKEN. What is wrong goes to stderr in one line, exit 1.
 """
@@ -33,7 +33,7 @@ from splitinference.inpod.hub_client import (
 )
 from splitinference.inpod.model_cache import GIB, adopt, blob_path, make_room, place
 from splitinference.inpod.packed import complain
-from splitinference_modelfiles.headers import INDEX, check_named, parse_index, weight_files
+from splitinference_modelfiles.stored.headers import INDEX, check_named, parse_index, weight_files
 
 SMALL = (".json", ".txt", ".model", ".jinja")
 WEIGHTS = ".safetensors"
@@ -42,6 +42,7 @@ EMBEDDINGS = re.compile(r"(?:embed_tokens|wte|wpe)\.weight$|(?:^|\.)embeddings\.
 CHAIN = re.compile(r"^(\d+)\.")
 POOLING = re.compile(r"\d{1,2}_[A-Za-z]{1,40}/config\.json")
 """Of sentence-transformers: how the hidden states of a text's tokens become one vector."""
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SMALL_LIMIT = 128 * 2**20
 """The largest tokenizer.json known has a third of this."""
 
@@ -157,12 +158,25 @@ def fetch_weights(of: Repository, weights: list[str], folder: str, files: Files,
         patiently(fetch, of.url(path), of.token, inside(folder, path), files[path])
 
 
+def fetch_adapter(of: Repository, folder: str, files: Files) -> None:
+    """Fetch an adapter in PEFT's format. OSError, ValueError: it could not be had."""
+    for path in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if path not in files:
+            raise ValueError(f"it has no {path}: an adapter in PEFT's format has {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}")
+    for path in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        patiently(fetch, of.url(path), of.token, inside(folder, path), files[path])
+
+
 def main(endpoint: str, repository: str, revision: str, folder: str, layers: str, *cached: str) -> int:
     """Fetch what is needed into `folder`; return the exit status. `cached`: the folder of the node's cache and its limit, or nothing."""
     try:
         token = token_of_the_environment()
         commit, files = patiently(listing, endpoint, repository, revision, token)
         base = f"{endpoint}/{repository}/resolve/{commit}/"
+        if layers == "adapter":
+            fetch_adapter(Repository(base, token), folder, files)
+            print(f"{repository} at {commit}: an adapter")
+            return 0
         wanted = [path for path in files if path.endswith(SMALL) and "/" not in path]
         wanted += [path for path in files if wanted and POOLING.fullmatch(path)]
         if not wanted:

@@ -3,8 +3,8 @@
 import urllib.parse
 
 from splitinference.inpod.hub_client import Files, check_access, patiently, range_of
-from splitinference_modelfiles.gguf import GgufFile, GgufModel, Reader, choose_gguf, joined_gguf, read_gguf
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.gguf_files.gguf import GgufFile, GgufModel, Reader, choose_gguf, joined_gguf, read_gguf
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 
 def hub_reader(url: str, token: str) -> Reader:

@@ -32,10 +32,19 @@ from splitinference.inpod.hub_client import (
 )
 from splitinference.inpod.hub_gguf import hub_gguf
 from splitinference.inpod.packed import complain, hand_over
-from splitinference_modelfiles.digests import CONFIG_MEMBER, MISMATCH, file_digest, listed, places, started
-from splitinference_modelfiles.folder import CONFIG_LIMIT, INDEX_LIMIT, MOST_NAMES, TABLES_LIMIT
-from splitinference_modelfiles.gguf_folder import WhatIsAsked, described
-from splitinference_modelfiles.headers import INDEX, TensorInfo, check_named, header_length, joined, parse_header, parse_index, weight_files
+from splitinference_modelfiles.gguf_files.gguf_folder import WhatIsAsked, described
+from splitinference_modelfiles.stored.digests import CONFIG_MEMBER, MISMATCH, file_digest, listed, places, started
+from splitinference_modelfiles.stored.folder import CONFIG_LIMIT, INDEX_LIMIT, MOST_NAMES, TABLES_LIMIT
+from splitinference_modelfiles.stored.headers import (
+    INDEX,
+    TensorInfo,
+    check_named,
+    header_length,
+    joined,
+    parse_header,
+    parse_index,
+    weight_files,
+)
 
 FIRST_BYTES = 1 << 18
 NOTHING_ASKED = WhatIsAsked()

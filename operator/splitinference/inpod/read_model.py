@@ -2,7 +2,7 @@
 
 Runs in a pod on a node that has the folder; the operator reads the pod's log. The output is packed (packed.py):
 `{"config": {...}, "tensors": {name: [dtype, shape, bytes]}, "files": [name], "content": {...}}`. What is wrong goes to stderr in one line,
-exit 1. `content` has the digests of all tensors (splitinference_modelfiles/digests.py), if they could be read in time.
+exit 1. `content` has the digests of all tensors (splitinference_modelfiles/stored/digests.py), if they could be read in time.
 
 Usage: read_model.py <folder> <what users call it> <seconds for digests> [<digest that the model must have, or empty> [<engine> [<file>]]]
 """
@@ -10,9 +10,9 @@ Usage: read_model.py <folder> <what users call it> <seconds for digests> [<diges
 import sys
 
 from splitinference.inpod.packed import complain, hand_over
-from splitinference_modelfiles.digests import MISMATCH, Digests, folder_digests
-from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
-from splitinference_modelfiles.gguf_folder import WhatIsAsked, described, gguf_model, gguf_names
+from splitinference_modelfiles.gguf_files.gguf_folder import WhatIsAsked, described, gguf_model, gguf_names
+from splitinference_modelfiles.stored.digests import MISMATCH, Digests, folder_digests
+from splitinference_modelfiles.stored.folder import CONFIG, file_names, read_json, tensor_tables
 
 
 def checked(found: Digests | None, expected: str) -> dict[str, object] | None:

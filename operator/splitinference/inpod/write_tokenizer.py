@@ -14,10 +14,10 @@ from typing import Any
 from splitinference.inpod.hub_client import FAULTS, in_words, listing, patiently, token_of_the_environment
 from splitinference.inpod.hub_gguf import hub_gguf
 from splitinference.inpod.packed import complain
-from splitinference_modelfiles.gguf import GgufModel
-from splitinference_modelfiles.gguf_folder import described, gguf_model, gguf_names
-from splitinference_modelfiles.gguf_models import gguf_sizes
-from splitinference_modelfiles.gguf_tokenizer import tokenizer_files
+from splitinference_modelfiles.gguf_files.gguf import GgufModel
+from splitinference_modelfiles.gguf_files.gguf_folder import described, gguf_model, gguf_names
+from splitinference_modelfiles.gguf_files.gguf_models import gguf_sizes
+from splitinference_modelfiles.gguf_files.gguf_tokenizer import tokenizer_files
 
 
 def gateway_files(model: GgufModel) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Self
 from pydantic import model_validator
 from pydantic_settings import SettingsConfigDict
 
-from splitinference.settings.access import IdentitySettings, PermissionSettings
+from splitinference.settings.access import IdentitySettings, PermissionSettings, PreemptionScope
+from splitinference.settings.devices import DeviceSettings
 from splitinference.settings.models import ModelSettings
 from splitinference.settings.nodes import MeasuringSettings, NodeDefaults
 from splitinference.settings.passes import PassSettings
@@ -17,7 +18,7 @@ from splitinference.settings.process import LeadershipSettings, ProcessSettings
 from splitinference.settings.prometheus import PrometheusSettings, QuerySet
 from splitinference.settings.values import AllowedToleration, LabelSelector
 
-__all__ = ["AllowedToleration", "LabelSelector", "QuerySet", "Settings"]
+__all__ = ["AllowedToleration", "LabelSelector", "PreemptionScope", "QuerySet", "Settings"]
 
 
 class Settings(
@@ -30,6 +31,7 @@ class Settings(
     PrometheusSettings,
     ModelSettings,
     IdentitySettings,
+    DeviceSettings,
     PodSettings,
     PassSettings,
 ):

@@ -1,5 +1,7 @@
 """Settings of identities and network policies, and of what resources may ask for."""
 
+from enum import StrEnum
+
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
@@ -38,13 +40,30 @@ class IdentitySettings(BaseSettings):
     )
 
 
+class PreemptionScope(StrEnum):
+    """Which resources of a lower priority may have to give way."""
+
+    NAMESPACE = "Namespace"
+    CLUSTER = "Cluster"
+    NEVER = "Never"
+
+
 class PermissionSettings(BaseSettings):
     """What resources may ask for."""
+
+    preemption: PreemptionScope = Field(
+        default=PreemptionScope.NAMESPACE,
+        description=(
+            "Which resources of a lower `spec.priority` may have to give their memory away: those of the same namespace (`Namespace`), "
+            "of all namespaces (`Cluster`), or none (`Never`). With `Cluster`, who may write SplitInferences anywhere can displace others' "
+            "models."
+        ),
+    )
 
     allowed_host_paths: tuple[str, ...] = Field(
         default=(),
         description=(
-            "Folders of nodes that resources may mount (`spec.model.source.hostPath`), including everything in them. A JSON list. "
+            "Folders of nodes that resources may mount (`hostPath` of model and adapters), including everything in them. A JSON list. "
             "Empty, the default: none. Symbolic links on the node are followed, so only administrators should be able to write "
             "there."
         ),

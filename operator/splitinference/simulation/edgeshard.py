@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitinference.core.cost import violations
-from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.cost.link import Links, hop
 from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import kv_bytes, layer_cost

@@ -14,17 +14,17 @@ from splitinference.core.transition.steps import CreateSegment, Cutover, DeleteS
 from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.result import Limits
-from splitinference.simulation.gateway import Gateway
 from splitinference.simulation.measuring import Windows
-from splitinference.simulation.observation import Observation, moment
-from splitinference.simulation.places import Places
 from splitinference.simulation.policies import Conduct
-from splitinference.simulation.records import Moved, Records
-from splitinference.simulation.routes import Routes
-from splitinference.simulation.segments import Run, Segments
-from splitinference.simulation.stepping import RECENT_SECONDS
-from splitinference.simulation.trace import Trace
-from splitinference.simulation.world import Process
+from splitinference.simulation.system.gateway import Gateway
+from splitinference.simulation.system.observation import Observation, moment
+from splitinference.simulation.system.places import Places
+from splitinference.simulation.system.records import Moved, Records
+from splitinference.simulation.system.routes import Routes
+from splitinference.simulation.system.segments import Run, Segments
+from splitinference.simulation.system.stepping import RECENT_SECONDS
+from splitinference.simulation.system.world import Process
+from splitinference.simulation.traces.trace import Trace
 
 SPACING_S = 0.2
 """At least so long between two passes."""

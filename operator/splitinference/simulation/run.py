@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 import simpy
 
-from splitinference.simulation.gateway import Gateway
-from splitinference.simulation.observation import Observation
 from splitinference.simulation.operator_pass import Operator
-from splitinference.simulation.places import Places
 from splitinference.simulation.policies import Conduct, PolicyName, conduct
-from splitinference.simulation.records import Records
-from splitinference.simulation.report import Report, Spent, report
-from splitinference.simulation.routes import Routes
-from splitinference.simulation.segments import Segments
-from splitinference.simulation.trace import Trace
-from splitinference.simulation.world import Process, World
+from splitinference.simulation.results.report import Report, Spent, report
+from splitinference.simulation.system.gateway import Gateway
+from splitinference.simulation.system.observation import Observation
+from splitinference.simulation.system.places import Places
+from splitinference.simulation.system.records import Records
+from splitinference.simulation.system.routes import Routes
+from splitinference.simulation.system.segments import Segments
+from splitinference.simulation.system.world import Process, World
+from splitinference.simulation.traces.trace import Trace
 
 SAMPLE_S = 60.0
 """Utilization is sampled so often, as a mean over the time since the last sample."""

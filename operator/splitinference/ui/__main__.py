@@ -36,9 +36,9 @@ def main() -> int:
     from splitinference.adapters.kubernetes.client import connect
     from splitinference.catalogue import CatalogueError, extended
     from splitinference.ui.access import ReviewedAccess
-    from splitinference.ui.kube import TIMEOUT_SECONDS, LiveCluster, Reviews
+    from splitinference.ui.origins.kube import TIMEOUT_SECONDS, LiveCluster, Reviews
+    from splitinference.ui.questions.what_if import Bounds
     from splitinference.ui.run import EVERYWHERE, LOCAL, Listen, serve
-    from splitinference.ui.what_if import Bounds
 
     try:
         settings, page = Settings(), PageSettings()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from splitinference.ui.document import Scope
+from splitinference.ui.page.document import Scope
 
 LONGEST_TOKEN = 8192
 KNOWN_SECONDS = 60.0

@@ -17,10 +17,10 @@ from aiohttp import web
 
 from splitinference.ui.access import LOOPBACK, Access, Guard, LocalAccess
 from splitinference.ui.connections import Connections
-from splitinference.ui.feed import Feed
+from splitinference.ui.origins.feed import Feed
+from splitinference.ui.origins.sources import Source
+from splitinference.ui.questions.what_if import Bounds, WhatIf
 from splitinference.ui.server import Page, application
-from splitinference.ui.sources import Source
-from splitinference.ui.what_if import Bounds, WhatIf
 
 log = logging.getLogger(__name__)
 

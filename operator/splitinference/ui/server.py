@@ -15,11 +15,11 @@ from aiohttp import web
 
 from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.ui.access import Access, ForbiddenError, Guard, UnauthenticatedError, bearer
-from splitinference.ui.asked import Unanswerable, read_question
 from splitinference.ui.connections import Connections
-from splitinference.ui.document import Scope
-from splitinference.ui.feed import Feed, Sent, message
-from splitinference.ui.what_if import Busy, WhatIf
+from splitinference.ui.origins.feed import Feed, Sent, message
+from splitinference.ui.page.document import Scope
+from splitinference.ui.questions.asked import Unanswerable, read_question
+from splitinference.ui.questions.what_if import Busy, WhatIf
 
 HEADERS = {
     "Content-Security-Policy": (

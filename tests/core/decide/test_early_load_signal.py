@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy, StageTime
 from splitinference.core.decide.base.triggers import Reason, check
 from splitinference.core.decide.early_load_signal import ENOUGH_OBSERVATIONS, FRESH, LEAST_STEPS, LEFT, SHOWN, with_early_load
-from splitinference.simulation.stepping import RECENT_SECONDS, RecentSteps, Steps
+from splitinference.simulation.system.stepping import RECENT_SECONDS, RecentSteps, Steps
 from tests.core.planning import START, a_node, a_plan, a_problem, inputs
 from tests.examples import examples
 

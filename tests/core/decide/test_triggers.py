@@ -8,7 +8,7 @@ from splitinference.core.cost import predict
 from splitinference.core.decide.base.policy import Memory, Mode, Policy, Traffic, Watch, sustained
 from splitinference.core.decide.base.triggers import Reason, Trigger, check, may_move
 from splitinference.core.transition.steps import Blocked
-from splitinference.core.values.cluster import Link, LinkQuality, Network, Taint
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Processor, Taint
 from splitinference.core.values.problem import Constraints, Slo, Toleration, TrustRule
 from tests.core.planning import START, a_node, a_plan, a_problem, inputs
 
@@ -50,6 +50,28 @@ def test_a_node_that_is_gone():
     found = mandatory(a_problem(a_node("a"), a_node("c")))
     assert found.reason is Reason.NODE_LOST
     assert found.message == "stage 1 runs on b, which cannot be used: it no longer exists"
+
+
+GPU = Processor(name="x.y/gpu/0", flops_per_s=1e12, memory_bandwidth_bytes_per_s=1e12, memory_free_bytes=2**40, resource="x.y/gpu")
+CPU = GPU.model_copy(update={"name": "", "resource": ""})
+
+
+def test_a_device_that_is_gone_or_that_others_have():
+    plan = PLAN.model_copy(
+        update={"pipelines": (PLAN.pipelines[0].model_copy(update={"segments": (
+            PLAN.segments[0], PLAN.segments[1].model_copy(update={"processor": GPU.name}))}),)}
+    )  # fmt: skip
+    there = a_problem(a_node("a"), a_node("b", processors=(CPU, GPU)))
+    found, _ = check(inputs(there, plan), POLICY, Memory())
+    assert found is None or found.reason is not Reason.NODE_LOST
+    found = mandatory(a_problem(a_node("a"), a_node("b", processors=(CPU,))), plan)
+    assert found.reason is Reason.NODE_LOST
+    assert found.message == "stage 1 runs on b, which has no processor x.y/gpu/0 for it: the processor is gone, or others use it"
+
+
+def test_a_plan_on_a_node_stays_when_the_node_gets_a_device():
+    found, _ = check(inputs(a_problem(a_node("a"), a_node("b", processors=(CPU, GPU))), PLAN), POLICY, Memory())
+    assert found is None or found.reason is not Reason.NODE_LOST
 
 
 def test_a_node_that_is_not_ready():

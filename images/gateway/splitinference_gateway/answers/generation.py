@@ -11,7 +11,7 @@ from splitinference_gateway import tracing
 from splitinference_gateway.access.admission import Admission, Ticket
 from splitinference_gateway.errors import ApiError
 from splitinference_gateway.pipeline.chain import Chain
-from splitinference_gateway.pipeline.steps import Answer, Scored
+from splitinference_gateway.pipeline.step_answers import Answer, Scored
 from splitinference_gateway.prompt_reading.reading import Reading, seed_of
 from splitinference_gateway.tokens.guides import Guides
 from splitinference_gateway.tokens.sampling import Sampling
@@ -40,11 +40,13 @@ class Choice:
     echo: str = ""
     offsets: tuple[int, ...] = ()
     score: bool = False
+    adapter: str = ""  # digest of the adapter that answers
+    model: str = ""  # as the client named it
     with_specials: bool = False  # special tokens belong to the text: calls of tools may be written with them
 
 
-def choices(asked: Reading, guides: Guides | None = None) -> tuple[Choice, ...]:
-    """What to generate: `n` choices for each prompt, prompt by prompt. With a grammar each has a guide of its own.
+def choices(asked: Reading, guides: Guides | None = None, adapter: str = "") -> tuple[Choice, ...]:
+    """What to generate: `n` choices for each prompt, prompt by prompt. With a grammar each has a guide of its own. `adapter`: its digest.
 
     ApiError 400: nothing can follow the grammar, or it takes too much.
     """
@@ -69,6 +71,8 @@ def choices(asked: Reading, guides: Guides | None = None) -> tuple[Choice, ...]:
                     echo=echo,
                     offsets=offsets,
                     score=score,
+                    adapter=adapter,
+                    model=asked.model,
                     with_specials=bool(asked.tools),
                 )
             )
@@ -179,7 +183,14 @@ class Generator:
 
     async def run(self, choice: Choice, ticket: Ticket, arrived: float) -> AsyncGenerator[Piece, None]:
         """The pieces of one choice, the last one with its finish reason."""
-        await ticket.wait()
+        use = self.chain.adapters
+        with use.waiting(choice.model, choice.adapter):
+            await ticket.wait()
+        with use.running(choice.model, choice.adapter):
+            async for piece in self._run(choice, ticket, arrived):
+                yield piece
+
+    async def _run(self, choice: Choice, ticket: Ticket, arrived: float) -> AsyncGenerator[Piece, None]:
         metrics, observed = self.chain.metrics, self.chain.observed
         metrics.tokens.labels("prompt").inc(len(choice.prompt))
         completion = metrics.tokens.labels("completion")
@@ -190,7 +201,13 @@ class Generator:
         if not choice.most_tokens and not choice.score:
             return
         tokens = self.chain.tokens(
-            choice.prompt, choice.sampling, ticket.client, score=choice.score, sample=choice.most_tokens > 0, growth=ticket.tokens
+            choice.prompt,
+            choice.sampling,
+            ticket.client,
+            score=choice.score,
+            sample=choice.most_tokens > 0,
+            growth=ticket.tokens,
+            adapter=choice.adapter,
         )
         async with aclosing(tokens) as answers:
             async for answer in answers:

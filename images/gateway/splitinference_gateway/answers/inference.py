@@ -15,12 +15,12 @@ from splitinference_gateway.access.admission import Admission
 from splitinference_gateway.answers.filtering import Filtering
 from splitinference_gateway.errors import ApiError, invalid, no_route
 from splitinference_gateway.pipeline.chain import Chain
-from splitinference_gateway.pipeline.steps import Answer, Output, Wanted
+from splitinference_gateway.pipeline.step_answers import Answer, Output, Wanted
 from splitinference_gateway.pipeline.tensor_chain import TensorChain
 from splitinference_gateway.tensor_io.signature import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPES, Kind, Signature
 from splitinference_gateway.tensor_io.tensors import ITEM_BYTES, Tensor, little_endian
 from splitinference_gateway.tokens.sampling import Sampling
-from splitinference_protocol.pooling import SENTENCE_EMBEDDING
+from splitinference_protocol.wire.pooling import SENTENCE_EMBEDDING
 
 _AT_ONCE = 4  # requests of one inference that are under way together: enough to keep the stages of a pipeline busy
 _MOST_ROWS = 4096
@@ -48,8 +48,8 @@ class Inference:
     most_answer_bytes: int = 64 << 20
     filtering: Filtering | None = None
 
-    async def run(self, given: Sequence[Tensor], wanted: Sequence[str], client: str) -> tuple[Tensor, ...]:
-        """The outputs of the model that are wanted by name; all, if none is named.
+    async def run(self, given: Sequence[Tensor], wanted: Sequence[str], client: str, adapter: str = "") -> tuple[Tensor, ...]:
+        """The outputs of the model that are wanted by name; all, if none is named. `adapter`: its digest, for decoders.
 
         Raises:
             ApiError: the inputs are wrong, there is no room, or the chain could not do it in time.
@@ -58,7 +58,7 @@ class Inference:
         if unknown := [name for name in wanted if name not in known]:
             raise invalid(f"Unexpected output '{unknown[0]}'; the model gives {', '.join(known)}.", "outputs", "unknown_parameter")
         inputs, names = self._checked(given, wanted or known), tuple(dict.fromkeys(wanted or known))
-        made = {tensor.name: tensor for tensor in await self._timed(lambda: self._made(inputs, names, client))}
+        made = {tensor.name: tensor for tensor in await self._timed(lambda: self._made(inputs, names, client, adapter))}
         return tuple(made[name] for name in wanted or known)
 
     async def embedded(self, rows: Sequence[Sequence[int]], client: str, types: Sequence[Sequence[int]] = ()) -> Tensor:
@@ -92,10 +92,10 @@ class Inference:
         self.chain.observed.first_token(took)
         return made
 
-    async def _made(self, inputs: Mapping[str, Tensor], wanted: Sequence[str], client: str) -> tuple[Tensor, ...]:
+    async def _made(self, inputs: Mapping[str, Tensor], wanted: Sequence[str], client: str, adapter: str) -> tuple[Tensor, ...]:
         match self.signature.kind:
             case Kind.DECODER:
-                return await self._logits(self._rows(inputs), client)
+                return await self._logits(self._rows(inputs), client, adapter)
             case Kind.ENCODER:
                 return await self._encoded(self._rows(inputs), wanted, client)
             case Kind.CHAIN:
@@ -146,14 +146,14 @@ class Inference:
             rows.append(_Row(ids[start : start + length], () if types is None else types[start : start + length]))
         return rows
 
-    async def _logits(self, rows: Sequence[_Row], client: str) -> tuple[Tensor, ...]:
+    async def _logits(self, rows: Sequence[_Row], client: str, adapter: str) -> tuple[Tensor, ...]:
         """Each row is a sequence of its own, with KV while it is prefilled."""
         tickets = self.admission.enter(client, [len(row.ids) for row in rows])
 
         async def last(row: _Row, index: int) -> Output:
             await tickets[index].wait()
             try:
-                async with aclosing(self.chain.tokens(row.ids, Sampling(logits=True))) as answers:
+                async with aclosing(self.chain.tokens(row.ids, Sampling(logits=True), adapter=adapter)) as answers:
                     async for answer in answers:
                         return answer.outputs[0]
                 raise RuntimeError("a chain ends with an answer or an error")

@@ -108,8 +108,10 @@ class Reuse:
     _distrusted: frozenset[str] = frozenset()
     _forgotten: int = 0  # how often all was forgotten
 
-    async def text(self, asked: Reading, client: str, control: CacheControl, begin: Callable[[], Awaitable[Generation]]) -> Reused[Piece]:
-        """An answer to a request for text; `begin` starts the generation where there is none yet.
+    async def text(
+        self, asked: Reading, client: str, control: CacheControl, begin: Callable[[], Awaitable[Generation]], adapter: str = ""
+    ) -> Reused[Piece]:
+        """An answer to a request for text; `begin` starts the generation where there is none yet. `adapter`: its digest.
 
         Raises:
             ApiError: 504, the client wants only a kept answer, and there is none; what `begin` raises.
@@ -118,6 +120,7 @@ class Reuse:
             return Reused(await begin())
         fields, tokens = asked.as_frame()
         shaping = {name: value for name, value in fields.items() if name not in _NO_PART_OF_AN_ANSWER}
+        shaping |= {"adapter": adapter} if adapter else {}  # another content under the same name is another answer
         name = self._name("text", client, shaping, tokens) if deterministic(asked) and not control.no_store else None
         if name is None:
             _refuse_unless_new(control)
@@ -155,9 +158,12 @@ class Reuse:
         client: str,
         control: CacheControl,
         run: Callable[[], Awaitable[Sequence[Tensor]]],
+        *,
+        adapter: str = "",
     ) -> tuple[Sequence[Tensor], Mapping[str, str]]:
         """The outputs of a KServe inference, and headers. ApiError as above."""
-        shaping = {"inputs": [[t.name, t.datatype, list(t.shape)] for t in given], "wanted": list(wanted)}
+        shaping: dict[str, Any] = {"inputs": [[t.name, t.datatype, list(t.shape)] for t in given], "wanted": list(wanted)}
+        shaping |= {"adapter": adapter} if adapter else {}
         return await self._tensors(self._name("inferred", client, shaping, b"".join(t.data for t in given)), control, run)
 
     def forget(self) -> None:

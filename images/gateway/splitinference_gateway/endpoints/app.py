@@ -169,13 +169,15 @@ class _Endpoints:
         else:
             head = Head("cmpl", asked.model, asked.with_usage)
             form = completions.CompletionFormat(head, tokenizer, prompt_tokens, number, asked.logprobs)
-        reused = await self._gateway.reuse.text(asked, client, cache_control(request), partial(self._begin, asked, client))
+        adapter = self._gateway.adapter(asked.model)
+        begin = partial(self._begin, asked, client, adapter)
+        reused = await self._gateway.reuse.text(asked, client, cache_control(request), begin, adapter)
         headers = {**warning(asked.ignored), **reused.headers}
         return Reply(reused.source, form, asked.stream, asked.with_usage or kind == "response", self._gateway.ended, headers)
 
-    async def _begin(self, asked: Reading, client: str) -> Generation:
+    async def _begin(self, asked: Reading, client: str, adapter: str) -> Generation:
         guides = None if asked.grammar is None else await self._gateway.guides()
-        wanted = choices(asked, guides)
+        wanted = choices(asked, guides, adapter)
         if not wanted:
             raise invalid("Nothing to generate.")
         if not self._gateway.routes.takes:
@@ -228,13 +230,13 @@ class _Endpoints:
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
         await self._client(request)
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        return JSONResponse({"object": "list", "data": [self._model(), *map(self._model, self._gateway.routes.adapters)]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{model}."""
         await self._client(request)
-        self._gateway.check_model(request.path_params["model"])
-        return JSONResponse(self._model())
+        self._gateway.check_model(name := request.path_params["model"])
+        return JSONResponse(self._model(name))
 
     async def server_metadata(self, request: Request) -> Response:
         """GET /v2."""
@@ -260,11 +262,11 @@ class _Endpoints:
 
     async def infer(self, request: Request) -> Response:
         """POST /v2/models/{model}/infer. When the client leaves, so does what runs for it."""
-        self._check_kserve_model(request)
+        name = self._check_kserve_model(request)
         header_length = kserve_http.header_length(request)
         async with self._received(request) as (client, body):
             asked = await _while_there(request, self._gateway.prompts.tensors(body, header_length, client))
-        return await _while_there(request, kserve_http.infer(self._gateway, asked, client, cache_control(request)))
+        return await _while_there(request, kserve_http.infer(self._gateway, name, asked, client, cache_control(request)))
 
     async def _kserve_model(self, request: Request) -> str:
         await self._client(request)
@@ -326,10 +328,12 @@ class _Endpoints:
             del body
             yield client, whole
 
-    def _model(self) -> dict[str, object]:
-        gateway = self._gateway
-        told = {"id": gateway.settings.served_model, "object": "model", "created": gateway.created, "owned_by": "splitinference"}
-        return {**told, "max_model_len": gateway.prompts.context_tokens}
+    def _model(self, name: str = "") -> dict[str, object]:
+        """The model; with the name of an adapter that one, as vLLM tells it: its parent is the model, its root names the content."""
+        gateway, served = self._gateway, self._gateway.settings.served_model
+        told = {"id": name or served, "object": "model", "created": gateway.created, "owned_by": "splitinference"}
+        of = {"root": gateway.routes.adapters[name], "parent": served} if name not in ("", served) else {}
+        return {**told, **of, "max_model_len": gateway.prompts.context_tokens}
 
 
 def cache_control(request: Request) -> CacheControl:

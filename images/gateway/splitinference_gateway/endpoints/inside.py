@@ -17,8 +17,8 @@ from splitinference_gateway.gateway import Gateway
 from splitinference_gateway.server import peers
 from splitinference_gateway.server.guard import Connected, HttpLimits
 from splitinference_gateway.server.listeners import Listener, Sockets
-from splitinference_protocol.operations import OPERATOR
 from splitinference_protocol.report import GatewayReport, RouteState
+from splitinference_protocol.wire.operations import OPERATOR
 
 _LIMITS = HttpLimits(header_bytes=16 << 10, header_seconds=5.0, body_seconds=5.0, stall_seconds=15.0, connections=64)
 _log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def internal_app(gateway: Gateway) -> Starlette:
                 observed=gateway.observed.report(round(gateway.admission.reserved, 4)),
                 failing=gateway.failing.report(),
                 verification=gateway.chain.verifier.report(),
+                adapters=gateway.chain.adapters.in_flight,
                 filter=gateway.inference.filtering.report() if gateway.inference.filtering is not None else None,
             ).written()
         )

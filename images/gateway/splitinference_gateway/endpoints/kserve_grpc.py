@@ -188,7 +188,8 @@ class KServeService:
 
     async def _infer(self, request: Any, client: str) -> Any:
         self._check(request.model_name, request.model_version)
-        made = await self._gateway.inference.run(_inputs(request), [output.name for output in request.outputs], client)
+        adapter = self._gateway.adapter(request.model_name)
+        made = await self._gateway.inference.run(_inputs(request), [output.name for output in request.outputs], client, adapter)
         response = ModelInferResponse(model_name=request.model_name, model_version=kserve_http.VERSION, id=request.id)
         for tensor in made:
             response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)

@@ -115,10 +115,11 @@ def header_length(request: Request) -> str | None:
     return request.headers.get(HEADER_LENGTH)
 
 
-async def infer(gateway: Gateway, asked: Asked, client: str, control: CacheControl) -> Response:
+async def infer(gateway: Gateway, name: str, asked: Asked, client: str, control: CacheControl) -> Response:
     """POST /v2/models/{name}/infer."""
-    run = partial(gateway.inference.run, asked.inputs, list(asked.outputs), client)
-    made, kept = await gateway.reuse.inferred(asked.inputs, list(asked.outputs), client, control, run)
-    response = await infer_response(gateway.settings.served_model, asked, made)
+    adapter = gateway.adapter(name)
+    run = partial(gateway.inference.run, asked.inputs, list(asked.outputs), client, adapter)
+    made, kept = await gateway.reuse.inferred(asked.inputs, list(asked.outputs), client, control, run, adapter=adapter)
+    response = await infer_response(name, asked, made)
     response.headers.update(kept)
     return response

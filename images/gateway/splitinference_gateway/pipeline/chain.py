@@ -10,22 +10,25 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from splitinference_gateway.errors import ApiError
 from splitinference_gateway.metrics import Metrics
+from splitinference_gateway.pipeline.adapters import AdapterUse
 from splitinference_gateway.pipeline.drafts import Speculation
-from splitinference_gateway.pipeline.failing import Failing
 from splitinference_gateway.pipeline.flight import Chunk, Flight, Sent, chunk_tokens, most_under_way
-from splitinference_gateway.pipeline.handover import HandOvers
 from splitinference_gateway.pipeline.history import History
-from splitinference_gateway.pipeline.mending import Mending
 from splitinference_gateway.pipeline.observed import Observed
 from splitinference_gateway.pipeline.prefixes import MISSED, Prefixes, named
-from splitinference_gateway.pipeline.steps import Answer, Scored, StepClient, StepError
+from splitinference_gateway.pipeline.recovery.failing import Failing
+from splitinference_gateway.pipeline.recovery.handover import HandOvers
+from splitinference_gateway.pipeline.recovery.mending import Mending
+from splitinference_gateway.pipeline.step_answers import Answer, Scored, StepError
+from splitinference_gateway.pipeline.steps import StepClient
 from splitinference_gateway.pipeline.verification import FAILED, Audit, Verifier
 from splitinference_gateway.routing.lanes import Wish
 from splitinference_gateway.routing.routes import Lease, Routes
 from splitinference_gateway.tokens.sampling import Sampling
-from splitinference_protocol.errors import KV_FULL, KV_MISSING
-from splitinference_protocol.request import Hop, Prefix
+from splitinference_protocol.wire.errors import ADAPTER_MISSING, KV_FULL, KV_MISSING
+from splitinference_protocol.wire.request import Hop, Prefix
 
 SUPERSEDED = "superseded"
 NO_ROUTE = "no_route"
@@ -64,6 +67,7 @@ class Chain:
     limits: Limits = Limits()
     prefixes: Prefixes = field(default_factory=Prefixes)
     speculation: Speculation = field(default_factory=Speculation)
+    adapters: AdapterUse = field(default_factory=AdapterUse)
     _releasing: set["asyncio.Task[None]"] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -79,22 +83,23 @@ class Chain:
         score: bool = False,
         sample: bool = True,
         growth: int = 0,
+        adapter: str = "",
     ) -> AsyncGenerator[Answer, None]:
         """Sample tokens after `prompt`, one by one, until the reader closes the iterator.
 
         The KV of a beginning that `client` asked with before may be used again; without a client nothing is shared.
         `score`: the first answer says how likely each of the prompt's tokens is (None for the first). Without `sample` it is the only one.
-        `growth`: tokens of KV that the sequence may come to need; 0: not known.
+        `growth`: tokens of KV that the sequence may come to need; 0: not known. `adapter`: the digest of the adapter to run with.
 
         Raises:
             ApiError: the chain refused the request, or stayed broken for longer than the replay limit.
         """
-        return _Sequence(self, prompt, sampling, client, score=score, sample=sample, growth=growth).answers()
+        return _Sequence(self, prompt, sampling, client, score=score, sample=sample, growth=growth, adapter=adapter).answers()
 
-    def names(self, tokens: Sequence[int], client: str) -> tuple[str, ...]:
+    def names(self, tokens: Sequence[int], client: str, adapter: str = "") -> tuple[str, ...]:
         """Names of the blocks of tokens whose KV may be used again. None while segments are checked: a verifier has no KV of others, and a
         segment must not know from where a sequence begins that it is not checked."""
-        return () if self.verifier.active else self.prefixes.names(tokens, client)
+        return () if self.verifier.active else self.prefixes.names(tokens, client, adapter)
 
     async def close(self) -> None:
         """Wait a moment for releases under way."""
@@ -145,15 +150,16 @@ class _Sequence:
         score: bool,
         sample: bool,
         growth: int = 0,
+        adapter: str = "",
     ) -> None:
         self._chain, self._sampling, self._client, self._sample, self._growth = chain, sampling, client, sample, growth
-        self._name = uuid.uuid4().hex
+        self._name, self._adapter = uuid.uuid4().hex, adapter
         self._prompt = len(prompt)
         self._tokens = list(prompt)
         self._held = 0  # how many of them the pipeline's segments hold
         self._rejected = 0  # how many tokens they hold behind those, of drafts that were wrong
         self._reused = 0  # how many of those they held of others
-        self._names = () if client is None or score else chain.names(prompt, client)  # what is scored has to be run
+        self._names = () if client is None or score else chain.names(prompt, client, adapter)  # what is scored has to be run
         self._scores: list[Scored | None] | None = [None] * len(prompt) if score else None
         self._history = History(sampling, prompt)
         self._lease: Lease | None = None
@@ -294,6 +300,7 @@ class _Sequence:
                 alternatives=self._sampling.logprobs,
                 drafts=chunk.drafts,
                 drop=chunk.drop,
+                adapter=self._adapter,
             )
         except StepError:
             if chunk.drafts and self._drafter is not None:
@@ -312,6 +319,8 @@ class _Sequence:
         _log.info("sequence %s at token %d: %s", self._name, len(self._tokens), failure)
         if lease is not None:
             chain.failing.failed(lease.pipeline, failure)
+        if failure.code == ADAPTER_MISSING and self._adapter not in chain.routes.adapters.values():
+            raise ApiError(404, "The adapter was removed while it answered.", param="model", code="model_not_found") from failure
         elsewhere = lease is not None and chain.routes.has_other(lease.lane, chain.failing.segments)
         pause = self._mending.pause_after(failure, elsewhere=elsewhere, begun=len(self._tokens) > self._prompt)
         if lease is not None and failure.code == KV_FULL:  # what it holds here and there is in others' way
@@ -379,7 +388,7 @@ class _Sequence:
         if lease is not None:
             # What was sampled is kept too: the next turn of a conversation begins with it.
             shared = self._client is not None and not self._reason
-            kept = chain.names(self._tokens[: self._held], self._client or "") if shared else ()
+            kept = chain.names(self._tokens[: self._held], self._client or "", self._adapter) if shared else ()
             chain.prefixes.learned(lease.pipeline, kept, self._held)
             chain.release(lease.pipeline, self._name, named(kept))
             lease.give_back()

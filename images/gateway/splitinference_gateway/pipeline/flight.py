@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_gateway.pipeline.steps import Answer
+from splitinference_gateway.pipeline.step_answers import Answer
 
 MOST = 8
 """Chunks of one sequence that are under way at once, however many stages there are: others wait behind them."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from splitinference_gateway.tokens.sampling import Sampling
-from splitinference_protocol.leb128 import pack_counts, pack_ids
+from splitinference_protocol.wire.leb128 import pack_counts, pack_ids
 
 
 class History:

@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from splitinference_gateway.pipeline.steps import Answer
-from splitinference_protocol.answers import Timing
+from splitinference_gateway.pipeline.step_answers import Answer
 from splitinference_protocol.report import ALONE_SECONDS, ObservedTraffic, Percentiles
 from splitinference_protocol.report import StageTimes as StageReport
 from splitinference_protocol.route import Pipeline
+from splitinference_protocol.wire.answers import Timing
 
 _MOST_SAMPLES = 20_000  # bounds memory; at 300 tokens a second this is still a minute
 _TELLING_TOKENS = 16  # of shorter prompts, what any step takes is too much of the time

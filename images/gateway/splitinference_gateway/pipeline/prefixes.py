@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from splitinference_gateway.pipeline.wire_tls import PrefixKey
-from splitinference_protocol.request import Prefix
+from splitinference_gateway.pipeline.transport.wire_tls import PrefixKey
 from splitinference_protocol.route import Pipeline
+from splitinference_protocol.wire.request import Prefix
 
 BLOCK = 64
 MISSED = "prefix_missing"
@@ -46,9 +46,12 @@ class Prefixes:
     key: Callable[[], bytes] = field(default_factory=PrefixKey)
     _known: OrderedDict[tuple[tuple[str, ...], str], None] = field(default_factory=OrderedDict)
 
-    def names(self, tokens: Sequence[int], client: str) -> tuple[str, ...]:
-        """Names of the whole blocks; none where reuse is off."""
-        return () if self.reuse == "off" else block_names(tokens, f"one:{client}" if self.reuse == "client" else "all", self.key())
+    def names(self, tokens: Sequence[int], client: str, adapter: str = "") -> tuple[str, ...]:
+        """Names of the whole blocks; none where reuse is off. With another adapter (its digest) the same tokens have another KV."""
+        if self.reuse == "off":
+            return ()
+        salt = f"one:{client}" if self.reuse == "client" else "all"
+        return block_names(tokens, f"adapter {adapter} {salt}" if adapter else salt, self.key())
 
     def held(self, pipeline: Pipeline, names: Sequence[str], tokens: int) -> int:
         """How many of a prompt's `tokens` the pipeline is believed to hold: whole blocks, and never all, as the last token has to run."""

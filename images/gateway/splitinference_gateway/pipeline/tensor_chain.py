@@ -4,8 +4,8 @@ import logging
 from dataclasses import dataclass
 
 from splitinference_gateway.pipeline.chain import NO_ROUTE, Chain
-from splitinference_gateway.pipeline.mending import Mending
-from splitinference_gateway.pipeline.steps import EVERYTHING, Answer, StepError, Wanted
+from splitinference_gateway.pipeline.recovery.mending import Mending
+from splitinference_gateway.pipeline.step_answers import EVERYTHING, Answer, StepError, Wanted
 from splitinference_gateway.routing.lanes import Lane, Wish
 
 _log = logging.getLogger(__name__)

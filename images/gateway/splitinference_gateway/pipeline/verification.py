@@ -3,6 +3,7 @@
 The route says which segments are checked, and which segments before and after them run on trusted nodes. Those two keep what they sent and
 received of a sampled sequence; the verifier, with the same layers, gets the input and compares its output with what was received. None of
 this passes through the checked segments, and nothing in a step tells them which sequences are sampled.
+Where a check has a referee, the verifier is a replica on a node that need not be trusted: see replicas.py.
 """
 
 import array
@@ -15,11 +16,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from splitinference_gateway.metrics import Metrics
-from splitinference_gateway.pipeline.steps import Compared, StepClient, StepError
+from splitinference_gateway.pipeline.replicas import Kept, Replicated, most_audits
+from splitinference_gateway.pipeline.step_answers import Compared, StepError
+from splitinference_gateway.pipeline.steps import Hidden, StepClient
 from splitinference_gateway.routing.routes import Routes
-from splitinference_protocol.operations import INPUT, OUTPUT
 from splitinference_protocol.report import FailedCheck, Verified
 from splitinference_protocol.route import Check, Pipeline, Verification
+from splitinference_protocol.wire.operations import INPUT, OUTPUT
 
 FAILED = "verification_failed"
 SLACK = 2.0
@@ -31,7 +34,14 @@ _RECORD_SECONDS = 1.0
 _FINISH_SECONDS = 10.0
 _MOST_AUDITS = 4
 """Sequences that are checked at the same time: the verifier has room for so many, and others are not sampled meanwhile."""
+_MOST_REPLICATED = 32
+"""The same where each sequence is computed twice: a witness records so many. Others wait a while for their turn."""
 _log = logging.getLogger(__name__)
+
+
+def within(found: Compared, tolerance: float) -> bool:
+    """Whether honest rounding can be the reason that two outputs are so far apart."""
+    return found.mean <= bound(tolerance, found.tokens) and found.worst <= bound(tolerance, 1)
 
 
 def bound(tolerance: float, tokens: int) -> float:
@@ -52,7 +62,9 @@ class Verifier:
     sampled: int = 0
     checked_tokens: int = 0
     skipped: int = 0
+    kept: Kept = field(default_factory=Kept)
     _running: int = 0
+    _ends: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
 
     @property
@@ -67,7 +79,10 @@ class Verifier:
         checks = _checks_of(wanted, pipeline)
         if wanted is None or not checks or self.chance() * 100 >= wanted.sample_percent:
             return None
-        if self._running >= _MOST_AUDITS:
+        if any(hop.segment in self.routes.distrusted for check in checks for hop in check.verifiers):
+            self._skip("distrusted")
+            return None
+        if not await self._has_room(most_audits(checks, _MOST_AUDITS, _MOST_REPLICATED)):
             self._skip("busy")
             return None
         witnesses = [(check.before, OUTPUT) for check in checks if check.before] + [(check.after, INPUT) for check in checks]
@@ -76,10 +91,10 @@ class Verifier:
         try:
             results = await asyncio.gather(*asked, return_exceptions=True)
         except asyncio.CancelledError:
-            self._running -= 1
+            self._ended()
             raise
         if problem := next((result for result in results if isinstance(result, BaseException)), None):
-            self._running -= 1
+            self._ended()
             _log.info("sequence %s is not checked: %s", sequence, problem)
             self._skip("not_recorded")
             return None
@@ -94,7 +109,7 @@ class Verifier:
 
     def report(self) -> Verified:
         """`verification` of the gateway's report."""
-        known = self.routes.segments
+        known = self.routes.segments | self.routes.verifiers
         failed = {name: found for name, found in self.failed.items() if name in known}
         return Verified(sampled=self.sampled, checked_tokens=self.checked_tokens, skipped=self.skipped, failed=failed)
 
@@ -104,18 +119,40 @@ class Verifier:
 
     def judge(self, check: Check, found: Compared, sequence: str, tolerance: float) -> bool:
         """Whether the output can be honest; if not, all segments between the two witnesses are distrusted."""
+        self.counted(found)
+        if within(found, tolerance):
+            return True
+        self.blame(check.segments, found, sequence, tolerance)
+        return False
+
+    def counted(self, found: Compared) -> None:
+        """A comparison was made."""
         self.checked_tokens += found.tokens
         self.metrics.verified_tokens.inc(found.tokens)
         self.metrics.verification_error.observe(found.mean)
-        for error, tokens, position in ((found.mean, found.tokens, found.position), (found.worst, 1, found.worst_at)):
-            if error > (limit := bound(tolerance, tokens)):
-                failed = _failed(sequence, position, tokens, error, limit)
-                _log.error("segments %s: the output is off by %.3g, the limit is %.3g", ", ".join(check.segments), error, limit)
-                for segment in check.segments:
-                    self.failed.setdefault(segment, failed)
-                self.metrics.verification_failures.inc()
-                self.routes.distrust(check.segments)
-                return False
+
+    def blame(self, segments: Sequence[str], found: Compared, sequence: str, tolerance: float) -> None:
+        """Their output is too far off: send them nothing more."""
+        of_all = found.mean > bound(tolerance, found.tokens)
+        error, tokens, position = (found.mean, found.tokens, found.position) if of_all else (found.worst, 1, found.worst_at)
+        failed = _failed(sequence, position, tokens, error, limit := bound(tolerance, tokens))
+        _log.error("segments %s: the output is off by %.3g, the limit is %.3g", ", ".join(segments), error, limit)
+        for segment in segments:
+            self.failed.setdefault(segment, failed)
+        self.metrics.verification_failures.inc()
+        self.routes.distrust(segments)
+
+    async def _has_room(self, most: int) -> bool:
+        """Whether one more sequence may be checked; where each one is, wait a while for others to end."""
+        if self._running < most or most == _MOST_AUDITS:
+            return self._running < most
+        try:
+            async with asyncio.timeout(_FINISH_SECONDS):
+                while self._running >= most:
+                    self._ends.clear()
+                    await self._ends.wait()
+        except TimeoutError:
+            return False
         return True
 
     def _skip(self, reason: str) -> None:
@@ -124,6 +161,7 @@ class Verifier:
 
     def _ended(self, reason: str = "") -> None:
         self._running -= 1
+        self._ends.set()
         if reason:
             self._skip(reason)
 
@@ -138,6 +176,7 @@ class Audit:
         self._done = 0
         self._over = False
         self._wake = asyncio.Event()
+        self._replicated = {check: self._replica(check) for check in checks if check.referee is not None}
         self._task = asyncio.create_task(self._run())
         verifier._tasks.add(self._task)
         self._task.add_done_callback(verifier._tasks.discard)
@@ -182,22 +221,37 @@ class Audit:
             self._verifier._ended(reason)
             await self._clean_up()
 
+    def _replica(self, check: Check) -> Replicated:
+        verifier, tolerance = self._verifier, self._wanted.tolerance
+        return Replicated(
+            verifier.steps, check, self._sequence, verifier.kept, within=lambda found: within(found, tolerance), told=verifier.counted
+        )
+
     async def _check(self, check: Check, position: int, end: int) -> bool:
         steps, tokens = self._verifier.steps, end - position
         seconds = _SECONDS + tokens * _SECONDS_PER_TOKEN
+        given: Hidden
         if check.before is not None:
-            dtype, shape, given = await steps.recorded(check.before, self._sequence, OUTPUT, (position, tokens), seconds)
+            given = await steps.recorded(check.before, self._sequence, OUTPUT, (position, tokens), seconds)
         else:
-            dtype, shape, given = "int64", [tokens], array.array("q", self._tokens[position:end]).tobytes()
-        _, _, received = await steps.recorded(check.after, self._sequence, INPUT, (position, tokens), seconds)
-        found = await steps.verify(check.verifier, self._sequence, position, (dtype, shape, given + received), seconds)
+            given = "int64", [tokens], array.array("q", self._tokens[position:end]).tobytes()
+        received = await steps.recorded(check.after, self._sequence, INPUT, (position, tokens), seconds)
+        if (replicated := self._replicated.get(check)) is not None:
+            blamed = await replicated.examine(position, given, received, seconds)
+            for each in blamed:
+                self._verifier.blame(each.segments, each.found, self._sequence, self._wanted.tolerance)
+            return not blamed
+        dtype, shape, data = given
+        found = await steps.verify(check.verifier, self._sequence, position, (dtype, shape, data + received[2]), seconds)
         return self._verifier.judge(check, found, self._sequence, self._wanted.tolerance)
 
     async def _clean_up(self) -> None:
         """Let witnesses and verifiers forget the sequence; they do so by themselves after a while, too."""
         steps, asked = self._verifier.steps, []
+        for replicated in self._replicated.values():
+            replicated.forget()
         for check in self._checks:
-            asked.append(steps.release((check.verifier,), self._sequence, _RECORD_SECONDS))
+            asked += [steps.release((hop,), self._sequence, _RECORD_SECONDS) for hop in check.verifiers]
             for hop, side in ((check.before, OUTPUT), (check.after, INPUT)):
                 if hop is not None:
                     asked.append(steps.unrecord(hop, self._sequence, side, _RECORD_SECONDS))

@@ -156,7 +156,7 @@ def _answer(
         else:
             if reader is None:
                 raise invalid("This model does not read text.", "model")
-            current = replace(reader.reader, phase=phase)
+            current = replace(reader.reader, phase=phase, adapters=asked.get("adapters", ()))
             match asked["kind"]:
                 case "embedding" | "score" | "rerank" as kind:
                     fields, tail = getattr(replace(reader, reader=current), kind)(body).as_frame()

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,7 @@ class Prompts:
     settings: Settings
     with_tokenizer: bool
     context_tokens: int = 0  # of the longest text; 0: as is set
+    adapters: Callable[[], Collection[str]] = tuple  # names of those that may be asked for now
     _process: "subprocess.Popen[bytes] | None" = None
     _control: socket.socket | None = None
     _idle: list[_Worker] = field(default_factory=list)
@@ -144,7 +146,7 @@ class Prompts:
                 for lane in lanes:
                     tickets += lane.enter(client, [0])
                     await tickets[-1].wait()
-            answer, content, phase = await self._exchange(head, body)
+            answer, content, phase = await self._exchange({**head, "adapters": list(self.adapters())}, body)
         except TimeoutError:
             raise overloaded("Reading requests takes all workers; try again later.") from None
         finally:

@@ -5,7 +5,7 @@ The order matters: what a request may not have is refused while it is still smal
 
 import array
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,6 +124,7 @@ class Reader:
     cut: bool = True  # max_tokens beyond the context, rather than refuse it
     refuse_unknown: bool = False
     guides: Guides | None = None  # None: this model's answers cannot be guided
+    adapters: Collection[str] = ()  # names of those that may be asked for now
     phase: Callable[[str], None] = lambda phase: None
 
     def chat(self, body: bytes) -> Reading:
@@ -133,7 +134,7 @@ class Reader:
             ApiError: the request is wrong, or does not fit.
         """
         request = parse(ChatRequest, body, refuse_unknown=self.refuse_unknown)
-        check_model(request.model, self.model)
+        check_model(request.model, self.model, self.adapters)
         self._check_sequences(request.choices, 1)
         form = self._tool_form(request)
         prompt = self._rendered(request)
@@ -203,7 +204,7 @@ class Reader:
             ApiError: the request is wrong, or does not fit.
         """
         request = parse(CompletionRequest, body, refuse_unknown=self.refuse_unknown)
-        check_model(request.model, self.model)
+        check_model(request.model, self.model, self.adapters)
         given = request.prompts
         if not given:
             raise invalid("Invalid value for 'prompt': at least one prompt is needed.", "prompt", "invalid_value")
@@ -245,7 +246,7 @@ class Reader:
         """
         content = read_json(body)
         asked = parse_plain(TokenizeRequest, content)
-        check_model(asked.model or self.model, self.model)
+        check_model(asked.model or self.model, self.model, self.adapters)
         if (asked.prompt is None) == (asked.messages is None):
             raise invalid("Exactly one of 'prompt' and 'messages' is needed.", "prompt", "missing_required_parameter")
         if asked.prompt is None:
@@ -267,7 +268,7 @@ class Reader:
             ApiError: the request is wrong, or names a token that is not there.
         """
         asked = parse_plain(DetokenizeRequest, read_json(body))
-        check_model(asked.model or self.model, self.model)
+        check_model(asked.model or self.model, self.model, self.adapters)
         self.check_known(asked.tokens, "tokens")
         self.phase("tokenizer")
         return {"prompt": self.tokenizer.decode(asked.tokens, special_tokens=True)}
@@ -368,8 +369,8 @@ def _neutral(name: str, asked: float | None, defaults: Mapping[str, float]) -> f
     return _NEUTRAL[name] if (value := defaults.get(name) if asked is None else asked) is None else value
 
 
-def check_model(asked: str, served: str) -> None:
-    """Raise ApiError 404 if clients know the model by another name."""
-    if asked != served:
+def check_model(asked: str, served: str, adapters: Collection[str] = ()) -> None:
+    """Raise ApiError 404 if clients know the model by another name, and it is none of these adapters."""
+    if asked != served and asked not in adapters:
         message = f"The model '{asked:.200}' does not exist or you do not have access to it."
         raise ApiError(404, message, param="model", code="model_not_found")

@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from splitinference_gateway.errors import still_starting
@@ -72,7 +72,7 @@ class Lease:
 @dataclass(eq=False)
 class Routes:
     """The current route and the draining ones. `stopped`: the route was withdrawn, and the next is on its way or not allowed; `asleep`: the
-    model is unloaded until a request comes; `held`: sequences that wait for it to wake."""
+    model is unloaded until a request comes; `held`: sequences that wait for it to wake; `adapters`: digests by name."""
 
     clock: Callable[[], float] = time.monotonic
     chooser: Chooser = field(default_factory=Chooser)
@@ -82,6 +82,7 @@ class Routes:
     held: int = 0
     verification: Verification | None = None
     distrusted: frozenset[str] = frozenset()
+    adapters: Mapping[str, str] = field(default_factory=dict)
     _held_until: float = 0.0
     _draining: list[Route] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,6 +90,8 @@ class Routes:
     def apply(self, document: RouteDocument) -> bool:
         """Make this document the current route; true if that changed anything. The same content again changes nothing."""
         now = self.clock()
+        if document.pipelines or document.adapters is not None:  # a route that is withdrawn for a moment says nothing of adapters
+            self.adapters = {adapter.name: adapter.digest for adapter in document.adapters or ()}
         self.verification = document.verification
         if document.verification is not None:
             self.distrust(document.verification.distrusted)
@@ -161,7 +164,7 @@ class Routes:
         """Forget the draining routes on which nothing is in flight."""
         self._draining = [route for route in self._draining if route.in_flight]
         if self.distrusted:
-            self.distrusted &= self.segments
+            self.distrusted &= self.segments | self.verifiers
 
     @property
     def takes(self) -> bool:
@@ -204,7 +207,8 @@ class Routes:
     @property
     def verifiers(self) -> set[str]:
         """Names of those who check segments: they are in no route, and the gateway speaks to them."""
-        return {check.verifier.segment for check in self.verification.checks} if self.verification is not None else set()
+        checks = self.verification.checks if self.verification is not None else ()
+        return {hop.segment for check in checks for hop in check.verifiers}
 
     def in_flight(self) -> dict[str, int]:
         """Sequences by revision."""

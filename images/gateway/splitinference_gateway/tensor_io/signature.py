@@ -14,7 +14,7 @@ from typing import Any
 from splitinference_gateway.tensor_io.tensors import TensorSpec
 from splitinference_gateway.tokens.sentence import Sentence, activation
 from splitinference_gateway.tokens.tokenizer import ModelFilesError
-from splitinference_protocol.pooling import SENTENCE_EMBEDDING
+from splitinference_protocol.wire.pooling import SENTENCE_EMBEDDING
 
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"

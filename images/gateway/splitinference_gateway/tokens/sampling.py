@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from splitinference_protocol import sampling as told
+from splitinference_protocol.wire import sampling as told
 
 if TYPE_CHECKING:
     from splitinference_gateway.tokens.guides import Guide

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from splitinference_protocol.pooling import POOLING, Pooling
+from splitinference_protocol.wire.pooling import POOLING, Pooling
 
 _FILE = "modules.json"
 _LEGACY: Mapping[str, str] = {

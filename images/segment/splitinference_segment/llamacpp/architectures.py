@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.gguf_models import CUT_EVERY, UNSPLIT_BLOCKS
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.gguf_files.gguf_models import CUT_EVERY, UNSPLIT_BLOCKS
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from splitinference_protocol.errors import BAD_REQUEST, SegmentError
-from splitinference_protocol.request import INT8, INT8_BLOCK, TensorMeta
+from splitinference_protocol.wire.errors import BAD_REQUEST, SegmentError
+from splitinference_protocol.wire.request import INT8, INT8_BLOCK, TensorMeta
 from splitinference_segment.verdicts import LARGEST, LEAST, WRONG, Verdict
 
 

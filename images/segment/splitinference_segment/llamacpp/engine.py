@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from splitinference_modelfiles.gguf import GGUF_TYPES
-from splitinference_modelfiles.headers import ModelRefusedError
-from splitinference_protocol import leb128
+from splitinference_modelfiles.gguf_files.gguf import GGUF_TYPES
+from splitinference_modelfiles.stored.headers import ModelRefusedError
+from splitinference_protocol.wire import leb128
 from splitinference_segment import drafting
 from splitinference_segment.choices import Choice
-from splitinference_segment.engine import Output, Work
+from splitinference_segment.engine import Adapters, Output, Work
 from splitinference_segment.llamacpp.architectures import windows_of
 from splitinference_segment.llamacpp.arrays import NumpyArrays, rounded
 from splitinference_segment.llamacpp.kv import MOST_SLOTS, SPARE, CellShape, CellStore
@@ -64,6 +64,7 @@ class LlamaEngine:
         part = cut(source, settings.start, settings.end)
         self.start, self.end, self.count = part.start, part.end, part.count
         self.vocabulary, self.hidden, self.first_block = part.vocabulary, part.hidden, part.blocks.start
+        self.adapters: Adapters | None = None
         self.is_first, self.is_last = part.start == 0, part.end == part.count
         self.arrays = NumpyArrays(settings.dtype)
         self._dtype, self._part = settings.dtype, part

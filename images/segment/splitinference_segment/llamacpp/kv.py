@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from splitinference_protocol.errors import KV_FULL, SegmentError
-from splitinference_segment.kv import KvPiece
+from splitinference_protocol.wire.errors import KV_FULL, SegmentError
+from splitinference_segment.cache.kv import KvPiece
 from splitinference_segment.llamacpp.library import LlamaError, Model
 
 MOST_SLOTS = 256

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 from splitinference_segment.llamacpp.slices import Piece
 
 FOLDER = Path(os.environ.get("SI_LIBLLAMA", "/opt/libllama/lib"))

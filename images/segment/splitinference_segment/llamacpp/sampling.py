@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from splitinference_protocol import leb128
-from splitinference_protocol.sampling import Sampling, allowed_bits
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.sampling import Sampling, allowed_bits
 from splitinference_segment.choices import Choice, uniform
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 _MOST = 1 << 20
 

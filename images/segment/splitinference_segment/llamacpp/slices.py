@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from splitinference_modelfiles.folder import file_names
-from splitinference_modelfiles.gguf import (
+from splitinference_modelfiles.gguf_files.gguf import (
     GGUF_TYPES,
     GgufModel,
     Place,
@@ -21,7 +20,8 @@ from splitinference_modelfiles.gguf import (
     read_gguf,
     read_gguf_with_header,
 )
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.stored.folder import file_names
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 from splitinference_segment.llamacpp.architectures import EVERYTHING, PER_BLOCK, Architecture, architecture_of, check_cut, windows_of
 
 ALIGNMENT = 32

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from splitinference_protocol.addresses import separated
-from splitinference_protocol.errors import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, OVERLOADED, SegmentError
-from splitinference_protocol.frames import MOST_ANSWER
-from splitinference_protocol.request import SEGMENT_NAME, Hop
+from splitinference_protocol.wire.errors import BAD_REQUEST, DEADLINE_EXCEEDED, NEXT_HOP_FAILED, OVERLOADED, SegmentError
+from splitinference_protocol.wire.frames import MOST_ANSWER
+from splitinference_protocol.wire.request import SEGMENT_NAME, Hop
 from splitinference_segment.peers.identity import Identity
 from splitinference_segment.peers.wire import WireError
 from splitinference_segment.peers.wire_client import Wire

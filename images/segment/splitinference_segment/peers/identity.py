@@ -5,16 +5,15 @@ is used from the next connection on. Connections that are open stay.
 """
 
 import logging
-import re
 import ssl
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitinference_protocol.operations import ROLES
+from splitinference_protocol.wire.operations import ROLES
+from splitinference_segment.settings import SPIFFE_ID
 
 FILES = ("tls.crt", "tls.key", "ca.crt")
-SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,253}/ns/[a-z0-9-]{1,63}/si/[a-z0-9.-]{1,253}")
 _log = logging.getLogger(__name__)
 
 

@@ -1,7 +1,7 @@
 """The wire: frames between gateway and segments, and from segment to segment, over one lasting TCP connection with mutual TLS.
 
-It leads from Python to Python, past Triton's frontends. A frame wakes one thread. The format is in splitinference_protocol.frames; this is
-its side for threads.
+It leads from Python to Python, past Triton's frontends. A frame wakes one thread. The format is in splitinference_protocol.wire.frames;
+this is its side for threads.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from splitinference_protocol import frames
-from splitinference_protocol.frames import HEAD, UNSENT
+from splitinference_protocol.wire import frames
+from splitinference_protocol.wire.frames import HEAD, UNSENT
 
 PIECE = 4 << 20
 RECEIVE = 1 << 16

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from splitinference_protocol import frames
 from splitinference_protocol.addresses import joined
-from splitinference_protocol.frames import ANSWER_BYTES, IDLE_SECONDS, MAX_META, MOST_ANSWER, OPEN_SECONDS
-from splitinference_protocol.operations import SEGMENT
+from splitinference_protocol.wire import frames
+from splitinference_protocol.wire.frames import ANSWER_BYTES, IDLE_SECONDS, MAX_META, MOST_ANSWER, OPEN_SECONDS
+from splitinference_protocol.wire.operations import SEGMENT
 from splitinference_segment.peers.identity import Identity, IdentityError
 from splitinference_segment.peers.wire import RECEIVE, Buffer, Codec, Connection, Plain, Sealed, WireError
 

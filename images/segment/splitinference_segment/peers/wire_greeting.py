@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from splitinference_protocol import frames
+from splitinference_protocol.wire import frames
 from splitinference_segment.peers.identity import Identity, IdentityError
 from splitinference_segment.peers.wire import RECEIVE, Buffer, Codec, Plain, Sealed, WireError
 

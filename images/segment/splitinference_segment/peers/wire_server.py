@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from splitinference_protocol.addresses import listen
-from splitinference_protocol.frames import OPEN_SECONDS, UNSENT
-from splitinference_protocol.operations import GATEWAY, OPERATOR, SEGMENT
+from splitinference_protocol.wire.frames import OPEN_SECONDS, UNSENT
+from splitinference_protocol.wire.operations import GATEWAY, LOADER, OPERATOR, SEGMENT
 from splitinference_segment.peers.identity import Identity
 from splitinference_segment.peers.wire import Account, Connection, WireError
 from splitinference_segment.peers.wire_greeting import ANYBODY, Greetings, Half
 
-ROLES: Mapping[str, int] = {GATEWAY: 64, SEGMENT: 64, OPERATOR: 8, ANYBODY: 64}
+ROLES: Mapping[str, int] = {GATEWAY: 64, SEGMENT: 64, OPERATOR: 8, LOADER: 8, ANYBODY: 64}
 """Most connections of each role. One more, and the one that is idle for longest gives way."""
 
 Send = Callable[[bytes, bytes], None]

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.programs.leakage import encoded, public_text
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_ops.attention import Span
 from splitinference_segment.torch_ops.comparison import errors
+from splitinference_segment.torch_ops.spans import Span
 from splitinference_segment.verdicts import bound
 
 CHECK_TOKENS = 64

@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.loading import load_layers
-from splitinference_segment.torch_ops.attention import Row, Span
+from splitinference_segment.torch_ops.attention import Row
+from splitinference_segment.torch_ops.spans import Span
 
 WINDOW = 256  # tokens that are run at once, each window from position 0
 RIDGE = 10.0

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_ops.attention import Span
 from splitinference_segment.torch_ops.encoding import decode, encode
+from splitinference_segment.torch_ops.spans import Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_ops import attention
-from splitinference_segment.torch_ops.attention import Row, Span
+from splitinference_segment.torch_ops.attention import Row
 from splitinference_segment.torch_ops.joining import can_join, join
 from splitinference_segment.torch_ops.kv_torch import KvShape
 from splitinference_segment.torch_ops.packing import can_pack, packed
+from splitinference_segment.torch_ops.spans import Span
 
 HIDDEN, HEADS, KV_HEADS, INNER = 512, 8, 2, 1536
 BLOCKS = 12

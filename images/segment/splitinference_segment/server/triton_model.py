@@ -20,7 +20,7 @@ def _engine(name: str) -> Any:
         from splitinference_segment.llamacpp import triton
 
         return triton
-    from splitinference_segment.torch_models import triton_torch
+    from splitinference_segment.server import triton_torch
 
     return triton_torch
 
@@ -79,5 +79,7 @@ class TritonPythonModel:
             ("evicted_sequences", float(use.evicted), {}),
             ("prefix_bytes", float(use.kept_bytes), {}),
             ("prefix_reused_tokens", float(use.reused_tokens), {}),
+            ("adapters", float(len(held := segment.adapters.held)), {}),
+            ("adapter_bytes", float(sum(held.values())), {}),
         ]
         return [*own, *segment.links.measures()]

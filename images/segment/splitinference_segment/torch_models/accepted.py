@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
-from splitinference_modelfiles.headers import ModelRefusedError
 from splitinference_modelfiles.models import Model, served_model
+from splitinference_modelfiles.stored.folder import CONFIG, file_names, read_json, tensor_tables
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 from splitinference_segment.torch_models.families import UnsupportedModelError
 
 

@@ -13,8 +13,17 @@ from pathlib import Path
 
 import torch
 
-from splitinference_modelfiles.digests import CONFIG_MEMBER, MISMATCH, Digests, file_digest, group_digest, group_of, read_list, started
-from splitinference_modelfiles.headers import TensorInfo
+from splitinference_modelfiles.stored.digests import (
+    CONFIG_MEMBER,
+    MISMATCH,
+    Digests,
+    file_digest,
+    group_digest,
+    group_of,
+    read_list,
+    started,
+)
+from splitinference_modelfiles.stored.headers import TensorInfo
 
 TERMINATION_LOG = Path("/dev/termination-log")
 """What is written there is the container's last message in the pod's status."""
@@ -81,7 +90,7 @@ def copied(name: str, info: TensorInfo, stored: torch.Tensor, target: torch.Tens
     return str(digest.hexdigest())
 
 
-def tell(error: MismatchError) -> None:
+def tell(error: Exception) -> None:
     """Leave the reason where the kubelet reads it: the server's own last lines would hide it."""
     with contextlib.suppress(OSError):
         TERMINATION_LOG.write_text(f"{error}\n", encoding="utf-8")  # Triton's stub has no locale

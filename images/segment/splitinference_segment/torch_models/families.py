@@ -1,8 +1,8 @@
 """Where each family of decoders keeps its layers. The table is the operator's, too (splitinference_modelfiles)."""
 
-from splitinference_modelfiles.families import DECODERS as FAMILIES
-from splitinference_modelfiles.families import Family
-from splitinference_modelfiles.rope import NOT_SERVED
+from splitinference_modelfiles.rules.families import DECODERS as FAMILIES
+from splitinference_modelfiles.rules.families import Family
+from splitinference_modelfiles.rules.rope import NOT_SERVED
 
 # RoPE kinds whose frequencies change with the longest sequence seen: a token's numbers would depend on its neighbours.
 UNSTEADY_ROPE = frozenset(NOT_SERVED)

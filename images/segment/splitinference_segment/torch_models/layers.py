@@ -8,16 +8,18 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from splitinference_modelfiles.digests import Digests
-from splitinference_modelfiles.families import Family
+from splitinference_modelfiles.rules.families import Family
+from splitinference_modelfiles.stored.digests import Digests
+from splitinference_segment.torch_models.adapters import Sizes, linear_sizes
 from splitinference_segment.torch_models.families import UNSTEADY_ROPE, UnsupportedModelError, family_of
 from splitinference_segment.torch_models.variants import Variant
 from splitinference_segment.torch_models.weights import Weights, fill
 from splitinference_segment.torch_ops import attention
-from splitinference_segment.torch_ops.attention import Row, Span
+from splitinference_segment.torch_ops.attention import Row
 from splitinference_segment.torch_ops.joining import can_join, join
 from splitinference_segment.torch_ops.kv_torch import KvShape
 from splitinference_segment.torch_ops.packing import can_pack, packed, packed_bytes
+from splitinference_segment.torch_ops.spans import Span
 
 
 class Layers:
@@ -81,6 +83,7 @@ class Layers:
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):
                 if tensor.is_meta:
                     raise UnsupportedModelError(f"{path}.{name} is neither in the files nor known to be computed")
+        self.linear_sizes: Sizes = linear_sizes(self.blocks, self.first_block)  # before layers are joined or packed
         if can_join(self.dtype, self.device):
             for block in self.blocks:
                 join(block)

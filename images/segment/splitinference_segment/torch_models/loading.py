@@ -5,7 +5,7 @@ from typing import TypeGuard
 
 import torch
 
-from splitinference_modelfiles.digests import Digests
+from splitinference_modelfiles.stored.digests import Digests
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.encoder import ENCODERS, EncoderLayers
 from splitinference_segment.torch_models.layers import Layers

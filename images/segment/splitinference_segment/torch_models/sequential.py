@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitinference_modelfiles.digests import Digests
-from splitinference_protocol.request import TensorMeta
+from splitinference_modelfiles.stored.digests import Digests
+from splitinference_protocol.wire.request import TensorMeta
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.stateless import NO_KV, as_tensor, not_taken
 from splitinference_segment.torch_models.weights import Weights, fill

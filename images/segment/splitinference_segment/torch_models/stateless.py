@@ -5,8 +5,8 @@ from typing import Protocol
 
 import torch
 
-from splitinference_protocol.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
-from splitinference_protocol.request import INT8, TensorMeta
+from splitinference_protocol.wire.errors import BAD_REQUEST, WRONG_SEGMENT, SegmentError
+from splitinference_protocol.wire.request import INT8, TensorMeta
 from splitinference_segment.torch_ops.encoding import decode
 from splitinference_segment.torch_ops.kv_torch import KvShape
 

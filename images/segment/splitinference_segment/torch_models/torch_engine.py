@@ -5,19 +5,20 @@ from functools import partial
 
 import torch
 
-from splitinference_protocol import leb128
-from splitinference_protocol.request import INT8, Request, TensorMeta
-from splitinference_protocol.sampling import Sampling
+from splitinference_protocol.wire import leb128
+from splitinference_protocol.wire.request import INT8, Request, TensorMeta
+from splitinference_protocol.wire.sampling import Sampling
 from splitinference_segment import drafting
 from splitinference_segment.choices import Choice
 from splitinference_segment.engine import Output, Work
+from splitinference_segment.torch_models.adapters import TorchAdapters
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.stateless import as_tensor
 from splitinference_segment.torch_ops import comparison
-from splitinference_segment.torch_ops.attention import Span
 from splitinference_segment.torch_ops.encoding import encode
 from splitinference_segment.torch_ops.kv_torch import KvShape
 from splitinference_segment.torch_ops.sampling import sample, scored
+from splitinference_segment.torch_ops.spans import Span
 from splitinference_segment.verdicts import Verdict
 
 _SCORED_TOGETHER = 16  # rows of logits, each as wide as the vocabulary
@@ -69,13 +70,14 @@ def as_bytes(data: memoryview) -> torch.Tensor:
 class TorchEngine:
     """Layers of a decoder, and how a batch runs through them."""
 
-    def __init__(self, layers: Layers, *, packed: bool = False) -> None:
-        """`packed`: the layers' weights are, for the log."""
+    def __init__(self, layers: Layers, *, packed: bool = False, adapter_bytes: int = 0) -> None:
+        """`packed`: the layers' weights are, for the log. `adapter_bytes`: memory for adapters."""
         self.layers = layers
         self.start, self.end, self.count = layers.start, layers.end, layers.count
         self.vocabulary, self.hidden, self.first_block = layers.vocabulary, layers.hidden, layers.first_block
         self.is_first, self.is_last = layers.is_first, layers.is_last
         self.arrays = TorchArrays()
+        self.adapters = TorchAdapters(layers.blocks, layers.first_block, layers.linear_sizes, adapter_bytes, layers.device)
         self._packed = " packed" if packed else ""
 
     @property
@@ -104,7 +106,11 @@ class TorchEngine:
             row += work.tokens
         values = batch[0].values if len(batch) == 1 else torch.cat([work.values for work in batch])
         with torch.inference_mode():
-            hidden = self.layers.run(values, spans)
+            self.adapters.use([(span.start, span.tokens, work.adapter) for span, work in zip(spans, batch, strict=True)], row)
+            try:
+                hidden = self.layers.run(values, spans)
+            finally:
+                self.adapters.done()
             if self.is_last:
                 return self._outputs(batch, spans, hidden)
             hidden = hidden.cpu()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitinference_modelfiles.families import Family
+from splitinference_modelfiles.rules.families import Family
 
 
 class Variant:

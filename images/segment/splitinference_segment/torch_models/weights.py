@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
-from splitinference_modelfiles.digests import Digests
-from splitinference_modelfiles.experts import ExpertForm, parts_of
-from splitinference_modelfiles.folder import tensor_tables
-from splitinference_modelfiles.headers import ModelRefusedError
 from splitinference_modelfiles.models import FORMER_NAMES
 from splitinference_modelfiles.quantization import FLOATS
+from splitinference_modelfiles.rules.experts import ExpertForm, parts_of
+from splitinference_modelfiles.stored.digests import Digests
+from splitinference_modelfiles.stored.folder import tensor_tables
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 from splitinference_segment.torch_models.content import check, check_config, copied
+from splitinference_segment.torch_models.sealed import open_tensors
 
 _used: list[BinaryIO] = []
 """Weight files that this process loaded from: while it lives, the node's model cache keeps them, as it may have to load again."""
@@ -67,7 +67,7 @@ class Weights:
         found: dict[str, str] = {}
         for file, stored_names in by_file.items():
             _keep(self._folder / file)
-            with safe_open(str(self._folder / file), framework="pt") as stored:
+            with open_tensors(str(self._folder / file)) as stored:
                 for name in stored_names:
                     tensor = stored.get_tensor(name)
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
@@ -84,7 +84,7 @@ class Weights:
         return tensors
 
     def _digest_of(self, name: str) -> str:
-        with safe_open(str(self._folder / self._file_of[name]), framework="pt") as stored:
+        with open_tensors(str(self._folder / self._file_of[name])) as stored:
             return copied(name, self._table[name], stored.get_tensor(name), None)
 
 

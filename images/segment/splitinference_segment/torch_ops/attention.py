@@ -12,40 +12,18 @@ kernels need MKL.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from splitinference_segment.kv import KvEntry
 from splitinference_segment.torch_ops.eager import attend_eagerly
+from splitinference_segment.torch_ops.spans import Span
 from splitinference_segment.torch_ops.together import Together, side_by_side, summed
 
 NAME = "splitinference"
 SAME_AS_UNSPLIT = 1024  # tokens of context
-
-
-@dataclass(slots=True)
-class Span:
-    """One sequence's tokens in the row [start, start + tokens), at `position` of its own sequence, with its KV."""
-
-    entry: KvEntry
-    start: int
-    tokens: int
-    position: int
-    _masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
-
-    def mask(self, window: int | None, times: int, device: torch.device) -> torch.Tensor:
-        """Which keys each token may see, [times × tokens, position + tokens]: its past, itself, and no further back than the window."""
-        if (window, times) not in self._masks:
-            total = self.position + self.tokens
-            query = torch.arange(self.position, total, device=device)[:, None]
-            key = torch.arange(total, device=device)[None, :]
-            seen = key <= query
-            self._masks[window, times] = (seen if window is None else seen & (key > query - window)).repeat(times, 1)
-        return self._masks[window, times]
 
 
 class Row:

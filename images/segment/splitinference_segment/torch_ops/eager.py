@@ -4,7 +4,7 @@ which those families use, as torch's fused attention has neither."""
 import torch
 from torch.nn.functional import softmax
 
-from splitinference_segment.kv import KvEntry
+from splitinference_segment.cache.kv import KvEntry
 
 
 def attend_eagerly(

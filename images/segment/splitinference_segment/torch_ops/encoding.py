@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from splitinference_protocol.request import INT8_BLOCK as BLOCK
+from splitinference_protocol.wire.request import INT8_BLOCK as BLOCK
 
 
 def encode(hidden: torch.Tensor) -> torch.Tensor:

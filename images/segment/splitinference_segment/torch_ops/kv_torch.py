@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from splitinference_segment.kv import KvPiece
+from splitinference_segment.cache.kv import KvPiece
 
 
 @dataclass(frozen=True, slots=True)

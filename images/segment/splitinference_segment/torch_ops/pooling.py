@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from splitinference_protocol.pooling import Pooling
+from splitinference_protocol.wire.pooling import Pooling
 
 
 def _weighted(hidden: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,11 @@ are as exact; their order is another one, so that last bits may differ from a st
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-if TYPE_CHECKING:
-    from splitinference_segment.torch_ops.attention import Span
+from splitinference_segment.torch_ops.spans import Span
 
 LONGER = 2  # pasts up to so many times as long as the shortest one are laid beside it: the rest of its row is wasted
 SHORT = 64  # tokens that may be wasted whatever the length
@@ -36,7 +34,7 @@ class _Room:
 class Together:
     """Spans of one token each whose pasts are about as long."""
 
-    def __init__(self, spans: Sequence["Span"]) -> None:
+    def __init__(self, spans: Sequence[Span]) -> None:
         """Of at least two spans, whatever their order."""
         self._spans = tuple(spans)
         self._rooms: dict[int | None, _Room] = {}
@@ -72,7 +70,7 @@ class Together:
         return self._rooms[window]
 
 
-def side_by_side(spans: Sequence["Span"]) -> tuple[Together, ...]:
+def side_by_side(spans: Sequence[Span]) -> tuple[Together, ...]:
     """Decode steps that attend together. What is left out attends alone: prefills, and steps whose past is unlike the others'."""
     decoding = sorted((span for span in spans if span.tokens == 1), key=lambda span: span.position)
     found: list[list[Span]] = []
@@ -84,7 +82,7 @@ def side_by_side(spans: Sequence["Span"]) -> tuple[Together, ...]:
     return tuple(Together(group) for group in found if len(group) > 1)
 
 
-def _fits(span: "Span", group: Sequence["Span"]) -> bool:
+def _fits(span: Span, group: Sequence[Span]) -> bool:
     """Whether a span, no shorter than those of the group, may stand beside them."""
     _, _, groups, _, width = span.entry.buffer.shape
     room_bytes = 2 * 4 * groups * width * (span.position + 1) * (len(group) + 1)

@@ -10,9 +10,9 @@ from functools import lru_cache
 from sys import intern
 from typing import Any
 
-from splitinference.controller.cluster_state.node_metrics import PREFIX
+from splitinference.controller.cluster_state.figures.node_metrics import PREFIX
+from splitinference.controller.cluster_state.figures.series_owners import NAME, PROBE
 from splitinference.controller.cluster_state.pods import actual_requests
-from splitinference.controller.cluster_state.series_owners import NAME, PROBE
 from splitinference.controller.manifests.pod_parts import COMPONENT, MANAGED_BY, OURS
 from splitinference.controller.ports import Manifest
 
@@ -45,6 +45,9 @@ def node_kept(node: Manifest) -> dict[str, Any]:
         "allocatable": _same(_pairs(status.get("allocatable") or {})),
         "conditions": _alike(tuple(_pairs(condition, ("type", "status")) for condition in status.get("conditions") or ())),
     }
+    # Of devices only: of memory and CPU what is allocatable counts.
+    if capacity := {name: amount for name, amount in (status.get("capacity") or {}).items() if "/" in name}:
+        has["capacity"] = _same(_pairs(capacity))
     if addresses := status.get("addresses"):
         has["addresses"] = [_words(dict(_pairs(address, ("type", "address")))) for address in addresses]
     if info := status.get("nodeInfo"):

@@ -3,7 +3,10 @@
 import argparse
 from typing import Any
 
-from splitinference.cli.bench import cost_model, drafts, mlperf, operator, planner, privacy, serve, verification
+from splitinference.cli.bench.control import operator
+from splitinference.cli.bench.loadgen import mlperf
+from splitinference.cli.bench.planning import cost_model, planner, processors
+from splitinference.cli.bench.serving import drafts, privacy, serve, verification
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -19,4 +22,5 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     privacy.register(parts)
     verification.register(parts)
     cost_model.register(parts)
+    processors.register(parts)
     mlperf.register(parts)

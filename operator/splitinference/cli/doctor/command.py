@@ -10,7 +10,7 @@ from splitinference.cli.connection import Connection, connection_of, connection_
 from splitinference.cli.doctor import control_plane, operator, resources
 from splitinference.cli.doctor.check import BAD, GOOD, UNKNOWN, WARN, Check, Json
 from splitinference.cli.errors import SplitError, from_cluster, in_sentences
-from splitinference.cli.output import as_text, console, put, unicode_ok
+from splitinference.cli.printing.output import as_text, console, put, unicode_ok
 from splitinference.controller.ports import RefusedError, UnavailableError
 from splitinference.view import read
 

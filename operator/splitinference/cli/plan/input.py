@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from splitinference.controller.api.model_spec import Model
+from splitinference.controller.api.sections.model_spec import Model
 from splitinference.controller.api.spec import Rejected, Resource, not_served, read_resource
-from splitinference.controller.cluster_state.node_benchmark import STORE, Records, read_store, with_figures
-from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
-from splitinference.controller.cluster_state.series_owners import Directory
-from splitinference.controller.cluster_state.snapshot import Sources, claims, read_snapshot
+from splitinference.controller.cluster_state.figures.node_benchmark import STORE, Records, read_store, with_figures
+from splitinference.controller.cluster_state.figures.node_metrics import Measured, read_metrics
+from splitinference.controller.cluster_state.figures.series_owners import Directory
+from splitinference.controller.cluster_state.snapshot import Sources, claims, device_claims, read_snapshot
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.ports import RefusedError
-from splitinference.controller.spec_to_core import plan_constraints
+from splitinference.controller.spec_to_core import plan_constraints, processor_classes
+from splitinference.core.decide.feasibility.restrict import without_classes
 from splitinference.core.model_files.config import profile_from_model
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
-from splitinference_modelfiles.folder import CONFIG, file_names, read_json, tensor_tables
-from splitinference_modelfiles.gguf_folder import WhatIsAsked, described, gguf_model, gguf_names
-from splitinference_modelfiles.headers import ModelRefusedError
+from splitinference_modelfiles.gguf_files.gguf_folder import WhatIsAsked, described, gguf_model, gguf_names
+from splitinference_modelfiles.stored.folder import CONFIG, file_names, read_json, tensor_tables
+from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 if TYPE_CHECKING:
     from splitinference.adapters.kubernetes.client import KubeCluster
@@ -204,7 +205,7 @@ def problem_of(body: Mapping[str, Any], args: argparse.Namespace) -> Asked:
     snapshot, notes = _snapshot(resource, args, settings)
     problem = Problem(
         profile=profile,
-        snapshot=snapshot.for_dtype(profile.dtype),
+        snapshot=without_classes(snapshot.for_dtype(profile.dtype), processor_classes.barred(spec, profile.engine, settings)),
         workload=plan_constraints.workload(spec),
         objective=plan_constraints.objective(spec),
         constraints=bounds,
@@ -271,7 +272,7 @@ def _snapshot(resource: Resource, args: argparse.Namespace, settings: Settings) 
     pods = cluster.pods()
     records = _measured(cluster, settings)
     nodes = [with_figures(node, records) for node in cluster.nodes()]
-    return _read(nodes, pods, claims(cluster.split_inferences(), pods, resource.namespace, resource.name), resource, settings)
+    return _read(nodes, pods, cluster.split_inferences(), resource, settings)
 
 
 def _measured(cluster: "KubeCluster", settings: Settings) -> Records:
@@ -289,22 +290,30 @@ def snapshot_from_file(path: Path, resource: Resource, settings: Settings) -> tu
         items = content.get("items") or []
         nodes = [i for i in items if i.get("kind") == "Node"]
         pods = [i for i in items if i.get("kind") == "Pod"]
-        return _read(nodes, pods, {}, resource, settings)
+        return _read(nodes, pods, (), resource, settings)
     try:
         return Snapshot.model_validate(content), ()
     except ValidationError as error:
         raise Unusable(f"{path} is neither a snapshot nor a list of nodes and pods:\n{what_is_wrong(error)}") from error
 
 
-def _read(nodes: Any, pods: Any, held: Mapping[str, int], resource: Resource, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
+def _read(nodes: Any, pods: Any, others: Sequence[Any], resource: Resource, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:
     """The operator's own reading of nodes, pods and Prometheus, and what was odd about it."""
     measured, notes = Measured(), [NO_PROMETHEUS]
     if settings.prometheus_url:
-        from splitinference.adapters.prometheus import PrometheusMetrics
+        from splitinference.adapters.promql.prometheus import PrometheusMetrics
 
         measured = read_metrics(PrometheusMetrics(settings), Directory(nodes, pods, settings.operator_namespace), settings)
         notes = [f"utilization is not known: {measured.problem}"] if measured.problem else []
     owner = (resource.namespace, resource.name)
-    sources = Sources(now=datetime.now(tz=UTC), nodes=nodes, pods=pods, measured=measured, held=held, owner=owner)
+    sources = Sources(
+        now=datetime.now(tz=UTC),
+        nodes=nodes,
+        pods=pods,
+        measured=measured,
+        held=claims(others, pods, *owner),
+        owner=owner,
+        held_devices=device_claims(others, pods, *owner),
+    )
     reading = read_snapshot(sources, settings)
     return reading.snapshot, (*notes, *reading.notes)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from splitinference.cli.plan.plan import INFEASIBLE, TIMED_OUT, plan_json, show, table
+from splitinference.cli.plan.shown import INFEASIBLE, TIMED_OUT, plan_json, show, table
 from splitinference.core.planner import Infeasible, JointlySolved, JointOutcome, Limits, solve_several_in_child
 from splitinference.core.planner.explain import UNITS
 from splitinference.core.values.problem import Problem

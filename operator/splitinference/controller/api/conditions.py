@@ -15,7 +15,7 @@ _LONGEST_MESSAGE = 2000
 
 
 class Kind(StrEnum):
-    """Types of conditions. The last two are there only while they hold: so kstatus has it. The four before only where a spec asks."""
+    """Types of conditions. The last two are there only while they hold: so kstatus has it. The five before only where a spec asks."""
 
     ACCEPTED = "Accepted"
     PLANNED = "Planned"
@@ -27,6 +27,7 @@ class Kind(StrEnum):
     SCALED = "Scaled"
     SCALING_ACTIVE = "ScalingActive"
     FILTERED = "Filtered"
+    ADAPTERS_READY = "AdaptersReady"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
 

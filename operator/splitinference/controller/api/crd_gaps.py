@@ -1,5 +1,7 @@
-"""What a cluster's CRD lacks of the specification that this operator knows: Helm never upgrades CRDs, and the API server drops what the
-CRD does not know without a word."""
+"""What a cluster's CRD lacks of the specification that this operator knows.
+
+Somebody may have applied an older CRD, and the API server drops what it does not know without a word.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -39,14 +41,14 @@ def _missing(model: type[BaseModel], schema: Mapping[str, Any], path: str) -> It
             yield f"{path}.{alias}"
             continue
         part = known[alias]
-        for inner in _models(field.annotation):
+        for inner in models_of(field.annotation):
             yield from _missing(inner, part.get("items") or part, f"{path}.{alias}")
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
     """The models in a type such as `tuple[Pin, ...]` or `Model | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
         return
     for inner in get_args(annotation):
-        yield from _models(inner)
+        yield from models_of(inner)

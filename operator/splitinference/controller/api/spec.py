@@ -10,21 +10,22 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from splitinference.controller.api.adaptation_spec import Adaptation
-from splitinference.controller.api.filter_spec import FilterSpec
-from splitinference.controller.api.gateway_spec import GatewaySpec
+from splitinference.controller.api.adapter_spec import MOST_ADAPTERS, AdapterSpec
 from splitinference.controller.api.group import DEFAULT_CLASS
-from splitinference.controller.api.model_spec import Model
-from splitinference.controller.api.objective_spec import ObjectiveSpec, SloSpec, WorkloadSpec
-from splitinference.controller.api.placement_spec import Partition, Placement, SegmentsSpec
 from splitinference.controller.api.pod_values import PodTemplates
-from splitinference.controller.api.privacy_spec import Privacy, VerificationSpec
-from splitinference.controller.api.reuse_spec import ReuseScope, ReuseSpec
-from splitinference.controller.api.scaling_spec import MOST_PIPELINES, Scaling
-from splitinference.controller.api.spec_value import SpecValue
+from splitinference.controller.api.sections.adaptation_spec import Adaptation
+from splitinference.controller.api.sections.filter_spec import FilterSpec
+from splitinference.controller.api.sections.gateway_spec import GatewaySpec
+from splitinference.controller.api.sections.model_spec import Model
+from splitinference.controller.api.sections.objective_spec import ObjectiveSpec, SloSpec, WorkloadSpec
+from splitinference.controller.api.sections.placement_spec import Partition, Placement, SegmentsSpec
+from splitinference.controller.api.sections.privacy_spec import Privacy, VerificationSpec
+from splitinference.controller.api.sections.reuse_spec import ReuseScope, ReuseSpec
+from splitinference.controller.api.sections.scaling_spec import MOST_PIPELINES, Scaling
+from splitinference.controller.api.sections.spec_value import SpecValue
 from splitinference.core.values.profile import Engine, Profile
 from splitinference.core.values.value import Value
-from splitinference_modelfiles.gguf_models import MOST_RUNNING_SEQUENCES
+from splitinference_modelfiles.gguf_files.gguf_models import MOST_RUNNING_SEQUENCES
 
 
 def not_with_llama_cpp(spec: "Spec") -> str | None:
@@ -33,6 +34,8 @@ def not_with_llama_cpp(spec: "Spec") -> str | None:
         return "verification needs engine Torch: what llama.cpp computes differs by processor, and no tolerance was measured for that"
     if spec.segments.weights == "Stored":
         return "segments.weights Stored needs engine Torch: llama.cpp keeps weights as the GGUF file has them"
+    if spec.adapters or spec.segments.adapter_memory_mib:
+        return "adapters need engine Torch: segments with llama.cpp hold no adapters"
     if spec.model.max_running_sequences > MOST_RUNNING_SEQUENCES:
         most = MOST_RUNNING_SEQUENCES // 4
         return f"model.maxConcurrentSequences must be at most {most} with llama.cpp: four times as many may run, and it knows 256"
@@ -49,6 +52,7 @@ class Spec(SpecValue):
     """What the user asks for."""
 
     operator_class: str = Field(default=DEFAULT_CLASS, min_length=1, max_length=63)
+    priority: int = Field(default=0, ge=-1000, le=1000)
     replicas: int = Field(default=1, ge=1, le=MOST_PIPELINES)
     scaling: Scaling | None = None
     model: Model
@@ -63,6 +67,7 @@ class Spec(SpecValue):
     gateway: GatewaySpec = GatewaySpec()
     reuse: ReuseSpec | None = None
     filter: FilterSpec | None = None
+    adapters: tuple[AdapterSpec, ...] = Field(default=(), max_length=MOST_ADAPTERS)
     pod_template: PodTemplates = PodTemplates()
     adaptation: Adaptation = Adaptation()
 
@@ -76,6 +81,19 @@ class Spec(SpecValue):
     def _reused_answers_are_of_one_encoding(self) -> Self:
         if self.reuse is not None and self.segments.link_encoding == "Auto":
             raise ValueError("reuse needs segments.linkEncoding Plain or Int8: with Auto, answers change when a link does")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_can_be_told_apart(self) -> Self:
+        names = [adapter.name for adapter in self.adapters]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"adapters has {', '.join(repeated)} twice")
+        if self.model.id in names:
+            raise ValueError(f"adapters has {self.model.id}, which is the model's own name (model.id)")
+        if names and not self.segments.adapter_memory_mib:
+            raise ValueError("adapters need segments.adapterMemoryMiB: memory for them is planned, and there is none by default")
+        if names and self.verification is not None:
+            raise ValueError("adapters contradict verification: verifiers hold no adapters")
         return self
 
     @model_validator(mode="after")
@@ -166,7 +184,7 @@ def read_spec(spec: Mapping[str, Any]) -> Spec | Rejected:
     try:
         return Spec.model_validate(spec)
     except ValidationError as error:
-        return Rejected(problems=tuple(FieldProblem(path=_path(e["loc"]), message=_message(e["msg"])) for e in error.errors()))
+        return Rejected(problems=tuple(FieldProblem(path=_path(e["loc"]), message=_message(e["type"], e["msg"])) for e in error.errors()))
 
 
 def _named(body: Mapping[str, Any], spec: Spec) -> Resource:
@@ -206,5 +224,7 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _message(text: str) -> str:
+def _message(kind: str, text: str) -> str:
+    if kind == "extra_forbidden":
+        return "this operator does not know the field: is it older than the CRD in the cluster?"
     return text.removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from splitinference.controller.cluster_state.node_metrics import PREFIX, Judge, Measured, positive_number
+from splitinference.controller.cluster_state.figures.node_metrics import PREFIX, Judge, Measured, positive_number
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.ports import Manifest
 from splitinference.core.values.cluster import Link, LinkQuality, Network

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from splitinference.controller.cluster_state.node_figures import capacity_of
-from splitinference.controller.cluster_state.node_metrics import CPU, GPU, PREFIX, PROCESSOR, positive_number, processor_of
+from splitinference.controller.cluster_state.figures.node_figures import capacity_of
+from splitinference.controller.cluster_state.figures.node_metrics import CPU, GPU, PREFIX, PROCESSOR, positive_number, processor_of
+from splitinference.controller.cluster_state.node_devices import NO_DEVICES, Devices, devices_of
 from splitinference.controller.cluster_state.pods import is_ours, is_over, labels_of, node_of, requested_bytes, requested_cores
 from splitinference.controller.kube_values.machine import foreign, leaving, taints_of
 from splitinference.controller.kube_values.quantity import quantity
@@ -34,7 +35,7 @@ ZONE = "topology.kubernetes.io/zone"
 class Ground:
     """A node as `owner` sees it without metrics. `free_bytes`: allocatable less what others request, below zero where that is more;
     `own`: its segments there, as namespace/name, and `own_bytes` what they request; `gpu`: its compute is that of GPUs;
-    `notes`: labels that make no sense."""
+    `notes`: labels that make no sense; `devices`: its devices, some of which may be used beside its CPU."""
 
     read: Manifest
     pods: tuple[Manifest, ...]
@@ -45,17 +46,21 @@ class Ground:
     own_bytes: int
     gpu: bool
     notes: tuple[str, ...]
+    devices: Devices = NO_DEVICES
 
 
-def ground_of(node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings: Settings) -> Ground:
-    """One node; `pods` are those that hold memory there."""
+def ground_of(
+    node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings: Settings, yielding: frozenset[Owner] = frozenset()
+) -> Ground:
+    """One node; `pods` are those that hold memory there. Segments of resources that are `yielding` count like the owner's own."""
     metadata, status, name = node["metadata"], node.get("status") or {}, str(node["metadata"]["name"])
     labels, annotations = labels_of(node), metadata.get("annotations") or {}
     allocatable = status.get("allocatable") or {}
     processors = quantity(allocatable.get("cpu", 0)) or Decimal(0)
     cores = float(processors)
-    own = [pod for pod in pods if is_ours(pod, SEGMENT, *owner)]
-    of_others = [pod for pod in pods if not is_ours(pod, SEGMENT, *owner)]
+    owners = {owner, *yielding}
+    own = [pod for pod in pods if any(is_ours(pod, SEGMENT, *each) for each in owners)]
+    of_others = [pod for pod in pods if pod not in own]
     requested = sum((requested_cores(pod) for pod in of_others), Decimal(0))
     free = int(quantity(allocatable.get("memory", 0)) or 0) - sum(requested_bytes(pod) for pod in of_others)
     notes: list[str] = []
@@ -67,8 +72,13 @@ def ground_of(node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings
     if processor not in (CPU, GPU):
         notes.append(f"{PROCESSOR} of node {name} is {processor!r}, neither {CPU} nor {GPU}: {CPU} is taken")
     price = number("cost-per-hour")
+    devices = devices_of(node, own, of_others, settings)
+    notes.extend(devices.notes)
     figures = number("compute-gflops"), number("memory-bandwidth-gbps")
-    capacity = capacity_of(node, *figures, cores, settings, launch_ms=number("layer-launch-ms"))
+    if devices.offers and processor == GPU:
+        notes.append(f"{PROCESSOR} of node {name} is {GPU}, and its devices are places of their own: the label counts no more")
+        processor, figures = CPU, (None, None)
+    capacity = capacity_of(node, *figures, cores, settings, launch_ms=number("layer-launch-ms"), gpu=processor == GPU)
     notes.extend(capacity.notes)
     found = Node(
         name=name,
@@ -102,6 +112,7 @@ def ground_of(node: Manifest, pods: tuple[Manifest, ...], owner: Owner, settings
         own_bytes=sum(requested_bytes(pod) for pod in own),
         gpu=processor == GPU,
         notes=tuple(notes),
+        devices=devices,
     )
 
 
@@ -113,8 +124,10 @@ class OwnGrounds:
         self._lock = threading.Lock()
         self._known: dict[tuple[Owner, str], Ground] = {}
 
-    def of(self, owner: Owner, ground: Ground) -> Ground:
-        """This node as `owner` sees it."""
+    def of(self, owner: Owner, ground: Ground, yielding: frozenset[Owner] = frozenset()) -> Ground:
+        """This node as `owner` sees it. What is `yielding` is rare and soon over, so that view is not kept."""
+        if yielding:
+            return ground_of(ground.read, ground.pods, owner, self._settings, yielding)
         key = owner, ground.node.name
         with self._lock:
             known = self._known.get(key)
@@ -146,10 +159,14 @@ class Standing:
     pressured: Mapping[str, str]
     own: OwnGrounds
 
-    def ground_for(self, owner: Owner, name: str) -> Ground | None:
-        """This node as `owner` sees it; None where there is no such node."""
+    def ground_for(self, owner: Owner, name: str, yielding: frozenset[Owner] = frozenset()) -> Ground | None:
+        """This node as `owner` sees it, with segments of resources that are `yielding` as its own; None where there is no such node."""
         index = self.index.get(name)
-        return None if index is None else self.own.of(owner, self.grounds[index])
+        return None if index is None else self.own.of(owner, self.grounds[index], yielding)
+
+    def nodes_of(self, owner: Owner) -> frozenset[str]:
+        """Nodes where this resource has segments that hold memory."""
+        return frozenset(places_of(self.ours.get(owner, ())))
 
 
 def standing_of(

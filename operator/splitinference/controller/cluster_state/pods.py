@@ -44,12 +44,12 @@ def node_of(pod: Manifest) -> str:
 
 def requested_bytes(pod: Manifest) -> int:
     """Memory that the scheduler reserves for the pod, rounded up."""
-    return int(_requested(pod, "memory").to_integral_value(ROUND_CEILING))
+    return int(requested(pod, "memory").to_integral_value(ROUND_CEILING))
 
 
 def requested_cores(pod: Manifest) -> Decimal:
     """The same of processors, in cores."""
-    return _requested(pod, "cpu")
+    return requested(pod, "cpu")
 
 
 def requested_millicores(pod: Manifest) -> int:
@@ -57,8 +57,9 @@ def requested_millicores(pod: Manifest) -> int:
     return int((1000 * requested_cores(pod)).to_integral_value(ROUND_CEILING))
 
 
-def _requested(pod: Manifest, what: str) -> Decimal:
-    """As the scheduler counts: what the pod asks for as a whole, else the most that its containers ask for at any time; and its overhead.
+def requested(pod: Manifest, what: str) -> Decimal:
+    """What the pod requests of a resource, as the scheduler counts: what the pod asks for as a whole, else the most that its containers
+    ask for at any time; and its overhead.
 
     Init containers run one after another, each beside the sidecars that were started before it.
     """

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from splitinference.controller.cluster_state.node_devices import device_of
 from splitinference.controller.cluster_state.pods import is_over, labels_of, node_of, requested_bytes, requested_millicores
+from splitinference.controller.kube_values.device_images import resource_of
 from splitinference.controller.kube_values.start_failures import USUAL, Hindrance, Limits, hindrance, is_ready, own_status
 from splitinference.controller.manifests.pod_parts import COMPONENT, LAYERS_LABEL, MODEL_LABEL
 from splitinference.controller.manifests.segment import SEGMENT
@@ -78,6 +80,8 @@ def _segment(pod: Manifest, known: Known) -> SegmentPod | None:
         memory_bytes=0 if is_over(pod) else requested_bytes(pod),
         millicores=0 if is_over(pod) else requested_millicores(pod),
         family=family_of(pod),
+        processor=device_of(pod),
+        device="" if is_over(pod) else resource_of(device_of(pod)),
         phase=phase,
         why=why,
     )

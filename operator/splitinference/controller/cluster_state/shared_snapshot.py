@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
+from splitinference.controller.cluster_state.figures.node_metrics import Measured, read_metrics
+from splitinference.controller.cluster_state.figures.series_owners import Directory, Speaker, speakers_of
 from splitinference.controller.cluster_state.node_capacity import Read, Standing, standing_of
-from splitinference.controller.cluster_state.node_metrics import Measured, read_metrics
-from splitinference.controller.cluster_state.series_owners import Directory, Speaker, speakers_of
 from splitinference.controller.cluster_state.snapshot import Held, Picture, held_by, picture_of
 from splitinference.controller.ports import Clock, Generation, Listing, Metrics
 from splitinference.settings import Settings

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, ValidationError
 
+from splitinference.controller.cluster_state.figures.series_owners import Speaker
 from splitinference.controller.cluster_state.segment_pods import SegmentPod
-from splitinference.controller.cluster_state.series_owners import Speaker
 from splitinference.core.decide.base.policy import Memory
 from splitinference.core.transition.state import Phase
 from splitinference.core.values.value import Value
@@ -94,7 +95,19 @@ class Recall(Value):
     unpaid: int = Field(default=0, ge=0, description="moves that promised quicker tokens, after which they did not come quicker")
     rejected: Mapping[str, datetime] = Field(default_factory=dict, description="plans that a person rejected, by revision, and when")
     proofs: tuple[str, ...] = Field(default=(), description="proof keys of the processes that were proven")
+    devices_gone: Mapping[str, datetime] = Field(
+        default_factory=dict, description="devices that segments hold and nodes do not offer, as `<node>/<place>`: since when"
+    )
     heard: Mapping[str, Heard] = Field(default_factory=dict, description="segments, the gone ones included while their links are of use")
+
+    def missing(self, devices: Iterable[str], now: datetime) -> "Recall":
+        """With the devices that are gone now, each since when it is."""
+        known = {device: min(now, self.devices_gone.get(device, now)) for device in sorted(devices)}
+        return self if known == self.devices_gone else self.model_copy(update={"devices_gone": known})
+
+    def awaited(self, now: datetime, grace: timedelta) -> frozenset[str]:
+        """Devices that are gone, and not for long."""
+        return frozenset(device for device, since in self.devices_gone.items() if now - since < grace)
 
     def moved(self, now: datetime) -> "Recall":
         """With one more move."""
@@ -138,10 +151,17 @@ class Recall(Value):
         """Plans that are not proposed again yet. A clock that was set back does not make that last."""
         return frozenset(plan for plan, at in self.rejected.items() if abs(now - at) < REJECTED)
 
-    def verified(self, failed: Mapping[str, FailedCheck], segments: Sequence[SegmentPod], now: datetime) -> "Recall":
-        """With the nodes of the segments whose checks failed; those of long ago are forgotten."""
+    def verified(
+        self,
+        failed: Mapping[str, FailedCheck],
+        segments: Sequence[SegmentPod],
+        now: datetime,
+        verifiers: Mapping[str, str] = MappingProxyType({}),
+    ) -> "Recall":
+        """With the nodes of the segments whose checks failed; those of long ago are forgotten. `verifiers`: name to node of those who
+        check, as one of two replicas may be wrong, too."""
         distrusted = {node: entry for node, entry in self.distrusted.items() if entry.counts(now)}
-        where = {pod.name: pod.segment.node for pod in segments}
+        where = {**verifiers, **{pod.name: pod.segment.node for pod in segments}}
         for segment, found in sorted(failed.items()):
             if (node := where.get(segment)) and node not in distrusted:
                 why = (

@@ -202,13 +202,13 @@ def _closed(
 
 
 def _prefill_ratios(plain: Problem, prompts: Prompts, steady: Set[str]) -> dict[str, float]:
-    """By node the median of measured over predicted time of a prompt as long as those that were seen."""
+    """By place the median of measured over predicted time of a prompt as long as those that were seen."""
     found: dict[str, list[float]] = defaultdict(list)
     for stage, each, tokens in prompts:
         predicted = prefill_compute_ms(plain, (stage.node, stage.processor), (stage.start, stage.end), tokens)
         if stage.node in steady and predicted is not None and predicted >= TELLING_MS:
-            found[stage.node].append(each * tokens / predicted)
-    return {node: median(ratios) for node, ratios in found.items()}
+            found[stage.place].append(each * tokens / predicted)
+    return {place: median(ratios) for place, ratios in found.items()}
 
 
 def _steady(before: float | None, after: float | None) -> bool:

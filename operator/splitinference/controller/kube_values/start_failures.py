@@ -11,7 +11,8 @@ from typing import Any
 
 from splitinference.controller.ports import Manifest
 from splitinference.settings import Settings
-from splitinference_modelfiles.digests import MISMATCH
+from splitinference_modelfiles import sealed
+from splitinference_modelfiles.stored.digests import MISMATCH
 
 _UNSCHEDULABLE_SECONDS = 20.0
 _RESTARTS_THAT_LAST = 3
@@ -181,11 +182,20 @@ def _failing(status: Mapping[str, Any], prefix: str, since: datetime | None, lim
     said = f"{prefix}{reason}{code}" + (f": {text}" if text else "")
     if MISMATCH in text:  # the same files will not become others
         return Hindrance(reason=MISMATCH, text=said, since=since, limit_seconds=0)
+    if (locked := next((name for name in sealed.REASONS if f"{name}: " in text), None)) is not None:
+        return Hindrance(reason=locked, text=said, since=since, limit_seconds=_locked_seconds(locked, limits))
     if restarts >= _RESTARTS_THAT_LAST and reason == "CrashLoopBackOff":
         return Hindrance(reason=reason, text=f"{restarts} restarts, {said}", since=since, limit_seconds=0)
     if "running" in state:  # it may yet come up, so only the limit for a whole start counts
         return Hindrance(reason=reason, text=f"{said}; it runs again", since=since, limit_seconds=limits.start_seconds)
     return Hindrance(reason=reason, text=said, since=since, limit_seconds=limits.failure_seconds)
+
+
+def _locked_seconds(reason: str, limits: Limits) -> float | None:
+    """How long a node is waited for whose pod cannot decrypt the model. A broker that is down or lacks the key is no matter of the node."""
+    if reason in (sealed.UNREACHABLE, sealed.NO_KEY):
+        return None
+    return limits.failure_seconds if reason == sealed.NOT_RELEASED else 0
 
 
 def _never_ready(own: Mapping[str, Any], since: datetime | None, limits: Limits) -> Hindrance | None:

@@ -5,13 +5,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from splitinference.controller.api.model_spec import HuggingFaceSource
+from splitinference.controller.api.sections.model_spec import HuggingFaceSource
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.manifests.pod_parts import CACHE_FOLDER, MODEL_FOLDER, Manifest, container, environment
 from splitinference.inpod import script
 from splitinference.settings import Settings
 
 NO_WEIGHTS = "none"
+ADAPTER = "adapter"
 TOKENIZER_FOLDER = "/tokenizer"
 
 
@@ -30,8 +31,9 @@ class ModelFiles:
 def model_files(
     resource: Resource, settings: Settings, image: str, layers: str, commit: str = "", *, gguf: Sequence[str] = ()
 ) -> ModelFiles:
-    """`layers` is `start:end/count`, or `none` for a pod that needs no weights; `image` has a Python for the init container. `commit`: what
-    the revision meant when the model was read; all pods fetch that one. `gguf`: the files of a GGUF model; the first is the path."""
+    """`layers` is `start:end/count`, `none` for a pod that needs no weights, or `adapter` where the source has one; `image` has a Python
+    for the init container. `commit`: what the revision meant when the model was read; all pods fetch that one. `gguf`: the files of a GGUF
+    model; the first is the path."""
     found = _model_files(resource, settings, image, layers, commit=commit, gguf=gguf)
     name = gguf[0].rpartition("/")[2] if found.init and gguf else next(iter(gguf), "")
     return replace(found, path=f"{found.path}/{name}") if gguf else found

@@ -13,6 +13,7 @@ from splitinference.settings import Settings
 GATEWAY = "gateway"
 SEGMENT = "segment"
 VERIFIER = "verifier"
+LOADER = "loader"
 CLIENT_PORT = 8080
 KSERVE_PORT = 8001
 INTERNAL_PORT = 8444
@@ -29,13 +30,14 @@ def verifiers_policy(resource_name: str) -> str:
 
 
 def policies_of(resource: Resource, settings: Settings) -> Sequence[Manifest]:
-    """One for the segments, one for the gateway; one for verifiers, whom the gateway alone asks, where the resource wants them."""
+    """One for the segments, whom loaders of adapters ask, too; one for the gateway; one for verifiers, whom the gateway alone asks, where
+    the resource wants them."""
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.operator_namespace}},
         "podSelector": {"matchLabels": _OPERATOR},
     }
     monitoring = {"namespaceSelector": settings.monitoring_namespace_selector.as_json()}
-    peers = [{"podSelector": {"matchLabels": labels(resource.name, component)}} for component in (GATEWAY, SEGMENT)]
+    peers = [{"podSelector": {"matchLabels": labels(resource.name, component)}} for component in (GATEWAY, SEGMENT, LOADER)]
     segments = [_from([*peers, operator], WIRE_PORT), _from([monitoring], SEGMENT_METRICS_PORT)]
     gateway = [
         {"ports": _ports(CLIENT_PORT, KSERVE_PORT)},

@@ -1,6 +1,6 @@
 """What all objects made for a SplitInference have in common: names, labels, owner, and pods that Pod Security "restricted" admits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from splitinference.controller.api.group import API_VERSION, KIND
@@ -13,6 +13,8 @@ INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
 MODEL_LABEL = "splitinference.dev/model"
 LAYERS_LABEL = "splitinference.dev/layers"
+DEVICE = "splitinference.dev/device"
+"""Annotation of a segment's pod: the place of the device that it holds."""
 OURS = "splitinference"
 MODEL_FOLDER = "/model"
 CACHE_FOLDER = "/cache"
@@ -112,6 +114,11 @@ def _toleration(key: str, operator: str, value: str, effect: str) -> Manifest:
 def on_node(node: str) -> Manifest:
     """Affinity to one node. Not `nodeName`: so the scheduler still checks resources and taints, and says why not."""
     return _node_affinity([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}])
+
+
+def on_one_of(nodes: Collection[str]) -> Manifest:
+    """Affinity to one of these nodes, whichever has room."""
+    return _node_affinity([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]} for node in sorted(nodes)])
 
 
 def on_nodes_with(all_labels: Sequence[Mapping[str, str]], architectures: Sequence[str]) -> Manifest:

@@ -22,13 +22,13 @@ from splitinference.controller.manifests.model_volume import NO_WEIGHTS, model_f
 from splitinference.controller.manifests.pod_parts import Manifest, container, environment, metadata, on_node, on_nodes_with, pod_spec
 from splitinference.controller.manifests.pod_template import PodKind, finish
 from splitinference.controller.spec_to_core.plan_constraints import tolerations
-from splitinference.core.cost.eligible import repelling
+from splitinference.core.cost.checks.eligible import repelling
 from splitinference.inpod import script
 from splitinference.inpod.hub_client import COMMIT
 from splitinference.inpod.packed import BEGIN, END
 from splitinference.settings import Settings
-from splitinference_modelfiles.digests import MISMATCH, read_list
-from splitinference_modelfiles.headers import TensorInfo
+from splitinference_modelfiles.stored.digests import MISMATCH, read_list
+from splitinference_modelfiles.stored.headers import TensorInfo
 
 PROFILE = "profile"
 SOURCE = "splitinference.dev/source"

@@ -58,6 +58,7 @@ def reuse_parts(resource: Resource, commit: str = "") -> ReuseParts:
 
 
 def shaping_digest(resource: Resource, commit: str) -> str:
-    """Of all in the resource that shapes answers: another digest, other answers."""
-    told = resource.spec.model_dump(mode="json", include={"model": True, "adapters": True, "segments": {"link_encoding", "weights"}})
+    """Of all in the resource that shapes answers: another digest, other answers. Adapters come and go; their digests are part of the names
+    of their answers."""
+    told = resource.spec.model_dump(mode="json", include={"model": True, "segments": {"link_encoding", "weights"}})
     return hashlib.sha256(json.dumps([told, commit], sort_keys=True).encode()).hexdigest()

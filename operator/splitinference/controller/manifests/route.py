@@ -14,10 +14,10 @@ from splitinference.controller.ports import Manifest
 from splitinference.core.transition.state import Names, OldRoute, Route
 from splitinference.core.values.value import Value
 from splitinference_protocol.report import GatewayReport
-from splitinference_protocol.request import Hop
-from splitinference_protocol.route import ASLEEP, STOPPED, RouteDocument, RouteError, Verification
+from splitinference_protocol.route import ASLEEP, STOPPED, NamedAdapter, RouteDocument, RouteError, Verification
 from splitinference_protocol.route import asleep as sleeping
 from splitinference_protocol.route import withdrawn as stopped
+from splitinference_protocol.wire.request import Hop
 
 ROUTE_KEY = "route.json"
 HISTORY_KEY = "history.json"
@@ -55,18 +55,28 @@ def read_route(config_map: Manifest | None) -> Stored | None:
         route = Route(pipelines=tuple(tuple(hop.segment for hop in pipeline) for pipeline in file.pipelines))
     except (ValidationError, ValueError, TypeError):
         return None
-    return Stored(route=route, models={hop.segment: hop.model for pipeline in file.pipelines for hop in pipeline}, former=former)
+    models = {hop.segment: hop.model for pipeline in file.pipelines for hop in pipeline}
+    return Stored(route=route, models=models, former=former)
 
 
-def cut_over(stored: Stored | None, route: Route, models: Mapping[str, str], drain_seconds: float, now: datetime) -> Mapping[str, str]:
-    """The ConfigMap's data after the cutover to `route`. `models` names the Triton model of each of its segments."""
+def cut_over(
+    stored: Stored | None,
+    route: Route,
+    models: Mapping[str, str],
+    drain_seconds: float,
+    now: datetime,
+    *,
+    adapters: tuple[NamedAdapter, ...] = (),
+) -> Mapping[str, str]:
+    """The ConfigMap's data after the cutover to `route`. `models` names the Triton model of each of its segments; `adapters` are what
+    clients may name."""
     former = [entry for entry in (stored.former if stored else ()) if now < _over(entry) + SILENCE]
     if stored is not None and stored.route != route:
         former.append(
             Former(revision=stored.route.revision, pipelines=stored.route.pipelines, replaced_at=now, drain_seconds=drain_seconds)
         )
     pipelines = tuple(tuple(Hop(name, models[name]) for name in pipeline) for pipeline in route.pipelines)
-    file = RouteDocument(revision=route.revision, pipelines=pipelines, drain_seconds=drain_seconds)
+    file = RouteDocument(revision=route.revision, pipelines=pipelines, drain_seconds=drain_seconds, adapters=adapters or None)
     kept = [entry.model_dump(mode="json") for entry in former if entry.revision != route.revision]
     return {ROUTE_KEY: file.text(), HISTORY_KEY: json.dumps(kept, sort_keys=True)}
 
@@ -82,15 +92,26 @@ def with_verification(data: Mapping[str, str], verification: Verification | None
     return {**data, ROUTE_KEY: document.model_copy(update={"verification": verification}).text()}
 
 
+def with_adapters(data: Mapping[str, str], adapters: tuple[NamedAdapter, ...]) -> Mapping[str, str]:
+    """The ConfigMap's data with these adapters; the same data where nothing changes, or there is no route that can be read."""
+    try:
+        document = RouteDocument.parse(data[ROUTE_KEY])
+    except (KeyError, RouteError):
+        return data
+    if (document.adapters or ()) == adapters or document.revision == STOPPED:
+        return data
+    return {**data, ROUTE_KEY: document.model_copy(update={"adapters": adapters or None}).text()}
+
+
 def withdrawn() -> Mapping[str, str]:
     """The ConfigMap's data while nothing may be sent anywhere: sequences leave the route that was, and wait for the next."""
     return {ROUTE_KEY: stopped().text(), HISTORY_KEY: "[]"}
 
 
-def asleep(wakes_in_seconds: float, hold_seconds: float) -> Mapping[str, str]:
-    """The ConfigMap's data while the model is unloaded: requests wait for the first pipeline."""
+def asleep(wakes_in_seconds: float, hold_seconds: float, adapters: tuple[NamedAdapter, ...] = ()) -> Mapping[str, str]:
+    """The ConfigMap's data while the model is unloaded: requests wait for the first pipeline, also those for adapters."""
     # Whole seconds: a figure that changes with each pass would be written with each pass.
-    return {ROUTE_KEY: sleeping(math.ceil(wakes_in_seconds), hold_seconds).text(), HISTORY_KEY: "[]"}
+    return {ROUTE_KEY: sleeping(math.ceil(wakes_in_seconds), hold_seconds, adapters or None).text(), HISTORY_KEY: "[]"}
 
 
 def is_asleep(config_map: Manifest | None) -> bool:

@@ -6,16 +6,19 @@ next plan keeps is not touched. Tolerations, probes and pull settings are not co
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from splitinference.controller.api.adapter_spec import AdapterSpec
 from splitinference.controller.api.pod_values import PodTemplates
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
 from splitinference.controller.manifests import gateway, network_policies
+from splitinference.controller.manifests.adapter_loader import loader_pod
 from splitinference.controller.manifests.model_volume import model_files
 from splitinference.controller.manifests.pod_parts import (
     COMPONENT,
+    DEVICE,
     LAYERS_LABEL,
     MODEL_LABEL,
     Manifest,
@@ -29,12 +32,15 @@ from splitinference.controller.manifests.pod_parts import (
 )
 from splitinference.controller.manifests.pod_template import PodKind, content_of, finish, template_of
 from splitinference.controller.manifests.profile_pod import KEY, cache_name
+from splitinference.controller.manifests.segment_resources import device_needs, resources_of
 from splitinference.controller.names import PREFETCH
 from splitinference.controller.ports import SegmentObjects
 from splitinference.controller.spec_to_core import plan_constraints
+from splitinference.core.cost.stage import adapter_bytes
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.profile import Engine, LinkEncoding, Profile
 from splitinference.settings import Settings
+from splitinference_protocol.wire.request import Hop
 
 SEGMENT = network_policies.SEGMENT
 VERIFIER = network_policies.VERIFIER
@@ -53,16 +59,20 @@ class Manifests:
 
     def segment(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """Pod and Service of one segment."""
-        runtime_class = plan_constraints.runtime_class(resource.spec, len(profile.layers), segment.start, segment.end)
+        device = device_needs(profile.engine, segment.processor, memory_bytes, self._settings)
+        ruled = plan_constraints.runtime_class(resource.spec, len(profile.layers), segment.start, segment.end)
+        runtime_class = ruled or (device.runtime_class if device is not None else None)
         template = content_of(template_of(resource, self._settings, PodKind.SEGMENTS, runtime_class))
         model = f"seg-{profile.digest[:8]}-{segment.start}-{segment.end}"
         run = f"{segment.start}:{segment.end}/{len(profile.layers)}"
-        image = segment_image(profile.engine, self._settings)
+        image = device.image if device is not None else segment_image(profile.engine, self._settings)
         files = model_files(resource, self._settings, image, run, profile.commit, gguf=profile.files)
         variables = self._variables(resource, segment, model, files.path, kv_bytes) | _link_encoding(resource, profile, segment)
-        variables |= _engine(profile)
+        variables |= _engine(profile) | _adapters(resource, profile, segment) | (dict(device.variables) if device is not None else {})
         digests, digests_mount = _digests(resource, profile)
         variables |= {"SI_MODEL_DIGEST": profile.content, "SI_DIGESTS_FILE": f"{_DIGESTS_FOLDER}/{KEY}"} if digests else {}
+        locked, key_mounts, key_volumes = _encryption(resource)
+        variables |= locked
         name = segment_name(
             resource.name,
             segment,
@@ -74,12 +84,14 @@ class Manifests:
                 "image": image,
                 "memory": memory_bytes,
                 "cpu": [self._settings.segment_cpu_request, self._settings.segment_cpu_limit],
+                **({"host memory": device.host_bytes} if device is not None else {}),
                 "settings": variables,
                 **({"template": template} if template else {}),
             },
         )
         extra = {MODEL_LABEL: profile.digest[:8], LAYERS_LABEL: f"{segment.start}-{segment.end}"}
-        pod_metadata = metadata(resource, name, SEGMENT, extra) | {"annotations": scraped(METRICS_PORT)}
+        placed = {DEVICE: segment.processor} if device is not None else {}
+        pod_metadata = metadata(resource, name, SEGMENT, extra) | {"annotations": scraped(METRICS_PORT) | placed}
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -89,7 +101,10 @@ class Manifests:
                 self._settings,
                 [
                     self._container(
-                        image, {"SI_SEGMENT": name, "SI_NODE": segment.node, **variables}, [files.mount, *digests_mount], memory_bytes
+                        image,
+                        {"SI_SEGMENT": name, "SI_NODE": segment.node, **variables},
+                        [files.mount, *digests_mount, *key_mounts],
+                        resources_of(memory_bytes, device, self._settings),
                     )
                 ],
                 initContainers=list(files.init),
@@ -102,10 +117,12 @@ class Manifests:
                     {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
                     tls_volume(resource.name, Role.SEGMENT),
                     *digests,
+                    *key_volumes,
                 ],
             ),
         }
         finish(pod, resource, self._settings, PodKind.SEGMENTS, runtime_class)
+        held = device.host_bytes if device is not None else memory_bytes
         selector = {**labels(resource.name, SEGMENT), "splitinference.dev/segment": name}
         pod_metadata["labels"]["splitinference.dev/segment"] = name
         service = {
@@ -121,7 +138,7 @@ class Manifests:
                 "ports": [_port("wire", WIRE_PORT), _port("metrics", METRICS_PORT)],
             },
         }
-        return SegmentObjects(name=name, model=model, memory_bytes=memory_bytes, pod=pod, service=service)
+        return SegmentObjects(name=name, model=model, memory_bytes=held, pod=pod, service=service)
 
     def verifier(self, resource: Resource, profile: Profile, segment: Segment, memory_bytes: int, kv_bytes: int) -> SegmentObjects:
         """The same pod and Service under another name and component: peers of the resource, and no part of a plan."""
@@ -148,6 +165,20 @@ class Manifests:
         spec = pod_spec(resource, settings, list(files.init), restartPolicy="Never", affinity=on_node(segment.node), volumes=[files.volume])
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(resource, name, PREFETCH, extra), "spec": spec}
         return finish(pod, resource, settings, PodKind.JOBS)
+
+    def adapter_loader(
+        self,
+        resource: Resource,
+        adapter: AdapterSpec,
+        source: str,
+        *,
+        targets: Sequence[Hop],
+        nodes: Collection[str],
+        blocks: int,
+        again: int,
+    ) -> Manifest:
+        """A pod that gives an adapter to these segments and ends."""
+        return loader_pod(resource, adapter, source, self._settings, targets=targets, nodes=nodes, blocks=blocks, again=again)
 
     def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
         """All objects of the gateway, in the order in which they are to be applied."""
@@ -181,9 +212,8 @@ class Manifests:
             **({"SI_LOG_FORMAT": "json"} if self._settings.log_format == "json" else {}),
         }
 
-    def _container(self, image: str, variables: Mapping[str, str], model_mounts: Sequence[Manifest], memory_bytes: int) -> Manifest:
+    def _container(self, image: str, variables: Mapping[str, str], model_mounts: Sequence[Manifest], resources: Manifest) -> Manifest:
         settings = self._settings
-        limits = {"memory": str(memory_bytes)} | ({"cpu": settings.segment_cpu_limit} if settings.segment_cpu_limit else {})
         return container(
             SEGMENT,
             image,
@@ -193,7 +223,7 @@ class Manifests:
                 {"name": "wire", "containerPort": WIRE_PORT},
                 {"name": "metrics", "containerPort": METRICS_PORT},
             ],
-            resources={"requests": {"cpu": settings.segment_cpu_request, "memory": str(memory_bytes)}, "limits": limits},
+            resources=resources,
             # Every probe runs a token through the segment: Triton says "ready" even when what computes is dead. On half a core that is
             # slow, hence the time limits; and a segment is started anew only after a minute of failures, as that costs a load of the model.
             startupProbe=_probe(period=2, timeout=10, failures=max(1, settings.segment_start_seconds // 2)),
@@ -218,6 +248,16 @@ def _engine(profile: Profile) -> dict[str, str]:
     return {} if profile.engine is Engine.TORCH else {"SI_ENGINE": profile.engine.value}
 
 
+_ADAPTER_HEADERS = 1 << 20
+"""Adapters arrive with the names of their tensors, which are not kept."""
+
+
+def _adapters(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:
+    """Memory for adapters, whichever they are: so they come and go, and the segment stays."""
+    whole = resource.spec.segments.adapter_memory_mib << 20
+    return {"SI_ADAPTER_BYTES": str(adapter_bytes(profile, whole, segment.start, segment.end) + _ADAPTER_HEADERS)} if whole else {}
+
+
 def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) -> str:
     """`<si>-<start>-<end>-<hash8>` where the hash covers `content`; at most 61 characters for a name of 40."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -230,11 +270,28 @@ _DIGESTS_FOLDER = "/digests"
 def _digests(resource: Resource, profile: Profile) -> tuple[list[Manifest], list[Manifest]]:
     """Volume and mount of the list by which a segment checks its tensors; none where the model's digest is not known. Whoever may write the
     ConfigMap cannot deceive a segment: the list must have the root that stands in the pod's own environment."""
-    if not profile.content:
+    if not profile.content or resource.spec.model.encryption is not None:  # what is listed is what is stored, and not what is decrypted
         return [], []
     items = [{"key": KEY, "path": KEY}]
     volume = {"name": "digests", "configMap": {"name": cache_name(resource), "items": items}}
     return [volume], [{"name": "digests", "mountPath": _DIGESTS_FOLDER, "readOnly": True}]
+
+
+_CA_FOLDER = "/key-broker"
+
+
+def _encryption(resource: Resource) -> tuple[dict[str, str], list[Manifest], list[Manifest]]:
+    """Variables, mounts and volumes by which a segment gets the key of its encrypted weights. The key itself is in no object."""
+    if (encryption := resource.spec.model.encryption) is None:
+        return {}, [], []
+    broker = encryption.key_broker
+    variables = {"SI_KEY_BROKER_URL": broker.url, "SI_KEY_RESOURCE": broker.resource}
+    if (authority := broker.ca_config_map_ref) is None:
+        return variables, [], []
+    items = [{"key": authority.key, "path": "ca.crt"}]
+    volume = {"name": "key-broker", "configMap": {"name": authority.name, "items": items}}
+    mount = {"name": "key-broker", "mountPath": _CA_FOLDER, "readOnly": True}
+    return variables | {"SI_KEY_BROKER_CA": f"{_CA_FOLDER}/ca.crt"}, [mount], [volume]
 
 
 def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from splitinference.controller.api.spec import Rejected, Resource
 from splitinference.controller.cluster_state.pods import requested_millicores
 from splitinference.controller.cluster_state.segment_pods import family_of
+from splitinference.controller.kube_values.device_images import resource_of
 from splitinference.controller.ports import Builder, SegmentObjects
 from splitinference.core.transition.state import NamedSegment, Phase, Target
 from splitinference.core.values.plan import Pipeline, Plan, Prediction, Segment, StagePrediction
@@ -32,11 +33,12 @@ _SPENT = {"costPerHour": "cost_per_hour", "watts": "watts", "joulesPerToken": "e
 
 
 def asked_for(spec: Mapping[str, Any], profile: Profile) -> str:
-    """Hash of all that a plan is made for: the model's content and the spec, but for how to answer to change and by which operator.
+    """Hash of all that a plan is made for: the model's content and the spec, but for how to answer to change, by which operator, and
+    adapters, which come and go within the memory that is planned for them.
 
     One pipeline is what resources had before they could ask for several: asking for it is no other specification.
     """
-    passed = ("adaptation", "operatorClass", "scaling")
+    passed = ("adaptation", "operatorClass", "scaling", "adapters")
     content = {key: value for key, value in spec.items() if key not in passed and (key, value) != ("replicas", 1)}
     return hashlib.sha256(json.dumps([profile.digest, profile.dtype, content], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -79,6 +81,8 @@ def build(planned: Planned, profile: Profile, builder: Builder) -> Built:
                     memory_bytes=made.memory_bytes,
                     millicores=requested_millicores(made.pod),
                     family=family_of(made.pod),
+                    processor=segment.processor,
+                    device=resource_of(segment.processor),
                 )
             )
         pipelines.append(tuple(named))
@@ -108,6 +112,7 @@ def write_plan(planned: Planned, built: Built, phases: Mapping[str, Phase]) -> d
                     "weightBytes": stage.weight_bytes,
                     "kvBytes": stage.kv_bytes,
                     "memoryBytes": stage.memory_bytes,
+                    **({"nodeMemoryBytes": name.memory_bytes} if name.device else {}),
                     "predictedMs": round(stage.decode_ms, 3),
                     "prefillMs": round(stage.prefill_ms, 3),
                     "linkMs": round(stage.link_ms, 3),

@@ -18,6 +18,11 @@ class Stage(Value):
     start: int
     end: int
 
+    @property
+    def place(self) -> str:
+        """`node`, or `node/processor`."""
+        return f"{self.node}/{self.processor}" if self.processor else self.node
+
 
 class Serving(Value):
     """The route that serves and what its gateway saw of it; `traffic` None: the gateway cannot be asked, or is at another route."""
@@ -40,16 +45,14 @@ def serving_stages(planned: Planned | None, built: Built | None, stored: Stored 
     return Serving(revision=stored.route.revision, stages=stages, traffic=traffic)
 
 
-def serving_plan(planned: Planned | None, observed: Observed, profile: Profile) -> Plan | None:
+def serving_plan(observed: Observed, profile: Profile) -> Plan | None:
     """The serving route as a plan of this model, whatever the plan is now; None where a segment is gone or of another model."""
     if observed.serving is None or not observed.serving.names <= observed.segments.keys():
-        return None
-    if planned is not None and any(segment.processor for segment in planned.plan.segments):
         return None
     found = [[observed.segments[name] for name in pipeline] for pipeline in observed.serving.pipelines]
     if any(not segment.family.startswith(f"{profile.digest[:8]}/") for pipeline in found for segment in pipeline):
         return None
-    pipelines = (tuple(Segment(start=s.start, end=s.end, node=s.node) for s in pipeline) for pipeline in found)
+    pipelines = (tuple(Segment(start=s.start, end=s.end, node=s.node, processor=s.processor) for s in pipeline) for pipeline in found)
     return Plan(
         model_digest=profile.digest,
         pipelines=tuple(Pipeline(segments=segments, share=1.0 / len(found)) for segments in pipelines),

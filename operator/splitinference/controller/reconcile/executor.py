@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.manifests.route import Stored, cut_over, read_route
+from splitinference.controller.plan_io.adapter_status import read_adapters, served
 from splitinference.controller.plan_io.plan_status import Built
 from splitinference.controller.ports import NameTakenError, Ports, RefusedError
 from splitinference.controller.reconcile.planning.gather import Seen
@@ -53,7 +54,8 @@ class Walker:
                 if name not in self.built.objects:
                     cluster.delete("Service", namespace, name)
             case Cutover(route=route):
-                data = cut_over(stored, route, self._models(stored), self.drain_seconds, self.seen.now)
+                adapters = served(read_adapters(self.seen.status))
+                data = cut_over(stored, route, self._models(stored), self.drain_seconds, self.seen.now, adapters=adapters)
                 config_map = self.ports.builder.route(self.resource, data)
                 cluster.apply(config_map)
                 return read_route(config_map)

@@ -6,12 +6,15 @@ A pass never waits, and takes nothing for granted that an earlier pass did: it m
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from splitinference.controller.api.adaptation_spec import Prefetch
 from splitinference.controller.api.conditions import Condition, merge_patch
+from splitinference.controller.api.sections.adaptation_spec import Prefetch
 from splitinference.controller.cluster_state.shared_snapshot import Sight
+from splitinference.controller.cluster_state.snapshot import Yielding
+from splitinference.controller.plan_io.adapter_status import Outcome as AdapterOutcome
 from splitinference.controller.plan_io.plan_status import Built, Planned, build
 from splitinference.controller.ports import Listing, Manifest, Ports
 from splitinference.controller.reconcile.executor import Walker
@@ -20,12 +23,14 @@ from splitinference.controller.reconcile.planning.decision_inputs import calibra
 from splitinference.controller.reconcile.planning.desired import Asked, read_asked
 from splitinference.controller.reconcile.planning.gather import Looker, Seen
 from splitinference.controller.reconcile.planning.plan_pass import Course, PassInputs, PassPlan, Question, confirmed, plan_pass
+from splitinference.controller.reconcile.planning.preemption import Contest, gives_up, wants_more
 from splitinference.controller.reconcile.planning.privacy import guarded, promised_rules, stops_exposed
 from splitinference.controller.reconcile.planning.scaling import ScalingOutcome, is_unloaded, scaling_of, with_number
 from splitinference.controller.reconcile.status.move_outcome import judge, promised
 from splitinference.controller.reconcile.status.proposals import Offer, offer_after, read_offer, said_of, with_rejection
 from splitinference.controller.reconcile.status.report import Report, events, status_of
-from splitinference.controller.reconcile.unload import Unloading
+from splitinference.controller.reconcile.unload import UNUSED, Unloading
+from splitinference.controller.reconcile.upkeep.adapters import AdapterKeeper
 from splitinference.controller.reconcile.upkeep.gateway_rollout import is_coming
 from splitinference.controller.reconcile.upkeep.node_measuring import nodes_to_wait_for
 from splitinference.controller.reconcile.upkeep.upkeep import Upkeep
@@ -45,8 +50,11 @@ from splitinference.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_WALKING_SECONDS = 1.0
+WALKING_SECONDS = 1.0
 _SCALING_SECONDS = 10.0
+_ASK_AGAIN_SECONDS = 30.0
+"""What clients of a model that gave way are told to wait before they ask again."""
+_PREEMPTED = "a resource of a higher priority needs the memory"
 _MOST_DOUBLINGS = 5
 """What the API server refuses is tried again after 1, 2, 4 … 32 s."""
 
@@ -54,11 +62,12 @@ _MOST_DOUBLINGS = 5
 @dataclass(frozen=True)
 class Looked:
     """How a pass ended. `gone`: there is no such resource; `again_seconds`: look again so soon if nothing wakes before, None as usual;
-    `solved`: the solver was asked."""
+    `solved`: the solver was asked; `asleep`: the model is unloaded and nothing is under way."""
 
     gone: bool = False
     again_seconds: float | None = None
     solved: bool = False
+    asleep: bool = False
 
 
 @dataclass
@@ -88,6 +97,9 @@ class Pass:
     crd_note: str = ""
     problem: Problem | None = None
     offer: Offer | None = None
+    contest: Contest | None = None
+    yielding: Yielding = field(default_factory=dict)
+    given_up: str = ""
     named: dict[str, tuple[Planned, Built]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,15 +123,21 @@ class Pass:
         asked = read_asked(self.body, self.remembered.specs.read(self.body), self.ports.models, self.settings)
         force = read_in_force(self.ports, self.body, self.remembered, asked)
         seen, self.remembered.proofs = self.looker.look(self.resources, force.wanted, self.remembered.proofs)
+        seen = self._adapters(asked, force, seen).held_back()
         asked = without_trusted_node(asked, seen)
         if isinstance(asked, Asked) or asked.holds is not False or force.planned is not None:
             self.upkeep.keep_secrets(self.body)
         if isinstance(asked, Asked) and force.planned is None and (report := self._waits_for_first(asked, seen)) is not None:
-            return self._finish(report, _WALKING_SECONDS)
+            return self._finish(report, WALKING_SECONDS)
         if isinstance(asked, Asked) and force.planned is not None and force.profile is not None:
             seen = guarded(self.ports, asked.resource, seen, promised_rules(force.planned, force.profile))
-        inputs, seen = self._inputs(asked, force, seen)
+        self.contest = Contest.of(self.looker, seen, self.resources, self.settings.preemption)
+        before, self.yielding = self.contest.seen, self.contest.yielding
+        inputs, seen = self._inputs(asked, force, before)
         made = self._plan(inputs, asked)
+        if wants_more(made) and self.solve.times and isinstance(asked, Asked):
+            made, inputs, seen = self._preempt(asked, force, before) or (made, inputs, seen)
+        self.given_up = gives_up(made)
         if made.memory is not None:
             seen = replace(seen, recall=seen.recall.model_copy(update={"memory": made.memory}))
         if isinstance(asked, Asked) and isinstance(made.decision, Adopt):
@@ -179,6 +197,23 @@ class Pass:
             if leave:
                 self.reviews.end(now, self.ports.clock.now(), solved=self.solve.times > 0)
 
+    def _preempt(self, asked: Asked, force: InForce, before: Seen) -> tuple[PassPlan, PassInputs, Seen] | None:
+        """A plan on memory that resources of a lower priority hold; None where even that is none. `before`: what was seen, before stages
+        taught anything."""
+        assert self.contest is not None  # noqa: S101 - it was made before the plan
+        kept = self.problem, self.offer
+        for yielding in self.contest.tries():
+            reading = self.contest.seen_without(yielding).reading
+            inputs, seen = self._inputs(asked, force, before.with_reading(reading))
+            made = self._plan(inputs, asked)
+            if isinstance(decision := made.decision, Adopt):
+                self.yielding = yielding
+                needs = {segment.node: segment.memory_bytes for segment in self.named[decision.plan.revision][1].target.segments.values()}
+                message = f"{decision.message}; {self.contest.words(yielding, needs)}"
+                return replace(made, decision=decision.model_copy(update={"message": message})), inputs, seen
+        self.problem, self.offer = kept
+        return None
+
     def _course(self, asked: Asked, plan: Plan) -> Course:
         """A plan for what is asked, with its segments."""
         known = self.named.get(plan.revision)
@@ -191,7 +226,9 @@ class Pass:
         """Make it the plan, if no other resource's plan took the memory meanwhile. The plan is in the status before anything is done about
         it."""
         with self.ports.planning:
-            reading = self.looker.read(seen.now, seen.nodes, seen.pods, seen.measured, self.ports.cluster.split_inferences())
+            resources = self.ports.cluster.split_inferences()
+            reading = self.looker.read(seen.now, seen.nodes, seen.pods, seen.measured, resources, yielding=self.yielding)
+            reading = self.looker.awaiting(reading, seen.recall, seen.now)
             made = confirmed(made, inputs, reading.snapshot)
             decision = made.decision
             if not isinstance(decision, Adopt):
@@ -233,8 +270,10 @@ class Pass:
         planned, built, profile, resource = force.planned, force.built, force.profile, force.resource
         if planned is None or built is None or profile is None or resource is None or made.steps is None:
             return self._finish(report, None)
-        if self.unloaded:
+        if self.unloaded or self.given_up:
             return self._unload(report, force, seen)
+        if self.contest is not None:
+            made = self.contest.held_back(made, self.yielding)
         self.upkeep.keep_services(built, seen)
         walker = Walker(self.ports, planned.resource, resource.spec.adaptation.drain.total_seconds(), built, seen)
         stored = walker.take(made.steps.actions) if isinstance(made.steps, Steps) else seen.stored
@@ -250,6 +289,7 @@ class Pass:
             likely = resource.spec.adaptation.prefetch is Prefetch.LIKELY_TARGETS
             self.upkeep.keep_prefetches(planned, profile, planned.plan if likely else None, self.problem, seen)
         verified = self._verify(force, report) if isinstance(made.steps, Done) else None
+        adapters = self._keep_adapters(asked, force, seen)
         verdict = judge(seen, isinstance(made.steps, Done))
         report = replace(
             report,
@@ -259,15 +299,18 @@ class Pass:
             serving=stored.route if stored else None,
             exposed=made.exposed,
             verified=verified,
+            adapters=adapters,
             endpoint=self.ports.builder.endpoint(planned.resource),
         )
-        return self._finish(report, _WALKING_SECONDS if isinstance(made.steps, Steps) else None)
+        under_way = isinstance(made.steps, Steps) or (adapters is not None and not adapters.settled)
+        return self._finish(report, WALKING_SECONDS if under_way else None)
 
     def _unload(self, report: Report, force: InForce, seen: Seen) -> Looked:
         """Take the next steps to no segment at all; the gateway stays, and holds what comes."""
         planned, built, profile, resource = force.planned, force.built, force.profile, force.resource
         assert planned is not None and built is not None and profile is not None and resource is not None  # noqa: S101, PT018
-        unloading = Unloading(self.ports, resource, seen, report.scaling.start_seconds if report.scaling is not None else 0.0)
+        wakes = _ASK_AGAIN_SECONDS if self.given_up else report.scaling.start_seconds if report.scaling is not None else 0.0
+        unloading = Unloading(self.ports, resource, seen, wakes, _PREEMPTED if self.given_up else UNUSED)
         steps = unloading.steps()
         walker = Walker(self.ports, planned.resource, resource.spec.adaptation.drain.total_seconds(), built, seen)
         walker.take(steps.actions if isinstance(steps, Steps) else ())
@@ -276,7 +319,11 @@ class Pass:
         self.upkeep.keep_gateway(planned.resource, profile, seen)
         self.upkeep.keep_budget(resource, None)
         endpoint = self.ports.builder.endpoint(planned.resource)
-        return self._finish(replace(report, steps=steps, serving=None, unloaded=True, endpoint=endpoint), _WALKING_SECONDS)
+        report = replace(report, steps=steps, serving=None, unloaded=not self.given_up, preempted=self.given_up, endpoint=endpoint)
+        looked = self._finish(report, None if self.given_up and isinstance(steps, Done) else WALKING_SECONDS)
+        changes = report.scaling is not None and report.scaling.changed
+        rests = isinstance(steps, Done) and not self.given_up and not changes
+        return replace(looked, asleep=rests and not self.upkeep.refused and not self.upkeep.taken)
 
     def _scaling(self, asked: Asked | Condition, force: InForce, seen: Seen) -> ScalingOutcome | None:
         """How many pipelines the load needs: the next pass plans for it."""
@@ -291,6 +338,19 @@ class Pass:
         named = self.named.get(proposed.revision) if proposed is not None else None
         return offer_after(self.offer, made.decision, named, seen, force.built)
 
+    def _adapters(self, asked: Asked | Condition, force: InForce, seen: Seen) -> AdapterKeeper:
+        """Of what is asked for; where that cannot be worked with, all stays as it is."""
+        resource, retry = asked.resource if isinstance(asked, Asked) else None, timedelta(seconds=self.settings.profile_retry_seconds)
+        return AdapterKeeper(self.ports, resource, seen, self.remembered.adapters, force.wanted, retry)
+
+    def _keep_adapters(self, asked: Asked | Condition, force: InForce, seen: Seen) -> AdapterOutcome | None:
+        keeper = self._adapters(asked, force, seen)
+        if keeper.idle or force.profile is None:
+            return None
+        outcome = keeper.keep(force.profile)
+        self.upkeep.refused += outcome.refused
+        return outcome
+
     def _verify(self, force: InForce, report: Report) -> Condition | None:
         """Verifiers of a plan that serves; while a transition is under way they stay as they are."""
         if report.resource is None or self.problem is None or force.planned is None or force.built is None or force.profile is None:
@@ -303,15 +363,15 @@ class Pass:
     def _finish(self, report: Report, again_seconds: float | None) -> Looked:
         self._write(report)
         if report.scaling is not None:
-            again_seconds = _WALKING_SECONDS if report.scaling.changed else min(again_seconds or _SCALING_SECONDS, _SCALING_SECONDS)
+            again_seconds = WALKING_SECONDS if report.scaling.changed else min(again_seconds or _SCALING_SECONDS, _SCALING_SECONDS)
         doubted = bool(self.remembered.proofs.doubts) or bool(report.seen.report and report.seen.report.failing)
         self.remembered.refusals = self.remembered.refusals + 1 if self.upkeep.refused or self.upkeep.taken else 0
         if doubted or _overtaken(report.decision):
-            return Looked(again_seconds=_WALKING_SECONDS)
+            return Looked(again_seconds=WALKING_SECONDS)
         if self.upkeep.restored and not self.upkeep.refused and not self.upkeep.taken:
-            return Looked(again_seconds=_WALKING_SECONDS)
+            return Looked(again_seconds=WALKING_SECONDS)
         if self.upkeep.refused or self.upkeep.taken:  # a quota, say: it may take hours, and what is changed here wakes a pass anyway
-            return Looked(again_seconds=_WALKING_SECONDS * 2 ** min(self.remembered.refusals - 1, _MOST_DOUBLINGS))
+            return Looked(again_seconds=WALKING_SECONDS * 2 ** min(self.remembered.refusals - 1, _MOST_DOUBLINGS))
         return Looked(again_seconds=again_seconds)
 
     def _write(self, report: Report) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from datetime import timedelta
 
-from splitinference.controller.api.privacy_spec import PrivacyRule
+from splitinference.controller.api.sections.privacy_spec import PrivacyRule
 from splitinference.controller.api.spec import FieldProblem, Rejected, Spec
 from splitinference.controller.spec_to_core import token_recovery
 from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Slo, Toleration, TrustRule, Workload
@@ -17,6 +17,7 @@ def workload(spec: Spec) -> Workload:
         output_tokens=spec.workload.output_tokens,
         max_context_tokens=spec.model.max_context_tokens,
         max_concurrent_sequences=spec.model.max_concurrent_sequences,
+        adapter_bytes=spec.segments.adapter_memory_mib << 20,
     )
 
 

@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
-from splitinference.controller.api.adaptation_spec import Adaptation
-from splitinference.controller.api.scaling_spec import Scaling
+from splitinference.controller.api.sections.adaptation_spec import Adaptation
+from splitinference.controller.api.sections.scaling_spec import Scaling
 from splitinference.core.decide.base.policy import Mode, Policy
 from splitinference.core.decide.scaling import ScalingPolicy
 from splitinference.core.transition.steps import Strategy

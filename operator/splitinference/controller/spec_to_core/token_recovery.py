@@ -7,7 +7,7 @@ last: there, all of them are read.
 
 import itertools
 
-from splitinference.controller.api.privacy_spec import Privacy
+from splitinference.controller.api.sections.privacy_spec import Privacy
 from splitinference.controller.api.spec import FieldProblem
 from splitinference.core.values.problem import TrustRule
 

@@ -6,7 +6,7 @@ installed, and for resources of before.
 
 from collections.abc import Iterator
 
-from splitinference.controller.api.placement_spec import TolerationSpec
+from splitinference.controller.api.sections.placement_spec import TolerationSpec
 from splitinference.controller.api.spec import FieldProblem, Spec
 from splitinference.settings import AllowedToleration, Settings
 
@@ -17,11 +17,12 @@ def violations(spec: Spec, settings: Settings) -> tuple[FieldProblem, ...]:
 
 
 def _violations(spec: Spec, settings: Settings) -> Iterator[FieldProblem]:
-    source = spec.model.source.host_path
-    if source is not None and not is_allowed_path(source.path, settings.allowed_host_paths):
-        listed = ", ".join(settings.allowed_host_paths) or "none"
-        message = f"{source.path} is not in a folder that policy.allowedHostPaths allows ({listed})"
-        yield FieldProblem(path="spec.model.source.hostPath.path", message=message)
+    sources = {"spec.model": spec.model.source} | {f"spec.adapters[{i}]": adapter.source for i, adapter in enumerate(spec.adapters)}
+    for where, source in sources.items():
+        if source.host_path is not None and not is_allowed_path(source.host_path.path, settings.allowed_host_paths):
+            listed = ", ".join(settings.allowed_host_paths) or "none"
+            message = f"{source.host_path.path} is not in a folder that policy.allowedHostPaths allows ({listed})"
+            yield FieldProblem(path=f"{where}.source.hostPath.path", message=message)
     for index, toleration in enumerate(spec.placement.tolerations):
         if not any(_covers(allowed, toleration) for allowed in settings.allowed_tolerations):
             listed = "; ".join(map(str, settings.allowed_tolerations)) or "none"

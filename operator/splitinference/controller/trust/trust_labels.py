@@ -6,7 +6,7 @@ The rules are those of Kubernetes' admission plugin NodeRestriction, for what a 
 from collections.abc import Iterable
 
 from splitinference.controller.api.conditions import Condition, Kind
-from splitinference.controller.api.privacy_spec import TRUSTED, PrivacyRule
+from splitinference.controller.api.sections.privacy_spec import TRUSTED, PrivacyRule
 
 PROTECTED = "node-restriction.kubernetes.io"
 

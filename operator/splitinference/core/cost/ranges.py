@@ -58,7 +58,20 @@ def _scaled(problem: Problem, known: dict[str, tuple[float, float] | None], powe
             "prefill_calibration": node.prefill_calibration * (1.0 + prefill) ** power,
             "calibration": node.calibration * (1.0 + decode) ** power,
         }
-        return node.model_copy(update=factors)
+        processors = tuple(
+            place.model_copy(
+                update={
+                    name: factor * (1.0 + more) ** power
+                    for name, factor, more in (
+                        ("prefill_calibration", place.prefill_calibration, prefill),
+                        ("calibration", place.calibration, decode),
+                    )
+                    if factor is not None
+                }
+            )
+            for place in node.processors
+        )
+        return node.model_copy(update={**factors, "processors": processors})
 
     nodes = tuple(scaled(node) for node in problem.snapshot.nodes)
     return problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes})})

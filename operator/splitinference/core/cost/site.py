@@ -24,11 +24,10 @@ class Site:
     bandwidth_bytes_per_s: float
     memory_bytes: int
     efficiency: Efficiency
-
-    @property
-    def free_share(self) -> float:
-        """Share of the node's time that others leave, 0..1; an unknown utilization counts as none."""
-        return free_share(self.node)
+    free_share: float
+    """Share of the place's time that others leave, 0..1; an unknown utilization counts as none."""
+    calibration: float = 1.0
+    prefill_calibration: float = 1.0
 
     @property
     def label(self) -> str:
@@ -38,16 +37,22 @@ class Site:
 
 def free_share(node: Node) -> float:
     """Share of the node's time that others leave: 1 - utilization, at least LEAST_SHARE; 1 when unknown."""
-    return 1.0 if node.utilization is None else max(LEAST_SHARE, 1.0 - node.utilization)
+    return _left(node.utilization)
+
+
+def _left(utilization: float | None) -> float:
+    return 1.0 if utilization is None else max(LEAST_SHARE, 1.0 - utilization)
 
 
 def sites(node: Node) -> tuple[Site, ...]:
     """The places of one node: itself, or each of its processors."""
-    share = free_share(node)
 
     def site(name: str, whole: Node | Processor) -> Site:
+        share = _left(node.utilization if whole.utilization is None else whole.utilization)
         flops, bandwidth = whole.flops_per_s * share, whole.memory_bandwidth_bytes_per_s * share
-        return Site(node, name, flops, bandwidth, whole.memory_free_bytes, whole.efficiency)
+        decode = node.calibration if whole.calibration is None else whole.calibration
+        prefill = node.prefill_calibration if whole.prefill_calibration is None else whole.prefill_calibration
+        return Site(node, name, flops, bandwidth, whole.memory_free_bytes, whole.efficiency, share, decode, prefill)
 
     return tuple(site(processor.name, processor) for processor in node.processors) or (site("", node),)
 

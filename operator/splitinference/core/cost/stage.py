@@ -38,7 +38,7 @@ def layer_cost(layer: Layer, site: Site, workload: Workload) -> LayerCost:
         prefill, decode = (milliseconds / share for milliseconds in measured_ms(found, tokens, batch, context))
     else:
         prefill, decode = prefill_ms(layer, site, tokens), decode_ms(layer, site, batch, context)
-    return LayerCost(node.prefill_calibration * prefill, node.calibration * decode)
+    return LayerCost(site.prefill_calibration * prefill, site.calibration * decode)
 
 
 def prefill_ms(layer: Layer, site: Site, tokens: int) -> float:
@@ -81,8 +81,8 @@ def no_slower(site: Site) -> tuple[float, ...]:
 
     For places without measured layer times."""
     prefill, decode, rate = site.efficiency.prefill, site.efficiency.decode, site.efficiency.dequantized_per_s
-    result = [0.0 if rate is None else site.node.prefill_calibration / (rate * site.free_share)]
-    for reached, factor in ((prefill, site.node.prefill_calibration), (decode, site.node.calibration)):
+    result = [0.0 if rate is None else site.prefill_calibration / (rate * site.free_share)]
+    for reached, factor in ((prefill, site.prefill_calibration), (decode, site.calibration)):
         for nominal, shares in (
             (site.flops_per_s, (reached.compute, reached.attention)),
             (site.bandwidth_bytes_per_s, (reached.bandwidth, reached.attention)),
@@ -130,10 +130,18 @@ def kv_bytes(profile: Profile, workload: Workload, start: int, end: int) -> int:
     return profile.kv_bytes_per_token(start, end) * workload.max_concurrent_sequences * workload.max_context_tokens
 
 
+def adapter_bytes(profile: Profile, whole: int, start: int, end: int) -> int:
+    """Bytes for adapters of a segment, of `whole` bytes for the model: its blocks' part; each block's is rounded up."""
+    each = -(-whole // max(1, sum(layer.kind is LayerKind.BLOCK for layer in profile.layers)))
+    return each * sum(layer.kind is LayerKind.BLOCK for layer in profile.layers[start:end])
+
+
 def memory_bytes(problem: Problem, start: int, end: int) -> int:
-    """What a segment needs in all: weights, KV, runtime, and the margin on top; rounded up."""
+    """What a segment needs in all: weights, KV, adapters, runtime, and the margin on top; rounded up."""
     profile = problem.profile
     net = profile.weight_bytes(start, end) + kv_bytes(profile, problem.workload, start, end) + profile.runtime_bytes
+    if problem.workload.adapter_bytes:
+        net += adapter_bytes(profile, problem.workload.adapter_bytes, start, end)
     return math.ceil(net * (1.0 + problem.constraints.memory_margin))
 
 
@@ -141,7 +149,12 @@ def smallest_bytes(problem: Problem) -> int:
     """What the smallest segment of one layer needs, as `memory_bytes` has it."""
     load = problem.workload
     tokens = load.max_concurrent_sequences * load.max_context_tokens
-    net = min(layer.weight_bytes + layer.kv_bytes_per_token * tokens for layer in problem.profile.layers) + problem.profile.runtime_bytes
+    profile = problem.profile
+    each = (
+        layer.weight_bytes + layer.kv_bytes_per_token * tokens + adapter_bytes(profile, load.adapter_bytes, layer.index, layer.index + 1)
+        for layer in profile.layers
+    )
+    net = min(each) + profile.runtime_bytes
     return math.ceil(net * (1.0 + problem.constraints.memory_margin))
 
 

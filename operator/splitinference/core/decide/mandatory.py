@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from splitinference.core.cost import objective_value, predict, violations
-from splitinference.core.cost.room import lacking
+from splitinference.core.cost.checks.room import lacking
 from splitinference.core.decide.base.compare import Change, change, figures, gain, move_seconds, moving
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy

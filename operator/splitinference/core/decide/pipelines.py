@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from splitinference.core.cost import objective_value, predict, violations
-from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.decide.base.compare import gain, move_seconds, net_gain

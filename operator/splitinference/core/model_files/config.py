@@ -12,10 +12,10 @@ from splitinference.core.model_files.gguf import profile_from_gguf
 from splitinference.core.model_files.safetensors import BYTES_PER_ELEMENT, Tensors, content_digest, elements, matrix_elements
 from splitinference.core.model_files.sequential import sequential_layers
 from splitinference.core.values.profile import Layer, LayerKind, Profile
-from splitinference_modelfiles.families import CHAIN, DECODERS, ENCODERS, Family
-from splitinference_modelfiles.gguf_models import GGUF_KEY
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.gguf_files.gguf_models import GGUF_KEY
 from splitinference_modelfiles.models import HEAD, Model, served_model
+from splitinference_modelfiles.rules.families import CHAIN, DECODERS, ENCODERS, Family
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 DEFAULT_RUNTIME_BYTES = 380 * 2**20
 """Memory of a segment server that holds no layer; measured on the CPU image. Settings may say otherwise."""

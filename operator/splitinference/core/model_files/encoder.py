@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from splitinference.core.model_files.safetensors import Tensors, elements, matrix_elements
 from splitinference.core.values.profile import Layer, LayerKind
-from splitinference_modelfiles.families import ENCODERS
-from splitinference_modelfiles.headers import TensorInfo
 from splitinference_modelfiles.models import Model
+from splitinference_modelfiles.rules.families import ENCODERS
+from splitinference_modelfiles.stored.headers import TensorInfo
 
 
 def encoder_layers(model: Model, tensors: Mapping[str, TensorInfo], size: int) -> list[Layer]:

@@ -5,9 +5,9 @@ from typing import Any
 
 from splitinference.core.model_files.safetensors import BYTES_PER_ELEMENT, content_digest
 from splitinference.core.values.profile import Engine, Layer, LayerKind, Profile
-from splitinference_modelfiles.gguf import QUANTIZED
-from splitinference_modelfiles.gguf_models import GGUF_KEY, GgufSizes, gguf_sizes, layer_of_tensor
-from splitinference_modelfiles.headers import ModelRefusedError, TensorInfo
+from splitinference_modelfiles.gguf_files.gguf import QUANTIZED
+from splitinference_modelfiles.gguf_files.gguf_models import GGUF_KEY, GgufSizes, gguf_sizes, layer_of_tensor
+from splitinference_modelfiles.stored.headers import ModelRefusedError, TensorInfo
 
 
 def profile_from_gguf(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from splitinference.core.values.profile import Profile
-from splitinference_modelfiles.headers import TensorInfo
+from splitinference_modelfiles.stored.headers import TensorInfo
 
 BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -10,7 +10,7 @@ from typing import Any
 from splitinference.core.model_files.safetensors import elements, matrix_elements
 from splitinference.core.values.profile import Layer, LayerKind
 from splitinference_modelfiles.chains import layers_of
-from splitinference_modelfiles.headers import TensorInfo
+from splitinference_modelfiles.stored.headers import TensorInfo
 
 
 def sequential_layers(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], size: int) -> list[Layer]:

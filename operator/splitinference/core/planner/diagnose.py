@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from splitinference.core.cost.eligible import label_words, unusable
+from splitinference.core.cost.checks.eligible import label_words, unusable
 from splitinference.core.cost.predict import predict
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes

@@ -1,6 +1,6 @@
 """Why a plan is as it is, in words with numbers: what it promises, why these nodes were taken, why others were left."""
 
-from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.encoding import in_words
 from splitinference.core.cost.ranges import spreads
 from splitinference.core.cost.site import free_share, sites
@@ -37,13 +37,18 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
         where = "+".join(segment.nodes) + (f"/{segment.processor}" if segment.processor else "")
         node = nodes[segment.node]
         free = next((s.memory_bytes for s in sites(node) if s.processor == segment.processor), node.memory_free_bytes)
+        has = f"{stage.memory_bytes // _MIB} of {free // _MIB} MiB; {_capacity(node, segment.processor)}{_source(node)}"
         lines.append(
             f"layers [{segment.start}, {segment.end}) on {where}: {stage.prefill_ms:.3g} ms for the prompt, "
-            f"{stage.decode_ms:.3g} ms a token, {stage.memory_bytes // _MIB} of {free // _MIB} MiB; {_capacity(node)}{_source(node)}"
+            f"{stage.decode_ms:.3g} ms a token, {has}"
         )
     lines.extend(in_words(plan, problem)[:_MOST_STAGES])
     if len(stages) > _MOST_STAGES:
         lines.append(f"and {len(stages) - _MOST_STAGES} more segments of {len(plan.pipelines)} pipelines")
+    out = [(node, name, why) for node in problem.snapshot.nodes for name, why in sorted(node.devices_out.items())]
+    lines.extend(f"{name} of {node.name} not used: {why}" for node, name, why in out[:_MOST_NODES])
+    if len(out) > _MOST_NODES:
+        lines.append(f"and {len(out) - _MOST_NODES} more kinds of devices not used")
     left = [node for node in problem.snapshot.nodes if node.name not in used]
     smallest = smallest_bytes(problem)
     lines.extend(f"{node.name} left: {why_left(node, problem, smallest)}" for node in left[:_MOST_NODES])
@@ -87,8 +92,13 @@ def _source(node: Node) -> str:
     return f"; {', '.join(words)}" if words else ""
 
 
-def _capacity(node: Node) -> str:
-    found = sites(node)
+def _capacity(node: Node, processor: str | None = None) -> str:
+    """Of the node, or of one place of it."""
+    found = [site for site in sites(node) if processor is None or site.processor == processor] or list(sites(node))
+    if processor:
+        place = next((each for each in node.processors if each.name == processor), None)
+        basis = f" ({place.figures})" if place is not None and place.figures else ""
+        return f"{found[0].flops_per_s / 1e9:.4g} GFLOP/s and {found[0].bandwidth_bytes_per_s / 1e9:.4g} GB/s{basis}"
     compute, bandwidth = sum(site.flops_per_s for site in found) / 1e9, sum(site.bandwidth_bytes_per_s for site in found) / 1e9
     basis = f" ({node.figures})" if node.figures else ""
     return f"{load_in_words(node)}, {compute:.4g} GFLOP/s and {bandwidth:.4g} GB/s free{basis}"

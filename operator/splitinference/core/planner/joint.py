@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from splitinference.core.cost import objective_value
-from splitinference.core.cost.violations import Violation, double_booked
+from splitinference.core.cost.checks.violations import Violation, double_booked
 from splitinference.core.planner.chain.task import SLACK
 from splitinference.core.planner.columns.several import Reached, plan_together
 from splitinference.core.planner.columns.share import Taking, adds_up, at_pace, check_together, crowded, left_after, taking, without_nodes

@@ -2,11 +2,11 @@
 
 import math
 
+from splitinference.core.cost.checks.violations import inspected
 from splitinference.core.cost.evaluate import Evaluation
 from splitinference.core.cost.objective import value_of
 from splitinference.core.cost.predict import prediction_of
 from splitinference.core.cost.ranges import ranges
-from splitinference.core.cost.violations import inspected
 from splitinference.core.planner.explain import explain
 from splitinference.core.values.plan import Plan, Prediction
 from splitinference.core.values.problem import Goal, Problem

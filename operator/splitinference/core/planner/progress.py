@@ -6,9 +6,9 @@ So whoever waits for the answer has the best so far whenever the solve is ended:
 import math
 from collections.abc import Callable
 
+from splitinference.core.cost.checks.violations import inspected
 from splitinference.core.cost.objective import value_of
 from splitinference.core.cost.predict import prediction_of
-from splitinference.core.cost.violations import inspected
 from splitinference.core.planner.chain.task import SLACK
 from splitinference.core.planner.judge import Laid
 from splitinference.core.values.plan import Plan

@@ -31,6 +31,8 @@ class NamedSegment(Value):
     memory_bytes: int = Field(ge=0)
     millicores: int = Field(default=0, ge=0, description="CPU request")
     family: str = Field(default="", description="model and dtype; all segments of a route have the same family")
+    processor: str = Field(default="", description="processor of the node; empty: its CPU")
+    device: str = Field(default="", description="extended resource of which it requests one; empty: none")
 
 
 class ObservedSegment(NamedSegment):
@@ -89,11 +91,12 @@ class Resource(StrEnum):
 
     MEMORY = "memory"
     CPU = "cpu"
+    DEVICE = "device"
     NODE = "node"
 
 
 class Shortage(Value):
-    """A node without room for a segment beside the present ones: needed and free amounts, in bytes or millicores."""
+    """A node without room for a segment beside the present ones: needed and free amounts, in bytes, millicores or devices."""
 
     node: str
     resource: Resource
@@ -114,7 +117,7 @@ class Observed(Value):
     """The observed state of one SplitInference.
 
     `room_bytes`: memory that all its segments together may hold on each usable node. `room_millicores`: CPU that they may request together,
-    if known.
+    if known. `room_devices`: devices that they may hold together, by extended resource; none where nothing is said.
     """
 
     segments: Mapping[str, ObservedSegment] = Field(default_factory=dict)
@@ -122,6 +125,7 @@ class Observed(Value):
     old_routes: tuple[OldRoute, ...] = ()
     room_bytes: Mapping[str, int] = Field(default_factory=dict)
     room_millicores: Mapping[str, int] = Field(default_factory=dict)
+    room_devices: Mapping[str, Mapping[str, int]] = Field(default_factory=dict)
 
     def held_bytes(self, node: str) -> int:
         """Memory that our segments hold on a node, including leaving ones."""
@@ -130,6 +134,10 @@ class Observed(Value):
     def held_millicores(self, node: str) -> int:
         """CPU that our segments request on a node, including leaving ones."""
         return sum(segment.millicores for segment in self.segments.values() if segment.node == node)
+
+    def held_devices(self, node: str, resource: str) -> int:
+        """Devices of this resource that our segments hold on a node, including leaving ones."""
+        return sum(segment.node == node and segment.device == resource for segment in self.segments.values())
 
     def is_in(self, name: str, *phases: Phase) -> bool:
         """Whether the segment exists and is in one of these phases."""

@@ -157,6 +157,10 @@ def _shortages(segment: NamedSegment, observed: Observed, made: Sequence[NamedSe
     if node in observed.room_millicores:
         left = observed.room_millicores[node] - observed.held_millicores(node) - sum(other.millicores for other in made)
         found += [] if segment.millicores <= left else [(Resource.CPU, segment.millicores, left)]
+    if segment.device:
+        has = observed.room_devices.get(node, {}).get(segment.device, 0)
+        left = has - observed.held_devices(node, segment.device) - sum(other.device == segment.device for other in made)
+        found += [] if left >= 1 else [(Resource.DEVICE, 1, left)]
     return tuple(Shortage(node=node, resource=what, needed=needed, free=max(0, rest)) for what, needed, rest in found)
 
 
@@ -239,6 +243,9 @@ def _no_room(segment: NamedSegment, observed: Observed) -> str:
             case Resource.CPU:
                 beside = f"{short.free / 1000:g} free beside {observed.held_millicores(node) / 1000:g}"
                 words.append(f"{where} requests {short.needed / 1000:g} cores, but {node} has {beside} of present segments")
+            case Resource.DEVICE:
+                beside = f"{short.free} free beside {observed.held_devices(node, segment.device)}"
+                words.append(f"{where} requests a device of {segment.device}, but {node} has {beside} of present segments")
     return "; ".join(words)
 
 

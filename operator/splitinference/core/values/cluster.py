@@ -27,18 +27,34 @@ class LayerTime(Value):
     )
 
 
+CPU = "cpu"
+"""The class of a node's own processors."""
+
+
 class Processor(Value):
     """One place inside a node that can hold a segment: a GPU, a NUMA node, the CPU.
 
-    Where a node has processors, they are its whole capacity: every segment on it names one, and takes memory from it.
+    Where a node has processors, they are its whole capacity: every segment on it names one, and takes memory from it. One of them may have
+    no name: the node's own CPU, so that a plan for a node without devices also fits the same node with devices.
     """
 
     name: str
-    kind: str = "cpu"
+    kind: str = CPU
+    resource: str = Field(default="", description="the extended resource that it is one of; empty: it is not requested")
     flops_per_s: float = Field(gt=0)
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
     memory_free_bytes: int = Field(ge=0)
     efficiency: Efficiency = Efficiency()
+    figures: str = Field(default="", description="where its figures come from; empty: as the node's")
+    flops_by_dtype: Mapping[str, float] = Field(default_factory=dict, description="compute for each data type that differs")
+    utilization: float | None = Field(default=None, ge=0, le=1, description="what others use of it; null: as of the node")
+    calibration: float | None = Field(default=None, gt=0, description="measured over predicted decode time; null: that of the node")
+    prefill_calibration: float | None = Field(default=None, gt=0, description="the same of prefill time; null: that of the node")
+
+    def for_dtype(self, dtype: str) -> "Processor":
+        """With its compute for this data type, where it is known."""
+        known = self.flops_by_dtype.get(dtype)
+        return self if known is None else self.model_copy(update={"flops_per_s": known})
 
 
 class Taint(Value):
@@ -82,11 +98,28 @@ class Node(Value):
     prefill_calibration_spread: float | None = Field(default=None, ge=0, description="the same of prefill times")
     stage_overhead_ms: float = Field(default=1.0, ge=0, description="server overhead of one step of one stage")
     processors: tuple[Processor, ...] = ()
+    device_host_bytes: int = Field(default=0, ge=0, description="memory of the node that a segment on one of its devices takes besides")
+    devices_gone: tuple[Processor, ...] = Field(default=(), description="devices that its segments hold and it does not offer now")
+    devices_out: Mapping[str, str] = Field(default_factory=dict, description="devices that no segment can use: why, by resource")
     layer_times: tuple[LayerTime, ...] = ()
     idle_watts: float = Field(default=0.0, ge=0)
     busy_watts: float = Field(default=0.0, ge=0)
     cost_per_hour: float = Field(default=0.0, ge=0)
     price_known: bool = Field(default=True, description="whether cost_per_hour says it; else a goal or budget of cost excludes it")
+
+    @property
+    def devices(self) -> Mapping[str, int]:
+        """How many of its processors are devices of each extended resource."""
+        return dict(Counter(place.resource for place in self.processors if place.resource))
+
+    def for_dtype(self, dtype: str) -> "Node":
+        """With the compute of the node and of its processors for this data type, where it is known."""
+        known = self.flops_by_dtype.get(dtype)
+        update: dict[str, object] = {} if known is None else {"flops_per_s": known}
+        processors = tuple(processor.for_dtype(dtype) for processor in self.processors)
+        if any(a is not b for a, b in zip(processors, self.processors, strict=True)):
+            update["processors"] = processors
+        return self.model_copy(update=update) if update else self
 
 
 def load_in_words(node: Node) -> str:
@@ -185,13 +218,10 @@ class Snapshot(Value):
 
     def for_dtype(self, dtype: str) -> "Snapshot":
         """With the compute of each node for this data type, where it was measured."""
-        if not [node for node in self.nodes if node.flops_by_dtype and dtype in node.flops_by_dtype]:
+        if not [node for node in self.nodes if node.processors or (node.flops_by_dtype and dtype in node.flops_by_dtype)]:
             return self
-        nodes = (
-            node.model_copy(update={"flops_per_s": node.flops_by_dtype[dtype]}) if dtype in node.flops_by_dtype else node
-            for node in self.nodes
-        )
-        return self.model_copy(update={"nodes": tuple(nodes)})
+        nodes = tuple(node.for_dtype(dtype) for node in self.nodes)
+        return self if all(a is b for a, b in zip(nodes, self.nodes, strict=True)) else self.model_copy(update={"nodes": nodes})
 
     @model_validator(mode="after")
     def _measured_once(self) -> Self:
@@ -216,6 +246,6 @@ class Snapshot(Value):
             if not node.processors:
                 continue
             names = [processor.name for processor in node.processors]
-            if len(set(names)) != len(names) or "" in names:
+            if len(set(names)) != len(names):
                 raise ValueError(f"processors of node {node.name!r} need names of their own")
         return self

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.profile import LinkEncoding, Profile
-from splitinference.core.values.room import Room
+from splitinference.core.values.room import Room, SecondCopies
 from splitinference.core.values.value import Value
 
 MOST_BYTES = 2**60
@@ -64,6 +64,7 @@ class Workload(Value):
     output_tokens: int = Field(default=128, ge=1)
     max_context_tokens: int = Field(default=2048, ge=1)
     max_concurrent_sequences: int = Field(default=4, ge=1)
+    adapter_bytes: int = Field(default=0, ge=0, description="memory for adapters of the whole model: each block has an equal part")
     batch: int = Field(default=1, ge=1, description="sequences that a stage steps together while decoding")
     requests_per_s: float = Field(
         default=0.0, ge=0, description="rate that utilization after placement is computed for; 0: only what others use counts"
@@ -152,12 +153,16 @@ class Problem(Value):
     link_encoding: LinkEncoding = Field(default=LinkEncoding.PLAIN, description="how hidden states travel between segments")
     serving: tuple[tuple[int, int, str], ...] = ()
     rooms: tuple[Room, ...] = Field(default=(), description="what a plan leaves free for other pods, where such a plan exists")
+    second_copies: SecondCopies | None = Field(
+        default=None, description="which segments are computed a second time; a plan leaves room for that, where such a plan exists"
+    )
 
     @model_validator(mode="after")
     def _can_be_counted(self) -> Self:
         """Sums of bytes stay within the 64 bits that the planner counts them in."""
         tokens = self.workload.max_concurrent_sequences * self.workload.max_context_tokens
         whole = sum(layer.weight_bytes + layer.kv_bytes_per_token * tokens for layer in self.profile.layers) + self.profile.runtime_bytes
+        whole += self.workload.adapter_bytes + len(self.profile.layers)
         if whole > MOST_BYTES:
             raise ValueError(f"the model with its KV cache would need {whole} bytes, expected at most {MOST_BYTES}")
         for node in self.snapshot.nodes:

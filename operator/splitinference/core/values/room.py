@@ -1,10 +1,36 @@
-"""Room that pods of ours need which are no segments: the second gateway of a rollout, say."""
+"""Room that pods of ours need which are no segments: the second gateway of a rollout, say, or a verifier."""
 
 from collections.abc import Mapping
 
 from pydantic import Field
 
+from splitinference.core.values.cluster import Node
 from splitinference.core.values.value import Value
+
+Free = dict[str, tuple[int, float]]
+"""Bytes and millicores that are free on a node."""
+
+
+class SecondCopies(Value):
+    """Layers that nodes without the labels `trusted` compute are computed on one further node, a trusted one, or on two further nodes."""
+
+    trusted: Mapping[str, str]
+    replicas: int = Field(default=1, ge=1, le=2)
+    millicores: int = Field(default=0, ge=0, description="CPU request of each such pod")
+    held: Mapping[str, int] = Field(
+        default_factory=dict, description="bytes that such pods hold by node; the snapshot counts them as taken"
+    )
+    held_millicores: Mapping[str, int] = Field(default_factory=dict, description="the same of CPU requests")
+    avoided: frozenset[str] = Field(default=frozenset(), description="nodes that gave a wrong output")
+
+    def without(self, free: Free) -> Free:
+        """`free` with what such pods hold now given back."""
+        bytes_, cores = self.held, self.held_millicores
+        return {name: (left[0] + bytes_.get(name, 0), left[1] + cores.get(name, 0)) for name, left in free.items()}
+
+    def trusts(self, node: Node | None) -> bool:
+        """Whether the node has all labels of trusted nodes."""
+        return node is not None and all(node.labels.get(key) == value for key, value in self.trusted.items())
 
 
 class Room(Value):

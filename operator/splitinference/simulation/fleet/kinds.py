@@ -11,7 +11,7 @@ from splitinference.core.values.cluster import LinkQuality, Network, Node, Snaps
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Workload
 from splitinference.core.values.result import Limits
-from splitinference.simulation.models import LLAMA_8B, profile_of
+from splitinference.simulation.traces.models import LLAMA_8B, profile_of
 
 GIB = 2**30
 MOST_BUSY = 0.85

@@ -141,6 +141,13 @@ export function drawTiles(parent, resources, nodes) {
   });
 }
 
+const LIMITS = { timeToFirstToken: "first token", timePerOutputToken: "each token" };
+
+/** Limits of the resource in words: first token 2500 ms. */
+function limits(slo) {
+  return Object.entries(slo).map(([name, value]) => `${LIMITS[name] ?? name} ${String(value).replace(/^([\d.]+)([a-z]+)$/, "$1 $2")}`).join(", ");
+}
+
 export function drawModel(item) {
   const [words, how] = stateOfModel(item);
   say(byId("model-title"), item.key);
@@ -157,7 +164,7 @@ export function drawModel(item) {
     ["Requests in flight", item.running === null ? "unknown" : number(item.running)],
     ["Requests seen", seen ? `${number(seen.requests)} in ${number(seen.window_seconds)} s, ${number(seen.failed)} failed` : "none"],
     ["Proof", item.plan ? (item.plan.optimal ? "proven best" : item.plan.gap === null ? "not proven" : `at most ${number(item.plan.gap * 100, 1)} % from the best`) : "–"],
-    ["Limits", Object.entries(item.slo).map(([k, v]) => `${k} ${v}`).join(", ") || "none"],
+    ["Limits", limits(item.slo) || "none"],
     ["Mode", item.mode || "–"],
   ];
   sync(byId("model-figures"), figures, ([name]) => name, () => el("div", {}, el("dt"), el("dd")), (row, [name, value]) => {

@@ -68,7 +68,8 @@ function status() {
   const words = age === null ? "Connecting" : old ? "Live" : `Shown as of ${span(age)} ago`;
   say(byId("link"), words);
   byId("link").dataset.state = old ? "good" : age === null ? "wait" : "bad";
-  const trouble = state.problem && (state.first || age === null) ? `${sentence(state.problem)}${age === null ? "" : ` What you see is ${age < 5 ? "a few seconds" : span(age - (age % 5))} old.`}` : "";
+  // The age is above, and goes on there: a message that changes would be read aloud again and again.
+  const trouble = state.problem && (state.first || age === null) ? `${sentence(state.problem)}${age === null ? "" : " You see the last known state."}` : "";
   show(byId("problem"), Boolean(trouble));
   say(byId("problem"), trouble);
 }

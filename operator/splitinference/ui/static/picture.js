@@ -1,7 +1,7 @@
 // The picture of one model: the bar of its layers, nodes as cards, segments on them, and the way of a request.
 // Segments fly from where they were: from the bar when the model is split, from the other node when they move.
 
-import { el, layers, memory, ms, percent, say, svg, sync } from "./dom.js";
+import { el, layers, ms, number, percent, say, svg, sync } from "./dom.js";
 
 const MOST_CARDS = 24;
 const FLIGHT_MS = 1100;
@@ -200,16 +200,23 @@ function card() {
 }
 
 function drawCard(element, name, node) {
-  const [title, state, cpu, cpuText, room, roomText] = element.children;
+  const [title, state, cpu, cpuText, bytes, bytesText] = element.children;
   say(title, name);
   title.title = name;
   element.classList.toggle("down", !node || !node.ready);
   say(state, node ? stateOf(node) : "no figures");
   gauge(cpu, node?.usedByOthers, node?.usedByUs);
-  say(cpuText, node ? `CPU: others ${percent(node.usedByOthers)}` : "");
+  say(cpuText, node ? `CPU: others ${percent(node.usedByOthers)}${node.usedByUs ? `, we ${percent(node.usedByUs)}` : ""}` : "");
   const whole = node?.memoryMib || 0;
-  gauge(room, whole ? node.othersMib / whole : 0, whole ? node.oursMib / whole : 0);
-  say(roomText, node ? `free: ${memory(node.freeMib)} of ${memory(whole)}` : "");
+  gauge(bytes, whole ? node.othersMib / whole : 0, whole ? node.oursMib / whole : 0);
+  say(bytesText, node ? `memory: ${room(node.freeMib, whole)} free` : "");
+}
+
+/** Both in the unit of the whole, so that the line is short. */
+function room(free, whole) {
+  const [unit, name] = whole >= 1024 ? [1024, "GiB"] : [1, "MiB"];
+  const [left, all] = [free, whole].map((mib) => number(mib === null || mib === undefined ? null : mib / unit, unit > 1 ? 1 : 0));
+  return `${left} of ${all} ${name}`;
 }
 
 export function stateOf(node) {

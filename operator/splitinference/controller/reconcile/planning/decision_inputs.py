@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from splitinference.controller.api.scaling_spec import MOST_PIPELINES
+from splitinference.controller.api.sections.scaling_spec import MOST_PIPELINES
 from splitinference.controller.history.calibration import compare
 from splitinference.controller.plan_io.plan_status import Built, Planned, asked_for
 from splitinference.controller.plan_io.serving import Serving, serving_plan, serving_stages
 from splitinference.controller.reconcile.planning.desired import Asked
 from splitinference.controller.reconcile.planning.gather import Seen
+from splitinference.controller.reconcile.planning.second_copies import second_copies
 from splitinference.controller.spec_to_core import plan_constraints
 from splitinference.core.cost.fitting.learn import counting
 from splitinference.core.decide.base.policy import DecisionInputs, StageTime, Traffic
+from splitinference.core.decide.feasibility.restrict import without_classes
 from splitinference.core.decide.pipelines import as_many_as_fit
 from splitinference.core.values.problem import Problem
 from splitinference_protocol.report import ALONE_SECONDS
@@ -37,12 +39,13 @@ def facts_of(asked: Asked, problem: Problem, planned: Planned | None, built: Bui
         quarantined={**seen.recall.quarantined(seen.now), **seen.lost},
         distrusted=seen.recall.distrusted_now(seen.now),
         pressured=seen.reading.pressured,
+        preempted=seen.preempted,
         rejected=seen.recall.rejected_now(seen.now),
         moves=seen.recall.moves,
         traffic=_traffic(seen),
         stages=tuple(_stage_times(serving, seen)),
         measured_windows=seen.calibration.measured(serving),
-        serving=serving_plan(planned, seen.observed, asked.profile),
+        serving=serving_plan(seen.observed, asked.profile),
     )
 
 
@@ -56,7 +59,7 @@ def _problem(asked: Asked, planned: Planned | None, seen: Seen) -> Problem:
     spec = asked.resource.spec
     problem = Problem(
         profile=asked.profile,
-        snapshot=seen.reading.snapshot.for_dtype(asked.profile.dtype),
+        snapshot=without_classes(seen.reading.snapshot.for_dtype(asked.profile.dtype), asked.barred),
         workload=plan_constraints.workload(spec),
         objective=plan_constraints.objective(spec),
         constraints=asked.constraints,
@@ -64,6 +67,7 @@ def _problem(asked: Asked, planned: Planned | None, seen: Seen) -> Problem:
         link_encoding=plan_constraints.link_encoding(spec),
         serving=tuple((s.start, s.end, s.node) for s in plan.segments) if plan else (),
         rooms=seen.rooms,
+        second_copies=second_copies(spec, seen.owned, seen.recall.distrusted_now(seen.now), seen.segment_millicores),
     )
     return as_many_as_fit(problem, MOST_PIPELINES) if spec.objective.goal == "throughput" else problem
 
@@ -84,7 +88,7 @@ def _stage_times(serving: Serving | None, seen: Seen) -> Iterator[StageTime]:
                 alone_ms=found.alone_ms,
                 steps=found.alone_steps,
                 age_seconds=ALONE_SECONDS,
-                learned=stage.node in learned,
+                learned=stage.place in learned,
             )
 
 

@@ -1,13 +1,13 @@
 """What a resource asks for, ready to be planned; or why it cannot be, as the condition Accepted says it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from splitinference.controller.api.conditions import Condition, Kind
 from splitinference.controller.api.spec import Rejected, Resource
 from splitinference.controller.plan_io.plan_status import Planned, asked_for
 from splitinference.controller.ports import Manifest, Models, Pending, Unreadable
-from splitinference.controller.spec_to_core import plan_constraints
+from splitinference.controller.spec_to_core import plan_constraints, processor_classes
 from splitinference.controller.trust.cluster_policy import violations
 from splitinference.core.values.problem import Constraints
 from splitinference.core.values.profile import Profile
@@ -16,12 +16,14 @@ from splitinference.settings import Settings
 
 @dataclass(frozen=True)
 class Asked:
-    """A resource with its model's profile and the constraints for it; `digest` names all of that."""
+    """A resource with its model's profile and the constraints for it; `digest` names all of that. `barred`: classes of processors that its
+    segments may not use, and why."""
 
     resource: Resource
     profile: Profile
     constraints: Constraints
     digest: str
+    barred: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def condition(self) -> Condition:
@@ -53,8 +55,11 @@ def read_asked(body: Manifest, resource: Resource | Rejected, models: Models, se
     if resource.spec.verification is not None and not any(layer.kv_bytes_per_token for layer in profile.layers):
         message = "spec.verification: it is for models that generate text; this model's segments keep no sequences"
         return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=message)
+    if (unknown := processor_classes.unknown_class(resource.spec, settings)) is not None:
+        return Condition(kind=Kind.ACCEPTED, holds=False, reason="SpecRejected", message=str(Rejected(problems=(unknown,))))
     spec: Mapping[str, object] = body.get("spec") or {}
-    return Asked(resource=resource, profile=profile, constraints=constraints, digest=asked_for(spec, profile))
+    barred = processor_classes.barred(resource.spec, profile.engine, settings)
+    return Asked(resource=resource, profile=profile, constraints=constraints, digest=asked_for(spec, profile), barred=barred)
 
 
 def profile_for(planned: Planned, now: Asked | Condition, models: Models) -> Profile | None:

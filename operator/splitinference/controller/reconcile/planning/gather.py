@@ -5,18 +5,20 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from splitinference.controller.cluster_state.node_metrics import Measured
+from splitinference.controller.cluster_state.figures.node_metrics import Measured
+from splitinference.controller.cluster_state.figures.series_owners import speakers_of
+from splitinference.controller.cluster_state.node_devices import gone_devices, waiting_for
 from splitinference.controller.cluster_state.pods import labels_of
 from splitinference.controller.cluster_state.segment_pods import Known, SegmentPod, read_segments
 from splitinference.controller.cluster_state.segment_probes import Proofs, Prover
-from splitinference.controller.cluster_state.series_owners import speakers_of
 from splitinference.controller.cluster_state.shared_snapshot import Sight
-from splitinference.controller.cluster_state.snapshot import Reading, Sources, read_snapshot
+from splitinference.controller.cluster_state.snapshot import NOBODY_YIELDS, Reading, Sources, Yielding, read_snapshot
 from splitinference.controller.history.adaptation_state import Recall, read_recall
 from splitinference.controller.history.calibration import Calibration, read_calibration
 from splitinference.controller.identity import owner_of_body
 from splitinference.controller.kube_values.clock_skew import not_after
 from splitinference.controller.kube_values.machine import leaving
+from splitinference.controller.kube_values.quantity import quantity
 from splitinference.controller.kube_values.start_failures import USUAL, Limits, Told
 from splitinference.controller.manifests.gateway import GATEWAY, gateway_name, route_name
 from splitinference.controller.manifests.pod_parts import COMPONENT
@@ -25,6 +27,7 @@ from splitinference.controller.manifests.segment import SEGMENT
 from splitinference.controller.ports import Listing, Manifest, Ports
 from splitinference.controller.reconcile.planning.plan_pass import with_room, without_route
 from splitinference.controller.reconcile.planning.rooms import rooms_of
+from splitinference.controller.reconcile.planning.second_copies import verifier_nodes
 from splitinference.core.transition.state import Observed
 from splitinference.core.values.room import Room
 from splitinference.settings import Settings
@@ -34,8 +37,9 @@ from splitinference_protocol.report import GatewayReport
 @dataclass(frozen=True)
 class Seen:
     """What one pass read. `stopped`: the route was withdrawn, because what served broke a rule of privacy; `asleep`: it says that the model
-    is unloaded; `wanted`: the plan's segments; `observed`: what the walk goes by; `rooms`: what other pods than segments need; `leaving`:
-    nodes with pods of ours that are about to leave; `warnings`: the newest event about a pod, by uid."""
+    is unloaded; `wanted`: the plan's segments; `observed`: what the walk goes by; `rooms`: what other pods than segments need;
+    `segment_millicores`: CPU request of each segment; `leaving`: nodes with pods of ours that are about to leave; `warnings`: the newest
+    event about a pod, by uid; `preempted`: nodes where resources of a higher priority need the plan's memory, and who."""
 
     now: datetime
     body: Manifest
@@ -55,9 +59,11 @@ class Seen:
     wanted: frozenset[str] = frozenset()
     deployment: Manifest | None = None
     rooms: tuple[Room, ...] = ()
+    segment_millicores: int = 0
     leaving: frozenset[str] = frozenset()
     limits: Limits = USUAL
     warnings: Mapping[str, str] = field(default_factory=dict)
+    preempted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -144,12 +150,14 @@ class Looker:
         segments = read_segments(owned, known)
         keep = timedelta(seconds=self.settings.link_max_age_seconds)
         recall = recall.failed(segments, wanted, now).hearing(speakers_of(owned, self.settings.operator_namespace), now, keep)
-        recall = recall.verified(report.verification.failed if report else {}, segments, now)
+        recall = recall.verified(report.verification.failed if report else {}, segments, now, verifier_nodes(owned))
         if held_back := recall.held_back(segments, now):
             segments = read_segments(owned, replace(known, held_back=held_back))
         maps = cluster.owned("ConfigMap", namespace, name)
         route = next((found for found in maps if found["metadata"]["name"] == route_name(name)), None)
         stored, reading = read_route(route), self.read(now, nodes, pods, measured, resources)
+        recall = recall.missing(gone_devices(reading.snapshot), now)
+        reading = self.awaiting(reading, recall, now)
         observed = observed_of(segments, stored, report, gateway_pods(owned), now)
         deployment = self._deployment(namespace, name)
         seen = Seen(
@@ -171,6 +179,7 @@ class Looker:
             wanted=wanted,
             deployment=deployment,
             rooms=rooms_of(deployment, gateway_pods(owned), now, self.settings),
+            segment_millicores=int(1000 * (quantity(self.settings.segment_cpu_request) or 0)),
             leaving=self._leaving(nodes, owned),
             limits=limits,
             warnings=warnings,
@@ -192,6 +201,11 @@ class Looker:
         asked += [(pod, GATEWAY) for pod in owned if labels_of(pod).get(COMPONENT) == GATEWAY]
         return self.told.warnings(asked, now, self.ports.cluster.pod_warning)
 
+    def awaiting(self, reading: Reading, recall: Recall, now: datetime) -> Reading:
+        """The reading in which devices that are gone for a moment are still there, as while their plugin is started anew."""
+        awaited = recall.awaited(now, timedelta(seconds=self.settings.device_grace_seconds))
+        return replace(reading, snapshot=waiting_for(reading.snapshot, awaited, self.settings)) if awaited else reading
+
     def read(
         self,
         now: datetime,
@@ -199,9 +213,21 @@ class Looker:
         pods: Listing,
         measured: Measured,
         resources: Listing,
+        *,
+        yielding: Yielding = NOBODY_YIELDS,
     ) -> Reading:
-        """The snapshot, with what the plans of the other `resources` hold."""
+        """The snapshot, with what the plans of the other `resources` hold, but for those who are `yielding`."""
         owner, picture = owner_of(self.body), self.sight.picture(nodes, pods, measured)
-        held = self.sight.held(resources, picture.standing).by_others_than(owner)
-        sources = Sources(now=now, nodes=nodes, pods=pods, measured=measured, held=held, owner=owner, picture=picture)
+        held = self.sight.held(resources, picture.standing)
+        sources = Sources(
+            now=now,
+            nodes=nodes,
+            pods=pods,
+            measured=measured,
+            held=held.by_others_than(owner, yielding),
+            owner=owner,
+            picture=picture,
+            yielding=yielding,
+            held_devices=held.devices_of_others_than(owner, yielding),
+        )
         return read_snapshot(sources, self.settings)

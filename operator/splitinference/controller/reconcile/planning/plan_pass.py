@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from splitinference.core.cost import violations
-from splitinference.core.cost.eligible import forbidden
+from splitinference.core.cost.checks.eligible import forbidden
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Policy
 from splitinference.core.decide.base.validated_solver import Solve
@@ -124,14 +124,17 @@ def confirmed(planned: PassPlan, inputs: PassInputs, snapshot: Snapshot) -> Pass
 
 def with_room(observed: Observed, snapshot: Snapshot) -> Observed:
     """What is observed, with the room that this snapshot shows on nodes that are ready."""
-    room_bytes, millicores = {}, {}
+    room_bytes, millicores, room_devices = {}, {}, {}
     for node in snapshot.nodes:
         if node.ready:
             name = node.name
             room_bytes[name] = node.memory_free_bytes
             if node.millicores_free is not None:
                 millicores[name] = node.millicores_free
-    return observed.model_copy(update={"room_bytes": room_bytes, "room_millicores": millicores})
+            if node.devices:
+                room_devices[name] = node.devices
+    room = {"room_bytes": room_bytes, "room_millicores": millicores, "room_devices": room_devices}
+    return observed.model_copy(update=room)
 
 
 def without_route(observed: Observed) -> Observed:

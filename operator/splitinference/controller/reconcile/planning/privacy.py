@@ -7,9 +7,10 @@ nothing is sent along a route that breaks a rule, neither the one that serves no
 import logging
 from dataclasses import replace
 
-from splitinference.controller.api.privacy_spec import OnViolation
+from splitinference.controller.api.sections.privacy_spec import OnViolation
 from splitinference.controller.api.spec import Rejected, Resource
 from splitinference.controller.manifests.route import cut_over, read_route, withdrawn
+from splitinference.controller.plan_io.adapter_status import read_adapters, served
 from splitinference.controller.plan_io.plan_status import Planned
 from splitinference.controller.ports import Ports
 from splitinference.controller.reconcile.planning.gather import Seen
@@ -52,7 +53,9 @@ def guarded(ports: Ports, resource: Resource, seen: Seen, rules: Constraints) ->
         ports.cluster.apply(ports.builder.route(resource, withdrawn()))
         return seen.without_route()
     log.warning("%s/%s: pipelines are taken out of the route: %s", *seen.owner, "; ".join(why_stopped))
-    written = ports.builder.route(resource, cut_over(stored, left, stored.models, 0.0, seen.now))
+    written = ports.builder.route(
+        resource, cut_over(stored, left, stored.models, 0.0, seen.now, adapters=served(read_adapters(seen.status)))
+    )
     ports.cluster.apply(written)
     before = OldRoute(revision=stored.route.revision, names=stored.route.names, in_flight=True, why="it was replaced in this pass")
     observed = seen.observed.model_copy(update={"serving": left, "old_routes": (*seen.observed.old_routes, before)})

@@ -1,7 +1,7 @@
 """The condition of the filter before a model: what it skips, and whether the model agrees."""
 
 from splitinference.controller.api.conditions import Condition, Kind
-from splitinference.controller.api.filter_spec import FilterSpec
+from splitinference.controller.api.sections.filter_spec import FilterSpec
 from splitinference_protocol.report import Filtered, GatewayReport
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from splitinference.controller.api.adaptation_spec import Mode as SpecMode
 from splitinference.controller.api.conditions import stamp
+from splitinference.controller.api.sections.adaptation_spec import Mode as SpecMode
 from splitinference.controller.plan_io.plan_status import Built, Planned, read_plan, write_plan
 from splitinference.controller.ports import Manifest
 from splitinference.controller.reconcile.planning.desired import Asked

@@ -15,7 +15,8 @@ from splitinference.controller.api.conditions import (
     stamp,
 )
 from splitinference.controller.api.spec import Resource
-from splitinference.controller.cluster_state.trusted_samples import names
+from splitinference.controller.cluster_state.figures.trusted_samples import names
+from splitinference.controller.plan_io.adapter_status import Outcome
 from splitinference.controller.plan_io.columns import duration, latency, nodes, observed, spent_of
 from splitinference.controller.plan_io.plan_status import Built, Planned, write_plan
 from splitinference.controller.reconcile.planning.gather import Seen
@@ -32,7 +33,8 @@ from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.transition.state import Phase, Route
 from splitinference.core.transition.steps import Action, Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps
 from splitinference.core.values.plan import Plan, Prediction
-from splitinference_modelfiles.digests import MISMATCH
+from splitinference_modelfiles import sealed
+from splitinference_modelfiles.stored.digests import MISMATCH
 
 NAME_TAKEN = "NameTaken"
 NOT_STARTING = "SegmentNotStarting"
@@ -45,7 +47,8 @@ Event = tuple[Literal["Normal", "Warning"], str, str]
 class Report:
     """What a pass has to say. `resource`: the spec in force; `steps`: where the walk is; `refused`: what the API server did not take;
     `taken`: objects of others that have a name of ours; `restored`: what others deleted or changed; `measuring`: nodes that a first plan
-    waits for; `proposal`: the plan that is offered for approval; `unloaded`: no pipeline serves, because nobody asked for a while."""
+    waits for; `proposal`: the plan that is offered for approval; `unloaded`: no pipeline serves, because nobody asked for a while;
+    `preempted`: none serves, because another resource needs the memory, in words."""
 
     seen: Seen
     accepted: Condition
@@ -67,6 +70,8 @@ class Report:
     proposal: Mapping[str, Any] = field(default_factory=dict)
     scaling: ScalingOutcome | None = None
     unloaded: bool = False
+    preempted: str = ""
+    adapters: Outcome | None = None
 
     @property
     def new_decision(self) -> Decision | None:
@@ -114,6 +119,7 @@ def _memory_of(report: Report) -> dict[str, Any]:
         "calibration": seen.calibration.as_status(),
         "proposal": dict(report.proposal),
         "scaling": _scaling_of(report),
+        "adapters": _adapters_of(report),
     }
     return {name: value for name, value in found.items() if value}
 
@@ -124,6 +130,23 @@ def _scaling_of(report: Report) -> Mapping[str, Any] | None:
         return report.scaling.status
     scales = (report.seen.body.get("spec") or {}).get("scaling")
     return report.seen.status.get("scaling") if scales else None
+
+
+def _adapters_of(report: Report) -> list[Any]:
+    """status.adapters: as of now, or as before where this pass did not look at them."""
+    if report.adapters is not None:
+        return [found.as_status() for found in report.adapters.adapters.values()]
+    return list(report.seen.status.get("adapters") or ())
+
+
+def _adapters_ready(report: Report) -> Iterator[Condition]:
+    if report.adapters is not None:
+        yield from filter(None, (report.adapters.condition,))
+        return
+    for old in report.seen.status.get("conditions") or ():
+        if old.get("type") == Kind.ADAPTERS_READY:
+            holds = {"True": True, "False": False}.get(str(old.get("status")))
+            yield Condition(kind=Kind.ADAPTERS_READY, holds=holds, reason=str(old.get("reason")), message=str(old.get("message", "")))
 
 
 def _plan_of(report: Report, planned: Planned, built: Built, prediction: Prediction) -> dict[str, Any]:
@@ -190,11 +213,12 @@ def all_conditions(report: Report) -> Iterator[Condition]:
         asked = has if spec.objective.goal == "throughput" else spec.replicas
         serves = len(whole(report.serving, _phases(report)))
         shown = scaled(asked, has, serves, report.decision, report.seen.status.get("conditions") or [])
-        yield from (shown,) if shown is not None and not report.unloaded else ()
+        yield from (shown,) if shown is not None and not report.unloaded and not report.preempted else ()
     if report.scaling is not None:
         yield report.scaling.condition
+    yield from _adapters_ready(report)
     stuck = [c for c in (report.accepted, planned) if c.holds is False] + (
-        [progressing] if progressing.reason in ("Blocked", NAME_TAKEN) else []
+        [progressing] if progressing.reason in ("Blocked", NAME_TAKEN, Reason.PREEMPTED) else []
     )
     if stuck:
         yield Condition(kind=Kind.STALLED, holds=True, reason=stuck[0].reason, message=stuck[0].message)
@@ -278,7 +302,8 @@ def _progressing(report: Report) -> Condition:
     if report.refused:
         return Condition(kind=kind, holds=True, reason="Refused", message="; ".join(report.refused))
     if report.accepted.holds is True and (hindered := hindered_segments(report.seen)):
-        reason = MISMATCH if any(MISMATCH in words for words in hindered) else NOT_STARTING
+        known = (reason for reason in (MISMATCH, *sealed.REASONS) if any(reason in words for words in hindered))
+        reason = next(known, NOT_STARTING)
         return Condition(kind=kind, holds=True, reason=reason, message="; ".join(hindered))
     match report.steps:
         case Steps(actions=actions, waiting=waiting):
@@ -288,6 +313,8 @@ def _progressing(report: Report) -> Condition:
         case Done() if gateway := gateway_words(report.seen):
             message = f"the plan serves, but pods of the gateway do not start: {'; '.join(gateway)}"
             return Condition(kind=kind, holds=True, reason=GATEWAY_STUCK, message=message)
+        case Done() if report.preempted:
+            return Condition(kind=kind, holds=False, reason=Reason.PREEMPTED, message=report.preempted)
         case Done() if report.unloaded:
             return Condition(kind=kind, holds=False, reason="Unloaded", message=_UNLOADED)
         case Done():
@@ -310,6 +337,8 @@ def _ready(report: Report) -> Condition:
     kind = Kind.READY
     if report.taken:
         return Condition(kind=kind, holds=False, reason=NAME_TAKEN, message="; ".join(dict.fromkeys(report.taken)))
+    if report.preempted:
+        return Condition(kind=kind, holds=False, reason=Reason.PREEMPTED, message=f"no pipeline serves: {report.preempted}")
     if report.unloaded and any(_is_ready(pod) for pod in report.seen.gateways):
         return Condition(kind=kind, holds=True, reason="Unloaded", message=_UNLOADED)
     if report.serving is None:
@@ -368,7 +397,7 @@ def events(report: Report, before: Sequence[Mapping[str, Any]], after: Sequence[
         old = known.get(condition["type"], {})
         changed = (old.get("status"), old.get("reason")) != (condition["status"], condition["reason"])
         if (
-            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED, Kind.FILTERED)
+            condition["type"] in (Kind.ACCEPTED, Kind.METRICS_AVAILABLE, Kind.PRIVACY_LABELS_TRUSTED, Kind.FILTERED, Kind.ADAPTERS_READY)
             and condition["status"] == "False"
             and changed
         ):

@@ -26,10 +26,12 @@ APPLY_EVERY_WHILE_WAITING = timedelta(seconds=15)
 """The same while a pod has not started yet: it may be waiting for a Secret that was deleted."""
 
 
-def secrets(owner: Owner, authority: Authority, now: datetime) -> Sequence[Manifest]:
-    """The Secrets of segments and gateway. The key with which prefixes are named goes to the gateway alone."""
+def secrets(owner: Owner, authority: Authority, now: datetime, *, loads: bool = False) -> Sequence[Manifest]:
+    """The Secrets of segments and gateway; with `loads` also that of loaders of adapters. The key with which prefixes are named goes to the
+    gateway alone."""
     made = []
-    for role, more in ((Role.SEGMENT, {}), (Role.GATEWAY, {"prefix.key": authority.prefix_key(owner)})):
+    roles: list[tuple[Role, dict[str, bytes]]] = [(Role.SEGMENT, {}), (Role.GATEWAY, {"prefix.key": authority.prefix_key(owner)})]
+    for role, more in (*roles, *([(Role.LOADER, {})] if loads else [])):
         found = authority.credentials(owner, role, now)
         content = {"tls.crt": found.certificate, "tls.key": found.key, "ca.crt": found.authorities, **more}
         about = metadata(owner, secret_name(owner.name, role), role.value)
@@ -67,7 +69,7 @@ def waits(pod: Mapping[str, Any]) -> bool:
 def ensure_secrets(ports: Ports, body: Manifest, written: Written) -> Written:
     """Write the resource's Secrets if they changed, or if that was long ago. Raises RefusedError, UnavailableError."""
     owner, now = owner_of_body(body), ports.clock.now()
-    manifests = secrets(owner, ports.authority, now)
+    manifests = secrets(owner, ports.authority, now, loads=bool((body.get("spec") or {}).get("adapters")))
     digest = digest_of(manifests)
     waiting = any(waits(pod) for pod in ports.cluster.owned("Pod", owner.namespace, owner.name))
     if not written.due(digest, waiting, now):

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from splitinference.controller.api.spec import Resource
-from splitinference.controller.cluster_state.node_benchmark import (
+from splitinference.controller.cluster_state.figures.node_benchmark import (
     MEASURE,
     STORE,
     Records,

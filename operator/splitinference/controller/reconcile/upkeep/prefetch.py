@@ -12,7 +12,7 @@ from splitinference.controller.cluster_state.pods import labels_of, node_of
 from splitinference.controller.manifests.pod_parts import COMPONENT, LAYERS_LABEL, MODEL_LABEL
 from splitinference.controller.names import PREFETCH
 from splitinference.controller.ports import Manifest, Ports, RefusedError
-from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.decide.feasibility.prefetch_targets import likely_target
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Problem

@@ -1,18 +1,18 @@
 """Verifiers: which segments are checked, where the same layers run a second time, and what the gateway is told of it.
 
-Segments side by side on nodes that are not trusted are checked together, by one pod on a trusted node. The planner does not know of it: a
-verifier takes memory that the plan leaves on trusted nodes. Where there is none, the model is served unchecked, and the condition Verified
-says so with the numbers.
+Segments side by side on nodes that are not trusted are checked together: by one pod on a trusted node, or with two replicas by one on any
+other node and a referee on a third. The planner leaves room for them where it can. Where there is none, the model is served unchecked, and
+the condition Verified says so with the numbers.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitinference.controller.api.conditions import Condition, Kind
-from splitinference.controller.api.privacy_spec import TOLERANCES
+from splitinference.controller.api.sections.privacy_spec import TOLERANCES
 from splitinference.controller.api.spec import Resource
-from splitinference.controller.cluster_state.pods import labels_of, node_of, requested_bytes
+from splitinference.controller.cluster_state.pods import labels_of, node_of
 from splitinference.controller.kube_values.start_failures import hindrance, is_ready
 from splitinference.controller.manifests.network_policies import verifiers_policy
 from splitinference.controller.manifests.pod_parts import COMPONENT
@@ -22,18 +22,19 @@ from splitinference.controller.plan_io.plan_status import Built, Planned
 from splitinference.controller.ports import Manifest, Ports, RefusedError, SegmentObjects
 from splitinference.controller.reconcile.planning.desired import Asked
 from splitinference.controller.reconcile.planning.gather import Seen
-from splitinference.core.cost.eligible import label_words, unusable
+from splitinference.controller.reconcile.planning.second_copies import second_copies, verifier_nodes, verifier_pods
+from splitinference.core.cost.checks.eligible import label_words
+from splitinference.core.cost.checks.second_copies import Run, Short, places
 from splitinference.core.cost.stage import memory_bytes
 from splitinference.core.transition.state import NamedSegment
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Segment
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
+from splitinference.core.values.room import Free, SecondCopies
 from splitinference_protocol import route
-from splitinference_protocol.request import Hop
 from splitinference_protocol.route import Verification
-
-_MIB = 1024 * 1024
+from splitinference_protocol.wire.request import Hop
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Check:
     def end(self) -> int:
         """Layer behind the last."""
         return self.checked[-1].end
+
+
+Placed = tuple[Check, tuple[SegmentObjects, ...]]
+"""A check with its verifier, or with its replica and referee."""
 
 
 @dataclass(frozen=True)
@@ -133,23 +138,23 @@ class Verifiers:
         labels = self.resource.spec.privacy.trusted_node_labels
         nodes = {node.name: node for node in problem.snapshot.nodes}
         found = checks_of([list(pipeline) for pipeline in built.target.pipelines], nodes, labels)
-        made: list[tuple[Check, SegmentObjects]] = []
-        short: list[str] = []
-        taken: dict[str, int] = {}
-        for check in found:
-            placed = self._placed(check, planned, problem, pods, taken)
-            if isinstance(placed, str):
-                short.append(placed)
-            else:
-                made.append((check, placed))
-        self._delete(pods, keep=tuple(objects.name for _, objects in made))
+        copies = second_copies(
+            self.resource.spec, self.seen.owned, self.seen.recall.distrusted_now(self.seen.now), self.seen.segment_millicores
+        )
+        assert copies is not None  # noqa: S101 - there is a spec.verification
+        free = _free(planned, copies, problem)
+        placed = [self._placed(check, copies, problem, pods, free) for check in found]
+        short = [str(each) for each in placed if isinstance(each, Short)]
+        made = [each for each in placed if not isinstance(each, Short)]
+        every = [objects for _, copied in made for objects in copied]
+        self._delete(pods, keep=tuple(objects.name for objects in every))
         there = {str(pod["metadata"]["name"]): pod for pod in pods}
-        for _, objects in made:
+        for objects in every:
             self._ensure(objects, there)
-        ready = [(check, objects) for check, objects in made if is_ready(there.get(objects.name, {}), SEGMENT)]
-        self._tell(self._document(ready))
-        waits = [self._wait(objects, there) for check, objects in made if (check, objects) not in ready]
-        return Kept(self._condition(found, waits, short), tuple(self._refused))
+        waiting = [objects for objects in every if not is_ready(there.get(objects.name, {}), SEGMENT)]
+        self._tell(self._document([each for each in made if not set(names(each[1])) & set(names(waiting))]))
+        waits = [self._wait(objects, there) for objects in waiting]
+        return Kept(self._condition(found, len(every), waits, short), tuple(self._refused))
 
     def _wait(self, objects: SegmentObjects, there: Mapping[str, Manifest]) -> str:
         """What a verifier waits for, in words."""
@@ -159,33 +164,22 @@ class Verifiers:
         return f"{where}: {hindered.text}" if hindered is not None else f"{where} is starting"
 
     def _pods(self) -> list[Manifest]:
-        mine = (pod for pod in self.seen.owned if labels_of(pod).get(COMPONENT) == VERIFIER)
-        return [pod for pod in mine if not pod["metadata"].get("deletionTimestamp")]
+        return list(verifier_pods(self.seen.owned))
 
-    def _placed(
-        self, check: Check, planned: Planned, problem: Problem, pods: Sequence[Manifest], taken: dict[str, int]
-    ) -> SegmentObjects | str:
-        """The verifier's objects on the trusted node with the most room, or where it is already; or why there is none, in words."""
-        labels = self.resource.spec.privacy.trusted_node_labels
-        needed = memory_bytes(problem, check.start, check.end)
-        rooms = []
-        for node in problem.snapshot.nodes:
-            if not is_trusted(node, labels) or unusable(node, problem):
-                continue
-            mine = [pod for pod in pods if node_of(pod) == node.name]
-            free = node.memory_free_bytes + sum(map(requested_bytes, mine)) - _planned_bytes(planned, node.name) - taken.get(node.name, 0)
-            layers = f"{check.start}-{check.end}"
-            stays = any(labels_of(pod).get("splitinference.dev/layers") == layers for pod in mine)
-            rooms.append((stays and free >= needed, free, node.name))
-        stays, free, name = max(rooms, default=(False, 0, ""))
-        if not rooms or free < needed:
-            where = f"{name} has the most, {max(0, free) // _MIB} MiB" if name else "no trusted node can be used"
-            return f"layers {check.start} to {check.end} need {-(-needed // _MIB)} MiB on a trusted node: {where}"
-        taken[name] = taken.get(name, 0) + needed
+    def _placed(self, check: Check, wanted: SecondCopies, problem: Problem, pods: Sequence[Manifest], free: Free) -> Placed | Short:
+        """The objects of all who compute the checked layers again; or what has no room. They stay where they are, if they can."""
+        layers = f"{check.start}-{check.end}"
+        stays = {node_of(pod) for pod in pods if labels_of(pod).get("splitinference.dev/layers") == layers}
+        run = Run(check.start, check.end, frozenset(segment.node for segment in check.checked))
+        found = places(run, wanted, problem, free, stays)
+        if isinstance(found, Short):
+            return found
         kv = self.profile.kv_bytes_per_token(check.start, check.end)
         tokens = problem.workload.max_concurrent_sequences * problem.workload.max_context_tokens
-        segment = Segment(start=check.start, end=check.end, node=name)
-        return self.ports.builder.verifier(self.planned_for, self.profile, segment, needed, kv * tokens)
+        needed = memory_bytes(problem, check.start, check.end)
+        segments = (Segment(start=check.start, end=check.end, node=name) for name in found)
+        made = self.ports.builder
+        return check, tuple(made.verifier(self.planned_for, self.profile, segment, needed, kv * tokens) for segment in segments)
 
     def _ensure(self, objects: SegmentObjects, there: Mapping[str, Manifest]) -> None:
         try:
@@ -217,7 +211,7 @@ class Verifiers:
         except RefusedError as error:
             self._refused.append(f"to delete the NetworkPolicy {name} was refused: {error}")
 
-    def _document(self, ready: Sequence[tuple[Check, SegmentObjects]]) -> Verification:
+    def _document(self, ready: Sequence[Placed]) -> Verification:
         """`verification` of the route document, as docs/reference/data-plane.md has it."""
         spec = self.resource.spec
         assert spec.verification is not None  # noqa: S101 - what the caller has checked
@@ -231,13 +225,19 @@ class Verifiers:
                     segments=tuple(segment.name for segment in check.checked),
                     before=Hop(check.before.name, models[check.before.name]) if check.before else None,
                     after=Hop(check.after.name, models[check.after.name]),
-                    verifier=Hop(objects.name, objects.model),
+                    verifier=Hop(copies[0].name, copies[0].model),
+                    referee=Hop(copies[1].name, copies[1].model) if len(copies) > 1 else None,
                 )
-                for check, objects in ready
+                for check, copies in ready
                 if {hop.name for hop in (check.before, check.after) if hop} <= models.keys()
             ),
-            distrusted=tuple(sorted(pod.name for pod in self.seen.segments if pod.segment.node in distrusted)),
+            distrusted=tuple(sorted(name for name, node in self._nodes_of_all() if node in distrusted)),
         )
+
+    def _nodes_of_all(self) -> Iterator[tuple[str, str]]:
+        """Segments and verifiers, with their nodes."""
+        yield from ((pod.name, pod.segment.node) for pod in self.seen.segments)
+        yield from verifier_nodes(self.seen.owned).items()
 
     def _tell(self, verification: Verification | None) -> None:
         """Write it into the route, if it is not there."""
@@ -255,7 +255,7 @@ class Verifiers:
         except RefusedError as error:
             self._refused.append(f"the route with what is verified was refused: {error}")
 
-    def _condition(self, found: Sequence[Check], waits: Sequence[str], short: Sequence[str]) -> Condition:
+    def _condition(self, found: Sequence[Check], wanted: int, waits: Sequence[str], short: Sequence[str]) -> Condition:
         kind, now = Kind.VERIFIED, self.seen.now
         if distrusted := self.seen.recall.distrusted_now(now):
             message = "; ".join(f"{node}: {why}" for node, why in sorted(distrusted.items()))
@@ -266,11 +266,29 @@ class Verifiers:
             return Condition(kind=kind, holds=True, reason="NothingToVerify", message="all segments run on trusted nodes")
         number = sum(len(check.checked) for check in found)
         if waits:
-            message = f"{len(found) - len(waits)} of {len(found)} verifiers are ready; {'; '.join(waits)}"
+            message = f"{wanted - len(waits)} of {wanted} verifiers are ready; {'; '.join(waits)}"
             return Condition(kind=kind, holds=None, reason="VerifierStarting", message=message)
-        percent = self.resource.spec.verification.sample_percent if self.resource.spec.verification else 0
-        message = f"{percent:g} % of all sequences are checked in {number} segments that run on nodes that are not trusted"
+        spec = self.resource.spec.verification
+        percent, replicas = (spec.sample_percent, spec.replicas) if spec else (0, 1)
+        how = f"{percent:g} % of all sequences are checked" if replicas == 1 else "every step is computed on two nodes"
+        message = f"{how} in {number} segments that run on nodes that are not trusted"
         return Condition(kind=kind, holds=True, reason="SegmentsAreChecked", message=message)
+
+
+def names(copies: Iterable[SegmentObjects]) -> tuple[str, ...]:
+    """Of these pods."""
+    return tuple(objects.name for objects in copies)
+
+
+def _free(planned: Planned, copies: SecondCopies, problem: Problem) -> Free:
+    """What the plan leaves, and what verifiers hold already."""
+
+    def left(node: Node) -> tuple[int, float]:
+        segments = [segment for segment in planned.plan.segments if node.name in segment.nodes]
+        cores = float("inf") if node.millicores_free is None else float(node.millicores_free)
+        return node.memory_free_bytes - _planned_bytes(planned, node.name), cores - copies.millicores * len(segments)
+
+    return copies.without({node.name: left(node) for node in problem.snapshot.nodes})
 
 
 def _planned_bytes(planned: Planned, node: str) -> int:

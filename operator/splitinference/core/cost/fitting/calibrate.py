@@ -28,7 +28,8 @@ class Observed(Value):
 
 
 class Calibration(Value):
-    """New factors by node, to be put in the place of the old ones; the error of the model before and after, as a share."""
+    """New factors by place (a node, or a device of one), to be put in the place of the old ones; the error of the model before and after,
+    as a share."""
 
     factors: dict[str, float] = Field(description="of decode steps: `calibration` of a node")
     prefill_factors: dict[str, float] = Field(default_factory=dict, description="of prefills: `prefill_calibration` of a node")
@@ -74,13 +75,13 @@ def calibrate(problem: Problem, observed: Iterable[Observed]) -> Calibration:
         if not stage.start < stage.end <= len(problem.profile.layers):
             raise ValueError(f"layers [{stage.start}, {stage.end}) are not a run of the model's {len(problem.profile.layers)} layers")
         predicted, overhead = stage_cost(problem, site, stage.start, stage.end), site.node.stage_overhead_ms
-        old[stage.node] = (site.node.prefill_calibration, site.node.calibration)
+        old[site.label] = (site.prefill_calibration, site.calibration)
         for pairs, measured, expected in (
             (prefills, stage.prefill_ms, predicted.prefill_ms),
             (decodes, stage.decode_ms, predicted.decode_ms),
         ):
             if measured is not None:
-                pairs[stage.node].append((measured, max(expected - overhead, 1e-9)))
+                pairs[site.label].append((measured, max(expected - overhead, 1e-9)))
     if not prefills and not decodes:
         raise ValueError("no observed time is given")
     ratios = [{node: median(m / e for m, e in found) for node, found in sorted(pairs.items())} for pairs in (prefills, decodes)]

@@ -15,7 +15,12 @@ _SHARES = ("compute", "bandwidth", "attention")
 
 
 class Nominal(Value):
-    """What the maker says of one processor: FLOP/s in 16 bits without sparsity, and bytes/s; `source`: who says so."""
+    """What the maker says of one processor: FLOP/s in 16 bits without sparsity, and bytes/s; `source`: who says so.
+
+    `memory_bytes`: None where it is not known, or the product has several sizes; `flops_by_dtype`: FLOP/s of data types that differ;
+    `slices`: compute slices that it can be cut into (NVIDIA's multi-instance GPU), None where it is not known or cannot be cut;
+    `more_source`: who says these three.
+    """
 
     flops_per_s: float = Field(gt=0)
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
@@ -23,6 +28,16 @@ class Nominal(Value):
     aliases: tuple[str, ...] = Field(
         default=(), description="other names of the product, such as values of the label nvidia.com/gpu.product"
     )
+    memory_bytes: int | None = Field(default=None, gt=0)
+    flops_by_dtype: Mapping[str, float] = Field(default_factory=dict)
+    slices: int | None = Field(default=None, ge=1, le=64)
+    more_source: str = ""
+
+    @model_validator(mode="after")
+    def _figures_are_positive(self) -> "Nominal":
+        if wrong := [dtype for dtype, figure in self.flops_by_dtype.items() if not 0 < figure < math.inf]:
+            raise ValueError(f"flops_by_dtype: {wrong[0]} must be above 0")
+        return self
 
 
 class Entry(Value):
@@ -71,6 +86,11 @@ class Catalogue(CatalogueFile):
         if product in self.processors:
             return product
         return next((name for name, nominal in self.processors.items() if product in nominal.aliases), None)
+
+    def nominal(self, product: str) -> Nominal | None:
+        """Nominal figures of a product, which may be given by an alias; None where it is not known."""
+        name = self.name_of(product)
+        return None if name is None else self.processors[name]
 
     def prior(self, product: str, engine: str) -> tuple[Nominal, Efficiency] | None:
         """Nominal figures and efficiency of a product with an engine; None where the product or every engine on it is unknown.

@@ -13,7 +13,7 @@ from statistics import median
 
 from pydantic import Field
 
-from splitinference.core.values.cluster import Snapshot
+from splitinference.core.values.cluster import Node, Snapshot
 from splitinference.core.values.value import Value
 
 LEAST, MOST = 0.05, 20.0
@@ -31,7 +31,7 @@ FORGOTTEN = timedelta(hours=24)
 
 
 class Factor(Value):
-    """Measured over predicted time of one phase of one node. `windows`: measurements behind it; `time`: of the last one."""
+    """Measured over predicted time of one phase of one node, or a device of it. `windows`: measurements behind it; `time`: of the last."""
 
     factor: float = Field(gt=0)
     windows: int = Field(ge=1)
@@ -91,13 +91,28 @@ def calibrated(snapshot: Snapshot, known: Mapping[str, Factor], now: datetime, p
         usual = _usual(factors)
         spreads = {node: learned[node].spread for node in factors}
         nodes = tuple(
-            node.model_copy(update={names: factors.get(node.name, usual), f"{names}_spread": spreads.get(node.name)})
+            _with_devices(node, names, factors).model_copy(
+                update={names: factors.get(node.name, usual), f"{names}_spread": spreads.get(node.name)}
+            )
             for node in snapshot.nodes
         )
         snapshot = snapshot.model_copy(update={"nodes": nodes})
     return snapshot
 
 
+def _with_devices(node: Node, name: str, factors: Mapping[str, float]) -> Node:
+    """The node with the factors of its devices. What CPUs are off by says nothing of a device, so one that was never measured keeps 1."""
+    if not any(f"{node.name}/{place.name}" in factors for place in node.processors if place.resource):
+        return node
+    places = tuple(
+        place.model_copy(update={name: factors.get(f"{node.name}/{place.name}", 1.0)}) if place.resource else place
+        for place in node.processors
+    )
+    return node.model_copy(update={"processors": places})
+
+
 def _usual(factors: Mapping[str, float]) -> float:
-    """What a node that was never measured counts as: the median, in logarithms; 1 while nothing was measured."""
-    return round(math.exp(median(map(math.log, factors.values()))), 4) if factors else 1.0
+    """What a node that was never measured counts as: the median, in logarithms; 1 while nothing was measured. A node's name has no slash,
+    and a device's place has."""
+    found = [math.log(factor) for place, factor in factors.items() if "/" not in place]
+    return round(math.exp(median(found)), 4) if found else 1.0

@@ -105,6 +105,9 @@ class DecisionInputs(Value):
         default_factory=dict, description="those of them on which a segment gave a wrong output, and the evidence"
     )
     pressured: Mapping[str, str] = Field(default_factory=dict, description="nodes that run out of memory, and the evidence")
+    preempted: Mapping[str, str] = Field(
+        default_factory=dict, description="nodes where a resource of a higher priority needs the plan's memory, and which"
+    )
     in_transition: bool = Field(default=False, description="a transition is in progress")
     moves: tuple[datetime, ...] = Field(default=(), description="times of the moves, oldest first")
     traffic: Traffic = Traffic()

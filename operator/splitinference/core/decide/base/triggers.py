@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 
 from splitinference.core.cost import predict, violations
-from splitinference.core.cost.eligible import forbidden, unusable
-from splitinference.core.cost.room import lacking
+from splitinference.core.cost.checks.eligible import forbidden, unusable
+from splitinference.core.cost.checks.room import lacking
+from splitinference.core.cost.site import sites
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Mode, Policy, sustained
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan, Segment
@@ -23,6 +24,7 @@ class Reason(StrEnum):
     NODE_LOST = "NodeLost"
     VERIFICATION_FAILED = "VerificationFailed"
     SEGMENT_FAILED = "SegmentFailed"
+    PREEMPTED = "Preempted"
     MEMORY_PRESSURE = "MemoryPressure"
     PRIVACY_CHANGED = "PrivacyChanged"
     ROOM_MISSING = "RoomMissing"
@@ -89,6 +91,9 @@ def _node_lost(inputs: DecisionInputs, plan: Plan) -> str:
             why = "it no longer exists" if name not in nodes else unusable(nodes[name], inputs.problem)
             if why:
                 found.append(f"{where} runs on {name}, which cannot be used: {why}")
+            elif segment.processor not in {site.processor for site in sites(nodes[name])}:
+                what = f"processor {segment.processor}" if segment.processor else "CPU"
+                found.append(f"{where} runs on {name}, which has no {what} for it: the processor is gone, or others use it")
     return "; ".join(found)
 
 
@@ -98,6 +103,10 @@ def _verification_failed(inputs: DecisionInputs, plan: Plan) -> str:
 
 def _segment_failed(inputs: DecisionInputs, plan: Plan) -> str:
     return _on_nodes(plan, inputs.quarantined, "keeps failing")
+
+
+def _preempted(inputs: DecisionInputs, plan: Plan) -> str:
+    return _on_nodes(plan, inputs.preempted, "gives way")
 
 
 def _on_nodes(plan: Plan, named: Mapping[str, str], what: str) -> str:
@@ -157,6 +166,7 @@ _MANDATORY: tuple[tuple[Reason, Callable[[DecisionInputs, Plan], str]], ...] = (
     (Reason.NODE_LOST, _node_lost),
     (Reason.VERIFICATION_FAILED, _verification_failed),
     (Reason.SEGMENT_FAILED, _segment_failed),
+    (Reason.PREEMPTED, _preempted),
     (Reason.MEMORY_PRESSURE, _memory_pressure),
     (Reason.PRIVACY_CHANGED, _privacy_changed),
     (Reason.ROOM_MISSING, _room_missing),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from splitinference.core.cost import objective_value, predict, violations
-from splitinference.core.cost.room import lacking, reserving
+from splitinference.core.cost.checks.room import lacking, reserves, reserving
 from splitinference.core.decide.base.decision import Keep, Kept
 from splitinference.core.planner.judge import CLOSED
 from splitinference.core.planner.process import SolverFailed
@@ -53,14 +53,15 @@ class Solver:
     def best(self, problem: Problem, hint: Plan | None) -> Plan | Keep:
         """The best valid plan, or why there is none. A plan that leaves the rooms of the problem goes before all that do not."""
         found = self._best(problem, hint)
-        if not problem.rooms or isinstance(found, Keep) or not lacking(found, problem):
+        if not reserves(problem) or isinstance(found, Keep) or not lacking(found, problem):
             return found
         return self._leaving_room(found, problem, hint)
 
     def _leaving_room(self, best: Plan, problem: Problem, hint: Plan | None) -> Plan:
         """The best plan that leaves room, with why it is not `best`; else `best`, with what it lacks."""
         nodes = reserving(best, problem)
-        tried = [(name, self.best(reserved, hint)) for name, reserved in nodes[:MOST_NODES]]
+        most = MOST_NODES if problem.second_copies is None or not problem.rooms else MOST_NODES // 2
+        tried = [(name, self.best(reserved, hint)) for name, reserved in nodes[:most]]
         plans = [(name, plan) for name, plan in tried if isinstance(plan, Plan)]
         leaving = [(name, plan) for name, plan in plans if not lacking(plan, problem)]
         if not leaving:
@@ -68,7 +69,11 @@ class Solver:
             return best.model_copy(update={"explanation": (*best.explanation, *said)})
         name, plan = min(leaving, key=lambda pair: (_cost(pair[1], problem), pair[0]))
         said = (f"{_amount(room)} stay free on {name} for {room.what}" for room in lacking(best, problem)[:1])
-        complete = len(nodes) <= MOST_NODES and all(isinstance(each, Plan) or each.reason is Kept.INFEASIBLE for _, each in tried)
+        complete = (
+            problem.second_copies is None
+            and len(nodes) <= most
+            and all(isinstance(each, Plan) or each.reason is Kept.INFEASIBLE for _, each in tried)
+        )
         proof = _proof(plan, problem, [each.bound for _, each in plans] if complete else [best.bound])
         return plan.model_copy(update={"explanation": (*plan.explanation, *said), "value": objective_value(plan, problem), **proof})
 
@@ -113,5 +118,5 @@ def _proof(plan: Plan, problem: Problem, bounds: Sequence[float | None]) -> dict
 
 
 def _amount(room: Room) -> str:
-    cores = f" and {room.millicores} thousandths of a core" if room.millicores else ""
+    cores = f" and {room.millicores / 1000:g} cores" if room.millicores else ""
     return f"{-(-room.memory_bytes // 2**20)} MiB{cores}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from splitinference.core.cost import objective_value, violations
-from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import memory_bytes, stage_cost
 from splitinference.core.values.cluster import Node

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, permutations
 
 from splitinference.core.cost import objective_value, predict, violations
-from splitinference.core.cost.room import lacking
+from splitinference.core.cost.checks.room import lacking
 from splitinference.core.decide.base.compare import gain, move_seconds
 from splitinference.core.decide.base.decision import Keep
 from splitinference.core.decide.base.policy import DecisionInputs, Policy

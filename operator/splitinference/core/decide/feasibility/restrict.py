@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.checks.eligible import forbidden, unusable
+from splitinference.core.values.cluster import CPU, Node, Snapshot
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Pin, Problem
 
@@ -20,13 +21,42 @@ def with_room(problem: Problem, most_bytes: Mapping[str, int]) -> Problem:
     """The problem in which these nodes have at most this many bytes for our segments."""
     if not most_bytes:
         return problem
-    nodes = tuple(
-        node.model_copy(update={"memory_free_bytes": min(node.memory_free_bytes, max(0, most_bytes[node.name]))})
-        if node.name in most_bytes
-        else node
-        for node in problem.snapshot.nodes
-    )
+    nodes = tuple(_at_most(node, max(0, most_bytes[node.name])) if node.name in most_bytes else node for node in problem.snapshot.nodes)
     return problem.model_copy(update={"snapshot": problem.snapshot.model_copy(update={"nodes": nodes})})
+
+
+def _at_most(node: Node, most: int) -> Node:
+    """The node with so much memory. Devices have memory of their own, so they are left, unless nothing may be there at all."""
+    processors = tuple(
+        place if place.resource and most > 0 else place.model_copy(update={"memory_free_bytes": min(place.memory_free_bytes, most)})
+        for place in node.processors
+    )
+    return node.model_copy(update={"memory_free_bytes": min(node.memory_free_bytes, most), "processors": processors})
+
+
+def without_classes(snapshot: Snapshot, barred: Mapping[str, str]) -> Snapshot:
+    """The snapshot without places of these classes. `barred`: by class why, in words, which is kept with the node: a node without a place
+    that is left is excluded."""
+    nodes = tuple(_without_classes(node, barred) for node in snapshot.nodes)
+    return snapshot if all(a is b for a, b in zip(nodes, snapshot.nodes, strict=True)) else snapshot.model_copy(update={"nodes": nodes})
+
+
+def _without_classes(node: Node, barred: Mapping[str, str]) -> Node:
+    if not node.processors:
+        return node if CPU not in barred else _excluded(node, barred[CPU], node.devices_out)
+    kept = tuple(place for place in node.processors if place.kind not in barred)
+    if len(kept) == len(node.processors):
+        return node
+    out = {**node.devices_out, **{place.resource: barred[place.kind] for place in node.processors if place.resource and place not in kept}}
+    if not kept:
+        return _excluded(node, next(barred[place.kind] for place in node.processors), out)
+    return node.model_copy(update={"processors": kept, "devices_out": out})
+
+
+def _excluded(node: Node, why: str, out: Mapping[str, str]) -> Node:
+    found = "; ".join(f"{resource}: {reason}" for resource, reason in sorted(out.items()) if reason != why)
+    words = f"{why}, and it has no such processor" + (f" ({found})" if found else "")
+    return node.model_copy(update={"excluded": node.excluded or words, "devices_out": out})
 
 
 def same_cuts(problem: Problem, plan: Plan) -> Problem | None:

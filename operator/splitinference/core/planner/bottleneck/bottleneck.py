@@ -12,12 +12,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from splitinference.core.planner.chain.bounds.dual import down, keeps_counts, sum_along, uses_of
+from splitinference.core.planner.chain.bounds.relaxed import Step, complete, onward, path, turns_back
 from splitinference.core.planner.chain.chain import Chain
 from splitinference.core.planner.chain.criterion import Arrays, hop_occupancy, sum_of
-from splitinference.core.planner.chain.dual import down, keeps_counts, sum_along, uses_of
 from splitinference.core.planner.chain.equivalence import longest_only, merged
-from splitinference.core.planner.chain.relaxed import Step, complete, onward, path, turns_back
-from splitinference.core.planner.chain.search import Search
+from splitinference.core.planner.chain.labelling.search import Search
 from splitinference.core.planner.chain.tables import Floats
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 from splitinference.core.planner.chain.tell import SILENT, Tell

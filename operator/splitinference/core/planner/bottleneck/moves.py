@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from splitinference.core.planner.bottleneck.bottleneck import least_bottleneck, occupancies, occupancy_of
+from splitinference.core.planner.chain.bounds.relaxed import Step
 from splitinference.core.planner.chain.chain import WIDTHS, Chain, best_chain
 from splitinference.core.planner.chain.criterion import sum_of
-from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.task import SLACK, Task
 from splitinference.core.planner.chain.tell import SILENT, Tell
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from splitinference.core.planner.bottleneck.bottleneck import least_bottleneck
+from splitinference.core.planner.chain.bounds.relaxed import Step
 from splitinference.core.planner.chain.chain import Chain
-from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.task import SLACK, Task
 from splitinference.core.planner.chain.tell import SILENT, Tell
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from splitinference.core.planner.chain.dive import dive
-from splitinference.core.planner.chain.dual import crowded, keeps_counts, price, rounds_for, sum_along
+from splitinference.core.planner.chain.bounds.dual import crowded, keeps_counts, price, rounds_for, sum_along
+from splitinference.core.planner.chain.bounds.levels import Cut, Refutation, levels_of
+from splitinference.core.planner.chain.bounds.regions import region_bound
+from splitinference.core.planner.chain.bounds.relaxed import Step, complete, most_segments, onward, path, promising, through, turns_back
 from splitinference.core.planner.chain.equivalence import Alike, alike, needed
-from splitinference.core.planner.chain.levels import Cut, Refutation, levels_of
-from splitinference.core.planner.chain.regions import region_bound
-from splitinference.core.planner.chain.relaxed import Step, complete, most_segments, onward, path, promising, through, turns_back
-from splitinference.core.planner.chain.search import Search
+from splitinference.core.planner.chain.labelling.search import Search
+from splitinference.core.planner.chain.quick.dive import dive
 from splitinference.core.planner.chain.task import SLACK, Multipliers, Task
 from splitinference.core.planner.chain.tell import SILENT, Tell
 

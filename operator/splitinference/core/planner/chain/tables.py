@@ -4,19 +4,18 @@ Two places are equal if no plan can tell them apart: same capacity, rules and li
 a multiplicity loses nothing and is spared their permutations.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitinference.core.cost.eligible import forbidden, unusable
+from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.link import MESSAGE_BYTES, bytes_per_token
 from splitinference.core.cost.predict import added_watts
-from splitinference.core.cost.site import Site, sites
-from splitinference.core.cost.stage import layer_cost
-from splitinference.core.values.cluster import LinkQuality, Network, Node
+from splitinference.core.cost.site import Site
+from splitinference.core.cost.stage import adapter_bytes, layer_cost
+from splitinference.core.planner.chain.classes import _speed, equal_places, link_qualities
 from splitinference.core.values.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -48,8 +47,8 @@ class Tables:
         self.layers = len(problem.profile.layers)
         self.unusable = {n.name: reason for n in problem.snapshot.nodes if (reason := unusable(n, problem))}
         usable = tuple(node for node in problem.snapshot.nodes if node.name not in self.unusable)
-        self._qualities, kinds = _qualities(problem, usable)
-        self.members = _classes(problem, usable, kinds)
+        self._qualities, kinds = link_qualities(problem, usable)
+        self.members = equal_places(problem, usable, kinds)
         first = [m[0] for m in self.members]
         self.sites: list[Site] = [site for _, site in first]
         self.count = len(first)
@@ -165,6 +164,10 @@ class Tables:
         tokens = workload.max_concurrent_sequences * workload.max_context_tokens
         cache = np.cumsum([0, *(layer.kv_bytes_per_token for layer in profile.layers)], dtype=np.int64) * tokens
         net = self._held + (cache[None, :] - cache[:, None]) + profile.runtime_bytes
+        if workload.adapter_bytes:
+            each = [adapter_bytes(profile, workload.adapter_bytes, i, i + 1) for i in range(len(profile.layers))]
+            adapters = np.cumsum([0, *each], dtype=np.int64)
+            net += adapters[None, :] - adapters[:, None]
         need = np.ceil(net * (1.0 + self.problem.constraints.memory_margin)).astype(np.int64)
         need[np.tril_indices(self.layers + 1)] = np.iinfo(np.int64).max
         return need
@@ -284,125 +287,3 @@ class Tables:
     def open_ingress(self) -> Bools:
         """Per class: whether requests may enter there."""
         return np.asarray(np.array([is_open for _, is_open in self._qualities])[self._kinds[-1, self._number]])
-
-
-Kind = tuple[LinkQuality, bool]
-"""A link's quality, and whether a hop may go over it."""
-
-
-def _qualities(problem: Problem, usable: tuple[Node, ...]) -> tuple[list[Kind], NDArray[np.int32]]:
-    """The distinct kinds of links, and which one leads from node to node; the last row and column is where requests enter."""
-    network = problem.snapshot.network
-    found = _Kinds()
-    names = [node.name for node in usable] + [network.ingress]
-    kinds = _between_zones(problem, names, found)
-    position: dict[str, list[int]] = defaultdict(list)
-    for number, name in enumerate(names):
-        position[name].append(number)
-    for link in network.links:
-        for i in position.get(link.source, ()):
-            for j in position.get(link.target, ()):
-                kinds[i, j] = found.of(link.quality)
-    for way in network.closed:
-        for i in position.get(way.source, ()):
-            for j in position.get(way.target, ()):
-                kinds[i, j] = found.closed(kinds[i, j])
-    if not network.ingress and (network.only_listed or network.closed_zones):
-        # A place outside is always reached.
-        for row in (kinds[-1, :], kinds[:, -1]):
-            row[:] = [found.of(found.known[k][0]) for k in row]
-    for name, numbers in position.items():
-        kinds[np.ix_(numbers, numbers)] = found.of(network.local if name else network.default)
-    _narrowed(network, problem, names, found, kinds)
-    return found.known, kinds
-
-
-class _Kinds:
-    """The kinds of links met so far, by number."""
-
-    def __init__(self) -> None:
-        self.known: list[Kind] = []
-        self._number: dict[Kind, int] = {}
-
-    def of(self, quality: LinkQuality, *, is_open: bool = True) -> int:
-        """The number of a kind, a new one where it is new."""
-        kind = (quality, is_open)
-        if kind not in self._number:
-            self._number[kind] = len(self.known)
-            self.known.append(kind)
-        return self._number[kind]
-
-    def closed(self, number: int) -> int:
-        """The number of the same kind, closed."""
-        return self.of(self.known[number][0], is_open=False)
-
-
-def _between_zones(problem: Problem, names: list[str], found: _Kinds) -> NDArray[np.int32]:
-    """Kinds from node to node, as far as zones and the default say."""
-    network = problem.snapshot.network
-    zones = {zone: number for number, zone in enumerate(dict.fromkeys([*(n.zone for n in problem.snapshot.nodes), ""]))}
-    between = np.full((len(zones), len(zones)), found.of(network.default, is_open=not network.only_listed), dtype=np.int32)
-    for link in network.zones:
-        if link.source in zones and link.target in zones:
-            between[zones[link.source], zones[link.target]] = found.of(link.quality)
-    for way in network.closed_zones:
-        if way.source in zones and way.target in zones:
-            here, there = zones[way.source], zones[way.target]
-            between[here, there] = found.closed(between[here, there])
-    home = {node.name: zones[node.zone] for node in problem.snapshot.nodes}
-    zone = np.array([home.get(name, zones[""]) for name in names], dtype=np.int64)
-    return between[np.ix_(zone, zone)]
-
-
-def _narrowed(network: Network, problem: Problem, names: list[str], found: _Kinds, kinds: NDArray[np.int32]) -> None:
-    """No way is wider than the shared links on it."""
-    homes = {node.name: node.zone for node in problem.snapshot.nodes}
-    for shared in network.shared:
-        behind = np.array([bool(name) and shared.holds(name, homes.get(name, "")) for name in names])
-        crossing = behind[:, None] != behind[None, :]
-        for number, (quality, is_open) in enumerate(list(found.known)):
-            if quality.bandwidth_bytes_per_s > shared.bandwidth_bytes_per_s:
-                narrow = LinkQuality(bandwidth_bytes_per_s=shared.bandwidth_bytes_per_s, rtt_ms=quality.rtt_ms)
-                kinds[crossing & (kinds == number)] = found.of(narrow, is_open=is_open)
-
-
-def _classes(problem: Problem, usable: tuple[Node, ...], kinds: NDArray[np.int32]) -> list[list[tuple[int, Site]]]:
-    """Places grouped into classes; every member is (index of its node among the usable, place)."""
-    bounds = problem.constraints
-    special = {pin.node for pin in bounds.pins} | {name for _, _, name in problem.serving}
-    classes: list[list[tuple[int, Site]]] = []
-    profiles = [tuple(np.bincount(row).tolist()) for row in kinds]
-    of_signature: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for number, node in enumerate(usable):
-        trust = tuple(all(node.labels.get(k) == v for k, v in rule.labels.items()) for rule in bounds.trust)
-        for site in sites(node):
-            processor = (site.processor if site.node.layer_times else "", node.name) if node.processors else ("", "")
-            signature = (*_speed(site), site.memory_bytes, node.stage_overhead_ms,
-                         node.utilization or 0.0, node.layer_times, node.idle_watts, node.busy_watts, node.cost_per_hour, trust,
-                         node.name if node.name in special else "", processor, profiles[number])  # fmt: skip
-            for c in of_signature[signature]:
-                if _equal_links(kinds, classes[c][0][0], number):
-                    classes[c].append((number, site))
-                    break
-            else:
-                of_signature[signature].append(len(classes))
-                classes.append([(number, site)])
-    return classes
-
-
-def _speed(site: Site) -> tuple[object, ...]:
-    """All of a place that the time of a layer depends on, but its measured layer times."""
-    node, reached = site.node, site.efficiency
-    unlike = (reached.prefill, reached.decode, reached.dequantized_per_s)
-    return (site.flops_per_s, site.bandwidth_bytes_per_s, site.free_share, unlike, node.calibration, node.prefill_calibration)
-
-
-def _equal_links(kinds: NDArray[np.int32], i: int, j: int) -> bool:
-    """Whether nobody can tell nodes i and j apart by their links."""
-    if i == j:
-        return True
-    if kinds[i, j] != kinds[j, i] or kinds[i, i] != kinds[j, j]:
-        return False
-    rest = np.ones(kinds.shape[0], dtype=bool)
-    rest[[i, j]] = False
-    return bool((kinds[i, rest] == kinds[j, rest]).all() and (kinds[rest, i] == kinds[rest, j]).all())

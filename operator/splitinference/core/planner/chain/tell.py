@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from splitinference.core.planner.chain.relaxed import Step
+from splitinference.core.planner.chain.bounds.relaxed import Step
 
 
 class Tell(Protocol):

@@ -7,14 +7,14 @@ from itertools import combinations
 
 import numpy as np
 
+from splitinference.core.cost.checks.violations import inspected
 from splitinference.core.cost.evaluate import Evaluation, evaluate
 from splitinference.core.cost.objective import value_of
 from splitinference.core.cost.predict import prediction_of
 from splitinference.core.cost.site import Site
-from splitinference.core.cost.violations import inspected
 from splitinference.core.planner.bottleneck.bottleneck import least_bottleneck
+from splitinference.core.planner.chain.bounds.relaxed import Step
 from splitinference.core.planner.chain.chain import best_chain
-from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import Task, task_of
 from splitinference.core.planner.columns.disjoint import least_apart

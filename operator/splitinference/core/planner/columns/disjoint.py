@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from splitinference.core.planner.bottleneck.bottleneck import longest, occupancies, occupancy_of
+from splitinference.core.planner.chain.bounds.dual import down, keeps_counts, uses_of
+from splitinference.core.planner.chain.bounds.relaxed import Step, complete, path
 from splitinference.core.planner.chain.criterion import sum_of
-from splitinference.core.planner.chain.dual import down, keeps_counts, uses_of
-from splitinference.core.planner.chain.relaxed import Step, complete, path
 from splitinference.core.planner.chain.tables import Floats
 from splitinference.core.planner.chain.task import SLACK, Task
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import memory_bytes, stage_cost
 from splitinference.core.values.plan import Pipeline, Segment

@@ -16,9 +16,9 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
+from splitinference.core.cost.checks.violations import TOLERANCE, loads
 from splitinference.core.cost.objective import GIB
 from splitinference.core.cost.site import sites
-from splitinference.core.cost.violations import TOLERANCE, loads
 from splitinference.core.planner.columns import cp_sat
 from splitinference.core.planner.columns.columns import Column, Pool
 from splitinference.core.values.problem import Goal, Problem

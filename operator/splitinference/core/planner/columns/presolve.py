@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from splitinference.core.cost.eligible import unusable
+from splitinference.core.cost.checks.eligible import unusable
 from splitinference.core.cost.predict import added_watts
 from splitinference.core.cost.site import sites
 from splitinference.core.cost.stage import no_slower

@@ -9,9 +9,9 @@ from splitinference.core.cost.objective import value_of
 from splitinference.core.planner.bottleneck.bottleneck import least_bottleneck
 from splitinference.core.planner.bottleneck.moves import least_with_moves
 from splitinference.core.planner.bottleneck.peak import least_with_peak
+from splitinference.core.planner.chain.bounds.relaxed import Step
 from splitinference.core.planner.chain.chain import Chain, best_chain
 from splitinference.core.planner.chain.criterion import of_goal, sum_of
-from splitinference.core.planner.chain.relaxed import Step
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import Task, task_of
 from splitinference.core.planner.chain.tell import SILENT, Tell

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from splitinference.core.cost.checks.violations import TOLERANCE, loads
 from splitinference.core.cost.evaluate import evaluate
-from splitinference.core.cost.violations import TOLERANCE, loads
 from splitinference.core.values.cluster import Node
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem

@@ -11,8 +11,8 @@ import numpy as np
 from splitinference.core.cost import violations
 from splitinference.core.cost.site import Site
 from splitinference.core.cost.stage import memory_bytes, stage_cost
+from splitinference.core.planner.chain.bounds.relaxed import complete, path
 from splitinference.core.planner.chain.criterion import Arrays, hop_occupancy
-from splitinference.core.planner.chain.relaxed import complete, path
 from splitinference.core.planner.chain.tables import Tables
 from splitinference.core.planner.chain.task import task_of
 from splitinference.core.planner.columns import heuristics

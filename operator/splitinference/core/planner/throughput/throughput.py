@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from splitinference.core.cost.flow import Run, flow_over, runs_of
+from splitinference.core.cost.flow import runs_of
 from splitinference.core.planner.bottleneck.bottleneck import least_bottleneck
 from splitinference.core.planner.chain.chain import Chain, best_chain
 from splitinference.core.planner.chain.criterion import sum_of
@@ -22,13 +22,14 @@ from splitinference.core.planner.columns.fluid import most_steps_per_ms
 from splitinference.core.planner.columns.presolve import needed_nodes
 from splitinference.core.planner.columns.share import without_nodes
 from splitinference.core.planner.progress import Progress
+from splitinference.core.planner.throughput.decomposition import plan_of_runs, segments_along
 from splitinference.core.planner.throughput.flows import Flows, Held
 from splitinference.core.planner.throughput.master import FlowChoice, choose_runs
 from splitinference.core.planner.throughput.mixes import mixed
 from splitinference.core.planner.throughput.paths import Spread, choose_paths, spread
 from splitinference.core.planner.throughput.rules import RULES
 from splitinference.core.planner.throughput.stages import staged
-from splitinference.core.values.plan import Pipeline, Plan, Segment
+from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Problem
 
 ALL_RUNS = 400
@@ -170,12 +171,12 @@ class _Search:
     def _plan(self, held: tuple[Held, ...]) -> Plan | None:
         problem = self.flows.tables.problem
         if not self.by_path:
-            return _plan([(self.flows.places[p][1], a, b) for p, a, b in held], problem)
+            return plan_of_runs([(self.flows.places[p][1], a, b) for p, a, b in held], problem)
         found = self._spread(held)
         if not found.paths:
             return None
         runs = [([(self.flows.places[p][1], a, b) for p, a, b in path], flow / found.value) for path, flow in found.paths]
-        pipelines = (Pipeline(segments=_segments(path), share=min(1.0, share)) for path, share in runs)
+        pipelines = (Pipeline(segments=segments_along(path), share=min(1.0, share)) for path, share in runs)
         return Plan(model_digest=problem.profile.digest, pipelines=tuple(pipelines))
 
 
@@ -349,58 +350,3 @@ def _changes(now: dict[int, tuple[int, int]], flows: Flows) -> Iterator[dict[int
         for span in spans:
             if span != here and flows.rate((place, *span)) > 0:
                 yield {**now, place: span}
-
-
-def _plan(runs: list[Run], problem: Problem) -> Plan | None:
-    """The runs as pipelines: the flow taken apart into paths, each with its share. None if nothing flows."""
-    total, edges = flow_over(runs, problem)
-    if total <= 0:
-        return None
-    onward: dict[int, list[tuple[int, float]]] = {}
-    for a, b, flow in sorted(edges, key=lambda edge: (edge[0], edge[2], -edge[1])):
-        onward.setdefault(a, []).append((b, flow))
-    layers, paths = len(problem.profile.layers), list[tuple[tuple[int, ...], float]]()
-    # Each path uses up an edge, so there are no more paths than edges.
-    for _ in range(len(edges)):
-        path, width = _next_path(runs, onward, layers)
-        if not path:
-            break
-        if width > total * 1e-9:
-            paths.append((path, width))
-    if not paths:
-        return None
-    carried = math.fsum(flow for _, flow in paths)
-    pipelines = (Pipeline(segments=_segments([runs[n] for n in path]), share=min(1.0, flow / carried)) for path, flow in paths)
-    return Plan(model_digest=problem.profile.digest, pipelines=tuple(pipelines))
-
-
-def _next_path(runs: list[Run], onward: dict[int, list[tuple[int, float]]], layers: int) -> tuple[tuple[int, ...], float]:
-    """A path of what is left of the flow, from the gateway to the last layer over the widest edge of each run; it is taken away."""
-    path, here, width = list[int](), -1, math.inf
-    while here < 0 or runs[here][2] < layers:
-        if not onward.get(here):
-            # What is left here is rounding: the edge that led here is done with.
-            if path:
-                onward[path[-2] if len(path) > 1 else -1].pop()
-                path, here, width = [], -1, math.inf
-                continue
-            return (), 0.0
-        there, flow = onward[here][-1]
-        width, here = min(width, flow), there
-        path.append(here)
-    for before in (-1, *path[:-1]):
-        there, flow = onward[before][-1]
-        if flow > width:
-            onward[before][-1] = (there, flow - width)
-        else:
-            onward[before].pop()
-    return tuple(path), width
-
-
-def _segments(path: list[Run]) -> tuple[Segment, ...]:
-    result, at = [], 0
-    for site, start, end in path:
-        held = start if start < at else None
-        result.append(Segment(start=at, end=end, node=site.node.name, processor=site.processor, held_start=held))
-        at = end
-    return tuple(result)

@@ -1,0 +1,1 @@
+"""Frames and META, by the standard library alone."""

@@ -1,0 +1,1 @@
+"""The KV cache, and how it moves between segments."""

@@ -1,0 +1,1 @@
+"""How steps run in a segment: queues, batches, records."""

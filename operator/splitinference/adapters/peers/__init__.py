@@ -1,0 +1,1 @@
+"""Gateways and segments, and the certificates between them and the operator."""

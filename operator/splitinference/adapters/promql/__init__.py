@@ -1,0 +1,1 @@
+"""Prometheus: how it is asked, and what."""

@@ -1,0 +1,1 @@
+"""Measurements of the operator against a real API server."""

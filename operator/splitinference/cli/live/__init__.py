@@ -1,0 +1,1 @@
+"""Commands about a SplitInference in a cluster."""

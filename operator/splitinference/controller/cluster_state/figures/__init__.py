@@ -1,0 +1,1 @@
+"""What is measured of nodes, and whose word is taken."""

@@ -1,0 +1,1 @@
+"""Bounds that a chain cannot beat, and prices."""

@@ -1,0 +1,1 @@
+"""Good chains before anything is searched."""

@@ -1,0 +1,1 @@
+"""The simulated cluster: nodes, links, segments and the gateway."""

@@ -1,0 +1,1 @@
+"""What is played: nodes, links, requests and what happens to them."""

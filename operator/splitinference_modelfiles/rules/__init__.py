@@ -1,0 +1,1 @@
+"""Which settings of config.json are served, and which tensors they mean."""
