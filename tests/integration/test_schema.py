@@ -94,6 +94,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"verification": {"samplePercent": 1}, "segments": {"linkEncoding": "Int8"}},
         "spec.verification needs spec.segments.linkEncoding Plain",
     ),
+    (
+        {"verification": {"samplePercent": 1}, "segments": {"linkEncoding": "Auto"}},
+        "spec.verification needs spec.segments.linkEncoding Plain",
+    ),
+    (
+        {"reuse": {"scope": "All"}, "segments": {"linkEncoding": "Auto"}},
+        "spec.reuse needs spec.segments.linkEncoding Plain or Int8",
+    ),
     ({"workload": {"promptTokens": 2000, "outputTokens": 49}}, "promptTokens + outputTokens must be at most spec.model.maxContextTokens"),
     ({"partition": {"minSegments": 3}, "placement": {"maxNodes": 2}}, "spec.partition.minSegments must be at most spec.placement.maxNodes"),
     ({"objective": {"goal": "carbon"}}, "Unsupported value"),

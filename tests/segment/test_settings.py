@@ -6,7 +6,7 @@ import pytest
 
 from splitinference_protocol.wire.errors import SegmentError
 from splitinference_segment.peers.hops import address_of
-from splitinference_segment.server.serve import MODEL_CODE, command, write_repository
+from splitinference_segment.server.serve import MODEL_CODE, command, environment, write_repository
 from splitinference_segment.settings import Settings, SettingsError
 
 GIVEN = {
@@ -90,3 +90,12 @@ def test_no_port_of_the_server_is_open_to_other_pods() -> None:
 
 def test_certificates_are_left_out_only_where_that_is_asked_for() -> None:
     assert Settings.from_environment({**GIVEN, "SI_TLS_FOLDER": "", "SI_INSECURE": "true"}).tls_folder is None
+
+
+def test_the_server_asks_for_large_pages_and_whoever_starts_the_segment_may_say_otherwise() -> None:
+    settings = Settings.from_environment(GIVEN)
+    assert environment(settings, {})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    given = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", "PATH": "/bin"}
+    made = environment(settings, given)
+    assert {name: made[name] for name in given} == given
+    assert made["OMP_NUM_THREADS"] == "1"

@@ -278,5 +278,6 @@ EXPORT int si_quantize(const char * source, const char * target, int32_t ftype, 
     struct llama_model_quantize_params params = llama_model_quantize_default_params();
     params.ftype = (enum llama_ftype) ftype;
     params.nthread = threads;
+    params.allow_requantize = true;  // benches compare encodings of whatever file there is
     return (int) llama_model_quantize(source, target, &params);
 }

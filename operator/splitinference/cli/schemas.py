@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from splitinference.cli.bench.serving.figures import Report
+from splitinference.cli.bench.serving.report import Report
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem

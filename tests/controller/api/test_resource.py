@@ -55,7 +55,12 @@ def test_the_smallest_spec_has_defaults():
 
 def test_links_may_carry_eight_bits_a_value():
     assert plan_constraints.link_encoding(read(segments={"linkEncoding": "Int8"}).spec) is LinkEncoding.INT8
+    assert plan_constraints.link_encoding(read(segments={"linkEncoding": "Auto"}).spec) is LinkEncoding.AUTO
     assert "spec.segments.linkEncoding" in problems(segments={"linkEncoding": "int8"})
+
+
+def test_answers_that_change_with_a_link_are_not_reused():
+    assert "linkEncoding Plain or Int8" in problems(reuse={"scope": "All"}, segments={"linkEncoding": "Auto"})["spec"]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("800ms", 0.8), ("1.5s", 1.5), ("1m30s", 90), ("2h", 7200), ("0s", 0)])

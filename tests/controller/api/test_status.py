@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,6 +26,7 @@ from splitinference.controller.plan_io.plan_status import Planned, asked_for, bu
 from splitinference.controller.spec_to_core.policy import policy
 from splitinference.core.decide.base.policy import Mode
 from splitinference.core.transition.state import Phase, Route
+from splitinference.core.values.profile import LinkEncoding
 from splitinference_protocol.report import ObservedTraffic
 from tests.controller.objects import merged, parsed
 from tests.controller.world import SETTINGS, a_body, seen_traffic
@@ -165,6 +167,20 @@ def test_a_plan_survives_the_status():
     assert planned().plan.prediction is not None
     assert [s.memory_bytes for s in back.plan.prediction.stages] == [s.memory_bytes for s in planned().plan.prediction.stages]
     assert back.plan.prediction.stages[0].link_ms == pytest.approx(planned().plan.prediction.stages[0].link_ms, abs=1e-3)
+
+
+def test_the_encoding_of_a_link_survives_the_status():
+    plan = planned().plan
+    first, last = plan.segments
+    eight = first.model_copy(update={"link_encoding": LinkEncoding.INT8})
+    chosen = plan.model_copy(update={"pipelines": (plan.pipelines[0].model_copy(update={"segments": (eight, last)}),)})
+    found = replace(planned(), plan=chosen)
+    built = build(found, a_profile(), Manifests(SETTINGS))
+    said = json.loads(json.dumps(write_plan(found, built, {})))
+    assert [segment.get("linkEncoding") for segment in said["segments"]] == ["Int8", None]
+    back = read_back(said)
+    assert back is not None
+    assert back.plan.revision == chosen.revision != plan.revision
 
 
 def test_a_plan_is_written_the_same_after_it_was_read():

@@ -4,7 +4,7 @@ from typing import Any
 
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
-from splitinference.core.values.profile import Layer, Profile
+from splitinference.core.values.profile import Layer, LinkEncoding, Profile
 from splitinference.settings import Settings
 from tests.controller.objects import parsed
 
@@ -35,8 +35,9 @@ def build(
     *,
     layers: tuple[int, int] = (12, 22),
     width: int | None = None,
+    encoding: LinkEncoding | None = None,
 ) -> Any:
-    segment = Segment(start=layers[0], end=layers[1], node=node)
+    segment = Segment(start=layers[0], end=layers[1], node=node, link_encoding=encoding)
     return Manifests(settings or Settings()).segment(parsed(resource or a_resource()), a_profile(width=width), segment, memory, 90 * MIB)
 
 

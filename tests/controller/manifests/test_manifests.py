@@ -8,6 +8,7 @@ import pytest
 
 from splitinference.controller.manifests.segment import Manifests
 from splitinference.core.values.plan import Segment
+from splitinference.core.values.profile import LinkEncoding
 from splitinference.settings import Settings
 from tests.controller.manifests.built import (
     CLAIM,
@@ -117,6 +118,16 @@ def test_a_segment_that_sends_hidden_states_is_told_how_to_encode_them_and_no_ot
     assert told(width=64) is None
     assert told(resource=int8, width=64, layers=(22, 32)) is None  # the last one gives tokens
     assert told(resource=int8) is None  # what it sends is no hidden state
+
+
+def test_with_auto_a_segment_is_told_what_the_plan_chose_for_its_link():
+    auto = a_resource(segments={"linkEncoding": "Auto"})
+
+    def told(encoding: LinkEncoding | None) -> str | None:
+        return variables(build(resource=auto, width=64, encoding=encoding).pod["spec"]["containers"][0]).get("SI_LINK_ENCODING")
+
+    assert (told(None), told(LinkEncoding.INT8)) == (None, "int8")
+    assert build(resource=auto, width=64, encoding=LinkEncoding.INT8).name != build(resource=auto, width=64).name
 
 
 def test_another_encoding_makes_another_segment_of_those_that_send_and_keeps_the_last():

@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitinference.core.cost import predict
+from splitinference.core.cost import predict, violations
+from splitinference.core.cost.encoding import LEAST_SAVED_MS, saved_ms
 from splitinference.core.cost.link import MESSAGE_BYTES, TOKEN_BYTES, bytes_per_token, hop
 from splitinference.core.planner import Solved
 from splitinference.core.planner.solver import solve
-from splitinference.core.values.cluster import LinkQuality, Network, Snapshot
-from splitinference.core.values.problem import Problem, Workload
+from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot
+from splitinference.core.values.problem import Goal, Objective, Pin, Problem, Slo, Workload
 from splitinference.core.values.profile import Layer, LayerKind, LinkEncoding, Profile
 from splitinference_protocol.wire.request import INT8, TensorMeta
 from tests.core.planner_problems import MIB, a_node, a_plan, best_value
 
+BOTH = (LinkEncoding.PLAIN, LinkEncoding.INT8)
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -65,7 +67,7 @@ def test_the_bytes_are_those_that_a_segment_says_its_tensor_has(width: int, dtyp
 @given(
     width=st.integers(1, 9000),
     dtype=st.sampled_from(sorted(BYTES)),
-    encoding=st.sampled_from(LinkEncoding),
+    encoding=st.sampled_from(BOTH),
     bandwidth=st.sampled_from([1e4, 1e6, 1e9]),
     prompt=st.integers(1, 500),
 )
@@ -92,7 +94,7 @@ def over_a_thin_link(encoding: LinkEncoding) -> Problem:
 
 def test_a_plan_goes_over_a_thin_link_where_half_the_bytes_make_it_worth_while() -> None:
     found = {}
-    for encoding in LinkEncoding:
+    for encoding in BOTH:
         problem = over_a_thin_link(encoding)
         answer = solve(problem)
         assert isinstance(answer, Solved)
@@ -103,5 +105,103 @@ def test_a_plan_goes_over_a_thin_link_where_half_the_bytes_make_it_worth_while()
 
 def test_the_link_of_a_stage_is_predicted_with_the_bytes_that_travel() -> None:
     plan = a_plan("near[0:1] far[1:6]")
-    plain, packed = (predict(plan, over_a_thin_link(encoding)).stages[0].link_ms for encoding in LinkEncoding)
+    plain, packed = (predict(plan, over_a_thin_link(encoding)).stages[0].link_ms for encoding in BOTH)
     assert plain - packed == pytest.approx(1e3 * (1152 - 612) / 1.3e5)
+
+
+# ---- chosen for each link
+
+
+def thin_then_wide(**more: Any) -> Problem:
+    """Three nodes that have to be used in this order: the first link carries 1 Mbit/s, the second one 100 Mbit/s."""
+    nodes = tuple(a_node(name) for name in ("one", "two", "three"))
+    ways = {("one", "two"): 1.3e5, ("two", "three"): 1.3e7}
+    links = tuple(
+        Link(source=a, target=b, quality=LinkQuality(bandwidth_bytes_per_s=bandwidth, rtt_ms=0.5))
+        for (source, target), bandwidth in ways.items()
+        for a, b in ((source, target), (target, source))
+    )
+    pins = tuple(Pin(start=start, end=end, node=name) for name, start, end in (("one", 0, 2), ("two", 2, 4), ("three", 4, 6)))
+    network = Network(default=LinkQuality(bandwidth_bytes_per_s=1e9, rtt_ms=0.5), links=links)
+    load = Workload(prompt_tokens=64, output_tokens=64, max_context_tokens=128)
+    base = {"snapshot": Snapshot(nodes=nodes, network=network), "constraints": {"pins": pins}, "workload": load}
+    return a_problem(LinkEncoding.AUTO, **{**base, **more})
+
+
+def test_eight_bits_are_chosen_for_the_link_that_gains_and_the_plan_says_what_they_cost() -> None:
+    problem = thin_then_wide()
+    answer = solve(problem)
+    assert isinstance(answer, Solved)
+    assert [segment.link_encoding for segment in answer.plan.segments] == [LinkEncoding.INT8, None, None]
+    assert not violations(answer.plan, problem)
+    assert answer.plan.prediction is not None
+    links = [stage.link_ms for stage in answer.plan.prediction.stages]
+    plain, eight = (predict(a_plan("one[0:2] two[2:4] three[4:6]"), thin_then_wide(link_encoding=each)).stages for each in BOTH)
+    assert links == [pytest.approx(eight[0].link_ms), pytest.approx(plain[1].link_ms), 0.0]
+    (said,) = [line for line in answer.plan.explanation if "eight bits" in line]
+    assert said.startswith("one sends two eight bits for a value: 612 bytes a token instead of 1152, 52")
+    assert said.endswith("each value is off by at most 0.4% of the largest of its 64 neighbours")
+
+
+def test_with_eight_bits_on_all_links_the_plan_says_so_of_each() -> None:
+    answer = solve(thin_then_wide(link_encoding=LinkEncoding.INT8))
+    assert isinstance(answer, Solved)
+    assert [line.split(" eight bits")[0] for line in answer.plan.explanation if "eight bits" in line] == [
+        "one sends two",
+        "two sends three",
+    ]
+    assert [segment.link_encoding for segment in answer.plan.segments] == [None, None, None]
+
+
+def test_an_encoding_is_a_part_of_the_plan_and_a_plan_without_is_named_as_before() -> None:
+    plan = a_plan("one[0:2] two[2:6]")
+    first, last = plan.segments
+    eight = first.model_copy(update={"link_encoding": LinkEncoding.INT8})
+    other = plan.model_copy(update={"pipelines": (plan.pipelines[0].model_copy(update={"segments": (eight, last)}),)})
+    assert other.revision != plan.revision
+    assert "link_encoding" not in first.model_dump(exclude_none=True)
+
+
+@given(bandwidth=st.floats(1e4, 1e10), prompt=st.integers(1, 8000), width=st.integers(64, 8192))
+def test_what_is_saved_is_what_the_hops_of_a_request_take_less_but_for_the_coding(bandwidth: float, prompt: int, width: int) -> None:
+    load = Workload(prompt_tokens=prompt, output_tokens=32, max_context_tokens=8192)
+    problem, there = a_problem(LinkEncoding.AUTO, a_decoder(width), workload=load), LinkQuality(bandwidth_bytes_per_s=bandwidth, rtt_ms=1.0)
+    plain, eight = (hop(problem, 2, there, there, each) for each in BOTH)
+    less = plain.prefill_ms - eight.prefill_ms + 31 * (plain.decode_ms - eight.decode_ms)
+    assert saved_ms(problem, 2, there) == pytest.approx(less - (prompt + 31) * width * 8e-6, rel=1e-6, abs=1e-6)
+    assert saved_ms(a_problem(LinkEncoding.AUTO, generic(), workload=load), 1, there) == 0
+
+
+def generic() -> Profile:
+    layers = tuple(Layer(index=i, name=str(i), weight_bytes=MIB, flops_per_token=1.0, boundary_bytes_per_token=512) for i in range(3))
+    return Profile(model="m", digest="0", dtype="float32", layers=layers)
+
+
+def test_a_limit_that_only_eight_bits_keep_is_kept() -> None:
+    """Without the limit the second link would stay plain: it saves far less than what people notice."""
+    problem = thin_then_wide()
+    assert 0 < saved_ms(problem, 4, LinkQuality(bandwidth_bytes_per_s=1.3e7, rtt_ms=0.5)) < LEAST_SAVED_MS
+    free = solve(problem)
+    assert isinstance(free, Solved)
+    assert free.plan.prediction is not None
+    least = predict(a_plan("one[0:2] two[2:4] three[4:6]"), thin_then_wide(link_encoding=LinkEncoding.INT8)).time_to_first_token_ms
+    between = (least + free.plan.prediction.time_to_first_token_ms) / 2
+    limited = solve(thin_then_wide(slo=Slo(time_to_first_token_ms=between)))
+    assert isinstance(limited, Solved)
+    assert [segment.link_encoding for segment in limited.plan.segments] == [LinkEncoding.INT8, LinkEncoding.INT8, None]
+
+
+def test_for_throughput_links_stay_plain() -> None:
+    answer = solve(thin_then_wide(objective=Objective(goal=Goal.THROUGHPUT)))
+    assert isinstance(answer, Solved)
+    assert [segment.link_encoding for segment in answer.plan.segments] == [None, None, None]
+
+
+def test_no_choice_is_better_than_the_bound() -> None:
+    """The search counts eight bits everywhere; the best of all encodings of the best chain is what is found."""
+    problem = over_a_thin_link(LinkEncoding.AUTO)
+    answer = solve(problem)
+    assert isinstance(answer, Solved)
+    assert answer.plan.value is not None
+    assert answer.bound <= answer.plan.value * (1 + 1e-9)
+    assert answer.plan.value == pytest.approx(best_value(over_a_thin_link(LinkEncoding.INT8)), rel=1e-6)

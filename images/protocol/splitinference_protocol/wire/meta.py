@@ -161,17 +161,7 @@ def _body(request: Request) -> bytes:
     if request.prefix is not None:
         fields["prefix"] = {"block": request.prefix.block, "hashes": request.prefix.hashes}
     if request.op == "step":
-        fields |= {"sample": request.sample, "sampling": request.sampling.as_json()}
-        if request.logits:
-            fields["logits"] = True
-        if request.targets:
-            fields["targets"] = request.targets
-        if request.drafts:
-            fields["drafts"] = leb128.pack(request.drafts)
-        if request.drop:
-            fields["drop"] = request.drop
-        if request.adapter:
-            fields["adapter"] = request.adapter
+        fields |= _of_step(request)
     if request.outputs:
         fields["outputs"] = request.outputs
     if request.pooling is not None:
@@ -181,6 +171,18 @@ def _body(request: Request) -> bytes:
     if request.traceparent:
         fields["traceparent"] = request.traceparent
     return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _of_step(request: Request) -> dict[str, Any]:
+    """What only steps have; a field is left out where it says nothing."""
+    told = {
+        "logits": request.logits,
+        "targets": request.targets,
+        "drafts": leb128.pack(request.drafts) if request.drafts else "",
+        "drop": request.drop,
+        "adapter": request.adapter,
+    }
+    return {"sample": request.sample, "sampling": request.sampling.as_json(), **{name: value for name, value in told.items() if value}}
 
 
 def question(op: str, **fields: Any) -> bytes:

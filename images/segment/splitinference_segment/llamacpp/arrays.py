@@ -67,9 +67,11 @@ def narrowed(values: np.ndarray, dtype: str) -> bytes:
         with np.errstate(over="ignore"):
             return values.astype(np.float16).tobytes()
     bits = values.view(np.uint32)
-    up = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    special = np.isnan(values)
-    return np.where(special, (bits >> 16) | 0x40, up).astype(np.uint16).tobytes()
+    upper = bits >> np.uint32(16)
+    up = (bits + ((upper & np.uint32(1)) + np.uint32(0x7FFF))) >> np.uint32(16)
+    if (special := np.isnan(values)).any():
+        up = np.where(special, upper | np.uint32(0x40), up)
+    return up.astype(np.uint16).tobytes()
 
 
 def widened(data: bytes | memoryview, dtype: str) -> np.ndarray:

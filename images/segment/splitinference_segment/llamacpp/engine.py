@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,11 @@ class _Rows:
 
     def parts(self) -> Iterator[slice]:
         """Runs that libllama computes at once."""
-        start, total, outputs = 0, len(self.positions), np.cumsum(self.wanted, dtype=np.int64)
+        start, total = 0, len(self.positions)
+        if total <= MOST_OUTPUTS:  # as most steps are
+            yield slice(0, total)
+            return
+        outputs = np.cumsum(self.wanted, dtype=np.int64)
         while start < total:
             before = int(outputs[start - 1]) if start else 0
             stop = min(start + BATCH_ROWS, int(np.searchsorted(outputs, before + MOST_OUTPUTS, side="right")))
@@ -106,23 +111,23 @@ class LlamaEngine:
             if self.is_last:
                 for row in np.flatnonzero(rows.wanted[part]):
                     gave[part.start + int(row)] = self._model.logits(int(row))
-        ends = np.cumsum([work.tokens for work in batch])
+        ends = list(accumulate(work.tokens for work in batch))
         if out is not None:
             out = rounded(out, self._dtype)
             return [Output(out[end - work.tokens : end]) for work, end in zip(batch, ends, strict=True)]
-        return [self._output(work, int(end), gave) for work, end in zip(batch, ends, strict=True)]
+        return [self._output(work, end, gave) for work, end in zip(batch, ends, strict=True)]
 
     def _rows(self, batch: Sequence[Work]) -> _Rows:
-        values = np.concatenate([work.values for work in batch])
+        values = _joined([work.values for work in batch])
         if self._embedding is not None:
             values = self._looked_up(values)
         elif self.is_first:
             values = values.astype(np.int32)
         elif self._part.input_scale != 1.0:
             values = values * np.float32(self._part.input_scale)
-        positions = np.concatenate([np.arange(w.request.position, w.request.position + w.tokens, dtype=np.int32) for w in batch])
-        slots = np.concatenate([np.full(work.tokens, work.entry.buffer.slot, np.int32) for work in batch])
-        wanted = np.concatenate([self._wanted(work) for work in batch])
+        positions = _joined([np.arange(w.request.position, w.request.position + w.tokens, dtype=np.int32) for w in batch])
+        slots = _joined([np.full(work.tokens, work.entry.buffer.slot, np.int32) for work in batch])
+        wanted = _joined([self._wanted(work) for work in batch])
         return _Rows(np.ascontiguousarray(values), positions, slots, wanted)
 
     def _wanted(self, work: Work) -> np.ndarray:
@@ -131,7 +136,8 @@ class LlamaEngine:
         if self.is_last:
             made[: len(leb128.numbers(work.request.targets)) if work.request.targets else 0] = 1
             if work.request.sample:
-                made[drafting.rows(work.request, work.tokens)] = 1
+                sampled = drafting.rows(work.request, work.tokens)
+                made[sampled.start : sampled.stop] = 1
         return made
 
     def _looked_up(self, ids: np.ndarray) -> np.ndarray:
@@ -170,6 +176,11 @@ class LlamaEngine:
             return Output(logits=gave[end - 1], scored=scores)
         found = drafting.accepted(request, work.tokens, lambda row, sampling, position: sample(gave[start + row], sampling, position))
         return Output(choice=found[0], more=found[1:], scored=scores)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """One after the other; a single one as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _embedding(folder: Path, tensor: Tensor) -> np.ndarray:

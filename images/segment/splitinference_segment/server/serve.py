@@ -125,12 +125,16 @@ def environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, s
 
     Otherwise each step would fetch its larger temporaries from the kernel anew, which costs more than computing them. And with a heap for
     each of up to sixteen threads, as is usual, what comes and goes on connections would be kept in all of them.
+
+    Large pages, where the kernel leaves that to programs (`madvise`): a step reads every weight once, and with small pages it waits for
+    translations of addresses, most of all in a virtual machine (docs/reference/data-plane-profile.md).
     """
     own = {
         "OMP_NUM_THREADS": str(settings.threads),
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
         "MALLOC_ARENA_MAX": "2",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
     return {**own, **inherited}
 

@@ -77,8 +77,14 @@ class Spec(SpecValue):
 
     @model_validator(mode="after")
     def _can_be_verified(self) -> Self:
-        if self.verification is not None and self.segments.link_encoding == "Int8":
+        if self.verification is not None and self.segments.link_encoding != "Plain":
             raise ValueError("verification needs segments.linkEncoding Plain: the loss of Int8 would hide what is to be found")
+        return self
+
+    @model_validator(mode="after")
+    def _reused_answers_are_of_one_encoding(self) -> Self:
+        if self.reuse is not None and self.segments.link_encoding == "Auto":
+            raise ValueError("reuse needs segments.linkEncoding Plain or Int8: with Auto, answers change when a link does")
         return self
 
     @model_validator(mode="after")

@@ -299,8 +299,8 @@ def _encryption(resource: Resource) -> tuple[dict[str, str], list[Manifest], lis
 def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> dict[str, str]:
     """Only what a segment sends is encoded, so one that sends no hidden state is the same segment either way."""
     sends = segment.end < len(profile.layers) and profile.layers[segment.end - 1].boundary_values_per_token is not None
-    encoding = plan_constraints.link_encoding(resource.spec)
-    return {"SI_LINK_ENCODING": encoding.value} if sends and encoding is not LinkEncoding.PLAIN else {}
+    encoding = segment.link_encoding or plan_constraints.link_encoding(resource.spec)
+    return {"SI_LINK_ENCODING": encoding.value} if sends and encoding is LinkEncoding.INT8 else {}
 
 
 def _probe(period: int, timeout: int, failures: int) -> Manifest:

@@ -15,7 +15,7 @@ from splitinference.controller.kube_values.device_images import resource_of
 from splitinference.controller.ports import Builder, SegmentObjects
 from splitinference.core.transition.state import NamedSegment, Phase, Target
 from splitinference.core.values.plan import Pipeline, Plan, Prediction, Segment, StagePrediction
-from splitinference.core.values.profile import Profile
+from splitinference.core.values.profile import LinkEncoding, Profile
 
 MIB = 1024 * 1024
 
@@ -108,6 +108,7 @@ def write_plan(planned: Planned, built: Built, phases: Mapping[str, Phase]) -> d
                     "end": segment.end,
                     "node": segment.node,
                     **({"processor": segment.processor} if segment.processor else {}),
+                    **({"linkEncoding": segment.link_encoding.value.capitalize()} if segment.link_encoding else {}),
                     "weightMiB": round(stage.weight_bytes / MIB, 1),
                     "kvMiB": round(stage.kv_bytes / MIB, 1),
                     "weightBytes": stage.weight_bytes,
@@ -142,7 +143,8 @@ def read_plan(status: Mapping[str, Any], resource_of: Callable[[Mapping[str, Any
     try:
         pipelines: dict[int, list[Segment]] = {}
         for s in written["segments"]:
-            segment = Segment(start=s["start"], end=s["end"], node=s["node"], processor=s.get("processor", ""))
+            encoding = LinkEncoding(s["linkEncoding"].lower()) if "linkEncoding" in s else None
+            segment = Segment(start=s["start"], end=s["end"], node=s["node"], processor=s.get("processor", ""), link_encoding=encoding)
             pipelines.setdefault(int(s["pipeline"]), []).append(segment)
         plan = Plan(
             model_digest=written["modelDigest"],

@@ -39,7 +39,7 @@ def slo(spec: Spec) -> Slo:
 
 def link_encoding(spec: Spec) -> LinkEncoding:
     """How hidden states travel between segments."""
-    return LinkEncoding.INT8 if spec.segments.link_encoding == "Int8" else LinkEncoding.PLAIN
+    return LinkEncoding(spec.segments.link_encoding.lower())
 
 
 def constraints(spec: Spec, layers: int, positions: int | None = None, cuts: Collection[int] | None = None) -> Constraints | Rejected:

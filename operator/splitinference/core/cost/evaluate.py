@@ -10,6 +10,7 @@ from splitinference.core.cost.stage import StageCost, memory_bytes, sequences_on
 from splitinference.core.values.cluster import LinkQuality, Node
 from splitinference.core.values.plan import Plan, Segment
 from splitinference.core.values.problem import Goal, Problem
+from splitinference.core.values.profile import LinkEncoding
 
 
 class UnknownPlace(Exception):
@@ -96,7 +97,7 @@ def evaluate(plan: Plan, problem: Problem) -> Evaluation:
         for number, (segment, group) in enumerate(zip(pipeline.segments, groups, strict=True)):
             costs = tuple(stage_cost(problem, site, segment.start, segment.end) for site in group)
             following = groups[number + 1] if number + 1 < len(groups) else None
-            to_next = _slowest_hop(problem, links, segment.end, group, following) if following else None
+            to_next = _slowest_hop(problem, links, segment.end, group, following, encoding=segment.link_encoding) if following else None
             stages.append(Stage(segment, group, costs, to_next))
         chains.append(Chain(tuple(stages), ingress, pipeline.share / total))
     return Evaluation(tuple(chains), _load(chains, problem, links), nodes)
@@ -114,14 +115,18 @@ def _sites_of(segment: Segment, places: dict[tuple[str, str], Site]) -> tuple[Si
         raise UnknownPlace(f"the snapshot has no node {node!r}" + (f" with processor {processor!r}" if processor else "")) from None
 
 
-def _slowest_hop(problem: Problem, links: Links, boundary: int, source: tuple[Site, ...] | None, target: tuple[Site, ...]) -> Hop:
+def _slowest_hop(
+    problem: Problem, links: Links, boundary: int, source: tuple[Site, ...] | None, target: tuple[Site, ...],
+    *, encoding: LinkEncoding | None = None,
+) -> Hop:  # fmt: skip
     names = [problem.snapshot.network.ingress] if source is None else [site.node.name for site in source]
-    hops = [_hop(problem, links, boundary, a, b.node.name) for a in names for b in target]
+    hops = [_hop(problem, links, boundary, (a, b.node.name), encoding) for a in names for b in target]
     return Hop(max(h.prefill_ms for h in hops), max(h.decode_ms for h in hops), max(h.occupancy_ms for h in hops))
 
 
-def _hop(problem: Problem, links: Links, boundary: int, source: str, target: str) -> Hop:
-    return hop(problem, boundary, links.quality(source, target), links.quality(target, source))
+def _hop(problem: Problem, links: Links, boundary: int, way: tuple[str, str], encoding: LinkEncoding | None) -> Hop:
+    source, target = way
+    return hop(problem, boundary, links.quality(source, target), links.quality(target, source), encoding)
 
 
 def _load(chains: list[Chain], problem: Problem, links: Links) -> Load:
@@ -131,6 +136,7 @@ def _load(chains: list[Chain], problem: Problem, links: Links) -> Load:
     for chain in chains:
         weight = chain.share * len(chains)
         previous: list[tuple[str, str]] = [("gateway", outside)]
+        encoding: LinkEncoding | None = None
         for stage in chain.stages:
             even = weight / len(stage.sites)
             for site, cost in zip(stage.sites, stage.costs, strict=True):
@@ -143,11 +149,11 @@ def _load(chains: list[Chain], problem: Problem, links: Links) -> Load:
                         problem, *stage.segment.held, sequences_on(problem, site, *stage.segment.held)
                     )
                 for label, name in previous:
-                    step = _hop(problem, links, stage.segment.start, name, site.node.name).occupancy_ms
+                    step = _hop(problem, links, stage.segment.start, (name, site.node.name), encoding).occupancy_ms
                     load.link_ms[label, site.label] += even / len(previous) * step
                     for shared, way in links.shared(name, site.node.name):
                         whole = LinkQuality(bandwidth_bytes_per_s=shared.bandwidth_bytes_per_s, rtt_ms=0.0)
-                        taken = hop(problem, stage.segment.start, whole, whole).occupancy_ms
+                        taken = hop(problem, stage.segment.start, whole, whole, encoding).occupancy_ms
                         load.link_ms[f"shared link {shared.name}", way] += even / len(previous) * taken
-            previous = [(site.label, site.node.name) for site in stage.sites]
+            previous, encoding = [(site.label, site.node.name) for site in stage.sites], stage.segment.link_encoding
     return load

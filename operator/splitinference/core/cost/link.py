@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Node, SharedLink
 from splitinference.core.values.problem import Problem
+from splitinference.core.values.profile import LinkEncoding
 
 MESSAGE_BYTES = 1024
 """Bytes of a message besides the tensor: META as JSON, gRPC and TCP headers. The answer is one message without a tensor."""
@@ -80,14 +81,17 @@ def _table(links: tuple[Link, ...]) -> dict[tuple[str, str], LinkQuality]:
     return {(link.source, link.target): link.quality for link in links}
 
 
-def bytes_per_token(problem: Problem, boundary: int) -> int:
-    """Bytes of one token's tensor as it crosses `boundary` (0: from the gateway to the first stage)."""
-    return TOKEN_BYTES if boundary == 0 else problem.profile.layers[boundary - 1].sent_bytes_per_token(problem.link_encoding)
+def bytes_per_token(problem: Problem, boundary: int, encoding: LinkEncoding | None = None) -> int:
+    """Bytes of one token's tensor as it crosses `boundary` (0: from the gateway to the first stage).
+
+    `encoding`: of this link, where the plan has one of its own; else the problem's, and plain where that is to be chosen.
+    """
+    return TOKEN_BYTES if boundary == 0 else problem.profile.layers[boundary - 1].sent_bytes_per_token(encoding or problem.link_encoding)
 
 
-def hop(problem: Problem, boundary: int, there: LinkQuality, back: LinkQuality) -> Hop:
-    """The hop over `boundary`: half the RTT and the bytes over the bandwidth, in each direction."""
-    size, workload = bytes_per_token(problem, boundary), problem.workload
+def hop(problem: Problem, boundary: int, there: LinkQuality, back: LinkQuality, encoding: LinkEncoding | None = None) -> Hop:
+    """The hop over `boundary`: half the RTT and the bytes over the bandwidth, in each direction. `encoding`: as for `bytes_per_token`."""
+    size, workload = bytes_per_token(problem, boundary, encoding), problem.workload
     turn = (there.rtt_ms + back.rtt_ms) / 2.0
     answer = 1e3 * MESSAGE_BYTES / back.bandwidth_bytes_per_s
     prompt = 1e3 * (size * workload.prompt_tokens + MESSAGE_BYTES) / there.bandwidth_bytes_per_s

@@ -1,6 +1,7 @@
 """Why a plan is as it is, in words with numbers: what it promises, why these nodes were taken, why others were left."""
 
 from splitinference.core.cost.checks.eligible import forbidden, unusable
+from splitinference.core.cost.encoding import in_words
 from splitinference.core.cost.ranges import spreads
 from splitinference.core.cost.site import free_share, sites
 from splitinference.core.cost.stage import memory_bytes, smallest_bytes
@@ -41,6 +42,7 @@ def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) ->
             f"layers [{segment.start}, {segment.end}) on {where}: {stage.prefill_ms:.3g} ms for the prompt, "
             f"{stage.decode_ms:.3g} ms a token, {has}"
         )
+    lines.extend(in_words(plan, problem)[:_MOST_STAGES])
     if len(stages) > _MOST_STAGES:
         lines.append(f"and {len(stages) - _MOST_STAGES} more segments of {len(plan.pipelines)} pipelines")
     out = [(node, name, why) for node in problem.snapshot.nodes for name, why in sorted(node.devices_out.items())]

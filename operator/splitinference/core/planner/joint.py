@@ -16,6 +16,7 @@ from splitinference.core.planner.judge import CLOSED, WrongAnswerError, judged
 from splitinference.core.planner.solver import solve
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
+from splitinference.core.values.profile import LinkEncoding
 from splitinference.core.values.result import (
     DEFAULT_LIMITS,
     BindingConstraint,
@@ -59,7 +60,13 @@ def solve_jointly(problems: tuple[Problem, ...], limits: Limits = DEFAULT_LIMITS
     One after the other comes first, and the answer is never worse. `report` is told that one and every better one, and those only.
     """
     check_together(problems, jointly=True)
-    return _Jointly(problems, limits, report).solve()
+    return _Jointly(tuple(_plain(problem) for problem in problems), limits, report).solve()
+
+
+def _plain(problem: Problem) -> Problem:
+    """Where chains of several problems are chosen together, links are plain unless a problem asks for eight bits on all of them."""
+    chosen = problem.link_encoding is not LinkEncoding.AUTO
+    return problem if chosen else problem.model_copy(update={"link_encoding": LinkEncoding.PLAIN})
 
 
 class _Jointly:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from splitinference.core.cost import objective_value, violations
+from splitinference.core.cost.encoding import encoded, searched, without
 from splitinference.core.cost.objective import value_of
 from splitinference.core.planner.chain.task import SLACK
 from splitinference.core.planner.columns.columns import plan_with
@@ -16,6 +17,7 @@ from splitinference.core.planner.judge import CLOSED, Laid, WrongAnswerError, ju
 from splitinference.core.planner.progress import Progress, Report
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Objective, Problem
+from splitinference.core.values.profile import LinkEncoding
 from splitinference.core.values.result import DEFAULT_LIMITS, BindingConstraint, Infeasible, Limits, Outcome, Solved, TimedOut
 
 PROBE_SECONDS = 3.0
@@ -41,6 +43,9 @@ def solve(
     `report` is told each better plan and bound on the way. Where memory ends or DeadlinePassed is raised, the answer is the best so far.
     `why`: whether reasons are looked for where there is no plan; that takes many solves.
     """
+    if problem.link_encoding is LinkEncoding.AUTO:
+        found = solve(searched(problem), limits, without(hint) if hint is not None else None, report, why=why)
+        return _encoded(found, problem)
     began = limits.now()
     deadline = began + limits.seconds
 
@@ -68,6 +73,19 @@ def solve(
         return TimedOut(None, answer.bound)
     outcome = judged(answer.plan, problem, answer.bound, limits.now() - began, late=expired(), laid=answer.laid)
     return replace(outcome, columns=answer.columns) if isinstance(outcome, Solved) else outcome
+
+
+def _encoded(found: Outcome, problem: Problem) -> Outcome:
+    """The outcome with an encoding for each link of its plan; on all links where the plan keeps the limits in no other way."""
+    plan = found.plan if isinstance(found, Solved) else found.best if isinstance(found, TimedOut) else None
+    if plan is None or isinstance(found, Infeasible):
+        return found
+    chosen = encoded(plan, problem)
+    if violations(chosen, problem):
+        chosen = encoded(plan, problem, everywhere=True)
+    seconds = found.seconds if isinstance(found, Solved) else 0.0
+    outcome = judged(chosen, problem, found.bound, seconds, late=isinstance(found, TimedOut))
+    return replace(outcome, columns=found.columns) if isinstance(outcome, Solved) and isinstance(found, Solved) else outcome
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from splitinference.core.values.profile import LinkEncoding
 from splitinference.core.values.value import Value
 
 
@@ -22,6 +23,9 @@ class Segment(Value):
     processor: str = ""
     replicas: tuple[str, ...] = ()
     held_start: int | None = Field(default=None, ge=0)
+    link_encoding: LinkEncoding | None = Field(
+        default=None, description="how it sends hidden states on, where the planner chose that; null: as the problem says, or plain"
+    )
 
     @model_validator(mode="after")
     def _is_not_empty(self) -> Self:

@@ -33,6 +33,8 @@ class LinkEncoding(StrEnum):
     """As they are computed, in the serving dtype."""
     INT8 = "int8"
     """A byte for each value and a float32 scale for each block of 64; each token's last block is filled up. With a loss."""
+    AUTO = "auto"
+    """Of a problem: INT8 on the links where a plan gains by it, PLAIN on the others. No tensor is encoded so."""
 
 
 INT8_BLOCK = 64
@@ -70,7 +72,7 @@ class Layer(Value):
 
     def sent_bytes_per_token(self, encoding: LinkEncoding) -> int:
         """Bytes of one token's tensor after this layer, on the way to the next segment."""
-        if encoding is LinkEncoding.PLAIN or self.boundary_values_per_token is None:
+        if encoding is not LinkEncoding.INT8 or self.boundary_values_per_token is None:
             return self.boundary_bytes_per_token
         return -(-self.boundary_values_per_token // INT8_BLOCK) * (INT8_BLOCK + INT8_SCALE_BYTES)
 

@@ -26,7 +26,7 @@ from splitinference.cli.bench.loadgen import mlperf_loadgen as lg
 from splitinference.cli.bench.loadgen.mlperf_loadgen import SCENARIOS, Amount, Bounds, CannotLoadError, Relay, Result
 from splitinference.cli.bench.serving.containers import PREFIX, Bench, CannotMeasure, Chain, Docker, Options
 from splitinference.cli.bench.serving.figures import cuts
-from splitinference.cli.bench.serving.serve import layer_bytes, model_here
+from splitinference.cli.bench.serving.model import layer_bytes, model_here
 
 BOUNDS = {
     "llama3.1-8b": Bounds(ttft_ms=2000.0, tpot_ms=100.0),

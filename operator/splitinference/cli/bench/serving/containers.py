@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -16,9 +17,9 @@ from typing import Any
 from splitinference.cli.bench.serving.identities import FOLDER, IDENTITY, Identities
 
 PREFIX = "bench"
-LLAMA = "llama.cpp"
+CONTEXT_TOKENS = 2048
+TORCH, LLAMA_CPP = "torch", "llamacpp"
 _READY_SECONDS = 300.0
-_CONTEXT = 2048
 _FIRST_PORT = 20000
 _ASK_INSIDE = """\
 import ssl, sys, urllib.request
@@ -90,20 +91,23 @@ class Options:
     cpus: str | None
     chunk_tokens: int
     clients: int
-    llama_cpp: Path | None = None  # where the package xllamacpp is
-    gguf: Path | None = None  # the same model for it
     insecure: bool = False  # without TLS between gateway and segments
+    llamacpp_image: str = ""  # of segments with the engine llama.cpp
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A model in segments with a gateway of its own, or another server of it, without hops; ports are the shared namespace's."""
+    """A model in segments with a gateway of its own, or another server of it, without hops; ports are the shared namespace's.
+
+    `url`: of a server that runs elsewhere, reached from this machine.
+    """
 
     name: str
     hops: tuple[Mapping[str, str], ...]
     http_ports: tuple[int, ...]
     port: int
     internal_port: int = 0
+    url: str = ""
 
 
 @dataclass
@@ -141,16 +145,31 @@ class Bench:
         script = resources.files("splitinference.cli.bench.serving").joinpath("load.py").read_text()
         return json.loads(self.docker.run("exec", "-i", self.identity, "python", "-", json.dumps(asked), stdin=script))
 
+    def client_here(self, **asked: Any) -> Any:
+        """Run it on this machine, for a server that runs elsewhere.
+
+        Raises:
+            CannotMeasure: the server does not answer as it should; with what was said.
+        """
+        script = resources.files("splitinference.cli.bench.serving").joinpath("load.py").read_text()
+        done = subprocess.run([sys.executable, "-", json.dumps(asked)], input=script, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CannotMeasure(f"{asked.get('host')}:{asked.get('port')}: {done.stderr.strip()[-600:]}")
+        return json.loads(done.stdout)
+
     def start_chain(
-        self, cuts: Sequence[int], label: str = "", cores: Sequence[float] = (), *, round_trip_ms: float = 0.0, **gateway: str
-    ) -> Chain:
+        self, cuts: Sequence[int], label: str = "", cores: Sequence[float] = (), *, round_trip_ms: float = 0.0, gguf: Path | None = None,
+        **gateway: str,
+    ) -> Chain:  # fmt: skip
         """Start one server per segment, and a gateway; not ready yet. `label` tells chains of as many segments apart; `cores`: each
         segment gets so many, without it as many as there are. `round_trip_ms`: what the way to each segment and back takes longer.
-        `gateway`: further settings of the gateway by variable."""
+        `gguf`: a folder with the file that the engine llama.cpp serves; without it the engine is torch. `gateway`: further settings of the
+        gateway by variable."""
         ranges = list(itertools.pairwise(cuts))
-        chain = label or str(len(ranges))
+        chain = label or (f"{LLAMA_CPP}-{len(ranges)}" if gguf else str(len(ranges)))
+        image, model = (self.options.llamacpp_image, gguf) if gguf else (self.options.segment_image, self.options.model)
         names = [f"{PREFIX}-{chain}-{start}-{end}" for start, end in ranges]
-        ports = [self._port() for _ in range(4 * len(ranges) + 3)]
+        ports = [self.port() for _ in range(4 * len(ranges) + 3)]
         wires = self._delayed([ports[4 * i] for i in range(len(ranges))], round_trip_ms) if round_trip_ms else ports[::4]
         peers = json.dumps({name: f"127.0.0.1:{wires[i]}" for i, name in enumerate(names)})
         hops = tuple({"segment": name, "model": f"seg-{'0' * 8}-{start}-{end}"} for name, (start, end) in zip(names, ranges, strict=True))
@@ -173,7 +192,7 @@ class Bench:
             }
             known, mount = self._known("segment")
             limit = ("--cpus", f"{cores[i]:g}") if cores else ()
-            self._container(hop["segment"], self.options.segment_image, settings | known, "--shm-size", "256m", *limit, *mount)
+            self.container(hop["segment"], image, settings | known, "--shm-size", "256m", *limit, *mount, model=model)
         route = json.dumps({"v": 1, "revision": "bench", "pipelines": [hops], "drainSeconds": 30})
         settings = {
             "SI_MODEL_ID": PREFIX,
@@ -185,6 +204,7 @@ class Bench:
             "SI_MAX_CONCURRENT_SEQUENCES": str(max(8, self.options.clients)),
             "SI_PREFILL_CHUNK_TOKENS": str(self.options.chunk_tokens),
             "SI_PREFIX_REUSE": "off",  # the same prompts come every round
+            "SI_SPECULATION": "off",  # a step is a token, as in what it is compared with; `bench drafts` measures drafts
             "BENCH_ROUTE": route,
             **gateway,
         }
@@ -192,37 +212,32 @@ class Bench:
         words = ("-c", write_then_serve)
         known, mount = self._known("gateway")
         name = f"{PREFIX}-{chain}-gateway"
-        self._container(name, self.options.gateway_image, settings | known, *mount, "--entrypoint", "sh", words=words)
-        return Chain(label or f"segments-{chain}", hops, tuple(ports[1 : 4 * len(ranges) : 4]), ports[-1], ports[-2])
+        self.container(name, self.options.gateway_image, settings | known, *mount, "--entrypoint", "sh", words=words)
+        return Chain(
+            label or f"{f'{LLAMA_CPP}-' if gguf else ''}segments-{len(ranges)}",
+            hops,
+            tuple(ports[1 : 4 * len(ranges) : 4]),
+            ports[-1],
+            ports[-2],
+        )
 
     def _delayed(self, ports: Sequence[int], round_trip_ms: float) -> list[int]:
         """Ports that lead to these ones, and take so much longer there and back."""
-        relays = [self._port() for _ in ports]
+        relays = [self.port() for _ in ports]
         script = resources.files("splitinference.cli.bench.serving").joinpath("delay.py").read_text()
         asked = json.dumps({"ports": list(zip(relays, ports, strict=True)), "seconds": round_trip_ms / 2000})
         self.docker.run("exec", "-d", self.identity, "python", "-c", script, asked)
         return relays
 
-    def start_llama(self, packages: Path, gguf: Path) -> Chain:
-        """Start llama.cpp's server in the segment image; not ready yet: it encodes its weights first."""
-        options, port = self.options, self._port()
-        asked = {"source": "/source.gguf", "dtype": options.dtype, "port": port, "threads": options.threads}
-        asked |= {"clients": max(8, options.clients), "context": _CONTEXT}
-        script = resources.files("splitinference.cli.bench.serving").joinpath("llama.py").read_text()
-        mounts = ["-v", f"{packages.resolve()}/xllamacpp:/llama/xllamacpp:ro", "-v", f"{gguf.resolve()}:/source.gguf:ro"]
-        words = ("-c", script, json.dumps(asked))
-        settings = {"PYTHONPATH": "/llama", "OMP_NUM_THREADS": str(options.threads)}
-        self._container(LLAMA, options.segment_image, settings, *mounts, "--entrypoint", "python", words=words)
-        return Chain(LLAMA, (), (), port)
-
-    def wait_llama(self, chain: Chain) -> None:
-        """Until its server is well.
+    def wait_server(self, chain: Chain) -> None:
+        """Until a server of another system is well (`/health`).
 
         Raises:
             CannotMeasure: as for chains.
         """
         well = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{chain.port}/health', timeout=2)"
-        self._wait(self._name(LLAMA), [self.docker.client, "exec", self.identity, "python", "-c", well], time.monotonic() + _READY_SECONDS)
+        words = [self.docker.client, "exec", self.identity, "python", "-c", well]
+        self._wait(self.name(chain.name), words, time.monotonic() + _READY_SECONDS)
 
     def wait_ready(self, chain: Chain) -> None:
         """Until every segment has run its own tiny inference.
@@ -232,7 +247,7 @@ class Bench:
         """
         deadline = time.monotonic() + _READY_SECONDS
         for hop in chain.hops:
-            name = self._name(hop["segment"])
+            name = self.name(hop["segment"])
             self._wait(name, [self.docker.client, "exec", name, "segment-probe", "5"], deadline)
 
     def _wait(self, name: str, check: Sequence[str], deadline: float) -> None:
@@ -250,7 +265,7 @@ class Bench:
             CannotMeasure: the process ended; with what it said.
         """
         if self._unsplit is None:
-            name = self._name("unsplit")
+            name = self.name("unsplit")
             self._made.append(name)
             mount = f"{self.options.model.resolve()}:/model:ro"
             words = ["run", "-i", "--rm", "--name", name, "--network", "none", *self._pinned(), "-v", mount, *self._threads()]
@@ -276,20 +291,32 @@ class Bench:
         words = ("exec", "-i", self.identity, "python", "-", str(chain.internal_port), folder)
         return dict(json.loads(self.docker.run(*words, stdin=_ASK_INSIDE))["observed"])
 
-    def _container(self, name: str, image: str, settings: Mapping[str, str], *options: str, words: Sequence[str] = ()) -> None:
-        full = self._name(name)
+    def container(
+        self, name: str, image: str, settings: Mapping[str, str], *options: str, words: Sequence[str] = (), model: Path | None = None
+    ) -> None:
+        """Start one in the shared network namespace. `model`: the folder that it has at /model; without it the options' own."""
+        full = self.name(name)
         self._made.append(full)
-        environment = [word for key, value in settings.items() for word in ("-e", f"{key}={value}")]
-        common = [
-            "-e",
-            "SI_MODEL_PATH=/model",
-            "-e",
-            f"SI_MAX_CONTEXT_TOKENS={_CONTEXT}",
-            "-v",
-            f"{self.options.model.resolve()}:/model:ro",
-        ]
+        told = {"SI_MODEL_PATH": "/model", "SI_MAX_CONTEXT_TOKENS": str(CONTEXT_TOKENS), **settings}
+        environment = [word for key, value in told.items() for word in ("-e", f"{key}={value}")]
+        mount = f"{(model or self.options.model).resolve()}:/model:ro"
         network = ["--network", f"container:{self.identity}", *self._pinned()]
-        self.docker.run("run", "-d", "--name", full, *network, *common, *environment, *options, image, *words)
+        self.docker.run("run", "-d", "--name", full, *network, "-v", mount, *environment, *options, image, *words)
+
+    def folder(self, name: str) -> Path:
+        """A folder of this run's own, which containers may read. It goes with the run."""
+        made = Path(self._folder.name) / name
+        made.mkdir(mode=0o755, exist_ok=True)
+        return made
+
+    def name(self, part: str) -> str:
+        """A container's name on the engine."""
+        return f"{self.identity}-{part}"
+
+    def port(self) -> int:
+        """A port of the shared namespace that nobody else has."""
+        self._ports += 1
+        return self._ports
 
     def _known(self, role: str) -> tuple[dict[str, str], Sequence[str]]:
         """Settings and a mount, by which gateway and segments know each other."""
@@ -302,10 +329,3 @@ class Bench:
 
     def _threads(self) -> list[str]:
         return ["-e", f"OMP_NUM_THREADS={self.options.threads}"]
-
-    def _name(self, part: str) -> str:
-        return f"{self.identity}-{part}"
-
-    def _port(self) -> int:
-        self._ports += 1
-        return self._ports

@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.bench.serving.containers import PREFIX, Bench, CannotMeasure, Chain, Docker, Options
-from splitinference.cli.bench.serving.figures import cuts
-from splitinference.cli.bench.serving.serve import layer_bytes, model_here
+from splitinference.cli.bench.serving.containers import LLAMA_CPP, PREFIX, TORCH, Bench, CannotMeasure, Chain, Docker, Options
+from splitinference.cli.bench.serving.figures import cuts, cuts_with_blocks
+from splitinference.cli.bench.serving.model import gguf_here, layer_bytes, model_here
+from splitinference.cli.bench.serving.peers import FTYPES, encode
 
 _LIMIT_SECONDS = 300.0
 _RECORDS = "\n".join(
@@ -51,6 +52,10 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--segment-image", default="localhost/splitinference/segment:dev", metavar="IMAGE")
     parser.add_argument("--gateway-image", default="localhost/splitinference/gateway:dev", metavar="IMAGE")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"))
+    parser.add_argument("--engine", default=TORCH, choices=(TORCH, LLAMA_CPP), help="of the segments (default torch)")
+    parser.add_argument("--llamacpp-image", default="localhost/splitinference/segment-llamacpp:dev", metavar="IMAGE")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same model for llama.cpp (default: what the test cluster keeps)")
+    parser.add_argument("--encoding", default="BF16", choices=tuple(FTYPES), help="of the GGUF file as it is served (default BF16)")
     parser.add_argument("--segments", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=96, help="of each answer (default 96)")
@@ -66,8 +71,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         model = args.model or model_here()
         docker = Docker.find()
-        docker.needs(args.segment_image, args.gateway_image)
-        options = Options(model, args.segment_image, args.gateway_image, args.dtype, args.threads, "packed", args.cpus, 256, 4)
+        docker.needs(args.llamacpp_image if args.engine == LLAMA_CPP else args.segment_image, args.gateway_image)
+        options = Options(
+            model, args.segment_image, args.gateway_image, args.dtype, args.threads, "packed", args.cpus, 256, 4,
+            llamacpp_image=args.llamacpp_image,
+        )  # fmt: skip
         found = [each for ms in args.round_trip_ms for each in measure(docker, options, args, ms)]
     except (CannotMeasure, OSError) as problem:
         sys.stderr.write(f"{problem}\n")
@@ -82,9 +90,12 @@ def run(args: argparse.Namespace) -> int:
 def measure(docker: Docker, options: Options, args: argparse.Namespace, round_trip_ms: float) -> list[dict[str, Any]]:
     """One row for each task: tokens a second without and with drafts, medians of the rounds."""
     with Bench(docker, options) as bench:
-        at = cuts(layer_bytes(options.model), args.segments)
+        layers, gguf = layer_bytes(options.model), None
+        if args.engine == LLAMA_CPP:
+            gguf = encode(bench, args.gguf or gguf_here(), args.encoding, args.threads)
+        at = cuts_with_blocks(layers, args.segments) if gguf else cuts(layers, args.segments)
         chains = [
-            bench.start_chain(at, label, round_trip_ms=round_trip_ms, SI_SPECULATION=speculation)
+            bench.start_chain(at, label, round_trip_ms=round_trip_ms, gguf=gguf, SI_SPECULATION=speculation)
             for label, speculation in (("plain", "off"), ("drafts", "auto"))
         ]
         for chain in chains:
@@ -98,7 +109,7 @@ def measure(docker: Docker, options: Options, args: argparse.Namespace, round_tr
             plain, drafts = (median(_rate(turn[number]) for turn in rounds) for number in (0, 1))
             same = all(turn[0]["text"] == turn[1]["text"] for turn in rounds)
             rows.append({
-                "task": task, "round_trip_ms": round_trip_ms, "plain_tokens_per_second": round(plain, 2),
+                "engine": args.engine, "task": task, "round_trip_ms": round_trip_ms, "plain_tokens_per_second": round(plain, 2),
                 "drafts_tokens_per_second": round(drafts, 2), "ratio": round(drafts / plain, 3), "same_text": same,
             })  # fmt: skip
         return rows

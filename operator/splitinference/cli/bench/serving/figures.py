@@ -58,16 +58,19 @@ class Percentiles(Strict):
 
 
 class Setup(Strict):
-    """One setup under one load: `unsplit` (transformers' generate in process), `segments-N` through the gateway, or `llama.cpp`."""
+    """One setup under one load: `unsplit` (transformers' generate in process), `segments-N` (engine torch) and `llamacpp-segments-N`
+    through the gateway, `llama.cpp` (its own server), `llama.cpp-rpc-N` (over N RPC servers), or a server that `--server` names."""
 
     name: str
-    segments: int = Field(description="0: not in segments: `unsplit`, in process, without gateway, or `llama.cpp`, its own server")
+    segments: int = Field(description="0: not in segments of ours")
     clients: int
     prompt_tokens: int
     tokens_per_second: float = Field(description="median over the rounds; all clients together, prefill included")
     ttft_ms: Percentiles
     tpot_ms: Percentiles | None = Field(description="gaps between tokens; null where one token was asked for")
-    same_text_as_unsplit: bool
+    same_text_as_unsplit: bool | None = Field(
+        description="as the unsplit model of the same engine: transformers, or llama.cpp's server; null: that one is not in this run"
+    )
 
 
 class Ratios(Strict):
@@ -82,28 +85,8 @@ class Ratios(Strict):
     echo_hop_ms: float | None = Field(description="one hop of 16 KiB through a stage without layers; at most 0.4 is wanted")
 
 
-class Report(Strict):
-    """What `splitinference bench serve --json` prints."""
-
-    model: str
-    dtype: str
-    threads: int = Field(description="of torch, in every segment and in the unsplit model")
-    weights: str = Field(description="how segments hold them: stored, or packed for the processor; the unsplit model: stored")
-    cores: int
-    machine: str
-    rounds: int
-    setups: tuple[Setup, ...]
-    hop_ms_by_bytes: dict[str, float]
-    token_ms_by_part: dict[str, dict[str, float]] = Field(
-        description="by setup, medians of the parts of the time between two tokens of one client. They are computing and waiting in the "
-        "stages, links between stages, and the way from gateway to first stage and back. The rest is the gateway, HTTP and the client"
-    )
-    ratios: Ratios
-    not_measured: dict[str, str] = Field(description="other systems, and why they are not in this run")
-
-
-def setup(name: str, segments: int, prompt_tokens: int, rounds: Sequence[Round], expected: Sequence[str]) -> Setup:
-    """One setup's figures. `expected`: the unsplit model's text for each request of a round."""
+def setup(name: str, segments: int, prompt_tokens: int, rounds: Sequence[Round], expected: Sequence[str] | None) -> Setup:
+    """One setup's figures. `expected`: the unsplit model's text for each request of a round, if it is known."""
     requests = [request for each in rounds for request in each.requests]
     gaps = [gap for request in requests for gap in request.gaps_ms]
     return Setup(
@@ -114,7 +97,9 @@ def setup(name: str, segments: int, prompt_tokens: int, rounds: Sequence[Round],
         tokens_per_second=round(median(each.tokens_per_second for each in rounds), 2),
         ttft_ms=Percentiles.of([request.first_ms for request in requests]),
         tpot_ms=Percentiles.of(gaps) if gaps else None,
-        same_text_as_unsplit=all([request.text for request in each.requests] == list(expected) for each in rounds),
+        same_text_as_unsplit=(
+            None if expected is None else all([request.text for request in each.requests] == list(expected) for each in rounds)
+        ),
     )
 
 
@@ -140,6 +125,20 @@ def prefill_ratio(split: Sequence[Round], unsplit: Sequence[Round], transfer_ms:
     """Time to first token of the split model by that of the unsplit one and the transfer between its segments."""
     pairs = zip(split, unsplit, strict=True)
     return round(median(a.requests[0].first_ms / (b.requests[0].first_ms + transfer_ms) for a, b in pairs), 3)
+
+
+def wait_ratio(split: Sequence[Round], other: Sequence[Round]) -> float:
+    """Time to first token by that of the other in the same round, median over rounds."""
+    return round(median(a.requests[0].first_ms / b.requests[0].first_ms for a, b in zip(split, other, strict=True)), 3)
+
+
+def cuts_with_blocks(layer_bytes: Sequence[float], segments: int) -> tuple[int, ...]:
+    """The same as `cuts`, with a block in each segment: the embedding goes with the first block, the head with the last."""
+    blocks = list(layer_bytes[1:-1])
+    blocks[0] += layer_bytes[0]
+    blocks[-1] += layer_bytes[-1]
+    found = cuts(blocks, segments)
+    return (0, *(cut + 1 for cut in found[1:-1]), len(layer_bytes))
 
 
 def cuts(layer_bytes: Sequence[float], segments: int) -> tuple[int, ...]:

@@ -17,14 +17,14 @@ def _since(start: float) -> float:
     return round((time.perf_counter() - start) * 1e3, 3)
 
 
-async def stream(port: int, body: dict[str, Any], limit_s: float) -> dict[str, Any]:
+async def stream(port: int, body: dict[str, Any], limit_s: float, host: str = "127.0.0.1") -> dict[str, Any]:
     """One streamed completion: when its first piece came, the gaps between pieces, its text and number of tokens.
 
     Raises:
         RuntimeError: the gateway refused it, or its stream ended early; with what it said.
     """
     async with asyncio.timeout(limit_s):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection(host, port)
         try:
             content = json.dumps({"temperature": 0, **body, "stream": True, "stream_options": {"include_usage": True}}).encode()
             lines = (
@@ -61,10 +61,10 @@ async def stream(port: int, body: dict[str, Any], limit_s: float) -> dict[str, A
             writer.close()
 
 
-async def load(port: int, bodies: list[dict[str, Any]], limit_s: float) -> dict[str, Any]:
+async def load(port: int, bodies: list[dict[str, Any]], limit_s: float, host: str = "127.0.0.1") -> dict[str, Any]:
     """All completions at once."""
     started = time.perf_counter()
-    streams = await asyncio.gather(*(stream(port, body, limit_s) for body in bodies))
+    streams = await asyncio.gather(*(stream(port, body, limit_s, host) for body in bodies))
     return {"ms": _since(started), "streams": streams}
 
 
@@ -129,7 +129,7 @@ def main(asked: dict[str, Any]) -> Any:
     """Do what is asked."""
     match asked["do"]:
         case "load":
-            return asyncio.run(load(asked["port"], asked["bodies"], asked["limit_s"]))
+            return asyncio.run(load(asked["port"], asked["bodies"], asked["limit_s"], asked.get("host", "127.0.0.1")))
         case "echo":
             return echo(asked["port"], asked["model"], asked["route"], asked["sizes"], asked["times"])
         case "cpus":

@@ -47,6 +47,6 @@ class SegmentsSpec(SpecValue):
 
     threads: int | None = Field(default=None, ge=1, le=256)
     weights: Literal["Packed", "Stored"] = "Packed"
-    link_encoding: Literal["Plain", "Int8"] = "Plain"
+    link_encoding: Literal["Plain", "Int8", "Auto"] = "Plain"
     memory_margin_percent: int = Field(default=10, ge=0, le=100)
     adapter_memory_mib: int = Field(default=0, ge=0, le=1 << 20, alias="adapterMemoryMiB")
