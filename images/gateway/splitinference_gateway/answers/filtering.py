@@ -18,7 +18,7 @@ from pathlib import Path
 
 from splitinference_gateway.answers.nearby import Nearby
 from splitinference_gateway.metrics import Metrics
-from splitinference_gateway.pipeline.steps import Sifted
+from splitinference_gateway.pipeline.step_answers import Sifted
 from splitinference_gateway.tensor_io.signature import LOGITS, Kind, Signature
 from splitinference_gateway.tensor_io.tensors import Tensor
 from splitinference_gateway.tokens.tokenizer import ModelFilesError

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from splitinference_gateway.pipeline.step_answers import Compared, StepError
-from splitinference_gateway.pipeline.steps import Hidden, StepClient
+from splitinference_gateway.pipeline.step_answers import Compared, Hidden, StepError
+from splitinference_gateway.pipeline.steps import StepClient
 from splitinference_protocol.route import Check
 from splitinference_protocol.wire.request import Hop
 

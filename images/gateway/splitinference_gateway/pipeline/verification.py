@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 
 from splitinference_gateway.metrics import Metrics
 from splitinference_gateway.pipeline.replicas import Kept, Replicated, most_audits
-from splitinference_gateway.pipeline.step_answers import Compared, StepError
-from splitinference_gateway.pipeline.steps import Hidden, StepClient
+from splitinference_gateway.pipeline.step_answers import Compared, Hidden, StepError
+from splitinference_gateway.pipeline.steps import StepClient
 from splitinference_gateway.routing.routes import Routes
 from splitinference_protocol.report import FailedCheck, Verified
 from splitinference_protocol.route import Check, Pipeline, Verification
