@@ -188,7 +188,7 @@ def test_trust_withdrawn_takes_the_sensitive_layers_away(serving: Cluster, play:
 
 @pytest.fixture
 def large(serving: Cluster) -> Iterator[Cluster]:
-    """Workers that hold two segments at once: what new cuts need where the old ones serve meanwhile. Afterwards the resource is made anew."""
+    """Workers that hold two segments at once: new cuts need that where the old ones serve meanwhile. Then the resource is made anew."""
     try:
         with workers_of(serving, ROOMY_MIB):
             yield serving
@@ -215,7 +215,7 @@ def test_cuts_that_were_asked_for_are_taken_under_load(large: Cluster, play: Pla
         assert len(scene.placement()) > 2
         segments(large, 2, 2)
         scene.settles(lambda placed: len(placed) == 2, 240, "two segments")
-    assert scene.decision()["transition"] == "re-split"
+    assert any(decision["transition"] == "re-split" for decision in scene.decisions())
 
 
 @both_loads
