@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     if became:
         sys.stdout.write("\n" + corpus.table(became) + "\n")
         options.corpus_page.write_text(corpus.page(became))
-    failed = [row.result for row in (*found, *became) if row.result == "failed"]
+    failed = [result for result in (*(row.result for row in found), *(fate.result for fate in became)) if result == "failed"]
     failed += [fate.model for fate in became if fate.logits == corpus.NOT_RUN]
     total = len(found) + len(became)
     sys.stdout.write(f"\n{total - len(failed)} of {total} did not fail\n")
