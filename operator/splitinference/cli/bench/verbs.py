@@ -5,9 +5,10 @@ from typing import Any
 
 from splitinference.cli.bench import filter
 from splitinference.cli.bench.control import operator
+from splitinference.cli.bench.in_image import privacy, verification
 from splitinference.cli.bench.loadgen import mlperf
 from splitinference.cli.bench.planning import cost_model, planner, processors
-from splitinference.cli.bench.serving import drafts, privacy, serve, verification
+from splitinference.cli.bench.serving import drafts, serve
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
