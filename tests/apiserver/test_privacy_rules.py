@@ -21,8 +21,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"verification": {"samplePercent": 101}}, "should be less than or equal to 100"),
     ({"verification": {"samplePercent": 1, "tolerance": 0}}, "spec.verification.tolerance must be more than 0"),
     ({"verification": {"samplePercent": 1, "tolerance": 1.5}}, "should be less than or equal to 1"),
-    ({"verification": {"samplePercent": 1, "replicas": 2}}, "replicas must be 1: comparing every step on several nodes is not supported"),
-    ({"verification": {"samplePercent": 1, "replicas": 0}}, "replicas must be 1"),
+    ({"verification": {"samplePercent": 1, "replicas": 2}}, "replicas 2 compares every step: spec.verification.samplePercent must be 100"),
+    ({"verification": {"samplePercent": 1, "replicas": 0}}, "should be greater than or equal to 1"),
+    ({"verification": {"samplePercent": 100, "replicas": 3}}, "should be less than or equal to 2"),
     ({"verification": {"samplePercent": 1}, "segments": {"linkEncoding": "Int8"}}, "needs spec.segments.linkEncoding Plain"),
 ]
 

@@ -61,7 +61,7 @@ def test_frames_and_greetings() -> None:
 
 def test_operations_and_their_numbers() -> None:
     assert OPS[:8] == ("step", "infer", "echo", "release", "probe", "stats", "kv_pull", "kv_export")
-    assert OPS[8:] == ("record", "recorded", "verify", "compute", "compare")
+    assert OPS[8:] == ("record", "recorded", "verify", "compute", "compare", "adapter_load", "adapters")
     assert {"step", "infer", "echo", "release"} <= ALONG_A_ROUTE
 
 

@@ -54,7 +54,7 @@ def no_route() -> ApiError:
 
 def still_starting(held_seconds: float, wakes_in: int) -> ApiError:
     """503: the model was unloaded, and its first pipeline does not serve yet."""
-    message = f"The model is not loaded. The request was held for {held_seconds:.0f} s, and it did not start within them. Try again later."
+    message = f"The model is not loaded. It did not start within the {held_seconds:.0f} s for which the request was held. Try again later."
     return ApiError(503, message, kind="server_error", code="model_starting", retry_after=wakes_in)
 
 

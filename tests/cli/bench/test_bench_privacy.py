@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from splitinference.cli.bench.in_image.privacy import Boundary, Report, as_yaml, lowest
+from splitinference.cli.bench.segments.privacy import Boundary, Report, as_yaml, lowest
 from splitinference.cli.main import main
 from splitinference.controller.api.spec import Resource, read_resource
 

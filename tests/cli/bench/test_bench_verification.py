@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.cli.bench.in_image.verification import sequences_until_found
+from splitinference.cli.bench.segments.verification import sequences_until_found
 from splitinference.cli.main import main
 from tests.cli.bench.test_bench_privacy import an_engine
 

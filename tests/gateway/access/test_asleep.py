@@ -120,7 +120,7 @@ async def test_the_time_to_hold_is_that_of_the_newest_document() -> None:
     assert (routes.takes, routes.wakes_in) == (True, 5)
     routes.apply(asleep(7.2, 1e-9))
     assert routes.wakes_in == 8
-    with pytest.raises(ApiError, match="was unloaded"):
+    with pytest.raises(ApiError, match="is not loaded"):
         await routes.awake()
 
 

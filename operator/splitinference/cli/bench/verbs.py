@@ -5,9 +5,9 @@ from typing import Any
 
 from splitinference.cli.bench import filter
 from splitinference.cli.bench.control import operator
-from splitinference.cli.bench.in_image import privacy, verification
 from splitinference.cli.bench.loadgen import mlperf
 from splitinference.cli.bench.planning import cost_model, planner, processors
+from splitinference.cli.bench.segments import privacy, verification
 from splitinference.cli.bench.serving import drafts, serve
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.bench.in_image.segment_image import add_arguments, needed, report_of
+from splitinference.cli.bench.segments.segment_image import add_arguments, needed, report_of
 from splitinference.cli.bench.serving.containers import MeasurementError
 from splitinference.core.values.value import Value
 
