@@ -41,6 +41,19 @@ def test_links_between_pages_lead_somewhere(page: Path):
     assert [t for t in targets if not (page.parent / t).exists()] == []
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_paths_and_names_that_say_where_code_goes_are_there(page: str):
+    """A path in backticks, from the root or from the operator's package; and a name in backticks that stands before a linked file."""
+    text = (ROOT / page).read_text("utf-8")
+    folders = "operator|images|core|controller|adapters|settings|tests|charts|config|crds|docs"
+    paths = re.findall(rf"`((?:{folders})/[\w./-]+)`", text)
+    assert paths
+    assert [path for path in paths if not ((ROOT / path).exists() or (ROOT / "operator/splitinference" / path).exists())] == []
+    named = re.findall(r"`(\w+)` in \[[^\]]+\]\(([^)]+\.py)\)", text) + re.findall(r"\[`(\w+)`\]\(([^)]+\.py)\)", text)
+    files = {name: (ROOT / page).parent / file for name, file in named}
+    assert [name for name, file in files.items() if name not in file.read_text("utf-8") and name != file.stem] == []
+
+
 def test_decisions_are_numbered_without_a_double():
     numbers = [p.name[:4] for p in tracked("docs/decisions/0*.md")]
     assert len(numbers) == len(set(numbers))
