@@ -192,6 +192,15 @@ def test_as_many_as_there_are_is_tried_first_where_all_do_not_fit():
     assert {problem.constraints.pipelines for problem in solver.asked} <= {1, 2, 3, 4}
 
 
+def test_as_many_as_there_are_is_not_tried_again_where_that_was_asked_for():
+    """All three work, and what serves the third has no room any more: two stay, although as many as there are were asked for."""
+    case, _ = mandatory(world(pipelines=3), lambda _: None, f"{TWO} | e[0:2] f[2:4]", dry_run=blocked_for("e"))
+    plan, notes = case.most(case.inputs.problem)
+    assert isinstance(plan, Plan)
+    assert texts(plan) == TWO.split(" | ")
+    assert notes[0].startswith("3 pipelines are requested, 2 fit: ")
+
+
 def test_a_blocked_transition_goes_back_to_what_serves():
     """The plan moved both pipelines; the old ones still serve. What stays are theirs, not the plan's."""
     plan, serving = of("a[0:2] e[2:4] | c[0:2] f[2:4]"), of(TWO)
