@@ -76,8 +76,8 @@ page-e2e: install browser ## the chart's page on a kind cluster, in headless Chr
 upgrade-test: install ## the release before upgraded to this tree and rolled back, on a kind cluster under load; PREVIOUS_RELEASE=tag for another one
 	@.venv/bin/pytest e2e/test_upgrade.py
 
-conformance: install ## unchanged clients (openai, LangChain, lm-eval, tritonclient and others) against real segments, as a table; CLIENTS="LiteLLM" for some
-	@$(PY) -m e2e.conformance $(CLIENTS)
+conformance: install ## unchanged clients (openai, LangChain, lm-eval, tritonclient and others) against real segments, and what became of each model of the corpus, as tables; CLIENTS="LiteLLM" for some, MODELS=1 for the corpus alone
+	@$(PY) -m e2e.conformance $(if $(MODELS),--models) $(CLIENTS)
 
 bench-adaptation: install ## static against adaptive on the kind cluster, as a table, or with JSON=1 as JSON
 	@$(PY) -m e2e.bench_adaptation $(if $(JSON),--json)

@@ -13,7 +13,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_CONFIG_BYTES = 1 << 20
 MOST_RANK = 1024
 _NAME = re.compile(r"base_model\.model\.(?:[a-z_]+\.)*?(?:layers|h)\.(\d{1,5})\.(.+)\.lora_([AB])(?:\.default)?\.weight")
-_BEYOND: Mapping[str, str] = {
+BEYOND: Mapping[str, str] = {
     "use_dora": "DoRA scales whole weights, which segments keep as they are",
     "modules_to_save": "it replaces whole layers of the model",
     "target_parameters": "it changes experts that are one tensor",
@@ -99,7 +99,7 @@ def _check_kind(config: Mapping[str, Any]) -> None:
         raise AdapterRefusedError(f"peft_type is {kind!r:.80}; LORA is served")
     if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
         raise AdapterRefusedError(f"task_type is {task!r:.80}; adapters are for models that generate text (CAUSAL_LM)")
-    for key, why in _BEYOND.items():
+    for key, why in BEYOND.items():
         if config.get(key):
             raise AdapterRefusedError(f"{key} is not served: {why}. Merge the adapter into the model, or train it without")
     if config.get("bias", "none") != "none":
@@ -138,6 +138,10 @@ def read_names(names: Iterable[str]) -> Mapping[str, LoraTensor]:
         if match is None:
             raise AdapterRefusedError(
                 f"the tensor {name!r:.200} is no LoRA of a linear layer in a block; embedding, head and other layers are not served"
+            )
+        if "expert" in match[2]:
+            raise AdapterRefusedError(
+                f"the tensor {name!r:.200} changes an expert, which is not served: its rows are those that a router chooses"
             )
         path = re.sub(r"\.lora_[AB](?:\.default)?\.weight$", "", name).removeprefix("base_model.model.")
         found[name] = LoraTensor(int(match[1]), match[2], match[3], path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -51,10 +51,11 @@ def write_adapter(
 def merged(model_folder: Path, folder: Path | None, scaling: Mapping[str, float] | float) -> Any:
     """The unsplit model with scaling·B·A added to its weights."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    if folder is None:
-        return model
-    from safetensors.torch import load_file
+    return model if folder is None else merge(model, folder, scaling)
 
+
+def merge(model: Any, folder: Path, scaling: Mapping[str, float] | float) -> Any:
+    """The same model, changed: scaling·B·A is added to its weights."""
     tensors = load_file(folder / "adapter_model.safetensors")
     for name, a in tensors.items():
         if not name.endswith(".lora_A.weight"):

@@ -11,28 +11,24 @@ from typing import Any
 
 import pytest
 import torch
+from adapted import ALL, ATTENTION, BUDGET, PIECES, PROMPT, Split, unsplit
 from adapter_folders import merged, write_adapter
 from family_models import FAMILIES, write_random
 from host import free_ports
 from safetensors.torch import save
 
-from splitinference_modelfiles.adapters import AdapterRefusedError
+from splitinference_modelfiles.adapters import BEYOND, AdapterRefusedError
 from splitinference_protocol.wire.errors import ADAPTER_FULL, ADAPTER_MISSING, BAD_REQUEST, SegmentError
-from splitinference_protocol.wire.request import Hop, Request
-from splitinference_segment.cache.kv import KvEntry
-from splitinference_segment.engine import Work
+from splitinference_protocol.wire.request import Hop
 from splitinference_segment.programs.load_adapter import LoadError, give, read_adapter
 from splitinference_segment.segment import Segment
 from splitinference_segment.settings import Settings
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.torch_engine import TorchEngine
 
-PROMPT = [5, 99, 17, 3, 150, 42, 42, 8, 201, 77]
-NEXT = [31, 8, 140]
-ATTENTION = ("q_proj", "v_proj")
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CASES = {
     "llama": ALL,
+    "llama-tied": ALL,
     "gpt2": ("c_attn", "c_proj"),
     "qwen3": ATTENTION,
     "phi3 with a window": ("qkv_proj", "gate_up_proj", "down_proj"),
@@ -40,7 +36,6 @@ CASES = {
     "gemma2": ALL,
     "mixtral": ("q_proj", "o_proj"),
 }
-BUDGET = 4 << 20
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,44 +47,6 @@ def one_thread() -> None:
 def folders(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
     return {name: models[name] if name in models else write_random(FAMILIES[name], root / name.replace(" ", "-")) for name in CASES}
-
-
-class Split:
-    """A model in segments, each with its part of adapters."""
-
-    def __init__(self, folder: Path, cuts: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
-        self.engines = [TorchEngine(Layers(folder, start, end, dtype), adapter_bytes=BUDGET) for start, end in itertools.pairwise(cuts)]
-
-    def load(self, folder: Path) -> str:
-        adapter = read_adapter(folder, self.engines[-1].count - 2)
-        for engine in self.engines:
-            engine.adapters.load(adapter.digest, adapter.part(max(engine.start, 1) - 1, engine.end - 1))
-        return adapter.digest
-
-    def logits(self, digests: Sequence[str], pieces: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Of sequences that take all steps together, each with its adapter (empty: none); after the last piece."""
-        held = [[KvEntry(f"s{i}", engine.kv_shape.allocate(64)) for i in range(len(digests))] for engine in self.engines]
-        position = 0
-        for piece in pieces:
-            values = [torch.tensor(list(piece))] * len(digests)
-            request = Request("step", "s", position, sample=True, logits=True)
-            for engine, entries in zip(self.engines, held, strict=True):
-                batch = [
-                    Work(request, given, entry, engine.adapters.get(digest) if digest else None)
-                    for given, entry, digest in zip(values, entries, digests, strict=True)
-                ]
-                outputs = engine.run(batch)
-                values = [out.logits if out.hidden is None else out.hidden for out in outputs]
-            position += len(piece)
-        return torch.stack(values).float()
-
-
-def unsplit(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(torch.tensor([PROMPT + NEXT])).logits[0, -1]
-
-
-PIECES = [PROMPT, *([token] for token in NEXT)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -345,3 +302,17 @@ def test_only_the_loader_may_load(role: str, world: World) -> None:
 
 def test_a_name_that_is_no_digest_is_refused(world: World) -> None:
     assert world.step(PROMPT, 0, "../../etc")["error"]["code"] == BAD_REQUEST
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="PEFT is not installed")
+def test_every_setting_of_peft_is_known() -> None:
+    """A setting that is new in PEFT may change the numbers: whoever raises its version decides what it means here."""
+    from dataclasses import fields
+
+    from peft import LoraConfig
+
+    read = {"peft_type", "task_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "init_lora_weights"}
+    of_training = {"lora_dropout", "inference_mode", "eva_config", "corda_config", "loftq_config", "runtime_config", "ensure_weight_tying"}
+    told_by_the_tensors = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"}
+    of_the_model = {"auto_mapping", "peft_version", "base_model_name_or_path", "revision", "megatron_core", "qalora_group_size"}
+    assert {each.name for each in fields(LoraConfig)} <= read | of_training | told_by_the_tensors | of_the_model | set(BEYOND)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from jwcrypto import jwk
 from key_broker import Agent, Broker, served
+from quantized_checkpoints import quantized
+from quantized_models import run
 from safetensors import safe_open
 
 from splitinference_modelfiles import sealed
@@ -243,3 +245,39 @@ def test_without_variables_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     assert KeyBroker.of({}) is None
     found = KeyBroker.of({"SI_KEY_BROKER_URL": "https://kbs/", "SI_KEY_RESOURCE": "a/b/c", "SI_KEY_BROKER_CA": "/ca.crt"})
     assert found == KeyBroker("https://kbs", "a/b/c", Path("/ca.crt"), model_key.AGENT)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [("llama", "Int8", ""), ("llama-tied", "Int4", ""), ("gpt2", "Int4", ""), ("llama", "AsStored", "GPTQ"),
+     ("llama", "AsStored", "FP8 in blocks")],
+)  # fmt: skip
+def test_codes_of_an_encrypted_model_are_those_of_the_plain_one(
+    case: tuple[str, str, str], models: dict[str, Path], tmp_path: Path, with_key: Agent
+) -> None:
+    """Encrypted bytes would make codes, too: of numbers that mean nothing."""
+    name, weights, form = case
+    plain = quantized(models[name], tmp_path / "plain", form) if form else models[name]
+    shutil.copytree(plain, tmp_path / "locked")
+    encrypt(plain / "model.safetensors", tmp_path / "locked" / "model.safetensors", KEY)
+    found = logits(tmp_path / "locked", weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SI_KEY_BROKER_URL")
+        key_of_model.cache_clear()
+        assert torch.equal(found, logits(plain, weights))
+        with pytest.raises(ModelKeyError, match="name the key broker"):
+            logits(tmp_path / "locked", weights)
+
+
+@pytest.mark.parametrize("weights", ["Int8", "Int4"])
+def test_a_changed_bit_is_found_while_weights_are_quantized(weights: str, locked: Path, with_key: Agent) -> None:
+    path = locked / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelKeyError, match="ModelTampered: "):
+        logits(locked, weights)
+
+
+def logits(folder: Path, weights: str) -> torch.Tensor:
+    return run([Layers(folder, 0, 3, torch.float32, weights=weights), Layers(folder, 3, 7, torch.float32, weights=weights)], [5, 99, 17, 3])

@@ -5,23 +5,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from family_models import FAMILIES, write_random
 from quantized_checkpoints import CHECKPOINTS, quantized
+from quantized_models import meant, replaced, run
 from random_models import CONFIGS, write_model
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
-from transformers.pytorch_utils import Conv1D
 
 from splitinference_modelfiles.held import Form, quantized_form
 from splitinference_modelfiles.stored.digests import folder_digests
 from splitinference_modelfiles.stored.folder import tensor_tables
-from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.content import MismatchError
 from splitinference_segment.torch_models.families import UnsupportedModelError
@@ -30,7 +27,6 @@ from splitinference_segment.torch_models.weights import MissingWeightsError
 from splitinference_segment.torch_ops import quantized as ops
 from splitinference_segment.torch_ops.joining import Part
 from splitinference_segment.torch_ops.quantized import PLAIN, Matrix, QuantizedEmbedding, QuantizedLinear, cpu_layout
-from splitinference_segment.torch_ops.spans import Span
 
 IDS = [5, 99, 17, 3, 150, 42, 42, 8, 201, 77, 30, 12]
 CPU = torch.device("cpu")
@@ -50,10 +46,6 @@ def of(weights: torch.Tensor, bits: int, dtype: torch.dtype = torch.float32) -> 
     for first in range(0, rows, 64):
         matrix.quantize(first, weights[first : first + 64])
     return matrix
-
-
-def meant(matrix: Matrix) -> torch.Tensor:
-    return matrix.lookup(torch.arange(matrix.rows)).float()
 
 
 def random(rows: int, columns: int) -> torch.Tensor:
@@ -139,30 +131,6 @@ MODELS = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("quantized")
     return {name: write_random(config, root / name.replace(" ", "-")) for name, config in MODELS.items()}
-
-
-def run(parts: Sequence[Layers], ids: Sequence[int]) -> torch.Tensor:
-    """Logits of every token."""
-    values = torch.tensor(list(ids))
-    with torch.inference_mode():
-        for part in parts:
-            values = part.run(values, [Span(KvEntry("s", part.kv_shape.allocate(32)), 0, len(ids), 0)])
-        return parts[-1].logits(values)
-
-
-def replaced(folder: Path, weights: str) -> nn.Module:
-    """transformers' model with the numbers that the codes stand for in its own modules."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    held = accepted(folder, weights)[1].held
-    for name, matrix in held.items():
-        module = model.get_submodule(name.removesuffix(".weight"))
-        stored = module.weight.data.t() if isinstance(module, Conv1D) else module.weight.data
-        made = Matrix(matrix.rows, matrix.columns, matrix.form, torch.float32, CPU)
-        for first in range(0, matrix.rows, 64):
-            made.quantize(first, stored[first : first + 64].contiguous())
-        stored.copy_(meant(made))
-    assert held
-    return model
 
 
 @pytest.mark.parametrize("weights", ["Int8", "Int4"])

@@ -7,14 +7,16 @@ from splitinference.cli.bench import filter
 from splitinference.cli.bench.control import operator
 from splitinference.cli.bench.loadgen import mlperf
 from splitinference.cli.bench.planning import cost_model, planner, processors
-from splitinference.cli.bench.segments import privacy, verification
+from splitinference.cli.bench.segments import privacy, quantization, verification
 from splitinference.cli.bench.serving import drafts, serve
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add the command with its parts."""
     parser = subparsers.add_parser(
-        "bench", help="measure the planner, the data plane, privacy, verification, or the operator's own cost", description=__doc__
+        "bench",
+        help="measure planner, data plane, privacy, verification, quantized weights, or the operator's own cost",
+        description=__doc__,
     )
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
     planner.register(parts)
@@ -23,6 +25,7 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     drafts.register(parts)
     privacy.register(parts)
     verification.register(parts)
+    quantization.register(parts)
     filter.register(parts)
     cost_model.register(parts)
     processors.register(parts)
