@@ -36,13 +36,14 @@ def world(
 
 
 class Scripted:
-    """A solver that answers as it is told: a plan for each question, or None. It keeps the questions."""
+    """A solver that answers as it is told: a plan for each question, or None. It keeps the questions and the plans to start from."""
 
     def __init__(self, answer: Callable[[Problem], str | None]) -> None:
-        self.answer, self.asked = answer, list[Problem]()
+        self.answer, self.asked, self.hints = answer, list[Problem](), list[Plan | None]()
 
     def __call__(self, problem: Problem, limits: Limits, hint: Plan | None = None) -> Outcome:
         self.asked.append(problem)
+        self.hints.append(hint)
         text = self.answer(problem)
         if text is None:
             return Infeasible(reasons=(BindingConstraint(name="x", message="nothing fits", relaxation=""),))

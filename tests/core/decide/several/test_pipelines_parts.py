@@ -211,6 +211,14 @@ def test_where_the_slowest_stays_the_plan_is_the_present_one_with_today_s_figure
     assert found.value == objective_value(of(TWO), BUSY_D)
 
 
+def test_all_are_planned_anew_from_the_present_plan_on():
+    """So the solver has a plan to beat, and staying wins ties."""
+    solver = Scripted(lambda _: JOINT)
+    better_of_several(of(TWO), BUSY_D, POLICY, Solver(solver, LIMITS), a_plan(ONE))
+    assert solver.asked == [BUSY_D]
+    assert solver.hints == [of(TWO)]
+
+
 def test_a_joint_plan_keeps_the_places_of_pipelines_that_both_have():
     turned = "e[0:2] f[2:4] | a[0:2] b[2:4]"
     found = compared(one=Keep(reason=Kept.INFEASIBLE), joint=turned)
