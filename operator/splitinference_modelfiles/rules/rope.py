@@ -125,8 +125,8 @@ def _phi3(config: Mapping[str, Any], found: Mapping[str, Any], name: str, family
         factors = found.get(key)
         if not isinstance(factors, list) or len(factors) != pairs or not all(_number(factor) for factor in factors):
             raise ModelRefusedError(f"config.json: RoPE kind longrope needs {pairs} numbers in {key}")
-    if not _number(_original(config, found)):
-        raise ModelRefusedError("config.json: original_max_position_embeddings should be a positive number")
+    if not 1 < _original(config, found) < 1e12:
+        raise ModelRefusedError("config.json: original_max_position_embeddings should be a number above 1")
     return LONGROPE
 
 
