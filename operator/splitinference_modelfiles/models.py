@@ -124,6 +124,7 @@ def _decoder(config: Mapping[str, Any], name: str, checkpoint: Checkpoint, files
             raise ModelRefusedError(f"config.json: {key} is {shown(config[key])}, which is not served for {name}")
     _check_activation(config, family.activation)
     _check_window(config, name, family, sizes)
+    _check_no_rope(config, name, sizes)
     experts = experts_of(config, family.experts, sizes.blocks) if family.experts else None
     stored = _canonical(tensors, family.base, (HEAD,))
     tied = yes(config, "tie_word_embeddings", family.tied)
@@ -272,6 +273,12 @@ def _check_window(config: Mapping[str, Any], name: str, family: Family, sizes: S
         raise ModelRefusedError("config.json: sliding_window is null, and some blocks have sliding_attention")
     if family.windows == "list" and some and not (config.get("use_sliding_window") and config.get("sliding_window")):
         raise ModelRefusedError("config.json: layer_types has sliding_attention, and no sliding_window is in use")
+
+
+def _check_no_rope(config: Mapping[str, Any], name: str, sizes: Sizes) -> None:
+    found = config.get("no_rope_layers")
+    if name == "smollm3" and found is not None and len(found) < sizes.blocks:
+        raise ModelRefusedError(f"config.json: no_rope_layers has {len(found)} entries for {sizes.blocks} blocks")
 
 
 def _check_parts(config: Mapping[str, Any]) -> None:

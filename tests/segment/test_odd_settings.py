@@ -119,6 +119,25 @@ def test_a_null_number_of_experts_is_refused_when_planned(key: str, bases: dict[
         accepted(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers has 1 entries for 3 blocks"),
+        ("gpt_oss", {"original_max_position_embeddings": None}, "original_max_position_embeddings is null"),
+        ("qwen3_moe", {"decoder_sparse_step": None}, "decoder_sparse_step is null"),
+        ("phi3 with longrope", {"original_max_position_embeddings": 1}, r"original_max_position_embeddings should be a number above 1"),
+    ],
+)
+def test_settings_of_one_family_that_would_fail_are_refused_when_planned(
+    name: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    folder = write_random(FAMILIES[name], tmp_path)
+    plain = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**plain, **changes}))
+    with pytest.raises(UnsupportedModelError, match=says):
+        accepted(folder)
+
+
 def test_a_model_without_rope_has_none_whatever_its_configuration_says(bases: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     folder, plain = bases["gpt2"]
     (folder / "config.json").write_text(json.dumps(plain))

@@ -105,6 +105,7 @@ DECODERS: Mapping[str, Family] = {
     ),
     "gpt_oss": _llama_like(
         most_positions=131072, kv_heads=8, head_dim=64, bias=True, sinks=True, windows="sliding",
+        not_null=frozenset({"original_max_position_embeddings"}),
         own_rope={"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096},
         experts=ExpertForm("mlp", "router", FUSED_EXPERTS, "down_proj", ("num_local_experts", "num_experts"), 128, 4, "intermediate_size",
                            2880),

@@ -223,6 +223,11 @@ class CompletionRequest(_Request):
         return texts_or_ids(value, "prompt", _MOST_PROMPTS)
 
     @property
+    def most_tokens(self) -> int | None:
+        """Of the answer; None where it is not said, or is what the context leaves."""
+        return None if self.max_tokens == WHAT_IS_LEFT else self.max_tokens
+
+    @property
     def prompts(self) -> tuple[str | list[int], ...]:
         """The prompts, each a text or token ids."""
         return one_by_one(self.prompt)

@@ -221,8 +221,8 @@ class Reader:
             if (wrong := next((token for token in tokens if not 0 <= token < self.tokenizer.size), None)) is not None:
                 message = f"Invalid value for 'prompt': token id {wrong} is not in the model's vocabulary of {self.tokenizer.size}."
                 raise invalid(message, "prompt", "invalid_value")
-            wanted, default = (None, None) if request.max_tokens == WHAT_IS_LEFT else (request.max_tokens, _DEFAULT_TOKENS)
-            most.append(room(self.context_tokens, len(tokens), wanted, default, cut=self.cut))
+            default = None if request.max_tokens == WHAT_IS_LEFT else _DEFAULT_TOKENS
+            most.append(room(self.context_tokens, len(tokens), request.most_tokens, default, cut=self.cut))
             prompts.append(tokens)
         read = self._reading(request, tuple(prompts), tuple(most), request.logprobs or 0, request.logprobs)
         if not request.echo:
@@ -329,9 +329,7 @@ class Reader:
 
     def _sampling(self, request: ChatRequest | CompletionRequest, alternatives: int) -> dict[str, Any]:
         """What the request says, else what the model's files say, else nothing."""
-        most = request.max_tokens
-        if isinstance(request, ChatRequest):
-            most = request.max_completion_tokens or most
+        most = request.most_tokens
         if most is not None and (request.min_tokens or 0) > most:
             raise invalid(f"Invalid value for 'min_tokens': it is more than 'max_tokens', {most}.", "min_tokens", "invalid_value")
         made: dict[str, Any] = {name: _neutral(name, getattr(request, name), self.defaults) for name in _NEUTRAL}
