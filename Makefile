@@ -58,7 +58,7 @@ data-plane: install ## tests of gateway and segments inside their images; an eng
 e2e: install ## tests on a kind cluster, which they start and remove
 	@.venv/bin/pytest tests/integration e2e -m "cluster and not long"
 
-disturbances: install ## two busy nodes, killed processes, no Prometheus, under load on a kind cluster: two of them are in `make e2e-long` besides, one in `make e2e`
+disturbances: install ## two busy nodes, killed processes, no Prometheus, under load on a kind cluster; `make e2e-long` has them, too
 	@.venv/bin/pytest -m "cluster" $(foreach test,killed_processes_come_back without_prometheus_it_serves_and_nothing_moves two_busy_nodes_lead_to_new_cuts,"e2e/test_adaptation.py::test_$(test)[steady]")
 
 cluster-cases: install ## what real clusters do to the control plane, played on kind, as a table; QUICK=1 for what CI plays, ROWS="3 7" for some

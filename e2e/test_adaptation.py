@@ -187,23 +187,38 @@ def test_trust_withdrawn_takes_the_sensitive_layers_away(serving: Cluster, play:
 
 
 @pytest.fixture
-def roomy(serving: Cluster) -> Iterator[Cluster]:
-    """Workers that hold two segments at once, and cuts left open: what new cuts need where the old ones serve meanwhile.
-
-    Afterwards the resource is made anew.
-    """
+def large(serving: Cluster) -> Iterator[Cluster]:
+    """Workers that hold two segments at once: new cuts need that where the old ones serve meanwhile. Then the resource is made anew."""
     try:
         with workers_of(serving, ROOMY_MIB):
-            cuts_left_open = {"spec": {"partition": {"minSegments": 2, "maxSegments": 4}}}
-            serving.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps(cuts_left_open))
-            stack.until(lambda: stack.settled(stack.resource(serving, NAME)), 240, "the plan for the new cuts serves")
             yield serving
     finally:
         serving.kubectl("apply", "-f", str(stack.SAMPLE))
         stack.wait_ready(serving, NAME)
 
 
-@pytest.mark.parametrize("load", [STEADY, LOADS[1]], ids=str)
+@pytest.fixture
+def roomy(large: Cluster) -> Cluster:
+    """The same, with cuts left open."""
+    segments(large, 2, 4)
+    stack.until(lambda: stack.settled(stack.resource(large, NAME)), 240, "the plan for the new cuts serves")
+    return large
+
+
+def segments(cluster: Cluster, least: int, most: int) -> None:
+    wanted = {"spec": {"partition": {"minSegments": least, "maxSegments": most}}}
+    cluster.kubectl("patch", "si", NAME, "--type=merge", "-p", json.dumps(wanted))
+
+
+def test_cuts_that_were_asked_for_are_taken_under_load(large: Cluster, play: Play) -> None:
+    with play("b: fewer segments asked for", STEADY) as scene:
+        assert len(scene.placement()) > 2
+        segments(large, 2, 2)
+        scene.settles(lambda placed: len(placed) == 2, 240, "two segments")
+    assert any(decision["transition"] == "re-split" for decision in scene.decisions())
+
+
+@both_loads
 def test_two_busy_nodes_lead_to_new_cuts(roomy: Cluster, play: Play, load: Load) -> None:
     with play("b: two nodes busy at once", load) as scene:
         before = scene.placement()

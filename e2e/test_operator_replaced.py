@@ -41,8 +41,8 @@ def play(serving: Cluster) -> Iterator[Play]:
         try:
             with stack.endpoint(serving, NAME) as base_url, disturbed(serving, base_url, STEADY) as scene:
                 yield scene
-        except stack.NotInTime as error:
-            raise stack.NotInTime("\n".join([f"{what}: {error}", *stack.circumstances(serving, NAME)])) from error
+        except stack.NotInTimeError as error:
+            raise stack.NotInTimeError("\n".join([f"{what}: {error}", *stack.circumstances(serving, NAME)])) from error
         report = scene.traffic.report()
         gap = f"longest gap between tokens {report.longest_gap:.1f} s"
         serving.progress.say(f"{what}: {len(report.failed)} of {len(report.requests)} requests failed, {gap}")

@@ -27,15 +27,15 @@ COPY = REPOSITORY / "build/mutants"
 LISTED = Path(__file__).with_suffix(".toml")
 LEAST_SHARE = 0.9
 DECIDE = "src/splitinference/core/decide"
-MODULES = (
-    *("base/compare", "base/decision", "base/policy", "base/triggers", "base/validated_solver"),
-    *("approved", "avoid_hot_targets", "decide", "early_load_signal", "mandatory", "metrics_settling", "optional", "pipelines"),
-    *("retry_backoff", "stabilization_window", "feasibility/capacity_memory", "feasibility/prefetch_targets"),
-    "feasibility/reachable_plans",
-    *("feasibility/restrict", "../transition/dry_run", "../transition/state", "../transition/steps"),
+CORE = REPOSITORY / "operator/splitinference/core"
+MODULES = tuple(
+    ("" if folder == "decide" else f"../{folder}/") + path.relative_to(CORE / folder).with_suffix("").as_posix()
+    for folder in ("decide", "transition")
+    for path in sorted((CORE / folder).rglob("*.py"))
+    if path.name != "__init__.py"
 )
-"""Paths below core/decide."""
-TESTS = ("tests/core/decide", "tests/core/transition")
+"""All of both folders, as paths below core/decide."""
+TESTS = ("tests/core/decide", "tests/core/transition", "tests/core/test_second_copies.py")
 NOTICED = ("killed", "timeout")
 CONFIGURATION = """
 [tool.mutmut]
@@ -57,11 +57,6 @@ class Equivalent:
 def listed() -> list[Equivalent]:
     """The faults that no test can notice."""
     return [Equivalent(**entry) for entry in tomllib.loads(LISTED.read_text("utf-8"))["equivalent"]]
-
-
-def unlisted(modules: tuple[str, ...] = MODULES) -> list[str]:
-    """Names of modules that are listed here and are not there."""
-    return [name for name in modules if not (REPOSITORY / f"operator/splitinference/core/decide/{name}.py").exists()]
 
 
 def prepare(modules: list[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from e2e.cluster.settings import REPOSITORY
 from e2e.conformance import corpus
 from e2e.conformance.clients import CLIENTS, NODE, Client
-from e2e.conformance.environments import PROGRAMS, REQUIREMENTS, Command, NotInstalledError, _ran
+from e2e.conformance.environments import PROGRAMS, REQUIREMENTS, Command, NotInstalledError, run_words
 from e2e.conformance.report import Outcome, page, table
 from e2e.conformance.run import outcomes, read
 from tests.modelfiles.corpus import CORPUS, LLAMA_LIKE, REFUSED
@@ -50,9 +50,9 @@ def test_a_program_that_ends_early_is_a_failure_and_keeps_what_it_said(tmp_path:
 
 def test_what_cannot_be_installed_is_said_in_one_line() -> None:
     with pytest.raises(NotInstalledError, match="no such thing"):
-        _ran(["sh", "-c", "echo first >&2; echo no such thing >&2; exit 3"])
+        run_words(["sh", "-c", "echo first >&2; echo no such thing >&2; exit 3"])
     with pytest.raises(NotInstalledError, match="not-a-program"):
-        _ran(["not-a-program"])
+        run_words(["not-a-program"])
 
 
 def test_a_cell_cannot_break_the_table() -> None:

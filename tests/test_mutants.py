@@ -40,3 +40,8 @@ def test_too_few_noticed_fail_and_of_a_sample_only_where_chance_does_not_explain
     said = capsys.readouterr().out
     assert f"{len(tried.outcome)} of {tried.of} faults tried, seed 7" in said
     assert ("95 % confidence interval" in said) is not tried.whole
+
+
+def test_every_module_of_both_folders_is_tried() -> None:
+    assert {"scaling", "base/triggers", "feasibility/restrict", "../transition/steps"} <= set(mutants.MODULES)
+    assert [name for name in mutants.MODULES if not (mutants.CORE / "decide" / f"{name}.py").is_file()] == []

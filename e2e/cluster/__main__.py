@@ -6,12 +6,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from e2e.cluster.cluster import OURS, Cluster, NotUp
-from e2e.cluster.command import CommandFailed
-from e2e.cluster.faults import NotPossible
+from e2e.cluster.cluster import OURS, Cluster, NotUpError
+from e2e.cluster.command import CommandError
+from e2e.cluster.faults import NotPossibleError
 from e2e.cluster.machine import engine as engines
 from e2e.cluster.machine import preflight
-from e2e.cluster.machine.engine import EngineUnavailable
+from e2e.cluster.machine.engine import EngineUnavailableError
 from e2e.cluster.progress import shown
 from e2e.cluster.settings import SIZES, Settings
 from e2e.cluster.supplies import images
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with shown() as progress:
             return _do(Cluster(settings, progress), words)
-    except (CommandFailed, EngineUnavailable, FileNotFoundError, NotPossible, NotUp, TimeoutError, ValueError) as error:
+    except (CommandError, EngineUnavailableError, FileNotFoundError, NotPossibleError, NotUpError, TimeoutError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     except subprocess.TimeoutExpired as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from e2e.cluster import faults, lifecycle, monitoring
-from e2e.cluster.command import CommandFailed, persistent, run, transient
+from e2e.cluster.command import CommandError, persistent, run, transient
 from e2e.cluster.current import CurrentCluster
 from e2e.cluster.kind import Machine
 from e2e.cluster.machine import engine as engines
@@ -26,13 +26,13 @@ RESTS = 0.2
 ON_WORKERS = ("segment", "gateway")
 
 
-class NotUp(RuntimeError):
+class NotUpError(RuntimeError):
     """The cluster is not running; the message says how to start it."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A kind cluster of our own. Methods that need it running raise NotUp when it is not."""
+    """A kind cluster of our own. Methods that need it running raise NotUpError when it is not."""
 
     settings: Settings = field(default_factory=Settings)
     progress: Progress = field(default_factory=Progress)
@@ -96,7 +96,7 @@ class Cluster:
             yield
 
     def status(self) -> dict[str, Any]:
-        """What runs: engine, nodes with their sizes, where the kubeconfig is. Never raises NotUp."""
+        """What runs: engine, nodes with their sizes, where the kubeconfig is. Never raises NotUpError."""
         engine = engines.find(self.settings)
         if engine is None:
             return {"name": self.settings.name, "running": False, "engine": None, "nodes": []}
@@ -144,7 +144,7 @@ class Cluster:
         """`helm WORDS…` on this cluster, its stdout. Helm that lost its connection leaves a release `pending` for ever: that mark is
         removed before the next try."""
 
-        def again(error: CommandFailed) -> bool:
+        def again(error: CommandError) -> bool:
             pending = "another operation" in error.output
             if pending or transient(error):
                 states = "pending-install,pending-upgrade,pending-rollback"
@@ -160,14 +160,14 @@ class Cluster:
         """Path of kind, kubectl or helm."""
         path = tool.find(self.settings)
         if path is None:
-            raise NotUp(f"{tool.program} is not there yet: run `python -m e2e.cluster up`.")
+            raise NotUpError(f"{tool.program} is not there yet: run `python -m e2e.cluster up`.")
         return path
 
     def engine(self) -> Engine:
         """The engine that the cluster runs on."""
         engine = engines.find(self.settings)
         if engine is None or not self.settings.kubeconfig.exists():
-            raise NotUp("The cluster is not running: start it with `python -m e2e.cluster up`.")
+            raise NotUpError("The cluster is not running: start it with `python -m e2e.cluster up`.")
         return engine
 
     # ---- images
@@ -176,7 +176,7 @@ class Cluster:
         """The engine that images are built on, also where no cluster runs; `build_images` starts it."""
         engine = engines.find(self.settings)
         if engine is None:
-            raise NotUp("No engine runs: `python -m e2e.cluster up` starts one.")
+            raise NotUpError("No engine runs: `python -m e2e.cluster up` starts one.")
         return engine
 
     def build_images(self, names: Sequence[str] = OURS) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
-class CommandFailed(RuntimeError):
+class CommandError(RuntimeError):
     """A program ended with an error. The message holds the command and the end of what it printed."""
 
     def __init__(self, command: Sequence[str], code: int, output: str) -> None:
@@ -29,7 +29,7 @@ TRANSIENT = re.compile(
 PATIENCE_SECONDS = 300.0
 
 
-def transient(error: CommandFailed) -> bool:
+def transient(error: CommandError) -> bool:
     """Whether the same command may end well in a moment."""
     return TRANSIENT.search(error.output) is not None
 
@@ -37,16 +37,16 @@ def transient(error: CommandFailed) -> bool:
 def persistent(
     once: Callable[[], str],
     *,
-    again: Callable[[CommandFailed], bool] = transient,
+    again: Callable[[CommandError], bool] = transient,
     seconds: float = PATIENCE_SECONDS,
     pause: Callable[[float], object] = time.sleep,
 ) -> str:
-    """Do this until it is done, or fails for a reason that will stay. Raises its last CommandFailed after so many seconds of failures."""
+    """Do this until it is done, or fails for a reason that will stay. Raises its last CommandError after so many seconds of failures."""
     end, wait = time.monotonic() + seconds, 1.0
     while True:
         try:
             return once()
-        except CommandFailed as error:
+        except CommandError as error:
             if time.monotonic() > end or not again(error):
                 raise
         pause(wait)
@@ -68,7 +68,7 @@ def run(
 ) -> str:
     """Run `command` to its end and return its stdout. `env` is added to this process's. `log` collects stdout and stderr.
 
-    Raises CommandFailed when it ends with an error and `check` is set, subprocess.TimeoutExpired after `timeout` seconds.
+    Raises CommandError when it ends with an error and `check` is set, subprocess.TimeoutExpired after `timeout` seconds.
     """
     done = subprocess.run(
         list(command),
@@ -84,7 +84,7 @@ def run(
     if log is not None:
         _append(log, f"$ {' '.join(command)}\n{out}{err}")
     if check and done.returncode != 0:
-        raise CommandFailed(command, done.returncode, out + err)
+        raise CommandError(command, done.returncode, out + err)
     return out
 
 
@@ -92,7 +92,7 @@ def succeeds(command: Sequence[str], *, env: Mapping[str, str] | None = None, ti
     """Whether `command` exists, and ends well within `timeout` seconds."""
     try:
         run(command, env=env, timeout=timeout)
-    except (CommandFailed, subprocess.TimeoutExpired, OSError):
+    except (CommandError, subprocess.TimeoutExpired, OSError):
         return False
     return True
 
@@ -109,9 +109,9 @@ def pipe(source: Sequence[str], sink: Sequence[str], *, env: Mapping[str, str] |
         said = second.stdout.decode(errors="replace") + second.stderr.decode(errors="replace")
         _append(log, f"$ {' '.join(source)} | {' '.join(sink)}\n{errors}{said}")
     if second.returncode != 0:
-        raise CommandFailed(sink, second.returncode, second.stderr.decode(errors="replace") + errors)
+        raise CommandError(sink, second.returncode, second.stderr.decode(errors="replace") + errors)
     if first.returncode != 0:
-        raise CommandFailed(source, first.returncode, errors)
+        raise CommandError(source, first.returncode, errors)
 
 
 def _append(log: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from e2e.cluster import faults
 from e2e.cluster.command import run
-from e2e.cluster.faults import NotPossible
+from e2e.cluster.faults import NotPossibleError
 from e2e.cluster.progress import Progress
 from e2e.cluster.supplies.tools import Tool
 
@@ -50,7 +50,7 @@ class CurrentCluster:
         """Path of kubectl or helm."""
         path = shutil.which(tool.program)
         if path is None:
-            raise NotPossible(f"{tool.program} is not on the PATH.")
+            raise NotPossibleError(f"{tool.program} is not on the PATH.")
         return path
 
     def missing(self) -> list[str]:
@@ -93,4 +93,6 @@ class CurrentCluster:
     def __getattr__(self, verb: str) -> NoReturn:
         if verb.startswith("_"):
             raise AttributeError(verb)
-        raise NotPossible(f"`{verb}` needs the kind cluster (CLUSTER=kind): the cluster of context {self.context} is not ours to change.")
+        raise NotPossibleError(
+            f"`{verb}` needs the kind cluster (CLUSTER=kind): the cluster of context {self.context} is not ours to change."
+        )

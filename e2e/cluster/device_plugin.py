@@ -16,7 +16,7 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
 
-from e2e.cluster.faults import NotPossible
+from e2e.cluster.faults import NotPossibleError
 
 FOLDER = Path("var/lib/kubelet/device-plugins")
 KUBELET = "kubelet.sock"
@@ -64,13 +64,13 @@ MESSAGES = _messages()
 
 
 def kubelet_root(node: str) -> Path:
-    """The root folder of a node's container, as its kubelet sees it. NotPossible where the engine is elsewhere, or this is not root."""
+    """The root folder of a node's container, as its kubelet sees it. NotPossibleError if the engine is elsewhere, or this is not root."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if (process / "comm").read_text().strip() == "kubelet" and (process / "root/etc/hostname").read_text().strip() == node:
                 return process / "root"
     who = "" if os.geteuid() == 0 else " This process is not root."
-    raise NotPossible(f"no kubelet of {node} can be reached from here: a device plugin needs root and an engine on this machine.{who}")
+    raise NotPossibleError(f"no kubelet of {node} can be reached from here: a device plugin needs root and an engine on this machine.{who}")
 
 
 class DevicePlugin:
@@ -155,7 +155,7 @@ class DevicePlugin:
         if self._server is not None:
             self._server.stop(grace=None).wait()
             self._server = None
-        with suppress(NotPossible, OSError):
+        with suppress(NotPossibleError, OSError):
             self._socket().unlink(missing_ok=True)
 
     def _handlers(self) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":

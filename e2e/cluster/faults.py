@@ -20,7 +20,7 @@ _LEAST_QUOTA_MICROSECONDS = 1000  # the kernel refuses less
 _FLAGS = "/var/lib/kubelet/kubeadm-flags.env"
 
 
-class NotPossible(RuntimeError):
+class NotPossibleError(RuntimeError):
     """This machine's kernel, or this cluster, cannot do that; the message says why."""
 
 
@@ -96,7 +96,7 @@ def reserved_of(engine: Engine, node: str) -> dict[str, int]:
 def limit_link(engine: Engine, node: str, link: Link) -> None:
     """Shape what leaves the node. Latency needs netem where there is no rate limit; tbf's own queue holds no fixed delay.
 
-    Raises NotPossible where latency is asked for and the kernel has no netem.
+    Raises NotPossibleError where latency is asked for and the kernel has no netem.
     """
     clear_link(engine, node)
     commands: list[str] = []
@@ -104,7 +104,7 @@ def limit_link(engine: Engine, node: str, link: Link) -> None:
         rate = f" rate {link.mbit:g}mbit" if link.mbit is not None else ""
         commands = [f"tc qdisc add dev eth0 root netem delay {link.latency_ms:g}ms{rate}"]
         if "failed" in engine.execute(node, f"{{ {commands[0]}; }} 2>/dev/null || echo failed"):
-            raise NotPossible(
+            raise NotPossibleError(
                 f"latency of {link.latency_ms:g} ms on {node}: this kernel has no netem. "
                 "Give --mbit alone: a thin link delays what is large by itself."
             )
@@ -134,7 +134,7 @@ Kubectl = Callable[..., str]
 def kill(kubectl: Kubectl, pod: str, program: str) -> None:
     """Kill a program inside a pod, all its processes at once, as if it had crashed. The image needs a shell and no more.
 
-    Raises CommandFailed when no such program runs there.
+    Raises CommandError when no such program runs there.
     """
     script = f"""found=1
     for process in /proc/[0-9]*; do
@@ -147,7 +147,7 @@ def kill(kubectl: Kubectl, pod: str, program: str) -> None:
 def kill_pod(engine: Engine, node: str, pod: str) -> None:
     """Kill all processes of a pod's containers from outside, at once: unlike a deleted pod they cannot tidy up. The kubelet starts others.
 
-    Raises CommandFailed when none of its processes runs there.
+    Raises CommandError when none of its processes runs there.
     """
     script = f"""found=1
     for process in /proc/[0-9]*; do

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from e2e.cluster import faults, kind, monitoring
-from e2e.cluster.command import CommandFailed, persistent, run
+from e2e.cluster.command import CommandError, persistent, run
 from e2e.cluster.machine import engine as engines
 from e2e.cluster.machine import host, network
 from e2e.cluster.machine.engine import Engine
@@ -136,7 +136,7 @@ def _create(settings: Settings, engine: Engine, parts: supply.Supply) -> None:
     env = engine.env() | {"PATH": f"{Path(engine.client).parent}:{os.environ.get('PATH', '')}"}
     try:
         run(words, env=env, log=settings.logs / "kind.log")
-    except CommandFailed:  # kind has removed its nodes; a join that timed out on a busy machine is worth a second try
+    except CommandError:  # kind has removed its nodes; a join that timed out on a busy machine is worth a second try
         delete(settings, engine)
         run(words, env=env, log=settings.logs / "kind.log")
 

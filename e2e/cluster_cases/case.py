@@ -10,7 +10,7 @@ from typing import Any
 
 from e2e import stack
 from e2e.cluster import Cluster
-from e2e.cluster.command import CommandFailed
+from e2e.cluster.command import CommandError
 from e2e.scene import NAME, OURS
 from e2e.traffic import Traffic
 
@@ -20,7 +20,7 @@ Happened = str
 
 @dataclass(frozen=True)
 class Case:
-    """`row`: its number among the cases; `quick`: CI plays it. `play` raises NotInTime where what is expected did not come.
+    """`row`: its number among the cases; `quick`: CI plays it. `play` raises NotInTimeError where what is expected did not come.
 
     `tests`: the tests of this repository that show it without the cluster, where it is one of those.
     """
@@ -80,7 +80,7 @@ def played(each: Case, cluster: Cluster) -> Result:
         serves(cluster)
         happened = each.play(cluster)
         serves(cluster)
-    except (stack.NotInTime, CommandFailed, AssertionError, subprocess.TimeoutExpired) as error:
+    except (stack.NotInTimeError, CommandError, AssertionError, subprocess.TimeoutExpired) as error:
         return Result(each, str(error) or type(error).__name__, ok=False)
     return Result(each, happened, ok=True)
 

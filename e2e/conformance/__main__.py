@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     if became:
         sys.stdout.write("\n" + corpus.table(became) + "\n")
         options.corpus_page.write_text(corpus.page(became))
-    failed = [outcome.client for outcome in found if outcome.result == "failed"]
-    failed += [fate.model for fate in became if fate.result == corpus.FAILED or fate.logits == corpus.NOT_RUN]
+    failed = [result for result in (*(row.result for row in found), *(fate.result for fate in became)) if result == "failed"]
+    failed += [fate.model for fate in became if fate.logits == corpus.NOT_RUN]
     total = len(found) + len(became)
     sys.stdout.write(f"\n{total - len(failed)} of {total} did not fail\n")
     return 1 if failed else 0

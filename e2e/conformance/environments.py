@@ -48,8 +48,8 @@ def _of_python(client: Client, cache: Path) -> Command:
     if not (folder / "whole").exists():
         shutil.rmtree(folder, ignore_errors=True)
         uv = str(Path(sys.executable).with_name("uv"))
-        _ran([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
-        _ran(
+        run_words([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
+        run_words(
             [
                 uv,
                 "pip",
@@ -78,14 +78,15 @@ def _of_node(client: Client, cache: Path) -> Command:
         folder.mkdir(parents=True)
         for name in ("package.json", "package-lock.json"):
             shutil.copy(REQUIREMENTS / name, folder / name)
-        _ran(["npm", "ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"], folder)
+        run_words(["npm", "ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"], folder)
         (folder / "whole").touch()
     modules = folder / "node_modules"
     version = json.loads((modules / client.package / "package.json").read_text())["version"]
     return Command(("node", str(PROGRAMS / f"{client.program}.mjs")), {"CONFORMANCE_NODE_MODULES": str(modules)}, version)
 
 
-def _ran(words: list[str], folder: Path | None = None) -> None:
+def run_words(words: list[str], folder: Path | None = None) -> None:
+    """Run a command of an installation. Raises NotInstalledError with the end of what it said."""
     try:
         done = subprocess.run(
             words, cwd=folder, env=dict(os.environ), capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False

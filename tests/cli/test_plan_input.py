@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from splitinference.cli.main import main
-from splitinference.cli.plan.input import Unusable, problem_from_file, read_as
+from splitinference.cli.plan.input import UnusableError, problem_from_file, read_as
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Workload
@@ -32,7 +32,7 @@ def content() -> dict[str, Any]:
 
 def refusal(path: Path, text: str | bytes) -> str:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(UnusableError) as caught:
         problem_from_file(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
@@ -136,7 +136,7 @@ def test_any_value_anywhere_in_a_problem_is_accepted_or_refused_in_a_sentence(
     said = str(file)
     try:
         problem_from_file(file)
-    except Unusable as error:
+    except UnusableError as error:
         said = str(error)
     assert str(file) in said
     assert len(said) < 5_000
@@ -149,7 +149,7 @@ def test_any_value_anywhere_in_a_problem_is_accepted_or_refused_in_a_sentence(
 def test_any_bytes_are_no_plan(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     file = tmp_path_factory.mktemp("fuzz") / "plan.json"
     file.write_bytes(data)
-    with pytest.raises(Unusable, match="is not"):
+    with pytest.raises(UnusableError, match="is not"):
         read_as(Plan, file, "a plan")
 
 

@@ -15,7 +15,7 @@ from e2e.cluster_cases import case as cases
 from e2e.cluster_cases.__main__ import chosen, main, table
 from e2e.cluster_cases.case import CASES, Case, Result, played, shown_by
 from e2e.cluster_cases.webhook import webhook
-from e2e.stack import NotInTime
+from e2e.stack import NotInTimeError
 
 NOWHERE = cast(Cluster, None)
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def test_the_list_plays_nothing(capsys: pytest.CaptureFixture[str]):
     assert "the gateway's objects are deleted" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [NotInTime("another service: not after 60 s"), AssertionError("two moves")])
+@pytest.mark.parametrize("wrong", [NotInTimeError("another service: not after 60 s"), AssertionError("two moves")])
 def test_what_goes_wrong_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch, wrong: Exception):
     monkeypatch.setattr(cases, "serves", lambda _: {})
 
@@ -58,7 +58,7 @@ def test_a_case_after_which_nothing_serves_is_not_ok(monkeypatch: pytest.MonkeyP
     def serves(_: Cluster) -> dict[str, Any]:
         calls.append(1)
         if len(calls) == 2:
-            raise NotInTime("si/chat is Ready: not after 480 s")
+            raise NotInTimeError("si/chat is Ready: not after 480 s")
         return {}
 
     monkeypatch.setattr(cases, "serves", serves)

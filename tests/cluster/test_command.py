@@ -2,7 +2,7 @@
 
 import pytest
 
-from e2e.cluster.command import CommandFailed, persistent, transient
+from e2e.cluster.command import CommandError, persistent, transient
 
 AWAY = [
     "Error: Kubernetes cluster unreachable: read tcp 127.0.0.1:1->127.0.0.1:2: read: connection reset by peer",
@@ -28,7 +28,7 @@ def failing(*outputs: str):
 
     def once() -> str:
         if left:
-            raise CommandFailed(["kubectl"], 1, left.pop(0))
+            raise CommandError(["kubectl"], 1, left.pop(0))
         return "done"
 
     return once
@@ -36,19 +36,19 @@ def failing(*outputs: str):
 
 @pytest.mark.parametrize("output", AWAY)
 def test_what_a_restarted_api_server_makes_programs_say_is_transient(output: str):
-    assert transient(CommandFailed(["kubectl"], 1, output))
+    assert transient(CommandError(["kubectl"], 1, output))
     assert persistent(failing(output, output), pause=lambda _: None) == "done"
 
 
 @pytest.mark.parametrize("output", WRONG)
 def test_what_stays_wrong_is_said_at_once(output: str):
-    with pytest.raises(CommandFailed):
+    with pytest.raises(CommandError):
         persistent(failing(output), pause=lambda _: None)
 
 
 def test_it_is_not_tried_for_ever():
     paused: list[float] = []
-    with pytest.raises(CommandFailed, match="refused"):
+    with pytest.raises(CommandError, match="refused"):
         persistent(failing(AWAY[1]), seconds=-1, pause=paused.append)
     assert paused == []
 

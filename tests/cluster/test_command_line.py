@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster.__main__ import main, parser
-from e2e.cluster.cluster import Cluster, NotUp
+from e2e.cluster.cluster import Cluster, NotUpError
 from e2e.cluster.current import CurrentCluster
-from e2e.cluster.faults import NotPossible
+from e2e.cluster.faults import NotPossibleError
 from e2e.cluster.settings import Settings, default_cache
 
 
@@ -55,7 +55,7 @@ def test_only_workers_change_their_size(nothing: Path):
 
 def test_tools_that_are_not_there_yet_are_said_to_come_with_up(nothing: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(nothing))
-    with pytest.raises(NotUp, match="kubectl is not there yet"):
+    with pytest.raises(NotUpError, match="kubectl is not there yet"):
         Cluster(Settings()).kubectl("version")
 
 
@@ -70,7 +70,7 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_anothers_cluster_is_not_changed():
     current = CurrentCluster("prod", image_prefix="registry.example/si", image_tag="1.0")
     assert current.image("segment") == "registry.example/si/segment:1.0"
-    with pytest.raises(NotPossible, match="`stop` needs the kind cluster"):
+    with pytest.raises(NotPossibleError, match="`stop` needs the kind cluster"):
         current.stop("node-1")
 
 

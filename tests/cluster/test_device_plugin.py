@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from e2e.cluster.device_plugin import FOLDER, KUBELET, MESSAGES, DevicePlugin, kubelet_root
-from e2e.cluster.faults import NotPossible
+from e2e.cluster.faults import NotPossibleError
 from tests.waiting import until
 
 RESOURCE = "example.com/gpu"
@@ -111,5 +111,5 @@ def test_a_kubelet_that_starts_anew_is_registered_with_again(kubelet: Kubelet) -
 
 
 def test_where_no_kubelet_can_be_reached_it_says_what_it_needs() -> None:
-    with pytest.raises(NotPossible, match="a device plugin needs root and an engine on this machine"):
+    with pytest.raises(NotPossibleError, match="a device plugin needs root and an engine on this machine"):
         kubelet_root("no-such-node")

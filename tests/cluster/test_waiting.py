@@ -11,7 +11,7 @@ import pytest
 
 from e2e import scene, stack
 from e2e.demo import agreement, busy_machine, errors, totals
-from e2e.stack import NotInTime, until
+from e2e.stack import NotInTimeError, until
 
 PLAN = {
     "revision": "r1",
@@ -37,9 +37,9 @@ def counted(true_at: int):
 
 @pytest.mark.usefixtures("clock")
 def test_what_stands_still_is_given_up():
-    with pytest.raises(NotInTime, match="the moon: not after"):
+    with pytest.raises(NotInTimeError, match="the moon: not after"):
         until(lambda: None, 10, "the moon")
-    with pytest.raises(NotInTime):
+    with pytest.raises(NotInTimeError):
         until(counted(1000), 10, "it", progress=lambda: "always the same")
 
 
@@ -52,7 +52,7 @@ def test_what_goes_on_is_waited_for_however_slow():
 @pytest.mark.usefixtures("clock")
 def test_what_goes_round_in_circles_is_given_up_too():
     steps = itertools.count()
-    with pytest.raises(NotInTime):
+    with pytest.raises(NotInTimeError):
         until(lambda: False, 10, "it", progress=lambda: next(steps))
 
 
@@ -102,7 +102,7 @@ def test_a_cluster_that_does_not_come_to_rest_is_given_up_with_what_is_left(monk
 
     monkeypatch.setattr(scene, "unrest", lambda _: ["a stabilization window: until 12:10"])
     monkeypatch.setattr(stack, "circumstances", lambda *_: ["Ready=True"])
-    with pytest.raises(NotInTime, match=r"(?s)a stabilization window: until 12:10.*Ready=True"):
+    with pytest.raises(NotInTimeError, match=r"(?s)a stabilization window: until 12:10.*Ready=True"):
         scene.comes_to_rest(AnyCluster())  # type: ignore[arg-type]
     assert said == ["before anything is disturbed: a stabilization window: until 12:10"]
 

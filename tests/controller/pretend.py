@@ -32,7 +32,7 @@ SETTINGS = Settings(
 )
 
 
-class Killed(BaseException):
+class KilledError(BaseException):
     """The operator's process ends here."""
 
 
@@ -83,7 +83,7 @@ class Pretend:
     def _write(self, what: str) -> None:
         if self.killed_after is not None:
             if self.killed_after == 0:
-                raise Killed
+                raise KilledError
             self.killed_after -= 1
         self.writes.append(what)
 

@@ -15,10 +15,10 @@ from splitinference.controller.reconcile.one_pass import Looked
 from splitinference.controller.reconcile.reconcile import Reconciler
 from splitinference.core.values.profile import Profile
 from tests.controller.objects import MIB, NAMESPACE, a_body, a_node, is_ready, ready_node, seen_traffic
-from tests.controller.pretend import SETTINGS, Killed, Pretend
+from tests.controller.pretend import SETTINGS, KilledError, Pretend
 from tests.core.planning import Exhaustive, a_profile
 
-__all__ = ["MIB", "NAMESPACE", "SETTINGS", "Killed", "Operator", "World", "a_body", "a_node", "is_ready", "seen_traffic"]
+__all__ = ["MIB", "NAMESPACE", "SETTINGS", "KilledError", "Operator", "World", "a_body", "a_node", "is_ready", "seen_traffic"]
 
 
 _WAITING = (("PodScheduled", "True"), ("Ready", "False"))

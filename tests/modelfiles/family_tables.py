@@ -19,7 +19,7 @@ def _whole(config: Mapping[str, Any], block: Mapping[int, Shapes] | Shapes, *, h
     shapes: Shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
     shapes |= {"model.norm.bias": (hidden,)} if norm_bias else {}
     for i in range(config["num_hidden_layers"]):
-        own: Any = block.get(i, block)  # type: ignore[call-overload]
+        own: Shapes = block.get(i, block)  # type: ignore[call-overload, arg-type]
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in own.items()}
     return shapes | ({"lm_head.weight": (config["vocab_size"], hidden)} if head else {})
 

@@ -27,6 +27,7 @@ class LastLayers:
     start, end, count, first_block, hidden, vocabulary = 0, 1, 1, 0, 1, VOCABULARY
     is_first = is_last = True
     kv_shape = KvShape(1, 1, 4, torch.float32)
+    blocks, linear_sizes, device = (), {}, torch.device("cpu")  # nothing that an adapter could be of
 
     def __init__(self) -> None:
         self.table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(3))

@@ -17,7 +17,7 @@ from splitinference.ui.connections import Connections
 from splitinference.ui.origins.feed import Feed
 from splitinference.ui.origins.sources import Objects, Source, document_of
 from splitinference.ui.page.document import Document
-from splitinference.ui.questions.asked import Basis, Unanswerable
+from splitinference.ui.questions.asked import Basis, UnanswerableError
 from splitinference.ui.questions.what_if import Bounds as Limits
 from splitinference.ui.questions.what_if import WhatIf
 from splitinference.ui.server import Bounds, Page, application
@@ -64,7 +64,7 @@ class Told:
         if self.error is not None:
             raise UnavailableError(str(self.error))
         if key not in self.bases:
-            raise Unanswerable(f"There is no SplitInference {key}.")
+            raise UnanswerableError(f"There is no SplitInference {key}.")
         return self.bases[key]
 
     def close(self) -> None:

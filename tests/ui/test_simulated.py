@@ -4,7 +4,7 @@ import pytest
 
 from splitinference.simulation.traces.synthetic import GENERATORS
 from splitinference.ui.origins.simulated import Simulated
-from splitinference.ui.questions.asked import Unanswerable
+from splitinference.ui.questions.asked import UnanswerableError
 from tests.controller.stories import serving
 from tests.ui.pages import document_from
 
@@ -62,5 +62,5 @@ def test_time_passes_by_the_clock(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_there_is_one_resource():
-    with pytest.raises(Unanswerable):
+    with pytest.raises(UnanswerableError):
         simulated().basis("team/chat")

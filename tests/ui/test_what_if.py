@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from splitinference.adapters.profiler import _profile as operators_profile
+from splitinference.adapters.profiler import profile_from_cache as operators_profile
 from splitinference.controller.manifests import profile_pod
-from splitinference.core.planner import SolverFailed, SolverProcess
+from splitinference.core.planner import SolverError, SolverProcess
 from splitinference.core.values.profile import Profile
 from splitinference.core.values.result import Limits, TimedOut
 from splitinference.simulation.traces.synthetic import GENERATORS
 from splitinference.ui.origins.simulated import Simulated
 from splitinference.ui.origins.sources import Recorded
-from splitinference.ui.questions.asked import Basis, Question, Unanswerable, changed, read_question
-from splitinference.ui.questions.what_if import Bounds, Busy, WhatIf
+from splitinference.ui.questions.asked import Basis, Question, UnanswerableError, changed, read_question
+from splitinference.ui.questions.what_if import Bounds, BusyError, WhatIf
 from tests.controller.objects import parsed
 from tests.controller.pretend import SETTINGS
 from tests.controller.stories import serving
@@ -91,7 +91,7 @@ def test_a_limit_that_nothing_keeps_has_no_plan_and_zero_takes_limits_away(sourc
     ],
 )
 def test_what_does_not_exist_is_named(source: Simulated, basis: Basis, change: dict[str, Any], words: str):
-    with pytest.raises(Unanswerable, match=words):
+    with pytest.raises(UnanswerableError, match=words):
         changed(basis.problem, question(source, **change))
 
 
@@ -103,7 +103,7 @@ def test_what_does_not_exist_is_named(source: Simulated, basis: Basis, change: d
      {"resource": "a/b", "rules": [{"layers": "0:" + "9" * 5000, "labels": {"a": "b"}}]}],
 )  # fmt: skip
 def test_questions_of_another_form_are_refused(body: Any):
-    with pytest.raises(Unanswerable):
+    with pytest.raises(UnanswerableError):
         read_question(body)
 
 
@@ -131,7 +131,7 @@ def test_one_question_at_a_time_few_wait_and_more_are_sent_away(source: Simulate
         asks = WhatIf(source, Bounds(most=3), lambda: slow)
         asked = [asyncio.create_task(asks.ask(question(source))) for _ in range(3)]
         await asyncio.sleep(0)
-        with pytest.raises(Busy, match="3 questions"):
+        with pytest.raises(BusyError, match="3 questions"):
             await asks.ask(question(source))
         slow.go.set()
         found = await asyncio.gather(*asked)
@@ -145,10 +145,10 @@ def test_one_question_at_a_time_few_wait_and_more_are_sent_away(source: Simulate
 def test_a_solver_that_breaks_is_an_answer_and_not_a_broken_page(source: Simulated):
     class Broken(SolverProcess):
         def solve(self, *_: Any, **__: Any) -> TimedOut:
-            raise SolverFailed("out of memory")
+            raise SolverError("out of memory")
 
     asks = WhatIf(source, Bounds(), Broken)
-    with pytest.raises(Unanswerable, match="out of memory"):
+    with pytest.raises(UnanswerableError, match="out of memory"):
         asyncio.run(asks.ask(question(source)))
 
 
@@ -172,10 +172,10 @@ def test_a_recorded_cluster_is_planned_as_the_operator_would(tmp_path: Path):
         {"kind": "Node", **n} for n in world.nodes.values()
     ]
     key = f"{NAMESPACE}/chat"
-    with pytest.raises(Unanswerable, match="has not read this model"):
+    with pytest.raises(UnanswerableError, match="has not read this model"):
         Recorded(items, SETTINGS).basis(key)
     for missing in ("team/other", "chat", "", "a/b/c"):
-        with pytest.raises(Unanswerable, match="There is no SplitInference"):
+        with pytest.raises(UnanswerableError, match="There is no SplitInference"):
             Recorded(items, SETTINGS).basis(missing)
     resource = parsed(body)
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,

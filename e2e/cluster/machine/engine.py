@@ -25,7 +25,7 @@ SUBNET_6 = "fd00:172:31::/64"
 SUBNETS = tuple(f"172.{second}.240.0/24" for second in range(31, 16, -1))
 
 
-class EngineUnavailable(RuntimeError):
+class EngineUnavailableError(RuntimeError):
     """No engine can be had; the message says what to do."""
 
 
@@ -139,7 +139,7 @@ def begin_of(pid: int) -> str | None:
 def start(settings: Settings) -> Engine:
     """Start the private engine and wait until it answers. Needs root; `missing_packages` must be none."""
     if os.geteuid() != 0:
-        raise EngineUnavailable("No Docker engine answers, and starting a private one needs root: start Docker, or run this as root.")
+        raise EngineUnavailableError("No Docker engine answers, and starting a private one needs root: start Docker, or run this as root.")
     home = _home(settings)
     stop(settings)
     home.mkdir(parents=True, exist_ok=True)
@@ -172,12 +172,12 @@ def start(settings: Settings) -> Engine:
     for _ in range(300):
         if _gone(pid, 0):
             tail = "\n".join((home / "dockerd.log").read_text().splitlines()[-8:])
-            raise EngineUnavailable(f"The private Docker engine ended at its start; {home}/dockerd.log says:\n{tail}")
+            raise EngineUnavailableError(f"The private Docker engine ended at its start; {home}/dockerd.log says:\n{tail}")
         if socket.exists() and succeeds([engine.client, "version"], env=engine.env(), timeout=5):
             break
         time.sleep(0.1)
     else:
-        raise EngineUnavailable(f"The private Docker engine did not answer within a minute; see {home}/dockerd.log.")
+        raise EngineUnavailableError(f"The private Docker engine did not answer within a minute; see {home}/dockerd.log.")
     traces.open_firewall(_make_network(engine, traces.bridge, settings.families))
     return engine
 
@@ -206,7 +206,7 @@ def _make_network(engine: Engine, name: str, families: tuple[str, ...]) -> str:
         if subnet.rsplit(".", 2)[0] not in taken:
             engine.docker("network", "create", "--driver", "bridge", "--subnet", subnet, *more, "--opt", option, NETWORK)
             return subnet
-    raise EngineUnavailable("No free private subnet in 172.17.0.0–172.31.255.255 for the nodes' network; free one of them.")
+    raise EngineUnavailableError("No free private subnet in 172.17.0.0–172.31.255.255 for the nodes' network; free one of them.")
 
 
 def remains(settings: Settings) -> bool:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from e2e.cluster.command import CommandFailed, run
+from e2e.cluster.command import CommandError, run
 
 FORWARDING = "net/ipv4/ip_forward"
 # five kubelets and containerds need more inotify instances than the 128 that many machines allow: kubelets end without them
@@ -133,7 +133,7 @@ def firewall(table: str) -> tuple[str, ...]:
     """Policies, chains and rules of a table as `iptables -S` prints them; nothing where the table cannot be read."""
     try:
         return tuple(run(["iptables", "-w", "-t", table, "-S"]).splitlines())
-    except (CommandFailed, OSError):
+    except (CommandError, OSError):
         return ()
 
 
@@ -186,5 +186,5 @@ def _folders(root: Path) -> list[Path]:
 def _quietly(command: list[str]) -> None:
     try:
         run(command)
-    except (CommandFailed, OSError):
+    except (CommandError, OSError):
         return

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster.command import CommandFailed, pipe
+from e2e.cluster.command import CommandError, pipe
 from e2e.cluster.faults import cores_of_node, limit_cpu
 from e2e.cluster.machine.engine import Engine
 from e2e.cluster.progress import together
@@ -203,7 +203,7 @@ def load(settings: Settings, engine: Engine, names: Sequence[str], nodes: Sequen
         try:
             engine.execute(node, script)
             engine.docker("exec", "-i", node, *importing, stdin=archive)
-        except CommandFailed:  # a containerd that does not share content, or an engine that does not see our folder: copy
+        except CommandError:  # a containerd that does not share content, or an engine that does not see our folder: copy
             saving = [engine.client, "save", *names]
             pipe(saving, [engine.client, "exec", "-i", node, *importing], env=engine.env(), log=settings.logs / "load.log")
 

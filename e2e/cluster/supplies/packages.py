@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from e2e.cluster.command import CommandFailed, run
+from e2e.cluster.command import CommandError, run
 
 PACKAGES = {
     "dockerd": "docker.io",
@@ -36,7 +36,7 @@ def install(packages: list[str], log: Path) -> None:
         words = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
         try:
             run(words, env=env, log=log)
-        except CommandFailed:
+        except CommandError:
             run(["apt-get", "update", "-qq"], env=env, log=log)
             run(words, env=env, log=log)
     finally:

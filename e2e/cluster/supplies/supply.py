@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from e2e.cluster.command import CommandFailed
+from e2e.cluster.command import CommandError
 from e2e.cluster.machine.engine import Engine
 from e2e.cluster.offline import base as debian
 from e2e.cluster.offline import gobuild, nodeimage
@@ -69,7 +69,7 @@ def provide(settings: Settings, engine: Engine, progress: Progress, beside: Call
                 if not engine.has_image(image):
                     with progress.step(f"pull {image.partition('@')[0]}"):
                         engine.docker("pull", image)
-        except CommandFailed:
+        except CommandError:
             if settings.images == "public":
                 raise
             progress.say("the public images cannot be pulled: they are built from Debian packages and Go modules")

@@ -3,10 +3,13 @@
 Each update of a Triton metric is a message to the server process; a step makes a dozen, so they are sent together.
 """
 
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
+
+from splitinference_segment.cache.kv import KvUse
 
 PERIOD_S = 1.0
 PREFIX = "splitinference_segment_"
@@ -35,13 +38,29 @@ GAUGES: Mapping[str, str] = {
     "evicted_sequences": "Sequences that gave way to others since the start: they were not used, and there was no room",
     "prefix_bytes": "Bytes of KV kept of ended sequences, for others that begin with the same tokens",
     "prefix_reused_tokens": "Tokens whose KV came from another sequence, since the start",
+    "adapters": "Adapters held",
+    "adapter_bytes": "Bytes of the adapters held",
     "link_rtt_ms": "Round trip to the next segment's server: shortest of the last small messages",
     "link_rtt_age_seconds": "Time since the newest message behind link_rtt_ms",
     "link_mbps": "Mbit/s to the next segment: best of the last big messages; NaN: too quick to be seen",
     "link_mbps_age_seconds": "Time since the newest message behind link_mbps",
 }
 
+_log = logging.getLogger(__name__)
 Labels = tuple[tuple[str, str], ...]
+
+
+def held(use: KvUse, adapters: Mapping[str, int]) -> list[tuple[str, float, Mapping[str, str]]]:
+    """Gauges of what a segment holds. `adapters`: bytes of each, by digest."""
+    return [
+        ("kv_bytes", float(use.total_bytes), {}),
+        ("sequences", float(use.sequences), {}),
+        ("evicted_sequences", float(use.evicted), {}),
+        ("prefix_bytes", float(use.kept_bytes), {}),
+        ("prefix_reused_tokens", float(use.reused_tokens), {}),
+        ("adapters", float(len(adapters)), {}),
+        ("adapter_bytes", float(sum(adapters.values())), {}),
+    ]
 
 
 class Families(Protocol):
@@ -68,7 +87,8 @@ class Meters:
         self._thread.start()
 
     def add(self, name: str, value: float, **labels: str) -> None:
-        """Add to a counter."""
+        """Add to a counter. KeyError for one that is not in COUNTERS."""
+        COUNTERS[name]
         with self._lock:
             self._pending[name, tuple(sorted(labels.items()))] += value
 
@@ -83,12 +103,16 @@ class Meters:
         self._flush()
 
     def _flush(self) -> None:
+        """Hand the numbers over. A fault is logged, and the next second's numbers come all the same."""
         with self._lock:
             pending, self._pending = self._pending, defaultdict(float)
-        for (name, pairs), value in pending.items():
-            self._metric(name, pairs).increment(value)
-        for name, value, labels in self._gauges():
-            self._metric(name, tuple(sorted(labels.items()))).set(value)
+        try:
+            for (name, pairs), value in pending.items():
+                self._metric(name, pairs).increment(value)
+            for name, value, labels in self._gauges():
+                self._metric(name, tuple(sorted(labels.items()))).set(value)
+        except Exception:  # noqa: BLE001 - whatever Triton or a gauge raises; without this thread all metrics stand still
+            _log.exception("metrics were not handed over")
 
     def _metric(self, name: str, labels: Labels) -> Any:
         if (name, labels) not in self._metrics:

@@ -63,7 +63,7 @@ class Profiler:
             found = self._profiles.get(key)
         if found is None:
             with self._unpacking:  # one at a time: each may take a hundred megabytes for a moment
-                found = _profile(resource, packed, self._settings)
+                found = profile_from_cache(resource, packed, self._settings)
             with self._lock:
                 if len(self._profiles) >= _MOST_PROFILES:
                     self._profiles.pop(next(iter(self._profiles)))
@@ -121,7 +121,8 @@ class Profiler:
         self._told.pop(resource.uid, None)
 
 
-def _profile(resource: Resource, packed: str, settings: Settings) -> Profile | Unreadable:
+def profile_from_cache(resource: Resource, packed: str, settings: Settings) -> Profile | Unreadable:
+    """The profile of a model from the text in the resource's ConfigMap, or why it cannot be had."""
     content = profile_pod.unpack(packed)
     if content is None:
         name = profile_pod.cache_name(resource)

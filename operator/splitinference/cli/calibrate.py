@@ -10,15 +10,15 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from splitinference import catalogue
-from splitinference.cli.plan.input import Unusable, problem_from_file, what_is_wrong
-from splitinference.core.cost.evaluate import UnknownPlace
-from splitinference.core.cost.fitting.calibrate import Observed, calibrate
+from splitinference.cli.plan.input import UnusableError, problem_from_file, what_is_wrong
+from splitinference.core.cost.evaluate import UnknownPlaceError
+from splitinference.core.cost.fitting.calibrate import StageObservation, calibrate
 from splitinference.core.cost.fitting.catalogue import Catalogue, Entry, Nominal
 from splitinference.core.cost.fitting.fit import fitted
 from splitinference.core.cost.fitting.rows import Row
 from splitinference.core.values.profile import Profile
 
-_OBSERVED = TypeAdapter(list[Observed])
+_OBSERVED = TypeAdapter(list[StageObservation])
 
 
 def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     except ValidationError as error:
         sys.stderr.write(f"{args.observed} does not hold observed stages:\n{what_is_wrong(error)}\n")
         return 2
-    except (Unusable, UnknownPlace, ValueError, OSError) as error:
+    except (UnusableError, UnknownPlaceError, ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     if args.json:

@@ -18,7 +18,7 @@ REQUEST_TRACES = ("azure-2023-conv", "azure-2023-code", "azure-2024-week", "moon
 _EXTRA = "install splitinference with the extra `simulate`: pip install 'splitinference[simulate]'"
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """What was asked for cannot be done; the message says why."""
 
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         _check_picture(args.picture)
         trace = _trace(args)
         reports = _simulate(trace, names, args.seed)
-    except (_Unusable, TraceError) as error:
+    except (_UnusableError, TraceError) as error:
         print(f"simulate: {error}", file=sys.stderr)
         return 2
     except NoPlanError as error:
@@ -111,7 +111,7 @@ def _policies(text: str) -> tuple[str, ...]:
     names = POLICIES if text == "all" else tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in POLICIES]
     if unknown or not names:
-        raise _Unusable(f"--policy: expected some of {', '.join(POLICIES)}, is {', '.join(unknown) or 'empty'}")
+        raise _UnusableError(f"--policy: expected some of {', '.join(POLICIES)}, is {', '.join(unknown) or 'empty'}")
     return names
 
 
@@ -119,9 +119,9 @@ def _check_picture(path: Path | None) -> None:
     if path is None:
         return
     if path.suffix not in (".svg", ".png"):
-        raise _Unusable(f"--picture: expected a file that ends in .svg or .png, is {path}")
+        raise _UnusableError(f"--picture: expected a file that ends in .svg or .png, is {path}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise _Unusable(f"--picture: matplotlib is missing; {_EXTRA}")
+        raise _UnusableError(f"--picture: matplotlib is missing; {_EXTRA}")
 
 
 def _trace(args: argparse.Namespace) -> "Trace":
@@ -132,14 +132,14 @@ def _trace(args: argparse.Namespace) -> "Trace":
     if generator is None:
         path = Path(args.trace)
         if not path.suffix and not path.exists():
-            raise _Unusable(f"--trace: expected a file or one of {', '.join(GENERATORS)}, is {args.trace!r}")
+            raise _UnusableError(f"--trace: expected a file or one of {', '.join(GENERATORS)}, is {args.trace!r}")
         if args.nodes is not None or args.hours is not None:
-            raise _Unusable("--nodes and --hours are for synthetic traces: a file says both itself")
+            raise _UnusableError("--nodes and --hours are for synthetic traces: a file says both itself")
         trace = read_trace(path)
     else:
         nodes = args.nodes or generator.nodes
         if nodes < generator.least_nodes:
-            raise _Unusable(f"--nodes: {args.trace} needs at least {generator.least_nodes}, is {nodes}")
+            raise _UnusableError(f"--nodes: {args.trace} needs at least {generator.least_nodes}, is {nodes}")
         trace = generator.make(nodes, (args.hours or generator.hours) * 3600, args.seed)
     if args.write_trace is not None:
         write_trace(trace, args.write_trace)

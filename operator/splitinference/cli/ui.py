@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 512 * 2**20
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """What was asked for cannot be done; the message says why."""
 
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         source = _source(args)
         bounds = Bounds() if args.what_if else None
         asyncio.run(serve(source, Listen(port=args.port), what_if=bounds, told=partial(tell_and_open, browse=args.browser)))
-    except _Unusable as error:
+    except _UnusableError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except UnavailableError as error:
@@ -77,7 +77,7 @@ def _source(args: argparse.Namespace) -> "Source":
     try:
         extended(settings.catalogue_folder)
     except CatalogueError as error:
-        raise _Unusable(f"--catalogue: {error}") from error
+        raise _UnusableError(f"--catalogue: {error}") from error
     if args.recorded is not None:
         from splitinference.ui.origins.sources import Recorded
 
@@ -92,7 +92,7 @@ def _simulated(args: argparse.Namespace) -> "Source":
     import importlib.util
 
     if importlib.util.find_spec("simpy") is None:
-        raise _Unusable("simpy is missing; pip install 'splitinference[simulate]'")
+        raise _UnusableError("simpy is missing; pip install 'splitinference[simulate]'")
     from splitinference.simulation.operator_pass import NoPlanError
     from splitinference.simulation.traces.synthetic import GENERATORS
     from splitinference.simulation.traces.trace_file import TraceError, read_trace
@@ -101,27 +101,27 @@ def _simulated(args: argparse.Namespace) -> "Source":
     generator = GENERATORS.get(args.simulate)
     try:
         if generator is None and not Path(args.simulate).exists():
-            raise _Unusable(f"--simulate: expected a file or one of {', '.join(GENERATORS)}, is {args.simulate!r}")
+            raise _UnusableError(f"--simulate: expected a file or one of {', '.join(GENERATORS)}, is {args.simulate!r}")
         trace = read_trace(Path(args.simulate)) if generator is None else generator.make(generator.nodes, generator.hours * 3600, 1)
         return Simulated(trace, speed=args.speed)
     except (TraceError, NoPlanError) as error:
-        raise _Unusable(str(error)) from error
+        raise _UnusableError(str(error)) from error
 
 
 def _items(path: Path) -> list[dict[str, Any]]:
     """The objects of a list that kubectl wrote."""
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise _Unusable(f"{path} is larger than {MOST_BYTES >> 20} MiB")
+            raise _UnusableError(f"{path} is larger than {MOST_BYTES >> 20} MiB")
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise _Unusable(f"{path} cannot be read: {error.strerror or error}") from error
+        raise _UnusableError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise _Unusable(f"{path} is not JSON: {str(error)[:200]}") from error
+        raise _UnusableError(f"{path} is not JSON: {str(error)[:200]}") from error
     items = content.get("items") if isinstance(content, dict) else None
     found = [item for item in items or () if isinstance(item, dict) and isinstance((item.get("metadata") or {}).get("name"), str)]
     if not found:
-        raise _Unusable(f"{path}: expected a list of objects, as `kubectl get splitinferences,nodes,pods -A -o json` writes it")
+        raise _UnusableError(f"{path}: expected a list of objects, as `kubectl get splitinferences,nodes,pods -A -o json` writes it")
     return found
 
 

@@ -18,8 +18,8 @@ from splitinference.ui.access import Access, ForbiddenError, Guard, Unauthentica
 from splitinference.ui.connections import Connections
 from splitinference.ui.origins.feed import Feed, Sent, message
 from splitinference.ui.page.document import Scope
-from splitinference.ui.questions.asked import Unanswerable, read_question
-from splitinference.ui.questions.what_if import Busy, WhatIf
+from splitinference.ui.questions.asked import UnanswerableError, read_question
+from splitinference.ui.questions.what_if import BusyError, WhatIf
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -93,11 +93,11 @@ def _guarded(guard: Guard) -> Any:
             return _refusal(401, str(error))
         except ForbiddenError as error:
             return _refusal(403, str(error))
-        except (Unanswerable, RefusedError) as error:
+        except (UnanswerableError, RefusedError) as error:
             return _refusal(422, str(error))
         except UnavailableError as error:
             return _refusal(503, f"The API server cannot be asked: {error}")
-        except Busy as error:
+        except BusyError as error:
             return _refusal(429, str(error))
         if not response.prepared:
             response.headers.update(HEADERS)

@@ -15,7 +15,7 @@ from splitinference.settings import Settings
 from splitinference.ui.access import ForbiddenError, ReviewedAccess, UnauthenticatedError
 from splitinference.ui.origins.kube import LiveCluster, Reviews
 from splitinference.ui.page.document import Scope
-from splitinference.ui.questions.asked import Unanswerable
+from splitinference.ui.questions.asked import UnanswerableError
 from tests.apiserver.api_server import ApiServer, api_server, programs
 from tests.apiserver.conftest import install_crd
 from tests.apiserver.rights import difference, read_log, requests_of, rights_of
@@ -82,7 +82,7 @@ def test_what_it_reads_it_may_read_and_it_uses_each_right(server: ApiServer):
         document = source.read()
         assert set(document.resources) == {"team/chat", "other/chat"}
         assert set(document.nodes) == {"a"}
-        with pytest.raises(Unanswerable, match="has not read this model"):
+        with pytest.raises(UnanswerableError, match="has not read this model"):
             source.basis("team/chat")
     finally:
         source.close()

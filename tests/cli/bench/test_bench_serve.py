@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from splitinference.cli.bench.serving import peers as serve_peers
-from splitinference.cli.bench.serving.containers import CannotMeasure
+from splitinference.cli.bench.serving.containers import MeasurementError
 from splitinference.cli.bench.serving.figures import (
     Measured,
     Percentiles,
@@ -109,7 +109,7 @@ def test_bytes_of_layers_come_from_the_files_headers(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CannotMeasure, match="no safetensors"):
+    with pytest.raises(MeasurementError, match="no safetensors"):
         layer_bytes(tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_a_program_that_is_installed_is_not_said_to_be_missing() -> None:
 
 @pytest.mark.parametrize("given", ["vllm", "=http://x:1", "vllm=x:1", "vllm=https://x:1"])
 def test_a_server_has_a_name_and_a_url(tmp_path: Path, given: str) -> None:
-    with pytest.raises(CannotMeasure, match="NAME=http"):
+    with pytest.raises(MeasurementError, match="NAME=http"):
         serve_peers.find(None, [given], tmp_path / "m.gguf", "BF16")
 
 
@@ -219,7 +219,7 @@ def test_a_processor_that_has_no_such_lines_is_still_described() -> None:
 
 def test_without_a_gguf_file_one_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPLITINFERENCE_CACHE", str(tmp_path))
-    with pytest.raises(CannotMeasure, match="--gguf"):
+    with pytest.raises(MeasurementError, match="--gguf"):
         gguf_here()
     (tmp_path / "models" / "m").mkdir(parents=True)
     (tmp_path / "models" / "m" / "m.gguf").write_bytes(b"GGUF")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from splitinference.adapters.profiler import _profile
+from splitinference.adapters.profiler import profile_from_cache
 from splitinference.controller.api.spec import Rejected, Resource, read_resource
 from splitinference.controller.manifests import profile_pod
 from splitinference.controller.manifests.segment import Manifests
@@ -82,7 +82,7 @@ def test_what_is_no_digest_is_rejected(bad: str):
 def test_a_kept_reading_of_another_digest_is_not_served(content: dict[str, Any] | None):
     read = read_resource(a_resource(model={**a_resource()["spec"]["model"], "digest": ROOT}))
     assert isinstance(read, Resource)
-    found = _profile(read, profile_pod.pack({}, {}, (), content), 0)
+    found = profile_from_cache(read, profile_pod.pack({}, {}, (), content), 0)
     assert isinstance(found, Unreadable)
     assert found.reason == "ModelDigestMismatch"
     assert ROOT in found.message

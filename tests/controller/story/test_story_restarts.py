@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.controller.stories import images, reasons, serving, small
-from tests.controller.world import Killed, Operator, World, a_body
+from tests.controller.world import KilledError, Operator, World, a_body
 
 WRITES = 39
 
@@ -19,7 +19,7 @@ def story(world: World, operator_of: Any) -> None:
             world.busy[world.status()["plan"]["segments"][1]["node"]] = 0.93
         try:
             operator_of().look()
-        except Killed:
+        except KilledError:
             world.killed_after = None
         world.step()
 
@@ -70,7 +70,7 @@ def upgrade(world: World, killed_after: int | None) -> None:
     for _ in range(30):
         try:
             operator.look()
-        except Killed:
+        except KilledError:
             world.killed_after = None
             operator = Operator(world)
         world.step()

@@ -205,7 +205,7 @@ def _node(world: World, segment: str) -> str:
 
 
 def test_killed_between_any_two_writes_of_scaling_the_operator_goes_on() -> None:
-    from tests.controller.world import Killed
+    from tests.controller.world import KilledError
 
     for writes in range(12):
         world, operator = scaled(1, *"abcd")
@@ -213,7 +213,7 @@ def test_killed_between_any_two_writes_of_scaling_the_operator_goes_on() -> None
         world.killed_after = writes
         try:
             operator.run(8)
-        except Killed:
+        except KilledError:
             world.killed_after = None
             operator = Operator(world, solve)
         world.killed_after = None

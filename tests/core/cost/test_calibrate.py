@@ -7,8 +7,8 @@ import pytest
 
 from splitinference.cli.main import main
 from splitinference.core.cost import predict
-from splitinference.core.cost.evaluate import UnknownPlace
-from splitinference.core.cost.fitting.calibrate import Observed, calibrate
+from splitinference.core.cost.evaluate import UnknownPlaceError
+from splitinference.core.cost.fitting.calibrate import StageObservation, calibrate
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem, Workload
 from tests.core.planner_problems import a_node, a_plan, a_profile
@@ -20,12 +20,12 @@ def a_problem(calibration: float = 1.0) -> Problem:
     return Problem(profile=a_profile(), snapshot=Snapshot(nodes=nodes), workload=Workload(max_context_tokens=256))
 
 
-def observed_when(calibration: float) -> list[Observed]:
+def observed_when(calibration: float) -> list[StageObservation]:
     """Compute alone: what is predicted less the 2 ms of the server."""
     prediction = predict(a_plan("a[0:2] b[2:5]"), a_problem(calibration))
     spans = (("a", 0, 2), ("b", 2, 5))
     return [
-        Observed(node=n, start=s, end=e, prefill_ms=stage.prefill_ms - 2.0, decode_ms=stage.decode_ms - 2.0)
+        StageObservation(node=n, start=s, end=e, prefill_ms=stage.prefill_ms - 2.0, decode_ms=stage.decode_ms - 2.0)
         for (n, s, e), stage in zip(spans, prediction.stages, strict=True)
     ]
 
@@ -56,8 +56,8 @@ def test_a_model_that_is_right_has_no_error() -> None:
 
 
 def test_unknown_places_and_nothing_to_compare_are_refused() -> None:
-    with pytest.raises(UnknownPlace):
-        calibrate(a_problem(), [Observed(node="z", start=0, end=1, decode_ms=1)])
+    with pytest.raises(UnknownPlaceError):
+        calibrate(a_problem(), [StageObservation(node="z", start=0, end=1, decode_ms=1)])
     with pytest.raises(ValueError, match="no observed time"):
         calibrate(a_problem(), [])
 

@@ -10,7 +10,7 @@ from splitinference.core.decide.base.policy import Memory, Mode, Policy, StageTi
 from splitinference.core.decide.base.triggers import Reason, check
 from splitinference.core.decide.base.validated_solver import Solver, always_reachable
 from splitinference.core.decide.decide import decide
-from splitinference.core.planner.process import SolverFailed
+from splitinference.core.planner.process import SolverError
 from splitinference.core.transition.dry_run import dry_run
 from splitinference.core.transition.state import OldRoute, Phase
 from splitinference.core.transition.steps import Blocked, DeleteSegment, Done, Steps, Strategy, next_steps
@@ -203,7 +203,7 @@ def kept(outcome) -> Keep:
 
 
 def test_what_the_solver_says():
-    assert kept(SolverFailed("exit status 9")) == Keep(reason=Kept.SOLVER_FAILED, message="the solver failed: exit status 9")
+    assert kept(SolverError("exit status 9")) == Keep(reason=Kept.SOLVER_FAILED, message="the solver failed: exit status 9")
     late = Keep(reason=Kept.SOLVE_TIMED_OUT, message="the solver found no plan within 2.5 s")
     assert kept(TimedOut(best=None, bound=0.0)) == late
     reasons = (

@@ -11,7 +11,7 @@ from splitinference.core.decide.base.policy import DecisionInputs, Memory, Obsta
 from splitinference.core.decide.base.triggers import Reason
 from splitinference.core.decide.decide import decide
 from splitinference.core.transition.dry_run import dry_run
-from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, Phase, Resource, Shortage, Target
+from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, Phase, Shortage, ShortOf, Target
 from splitinference.core.transition.steps import Blocked, Done, Strategy
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
@@ -167,7 +167,7 @@ def test_what_is_adopted_can_be_walked_to_and_a_way_is_rarely_missed():
 
 # --- a walk that has begun -----------------------------------------------------------------------------------------------------------
 
-SHORT = Blocked(why="segment [2, 4) needs 220 MiB on c", short=(Shortage(node="c", resource=Resource.MEMORY, needed=220, free=30 * MIB),))
+SHORT = Blocked(why="segment [2, 4) needs 220 MiB on c", short=(Shortage(node="c", resource=ShortOf.MEMORY, needed=220, free=30 * MIB),))
 
 
 def blocked_walk(seconds, memory: Memory, ground: Ground, **more):

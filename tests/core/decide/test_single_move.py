@@ -4,7 +4,7 @@ import pytest
 
 from splitinference.core.decide.base.policy import Policy
 from splitinference.core.decide.base.validated_solver import Solver
-from splitinference.core.decide.optional import _best_single_move
+from splitinference.core.decide.optional import best_single_move
 from splitinference.core.transition.steps import Blocked, Done
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
@@ -25,7 +25,7 @@ def moved(plan: Plan, current: Plan) -> int:
 def single(problem: Problem, current: Plan, reaches=lambda plan: True) -> tuple[Plan | None, Exhaustive]:
     exhaustive = Exhaustive()
     solver = Solver(exhaustive, Limits(seconds=1), lambda plan: Done() if reaches(plan) else Blocked(why="no room"))
-    return _best_single_move(current, problem, POLICY, solver), exhaustive
+    return best_single_move(current, problem, POLICY, solver), exhaustive
 
 
 def test_of_two_busy_nodes_the_one_is_left_that_gains_more():

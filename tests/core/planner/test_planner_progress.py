@@ -103,7 +103,7 @@ def test_whatever_does_not_look_at_the_clock_is_interrupted_and_the_best_so_far_
         progress.plan(a_plan("n0[0:2] n1[2:3] n2[3:5]"))
         progress.bound(1e-3)
         known.set()
-        raise solver.DeadlinePassed
+        raise solver.DeadlineError
 
     monkeypatch.setattr(solver, "_answer", stuck)
     answer = solver.solve(problem, Limits(seconds=60))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitinference.core.cost import violations
-from splitinference.core.planner import Infeasible, Limits, Solved, SolverFailed, SolverProcess, solve_in_child
+from splitinference.core.planner import Infeasible, Limits, Solved, SolverError, SolverProcess, solve_in_child
 from splitinference.core.planner.solver import solve
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Snapshot, Taint
 from splitinference.core.values.problem import Constraints, Goal, Objective, Pin, Problem, Slo, TrustRule, Workload
@@ -180,7 +180,7 @@ def test_the_process_gives_way_as_much_as_it_is_told_to() -> None:
 
 
 def test_too_little_memory_for_the_process_is_a_failure_in_words() -> None:
-    with pytest.raises(SolverFailed):
+    with pytest.raises(SolverError):
         solve_in_child(a_problem(), Limits(seconds=5, memory_mib=8))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from splitinference.core.cost import objective_value
 from splitinference.core.cost.checks.violations import double_booked
 from splitinference.core.cost.evaluate import evaluate
-from splitinference.core.planner import Infeasible, JointlySolved, Limits, Solved, SolverFailed, SolverProcess, solve_several_in_child
+from splitinference.core.planner import Infeasible, JointlySolved, Limits, Solved, SolverError, SolverProcess, solve_several_in_child
 from splitinference.core.planner.columns.columns import pool
 from splitinference.core.planner.columns.share import at_pace
 from splitinference.core.planner.joint import solve_in_turn, solve_jointly
@@ -239,5 +239,5 @@ def test_several_models_are_planned_in_the_process_as_here() -> None:
             assert [plan.revision for plan in there.plans] == [plan.revision for plan in here.plans]
         with pytest.raises(ValueError, match="same nodes"):
             process.solve_several((both[0], two_models((400,))[0]), jointly=True)
-    with pytest.raises(SolverFailed):
+    with pytest.raises(SolverError):
         solve_several_in_child(both, Limits(seconds=5, memory_mib=8), jointly=True)

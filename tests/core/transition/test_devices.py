@@ -2,7 +2,7 @@
 
 from splitinference.core.decide.feasibility.restrict import with_room as limited
 from splitinference.core.transition.dry_run import dry_run
-from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, Phase, Resource, Target
+from splitinference.core.transition.state import NamedSegment, Observed, ObservedSegment, Phase, ShortOf, Target
 from splitinference.core.transition.steps import Blocked, CreateSegment, DeleteSegment, Done, Steps, Strategy, next_steps
 from splitinference.core.values.cluster import Processor
 from tests.core.planning import a_node, a_problem
@@ -31,7 +31,7 @@ def test_the_successor_waits_for_the_device_with_surge_and_gets_it_with_break_fi
     seen = observed(1, OLD)
     blocked = next_steps(Target(pipelines=((NEW,),)), seen, Strategy.SURGE)
     assert isinstance(blocked, Blocked)
-    assert blocked.short[0].resource is Resource.DEVICE
+    assert blocked.short[0].resource is ShortOf.DEVICE
     assert blocked.why.startswith(
         f"segment [0, 4) requests a device of {GPU}, but a has 0 free beside 1 of present segments; the strategy BreakFirst"
     )

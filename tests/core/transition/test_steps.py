@@ -2,7 +2,7 @@
 
 import pytest
 
-from splitinference.core.transition.state import Observed, ObservedSegment, Phase, Resource, Route, Shortage, Target
+from splitinference.core.transition.state import Observed, ObservedSegment, Phase, Route, Shortage, ShortOf, Target
 from splitinference.core.transition.steps import Blocked, CreateSegment, Cutover, DeleteSegment, Done, Steps, Strategy, next_steps
 from tests.core.transition.pretend_cluster import Cluster, a_segment, a_target, serving
 
@@ -147,7 +147,7 @@ def test_a_node_that_cannot_be_used_blocks_in_words():
     result = next_steps(a_target("a[0:4] z[4:8]"), serving("a[0:4] b[4:8]", ROOMY).observed())
     assert isinstance(result, Blocked)
     assert result.why == "segment [4, 8) needs 40 MiB on z, but that node cannot be used now"
-    assert [(short.node, short.resource) for short in result.short] == [("z", Resource.NODE)]
+    assert [(short.node, short.resource) for short in result.short] == [("z", ShortOf.NODE)]
 
 
 def test_segments_of_two_models_are_never_mixed_in_one_route():
@@ -239,7 +239,7 @@ def test_cores_that_a_node_has_not_left_are_asked_for_no_more_than_memory_is():
     blocked = next_steps(target, with_it)
     assert isinstance(blocked, Blocked)
     assert blocked.why == "segment [2, 4) requests 0.1 cores, but c has 0.05 free beside 0.1 of present segments"
-    assert blocked.short == (Shortage(node="c", resource=Resource.CPU, needed=100, free=50),)
+    assert blocked.short == (Shortage(node="c", resource=ShortOf.CPU, needed=100, free=50),)
 
 
 def after_a_cutover_to_c() -> Cluster:

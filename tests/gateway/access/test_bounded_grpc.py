@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from splitinference_gateway.endpoints.kserve import ModelInferRequest
-from splitinference_gateway.endpoints.kserve_grpc import _address
+from splitinference_gateway.endpoints.kserve_grpc import peer_address
 from splitinference_gateway.endpoints.kserve_message import read_infer
 from splitinference_gateway.errors import ApiError
 from tests.gateway.serving import MODEL, Serving
@@ -89,4 +89,4 @@ async def test_a_request_is_read_as_it_was_written() -> None:
     ],
 )
 async def test_a_peers_address_has_one_form(peer: str, address: str) -> None:
-    assert _address(peer) == address
+    assert peer_address(peer) == address

@@ -197,7 +197,7 @@ class KServeService:
         return response
 
     async def _client(self, context: Any) -> str:
-        return await self._gateway.clients.identify(_metadata(context).get("authorization", ""), _address(context.peer()))
+        return await self._gateway.clients.identify(_metadata(context).get("authorization", ""), peer_address(context.peer()))
 
     def _check(self, name: str, version: str) -> None:
         self._gateway.check_model(name)
@@ -210,7 +210,7 @@ def _refusal(error: Exception) -> tuple[int, str]:
     return problem.status, problem.message
 
 
-def _address(peer: str) -> str:
+def peer_address(peer: str) -> str:
     """Of what gRPC says: `ipv4:1.2.3.4:5`, or `ipv6:%5B::1%5D:5`."""
     host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
     return client_address(host)

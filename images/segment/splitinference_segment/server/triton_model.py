@@ -9,7 +9,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from splitinference_segment import logs
-from splitinference_segment.meters import Meters
+from splitinference_segment.meters import Meters, held
 from splitinference_segment.peers.links import Measure
 from splitinference_segment.settings import Settings
 
@@ -72,14 +72,4 @@ class TritonPythonModel:
         if segment is None:
             return ()
         segment.forget_idle()
-        use = segment.table.use()
-        own: list[Measure] = [
-            ("kv_bytes", float(use.total_bytes), {}),
-            ("sequences", float(use.sequences), {}),
-            ("evicted_sequences", float(use.evicted), {}),
-            ("prefix_bytes", float(use.kept_bytes), {}),
-            ("prefix_reused_tokens", float(use.reused_tokens), {}),
-            ("adapters", float(len(held := segment.adapters.held)), {}),
-            ("adapter_bytes", float(sum(held.values())), {}),
-        ]
-        return [*own, *segment.links.measures()]
+        return [*held(segment.table.use(), segment.adapters.held), *segment.links.measures()]

@@ -101,10 +101,10 @@ def _planned_around(connection: Connection, node: str) -> list[str]:
 
 def _plan_without(connection: Connection, resource: Json, node: str) -> tuple[bool, str]:
     """Whether there is a plan without the node, and which, or why not."""
-    from splitinference.cli.plan.input import Unusable, problem_of
+    from splitinference.cli.plan.input import UnusableError, problem_of
     from splitinference.controller.ports import RefusedError, UnavailableError
     from splitinference.core.decide.feasibility.restrict import without
-    from splitinference.core.planner import Infeasible, Limits, Solved, SolverFailed, solve_in_child
+    from splitinference.core.planner import Infeasible, Limits, Solved, SolverError, solve_in_child
 
     wanted = argparse.Namespace(
         filename=str(resource["metadata"]["name"]), namespace=str(resource["metadata"]["namespace"]), prometheus=None, profile=None,
@@ -113,7 +113,7 @@ def _plan_without(connection: Connection, resource: Json, node: str) -> tuple[bo
     try:
         problem = without(problem_of(resource, wanted).problem, [node])
         outcome = solve_in_child(problem, Limits(_PLAN_SECONDS, 500))
-    except (Unusable, RefusedError, UnavailableError, SolverFailed) as error:
+    except (UnusableError, RefusedError, UnavailableError, SolverError) as error:
         return False, f"it cannot be planned here: {error}"
     if isinstance(outcome, Infeasible):
         return False, f"there is no plan without {node}: " + "; ".join(reason.message for reason in outcome.reasons)

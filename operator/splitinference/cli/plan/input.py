@@ -37,7 +37,7 @@ TIMEOUT_SECONDS = 10.0
 NO_PROMETHEUS = "utilization is not known: no Prometheus is named (--prometheus URL, or SPLITINFERENCE_PROMETHEUS_URL)"
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """The input cannot be used; the message says where and what was expected."""
 
 
@@ -52,7 +52,7 @@ def problem_from_file(path: Path) -> Problem:
     problem = read_as(Problem, path, "a problem")
     unknown = unknown_names(problem)
     if unknown:
-        raise Unusable(f"{path} is not a problem:\n" + "\n".join(f"  {line}" for line in unknown[:MOST_FAULTS]))
+        raise UnusableError(f"{path} is not a problem:\n" + "\n".join(f"  {line}" for line in unknown[:MOST_FAULTS]))
     return problem
 
 
@@ -63,7 +63,7 @@ def read_as(kind: type[Read], path: Path, what: str) -> Read:
     try:
         return kind.model_validate_json(data) if isinstance(content, dict) else kind.model_validate(content)
     except ValidationError as error:
-        raise Unusable(f"{path} is not {what}:\n{what_is_wrong(error)}") from error
+        raise UnusableError(f"{path} is not {what}:\n{what_is_wrong(error)}") from error
 
 
 def json_from(data: bytes, path: Path) -> Any:
@@ -73,20 +73,20 @@ def json_from(data: bytes, path: Path) -> Any:
         result: dict[str, Any] = {}
         for key, value in found:
             if key in result:
-                raise Unusable(f"{path}: the key {_shown(key)} occurs twice in one object; expected once")
+                raise UnusableError(f"{path}: the key {_shown(key)} occurs twice in one object; expected once")
             result[key] = value
         return result
 
     try:
         return json.loads(data.decode(), object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
-        raise Unusable(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        raise UnusableError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except UnicodeDecodeError as error:
-        raise Unusable(f"{path} is not JSON: byte {error.start} is not UTF-8") from None
+        raise UnusableError(f"{path} is not JSON: byte {error.start} is not UTF-8") from None
     except RecursionError:
-        raise Unusable(f"{path} is not JSON that can be read: it is nested too deeply") from None
+        raise UnusableError(f"{path} is not JSON that can be read: it is nested too deeply") from None
     except ValueError as error:  # a whole number of thousands of digits
-        raise Unusable(f"{path}: {error}") from None
+        raise UnusableError(f"{path}: {error}") from None
 
 
 def unknown_names(problem: Problem) -> list[str]:
@@ -184,9 +184,9 @@ def problem_from_resource(args: argparse.Namespace) -> Asked:
     try:
         body = yaml.safe_load(args.filename.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise Unusable(f"{args.filename} is not YAML: {' '.join(str(error).split())[:200]}") from error
+        raise UnusableError(f"{args.filename} is not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(body, dict) or body.get("kind") != "SplitInference":
-        raise Unusable(f"{args.filename}: kind should be SplitInference")
+        raise UnusableError(f"{args.filename}: kind should be SplitInference")
     return problem_of(body, args)
 
 
@@ -195,12 +195,12 @@ def problem_of(body: Mapping[str, Any], args: argparse.Namespace) -> Asked:
     metadata = {"namespace": args.namespace or "default", "uid": "", "generation": 1, **(body.get("metadata") or {})}
     resource = read_resource({**body, "metadata": metadata})
     if isinstance(resource, Rejected):
-        raise Unusable(f"{args.filename}: {resource}")
+        raise UnusableError(f"{args.filename}: {resource}")
     settings = Settings() if args.prometheus is None else Settings(prometheus_url=args.prometheus)
     profile = _profile(resource, args, settings)
     bounds = plan_constraints.constraints(resource.spec, len(profile.layers), profile.positions, profile.split_points)
     if isinstance(bounds, Rejected):
-        raise Unusable(f"{args.filename}: {bounds}")
+        raise UnusableError(f"{args.filename}: {bounds}")
     spec = resource.spec
     snapshot, notes = _snapshot(resource, args, settings)
     problem = Problem(
@@ -231,9 +231,9 @@ def _profile(resource: Resource, args: argparse.Namespace, settings: Settings) -
             weights=resource.spec.model.weights,
         )
     except ModelRefusedError as error:
-        raise Unusable(f"the model cannot be served: {error}") from error
+        raise UnusableError(f"the model cannot be served: {error}") from error
     if (problem := not_served(resource.spec, found)) is not None:
-        raise Unusable(problem)
+        raise UnusableError(problem)
     return found
 
 
@@ -260,7 +260,9 @@ def _kept(resource: Resource, args: argparse.Namespace) -> profile_pod.Kept:
     packed = profile_pod.cached(resource, kept) if kept else None
     unpacked = profile_pod.unpack(packed) if packed else None
     if unpacked is None:
-        raise Unusable("the operator has not read this model; give its folder or GGUF file with --model, or its profile with --profile")
+        raise UnusableError(
+            "the operator has not read this model; give its folder or GGUF file with --model, or its profile with --profile"
+        )
     return unpacked
 
 
@@ -295,7 +297,7 @@ def snapshot_from_file(path: Path, resource: Resource, settings: Settings) -> tu
     try:
         return Snapshot.model_validate(content), ()
     except ValidationError as error:
-        raise Unusable(f"{path} is neither a snapshot nor a list of nodes and pods:\n{what_is_wrong(error)}") from error
+        raise UnusableError(f"{path} is neither a snapshot nor a list of nodes and pods:\n{what_is_wrong(error)}") from error
 
 
 def _read(nodes: Any, pods: Any, others: Sequence[Any], resource: Resource, settings: Settings) -> tuple[Snapshot, tuple[str, ...]]:

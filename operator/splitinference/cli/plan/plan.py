@@ -6,11 +6,11 @@ import sys
 
 from rich.console import Console
 
-from splitinference.cli.plan.input import Asked, Unusable, problem_from_file, problem_from_resource, read_as
+from splitinference.cli.plan.input import Asked, UnusableError, problem_from_file, problem_from_resource, read_as
 from splitinference.cli.plan.picture import picture
 from splitinference.cli.plan.shown import INFEASIBLE, TIMED_OUT, UNUSABLE, as_json, plan_of, show
 from splitinference.controller.ports import RefusedError, UnavailableError
-from splitinference.core.planner import Limits, SolverFailed, solve_in_child
+from splitinference.core.planner import Limits, SolverError, solve_in_child
 from splitinference.core.values.plan import Plan
 
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
             return run_several(problems, args)
         hint = read_as(Plan, args.hint, "a plan") if args.hint else None
         outcome = solve_in_child(problems[0], Limits(args.seconds, args.memory_mib), hint)
-    except (Unusable, SolverFailed, UnavailableError, RefusedError, OSError, ValueError) as error:
+    except (UnusableError, SolverError, UnavailableError, RefusedError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return UNUSABLE
     for note in asked[0].notes:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from splitinference.controller.plan_io.serving import Serving, Stage
-from splitinference.core.cost.fitting.calibrate import TELLING_MS, Observed, calibrate, decode_compute_ms, prefill_compute_ms
+from splitinference.core.cost.fitting.calibrate import TELLING_MS, StageObservation, calibrate, decode_compute_ms, prefill_compute_ms
 from splitinference.core.cost.fitting.learn import Factor, calibrated, learn
 from splitinference.core.values.cluster import Snapshot
 from splitinference.core.values.problem import Problem
@@ -175,7 +175,7 @@ def _closed(
     plain = _with_use(problem, means)
     with_factors = plain.model_copy(update={"snapshot": known.applied_to(plain.snapshot, now)})
     stages: dict[str, StageError] = {}
-    observed: list[Observed] = []
+    observed: list[StageObservation] = []
     for name, (stage, milliseconds) in sorted(seen.items()):
         without, predicted = _compute_ms(plain, stage), _compute_ms(with_factors, stage)
         if without is None or predicted is None or without < TELLING_MS or stage.node not in means:
@@ -184,7 +184,7 @@ def _closed(
         stages[name] = StageError(node=stage.node, **{key: round(value, 3) for key, value in times.items()})
         if stage.node in steady:
             where = {"node": stage.node, "processor": stage.processor, "start": stage.start, "end": stage.end}
-            observed.append(Observed.model_validate({**where, "decode_ms": milliseconds}))
+            observed.append(StageObservation.model_validate({**where, "decode_ms": milliseconds}))
     if not stages:
         return known
     measured = calibrate(plain, observed).factors if observed else {}

@@ -12,7 +12,7 @@ from splitinference.controller.api.spec import Resource
 from splitinference.controller.identity import TLS_MOUNT, Role, tls_environment, tls_volume
 from splitinference.controller.manifests import gateway, network_policies
 from splitinference.controller.manifests.model_volume import ADAPTER, model_files
-from splitinference.controller.manifests.pod_parts import Manifest, container, environment, metadata, on_nodes_with, on_one_of, pod_spec
+from splitinference.controller.manifests.pod_parts import ObjectBody, container, environment, metadata, on_nodes_with, on_one_of, pod_spec
 from splitinference.controller.manifests.pod_template import PodKind, finish
 from splitinference.settings import Settings
 from splitinference_protocol.wire.request import Hop
@@ -33,7 +33,7 @@ def loader_pod(
     nodes: Collection[str],
     blocks: int,
     again: int,
-) -> Manifest:
+) -> ObjectBody:
     """Give the adapter to these segments. `source`: hash of its source; `nodes`: where a folder of nodes may be read; `blocks`: how many
     the model has; `again`: how often it was tried before, which is part of the name."""
     model = resource.spec.model.model_copy(update={"source": adapter.source, "file": None})

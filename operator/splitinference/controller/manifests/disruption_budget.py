@@ -7,7 +7,7 @@ budget names the new segments. Only then does the old one's eviction succeed.
 from collections.abc import Iterable
 
 from splitinference.controller.api.spec import Resource
-from splitinference.controller.manifests.pod_parts import COMPONENT, INSTANCE, MANAGED_BY, OURS, Manifest, metadata
+from splitinference.controller.manifests.pod_parts import COMPONENT, INSTANCE, MANAGED_BY, OURS, ObjectBody, metadata
 
 SEGMENT_LABEL = "splitinference.dev/segment"
 BUDGET = "PodDisruptionBudget"
@@ -18,7 +18,7 @@ def budget_name(instance: str) -> str:
     return f"{instance}-segments"
 
 
-def segments_budget(resource: Resource, serving: Iterable[str]) -> Manifest:
+def segments_budget(resource: Resource, serving: Iterable[str]) -> ObjectBody:
     """All segments of the serving route must stay. One that is not ready may be evicted: it serves nobody."""
     names = sorted(serving)
     selector = {
@@ -28,12 +28,12 @@ def segments_budget(resource: Resource, serving: Iterable[str]) -> Manifest:
     return _budget(resource, budget_name(resource.name), "segment", selector, len(names))
 
 
-def gateway_budget(resource: Resource, name: str, selector: Manifest) -> Manifest:
+def gateway_budget(resource: Resource, name: str, selector: ObjectBody) -> ObjectBody:
     """All replicas of the gateway must stay: its Deployment makes another before one goes."""
     return _budget(resource, name, "gateway", {"matchLabels": selector}, resource.spec.gateway.replicas)
 
 
-def _budget(resource: Resource, name: str, component: str, selector: Manifest, least: int) -> Manifest:
+def _budget(resource: Resource, name: str, component: str, selector: ObjectBody, least: int) -> ObjectBody:
     return {
         "apiVersion": "policy/v1",
         "kind": BUDGET,

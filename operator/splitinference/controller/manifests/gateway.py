@@ -8,7 +8,7 @@ from splitinference.controller.manifests import network_policies
 from splitinference.controller.manifests.disruption_budget import gateway_budget
 from splitinference.controller.manifests.model_volume import NO_WEIGHTS, model_files, tokenizer_files
 from splitinference.controller.manifests.pod_parts import (
-    Manifest,
+    ObjectBody,
     container,
     environment,
     labels,
@@ -31,7 +31,7 @@ METRICS_PORT = network_policies.GATEWAY_METRICS_PORT
 KEYS_FOLDER = "/keys"
 
 # A gateway on a node that is lost is made anew elsewhere after seconds, not after Kubernetes' five minutes.
-_LEAVE_LOST_NODES: Sequence[Manifest] = tuple(
+_LEAVE_LOST_NODES: Sequence[ObjectBody] = tuple(
     {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 10}
     for state in ("not-ready", "unreachable")
 )
@@ -57,12 +57,14 @@ def peer_suffix(resource: Resource, settings: Settings) -> str:
     return f".{resource.namespace}.svc.{settings.cluster_domain}"
 
 
-def route_object(resource: Resource, data: Mapping[str, str]) -> Manifest:
+def route_object(resource: Resource, data: Mapping[str, str]) -> ObjectBody:
     """The ConfigMap that the gateway watches; one write of it is the cutover."""
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(resource, route_name(resource.name), ROUTE), "data": dict(data)}
 
 
-def gateway_objects(resource: Resource, settings: Settings, layers: int, commit: str = "", gguf: Sequence[str] = ()) -> Sequence[Manifest]:
+def gateway_objects(
+    resource: Resource, settings: Settings, layers: int, commit: str = "", gguf: Sequence[str] = ()
+) -> Sequence[ObjectBody]:
     """All of them, what is needed first. `layers`: how many the model has, for the privacy rules that cover text; `commit` of a hub;
     `gguf`: the files of a GGUF model."""
     name = gateway_name(resource.name)
@@ -106,7 +108,7 @@ def gateway_objects(resource: Resource, settings: Settings, layers: int, commit:
     return [account, role, binding, *policies, *budgets, service, _deployment(resource, settings, layers, commit, gguf)]
 
 
-def _deployment(resource: Resource, settings: Settings, layers: int, commit: str, gguf: Sequence[str]) -> Manifest:
+def _deployment(resource: Resource, settings: Settings, layers: int, commit: str, gguf: Sequence[str]) -> ObjectBody:
     name = gateway_name(resource.name)
     image = settings.gateway_image
     files = tokenizer_files(resource, settings, image, commit, gguf) if gguf else model_files(resource, settings, image, NO_WEIGHTS, commit)
@@ -231,5 +233,5 @@ def _filter(resource: Resource) -> dict[str, str]:
     return told | {name: f"{percent / 100:g}" for name, percent in shares.items()}
 
 
-def _http_probe(path: str, period: int, timeout: int, failures: int) -> Manifest:
+def _http_probe(path: str, period: int, timeout: int, failures: int) -> ObjectBody:
     return {"httpGet": {"path": path, "port": "http"}, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}

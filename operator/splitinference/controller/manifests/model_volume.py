@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from splitinference.controller.api.sections.model_spec import HuggingFaceSource
 from splitinference.controller.api.spec import Resource
-from splitinference.controller.manifests.pod_parts import CACHE_FOLDER, MODEL_FOLDER, Manifest, container, environment
+from splitinference.controller.manifests.pod_parts import CACHE_FOLDER, MODEL_FOLDER, ObjectBody, container, environment
 from splitinference.inpod import script
 from splitinference.settings import Settings
 
@@ -22,10 +22,10 @@ class ModelFiles:
     that only that needs."""
 
     path: str
-    volume: Manifest
-    mount: Manifest
-    init: tuple[Manifest, ...] = ()
-    more_volumes: tuple[Manifest, ...] = ()
+    volume: ObjectBody
+    mount: ObjectBody
+    init: tuple[ObjectBody, ...] = ()
+    more_volumes: tuple[ObjectBody, ...] = ()
 
 
 def model_files(
@@ -62,7 +62,7 @@ def tokenizer_files(resource: Resource, settings: Settings, image: str, commit: 
     hub = resource.spec.model.source.hugging_face
     wrote = {"name": "tokenizer", "mountPath": TOKENIZER_FOLDER}
     command = ["python3", "-I", "-c", script("write_tokenizer"), TOKENIZER_FOLDER, gguf[0]]
-    volumes: tuple[Manifest, ...] = ()
+    volumes: tuple[ObjectBody, ...] = ()
     mounts, variables = [wrote], environment({"HOME": "/tmp"})
     if hub is not None:
         pinned = _pinned(hub, commit)
@@ -82,7 +82,7 @@ def _pinned(hub: HuggingFaceSource, commit: str) -> HuggingFaceSource:
     return hub.model_copy(update={"revision": commit}) if commit else hub
 
 
-def _token(hub: HuggingFaceSource) -> list[Manifest]:
+def _token(hub: HuggingFaceSource) -> list[ObjectBody]:
     if (secret := hub.token_secret_ref) is None:
         return []
     return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}]

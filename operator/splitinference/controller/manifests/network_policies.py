@@ -7,7 +7,7 @@ collector of traces) differs from cluster to cluster, and a policy that is wrong
 from collections.abc import Sequence
 
 from splitinference.controller.api.spec import Resource
-from splitinference.controller.manifests.pod_parts import COMPONENT, Manifest, labels, metadata
+from splitinference.controller.manifests.pod_parts import COMPONENT, ObjectBody, labels, metadata
 from splitinference.settings import Settings
 
 GATEWAY = "gateway"
@@ -29,7 +29,7 @@ def verifiers_policy(resource_name: str) -> str:
     return f"{resource_name}-verifiers"
 
 
-def policies_of(resource: Resource, settings: Settings) -> Sequence[Manifest]:
+def policies_of(resource: Resource, settings: Settings) -> Sequence[ObjectBody]:
     """One for the segments, whom loaders of adapters ask, too; one for the gateway; one for verifiers, whom the gateway alone asks, where
     the resource wants them."""
     operator = {
@@ -54,7 +54,7 @@ def policies_of(resource: Resource, settings: Settings) -> Sequence[Manifest]:
     return made
 
 
-def _policy(resource: Resource, name: str, component: str, ingress: Sequence[Manifest]) -> Manifest:
+def _policy(resource: Resource, name: str, component: str, ingress: Sequence[ObjectBody]) -> ObjectBody:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -63,9 +63,9 @@ def _policy(resource: Resource, name: str, component: str, ingress: Sequence[Man
     }
 
 
-def _from(who: Sequence[Manifest], *numbers: int) -> Manifest:
+def _from(who: Sequence[ObjectBody], *numbers: int) -> ObjectBody:
     return {"from": list(who), "ports": _ports(*numbers)}
 
 
-def _ports(*numbers: int) -> list[Manifest]:
+def _ports(*numbers: int) -> list[ObjectBody]:
     return [{"protocol": "TCP", "port": number} for number in numbers]

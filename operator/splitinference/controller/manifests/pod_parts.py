@@ -19,7 +19,8 @@ OURS = "splitinference"
 MODEL_FOLDER = "/model"
 CACHE_FOLDER = "/cache"
 
-Manifest = dict[str, Any]
+ObjectBody = dict[str, Any]
+"""An object while it is built. What is read or sent is a `Manifest` of the ports."""
 
 
 def labels(instance: str, component: str) -> dict[str, str]:
@@ -38,7 +39,7 @@ class Named(Protocol):
     def uid(self) -> str: ...
 
 
-def metadata(resource: Named, name: str, component: str, extra: Mapping[str, str] | None = None) -> Manifest:
+def metadata(resource: Named, name: str, component: str, extra: Mapping[str, str] | None = None) -> ObjectBody:
     """Metadata with labels and the owner: with the resource go all its objects, without a finalizer."""
     owner = {
         "apiVersion": API_VERSION,
@@ -61,12 +62,12 @@ def scraped(port: int) -> dict[str, str]:
     return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}
 
 
-def environment(variables: Mapping[str, str]) -> list[Manifest]:
+def environment(variables: Mapping[str, str]) -> list[ObjectBody]:
     """Variables as a container has them."""
     return [{"name": name, "value": value} for name, value in variables.items()]
 
 
-def container(name: str, image: str, settings: Settings, **fields: Any) -> Manifest:
+def container(name: str, image: str, settings: Settings, **fields: Any) -> ObjectBody:
     """A container that Pod Security "restricted" admits."""
     return {
         "name": name,
@@ -83,9 +84,9 @@ def container(name: str, image: str, settings: Settings, **fields: Any) -> Manif
     }
 
 
-def pod_spec(resource: Resource, settings: Settings, containers: Sequence[Manifest], **fields: Any) -> Manifest:
+def pod_spec(resource: Resource, settings: Settings, containers: Sequence[ObjectBody], **fields: Any) -> ObjectBody:
     """What all pods have: no root, no token of the API server unless given, the resource's tolerations."""
-    spec: Manifest = {
+    spec: ObjectBody = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         # Names are written out, so that they are found with one question to DNS instead of four.
@@ -106,22 +107,22 @@ def pod_spec(resource: Resource, settings: Settings, containers: Sequence[Manife
     return spec
 
 
-def _toleration(key: str, operator: str, value: str, effect: str) -> Manifest:
+def _toleration(key: str, operator: str, value: str, effect: str) -> ObjectBody:
     given = {"key": key, "operator": operator, "value": value, "effect": effect}
     return {name: text for name, text in given.items() if text}
 
 
-def on_node(node: str) -> Manifest:
+def on_node(node: str) -> ObjectBody:
     """Affinity to one node. Not `nodeName`: so the scheduler still checks resources and taints, and says why not."""
     return _node_affinity([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}])
 
 
-def on_one_of(nodes: Collection[str]) -> Manifest:
+def on_one_of(nodes: Collection[str]) -> ObjectBody:
     """Affinity to one of these nodes, whichever has room."""
     return _node_affinity([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]} for node in sorted(nodes)])
 
 
-def on_nodes_with(all_labels: Sequence[Mapping[str, str]], architectures: Sequence[str]) -> Manifest:
+def on_nodes_with(all_labels: Sequence[Mapping[str, str]], architectures: Sequence[str]) -> ObjectBody:
     """Affinity to nodes that carry all of these labels and run Linux on one of these architectures."""
     pairs = sorted({pair for some in all_labels for pair in some.items()})
     asked: list[tuple[str, list[str]]] = [(key, [value]) for key, value in pairs]
@@ -138,5 +139,5 @@ def labels_asked(spec: Mapping[str, Any]) -> dict[str, str]:
     return {str(each["key"]): str(each["values"][0]) for each in asked}
 
 
-def _node_affinity(terms: list[Manifest]) -> Manifest:
+def _node_affinity(terms: list[ObjectBody]) -> ObjectBody:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}

@@ -9,7 +9,7 @@ from typing import Any
 
 from splitinference.controller.api.pod_values import PodTemplate, PodTemplates, word
 from splitinference.controller.api.spec import Resource
-from splitinference.controller.manifests.pod_parts import Manifest
+from splitinference.controller.manifests.pod_parts import ObjectBody
 from splitinference.settings import Settings
 
 
@@ -54,7 +54,7 @@ def content_of(template: PodTemplate) -> dict[str, Any]:
     return found
 
 
-def finish(pod: Manifest, resource: Resource, settings: Settings, kind: PodKind, runtime_class: str | None = None) -> Manifest:
+def finish(pod: ObjectBody, resource: Resource, settings: Settings, kind: PodKind, runtime_class: str | None = None) -> ObjectBody:
     """The pod, or a Deployment's pod template, with all that. It is changed in place and returned. `runtime_class` as in `template_of`."""
     template = template_of(resource, settings, kind, runtime_class)
     about, spec = pod.setdefault("metadata", {}), pod["spec"]
@@ -98,7 +98,7 @@ def _disruption(settings: Settings, kind: PodKind) -> dict[str, str]:
     return found
 
 
-def _resources(spec: Manifest, settings: Settings, kind: PodKind) -> None:
+def _resources(spec: ObjectBody, settings: Settings, kind: PodKind) -> None:
     """Requests and limits as the settings have them, beside or instead of those that were computed."""
     main = {PodKind.SEGMENTS: settings.segment_resources, PodKind.GATEWAY: settings.gateway_resources}.get(kind, settings.job_resources)
     for container, more in (
@@ -128,7 +128,7 @@ def _dns(template: PodTemplate, ours: Mapping[str, Any]) -> dict[str, Any]:
     return found | ({"searches": list(given.searches)} if given.searches else {})
 
 
-def _secure(spec: Manifest, template: PodTemplate) -> None:
+def _secure(spec: ObjectBody, template: PodTemplate) -> None:
     if (given := template.security_context) is not None:
         spec["securityContext"] = {
             **spec.get("securityContext", {}),

@@ -19,7 +19,7 @@ from splitinference.controller.kube_values.bounded_text import gunzip, parse_jso
 from splitinference.controller.kube_values.machine import foreign, leaving, taints_of
 from splitinference.controller.kube_values.start_failures import Limits, ended_with, hindrance
 from splitinference.controller.manifests.model_volume import NO_WEIGHTS, model_files
-from splitinference.controller.manifests.pod_parts import Manifest, container, environment, metadata, on_node, on_nodes_with, pod_spec
+from splitinference.controller.manifests.pod_parts import ObjectBody, container, environment, metadata, on_node, on_nodes_with, pod_spec
 from splitinference.controller.manifests.pod_template import PodKind, finish
 from splitinference.controller.spec_to_core.plan_constraints import tolerations
 from splitinference.core.cost.checks.eligible import repelling
@@ -97,7 +97,7 @@ def pod_name(resource: Resource, node: str, settings: Settings) -> str:
     return f"{resource.name}-profile-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
-def profile_pod(resource: Resource, node: str, settings: Settings) -> Manifest:
+def profile_pod(resource: Resource, node: str, settings: Settings) -> ObjectBody:
     """The pod: it runs in the segment image, as that is what these nodes have or will need, and in the resource's namespace, so that the
     operator itself needs neither the model's files nor the hub's token."""
     reader, volumes = _hub_reader(resource, settings) or _folder_reader(resource, settings)
@@ -118,7 +118,7 @@ def profile_pod(resource: Resource, node: str, settings: Settings) -> Manifest:
     return finish(pod, resource, settings, PodKind.JOBS)
 
 
-def _folder_reader(resource: Resource, settings: Settings) -> tuple[Manifest, list[Manifest]]:
+def _folder_reader(resource: Resource, settings: Settings) -> tuple[ObjectBody, list[ObjectBody]]:
     files = model_files(resource, settings, reader_image(resource, settings), NO_WEIGHTS)
     source = resource.spec.model.source
     called = source.host_path.path if source.host_path else source.describe()
@@ -128,7 +128,7 @@ def _folder_reader(resource: Resource, settings: Settings) -> tuple[Manifest, li
     return _reader(resource, settings, command, volumeMounts=[files.mount]), [files.volume]
 
 
-def _hub_reader(resource: Resource, settings: Settings) -> tuple[Manifest, list[Manifest]] | None:
+def _hub_reader(resource: Resource, settings: Settings) -> tuple[ObjectBody, list[ObjectBody]] | None:
     if (hub := resource.spec.model.source.hugging_face) is None:
         return None
     command = ["python3", "-c", script("read_hub"), settings.hugging_face_endpoint.rstrip("/"), hub.repository, hub.revision]
@@ -145,7 +145,7 @@ def reader_image(resource: Resource, settings: Settings) -> str:
     return settings.segment_llama_cpp_image if resource.spec.model.may_be_gguf else settings.segment_image
 
 
-def _reader(resource: Resource, settings: Settings, command: list[str], **fields: Any) -> Manifest:
+def _reader(resource: Resource, settings: Settings, command: list[str], **fields: Any) -> ObjectBody:
     resources = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}}
     return container(PROFILE, reader_image(resource, settings), settings, command=command, resources=resources, **fields)
 
@@ -213,7 +213,7 @@ def next_step(
     return Failed(f"{what} cannot be read: {reasons}", again=again, mismatch=any(MISMATCH in why for why in failures.values()))
 
 
-def cache_object(resource: Resource, packed: str) -> Manifest:
+def cache_object(resource: Resource, packed: str) -> ObjectBody:
     """The ConfigMap that keeps what was read, for the source that it was read from."""
     about = metadata(resource, cache_name(resource), PROFILE, {SOURCE: source_digest(resource)})
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": {KEY: packed}}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from splitinference.controller.api.spec import Resource
 from splitinference.controller.kube_values.quantity import quantity
-from splitinference.controller.manifests.pod_parts import Manifest
+from splitinference.controller.manifests.pod_parts import ObjectBody
 
 _FOLDER = "/reuse"
 _MIB = 2**20
@@ -19,8 +19,8 @@ class ReuseParts:
     """For the gateway's container and pod; all empty where reuse is off. `memory_mib` comes on top of the container's own."""
 
     variables: dict[str, str] = field(default_factory=dict)
-    volumes: Sequence[Manifest] = ()
-    mounts: Sequence[Manifest] = ()
+    volumes: Sequence[ObjectBody] = ()
+    mounts: Sequence[ObjectBody] = ()
     memory_mib: int = 0
 
     def memory(self, own: str) -> str:

@@ -21,7 +21,7 @@ from splitinference.controller.manifests.pod_parts import (
     DEVICE,
     LAYERS_LABEL,
     MODEL_LABEL,
-    Manifest,
+    ObjectBody,
     container,
     environment,
     labels,
@@ -151,7 +151,7 @@ class Manifests:
         objects["service"]["spec"]["selector"][COMPONENT] = VERIFIER
         return made.model_copy(update={"name": name, **objects})
 
-    def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> Manifest | None:
+    def prefetch(self, resource: Resource, profile: Profile, segment: Segment) -> ObjectBody | None:
         """A pod that runs what a segment's init container would, on the segment's node; None for models that are on nodes or volumes."""
         image, settings = segment_image(profile.engine, self._settings), self._settings
         run = f"{segment.start}:{segment.end}/{len(profile.layers)}"
@@ -176,15 +176,15 @@ class Manifests:
         nodes: Collection[str],
         blocks: int,
         again: int,
-    ) -> Manifest:
+    ) -> ObjectBody:
         """A pod that gives an adapter to these segments and ends."""
         return loader_pod(resource, adapter, source, self._settings, targets=targets, nodes=nodes, blocks=blocks, again=again)
 
-    def gateway(self, resource: Resource, profile: Profile) -> Sequence[Manifest]:
+    def gateway(self, resource: Resource, profile: Profile) -> Sequence[ObjectBody]:
         """All objects of the gateway, in the order in which they are to be applied."""
         return gateway.gateway_objects(resource, self._settings, len(profile.layers), profile.commit, profile.files)
 
-    def route(self, resource: Resource, data: Mapping[str, str]) -> Manifest:
+    def route(self, resource: Resource, data: Mapping[str, str]) -> ObjectBody:
         """The ConfigMap that the gateway watches."""
         return gateway.route_object(resource, data)
 
@@ -214,7 +214,7 @@ class Manifests:
             **({"SI_LOG_FORMAT": "json"} if self._settings.log_format == "json" else {}),
         }
 
-    def _container(self, image: str, variables: Mapping[str, str], model_mounts: Sequence[Manifest], resources: Manifest) -> Manifest:
+    def _container(self, image: str, variables: Mapping[str, str], model_mounts: Sequence[ObjectBody], resources: ObjectBody) -> ObjectBody:
         settings = self._settings
         return container(
             SEGMENT,
@@ -269,7 +269,7 @@ def segment_name(instance: str, segment: Segment, content: Mapping[str, Any]) ->
 _DIGESTS_FOLDER = "/digests"
 
 
-def _digests(resource: Resource, profile: Profile) -> tuple[list[Manifest], list[Manifest]]:
+def _digests(resource: Resource, profile: Profile) -> tuple[list[ObjectBody], list[ObjectBody]]:
     """Volume and mount of the list by which a segment checks its tensors; none where the model's digest is not known. Whoever may write the
     ConfigMap cannot deceive a segment: the list must have the root that stands in the pod's own environment."""
     if not profile.content or resource.spec.model.encryption is not None:  # what is listed is what is stored, and not what is decrypted
@@ -282,7 +282,7 @@ def _digests(resource: Resource, profile: Profile) -> tuple[list[Manifest], list
 _CA_FOLDER = "/key-broker"
 
 
-def _encryption(resource: Resource) -> tuple[dict[str, str], list[Manifest], list[Manifest]]:
+def _encryption(resource: Resource) -> tuple[dict[str, str], list[ObjectBody], list[ObjectBody]]:
     """Variables, mounts and volumes by which a segment gets the key of its encrypted weights. The key itself is in no object."""
     if (encryption := resource.spec.model.encryption) is None:
         return {}, [], []
@@ -303,10 +303,10 @@ def _link_encoding(resource: Resource, profile: Profile, segment: Segment) -> di
     return {"SI_LINK_ENCODING": encoding.value} if sends and encoding is LinkEncoding.INT8 else {}
 
 
-def _probe(period: int, timeout: int, failures: int) -> Manifest:
+def _probe(period: int, timeout: int, failures: int) -> ObjectBody:
     asked = {"httpGet": {"path": "/healthz", "port": "metrics"}}
     return {**asked, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
 
 
-def _port(name: str, number: int) -> Manifest:
+def _port(name: str, number: int) -> ObjectBody:
     return {"name": name, "port": number, "targetPort": name}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from splitinference.controller.kube_values.device_images import class_of, image_of, resource_of
-from splitinference.controller.manifests.pod_parts import Manifest
+from splitinference.controller.manifests.pod_parts import ObjectBody
 from splitinference.core.values.profile import Engine
 from splitinference.settings import Settings
 
@@ -43,7 +43,7 @@ def device_needs(engine: Engine, processor: str, memory_bytes: int, settings: Se
     )
 
 
-def resources_of(memory_bytes: int, device: DeviceNeeds | None, settings: Settings) -> Manifest:
+def resources_of(memory_bytes: int, device: DeviceNeeds | None, settings: Settings) -> ObjectBody:
     """Requests and limits. Kubernetes takes whole devices, with the same number as request and limit."""
     requests = {"cpu": settings.segment_cpu_request, "memory": str(memory_bytes)}
     limits = {"memory": str(memory_bytes)}

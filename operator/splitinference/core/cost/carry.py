@@ -8,7 +8,7 @@ planned for limits.
 import math
 from dataclasses import dataclass
 
-from splitinference.core.cost.evaluate import Chain, Evaluation, evaluate
+from splitinference.core.cost.evaluate import EvaluatedChain, Evaluation, evaluate
 from splitinference.core.values.plan import Pipeline, Plan
 from splitinference.core.values.problem import Problem
 
@@ -29,7 +29,7 @@ def carried(pipeline: Pipeline, problem: Problem) -> Carried:
     """What one pipeline carries of the problem's workload within its SLO.
 
     A pipeline that breaks the SLO without any load carries what it could without the SLO: another pipeline would not mend that.
-    Raises UnknownPlace if the snapshot lacks one of its places.
+    Raises UnknownPlaceError if the snapshot lacks one of its places.
     """
     alone = Pipeline(segments=pipeline.segments)
     laid = evaluate(Plan(model_digest=problem.profile.digest, pipelines=(alone,)), problem)
@@ -74,7 +74,7 @@ def _busy_seconds(laid: Evaluation, problem: Problem) -> dict[str, float]:
     return {**links, **places}
 
 
-def _times(chain: Chain, busy: dict[str, float], rate: float) -> tuple[float, float]:
+def _times(chain: EvaluatedChain, busy: dict[str, float], rate: float) -> tuple[float, float]:
     """Milliseconds to the first token and for each further one, at this rate."""
     first, each = chain.time_to_first_token_ms, chain.time_per_output_token_ms
     for stage in chain.stages:

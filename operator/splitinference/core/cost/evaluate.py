@@ -13,12 +13,12 @@ from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.profile import LinkEncoding
 
 
-class UnknownPlace(Exception):
+class UnknownPlaceError(Exception):
     """A plan names a node or processor that the snapshot does not have."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class EvaluatedStage:
     """One segment with its places, and the hop to the next stage (None for the last)."""
 
     segment: Segment
@@ -38,10 +38,10 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Chain:
+class EvaluatedChain:
     """One pipeline laid over the problem; `share` of all requests take it."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[EvaluatedStage, ...]
     ingress: Hop
     share: float
 
@@ -72,18 +72,18 @@ class Load:
 class Evaluation:
     """A plan with all its times and loads, and the nodes that it uses; made by `evaluate`."""
 
-    chains: tuple[Chain, ...]
+    chains: tuple[EvaluatedChain, ...]
     load: Load
     nodes: dict[str, Node]
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[EvaluatedStage, ...]:
         """All stages, chain by chain."""
         return tuple(stage for chain in self.chains for stage in chain.stages)
 
 
 def evaluate(plan: Plan, problem: Problem) -> Evaluation:
-    """Lay the plan over the problem. Raises UnknownPlace if the snapshot lacks one of its nodes or processors."""
+    """Lay the plan over the problem. Raises UnknownPlaceError if the snapshot lacks one of its nodes or processors."""
     snapshot = problem.snapshot
     nodes = snapshot.named(_names(plan))
     places = {(node.name, site.processor): site for node in nodes.values() for site in sites(node)}
@@ -98,8 +98,8 @@ def evaluate(plan: Plan, problem: Problem) -> Evaluation:
             costs = tuple(stage_cost(problem, site, segment.start, segment.end) for site in group)
             following = groups[number + 1] if number + 1 < len(groups) else None
             to_next = _slowest_hop(problem, links, segment.end, group, following, encoding=segment.link_encoding) if following else None
-            stages.append(Stage(segment, group, costs, to_next))
-        chains.append(Chain(tuple(stages), ingress, pipeline.share / total))
+            stages.append(EvaluatedStage(segment, group, costs, to_next))
+        chains.append(EvaluatedChain(tuple(stages), ingress, pipeline.share / total))
     return Evaluation(tuple(chains), _load(chains, problem, links), nodes)
 
 
@@ -112,7 +112,7 @@ def _sites_of(segment: Segment, places: dict[tuple[str, str], Site]) -> tuple[Si
         return tuple(places[name, segment.processor] for name in segment.nodes)
     except KeyError as missing:
         node, processor = missing.args[0]
-        raise UnknownPlace(f"the snapshot has no node {node!r}" + (f" with processor {processor!r}" if processor else "")) from None
+        raise UnknownPlaceError(f"the snapshot has no node {node!r}" + (f" with processor {processor!r}" if processor else "")) from None
 
 
 def _slowest_hop(
@@ -129,7 +129,7 @@ def _hop(problem: Problem, links: Links, boundary: int, way: tuple[str, str], en
     return hop(problem, boundary, links.quality(source, target), links.quality(target, source), encoding)
 
 
-def _load(chains: list[Chain], problem: Problem, links: Links) -> Load:
+def _load(chains: list[EvaluatedChain], problem: Problem, links: Links) -> Load:
     """Occupancies count one step of each chain, weighted so that evenly spread chains weigh 1 each."""
     load, held = Load(), set()
     outside = problem.snapshot.network.ingress

@@ -8,7 +8,7 @@ run, and takes the node as long as the whole run does: a bound on the safe side)
 from collections import deque
 from collections.abc import Iterable
 
-from splitinference.core.cost.evaluate import UnknownPlace
+from splitinference.core.cost.evaluate import UnknownPlaceError
 from splitinference.core.cost.link import Links, hop
 from splitinference.core.cost.site import Site, sites
 from splitinference.core.cost.stage import stage_cost
@@ -163,14 +163,14 @@ def _that_shared_links_pass(flows: list[tuple[int, int, float]], held: list[Run]
 
 
 def runs_of(plan: Plan, problem: Problem) -> list[Run]:
-    """The runs that a plan's nodes hold, each place once, by name. Raises UnknownPlace for a place that the snapshot lacks."""
+    """The runs that a plan's nodes hold, each place once, by name. Raises UnknownPlaceError for a place that the snapshot lacks."""
     found: dict[tuple[str, str], Run] = {}
     places = {(node.name, site.processor): site for node in problem.snapshot.nodes for site in sites(node)}
     for segment in plan.segments:
         for name in segment.nodes:
             site = places.get((name, segment.processor))
             if site is None:
-                raise UnknownPlace(f"the snapshot has no place {name}/{segment.processor}")
+                raise UnknownPlaceError(f"the snapshot has no place {name}/{segment.processor}")
             found[name, segment.processor] = (site, *segment.held)
     return [found[key] for key in sorted(found)]
 

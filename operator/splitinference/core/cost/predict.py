@@ -2,7 +2,7 @@
 
 import math
 
-from splitinference.core.cost.evaluate import Evaluation, Stage, evaluate
+from splitinference.core.cost.evaluate import EvaluatedStage, Evaluation, evaluate
 from splitinference.core.cost.site import Site
 from splitinference.core.cost.stage import kv_bytes, memory_bytes, sequences_on, utilization_after
 from splitinference.core.cost.start import to_load
@@ -11,7 +11,7 @@ from splitinference.core.values.problem import Goal, Problem
 
 
 def predict(plan: Plan, problem: Problem) -> Prediction:
-    """The prediction of a plan. Raises UnknownPlace if the snapshot lacks one of its places."""
+    """The prediction of a plan. Raises UnknownPlaceError if the snapshot lacks one of its places."""
     return prediction_of(evaluate(plan, problem), plan, problem)
 
 
@@ -47,7 +47,7 @@ def prediction_of(laid: Evaluation, plan: Plan, problem: Problem) -> Prediction:
     )
 
 
-def _stage(stage: Stage, problem: Problem, after: dict[str, float]) -> StagePrediction:
+def _stage(stage: EvaluatedStage, problem: Problem, after: dict[str, float]) -> StagePrediction:
     start, end = stage.segment.held
     sequences = min(sequences_on(problem, site, start, end) for site in stage.sites)
     return StagePrediction(

@@ -28,7 +28,7 @@ def _one(measured: float | None, phases: list[PhaseEfficiency]) -> float | None:
 def ranges(plan: Plan, problem: Problem) -> Ranges | None:
     """The ranges of a plan's prediction; None where the spread of a place that it uses is not known.
 
-    Raises UnknownPlace as `predict` does.
+    Raises UnknownPlaceError as `predict` does.
     """
     used = {name for segment in plan.segments for name in segment.nodes}
     known = {node.name: spreads(node) for node in problem.snapshot.nodes if node.name in used}

@@ -117,7 +117,7 @@ def _best(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Pl
         problem = no_more_on_busy(current, problem, policy.utilization_limit)
         best = _candidate(current, problem, policy, solver)
     if isinstance(best, Plan) and best.revision != current.revision and not solver.reachable(best):
-        return _best_single_move(current, problem, policy, solver) or best
+        return best_single_move(current, problem, policy, solver) or best
     return best
 
 
@@ -172,7 +172,7 @@ def _advise(best: Plan, message: str, inputs: DecisionInputs, trigger: Trigger) 
     return Keep(reason=Kept.ADVISED, message=message, trigger=trigger, proposal=best)
 
 
-def _best_single_move(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Plan | None:
+def best_single_move(current: Plan, problem: Problem, policy: Policy, solver: Solver) -> Plan | None:
     """The best reachable plan that moves one segment only. None if there is none."""
     if len(current.pipelines) > 1 or any(len(segment.nodes) > 1 for segment in current.segments):
         return None

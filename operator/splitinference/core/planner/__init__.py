@@ -5,7 +5,7 @@ Importing this is cheap; what is heavy is imported when it is used, and in the c
 
 from typing import TYPE_CHECKING
 
-from splitinference.core.planner.process import SolverFailed, SolverProcess, solve_in_child, solve_several_in_child
+from splitinference.core.planner.process import SolverError, SolverProcess, solve_in_child, solve_several_in_child
 from splitinference.core.values.result import BindingConstraint, Infeasible, JointlySolved, JointOutcome, Limits, Outcome, Solved, TimedOut
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = [
     "Limits",
     "Outcome",
     "Solved",
-    "SolverFailed",
+    "SolverError",
     "SolverProcess",
     "TimedOut",
     "solve",

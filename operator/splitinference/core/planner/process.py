@@ -44,7 +44,7 @@ Question: TypeAlias = tuple[str, list[str], float, str | None]
 """One problem, or several jointly or in turn; the problems as JSON; seconds; a hint as JSON."""
 
 
-class SolverFailed(Exception):
+class SolverError(Exception):
     """The solver's process ended without an answer; the message has its last words."""
 
 
@@ -60,20 +60,20 @@ class SolverProcess:
     def solve(self, problem: Problem, limits: Limits = DEFAULT_LIMITS, hint: Plan | None = None) -> Outcome:
         """As `solve`, in the process. Where that is killed or breaks (also: out of memory), TimedOut with the best plan that it reported.
 
-        Raises SolverFailed if it breaks before it has reported a plan.
+        Raises SolverError if it breaks before it has reported a plan.
         """
         reported: list[Incumbent] = []
         question = ("one", [problem.model_dump_json()], limits.seconds, hint.model_dump_json() if hint else None)
         try:
             answer = self._ask(question, limits, reported)
-        except SolverFailed:
+        except SolverError:
             if not reported:
                 raise
             answer = None
         if isinstance(answer, Solved | Infeasible | TimedOut):
             return answer
         if isinstance(answer, str) and not reported:
-            raise SolverFailed(answer)
+            raise SolverError(answer)
         return self._best_of(problem, reported, limits.seconds, hint)
 
     @staticmethod
@@ -89,7 +89,7 @@ class SolverProcess:
     def solve_several(self, problems: Sequence[Problem], limits: Limits = DEFAULT_LIMITS, *, jointly: bool) -> JointOutcome:
         """As `solve_jointly` or `solve_in_turn`, in the process; where that is killed or breaks, the best plans that it reported.
 
-        Raises ValueError for problems that cannot be planned together, and SolverFailed if it breaks before it has reported plans.
+        Raises ValueError for problems that cannot be planned together, and SolverError if it breaks before it has reported plans.
         """
         check_together(problems, jointly=jointly)
         how = "jointly" if jointly else "in turn"
@@ -97,7 +97,7 @@ class SolverProcess:
         answer: object | None = None
         try:
             answer = self._ask((how, [problem.model_dump_json() for problem in problems], limits.seconds, None), limits, reported)
-        except SolverFailed:
+        except SolverError:
             if not reported:
                 raise
         if isinstance(answer, JointlySolved | Infeasible | TimedOut):
@@ -106,7 +106,7 @@ class SolverProcess:
             return reported[-1].found
         if answer is None:
             return TimedOut(None, -math.inf)
-        raise SolverFailed(str(answer))
+        raise SolverError(str(answer))
 
     def _ask(self, question: "Question", limits: Limits, reported: list[Any]) -> object | None:
         """The process's answer; None if it had to be killed. What it reports on the way is added to `reported`."""
@@ -122,7 +122,7 @@ class SolverProcess:
                     # The last is the best: the others would only fill memory.
                     reported[:] = [found]
             except (BrokenPipeError, EOFError) as error:
-                raise SolverFailed(self._last_words()) from error
+                raise SolverError(self._last_words()) from error
             self._stop()
             return None
 
@@ -151,10 +151,10 @@ class SolverProcess:
             try:
                 ready = _receive(self._process, time.monotonic() + START_SECONDS)
             except EOFError as error:
-                raise SolverFailed(self._last_words()) from error
+                raise SolverError(self._last_words()) from error
             if ready is None:
                 self._stop()
-                raise SolverFailed(f"the solver's process did not start within {START_SECONDS:.0f} s")
+                raise SolverError(f"the solver's process did not start within {START_SECONDS:.0f} s")
         return self._process
 
     def _last_words(self) -> str:
@@ -224,7 +224,7 @@ def serve(memory_mib: int, niceness: int) -> None:
     from splitinference.core.planner import solver
 
     def interrupt(_number: int, _frame: object) -> None:
-        raise solver.DeadlinePassed
+        raise solver.DeadlineError
 
     def report(found: Incumbent | JointIncumbent) -> None:
         # A message that is interrupted in its middle could not be read.
@@ -243,14 +243,14 @@ def serve(memory_mib: int, niceness: int) -> None:
 
 def _answered(question: Question, memory_mib: int, report: Callable[[Any], None]) -> object:
     """The answer to a question, or in words why there is none. Whatever does not look at the clock is interrupted."""
-    from splitinference.core.planner.solver import DeadlinePassed
+    from splitinference.core.planner.solver import DeadlineError
 
     found: object | None = None
     try:
         signal.setitimer(signal.ITIMER_REAL, question[2] + INTERRUPT_SECONDS)
         found = _answer(question, memory_mib, report)
         signal.setitimer(signal.ITIMER_REAL, 0)
-    except DeadlinePassed:
+    except DeadlineError:
         # What was reported is the answer, unless there is one by now.
         return found
     except MemoryError:

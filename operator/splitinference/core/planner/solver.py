@@ -31,7 +31,7 @@ _NO_REASON = BindingConstraint(
 )
 
 
-class DeadlinePassed(BaseException):
+class DeadlineError(BaseException):
     """The process that solves interrupts itself: whatever runs then ends here, and the best so far is the answer."""
 
 
@@ -40,7 +40,7 @@ def solve(
 ) -> Outcome:
     """The best plan for `problem`, within `limits.seconds`; of equally good ones the `hint`, if that is valid still.
 
-    `report` is told each better plan and bound on the way. Where memory ends or DeadlinePassed is raised, the answer is the best so far.
+    `report` is told each better plan and bound on the way. Where memory ends or DeadlineError is raised, the answer is the best so far.
     `why`: whether reasons are looked for where there is no plan; that takes many solves.
     """
     if problem.link_encoding is LinkEncoding.AUTO:
@@ -62,7 +62,7 @@ def solve(
         refuted = answer.refuted
         if refuted:
             return Infeasible((_NO_REASON,)) if not why else Infeasible(reasons(problem, _Finder(deadline, limits.now), expired))
-    except (DeadlinePassed, MemoryError) as ended:
+    except (DeadlineError, MemoryError) as ended:
         if refuted:
             return Infeasible((_NO_REASON,))
         if progress.best is None and isinstance(ended, MemoryError):

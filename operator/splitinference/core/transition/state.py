@@ -86,7 +86,7 @@ class Target(Value):
         return Route(pipelines=tuple(tuple(segment.name for segment in pipeline) for pipeline in self.pipelines))
 
 
-class Resource(StrEnum):
+class ShortOf(StrEnum):
     """What a node is short of. NODE: the node cannot be used at all."""
 
     MEMORY = "memory"
@@ -99,7 +99,7 @@ class Shortage(Value):
     """A node without room for a segment beside the present ones: needed and free amounts, in bytes, millicores or devices."""
 
     node: str
-    resource: Resource
+    resource: ShortOf
     needed: int = Field(ge=0)
     free: int = Field(default=0, ge=0)
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from splitinference.core.transition.state import NamedSegment, Names, Observed, Phase, Resource, Route, Shortage, Target
+from splitinference.core.transition.state import NamedSegment, Names, Observed, Phase, Route, Shortage, ShortOf, Target
 from splitinference.core.values.value import Value
 
 LIVE = (Phase.STARTING, Phase.READY, Phase.PROVEN)
@@ -151,16 +151,16 @@ def _shortages(segment: NamedSegment, observed: Observed, made: Sequence[NamedSe
     """What the segment's node is short of, beside its present segments and those `made` in this step."""
     node = segment.node
     if node not in observed.room_bytes:
-        return (Shortage(node=node, resource=Resource.NODE, needed=segment.memory_bytes),)
+        return (Shortage(node=node, resource=ShortOf.NODE, needed=segment.memory_bytes),)
     free = observed.room_bytes[node] - observed.held_bytes(node) - sum(other.memory_bytes for other in made)
-    found = [] if segment.memory_bytes <= free else [(Resource.MEMORY, segment.memory_bytes, free)]
+    found = [] if segment.memory_bytes <= free else [(ShortOf.MEMORY, segment.memory_bytes, free)]
     if node in observed.room_millicores:
         left = observed.room_millicores[node] - observed.held_millicores(node) - sum(other.millicores for other in made)
-        found += [] if segment.millicores <= left else [(Resource.CPU, segment.millicores, left)]
+        found += [] if segment.millicores <= left else [(ShortOf.CPU, segment.millicores, left)]
     if segment.device:
         has = observed.room_devices.get(node, {}).get(segment.device, 0)
         left = has - observed.held_devices(node, segment.device) - sum(other.device == segment.device for other in made)
-        found += [] if left >= 1 else [(Resource.DEVICE, 1, left)]
+        found += [] if left >= 1 else [(ShortOf.DEVICE, 1, left)]
     return tuple(Shortage(node=node, resource=what, needed=needed, free=max(0, rest)) for what, needed, rest in found)
 
 
@@ -235,15 +235,15 @@ def _no_room(segment: NamedSegment, observed: Observed) -> str:
     where = f"segment [{segment.start}, {segment.end})"
     for short in _shortages(segment, observed):
         match short.resource:
-            case Resource.NODE:
+            case ShortOf.NODE:
                 return f"{where} needs {_mib(segment.memory_bytes, up=True)} MiB on {node}, but that node cannot be used now"
-            case Resource.MEMORY:
+            case ShortOf.MEMORY:
                 beside = f"{_mib(short.free, up=False)} MiB free beside {_mib(observed.held_bytes(node), up=True)} MiB"
                 words.append(f"{where} needs {_mib(short.needed, up=True)} MiB, but {node} has {beside} of present segments")
-            case Resource.CPU:
+            case ShortOf.CPU:
                 beside = f"{short.free / 1000:g} free beside {observed.held_millicores(node) / 1000:g}"
                 words.append(f"{where} requests {short.needed / 1000:g} cores, but {node} has {beside} of present segments")
-            case Resource.DEVICE:
+            case ShortOf.DEVICE:
                 beside = f"{short.free} free beside {observed.held_devices(node, segment.device)}"
                 words.append(f"{where} requests a device of {segment.device}, but {node} has {beside} of present segments")
     return "; ".join(words)

@@ -24,7 +24,7 @@ from splitinference.ui.access import Identity
 from splitinference.ui.origins.sources import Objects, basis_from, document_of
 from splitinference.ui.page.document import Document
 from splitinference.ui.page.resources import Load
-from splitinference.ui.questions.asked import Basis, Unanswerable
+from splitinference.ui.questions.asked import Basis, UnanswerableError
 
 TIMEOUT_SECONDS = 5.0
 METRICS_SECONDS = 5.0
@@ -156,14 +156,14 @@ class LiveCluster:
     def basis(self, key: str) -> Basis:
         """From the last look."""
         if self._seen is None:
-            raise Unanswerable("The cluster has not been read yet. Try again in a moment.")
+            raise UnanswerableError("The cluster has not been read yet. Try again in a moment.")
         objects, picture = self._seen
 
         def kept(namespace: str, name: str) -> Manifest | None:
             try:
                 return self._plain.get("ConfigMap", namespace, name)
             except RefusedError as error:
-                raise Unanswerable(f"The page may not read the model's profile, the ConfigMap {namespace}/{name}: {error}") from error
+                raise UnanswerableError(f"The page may not read the model's profile, the ConfigMap {namespace}/{name}: {error}") from error
 
         return basis_from(objects, picture, key, self._settings, kept)
 

@@ -23,7 +23,7 @@ from splitinference.simulation.traces.trace import Trace
 from splitinference.ui.page.document import Document, Item, rounded
 from splitinference.ui.page.figures import MOST_LINKS
 from splitinference.ui.page.resources import Load, resource_item
-from splitinference.ui.questions.asked import Basis, Unanswerable
+from splitinference.ui.questions.asked import Basis, UnanswerableError
 from splitinference.view import ConditionView, DecisionView, LinkView, PipelineView, PlanView, ResourceView, SegmentView, TrafficView
 from splitinference.view.model import HeldView, NodeView
 
@@ -84,7 +84,7 @@ class Simulated:
     def basis(self, key: str) -> Basis:
         """What the simulated operator would plan from now."""
         if key != self.key:
-            raise Unanswerable(f"There is no resource {key[:200]} in this simulation.")
+            raise UnanswerableError(f"There is no resource {key[:200]} in this simulation.")
         with self._lock:
             return Basis(self._made.operator.problem, self._made.operator.plan)
 

@@ -19,7 +19,7 @@ from splitinference.settings import Settings
 from splitinference.ui.page.document import Document, Item
 from splitinference.ui.page.figures import MOST_LINKS, hops, link_items, node_items
 from splitinference.ui.page.resources import Load, resource_item
-from splitinference.ui.questions.asked import Basis, Unanswerable
+from splitinference.ui.questions.asked import Basis, UnanswerableError
 from splitinference.ui.questions.basis import basis_of, parsed, profile_of
 from splitinference.view import read, read_nodes
 
@@ -31,7 +31,7 @@ class Source(Protocol):
         """The newest state. Raises UnavailableError where it is not known."""
 
     def basis(self, key: str) -> Basis:
-        """What the resource `namespace/name` is planned from now. Raises Unanswerable, UnavailableError and RefusedError."""
+        """What the resource `namespace/name` is planned from now. Raises UnanswerableError, UnavailableError and RefusedError."""
 
     def close(self) -> None:
         """Give back what is held."""
@@ -103,9 +103,9 @@ def basis_from(
     bodies = (r for r in objects.resources if (r["metadata"].get("namespace"), r["metadata"].get("name")) == owner)
     body = next(bodies, None)
     if body is None:
-        raise Unanswerable(f"There is no SplitInference {key[:200]}.")
+        raise UnanswerableError(f"There is no SplitInference {key[:200]}.")
     if not objects.nodes:
-        raise Unanswerable("The page knows no nodes to plan on. Its notes say why.")
+        raise UnanswerableError("The page knows no nodes to plan on. Its notes say why.")
     resource = parsed(body)
     profile = profile_of(resource, kept(namespace, cache_name(resource)), settings)
     return basis_of(resource, body, profile, _reading(objects, picture, owner, settings))

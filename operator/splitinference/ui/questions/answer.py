@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from splitinference.core.cost.checks.violations import violations
-from splitinference.core.cost.evaluate import UnknownPlace
+from splitinference.core.cost.evaluate import UnknownPlaceError
 from splitinference.core.cost.predict import predict
 from splitinference.core.planner.explain import UNITS
 from splitinference.core.values.plan import Plan, Prediction
@@ -89,5 +89,5 @@ def _stay(plan: Plan, problem: Problem) -> Json:
 def _predicted(plan: Plan, problem: Problem) -> Prediction | None:
     try:
         return predict(plan, problem)
-    except UnknownPlace:
+    except UnknownPlaceError:
         return None

@@ -13,7 +13,7 @@ from splitinference.core.values.problem import Problem, Slo, TrustRule
 MOST_NODES = 100
 
 
-class Unanswerable(Exception):
+class UnanswerableError(Exception):
     """The question cannot be answered; the message says why and what to do."""
 
 
@@ -50,27 +50,27 @@ class Question(BaseModel):
 
 
 def read_question(body: Any) -> Question:
-    """The question that a browser sent. Raises Unanswerable with each fault."""
+    """The question that a browser sent. Raises UnanswerableError with each fault."""
     try:
         return Question.model_validate(body)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)[:8]
         words = (f"{'.'.join(map(str, fault['loc'])) or 'the question'}: {fault['msg']}" for fault in faults)
-        raise Unanswerable("; ".join(words)) from error
+        raise UnanswerableError("; ".join(words)) from error
 
 
 def changed(problem: Problem, question: Question) -> Problem:
-    """The problem with what the question changes. Raises Unanswerable for names and layers that it does not have."""
+    """The problem with what the question changes. Raises UnanswerableError for names and layers that it does not have."""
     names = {node.name for node in problem.snapshot.nodes}
     unknown = sorted({*question.remove, *question.busy} - names)
     if unknown:
-        raise Unanswerable(f"There is no node {unknown[0][:80]!r}. The form lists the nodes that exist.")
+        raise UnanswerableError(f"There is no node {unknown[0][:80]!r}. The form lists the nodes that exist.")
     gone = frozenset(question.remove)
     if gone >= names:
-        raise Unanswerable("Without any node there is nothing to plan.")
+        raise UnanswerableError("Without any node there is nothing to plan.")
     for name, percent in question.busy.items():
         if not 0 <= percent <= 100:
-            raise Unanswerable(f"{name[:80]}: expected a load from 0 to 100 %, got {percent:g}.")
+            raise UnanswerableError(f"{name[:80]}: expected a load from 0 to 100 %, got {percent:g}.")
     nodes = tuple(
         node.model_copy(update={"utilization": question.busy[node.name] / 100}) if node.name in question.busy else node
         for node in problem.snapshot.nodes
@@ -94,7 +94,7 @@ def changed(problem: Problem, question: Question) -> Problem:
     try:
         return Problem(**{**fields, "snapshot": snapshot, "constraints": constraints, "slo": slo, "serving": serving})
     except ValidationError as error:
-        raise Unanswerable("; ".join(str(fault["msg"]) for fault in error.errors(include_url=False, include_context=False))) from error
+        raise UnanswerableError("; ".join(str(fault["msg"]) for fault in error.errors(include_url=False, include_context=False))) from error
 
 
 def _limit(given: float | None, before: float | None) -> float | None:
@@ -106,6 +106,6 @@ def _rules(question: Question, problem: Problem) -> tuple[TrustRule, ...]:
     for rule in question.rules:
         run = rule.layers.of(layers)
         if run is None:
-            raise Unanswerable(f"The model has {layers} layers, so there are no layers {rule.layers.text}.")
+            raise UnanswerableError(f"The model has {layers} layers, so there are no layers {rule.layers.text}.")
         found.append(TrustRule(start=run[0], end=run[1], labels=rule.labels))
     return tuple(found)

@@ -14,24 +14,24 @@ from splitinference.core.model_files.safetensors import with_content
 from splitinference.core.values.problem import Problem
 from splitinference.core.values.profile import Profile
 from splitinference.settings import Settings
-from splitinference.ui.questions.asked import Basis, Unanswerable
+from splitinference.ui.questions.asked import Basis, UnanswerableError
 from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 
 def parsed(body: Mapping[str, Any]) -> Resource:
-    """The resource. Raises Unanswerable where its spec is rejected."""
+    """The resource. Raises UnanswerableError where its spec is rejected."""
     resource = read_resource(body)
     if isinstance(resource, Rejected):
-        raise Unanswerable(f"The resource's spec is rejected: {resource}")
+        raise UnanswerableError(f"The resource's spec is rejected: {resource}")
     return resource
 
 
 def profile_of(resource: Resource, kept: Mapping[str, Any] | None, settings: Settings) -> Profile:
-    """The model's profile from the ConfigMap where the operator keeps it. Raises Unanswerable where it has not read the model."""
+    """The model's profile from the ConfigMap where the operator keeps it. Raises UnanswerableError where it has not read the model."""
     packed = profile_pod.cached(resource, kept) if kept else None
     unpacked = profile_pod.unpack(packed) if packed else None
     if unpacked is None:
-        raise Unanswerable("The operator has not read this model yet. Its condition Accepted says why.")
+        raise UnanswerableError("The operator has not read this model yet. Its condition Accepted says why.")
     model, runtime = resource.spec.model, settings.segment_runtime_mib * 2**20
     try:
         profile = profile_from_model(
@@ -47,15 +47,15 @@ def profile_of(resource: Resource, kept: Mapping[str, Any] | None, settings: Set
         # As the operator names it: otherwise its plan would be one of another model.
         return with_content(profile, unpacked.root, unpacked.commit)
     except ModelRefusedError as error:
-        raise Unanswerable(f"The model cannot be served: {error}") from error
+        raise UnanswerableError(f"The model cannot be served: {error}") from error
 
 
 def basis_of(resource: Resource, body: Mapping[str, Any], profile: Profile, reading: Reading) -> Basis:
-    """The problem, and the plan in force where it is of this model. Raises Unanswerable where the spec does not fit the model."""
+    """The problem, and the plan in force where it is of this model. Raises UnanswerableError where the spec does not fit the model."""
     spec = resource.spec
     bounds = plan_constraints.constraints(spec, len(profile.layers), profile.positions, profile.split_points)
     if isinstance(bounds, Rejected):
-        raise Unanswerable(f"The resource's spec does not fit its model: {bounds}")
+        raise UnanswerableError(f"The resource's spec does not fit its model: {bounds}")
     status = body.get("status") or {}
     planned = read_plan(status, lambda given: read_resource({**body, "spec": given}))
     plan = planned.plan if planned and planned.plan.model_digest == profile.digest else None

@@ -5,21 +5,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from splitinference.core.planner import SolverFailed, SolverProcess
+from splitinference.core.planner import SolverError, SolverProcess
 from splitinference.core.values.result import Limits
 from splitinference.ui.questions.answer import answer_json
-from splitinference.ui.questions.asked import Basis, Question, Unanswerable, changed
+from splitinference.ui.questions.asked import Basis, Question, UnanswerableError, changed
 
 NICENESS = 10
 """A question must not take time from passes on the same machine."""
 
 
-class Busy(Exception):
+class BusyError(Exception):
     """Too many questions wait already."""
 
 
 class Asks(Protocol):
-    """Where a question's basis comes from: `basis` is called in another thread and raises Unanswerable and what reading raises."""
+    """Where a question's basis comes from: `basis` is called in another thread and raises UnanswerableError and what reading raises."""
 
     def basis(self, key: str) -> Basis:
         """What the resource `namespace/name` is planned from now."""
@@ -45,9 +45,9 @@ class WhatIf:
         self._waiting = 0
 
     async def ask(self, question: Question) -> dict[str, Any]:
-        """The answer as JSON. Raises Busy, Unanswerable, and what reading the basis raises."""
+        """The answer as JSON. Raises BusyError, UnanswerableError, and what reading the basis raises."""
         if self._waiting >= self._bounds.most:
-            raise Busy(f"{self._waiting} questions are being answered already. Ask again in {self._bounds.seconds:.0f} s.")
+            raise BusyError(f"{self._waiting} questions are being answered already. Ask again in {self._bounds.seconds:.0f} s.")
         self._waiting += 1
         try:
             async with self._one:
@@ -61,8 +61,8 @@ class WhatIf:
         hint = basis.plan if basis.plan is not None and not question.remove else None
         try:
             outcome = self._process.solve(problem, Limits(self._bounds.seconds, self._bounds.memory_mib), hint)
-        except SolverFailed as error:
-            raise Unanswerable(f"The planner failed: {error}") from error
+        except SolverError as error:
+            raise UnanswerableError(f"The planner failed: {error}") from error
         return answer_json(outcome, basis, problem)
 
     def close(self) -> None:

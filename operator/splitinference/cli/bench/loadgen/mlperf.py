@@ -24,7 +24,7 @@ from rich.table import Table
 
 from splitinference.cli.bench.loadgen import mlperf_loadgen as lg
 from splitinference.cli.bench.loadgen.mlperf_loadgen import SCENARIOS, Amount, Bounds, CannotLoadError, Relay, Result
-from splitinference.cli.bench.serving.containers import PREFIX, Bench, CannotMeasure, Chain, Docker, Options
+from splitinference.cli.bench.serving.containers import PREFIX, Bench, Chain, Docker, MeasurementError, Options
 from splitinference.cli.bench.serving.figures import cuts
 from splitinference.cli.bench.serving.model import layer_bytes, model_here
 
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         bounds = bounds_of(args.bounds)
         bodies = _bodies(args)
         setups = tuple(_setups(args, bodies, bounds))
-    except (CannotLoadError, CannotMeasure, OSError) as problem:
+    except (CannotLoadError, MeasurementError, OSError) as problem:
         sys.stderr.write(f"{problem}\n")
         return 2
     report = Report(

@@ -17,7 +17,7 @@ _MOST_ANSWER = 16 * 2**20
 _HEAD_LINES = 100
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What the server answered instead."""
 
 
@@ -70,7 +70,7 @@ async def ask(target: Target, body: dict[str, Any], say: Any) -> int:
             headers[name.strip().lower()] = value.strip()
         if status != [b"200"]:
             said = b"".join([piece async for piece in _body(reader, headers)])
-            raise Refused(said[:500].decode(errors="replace") or "the connection ended")
+            raise RefusedError(said[:500].decode(errors="replace") or "the connection ended")
         if not body.get("stream"):
             async for _ in _body(reader, headers):
                 pass
@@ -85,7 +85,7 @@ async def _tokens(pieces: AsyncIterator[bytes], say: Any) -> int:
     async for piece in pieces:
         *lines, left = (left + piece).split(b"\n")
         if len(left) > _MOST_ANSWER:
-            raise Refused("an endless line")
+            raise RefusedError("an endless line")
         for line in lines:
             if not line.startswith(b"data: "):
                 continue
@@ -94,13 +94,13 @@ async def _tokens(pieces: AsyncIterator[bytes], say: Any) -> int:
                 continue
             event = json.loads(line[6:])
             if "error" in event:
-                raise Refused(str(event["error"])[:500])
+                raise RefusedError(str(event["error"])[:500])
             if not began and event.get("choices") and event["choices"][0].get("text"):
                 began = True
                 say()
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
     if not ended or not tokens:
-        raise Refused("the stream ended early")
+        raise RefusedError("the stream ended early")
     return tokens
 
 
@@ -118,7 +118,7 @@ async def relay(target: Target) -> None:
                 tokens = await ask(target, body, lambda: say(id=number, **{"is": "first"}))
         except TimeoutError:
             say(id=number, why=f"no answer within {target.limit_s:g} s", **{"is": "failed"})
-        except (Refused, OSError, ValueError, EOFError, LookupError) as problem:
+        except (RefusedError, OSError, ValueError, EOFError, LookupError) as problem:
             say(id=number, why=str(problem) or type(problem).__name__, **{"is": "failed"})
         else:
             say(id=number, tokens=tokens, **{"is": "done"})

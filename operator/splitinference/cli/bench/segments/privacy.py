@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitinference.cli.bench.segments.segment_image import add_arguments, needed, report_of
-from splitinference.cli.bench.serving.containers import CannotMeasure
+from splitinference.cli.bench.serving.containers import MeasurementError
 from splitinference.core.values.value import Value
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; 2 where nothing can be measured."""
     try:
         report = measured(args)
-    except (CannotMeasure, OSError) as problem:
+    except (MeasurementError, OSError) as problem:
         sys.stderr.write(f"{problem}\n")
         return 2
     if args.json:
@@ -83,13 +83,13 @@ def measured(args: argparse.Namespace) -> Report:
     """What the image measures.
 
     Raises:
-        CannotMeasure: there is no engine, image or model, or the image says why not.
+        MeasurementError: there is no engine, image or model, or the image says why not.
     """
     docker = needed(args)
     mounts, files = [], []
     for number, text in enumerate(args.text):
         if not text.is_file():
-            raise CannotMeasure(f"{text} is not a file: --text names a file of text.")
+            raise MeasurementError(f"{text} is not a file: --text names a file of text.")
         mounts += ["-v", f"{text.resolve()}:/text/{number}:ro"]
         files += ["--text", f"/text/{number}"]
     words = ["--tokens", str(args.tokens), "--test-tokens", str(args.test_tokens), *files]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitinference.cli.bench.segments.segment_image import add_arguments, needed, report_of
-from splitinference.cli.bench.serving.containers import CannotMeasure
+from splitinference.cli.bench.serving.containers import MeasurementError
 from splitinference.core.values.value import Value
 
 MOST_OFF = 0.05
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; 1 where memory is not what was planned, 2 where nothing can be measured."""
     try:
         report = measured(args)
-    except (CannotMeasure, OSError) as problem:
+    except (MeasurementError, OSError) as problem:
         sys.stderr.write(f"{problem}\n")
         return 2
     if args.json:
@@ -87,18 +87,18 @@ def measured(args: argparse.Namespace) -> Report:
     """What the image measures.
 
     Raises:
-        CannotMeasure: there is no engine, image or model, or the image says why not.
+        MeasurementError: there is no engine, image or model, or the image says why not.
     """
     docker = needed(args)
     mounts, words = [], ["--tokens", str(args.tokens)]
     for number, text in enumerate(args.text):
         if not text.is_file():
-            raise CannotMeasure(f"{text} is not a file: --text names a file of text.")
+            raise MeasurementError(f"{text} is not a file: --text names a file of text.")
         mounts += ["-v", f"{text.resolve()}:/text/{number}:ro"]
         words += ["--text", f"/text/{number}"]
     for number, folder in enumerate(args.checkpoint):
         if not (folder / "config.json").is_file():
-            raise CannotMeasure(f"{folder} has no config.json: --checkpoint names the folder of a quantized checkpoint.")
+            raise MeasurementError(f"{folder} has no config.json: --checkpoint names the folder of a quantized checkpoint.")
         mounts += ["-v", f"{folder.resolve()}:/checkpoint/{number}:ro"]
         words += ["--checkpoint", f"{folder.resolve().name}=/checkpoint/{number}"]
     report = report_of(docker, args, "segment-quantization", words, kind=Report, what="figures", mounts=mounts)

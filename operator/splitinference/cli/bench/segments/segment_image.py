@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from splitinference.cli.bench.serving.containers import CannotMeasure, Docker
+from splitinference.cli.bench.serving.containers import Docker, MeasurementError
 from splitinference.core.values.value import Value
 
 SEGMENT_IMAGE = "localhost/splitinference/segment:dev"
@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def needed(args: argparse.Namespace) -> Docker:
-    """The engine. CannotMeasure: there is no engine, image or model."""
+    """The engine. MeasurementError: there is no engine, image or model."""
     if not (args.model / "config.json").is_file():
-        raise CannotMeasure(f"{args.model} has no config.json: --model names the folder of a model.")
+        raise MeasurementError(f"{args.model} has no config.json: --model names the folder of a model.")
     docker = Docker.find()
     docker.needs(args.segment_image)
     return docker
@@ -45,7 +45,7 @@ def report_of(
     """What the program says of the model, read as `kind`. `mounts`: options of further folders; `what`: what it is said to answer with.
 
     Raises:
-        CannotMeasure: the image says why it cannot, or its answer is no such report.
+        MeasurementError: the image says why it cannot, or its answer is no such report.
     """
     options = ["--rm", "--network", "none", "--entrypoint", program, "-v", f"{args.model.resolve()}:/model:ro", *mounts]
     common = ["--model", "/model", "--dtype", args.dtype, "--threads", str(args.threads)]
@@ -53,4 +53,4 @@ def report_of(
     try:
         return kind.model_validate(json.loads(said))
     except (ValidationError, ValueError) as wrong:
-        raise CannotMeasure(f"the image {args.segment_image} answered with no {what}: {wrong}") from wrong
+        raise MeasurementError(f"the image {args.segment_image} answered with no {what}: {wrong}") from wrong

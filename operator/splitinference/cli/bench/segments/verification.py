@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitinference.cli.bench.segments.segment_image import add_arguments, needed, report_of
-from splitinference.cli.bench.serving.containers import CannotMeasure
+from splitinference.cli.bench.serving.containers import MeasurementError
 from splitinference.core.values.value import Value
 
 
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; 1 where an honest variation is refused, 2 where nothing can be measured."""
     try:
         if not 0 < args.sample_percent <= 100:
-            raise CannotMeasure(f"--sample-percent is {args.sample_percent:g}, expected more than 0 and at most 100.")
+            raise MeasurementError(f"--sample-percent is {args.sample_percent:g}, expected more than 0 and at most 100.")
         report = measured(args)
-    except (CannotMeasure, OSError) as problem:
+    except (MeasurementError, OSError) as problem:
         sys.stderr.write(f"{problem}\n")
         return 2
     if args.json:
@@ -86,7 +86,7 @@ def measured(args: argparse.Namespace) -> Report:
     """What the image measures.
 
     Raises:
-        CannotMeasure: there is no engine, image or model, or the image says why not.
+        MeasurementError: there is no engine, image or model, or the image says why not.
     """
     words = ["--sequences", str(args.sequences), "--tolerance", str(args.tolerance), *(["--layers", args.layers] if args.layers else [])]
     return report_of(needed(args), args, "segment-verification", words, kind=Report, what="figures")

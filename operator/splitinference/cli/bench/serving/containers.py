@@ -35,7 +35,7 @@ print(urllib.request.urlopen(url, context=context, timeout=30).read().decode())
 """What a gateway observed of its stages, asked as the operator asks: with a certificate of its role."""
 
 
-class CannotMeasure(Exception):
+class MeasurementError(Exception):
     """Why there is nothing to measure with, in one sentence that says what to do."""
 
 
@@ -50,32 +50,32 @@ class Docker:
         """The first client on the path, or in /usr/bin, that reaches an engine.
 
         Raises:
-            CannotMeasure: there is none.
+            MeasurementError: there is none.
         """
         folders = [*os.environ.get("PATH", "").split(":"), "/usr/bin"]
         for client in dict.fromkeys(f"{folder}/docker" for folder in folders if os.access(f"{folder}/docker", os.X_OK)):
             if subprocess.run([client, "version"], capture_output=True, check=False, timeout=30).returncode == 0:
                 return cls(client)
-        raise CannotMeasure("bench serve runs the segment and gateway images in containers, and no Docker engine answers: start one.")
+        raise MeasurementError("bench serve runs the segment and gateway images in containers, and no Docker engine answers: start one.")
 
     def run(self, *words: str, stdin: str | None = None) -> str:
         """`docker WORDS…`, its output.
 
         Raises:
-            CannotMeasure: it failed; with what it said.
+            MeasurementError: it failed; with what it said.
         """
         done = subprocess.run([self.client, *words], input=stdin, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CannotMeasure(f"docker {words[0]} failed: {done.stderr.strip()[-600:]}")
+            raise MeasurementError(f"docker {words[0]} failed: {done.stderr.strip()[-600:]}")
         return done.stdout
 
     def needs(self, *images: str) -> None:
         """Raises:
-        CannotMeasure: an image is not there.
+        MeasurementError: an image is not there.
         """
         for image in images:
             if not self.run("images", "-q", image).strip():
-                raise CannotMeasure(f"the image {image} is not there: `make demo` builds it, or name another one.")
+                raise MeasurementError(f"the image {image} is not there: `make demo` builds it, or name another one.")
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,12 @@ class Bench:
         """Run it on this machine, for a server that runs elsewhere.
 
         Raises:
-            CannotMeasure: the server does not answer as it should; with what was said.
+            MeasurementError: the server does not answer as it should; with what was said.
         """
         script = resources.files("splitinference.cli.bench.serving").joinpath("load.py").read_text()
         done = subprocess.run([sys.executable, "-", json.dumps(asked)], input=script, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CannotMeasure(f"{asked.get('host')}:{asked.get('port')}: {done.stderr.strip()[-600:]}")
+            raise MeasurementError(f"{asked.get('host')}:{asked.get('port')}: {done.stderr.strip()[-600:]}")
         return json.loads(done.stdout)
 
     def start_chain(
@@ -233,7 +233,7 @@ class Bench:
         """Until a server of another system is well (`/health`).
 
         Raises:
-            CannotMeasure: as for chains.
+            MeasurementError: as for chains.
         """
         well = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{chain.port}/health', timeout=2)"
         words = [self.docker.client, "exec", self.identity, "python", "-c", well]
@@ -243,7 +243,7 @@ class Bench:
         """Until every segment has run its own tiny inference.
 
         Raises:
-            CannotMeasure: a container ended, or it takes too long; with the end of its log.
+            MeasurementError: a container ended, or it takes too long; with the end of its log.
         """
         deadline = time.monotonic() + _READY_SECONDS
         for hop in chain.hops:
@@ -255,14 +255,14 @@ class Bench:
             ended = self.docker.run("inspect", "-f", "{{.State.Running}}", name).strip() != "true"
             if ended or time.monotonic() > deadline:
                 log = subprocess.run([self.docker.client, "logs", "--tail", "15", name], capture_output=True, text=True, check=False)
-                raise CannotMeasure(f"{name} {'ended' if ended else 'is not ready'}:\n{log.stdout}{log.stderr}")
+                raise MeasurementError(f"{name} {'ended' if ended else 'is not ready'}:\n{log.stdout}{log.stderr}")
             time.sleep(0.5)
 
     def unsplit(self, max_new_tokens: int, *, prompt: str = "", prompt_tokens: Sequence[int] = ()) -> dict[str, Any]:
         """What transformers' own `generate` gives in one process that stays.
 
         Raises:
-            CannotMeasure: the process ended; with what it said.
+            MeasurementError: the process ended; with what it said.
         """
         if self._unsplit is None:
             name = self.name("unsplit")
@@ -276,12 +276,12 @@ class Bench:
         asked = {"prompt": prompt, "prompt_tokens": list(prompt_tokens), "max_new_tokens": max_new_tokens}
         process = self._unsplit
         if process.stdin is None or process.stdout is None:
-            raise CannotMeasure("the unsplit model's process has no pipes")
+            raise MeasurementError("the unsplit model's process has no pipes")
         process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            raise CannotMeasure("the unsplit model ended: is this model one that transformers can load, and is there memory for it?")
+            raise MeasurementError("the unsplit model ended: is this model one that transformers can load, and is there memory for it?")
         found: dict[str, Any] = json.loads(line)
         return found
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from splitinference.cli.bench.serving.containers import LLAMA_CPP, PREFIX, TORCH, Bench, CannotMeasure, Chain, Docker, Options
+from splitinference.cli.bench.serving.containers import LLAMA_CPP, PREFIX, TORCH, Bench, Chain, Docker, MeasurementError, Options
 from splitinference.cli.bench.serving.figures import cuts, cuts_with_blocks
 from splitinference.cli.bench.serving.model import gguf_here, layer_bytes, model_here
 from splitinference.cli.bench.serving.peers import FTYPES, encode
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             llamacpp_image=args.llamacpp_image,
         )  # fmt: skip
         found = [each for ms in args.round_trip_ms for each in measure(docker, options, args, ms)]
-    except (CannotMeasure, OSError) as problem:
+    except (MeasurementError, OSError) as problem:
         sys.stderr.write(f"{problem}\n")
         return 2
     if args.json:

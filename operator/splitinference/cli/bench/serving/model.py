@@ -6,14 +6,14 @@ import re
 import struct
 from pathlib import Path
 
-from splitinference.cli.bench.serving.containers import CannotMeasure
+from splitinference.cli.bench.serving.containers import MeasurementError
 
 
 def layer_bytes(model: Path) -> list[float]:
     """Bytes that decoding reads of each layer: embedding (one row: nothing), blocks, head; from the headers of the safetensors.
 
     Raises:
-        CannotMeasure: the folder holds no such model.
+        MeasurementError: the folder holds no such model.
     """
     sizes: dict[str, int] = {}
     for file in sorted(model.glob("*.safetensors")):
@@ -25,7 +25,7 @@ def layer_bytes(model: Path) -> list[float]:
         if found := re.search(r"\.(?:layers|h)\.(\d+)\.", name):
             blocks[int(found[1])] = blocks.get(int(found[1]), 0) + size
     if not blocks:
-        raise CannotMeasure(f"{model} holds no safetensors of a language model.")
+        raise MeasurementError(f"{model} holds no safetensors of a language model.")
     embeddings = [size for name, size in sizes.items() if re.search(r"(embed_tokens|wte)\.weight$", name)]
     head = next((float(size) for name, size in sizes.items() if name.endswith("lm_head.weight")), float(max(embeddings, default=0)))
     return [0.0, *(blocks[i] for i in sorted(blocks)), head]
@@ -35,12 +35,12 @@ def model_here() -> Path:
     """The model that the demo converted.
 
     Raises:
-        CannotMeasure: there is none.
+        MeasurementError: there is none.
     """
     configs = sorted(_cache().glob("models/*/config.json"))
     found = [path.parent for path in configs if not (path.parent / "modules.json").exists()]  # sentence encoders lie there too
     if not found:
-        raise CannotMeasure("No model: give a folder with --model, or let `make demo` convert one.")
+        raise MeasurementError("No model: give a folder with --model, or let `make demo` convert one.")
     return found[0]
 
 
@@ -48,11 +48,11 @@ def gguf_here() -> Path:
     """A GGUF file that the test cluster keeps.
 
     Raises:
-        CannotMeasure: there is none.
+        MeasurementError: there is none.
     """
     found = sorted(_cache().glob("models/*/*.gguf"))
     if not found:
-        raise CannotMeasure("No GGUF file: name the same model as a GGUF file with --gguf.")
+        raise MeasurementError("No GGUF file: name the same model as a GGUF file with --gguf.")
     return found[0]
 
 

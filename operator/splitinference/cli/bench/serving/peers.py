@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from splitinference.cli.bench.serving.containers import CONTEXT_TOKENS, Bench, CannotMeasure, Chain
+from splitinference.cli.bench.serving.containers import CONTEXT_TOKENS, Bench, Chain, MeasurementError
 from splitinference.cli.bench.serving.figures import Round, Strict, speed_ratio, wait_ratio
 
 SERVER = "llama-server"
@@ -72,13 +72,13 @@ def find(llama_bin: Path | None, servers: Sequence[str], gguf: Path, encoding: s
     """Look for all.
 
     Raises:
-        CannotMeasure: `servers` has an entry that is no NAME=URL.
+        MeasurementError: `servers` has an entry that is no NAME=URL.
     """
     named: dict[str, str] = {}
     for given in servers:
         name, _, url = given.partition("=")
         if not name or not url.startswith("http://"):
-            raise CannotMeasure(f"--server {given!r:.200}: expected NAME=http://HOST:PORT of a server with /v1/completions")
+            raise MeasurementError(f"--server {given!r:.200}: expected NAME=http://HOST:PORT of a server with /v1/completions")
         named[name] = url
     programs = Programs.find(llama_bin)
     missing = others(named, shutil.which, importlib.util.find_spec)
@@ -110,7 +110,7 @@ def encode(bench: Bench, source: Path, encoding: str, threads: int) -> Path:
     """The folder with the file in this encoding, made by the llama.cpp image.
 
     Raises:
-        CannotMeasure: libllama does not encode it, in its words.
+        MeasurementError: libllama does not encode it, in its words.
     """
     folder = bench.folder("gguf")
     mounts = ["-v", f"{source.resolve()}:/source.gguf:ro", "-v", f"{folder}:/out", "--user", f"{os.getuid()}:{os.getgid()}"]

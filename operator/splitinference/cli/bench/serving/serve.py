@@ -15,7 +15,7 @@ from typing import Any
 
 from splitinference.cli.bench.serving import machine as serve_machine
 from splitinference.cli.bench.serving import peers as serve_peers
-from splitinference.cli.bench.serving.containers import LLAMA_CPP, Bench, CannotMeasure, Chain, Docker, Options
+from splitinference.cli.bench.serving.containers import LLAMA_CPP, Bench, Chain, Docker, MeasurementError, Options
 from splitinference.cli.bench.serving.figures import ECHO_BYTES, cuts, cuts_with_blocks
 from splitinference.cli.bench.serving.model import gguf_here, hidden_size, layer_bytes, model_here
 from splitinference.cli.bench.serving.peers import FTYPES, UNSPLIT, Peers
@@ -71,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
     size = size if args.segments is None else replace(size, segments=tuple(sorted(set(args.segments))))
     try:
         if size.rounds < 1:
-            raise CannotMeasure(f"--rounds is {size.rounds}, expected at least 1.")
+            raise MeasurementError(f"--rounds is {size.rounds}, expected at least 1.")
         if not {1, 3} <= set(size.segments) or min(size.segments) < 1:
-            raise CannotMeasure(f"--segments names {' '.join(map(str, size.segments))}: the ratios need 1 and 3.")
+            raise MeasurementError(f"--segments names {' '.join(map(str, size.segments))}: the ratios need 1 and 3.")
         model = args.model or model_here()
         docker = Docker.find()
         docker.needs(args.segment_image, args.gateway_image, *([args.llamacpp_image] if args.peers else []))
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         peers = serve_peers.find(args.llama_bin, args.server, args.gguf or gguf_here(), encoding) if args.peers else Peers()
         with Bench(docker, options) as bench:
             report = measure(bench, options, size, peers)
-    except (CannotMeasure, OSError) as problem:
+    except (MeasurementError, OSError) as problem:
         sys.stderr.write(f"{problem}\n")
         return 2
     if args.json:

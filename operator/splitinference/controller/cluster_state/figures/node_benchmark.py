@@ -222,7 +222,7 @@ def measuring_pod(node: Manifest, settings: Settings) -> Manifest:
         resources=resources,
         volumeMounts=[{"name": "tmp", "mountPath": "/tmp"}],
     )
-    spec: pod_parts.Manifest = {
+    spec: pod_parts.ObjectBody = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "restartPolicy": "Never",

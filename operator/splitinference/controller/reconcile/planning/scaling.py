@@ -17,7 +17,7 @@ from splitinference.controller.api.spec import Resource
 from splitinference.controller.ports import Manifest
 from splitinference.controller.spec_to_core.policy import policy, scaling
 from splitinference.core.cost.carry import carried
-from splitinference.core.cost.evaluate import UnknownPlace
+from splitinference.core.cost.evaluate import UnknownPlaceError
 from splitinference.core.cost.start import starting_seconds
 from splitinference.core.decide.scaling import Load, ScalingState, Why, scaled
 from splitinference.core.values.plan import Pipeline, Plan
@@ -141,7 +141,7 @@ def _carries(plan: Plan | None, problem: Problem, state: ScalingState | None) ->
     for pipeline in plan.pipelines if plan is not None else ():
         try:
             yield carried(pipeline, asked).requests_per_s
-        except UnknownPlace:
+        except UnknownPlaceError:
             continue
 
 

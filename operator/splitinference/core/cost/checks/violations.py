@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from splitinference.core.cost.checks.eligible import forbidden, unusable
-from splitinference.core.cost.evaluate import Evaluation, UnknownPlace, evaluate
+from splitinference.core.cost.evaluate import Evaluation, UnknownPlaceError, evaluate
 from splitinference.core.cost.link import Links
 from splitinference.core.cost.predict import prediction_of, utilizations
 from splitinference.core.values.plan import Plan, Segment
@@ -37,7 +37,7 @@ def inspected(plan: Plan, problem: Problem, laid: Evaluation | None = None) -> t
         return tuple(found), None
     try:
         laid = laid or evaluate(plan, problem)
-    except UnknownPlace as error:
+    except UnknownPlaceError as error:
         return (Violation(constraint="place", message=str(error)),), None
     wrong = (*_nodes(plan, problem), *_counts(plan, problem), *_memory(laid), *_links(plan, problem), *_limits(laid, plan, problem))
     return wrong, laid

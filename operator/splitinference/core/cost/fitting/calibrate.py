@@ -6,7 +6,7 @@ from statistics import median
 
 from pydantic import Field
 
-from splitinference.core.cost.evaluate import UnknownPlace
+from splitinference.core.cost.evaluate import UnknownPlaceError
 from splitinference.core.cost.site import site_of
 from splitinference.core.cost.stage import stage_cost
 from splitinference.core.values.problem import Problem
@@ -16,7 +16,7 @@ TELLING_MS = 1.0
 """Of a stage predicted to compute less (an embedding alone, say) what is observed is what any step costs, not how fast the node is."""
 
 
-class Observed(Value):
+class StageObservation(Value):
     """Mean time of one stage as its segment's metrics have it: compute alone, without waiting, hops and overhead. None: not observed."""
 
     node: str
@@ -56,14 +56,14 @@ def prefill_compute_ms(problem: Problem, place: tuple[str, str], layers: tuple[i
     return max(stage_cost(asked, site, start, end).prefill_ms - site.node.stage_overhead_ms, 1e-6)
 
 
-def calibrate(problem: Problem, observed: Iterable[Observed]) -> Calibration:
+def calibrate(problem: Problem, observed: Iterable[StageObservation]) -> Calibration:
     """The factors that fit the observations: per node and phase the median of measured over predicted compute.
 
     Prefill and decode have factors of their own: one is limited by compute, the other by bandwidth, and they are off differently.
 
     The server's overhead is no part of either: where it is observed, it is between the stages.
 
-    Raises UnknownPlace for a place that the snapshot lacks, ValueError if there is nothing to compare.
+    Raises UnknownPlaceError for a place that the snapshot lacks, ValueError if there is nothing to compare.
     """
     prefills: dict[str, list[tuple[float, float]]] = defaultdict(list)
     decodes: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -71,7 +71,7 @@ def calibrate(problem: Problem, observed: Iterable[Observed]) -> Calibration:
     for stage in observed:
         site = site_of(problem.snapshot, stage.node, stage.processor)
         if site is None:
-            raise UnknownPlace(f"the snapshot has no place {stage.node}/{stage.processor}")
+            raise UnknownPlaceError(f"the snapshot has no place {stage.node}/{stage.processor}")
         if not stage.start < stage.end <= len(problem.profile.layers):
             raise ValueError(f"layers [{stage.start}, {stage.end}) are not a run of the model's {len(problem.profile.layers)} layers")
         predicted, overhead = stage_cost(problem, site, stage.start, stage.end), site.node.stage_overhead_ms

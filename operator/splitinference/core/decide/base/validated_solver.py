@@ -7,7 +7,7 @@ from splitinference.core.cost import objective_value, predict, violations
 from splitinference.core.cost.checks.room import lacking, reserves, reserving
 from splitinference.core.decide.base.decision import Keep, Kept
 from splitinference.core.planner.judge import CLOSED
-from splitinference.core.planner.process import SolverFailed
+from splitinference.core.planner.process import SolverError
 from splitinference.core.transition.steps import Blocked, Done
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
@@ -80,7 +80,7 @@ class Solver:
     def _best(self, problem: Problem, hint: Plan | None) -> Plan | Keep:
         try:
             outcome = self._solve(problem, self._limits, hint)
-        except SolverFailed as error:
+        except SolverError as error:
             return Keep(reason=Kept.SOLVER_FAILED, message=f"the solver failed: {error}")
         late = Keep(reason=Kept.SOLVE_TIMED_OUT, message=f"the solver found no plan within {self._limits.seconds:g} s")
         match outcome:

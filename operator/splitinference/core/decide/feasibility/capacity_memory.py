@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Obstacle, Policy
 from splitinference.core.decide.base.triggers import Reason, Trigger
-from splitinference.core.transition.state import Resource
+from splitinference.core.transition.state import ShortOf
 
 
 def update_obstacles(memory: Memory, inputs: DecisionInputs, policy: Policy, trigger: Trigger | None = None) -> Memory:
@@ -12,7 +12,7 @@ def update_obstacles(memory: Memory, inputs: DecisionInputs, policy: Policy, tri
     kept = {node: obstacle for node, obstacle in memory.obstacles.items() if inputs.now - obstacle.at < policy.obstacle}
     if trigger is not None and trigger.reason is Reason.TRANSITION_BLOCKED and inputs.blocked is not None:
         for shortage in inputs.blocked.short:
-            left = shortage.free if shortage.resource is Resource.MEMORY else 0
+            left = shortage.free if shortage.resource is ShortOf.MEMORY else 0
             kept[shortage.node] = Obstacle(at=inputs.now, free_bytes=left)
     return memory if kept == memory.obstacles else memory.model_copy(update={"obstacles": kept})
 

@@ -17,7 +17,7 @@ from splitinference.core.decide.base.policy import DecisionInputs, Policy
 from splitinference.core.decide.base.validated_solver import Solver
 from splitinference.core.decide.feasibility.prefetch_targets import quickest
 from splitinference.core.decide.feasibility.restrict import may_stay, pinned, same_cuts, with_room
-from splitinference.core.transition.state import Resource, Shortage
+from splitinference.core.transition.state import Shortage, ShortOf
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Problem, Slo
@@ -117,7 +117,7 @@ def _tighter(room: Room, short: Sequence[Shortage], held_bytes: Mapping[str, int
     """Tighter limits: all short nodes at once with what they hold, then node by node with what is free, then all with what is free."""
     free: dict[str, int] = {}
     for shortage in short:
-        left = shortage.free if shortage.resource is Resource.MEMORY else 0
+        left = shortage.free if shortage.resource is ShortOf.MEMORY else 0
         free[shortage.node] = min(left, free.get(shortage.node, left))
     keeping = {node: max(left, held_bytes.get(node, 0)) for node, left in free.items()}
     for more in (keeping, *({node: left} for node, left in free.items()), free):

@@ -100,7 +100,7 @@ def equal_places(problem: Problem, usable: tuple[Node, ...], kinds: NDArray[np.i
         trust = tuple(all(node.labels.get(k) == v for k, v in rule.labels.items()) for rule in bounds.trust)
         for site in sites(node):
             processor = (site.processor if site.node.layer_times else "", node.name) if node.processors else ("", "")
-            signature = (*_speed(site), site.memory_bytes, node.stage_overhead_ms,
+            signature = (*speed(site), site.memory_bytes, node.stage_overhead_ms,
                          node.utilization or 0.0, node.layer_times, node.idle_watts, node.busy_watts, node.cost_per_hour, trust,
                          node.name if node.name in special else "", processor, profiles[number])  # fmt: skip
             for c in of_signature[signature]:
@@ -113,7 +113,7 @@ def equal_places(problem: Problem, usable: tuple[Node, ...], kinds: NDArray[np.i
     return classes
 
 
-def _speed(site: Site) -> tuple[object, ...]:
+def speed(site: Site) -> tuple[object, ...]:
     """All of a place that the time of a layer depends on, but its measured layer times."""
     reached = site.efficiency
     unlike = (reached.prefill, reached.decode, reached.dequantized_per_s)

@@ -15,7 +15,7 @@ from splitinference.core.cost.link import MESSAGE_BYTES, bytes_per_token
 from splitinference.core.cost.predict import added_watts
 from splitinference.core.cost.site import Site
 from splitinference.core.cost.stage import adapter_bytes, batch_levels, layer_cost, reserved_sequences
-from splitinference.core.planner.chain.classes import _speed, equal_places, link_qualities
+from splitinference.core.planner.chain.classes import equal_places, link_qualities, speed
 from splitinference.core.values.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -96,7 +96,7 @@ class Tables:
         known: dict[tuple[object, ...], tuple[list[float], list[float]]] = {}
         for c, site in enumerate(self.sites):
             node = site.node
-            key = (*_speed(site), node.layer_times, site.processor)
+            key = (*speed(site), node.layer_times, site.processor)
             if key not in known or node.layer_times:
                 costs = self._layer_costs(site)
                 known[key] = ([p for p, _ in costs], [d for _, d in costs])

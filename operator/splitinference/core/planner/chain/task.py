@@ -23,7 +23,7 @@ def each_once(masks: Sequence[Bools], change: Callable[[Bools], Bools]) -> list[
 
 
 @dataclass(frozen=True)
-class Resource:
+class SideConstraint:
     """A sum that must not be more than `limit`."""
 
     criterion: Criterion
@@ -38,7 +38,7 @@ class Task:
     objective: Criterion
     occupancy_weight: float
     utilization_weight: float
-    resources: tuple[Resource, ...]
+    resources: tuple[SideConstraint, ...]
     allowed: Sequence[Bools]
     hops_open: Sequence[Bools] | None
     max_nodes: int | None
@@ -98,14 +98,14 @@ class Task:
             self,
             tables=self.tables.only(classes),
             objective=self.objective.only(classes),
-            resources=tuple(Resource(r.criterion.only(classes), r.limit) for r in self.resources),
+            resources=tuple(SideConstraint(r.criterion.only(classes), r.limit) for r in self.resources),
             allowed=[mask[classes] for mask in self.allowed],
             hops_open=hops,
         )
 
     def with_resource(self, criterion: Criterion, limit: float) -> "Task":
         """The same task with one more limit."""
-        return replace(self, resources=(*self.resources, Resource(criterion, limit)))
+        return replace(self, resources=(*self.resources, SideConstraint(criterion, limit)))
 
 
 def task_of(tables: Tables) -> Task:
@@ -114,7 +114,7 @@ def task_of(tables: Tables) -> Task:
     objective, slo, bounds = problem.objective, problem.slo, problem.constraints
     main = of_goal(tables, objective.goal)
     resources = [
-        Resource(criterion, limit)
+        SideConstraint(criterion, limit)
         for criterion, limit in (
             (sum_of(tables, prefill=1.0), slo.time_to_first_token_ms),
             (sum_of(tables, decode=1.0), slo.time_per_output_token_ms),

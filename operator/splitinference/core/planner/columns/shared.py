@@ -24,7 +24,7 @@ LOOK, ANEW = 4, 20
 
 
 @dataclass(frozen=True)
-class Stage:
+class ClassStage:
     """One run of layers [start, end) on one or more places, by class."""
 
     start: int
@@ -32,7 +32,7 @@ class Stage:
     places: tuple[int, ...]
 
 
-Chains: TypeAlias = tuple[tuple[Stage, ...], ...]
+Chains: TypeAlias = tuple[tuple[ClassStage, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class _Runs:
         left = self.tables.multiplicity.copy()
         result = []
         for _ in range(self.copies):
-            stages: list[Stage] = []
+            stages: list[ClassStage] = []
             while (boundary := stages[-1].end if stages else 0) < self.tables.layers:
                 price = np.where(self.rank < left[self.place], prices[self.place], np.inf)
                 some = slice(int(self.since[boundary]), int(self.since[boundary + 1]))
@@ -190,7 +190,7 @@ class _Runs:
                 run, number = some.start + at, int(by[at])
                 rows = np.flatnonzero(able[number - 1][:, run] & np.isfinite(price))
                 rows = rows[np.argsort(price[rows], kind="stable")][:number]
-                stages.append(Stage(boundary, int(self.end[run]), tuple(int(c) for c in self.place[rows])))
+                stages.append(ClassStage(boundary, int(self.end[run]), tuple(int(c) for c in self.place[rows])))
                 np.subtract.at(left, self.place[rows], 1)
             result.append(tuple(stages))
         return tuple(result)

@@ -19,7 +19,7 @@ from splitinference.core.cost.objective import GIB
 from splitinference.core.cost.predict import added_watts
 from splitinference.core.planner.columns import cp_sat
 from splitinference.core.planner.columns.heuristics import places
-from splitinference.core.planner.lab.circuit_route import SLACK, Route
+from splitinference.core.planner.lab.circuit_route import SLACK, CircuitRoute
 from splitinference.core.values.plan import Pipeline, Plan, Segment
 from splitinference.core.values.problem import Goal, Problem
 
@@ -57,7 +57,7 @@ def circuit(problem: Problem, seconds: float) -> Circuit:
     return _Model(problem).solve(seconds)
 
 
-class _Model(Route):
+class _Model(CircuitRoute):
     """The route with what its objective counts."""
 
     def _along(self, prompt: float, step: float, per_ms: list[float], unit: float) -> Terms:

@@ -16,7 +16,7 @@ from splitinference.core.values.problem import Problem
 SLACK = 1e-9
 
 
-class Route:
+class CircuitRoute:
     """Places on a circuit through the gateway, each with a run of layers; `problem` must be one that `circuit.covers`."""
 
     def __init__(self, problem: Problem) -> None:

@@ -15,7 +15,7 @@ from splitinference.core.planner.throughput.flows import Flows, Held
 
 MOST_STATES = 6_000
 RATE_STEPS = 14
-Stage = tuple[int, int, tuple[int, ...]]
+StageOfKinds = tuple[int, int, tuple[int, ...]]
 """Layers [start, end) and how many of each kind hold them."""
 
 
@@ -121,7 +121,7 @@ def _back(state: int, far: Ints, how: Ints, mixes: list[tuple[int, ...]], offset
     return stages[::-1]
 
 
-def _assign(flows: Flows, kinds: list[list[int]], stages: list[Stage]) -> list[Held]:
+def _assign(flows: Flows, kinds: list[list[int]], stages: list[StageOfKinds]) -> list[Held]:
     """Places for the stages; places left over stand where the stage is weakest that they can hold."""
     of_class: dict[int, list[int]] = {}
     for number, c in enumerate(flows.kind):
