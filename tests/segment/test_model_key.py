@@ -17,9 +17,9 @@ from safetensors import safe_open
 from splitinference_modelfiles import sealed
 from splitinference_modelfiles.sealing import encrypt
 from splitinference_modelfiles.stored.headers import header_length
-from splitinference_segment.torch_models import model_key
+from splitinference_segment.torch_models.encrypted import model_key
+from splitinference_segment.torch_models.encrypted.model_key import KeyBroker, ModelKeyError, key_of_model
 from splitinference_segment.torch_models.layers import Layers
-from splitinference_segment.torch_models.model_key import KeyBroker, ModelKeyError, key_of_model
 from splitinference_segment.torch_models.weights import Weights
 
 RESOURCE = "default/models/chat"
@@ -221,7 +221,7 @@ def test_plain_files_where_encrypted_ones_are_meant_are_refused_and_the_other_wa
 def test_pieces_larger_than_one_and_empty_tensors(tmp_path: Path, with_key: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import save_file
 
-    from splitinference_segment.torch_models.sealed import open_tensors
+    from splitinference_segment.torch_models.encrypted.sealed import open_tensors
 
     monkeypatch.setattr(sealed, "PIECE", 100)
     made = {"a": torch.arange(333, dtype=torch.int64), "b": torch.zeros(0), "c": torch.randn(7, 5).bfloat16()}

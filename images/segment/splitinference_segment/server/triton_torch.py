@@ -16,9 +16,9 @@ from splitinference_segment.settings import Settings
 from splitinference_segment.tensor_segment import TensorSegment
 from splitinference_segment.torch_models.content import MismatchError, read_digests, tell
 from splitinference_segment.torch_models.device import torch_device
+from splitinference_segment.torch_models.encrypted.model_key import ModelKeyError
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.loading import load_layers
-from splitinference_segment.torch_models.model_key import ModelKeyError
 from splitinference_segment.torch_models.torch_engine import TorchEngine
 
 

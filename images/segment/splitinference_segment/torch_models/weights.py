@@ -18,7 +18,7 @@ from splitinference_modelfiles.stored.digests import Digests, started
 from splitinference_modelfiles.stored.folder import CONFIG, file_names, read_json, tensor_tables
 from splitinference_modelfiles.stored.headers import ModelRefusedError
 from splitinference_segment.torch_models.content import check, check_config, copied, feed
-from splitinference_segment.torch_models.sealed import open_tensors
+from splitinference_segment.torch_models.encrypted.sealed import open_tensors
 from splitinference_segment.torch_models.unpacking import UnequalGroupsError, codes_of, order_of, weights_of
 from splitinference_segment.torch_ops.quantized import Matrix
 

@@ -22,7 +22,7 @@ from splitinference_modelfiles.sealed import (
     seal_of,
 )
 from splitinference_modelfiles.stored.headers import header_length, parse_header
-from splitinference_segment.torch_models.model_key import ModelKeyError, key_of_model
+from splitinference_segment.torch_models.encrypted.model_key import ModelKeyError, key_of_model
 
 
 class Tensors(Protocol):

@@ -1,0 +1,1 @@
+"""Encrypted weights: the key of the model, and reading tensors that are decrypted in memory."""
