@@ -10,10 +10,11 @@ from splitinference.core.cost import objective_value, predict
 from splitinference.core.decide.base.compare import figures, gain, net_gain
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
 from splitinference.core.decide.base.policy import DecisionInputs, Memory, Obstacle, Policy, Slowed, StageTime, Watch
-from splitinference.core.decide.base.triggers import Reason, check
+from splitinference.core.decide.base.triggers import Reason, Trigger, check
 from splitinference.core.decide.decide import decide
 from splitinference.core.decide.early_load_signal import with_early_load
 from splitinference.core.decide.feasibility.capacity_memory import memory_limits, update_obstacles
+from splitinference.core.transition.state import Shortage, ShortOf
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Constraints, Problem, Slo
@@ -93,6 +94,16 @@ def test_and_within_the_moves_of_an_hour_unless_nobody_is_served(moves, served, 
 def test_a_node_that_was_in_the_way_counts_as_full_for_ten_minutes(seconds, known):
     memory = Memory(obstacles={"b": Obstacle(at=ago(seconds), free_bytes=7)})
     assert ("b" in update_obstacles(memory, inputs(IDLE, PLAN, 10_000), POLICY).obstacles) is known
+
+
+@pytest.mark.parametrize(("of", "free"), [(ShortOf.MEMORY, 7), (ShortOf.CPU, 0), (ShortOf.DEVICE, 0), (ShortOf.NODE, 0)])
+def test_a_node_that_is_short_of_anything_but_memory_takes_nothing_more(of, free):
+    short = Blocked(why="b has no room", short=(Shortage(node="b", resource=of, needed=9, free=7),))
+    trigger = Trigger(reason=Reason.TRANSITION_BLOCKED, message="", mandatory=True)
+    found = update_obstacles(Memory(), inputs(IDLE, PLAN, 10_000, blocked=short), POLICY, trigger)
+    assert found.obstacles == {"b": Obstacle(at=ago(0), free_bytes=free)}
+    other = trigger.model_copy(update={"reason": Reason.NODE_LOST})
+    assert update_obstacles(Memory(), inputs(IDLE, PLAN, 10_000, blocked=short), POLICY, other).obstacles == {}
 
 
 @pytest.mark.parametrize(("held", "most"), [({}, 7), ({"b": 6}, 7), ({"b": 7}, 7), ({"b": 8}, 8), ({"c": 8}, 7)])
