@@ -40,6 +40,7 @@ FORMER_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "Lay
 _NO_WEIGHT = re.compile(
     r"\.rotary_emb\.inv_freq$|\.(?:attn|attention)\.(?:bias|masked_bias)$|(?:^|\.)embeddings\.(?:position_ids|token_type_ids)$"
 )
+_PARTS = ("text_config", "text_encoder", "decoder", "generator")
 _NOT_NULL_OF_GPT2 = frozenset({"n_embd", "n_layer", "n_head", "n_positions", "vocab_size", "activation_function"})
 _NOT_NULL = frozenset(
     {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "max_position_embeddings", "hidden_act"}
@@ -103,6 +104,7 @@ def served_model(
         return Model(CHAIN, None, None, False, chains.used(config, tensors), table=tensors)
     refuse_nulls(config, _NOT_NULL_OF_GPT2 if family == "gpt2" else _NOT_NULL)
     check_kinds(config, str(family))
+    _check_parts(config)
     if family in DECODERS:
         return _decoder(config, str(family), checkpoint, files if tokenizer else None, weights)
     return _encoder(config, str(family), ENCODERS[str(family)], tensors)
@@ -118,10 +120,11 @@ def _decoder(config: Mapping[str, Any], name: str, checkpoint: Checkpoint, files
     kind = rope.kind(config, family) if family.rotary else None
     positions = rope.positions(config, family, sizes.positions) if family.rotary else sizes.positions
     for key, needed in (("add_cross_attention", False), ("is_encoder_decoder", False), ("use_bidirectional_attention", False)):
-        if config.get(key) not in (None, needed):
+        if config.get(key) is not None and config[key] is not needed:
             raise ModelRefusedError(f"config.json: {key} is {shown(config[key])}, which is not served for {name}")
     _check_activation(config, family.activation)
     _check_window(config, name, family, sizes)
+    _check_no_rope(config, name, sizes)
     experts = experts_of(config, family.experts, sizes.blocks) if family.experts else None
     stored = _canonical(tensors, family.base, (HEAD,))
     tied = yes(config, "tie_word_embeddings", family.tied)
@@ -186,6 +189,8 @@ def decoder_sizes(config: Mapping[str, Any], name: str, family: Family) -> Sizes
         if hidden % heads:
             raise ModelRefusedError(f"config.json: n_embd {hidden} is not a multiple of n_head {heads}")
         return Sizes(hidden, blocks, heads, heads, hidden // heads, whole(config, "n_inner", default=4 * hidden), vocabulary, most)
+    if name == "gpt_neox":  # it has neither, whatever config.json says
+        config = {key: value for key, value in config.items() if key not in ("head_dim", "num_key_value_heads")}
     # What is missing has the family's default; null means as many as heads.
     silent = family.kv_heads if "num_key_value_heads" not in config else None
     kv_heads = whole(config, "num_key_value_heads", default=silent or heads)
@@ -259,16 +264,32 @@ def _check_window(config: Mapping[str, Any], name: str, family: Family, sizes: S
     if name != "llama" and config.get("sliding_window") is not None:
         whole(config, "sliding_window")
     kinds = config.get("layer_types")
+    if not family.windows and kinds is not None and ("sliding_attention" in kinds or config.get("sliding_window") is not None):
+        raise ModelRefusedError(f"config.json: layer_types is not served for {name}, whose blocks all have the same window or none")
     if not family.windows or (kinds is None and family.windows != "sliding"):
         return
-    known = ("full_attention", "sliding_attention")
-    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != sizes.blocks or any(kind not in known for kind in kinds)):
-        raise ModelRefusedError(f"config.json: layer_types should name one of {', '.join(known)} for each of {sizes.blocks} blocks")
     some = kinds is None or "sliding_attention" in kinds
     if family.windows == "sliding" and some and "sliding_window" in config and config["sliding_window"] is None:
         raise ModelRefusedError("config.json: sliding_window is null, and some blocks have sliding_attention")
     if family.windows == "list" and some and not (config.get("use_sliding_window") and config.get("sliding_window")):
         raise ModelRefusedError("config.json: layer_types has sliding_attention, and no sliding_window is in use")
+
+
+def _check_no_rope(config: Mapping[str, Any], name: str, sizes: Sizes) -> None:
+    found = config.get("no_rope_layers")
+    if name == "smollm3" and found is not None and len(found) < sizes.blocks:
+        raise ModelRefusedError(f"config.json: no_rope_layers has {len(found)} entries for {sizes.blocks} blocks")
+
+
+def _check_parts(config: Mapping[str, Any]) -> None:
+    """transformers reads both of any family, whether it uses them or not."""
+    for key in _PARTS:
+        if config.get(key) is not None:
+            raise ModelRefusedError(f"config.json: {key} is there, so the model has several parts; served are models of one")
+    kinds, known = config.get("layer_types"), ("full_attention", "sliding_attention")
+    blocks = config.get("num_hidden_layers", config.get("n_layer"))
+    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != blocks or any(kind not in known for kind in kinds)):
+        raise ModelRefusedError(f"config.json: layer_types should name one of {', '.join(known)} for each of {shown(blocks)} blocks")
 
 
 def _canonical(tensors: Table, base: str, outside: tuple[str, ...]) -> dict[str, str]:

@@ -42,6 +42,7 @@ experts that a token is routed to. Checkpoints hold experts one by one (Mixtral,
 {ropes}
 Phi-3 and Phi-4 have `longrope`, with one set of frequencies up to `original_max_position_embeddings` and another beyond.
 transformers computes the whole sequence anew when it grows past that length. Segments do not, so such a model has these positions alone.
+The value at the top of `config.json` counts (4096 where it is missing), not one among the settings of RoPE, as in transformers.
 
 Gemma 3 has two kinds of RoPE, one for full and one for sliding attention. Each may be of a served kind.
 
@@ -65,6 +66,16 @@ Requests to encoders that are too long are answered with 400.
 | no head stored, and `tie_word_embeddings` true | the embedding is the head |
 | a missing or unknown tensor, a shape that `config.json` contradicts, a file that is cut short | refused with file and reason |
 | a link that leaves the model's folder | refused: a pod mounts the folder alone |
+
+## Other settings
+
+| in `config.json` | what happens |
+|---|---|
+| settings of another family (`logits_scaling`, `final_logit_softcapping`, …) | not read, as in transformers |
+| `auto_map`, `dtype`, `torch_dtype`, `attn_implementation`, dropout | not read |
+| `text_config`, `text_encoder`, `decoder`, `generator` | refused: the model has several parts |
+| `layer_types` | read for families with windows. Otherwise full attention alone, without a window, is accepted |
+| null, or a value of a kind that transformers refuses | refused, with the key |
 
 ## Quantized checkpoints
 

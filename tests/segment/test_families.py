@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -136,3 +137,15 @@ def test_an_expert_of_another_size_is_refused(folders: dict[str, Path], tmp_path
     (tmp_path / "config.json").write_text((folders["mixtral"] / "config.json").read_text())
     with pytest.raises(MissingWeightsError, match=rf"{name} has shape \[95, 64\], expected \[96, 64\]"):
         Layers(tmp_path, 1, 2, torch.float32)
+
+
+def test_phi3s_own_setting_of_the_first_training_wins_over_that_of_its_rope(tmp_path: Path) -> None:
+    """As in transformers. The other way round, positions beyond it would be served with the wrong factors."""
+    folder = write_random(FAMILIES["phi3 with longrope"], tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["original_max_position_embeddings"] = 512
+    (folder / "config.json").write_text(json.dumps(config))
+    assert accepted(folder)[1].positions == 128
+    del config["original_max_position_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert accepted(folder)[1].positions == 1024, "the default of 4096, within the model's positions"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitinference_modelfiles.rules.settings import shown, whole
+from splitinference_modelfiles.rules.settings import refuse_nulls, shown, whole
 from splitinference_modelfiles.stored.headers import ModelRefusedError
 
 FUSED_EXPERTS = ("gate_up_proj", "gate_up_proj")
@@ -73,6 +73,7 @@ class Experts:
 
 def experts_of(config: Mapping[str, Any], form: ExpertForm, blocks: int) -> Experts:
     """The experts that config.json describes. ModelRefusedError where it contradicts itself."""
+    refuse_nulls(config, frozenset({*form.count_keys, "num_experts_per_tok", form.inner_key}))
     count = whole(config, *form.count_keys, default=form.most)
     routed = whole(config, "num_experts_per_tok", default=form.routed)
     if routed > count:

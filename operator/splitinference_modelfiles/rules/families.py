@@ -42,6 +42,8 @@ class Family:
     longrope: bool = False
     partial_rope: bool = False  # a part of each head may be rotated
     ropes_by_kind: bool = False  # full and sliding attention each have their own RoPE
+    multipliers: bool = False  # factors of the embedding and of the logits, as Granite has them
+    caps: bool = False  # logits may have a soft cap
     own_rope: Mapping[str, object] | None = None  # where config.json does not say
 
     @property
@@ -60,18 +62,21 @@ _FOUR_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_l
 DECODERS: Mapping[str, Family] = {
     "llama": _llama_like(mlp_bias_key="mlp_bias", whole_heads=True),
     "mistral": _llama_like(most_positions=131072, kv_heads=8, bias_key=None, not_null=frozenset({"num_key_value_heads"})),
-    "qwen2": _llama_like(most_positions=32768, kv_heads=32, qkv_bias=True, bias_key=None, windows="list"),
+    "qwen2": _llama_like(
+        most_positions=32768, kv_heads=32, qkv_bias=True, bias_key=None, windows="list", not_null=frozenset({"head_dim"})
+    ),
     "qwen3": _llama_like(
         most_positions=32768, kv_heads=32, head_dim=128, head_norms="head", windows="list", not_null=frozenset({"head_dim"})
     ),
     "gemma": _llama_like(tied=True, most_positions=8192, kv_heads=16, head_dim=256, not_null=_KV_AND_WIDTH),
     "gemma2": _llama_like(
         tied=True, most_positions=8192, kv_heads=4, head_dim=256, norms=_FOUR_NORMS, activation="hidden_activation", windows="sliding",
-        whole_heads=True, not_null=_KV_AND_WIDTH | {"hidden_activation", "query_pre_attn_scalar"},
+        whole_heads=True, caps=True, not_null=_KV_AND_WIDTH | {"hidden_activation", "query_pre_attn_scalar"},
     ),
     "gemma3_text": _llama_like(
         tied=True, most_positions=131072, kv_heads=4, head_dim=256, norms=_FOUR_NORMS, head_norms="head", activation="hidden_activation",
-        windows="sliding", whole_heads=True, ropes_by_kind=True, not_null=_KV_AND_WIDTH | {"hidden_activation", "query_pre_attn_scalar"},
+        windows="sliding", whole_heads=True, caps=True, ropes_by_kind=True,
+        not_null=_KV_AND_WIDTH | {"hidden_activation", "query_pre_attn_scalar"},
     ),
     "phi3": _llama_like(
         most_positions=4096, bias_key=None, fused=True, longrope=True, partial_rope=True,
@@ -83,7 +88,7 @@ DECODERS: Mapping[str, Family] = {
     "smollm3": _llama_like(
         tied=True, most_positions=32768, kv_heads=4, mlp_bias_key="mlp_bias", windows="list", not_null=frozenset({"head_dim"})
     ),
-    "granite": _llama_like(mlp_bias_key="mlp_bias", not_null=frozenset({"head_dim"})),
+    "granite": _llama_like(mlp_bias_key="mlp_bias", multipliers=True, not_null=frozenset({"head_dim"})),
     "starcoder2": _llama_like(
         tied=True, most_positions=4096, kv_heads=2, bias_key="use_bias", bias=True, all_bias=True, norm_bias=True,
         plain_mlp=("c_fc", "c_proj"), not_null=frozenset({"num_key_value_heads"}),
@@ -93,12 +98,14 @@ DECODERS: Mapping[str, Family] = {
         experts=ExpertForm("block_sparse_moe", "gate", ("w1", "w3"), "w2", ("num_local_experts",), 8, 2, "intermediate_size"),
     ),
     "qwen3_moe": _llama_like(
-        most_positions=32768, kv_heads=4, head_norms="head", not_null=frozenset({"num_key_value_heads", "head_dim"}),
+        most_positions=32768, kv_heads=4, head_norms="head",
+        not_null=frozenset({"num_key_value_heads", "head_dim", "decoder_sparse_step"}),
         experts=ExpertForm("mlp", "gate", ("gate_proj", "up_proj"), "down_proj", ("num_experts", "num_local_experts"), 128, 8,
                            "moe_intermediate_size", 768, some_blocks=True),
     ),
     "gpt_oss": _llama_like(
         most_positions=131072, kv_heads=8, head_dim=64, bias=True, sinks=True, windows="sliding",
+        not_null=frozenset({"original_max_position_embeddings"}),
         own_rope={"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096},
         experts=ExpertForm("mlp", "router", FUSED_EXPERTS, "down_proj", ("num_local_experts", "num_experts"), 128, 4, "intermediate_size",
                            2880),

@@ -57,7 +57,7 @@ def positions(config: Mapping[str, Any], family: Family, most: int) -> int:
         return most
     found = parameters(config, family)
     if name == LONGROPE:
-        return min(most, _original(config, found))
+        return min(most, _original(config))
     if name == "linear":
         return max(most, int(most * float(found["factor"])))
     if name == "yarn":
@@ -125,13 +125,14 @@ def _phi3(config: Mapping[str, Any], found: Mapping[str, Any], name: str, family
         factors = found.get(key)
         if not isinstance(factors, list) or len(factors) != pairs or not all(_number(factor) for factor in factors):
             raise ModelRefusedError(f"config.json: RoPE kind longrope needs {pairs} numbers in {key}")
-    if not _number(_original(config, found)):
-        raise ModelRefusedError("config.json: original_max_position_embeddings should be a positive number")
+    if not 1 < _original(config) < 1e12:
+        raise ModelRefusedError("config.json: original_max_position_embeddings should be a number above 1")
     return LONGROPE
 
 
-def _original(config: Mapping[str, Any], found: Mapping[str, Any]) -> int:
-    return int(found.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or _PHI3_ORIGINAL)
+def _original(config: Mapping[str, Any]) -> int:
+    """As transformers has it: Phi-3's own setting, or its default, replaces what the settings of RoPE say."""
+    return int(config.get("original_max_position_embeddings") or _PHI3_ORIGINAL)
 
 
 def _number(value: Any) -> bool:

@@ -34,10 +34,16 @@ def refused(kind: type[ChatRequest] | type[CompletionRequest], body: Any) -> Api
         ({"model": 3}, "model", "invalid_type"),
         ({"temperature": "warm"}, "temperature", "invalid_type"),
         ({"temperature": 100.1}, "temperature", "invalid_value"),
-        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"top_p": -0.1}, "top_p", "invalid_value"),
+        ({"top_p": False}, "top_p", "invalid_type"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": True}, "n", "invalid_type"),
-        ({"max_tokens": -1}, "max_tokens", "invalid_value"),
+        ({"max_tokens": -2}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"stop": ["", 1]}, "stop", "invalid_type"),
+        ({"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": 3}]}]}, None, "invalid_value"),
+        ({"messages": [{"role": "user", "content": [3]}]}, None, "invalid_type"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens", None),
         ({"stop": ["a"] * 65}, "stop", None),
         ({"stop": [str(i) * 512 for i in range(9)]}, "stop", "invalid_value"),
@@ -104,6 +110,8 @@ def test_a_prompt_of_a_wrong_type_is_refused(prompt: object) -> None:
         {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
         {"stream_options": {}, "best_of": 1, "suffix": "", "functions": [], "function_call": "auto", "guided_json": None},
         {"response_format": {"type": "text", "extra": 1}, "skip_special_tokens": True, "length_penalty": 1.0, "use_beam_search": False},
+        {"stop": "", "logit_bias": [], "stream_options": [], "chat_template_kwargs": [], "echo": False, "metadata": []},
+        {"stop": ["", ""], "tools": [{"type": "function", "function": {"name": "f", "parameters": []}}], "tool_choice": "none"},
         {"max_tokens": 5.0, "n": 1.0, "seed": 7.0, "top_k": 40.0, "top_logprobs": 2.0, "logprobs": True},
     ],
 )
@@ -115,6 +123,36 @@ def test_content_parts_are_one_text_and_the_developer_speaks_as_system() -> None
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     body = {"model": MODEL, "messages": [{"role": "developer", "content": parts}]}
     assert parse(ChatRequest, json.dumps(body).encode()).messages[0].for_template == {"role": "system", "content": "one two"}
+
+
+def test_parts_of_other_interfaces_are_texts_too() -> None:
+    parts = [{"type": "input_text", "text": "one "}, {"type": "output_text", "text": "two "}, {"type": "refusal", "refusal": "no "}, "end"]
+    body = {"model": MODEL, "messages": [{"role": "assistant", "content": parts}]}
+    assert parse(ChatRequest, json.dumps(body).encode()).messages[0].for_template["content"] == "one two no end"
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"), [({}, None), ({"max_tokens": -1}, None), ({"max_tokens": 7}, 7), ({"max_completion_tokens": -1.0}, None)]
+)
+def test_minus_one_is_what_the_context_leaves(asked: dict[str, Any], most: int | None) -> None:
+    assert parse(ChatRequest, json.dumps({"model": MODEL, "messages": [USER], **asked}).encode()).most_tokens == most
+
+
+def test_a_share_of_nothing_is_the_likeliest_token_and_empty_stops_stop_nothing() -> None:
+    read = parse(ChatRequest, json.dumps({"model": MODEL, "messages": [USER], "top_p": 0, "stop": ["", "end"]}).encode())
+    assert (read.top_p, read.stops) == (1e-6, ("end",))
+
+
+@pytest.mark.parametrize("prompt", [[5.0, 6], [[5.0], [6.0]]])
+def test_token_ids_may_be_whole_floats(prompt: list[Any]) -> None:
+    read = parse(CompletionRequest, json.dumps({"model": MODEL, "prompt": prompt, "logprobs": True}).encode())
+    assert read.prompts in (([5, 6],), ([5], [6]))
+    assert read.logprobs == 1
+
+
+@pytest.mark.parametrize("prompt", [[5.5], [[5.5]], [True], [[True]]])
+def test_other_numbers_are_no_token_ids(prompt: list[Any]) -> None:
+    assert (refused(CompletionRequest, {"model": MODEL, "prompt": prompt}).param or "").startswith("prompt")
 
 
 @pytest.mark.anyio

@@ -211,3 +211,12 @@ async def test_echo_with_logprobs_scores_the_prompt_also_after_a_replay_and_neve
             assert told.text_offset[: len(prompt)] == list(range(len(prompt)))
             assert answer.usage.completion_tokens == tokens
     assert segments[0].counts["step"] > 2 * len(prompt) // 8
+
+
+async def test_a_completion_of_minus_one_token_fills_the_context(tmp_path: Path, model_path: Path) -> None:
+    async with serving(tmp_path, model_path, await toy_segments("a"), max_context_tokens=60, long_answers="refuse") as world:
+        status, answer, _ = await world.post("/v1/completions", {"model": MODEL, "prompt": "x" * 20, "max_tokens": -1, "temperature": 0})
+        assert status == 200, answer
+        assert answer["usage"]["completion_tokens"] == 40
+        status, answer, _ = await world.post("/v1/completions", {"model": MODEL, "prompt": "x" * 60, "max_tokens": -1})
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")

@@ -114,6 +114,65 @@ def test_the_end_tokens_are_those_of_generation_config_and_tokenizer(model_path:
     assert ModelTokenizer(tmp_path).end_tokens == {9, END}
 
 
+@pytest.mark.parametrize(
+    ("generation", "model", "ends"),
+    [
+        (None, 9, {9}),  # a null says nothing
+        ([None, 7], 9, {7}),
+        ([7.0, 8], None, {7, 8}),
+        (["</s>", True, {}, 2.5], 9, set()),
+        ("</s>", 9, set()),
+        ([], 9, set()),
+        ([None], [5, 6], set()),
+    ],
+)
+def test_what_is_no_end_token_ends_nothing_and_breaks_nothing(
+    generation: object, model: object, ends: set[int], model_path: Path, tmp_path: Path
+) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_text((model_path / file).read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation, "temperature": None, "top_k": "50"}))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": model}))
+    tokenizer = ModelTokenizer(tmp_path)
+    assert tokenizer.end_tokens == {*ends, END}
+    assert tokenizer.defaults == {}
+
+
+def test_a_null_role_of_one_file_hides_no_token_of_the_other(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text((model_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": None, "chat_template": [None, "x", {"name": "default"}]}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|end|>"}}))
+    tokenizer = ModelTokenizer(tmp_path)
+    assert tokenizer.end_tokens == {END}
+    assert tokenizer.template is None
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("chat_template.jinja", b"\xff\xfe"),
+        ("tokenizer_config.json", b"[" * 100_000),
+        ("generation_config.json", b"[1]"),
+        ("config.json", b"\xff"),
+    ],
+)
+def test_a_damaged_file_is_named(file: str, content: bytes, model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text((model_path / "tokenizer.json").read_text())
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ModelFilesError, match=file):
+        ModelTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json", "by name"])
+def test_a_chat_template_may_be_in_any_of_its_files(where: str, model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text((model_path / "tokenizer.json").read_text())
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ 1 }}"}]
+    file = "tokenizer_config.json" if where == "by name" else where
+    told = named if where == "by name" else "{{ 1 }}"
+    (tmp_path / file).write_text("{{ 1 }}" if file.endswith("jinja") else json.dumps({"chat_template": told}))
+    assert ModelTokenizer(tmp_path).template == "{{ 1 }}"
+
+
 def test_a_folder_without_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelFilesError, match=r"tokenizer\.json is missing"):
         ModelTokenizer(tmp_path)

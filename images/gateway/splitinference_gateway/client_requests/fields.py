@@ -19,10 +19,42 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def _no_share(value: Any) -> Any:
+    """OpenAI's 0 leaves the likeliest token alone."""
+    return _LEAST_SHARE if value == 0 and not isinstance(value, bool) else value
+
+
+_LEAST_SHARE = 1e-6
+TopP = Annotated[float, BeforeValidator(_no_share)]
+
+
+def _none_if_empty(value: Any) -> Any:
+    """PHP writes an empty object as an empty list."""
+    return None if value == [] else value
+
+
+IfNotEmpty = BeforeValidator(_none_if_empty)
+
+
+def _count(value: int) -> int:
+    if value < 1 and value != WHAT_IS_LEFT:
+        raise ValueError(f"Input should be greater than or equal to 1, or {WHAT_IS_LEFT} for what the context leaves")
+    return value
+
+
+WHAT_IS_LEFT = -1
+"""llama.cpp's word for an answer that may fill the context."""
+MostTokens = Annotated[Whole, AfterValidator(_count)]
 TokenId = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 
 
 def _stops(value: Any) -> Any:
+    if value == "":  # it stops nothing
+        return None
+    if isinstance(value, list):
+        value = [stop for stop in value if stop != ""]
     if isinstance(value, list) and sum(len(stop) for stop in value if isinstance(stop, str)) > _MOST_STOP_CHARACTERS:
         raise ValueError(f"all stop strings together have more than {_MOST_STOP_CHARACTERS} characters")
     return value
@@ -34,6 +66,8 @@ Stops = Annotated[_Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS)] |
 
 def _biases(value: Any) -> Any:
     """JSON's names are texts; token ids stand in them. By hand: an error for each entry would be too many."""
+    if value == []:
+        return None
     if not isinstance(value, dict):
         return value
     if len(value) > MOST_BIASES:
@@ -52,8 +86,8 @@ Biases = Annotated[dict[int, float] | None, BeforeValidator(_biases)]
 
 
 def _not_false(value: Any) -> Any:
-    """Some clients send false for "no log-probabilities"."""
-    return None if value is False else value
+    """Some clients send false for "no log-probabilities", and true for some."""
+    return None if value is False else 1 if value is True else value
 
 
 Logprobs = Annotated[Annotated[Whole, Field(ge=0, le=20)] | None, BeforeValidator(_not_false)]
@@ -67,13 +101,14 @@ def _template_kwargs(value: dict[str, Any] | None) -> dict[str, Any] | None:
 
 _MOST_KWARGS = 64
 _TEMPLATE_OWN = frozenset({"messages", "tools", "documents", "raise_exception", "strftime_now"})
-TemplateKwargs = Annotated[dict[str, Any] | None, AfterValidator(_template_kwargs)]
+TemplateKwargs = Annotated[dict[str, Any] | None, AfterValidator(_template_kwargs), IfNotEmpty]
 
 
 def texts_or_ids(value: Any, name: str, most: int) -> Any:
     """A text, token ids, or a list of either. By hand: trying each form of each entry would list an error for each. ApiError 400."""
     if isinstance(value, str):
         return value
+    value = _whole_ids(value)
     if not isinstance(value, list):
         raise _of_another_type(name, f"a text, token ids, or a list of either, but got {type(value).__name__} instead")
     kinds = {type(entry) for entry in value}
@@ -88,6 +123,13 @@ def texts_or_ids(value: Any, name: str, most: int) -> Any:
             raise _of_another_type(name, "whole numbers as token ids")
         return value
     raise _of_another_type(name, "a text, token ids, or a list of either, all of one kind")
+
+
+def _whole_ids(value: Any) -> Any:
+    """Token ids that are written as floats are those numbers."""
+    if not isinstance(value, list):
+        return value
+    return [[_whole(token) for token in one] if isinstance(one, list) else _whole(one) for one in value]
 
 
 def one_by_one(value: Any) -> tuple[str | list[int], ...]:
@@ -113,6 +155,7 @@ WITHOUT_EFFECT = frozenset(
 
 ONLY_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),

@@ -1,6 +1,5 @@
 """What clients may ask for: OpenAI's request bodies, checked, and refused in OpenAI's words where they are wrong."""
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -10,16 +9,21 @@ from splitinference_gateway.client_requests.bodies import read_json
 from splitinference_gateway.client_requests.fields import (
     MOST_STOP_TOKENS,
     ONLY_NEUTRAL,
+    WHAT_IS_LEFT,
     WITHOUT_EFFECT,
     Biases,
+    IfNotEmpty,
     Logprobs,
+    MostTokens,
     Stops,
     TemplateKwargs,
     TokenId,
+    TopP,
     Whole,
     one_by_one,
     texts_or_ids,
 )
+from splitinference_gateway.client_requests.messages import ChosenTool, Function, Message, Tool
 from splitinference_gateway.client_requests.structured import STRUCTURED, structured
 from splitinference_gateway.errors import ApiError, invalid, unsupported
 from splitinference_gateway.tokens.guides import Grammar
@@ -46,14 +50,14 @@ class _Request(BaseModel):
 
     model: Annotated[str, Field(max_length=512)]
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, IfNotEmpty] = None
     n: Whole | None = Field(default=None, ge=1, le=128)
     stop: Stops = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_STOP_TOKENS)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Whole | None = Field(default=None, ge=0, le=_INT64_MAX)
     temperature: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    top_p: TopP | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
     top_k: Whole | None = Field(default=None, ge=-1, le=2**31 - 1)
     min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100, allow_inf_nan=False)
@@ -131,105 +135,12 @@ def _asks_for_nothing(name: str, given: Any, body: Mapping[str, Any]) -> bool:
             return False
 
 
-class TextPart(BaseModel):
-    """One piece of a message; text is all that this model reads."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """One chat message."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The content's pieces."""
-        return (self.content,) if isinstance(self.content, str) else tuple(part.text for part in self.content or ())
-
-    @property
-    def for_template(self) -> dict[str, object]:
-        """As chat templates expect it: content is one text, and the developer's word is the system's.
-
-        What is null or empty is left out, for templates ask whether a name is there. ApiError 400 for calls whose arguments are no JSON.
-        """
-        role = "system" if self.role == "developer" else self.role
-        more = {name: value for name, value in (self.model_extra or {}).items() if value not in (None, [])}
-        if "tool_calls" in more:
-            more["tool_calls"] = _calls(more["tool_calls"])
-        return {**more, "role": role, "content": "".join(self.texts)}
-
-
-def _calls(calls: Any) -> Any:
-    """Arguments come as a text that holds JSON; templates write them as JSON themselves."""
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise invalid("Invalid type for 'messages.tool_calls': expected a list of objects.", "messages", "invalid_type")
-    made = []
-    for call in calls:
-        function = call.get("function")
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            try:
-                arguments = json.loads(function["arguments"] or "{}")
-            except (ValueError, RecursionError) as error:
-                raise invalid("Invalid value for 'messages.tool_calls': arguments are not JSON.", "messages", "invalid_value") from error
-            made.append({**call, "function": {**function, "arguments": arguments}})
-        else:
-            made.append(call)
-    return made
-
-
-class Function(BaseModel):
-    """A function that the model may call."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-    @property
-    def for_template(self) -> dict[str, object]:
-        """Without what is not given."""
-        return self.model_dump(exclude_none=True, exclude={"strict"})
-
-
-class Tool(BaseModel):
-    """One of `tools`."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    type: Literal["function"]
-    function: Function
-
-
-class _Named(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    name: Annotated[str, Field(max_length=64)]
-
-
-class ChosenTool(BaseModel):
-    """`tool_choice` with a name."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    type: Literal["function"]
-    function: _Named
-
-
 class ChatRequest(_Request):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=_MOST_MESSAGES)
-    max_tokens: Whole | None = Field(default=None, ge=1)
-    max_completion_tokens: Whole | None = Field(default=None, ge=1)
+    max_tokens: MostTokens | None = None
+    max_completion_tokens: MostTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(default=None, ge=0, le=20)
     add_generation_prompt: bool | None = None
@@ -237,6 +148,12 @@ class ChatRequest(_Request):
     tools: Annotated[list[Tool], Field(max_length=_MOST_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Of the answer; None: what the context leaves."""
+        found = self.max_completion_tokens or self.max_tokens
+        return None if found == WHAT_IS_LEFT else found
 
     @property
     def usable_tools(self) -> tuple[Tool, ...]:
@@ -296,7 +213,7 @@ class CompletionRequest(_Request):
     """POST /v1/completions. A prompt is a text or token ids, or a list of either."""
 
     prompt: Annotated[Any, Field()]
-    max_tokens: Whole | None = Field(default=None, ge=0)
+    max_tokens: Whole | None = Field(default=None, ge=WHAT_IS_LEFT)
     logprobs: Logprobs = None
     echo: bool | None = None
 
@@ -304,6 +221,11 @@ class CompletionRequest(_Request):
     @classmethod
     def _is_text_or_ids(cls, value: Any) -> Any:
         return texts_or_ids(value, "prompt", _MOST_PROMPTS)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Of the answer; None where it is not said, or is what the context leaves."""
+        return None if self.max_tokens == WHAT_IS_LEFT else self.max_tokens
 
     @property
     def prompts(self) -> tuple[str | list[int], ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from splitinference_gateway.client_requests.bodies import read_json
+from splitinference_gateway.client_requests.fields import WHAT_IS_LEFT
 from splitinference_gateway.client_requests.requests import (
     ChatRequest,
     CompletionRequest,
@@ -138,7 +139,7 @@ class Reader:
         self._check_sequences(request.choices, 1)
         form = self._tool_form(request)
         prompt = self._rendered(request)
-        left = room(self.context_tokens, len(prompt), request.max_completion_tokens or request.max_tokens, None, cut=self.cut)
+        left = room(self.context_tokens, len(prompt), request.most_tokens, None, cut=self.cut)
         alternatives = request.top_logprobs or 0
         grammar = request.grammar
         if form is not None and (required := request.required_tools):
@@ -220,7 +221,8 @@ class Reader:
             if (wrong := next((token for token in tokens if not 0 <= token < self.tokenizer.size), None)) is not None:
                 message = f"Invalid value for 'prompt': token id {wrong} is not in the model's vocabulary of {self.tokenizer.size}."
                 raise invalid(message, "prompt", "invalid_value")
-            most.append(room(self.context_tokens, len(tokens), request.max_tokens, _DEFAULT_TOKENS, cut=self.cut))
+            default = None if request.max_tokens == WHAT_IS_LEFT else _DEFAULT_TOKENS
+            most.append(room(self.context_tokens, len(tokens), request.most_tokens, default, cut=self.cut))
             prompts.append(tokens)
         read = self._reading(request, tuple(prompts), tuple(most), request.logprobs or 0, request.logprobs)
         if not request.echo:
@@ -327,9 +329,7 @@ class Reader:
 
     def _sampling(self, request: ChatRequest | CompletionRequest, alternatives: int) -> dict[str, Any]:
         """What the request says, else what the model's files say, else nothing."""
-        most = request.max_tokens
-        if isinstance(request, ChatRequest):
-            most = request.max_completion_tokens or most
+        most = request.most_tokens
         if most is not None and (request.min_tokens or 0) > most:
             raise invalid(f"Invalid value for 'min_tokens': it is more than 'max_tokens', {most}.", "min_tokens", "invalid_value")
         made: dict[str, Any] = {name: _neutral(name, getattr(request, name), self.defaults) for name in _NEUTRAL}

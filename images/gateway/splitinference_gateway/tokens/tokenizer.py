@@ -38,7 +38,7 @@ class ModelTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         config = _read(folder / "tokenizer_config.json")
-        self.special = _special_tokens(_read(folder / "special_tokens_map.json") | config)
+        self.special = _special_tokens(_read(folder / "special_tokens_map.json")) | _special_tokens(config)
         self.template = _template_source(folder, config) or None
         self.end_tokens = self._end_tokens(folder, self.special)
         self.size = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
@@ -92,13 +92,26 @@ class ModelTokenizer:
         return {token.content: int(number) for number, token in added.items() if token.special}
 
     def _end_tokens(self, folder: Path, special: Mapping[str, str]) -> frozenset[int]:
-        generation, model = _read(folder / "generation_config.json"), _read(folder / "config.json")
-        given = generation.get("eos_token_id", model.get("eos_token_id"))
-        ends = {int(i) for i in (given if isinstance(given, list) else [given]) if i is not None}
+        ends: set[int] = set()
+        for name in ("generation_config.json", "config.json"):  # a null says nothing
+            if (given := _read(folder / name).get("eos_token_id")) is not None:
+                ends |= _ids(given, name)
+                break
         if "eos_token" in special:
             own = self._tokenizer.token_to_id(special["eos_token"])
             ends |= set() if own is None else {own}
         return frozenset(ends)
+
+
+def _ids(given: object, name: str) -> set[int]:
+    """A token id, or a list of them. What is none is left out, as it can end nothing."""
+    found = set()
+    for each in given if isinstance(given, list) else [given]:
+        if isinstance(each, int | float) and not isinstance(each, bool) and each == int(each):
+            found.add(int(each))
+        elif each is not None:
+            _log.warning("%s: eos_token_id of %.80r is no token id and has no effect", name, each)
+    return found
 
 
 def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
@@ -120,7 +133,7 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFilesError(f"{file}: {error}") from error
     if not isinstance(content, dict):
         raise ModelFilesError(f"{file}: not a JSON object")
@@ -142,10 +155,13 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
     """Not compiled here: that runs what the file says."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelFilesError(f"{file}: {error}") from error
     source = config.get("chat_template") or _read(folder / "chat_template.json").get("chat_template")
     if isinstance(source, list):  # several by name: the default one
-        source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
+        source = next((entry.get("template") for entry in source if isinstance(entry, dict) and entry.get("name") == "default"), None)
     return source if isinstance(source, str) else None
 
 

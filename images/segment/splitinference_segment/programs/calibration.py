@@ -18,6 +18,7 @@ from torch import nn
 
 from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.programs.leakage import encoded, public_text
+from splitinference_segment.torch_models.configuration import configuration
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_ops.comparison import errors
@@ -266,9 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(max(1, options.threads))
     try:
-        from transformers import AutoConfig
-
-        count = int(AutoConfig.from_pretrained(options.model).num_hidden_layers) + 2
+        count = int(configuration(options.model).num_hidden_layers) + 2
         start, _, end = (options.layers or f"{count // 3}:{2 * count // 3}").partition(":")
         if not (start.isdigit() and end.isdigit() and 1 <= int(start) < int(end) < count):
             raise ValueError(f"--layers should be START:END within 1:{count - 1}, got {options.layers!r}")

@@ -21,6 +21,7 @@ import torch
 from torch.nn.functional import normalize
 
 from splitinference_segment.cache.kv import KvEntry
+from splitinference_segment.torch_models.configuration import configuration
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.loading import load_layers
@@ -206,9 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _whole(folder: Path, dtype: torch.dtype) -> Layers:
-    from transformers import AutoConfig
-
-    count = int(AutoConfig.from_pretrained(folder).num_hidden_layers) + 2
+    count = int(configuration(folder).num_hidden_layers) + 2
     layers = load_layers(folder, 0, count, dtype)
     if not isinstance(layers, Layers):
         raise UnsupportedModelError("what a boundary tells is measured of models that keep sequences; this one keeps none")

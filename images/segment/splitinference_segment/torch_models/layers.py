@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from splitinference_modelfiles.held import AS_STORED, Held
+from splitinference_modelfiles.models import decoder_sizes
 from splitinference_modelfiles.rules.families import Family
 from splitinference_modelfiles.stored.digests import Digests
+from splitinference_modelfiles.stored.folder import CONFIG, read_json
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.adapters import Sizes, linear_sizes
+from splitinference_segment.torch_models.configuration import configuration, is_quantized
 from splitinference_segment.torch_models.families import UNSTEADY_ROPE, UnsupportedModelError, family_of
 from splitinference_segment.torch_models.quantizing import take_codes
 from splitinference_segment.torch_models.variants import Variant
@@ -42,11 +45,8 @@ class Layers:
     ) -> None:
         """Build and load. `weights`: how matrices are held, as `spec.model.weights` says. UnsupportedModelError, MissingWeightsError or
         MismatchError say why not."""
-        config = AutoConfig.from_pretrained(folder)
-        quantized = getattr(config, "quantization_config", None) is not None or getattr(config, "compression_config", None) is not None
-        held = accepted(folder, weights)[1].held if quantized or weights != AS_STORED else {}
-        for key in ("quantization_config", "compression_config"):  # what transformers would do for them, this package does
-            config.__dict__.pop(key, None)
+        config = configuration(folder)
+        held = accepted(folder, weights)[1].held if weights != AS_STORED or is_quantized(folder) else {}
         family = family_of(config.model_type)
         count = config.num_hidden_layers + 2
         if not 0 <= start < end <= count:
@@ -68,9 +68,8 @@ class Layers:
         self.blocks: list[nn.Module] = []
         self._take(config, family, Weights(folder, digests), held)
         self._variant = Variant(config, family, range(self.first_block, self.first_block + len(self.blocks)))
-        heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-        width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-        self.kv_shape = KvShape(len(self.blocks), heads, width, dtype, device)
+        sizes = decoder_sizes(read_json(str(folder), CONFIG), config.model_type, family)
+        self.kv_shape = KvShape(len(self.blocks), sizes.kv_heads, sizes.head_dim, dtype, device)
 
     def _take(self, config: Any, family: Family, weights: Weights, held: Mapping[str, Held]) -> None:
         with torch.device("meta"):

@@ -17,9 +17,10 @@ class Variant:
 
     def __init__(self, config: Any, family: Family, blocks: Sequence[int]) -> None:
         """`blocks`: numbers of the segment's own blocks."""
-        self._scale = getattr(config, "embedding_multiplier", None)
-        self._divisor = getattr(config, "logits_scaling", None)
-        self._cap = getattr(config, "final_logit_softcapping", None)
+        # By family: config.json may say of such things what transformers does not read for this one.
+        self._scale = config.embedding_multiplier if family.multipliers else None
+        self._divisor = config.logits_scaling if family.multipliers else None
+        self._cap = config.final_logit_softcapping if family.caps else None
         self._kinds = tuple(config.layer_types[block] for block in blocks) if family.ropes_by_kind else ()
 
     def embedded(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,8 @@ def constraints(spec: Spec, layers: int, positions: int | None = None, cuts: Col
         problems.append(FieldProblem(path="spec.partition.minSegments", message=message))
     if positions is not None and spec.model.max_context_tokens > positions:
         message = (
-            f"{spec.model.max_context_tokens} is more than the {positions} positions that the model has; set it to at most {positions}"
+            f"{spec.model.max_context_tokens} is more than the {positions} positions that the model has; set it to at most {positions} "
+            "(of a model with longrope, the positions of its first training are served)"
         )
         problems.append(FieldProblem(path="spec.model.maxContextTokens", message=message))
     if problems:

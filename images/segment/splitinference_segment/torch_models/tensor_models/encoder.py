@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig
 
 from splitinference_modelfiles.stored.digests import Digests
 from splitinference_protocol.wire.errors import BAD_REQUEST, SegmentError
 from splitinference_protocol.wire.request import TensorMeta
+from splitinference_segment.torch_models.configuration import configuration
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.tensor_models.stateless import NO_KV, as_tensor, not_taken
 from splitinference_segment.torch_models.weights import Weights, fill
@@ -63,7 +63,7 @@ class EncoderLayers:
         self, folder: Path, start: int, end: int, dtype: torch.dtype, *, device: str = "cpu", digests: Digests | None = None
     ) -> None:
         """Build and load. UnsupportedModelError, MissingWeightsError or MismatchError say why not."""
-        config = AutoConfig.from_pretrained(folder)
+        config = configuration(folder)
         count = config.num_hidden_layers + 2
         if not 0 <= start < end <= count:
             raise UnsupportedModelError(f"layers {start}:{end} are not in this model, which has 0:{count}")
