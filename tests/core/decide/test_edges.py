@@ -9,14 +9,15 @@ import pytest
 from splitinference.core.cost import objective_value, predict
 from splitinference.core.decide.base.compare import figures, gain, net_gain
 from splitinference.core.decide.base.decision import Adopt, Keep, Kept
-from splitinference.core.decide.base.policy import DecisionInputs, Memory, Obstacle, Policy, Slowed, StageTime, Watch
-from splitinference.core.decide.base.triggers import Reason, check
+from splitinference.core.decide.base.policy import DecisionInputs, Level, Memory, Obstacle, Policy, Slowed, Stabilizing, StageTime, Watch
+from splitinference.core.decide.base.triggers import Reason, Trigger, check
 from splitinference.core.decide.decide import decide
 from splitinference.core.decide.early_load_signal import with_early_load
 from splitinference.core.decide.feasibility.capacity_memory import memory_limits, update_obstacles
+from splitinference.core.transition.state import Shortage, ShortOf
 from splitinference.core.transition.steps import Blocked
 from splitinference.core.values.plan import Plan
-from splitinference.core.values.problem import Constraints, Problem, Slo
+from splitinference.core.values.problem import Constraints, Goal, Objective, Problem, Slo
 from splitinference.core.values.result import BindingConstraint, Infeasible, Limits, Outcome
 from tests.core.planning import START, Exhaustive, a_node, a_plan, a_problem, inputs, text_of
 
@@ -93,6 +94,16 @@ def test_and_within_the_moves_of_an_hour_unless_nobody_is_served(moves, served, 
 def test_a_node_that_was_in_the_way_counts_as_full_for_ten_minutes(seconds, known):
     memory = Memory(obstacles={"b": Obstacle(at=ago(seconds), free_bytes=7)})
     assert ("b" in update_obstacles(memory, inputs(IDLE, PLAN, 10_000), POLICY).obstacles) is known
+
+
+@pytest.mark.parametrize(("of", "free"), [(ShortOf.MEMORY, 7), (ShortOf.CPU, 0), (ShortOf.DEVICE, 0), (ShortOf.NODE, 0)])
+def test_a_node_that_is_short_of_anything_but_memory_takes_nothing_more(of, free):
+    short = Blocked(why="b has no room", short=(Shortage(node="b", resource=of, needed=9, free=7),))
+    trigger = Trigger(reason=Reason.TRANSITION_BLOCKED, message="", mandatory=True)
+    found = update_obstacles(Memory(), inputs(IDLE, PLAN, 10_000, blocked=short), POLICY, trigger)
+    assert found.obstacles == {"b": Obstacle(at=ago(0), free_bytes=free)}
+    other = trigger.model_copy(update={"reason": Reason.NODE_LOST})
+    assert update_obstacles(Memory(), inputs(IDLE, PLAN, 10_000, blocked=short), POLICY, other).obstacles == {}
 
 
 @pytest.mark.parametrize(("held", "most"), [({}, 7), ({"b": 6}, 7), ({"b": 7}, 7), ({"b": 8}, 8), ({"c": 8}, 7)])
@@ -209,6 +220,13 @@ def test_budgets_are_said_with_what_the_plan_takes():
         f"predicted {p.time_to_first_token_ms:.0f} ms to the first token, {p.time_per_output_token_ms:.1f} ms per token, "
         f"4 of at most 5.5 per hour, {p.watts:.4g} of at most 150 W while it works, {p.energy_joules_per_token:.3g} J per token"
     )
+    for goal, end in (
+        (Goal.COST, ", 4 per hour"),
+        (Goal.ENERGY, f", {p.watts:.4g} W while it works, {p.energy_joules_per_token:.3g} J per token"),
+    ):
+        assert figures(PLAN, problem.model_copy(update={"constraints": Constraints(), "objective": Objective(goal=goal)})).endswith(
+            f" ms per token{end}"
+        )
     assert "hour" not in figures(PLAN, IDLE)
     assert " W " not in figures(PLAN, IDLE)
 
@@ -219,10 +237,10 @@ SMALL = {"mib": 250}
 NOW = a_problem(a_node("a", **SMALL), a_node("b", utilization=0.93, **SMALL), a_node("c", **SMALL), slo=Slo(time_per_output_token_ms=0.001))
 
 
-def optional(problem: Problem, solve=None) -> Adopt | Keep:
+def optional(problem: Problem, solve=None, **more) -> Adopt | Keep:
     key = f"{Reason.UTILIZATION_SHIFTED}/b"
     memory = Memory(reviewed=START, watches={key: Watch(since=ago(100), confirmations=5, last=ago(1))})
-    policy = POLICY.model_copy(update={"load_bytes_per_s": 1e9})
+    policy = POLICY.model_copy(update={"load_bytes_per_s": 1e9, **more})
     return decide(inputs(problem, PLAN, 10_000), policy, memory, solve or Exhaustive(), Limits(seconds=1))[0]
 
 
@@ -244,13 +262,14 @@ def test_where_the_solver_finds_none_the_reason_to_move_and_why_are_said():
     assert found.message == f"{found.trigger.message}; nothing fits (more memory)"
 
 
-def test_a_plan_that_keeps_the_slo_by_new_cuts_wins_over_a_move_that_does_not():
-    """c is slow: two layers on it take longer than the limit, one does not."""
+@pytest.mark.parametrize("resplit_gain", [0.1, 1.0])
+def test_a_plan_that_keeps_the_slo_by_new_cuts_wins_over_a_move_that_does_not(resplit_gain):
+    """c is slow: two layers on it take longer than the limit, one does not. How much new cuts must gain is no matter then."""
     nodes = (a_node("a", mib=350, gflops=200), a_node("b", mib=250, utilization=0.93), a_node("c", mib=250, gflops=50))
     free = a_problem(*nodes)
     moved, cut = (predict(a_plan(text), free).time_per_output_token_ms for text in ("a[0:2] c[2:4]", "a[0:3] c[3:4]"))
     assert cut < moved
-    found = optional(free.model_copy(update={"slo": Slo(time_per_output_token_ms=(cut + moved) / 2)}))
+    found = optional(free.model_copy(update={"slo": Slo(time_per_output_token_ms=(cut + moved) / 2)}), resplit_gain=resplit_gain)
     assert isinstance(found, Adopt)
     assert text_of(found.plan) in ("a[0:3] c[3:4]", "c[0:1] a[1:4]")
     assert math.isfinite(found.before_ms or math.nan)
@@ -261,3 +280,15 @@ def test_of_several_mandatory_reasons_on_one_node_the_first_of_the_list_is_named
     for reason in (Reason.VERIFICATION_FAILED, Reason.SEGMENT_FAILED, Reason.PREEMPTED, Reason.MEMORY_PRESSURE):
         assert looked(Memory(), IDLE, **everything) is reason
         del everything[next(iter(everything))]
+
+
+def test_after_a_plan_is_adopted_what_was_learned_of_nodes_stays_and_the_watches_go():
+    kept = {
+        "obstacles": {"b": Obstacle(at=START, free_bytes=7)},
+        "slowed": {"b": seen()},
+        "levels": {"b": Level(utilization=0.5, since=START)},
+        "stabilizing": Stabilizing(since=START),
+    }
+    before = Memory(watches=BLOCKED_LONG, detoured=ago(5), tried="x", tries=3, **kept)
+    assert before.after_adoption(reviewed=ago(0)) == Memory(reviewed=ago(0), detoured=ago(5), **kept)
+    assert before.after_adoption(detoured=ago(1)) == Memory(detoured=ago(1), **kept)

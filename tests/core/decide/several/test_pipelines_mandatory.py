@@ -87,6 +87,21 @@ def test_one_that_is_mended_leaves_the_working_segments_of_the_next_one_alone():
     assert [ready(problem) for problem in solver.asked] == ["aef", "cf"]
 
 
+def test_where_one_after_the_other_does_not_fit_those_that_are_missing_are_planned_together():
+    """The first that is added takes c and e, and no other fits beside it; together two fit."""
+
+    def answer(asked: Problem) -> str | None:
+        if asked.constraints.pipelines == 2:
+            return "c[0:2] d[2:4] | e[0:2] f[2:4]"
+        return "c[0:2] e[2:4]" if "c" in ready(asked) else None
+
+    case, solver = mandatory(world(pipelines=3), answer, "a[0:2] b[2:4]")
+    found = case.of(case.inputs.problem, 3)
+    assert isinstance(found, Plan)
+    assert texts(found) == ["a[0:2] b[2:4]", "c[0:2] d[2:4]", "e[0:2] f[2:4]"]
+    assert [(problem.constraints.pipelines, ready(problem)) for problem in solver.asked][-1] == (2, "cdef")
+
+
 def blocked_for(*names: str) -> DryRun:
     return lambda plan: Blocked(why="there is no room") if set(names) & {s.node for s in plan.segments} else always_reachable(plan)
 
