@@ -247,6 +247,10 @@ def burning(cluster: Cluster, *nodes: str, share: float = 1.0, threads: int = 0)
             cluster.stop_burning(node)
 
 
+ROOMY_MIB = 2000
+"""Memory for pods on a worker that holds two segments of the sample at once."""
+
+
 @contextmanager
 def workers_of(cluster: Cluster, mib: int) -> Iterator[None]:
     """All workers have so much memory; afterwards what they had, without the resource, whose segments may be larger than that."""

@@ -16,7 +16,7 @@ import pytest
 from e2e import results, stack
 from e2e.cluster import Cluster
 from e2e.cluster.settings import LINK_MBPS, TRUSTED
-from e2e.scene import NAME, Placement, Scene, burning, disturbed, forget, workers_of
+from e2e.scene import NAME, ROOMY_MIB, Placement, Scene, burning, disturbed, forget, workers_of
 from e2e.traffic import BURSTY, STEADY, Load
 
 pytestmark = pytest.mark.cluster
@@ -25,7 +25,6 @@ LONG = os.environ.get("E2E_LONG") == "1"
 QUIET_SECONDS = float(os.environ.get("E2E_QUIET_SECONDS", "300")) if LONG else 0.0
 LOADS = [pytest.param(load, marks=pytest.mark.long) for load in (STEADY, BURSTY)]
 both_loads = pytest.mark.parametrize("load", LOADS, ids=str)
-ROOMY_MIB = 2000
 LINK_MBIT = 100.0
 Play = Callable[..., AbstractContextManager[Scene]]
 

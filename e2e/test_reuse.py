@@ -11,7 +11,7 @@ import pytest
 
 from e2e import stack
 from e2e.cluster import Cluster, faults
-from e2e.scene import NAME, frozen_sample
+from e2e.scene import NAME, ROOMY_MIB, frozen_sample, workers_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
@@ -38,14 +38,15 @@ def ask(url: str, question: str, tokens: int = 24, cache: str = "", **more: Any)
 
 @pytest.fixture(scope="module")
 def url(operated: Cluster) -> Iterator[str]:
-    """The sample with reuse, Ready."""
+    """The sample with reuse, Ready, on workers with room for new cuts beside the old ones."""
     body = frozen_sample()
     body["spec"] |= {"reuse": {"scope": "All", "ttl": "30m"}}
     operated.kubectl("delete", "si", NAME, "--ignore-not-found", "--timeout=600s")
-    operated.kubectl("apply", "-f", "-", stdin=json.dumps(body))
-    stack.wait_ready(operated, NAME)
-    with stack.endpoint(operated, NAME) as found:
-        yield found
+    with workers_of(operated, ROOMY_MIB):
+        operated.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+        stack.wait_ready(operated, NAME)
+        with stack.endpoint(operated, NAME) as found:
+            yield found
 
 
 def test_asked_again_and_nothing_runs(operated: Cluster, url: str) -> None:

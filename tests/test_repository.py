@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,27 @@ def test_chart_version_is_the_package_version():
 def test_links_between_pages_lead_somewhere(page: Path):
     targets = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page.read_text())
     assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_paths_and_names_that_say_where_code_goes_are_there(page: str):
+    """A path in backticks, from the root or from the operator's package; and a name in backticks that stands before a linked file."""
+    text = (ROOT / page).read_text("utf-8")
+    folders = "operator|images|core|controller|adapters|settings|tests|charts|config|crds|docs"
+    paths = re.findall(rf"`((?:{folders})/[\w./-]+)`", text)
+    assert [path for path in paths if not ((ROOT / path).exists() or (ROOT / "operator/splitinference" / path).exists())] == []
+    named = re.findall(r"`(\w+)` in \[[^\]]+\]\(([^)]+\.py)\)", text) + re.findall(r"\[`(\w+)`\]\(([^)]+\.py)\)", text)
+    files = {name: (ROOT / page).parent / file for name, file in named}
+    assert [name for name, file in files.items() if name not in file.read_text("utf-8") and name != file.stem] == []
+
+
+def test_the_changelog_says_nothing_twice():
+    """Merges of branches leave the same line behind twice."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")[1]
+    entries = [line for line in text.splitlines() if line.startswith("- ")]
+    assert [entry for entry, times in Counter(entries).items() if times > 1] == []
+    starts = Counter(match[1] for entry in entries if (match := re.match(r"- (`spec\.[\w.]+`):", entry)))
+    assert [start for start, times in starts.items() if times > 1] == [], "one entry for a field"
 
 
 def test_decisions_are_numbered_without_a_double():

@@ -1,7 +1,6 @@
 """The log, as plain lines or one JSON object for each (SI_LOG_FORMAT=json). Both have the ID of the request that a line is about."""
 
 import logging
-import sys
 from collections.abc import Mapping
 
 from splitinference_gateway import request_ids
@@ -25,7 +24,4 @@ def configure(environment: Mapping[str, str]) -> None:
     Raises:
         ValueError: one of them is none of its values.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(log_lines.formatter(log_lines.chosen(environment), _EXTRA))
-    handler.addFilter(_WithRequest())
-    logging.basicConfig(level=environment.get("SI_LOG_LEVEL", "INFO"), handlers=[handler], force=True)
+    log_lines.configure(environment, _EXTRA, _WithRequest())

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 FORMATS = ("plain", "json")
 VARIABLE = "SI_LOG_FORMAT"
+LEVEL = "SI_LOG_LEVEL"
 REQUEST = "request_id"
 NONE = "-"
 """The ID of a line that is about no request, in plain lines."""
@@ -58,6 +60,18 @@ class JsonLines(logging.Formatter):
 def formatter(form: str, extra: Sequence[str] = ()) -> logging.Formatter:
     """Of one of FORMATS."""
     return JsonLines(extra) if form == "json" else logging.Formatter(PLAIN)
+
+
+def configure(environment: Mapping[str, str], extra: Sequence[str], names_request: logging.Filter) -> None:
+    """The root logger, to stderr, as SI_LOG_LEVEL and SI_LOG_FORMAT say. `names_request` gives each record its REQUEST.
+
+    Raises:
+        ValueError: one of the variables is none of its values.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(chosen(environment), extra))
+    handler.addFilter(names_request)
+    logging.basicConfig(level=environment.get(LEVEL) or "INFO", handlers=[handler], force=True)
 
 
 def _time(seconds: float) -> str:

@@ -6,7 +6,6 @@ As JSON (SI_LOG_FORMAT=json) every line of the container is one object, also tho
 import json
 import logging
 import re
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -40,10 +39,7 @@ def configure(environment: Mapping[str, str]) -> None:
     Raises:
         ValueError: one of them is none of its values.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(log_lines.formatter(log_lines.chosen(environment), _EXTRA))
-    handler.addFilter(_WithRequest())
-    logging.basicConfig(level=environment.get("SI_LOG_LEVEL") or "INFO", handlers=[handler], force=True)
+    log_lines.configure(environment, _EXTRA, _WithRequest())
 
 
 class RequestLog:

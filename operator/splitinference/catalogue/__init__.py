@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from splitinference.core.cost.fitting.catalogue import Catalogue, CatalogueFile
 from splitinference.core.cost.fitting.rows import Models, Row, Shape
 
@@ -110,8 +112,6 @@ def rows_from(text: str) -> tuple[Row, ...]:
 
 
 def _first(error: ValueError) -> str:
-    from pydantic import ValidationError
-
     if not isinstance(error, ValidationError):
         return str(error)
     one = error.errors(include_url=False, include_context=False)[0]

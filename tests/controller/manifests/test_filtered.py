@@ -42,7 +42,7 @@ def test_the_condition_has_the_numbers() -> None:
     assert "97.0 % of the last 200 compared rows" in works.message
     opened = filtered(asked, report(compared=60, agreement=0.8, floor=0.95, open=True))
     assert (opened.holds, opened.reason) == (False, "AgreementTooLow")
-    assert "80.0 % of the last 60 compared rows, and at least 95 % is wanted" in opened.message
+    assert "80.0 % of the last 60 compared rows, and at least 95 % is required" in opened.message
 
     unused = filtered(asked, report(rows=9, problem="this segment has 2 of 5"))
     assert (unused.holds, unused.reason) == (False, "NotUsed")

@@ -254,3 +254,10 @@ def test_a_plan_that_keeps_the_slo_by_new_cuts_wins_over_a_move_that_does_not():
     assert isinstance(found, Adopt)
     assert text_of(found.plan) in ("a[0:3] c[3:4]", "c[0:1] a[1:4]")
     assert math.isfinite(found.before_ms or math.nan)
+
+
+def test_of_several_mandatory_reasons_on_one_node_the_first_of_the_list_is_named():
+    everything = {name: {"b": "x"} for name in ("distrusted", "quarantined", "preempted", "pressured")}
+    for reason in (Reason.VERIFICATION_FAILED, Reason.SEGMENT_FAILED, Reason.PREEMPTED, Reason.MEMORY_PRESSURE):
+        assert looked(Memory(), IDLE, **everything) is reason
+        del everything[next(iter(everything))]

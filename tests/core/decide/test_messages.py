@@ -60,6 +60,11 @@ def test_mandatory_reasons():
     )
     assert trigger(IDLE, quarantined={"b": "3 failures"}) == "stage 1 on b keeps failing: 3 failures"
     assert trigger(IDLE, pressured={"a": "it runs out"}) == "stage 0 on a: it runs out"
+    assert trigger(IDLE, quarantined={"b": "x"}, distrusted={"b": "a wrong output"}) == "stage 1 on b cannot be trusted: a wrong output"
+    assert trigger(IDLE, preempted={"a": "team/chat needs 2 GiB", "b": "so does team/code"}) == (
+        "stage 0 on a gives way: team/chat needs 2 GiB; stage 1 on b gives way: so does team/code"
+    )
+    assert trigger(IDLE, preempted={"c": "a node that the plan does not use"}) == ""
     assert trigger(a_problem(a, b, c, constraints=Constraints(trust=(label,)))) == "stage 0 on a: trust: layers 0 to 1 need trusted=true"
 
 

@@ -40,18 +40,32 @@ class Codec(Protocol):
         """What is to be sent for these parts of a frame."""
 
 
-class Plain:
-    """No encryption: for tests and benchmarks on loopback."""
+class _Pieces:
+    """Content that came in pieces: the rest of the last one, a piece of plain text or a record of TLS."""
 
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket, self._rest = connected, memoryview(b"")
+    def __init__(self) -> None:
+        self._rest = memoryview(b"")
 
     def ready(self, count: int) -> bytearray | None:
-        """Of the rest of the last piece."""
+        """So many bytes of the rest; None where it has fewer."""
         if len(self._rest) < count:
             return None
         taken, self._rest = bytearray(self._rest[:count]), self._rest[count:]
         return taken
+
+    def _part(self, view: memoryview) -> int:
+        count = min(len(view), len(self._rest))
+        view[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+class Plain(_Pieces):
+    """No encryption: for tests and benchmarks on loopback."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__()
+        self._socket = connected
 
     def receive(self, view: memoryview, lock: threading.Lock) -> int:
         """As it came."""
@@ -59,29 +73,19 @@ class Plain:
             if len(view) >= RECEIVE:
                 return self._socket.recv_into(view)
             self._rest = memoryview(self._socket.recv(RECEIVE))
-        count = min(len(view), len(self._rest))
-        view[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
+        return self._part(view)
 
     def sealed(self, parts: list[Buffer]) -> list[Buffer]:
         """As it is."""
         return parts
 
 
-class Sealed:
+class Sealed(_Pieces):
     """TLS without a socket of its own: an SSLSocket must not be used by two threads at once, and its writes may wait."""
 
     def __init__(self, connected: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+        super().__init__()
         self._socket, self._tls, self._incoming, self._outgoing = connected, tls, incoming, outgoing
-        self._rest = memoryview(b"")  # of the last record
-
-    def ready(self, count: int) -> bytearray | None:
-        """Of the rest of the last record."""
-        if len(self._rest) < count:
-            return None
-        taken, self._rest = bytearray(self._rest[:count]), self._rest[count:]
-        return taken
 
     def receive(self, view: memoryview, lock: threading.Lock) -> int:
         """Decrypted. The thread waits for bytes without the lock. A small frame is one record, and read at once."""
@@ -112,12 +116,6 @@ class Sealed:
         except ssl.SSLEOFError:
             return 0
         return self._part(view)
-
-    def _part(self, view: memoryview) -> int:
-        count = min(len(view), len(self._rest))
-        view[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
 
     def sealed(self, parts: list[Buffer]) -> list[Buffer]:
         """Encrypted; small parts share a record."""

@@ -4,6 +4,7 @@ Both are .npz files of numpy: x, or input_ids with attention_mask, become featur
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,8 +99,6 @@ def _whole(folder: Path) -> Stateless:
 
 def _count(folder: Path) -> int:
     """Layers of the model."""
-    import json
-
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return len(config["layers"]) if config.get("model_type") == "sequential" else int(config.get("num_hidden_layers", 0)) + 2
 

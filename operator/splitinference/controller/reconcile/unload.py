@@ -17,7 +17,7 @@ from splitinference.controller.reconcile.planning.gather import Seen
 from splitinference.core.transition.state import Phase
 from splitinference.core.transition.steps import DeleteSegment, Done, Steps
 
-UNUSED = "no request came for a while, and the first one starts it again"
+UNUSED = "no request has come for a while; the next one starts it again"
 
 
 _HOLD_SECONDS = 5.0

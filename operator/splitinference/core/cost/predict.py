@@ -3,6 +3,7 @@
 import math
 
 from splitinference.core.cost.evaluate import EvaluatedStage, Evaluation, evaluate
+from splitinference.core.cost.flow import tokens_per_s
 from splitinference.core.cost.site import Site
 from splitinference.core.cost.stage import kv_bytes, memory_bytes, sequences_on, utilization_after
 from splitinference.core.cost.start import to_load
@@ -22,8 +23,6 @@ def prediction_of(laid: Evaluation, plan: Plan, problem: Problem) -> Prediction:
     after = utilizations(laid, problem)
     batch = problem.workload.batch
     if problem.objective.goal is Goal.THROUGHPUT and not problem.limits_paths:
-        from splitinference.core.cost.flow import tokens_per_s
-
         rate = tokens_per_s(plan, problem)
         bottleneck = 1e3 * batch / rate
     else:

@@ -2,6 +2,7 @@
 
 from splitinference.core.cost.checks.eligible import forbidden, unusable
 from splitinference.core.cost.encoding import in_words
+from splitinference.core.cost.objective import value_of
 from splitinference.core.cost.ranges import spreads
 from splitinference.core.cost.site import free_share, sites
 from splitinference.core.cost.stage import memory_bytes, smallest_bytes
@@ -24,8 +25,6 @@ _MOST_STAGES = 400
 
 def explain(plan: Plan, prediction: Prediction, problem: Problem, proof: str) -> tuple[str, ...]:
     """Sentences about the plan: its value and the `proof`, one for each stage, one for each node left (or their number, if many)."""
-    from splitinference.core.cost.objective import value_of
-
     objective = problem.objective
     lines = [f"{objective.goal.value}: {value_of(prediction, problem):.4g} {UNITS[objective.goal]}; {proof}"]
     lines.append(_why_so_many(plan, problem))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, TypeAlias
 
 from splitinference.core.planner.columns.share import check_together
+from splitinference.core.planner.judge import judged
 from splitinference.core.values.plan import Plan
 from splitinference.core.values.problem import Goal, Problem
 from splitinference.core.values.result import (
@@ -79,8 +80,6 @@ class SolverProcess:
     @staticmethod
     def _best_of(problem: Problem, reported: Sequence[Incumbent], seconds: float, hint: Plan | None) -> Outcome:
         """The outcome for the last that was reported, after the judge has seen it: solved where the gap is small."""
-        from splitinference.core.planner.judge import judged
-
         if not reported:
             return TimedOut(hint, math.inf if problem.objective.goal is Goal.THROUGHPUT else -math.inf)
         plan, bound = reported[-1].plan, reported[-1].bound

@@ -9,14 +9,16 @@ def filtered(asked: FilterSpec, report: GatewayReport | None) -> Condition:
     """What the gateways say of it; unknown while none says anything."""
     found = report.filter if report is not None else None
     if found is None:
-        return Condition(kind=Kind.FILTERED, holds=None, reason="NotReported", message="no gateway has reported about the filter yet")
+        return Condition(kind=Kind.FILTERED, holds=None, reason="NotReported", message="no gateway has reported on the filter yet")
     agreement = (
-        "none compared yet" if found.agreement is None else f"{100 * found.agreement:.1f} % of the last {found.compared} compared rows"
+        "no row has been compared yet"
+        if found.agreement is None
+        else f"{100 * found.agreement:.1f} % of the last {found.compared} compared rows"
     )
     if found.open:
         message = (
             f"the filter in {asked.file} opened, so every row runs: the model agreed with it for {agreement}, and at least "
-            f"{asked.agreement_percent:g} % is wanted. Train it again with recent inputs, or remove spec.filter"
+            f"{asked.agreement_percent:g} % is required. Train it again with recent inputs, or remove spec.filter"
         )
         return Condition(kind=Kind.FILTERED, holds=False, reason="AgreementTooLow", message=message)
     if found.problem:

@@ -53,7 +53,7 @@ def scaled(asked: int, planned: int, serving: int, decision: Adopt | Keep | None
     if serving < asked:
         return Condition(kind=kind, holds=False, reason="PipelinesNotServing", message=f"{serving} of {asked} pipelines serve")
     if planned > asked or serving > asked:
-        message = f"{serving} pipelines serve, {asked} are requested; those in excess are drained"
+        message = f"{serving} pipelines serve, {asked} are requested; the others are drained"
         return Condition(kind=kind, holds=False, reason="PipelinesDraining", message=message)
     return Condition(kind=kind, holds=True, reason="AllPipelinesServe", message=f"{serving} pipelines serve")
 

@@ -226,7 +226,7 @@ def all_conditions(report: Report) -> Iterator[Condition]:
 
 def _verified_before(report: Report) -> Iterator[Condition]:
     """While a transition is under way nothing new is known of verifiers."""
-    message = "verifiers are looked at again when the plan serves"
+    message = "verifiers are checked again when the plan serves"
     yield Condition(kind=Kind.VERIFIED, holds=None, reason="TransitionUnderWay", message=message)
 
 
@@ -287,10 +287,10 @@ def _metrics(report: Report) -> Condition:
     return Condition(kind=kind, holds=True, reason="Doubtful" if notes else "Available", message=message)
 
 
-_NO_FIGURES = "does it scrape node-exporter or, with the query set cadvisor, the kubelets' cAdvisor, and since at least two scrapes?"
+_NO_FIGURES = "does it scrape node-exporter or, with the query set cadvisor, the kubelets' cAdvisor, and has it done so at least twice?"
 
 
-_UNLOADED = "no pipeline serves, as nobody asks; the first request is held and starts one"
+_UNLOADED = "no pipeline serves because no request has come for a while; the next request is held and starts one"
 
 
 def _progressing(report: Report) -> Condition:

@@ -219,7 +219,7 @@ class AdapterKeeper:
 
     def _progress(self, pod: Manifest, lacking: Sequence[SegmentPod]) -> str:
         found = hindrance(pod, LOADER, self.seen.now, self.seen.limits, "")
-        return found.text if found is not None else f"is given to {', '.join(pod.name for pod in lacking)}"
+        return found.text if found is not None else f"is being given to {', '.join(pod.name for pod in lacking)}"
 
     def _due(self, ended: Mapping[str, Any]) -> bool:
         """Whether to try again what failed."""

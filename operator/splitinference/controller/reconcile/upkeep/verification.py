@@ -209,7 +209,7 @@ class Verifiers:
             if any(found["metadata"]["name"] == name for found in self.ports.cluster.owned(kind, namespace, owner)):
                 self.ports.cluster.delete(kind, namespace, name)
         except RefusedError as error:
-            self._refused.append(f"to delete the NetworkPolicy {name} was refused: {error}")
+            self._refused.append(f"the deletion of the NetworkPolicy {name} was refused: {error}")
 
     def _document(self, ready: Sequence[Placed]) -> Verification:
         """`verification` of the route document, as docs/reference/data-plane.md has it."""
@@ -253,7 +253,7 @@ class Verifiers:
         try:
             cluster.apply(self.ports.builder.route(self.planned_for, wanted))
         except RefusedError as error:
-            self._refused.append(f"the route with what is verified was refused: {error}")
+            self._refused.append(f"the route with the checks was refused: {error}")
 
     def _condition(self, found: Sequence[Check], wanted: int, waits: Sequence[str], short: Sequence[str]) -> Condition:
         kind, now = Kind.VERIFIED, self.seen.now

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from splitinference.core.decide.feasibility.prefetch_targets import likely_target
+from splitinference.core.decide.feasibility.prefetch_targets import likely_target, quickest
 from splitinference.core.values.cluster import Link, LinkQuality, Network, Taint
 from splitinference.core.values.problem import Constraints, Slo, TrustRule
-from tests.core.planning import a_node, a_plan, a_problem
+from tests.core.planning import a_node, a_plan, a_problem, a_profile
 
 
 def target(*nodes: Any, stage: int = 1, **more: Any) -> str | None:
@@ -76,3 +76,24 @@ def test_only_the_quickest_eight_nodes_are_compared_with_the_chain():
     quick = [a_node(name, gflops=80) for name in names]
     assert target(*quick[1:], a_node("z", gflops=50), network=network) == "z"
     assert target(*quick, a_node("z", gflops=50), network=network) in names
+
+
+def test_the_layers_before_the_segment_decide_nothing():
+    """Theirs are the heavy products, which c computes faster; d reads the weights of the segment faster. A rule on them is no matter."""
+    profile = a_profile()
+    heavy = tuple(layer.model_copy(update={"flops_per_token": 1e10}) for layer in profile.layers[:2])
+    c = a_node("c", gflops=1000).model_copy(update={"memory_bandwidth_bytes_per_s": 1e10})
+    d = a_node("d", gflops=100).model_copy(update={"memory_bandwidth_bytes_per_s": 1e11})
+    rule = Constraints(trust=(TrustRule(start=0, end=2, labels={"trusted": "yes"}),))
+    problem = a_problem(
+        a_node("a", labels={"trusted": "yes"}),
+        a_node("b"),
+        c,
+        d,
+        profile=profile.model_copy(update={"layers": (*heavy, *profile.layers[2:])}),
+        constraints=rule,
+    )
+    plan = a_plan("a[0:2] b[2:4]", problem)
+    assert [node.name for node in quickest(plan.segments[1], plan, problem)] == ["d", "c"]
+    free = problem.model_copy(update={"constraints": Constraints()})
+    assert [node.name for node in quickest(plan.segments[0], plan, free)] == ["c", "d"]
