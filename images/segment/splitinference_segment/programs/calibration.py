@@ -18,9 +18,9 @@ from torch import nn
 
 from splitinference_segment.cache.kv import KvEntry
 from splitinference_segment.programs.leakage import encoded, public_text
-from splitinference_segment.torch_models.configuration import configuration
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.layers import Layers
+from splitinference_segment.torch_models.variants import configuration
 from splitinference_segment.torch_ops.comparison import errors
 from splitinference_segment.torch_ops.spans import Span
 from splitinference_segment.verdicts import bound

@@ -21,10 +21,10 @@ import torch
 from torch.nn.functional import normalize
 
 from splitinference_segment.cache.kv import KvEntry
-from splitinference_segment.torch_models.configuration import configuration
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.layers import Layers
 from splitinference_segment.torch_models.loading import load_layers
+from splitinference_segment.torch_models.variants import configuration
 from splitinference_segment.torch_ops.attention import Row
 from splitinference_segment.torch_ops.spans import Span
 

@@ -15,10 +15,9 @@ from splitinference_modelfiles.stored.digests import Digests
 from splitinference_modelfiles.stored.folder import CONFIG, read_json
 from splitinference_segment.torch_models.accepted import accepted
 from splitinference_segment.torch_models.adapters import Sizes, linear_sizes
-from splitinference_segment.torch_models.configuration import configuration, is_quantized
 from splitinference_segment.torch_models.families import UNSTEADY_ROPE, UnsupportedModelError, family_of
 from splitinference_segment.torch_models.quantizing import take_codes
-from splitinference_segment.torch_models.variants import Variant
+from splitinference_segment.torch_models.variants import Variant, configuration, is_quantized
 from splitinference_segment.torch_models.weights import Weights, fill
 from splitinference_segment.torch_ops import attention
 from splitinference_segment.torch_ops.attention import Row

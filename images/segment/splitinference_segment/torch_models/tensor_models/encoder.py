@@ -16,9 +16,9 @@ from torch import nn
 from splitinference_modelfiles.stored.digests import Digests
 from splitinference_protocol.wire.errors import BAD_REQUEST, SegmentError
 from splitinference_protocol.wire.request import TensorMeta
-from splitinference_segment.torch_models.configuration import configuration
 from splitinference_segment.torch_models.families import UnsupportedModelError
 from splitinference_segment.torch_models.tensor_models.stateless import NO_KV, as_tensor, not_taken
+from splitinference_segment.torch_models.variants import configuration
 from splitinference_segment.torch_models.weights import Weights, fill
 
 
