@@ -73,9 +73,9 @@ def test_llama_cpp_serves_it_and_says_what_the_capital_of_france_is(served: Clus
         import openai
 
         with openai.OpenAI(base_url=base_url, api_key="none") as client:
-            asked = {"role": "user", "content": "What is the capital of France?"}
-            answer = client.chat.completions.create(model="smollm2-135m-instruct", messages=[asked], max_tokens=24, temperature=0)  # type: ignore[list-item]
-    assert "Paris" in str(answer.choices[0].message.content)
+            # Far from a tie: libllama computes with activations of 8 bits, and other words are near in a chat about it, unsplit as well.
+            answer = client.completions.create(model=stack.MODEL, prompt="The capital of France is", max_tokens=1, temperature=0)
+    assert answer.choices[0].text == " Paris"
 
 
 def test_a_segment_moves_under_load(served: Cluster, play: Play) -> None:
