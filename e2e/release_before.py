@@ -19,6 +19,7 @@ from e2e.cluster.settings import REPOSITORY
 from e2e.stack import SYSTEM
 
 RELEASE = "splitinference"
+CRD = "splitinferences.splitinference.dev"
 
 LAST_CHECKED = "03636cefddca"
 """Its chart still has the CRD in the folder `crds/`, so this upgrade also takes over the CRD."""
@@ -53,7 +54,12 @@ class Before:
         cluster.helm("rollback", RELEASE, revision, "-n", SYSTEM)
 
     def install(self, cluster: Cluster) -> dict[str, str]:
-        """Its images and its chart, on the cluster; the images' names."""
+        """Its images and its chart, on the cluster; the images' names. What is there of this tree goes first: Helm leaves a newer CRD
+        as it is, whose defaults that release does not know."""
+        if cluster.kubectl("get", "crd", CRD, "--ignore-not-found", "-o", "name").strip():
+            cluster.kubectl("delete", "si", "--all", "--all-namespaces", "--timeout=600s")
+            cluster.helm("uninstall", RELEASE, "-n", SYSTEM, "--ignore-not-found", "--wait")
+            cluster.kubectl("delete", "crd", CRD, "--timeout=600s")
         environment = {
             **os.environ,
             "E2E_NAME": cluster.settings.name,
