@@ -100,7 +100,7 @@ async def test_a_clients_id_that_is_odd_is_not_logged(tmp_path: Path, model_path
 async def test_refused_requests_have_an_id_too_and_probes_have_none(tmp_path: Path, model_path: Path, lines: list[dict[str, Any]]):
     segments = await toy_segments("a")
     async with serving(tmp_path, model_path, segments) as world:
-        status, _, answered = await world.post("/v1/completions", {**ASKED, "max_tokens": -1}, headers={})
+        status, _, answered = await world.post("/v1/completions", {**ASKED, "temperature": -1}, headers={})
         async with world.http.get(f"{world.url}/healthz") as healthy:
             assert "X-Request-Id" not in healthy.headers
     assert status == 400
