@@ -64,7 +64,7 @@ def test_the_real_model_loses_little_with_eight_bits(capsys: pytest.CaptureFixtu
     plain, eight, four = json.loads(capsys.readouterr().out)["ways"]
     assert eight["perplexity"] < 1.05 * plain["perplexity"]
     assert eight["agreement"] > 0.9
-    assert four["agreement"] < eight["agreement"]
+    assert four["agreement"] > 0.6
     for way in (plain, eight, four):
         assert abs(way["measured_bytes"] / way["planned_bytes"] - 1) < 0.05, way
 
