@@ -25,6 +25,7 @@ VERBS = {
     "simulate": Verb("simulate policies on a trace", "simulate", argparse=True),
     "calibrate": Verb("the cost model's error on observed stage times, and factors", "calibrate", argparse=True),
     "filter": Verb("train a filter that skips inputs of a generic chain, or measure one", "filter.verbs", argparse=True),
+    "secret": Verb("compute a small generic chain on two nodes that cannot read its inputs", "secret.verbs", argparse=True),
     "digest": Verb("the digest of a model's folder, for spec.model.digest", "digest", argparse=True),
     "encrypt-model": Verb("encrypt a model's weights for pods that get the key from a key broker", "encrypt_model", argparse=True),
     "completion": Verb("shell completion for bash, zsh and fish", "completion"),

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from splitinference.cli.bench import filter
+from splitinference.cli.bench import filter, secret
 from splitinference.cli.bench.control import operator
 from splitinference.cli.bench.loadgen import mlperf
 from splitinference.cli.bench.planning import cost_model, planner, processors
@@ -27,6 +27,7 @@ def register(subparsers: "argparse._SubParsersAction[Any]") -> None:
     verification.register(parts)
     quantization.register(parts)
     filter.register(parts)
+    secret.register(parts)
     cost_model.register(parts)
     processors.register(parts)
     mlperf.register(parts)
