@@ -14,7 +14,7 @@ from splitinference.cli.main import main
 from splitinference.cli.secret import store
 from splitinference.cli.secret.ask import ask
 from splitinference.cli.secret.chain import plain, read_chain
-from splitinference.cli.secret.link import LinkError, connect
+from splitinference.cli.secret.link import Link, LinkError, connect
 from splitinference.cli.secret.serve import Server, serve_in_thread
 from splitinference.cli.secret.store import NoMaterialError, deal, left, read_plan, take
 from tests.cli.secret.chains import model
@@ -59,7 +59,7 @@ def test_rows_are_answered_until_the_material_is_used(pair: Pair) -> None:
         assert found.shape == (len(given), 3)
         np.testing.assert_allclose(found, plain(read_chain(pair.model), given), atol=0.002)
     assert left(pair.dealt / "party-0") == left(pair.dealt / "party-1") == []
-    with pytest.raises(NoMaterialError, match="0 and 0 are left. Deal more"):
+    with pytest.raises(NoMaterialError, match=r"0 and 0 are left\. Deal more"):
         pair.ask(ROW)
 
 
@@ -129,7 +129,7 @@ def test_wrong_inputs_are_refused_before_material_is_used(rows: np.ndarray, word
 def test_a_party_that_is_not_there_is_named(pair: Pair) -> None:
     pair.second.stop()
     pair.threads[1].join(10)
-    with pytest.raises(LinkError, match="party-1 at .* cannot be reached"):
+    with pytest.raises(LinkError, match=r"party-1 at .* cannot be reached"):
         pair.ask(ROW)
     assert len(left(pair.dealt / "party-0")) == COUNT
 
@@ -138,13 +138,23 @@ def test_a_party_that_disappears_during_an_inference_is_said(tmp_path: Path, mon
     pair = Pair(tmp_path, seconds=1.0)
     try:
         monkeypatch.setattr(pair.second, "_infer", lambda name, share: (_ for _ in ()).throw(LinkError("it was ended")))
-        with pytest.raises(LinkError, match="party-1 did not connect within 1 s|it was ended"):
+        with pytest.raises(LinkError, match=r"party-1 did not connect within 1 s|it was ended"):
             pair.ask(ROW)
         assert len(left(pair.dealt / "party-0")) == COUNT - 1, "what was begun is not used again"
         monkeypatch.undo()
         np.testing.assert_allclose(pair.ask(ROW), plain(read_chain(pair.model), ROW), atol=0.002)
     finally:
         pair.stop()
+
+
+def told(link: Link, messages: list[bytes]) -> None:
+    """Say all of this, and hear the answer."""
+    try:
+        for message in messages:
+            link.send(message)
+        link.hear()
+    finally:
+        link.close()
 
 
 def test_strangers_and_wrong_roles_get_nothing(pair: Pair, tmp_path: Path) -> None:
@@ -156,9 +166,7 @@ def test_strangers_and_wrong_roles_get_nothing(pair: Pair, tmp_path: Path) -> No
         ask(pair.dealt / "client", (pair.first.address, pair.first.address), ROW)
     link = connect(pair.second.address, pair.dealt / "party-0", pair.plan.deal, "party-1", 10)
     with pytest.raises(LinkError):  # party 0 has nothing to ask of party 1
-        link.say({"do": "list"})
-        link.hear()
-    link.close()
+        told(link, [b'{"do": "list"}'])
     with socket.create_connection(pair.first.address, timeout=20) as plainly:
         plainly.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with suppress(ConnectionResetError):
@@ -170,10 +178,7 @@ def test_a_client_without_sense_costs_no_material(pair: Pair) -> None:
     for messages in ([b"{"], [b"[]"], [b"x" * 20_000], [b'{"do": "infer", "material": "000000"}', b"short"]):
         link = connect(pair.first.address, pair.dealt / "client", pair.plan.deal, "party-0", 10)
         with pytest.raises(LinkError):
-            for message in messages:
-                link.send(message)
-            link.hear()
-        link.close()
+            told(link, messages)
     assert len(left(pair.dealt / "party-0")) == COUNT
 
 

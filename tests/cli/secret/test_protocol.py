@@ -1,4 +1,4 @@
-"""Two parties compute a chain on shares: the outputs are the plain ones within fixed point, and what a party sees says nothing of the input."""
+"""Two parties compute a chain on shares: outputs are the plain ones within fixed point, and what a party sees tells no input."""
 
 import json
 from pathlib import Path
@@ -139,7 +139,7 @@ def test_layers_that_cannot_be_shared_are_refused(layers: list[dict[str, Any]], 
 
 def test_a_language_model_is_refused_with_the_measured_cost(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ModelRefusedError, match="'llama'.*30 s and 2 GB"):
+    with pytest.raises(ModelRefusedError, match=r"'llama'.*30 s and 2 GB"):
         read_chain(tmp_path)
 
 

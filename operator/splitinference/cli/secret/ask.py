@@ -41,8 +41,9 @@ def ask(folder: Path, parties: tuple[Address, Address], rows: Any, seconds: floa
                 f"the parties have no material in common: {listed[0]['left']} and {listed[1]['left']} are left. Deal more"
             )
         shares = split(encode(padded))  # new ones for each attempt
+        links = _connected(folder, plan, parties, seconds)
         with ThreadPoolExecutor(2) as pool:
-            tasks = [pool.submit(_half, folder, plan, parties[n], n, both[0], shares[n], seconds) for n in (0, 1)]
+            tasks = [pool.submit(_half, links[number], plan, number, both[0], shares[number]) for number in (0, 1)]
         failures = [error for task in tasks if (error := task.exception()) is not None]
         if not failures:
             halves = [task.result() for task in tasks]
@@ -78,9 +79,18 @@ def _listed(folder: Path, plan: Plan, address: Address, number: int, seconds: fl
         link.close()
 
 
-def _half(folder: Path, plan: Plan, address: Address, number: int, name: str, share: Ring, seconds: float) -> tuple[Ring, int, int]:
+def _connected(folder: Path, plan: Plan, parties: tuple[Address, Address], seconds: float) -> tuple[Link, Link]:
+    """Connections to both, before either is asked for anything."""
+    first = connect(parties[0], folder, plan.deal, "party-0", seconds)
+    try:
+        return first, connect(parties[1], folder, plan.deal, "party-1", seconds)
+    except LinkError:
+        first.close()
+        raise
+
+
+def _half(link: Link, plan: Plan, number: int, name: str, share: Ring) -> tuple[Ring, int, int]:
     """A party's share of the output, the bytes it sent to the other party, and the bytes between it and us."""
-    link: Link = connect(address, folder, plan.deal, f"party-{number}", seconds)
     try:
         link.say({"do": "infer", "material": name})
         link.send(share.astype("<u8").tobytes())

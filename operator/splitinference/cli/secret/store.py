@@ -84,7 +84,7 @@ def left(folder: Path) -> list[str]:
 
 
 def take(folder: Path, name: str) -> Arrays:
-    """Material that nobody else gets from now on. Its file is away before the first byte is sent, so that no crash lets it be used twice."""
+    """Material that nobody else gets from now on. Its file is away before a byte is sent: no crash lets it be used twice."""
     if not NAME.fullmatch(name):
         raise NoMaterialError(f"material has a name of six digits, not {name[:20]!r}")
     file, mine = folder / "material" / f"{name}.npz", folder / "material" / f"{name}.taken"

@@ -52,9 +52,7 @@ def _deal(args: argparse.Namespace) -> int:
         return 2
     size = sum(file.stat().st_size for file in (args.target / "party-0" / "material").iterdir())
     print(f"{args.target} has material for {args.count} inferences of up to {args.rows} rows: {size / 1e6:.1f} MB for each party.")
-    print(
-        "Move party-0, party-1 and client to their three owners, and delete them here. Who has two of the parties' folders can read inputs."
-    )
+    print("Move party-0, party-1 and client to their three owners, and delete them here. Who has both parties' folders can read inputs.")
     return 0
 
 
