@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from splitinference.cli.secret.chain import Chain
+from splitinference.cli.secret.chain import SharedChain
 from splitinference.cli.secret.dealing import Shared, material, shared_weights
 from splitinference.cli.secret.party import Party
 from splitinference.cli.secret.ring import decode, encode, split
@@ -89,7 +89,7 @@ def together(first: Callable[..., Any], second: Callable[..., Any]) -> tuple[Any
         return tasks[0].result(60), tasks[1].result(60), seen
 
 
-def compute(chain: Chain, rows: Any, weights: Shared | None = None) -> tuple[Any, list[bytes]]:
+def compute(chain: SharedChain, rows: Any, weights: Shared | None = None) -> tuple[Any, list[bytes]]:
     """Outputs for [rows, size] by shares with fresh material, and what party 0 saw."""
     weights, made, steps = weights or shared_weights(chain), material(chain, len(rows)), steps_of(chain)
     shares = split(encode(rows))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitinference.cli.secret.chain import Chain, Step, check_range, plain, read_chain
+from splitinference.cli.secret.chain import SharedChain, Step, check_range, plain, read_chain
 from splitinference.cli.secret.dealing import material, shared_weights
 from splitinference.cli.secret.ring import FRACTION, decode, encode, split
 from splitinference_modelfiles.stored.headers import ModelRefusedError
@@ -19,7 +19,7 @@ UNIT = 2.0**-FRACTION
 EXTREMES = [0.0, UNIT, -UNIT, 0.5, -0.5, 1.0, -1.0, 32767.0, -32767.0, 8191.99, -8191.99]
 
 
-def error_bound(chain: Chain, largest: float) -> float:
+def error_bound(chain: SharedChain, largest: float) -> float:
     """How far fixed point may be off, from the rounding of each step: of its inputs, of its weights, and of its truncation."""
     off, reach = UNIT / 2, largest
     for step in chain.steps:
@@ -67,7 +67,7 @@ def test_a_convolution_takes_the_places_that_its_definition_says(tmp_path: Path)
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(EXTREMES), st.floats(-32767, 32767)), min_size=1, max_size=12))
 def test_relu_is_exact_for_every_number(numbers: list[float]) -> None:
-    chain = Chain((Step(len(numbers)),), (len(numbers),), (len(numbers),))
+    chain = SharedChain((Step(len(numbers)),), (len(numbers),), (len(numbers),))
     found, _ = compute(chain, np.array([numbers]))
     np.testing.assert_array_equal(found, np.maximum(decode(encode(np.array([numbers]))), 0))
 
@@ -76,7 +76,7 @@ def test_relu_is_exact_for_every_number(numbers: list[float]) -> None:
 @given(st.lists(st.one_of(st.sampled_from(EXTREMES), st.floats(-32767, 32767)), min_size=1, max_size=12))
 def test_truncation_is_off_by_one_unit_at_most(numbers: list[float]) -> None:
     count = len(numbers)
-    chain = Chain((Step(count, np.arange(count)[:, None], np.ones((1, 1))),), (count,), (count,))
+    chain = SharedChain((Step(count, np.arange(count)[:, None], np.ones((1, 1))),), (count,), (count,))
     found, _ = compute(chain, np.array([numbers]))
     assert np.abs(found - decode(encode(np.array([numbers])))).max() <= UNIT
 

@@ -37,7 +37,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Chain:
+class SharedChain:
     """Steps, and the shapes of one row before and after them."""
 
     steps: tuple[Step, ...]
@@ -45,7 +45,7 @@ class Chain:
     after: tuple[int, ...]
 
 
-def read_chain(folder: Path) -> Chain:
+def read_chain(folder: Path) -> SharedChain:
     """The chain of a model's folder. ModelRefusedError says which layer cannot be computed on shares, and why."""
     config = json.loads((folder / "config.json").read_text())
     if not isinstance(config, dict) or config.get("model_type") != "sequential":
@@ -68,7 +68,7 @@ def read_chain(folder: Path) -> Chain:
             steps.append(_product(layer, config["layers"][number], own, number))
     if not any(step.weight is not None for step in steps):
         raise ModelRefusedError("the chain has no Linear and no Conv layer: there is nothing to compute on shares")
-    return Chain(tuple(steps), layers[0].before, layers[-1].after)
+    return SharedChain(tuple(steps), layers[0].before, layers[-1].after)
 
 
 def gather(values: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
@@ -82,7 +82,7 @@ def laid_out(result: NDArray[Any], outputs_first: bool) -> NDArray[Any]:
     return (result.swapaxes(1, 2) if outputs_first else result).reshape(len(result), -1)
 
 
-def plain(chain: Chain, rows: Reals) -> Reals:
+def plain(chain: SharedChain, rows: Reals) -> Reals:
     """The chain's outputs for [rows, size], in the open and in float64."""
     for step in chain.steps:
         if step.index is None or step.weight is None:
@@ -93,7 +93,7 @@ def plain(chain: Chain, rows: Reals) -> Reals:
     return rows
 
 
-def check_range(chain: Chain, largest: float) -> float:
+def check_range(chain: SharedChain, largest: float) -> float:
     """The largest output for inputs up to `largest`. ModelRefusedError where a step could pass the range of 64 bits."""
     limit = 2.0 ** (62 - 2 * FRACTION) - 1
     for number, step in enumerate(chain.steps):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitinference.cli.secret.chain import Chain, Step, gather
+from splitinference.cli.secret.chain import SharedChain, Step, gather
 from splitinference.cli.secret.ring import FRACTION, bits_of, encode, random_bits, random_ring, split, split_bits
 
 LOW = np.uint64((1 << 63) - 1)
@@ -37,7 +37,7 @@ class Shared:
         self.first[name], self.second[name] = split_bits(value)
 
 
-def shared_weights(chain: Chain) -> Shared:
+def shared_weights(chain: SharedChain) -> Shared:
     """Shares of every matrix and bias, and the indices, which both may know."""
     made = Shared({}, {})
     for number, step in enumerate(chain.steps):
@@ -50,7 +50,7 @@ def shared_weights(chain: Chain) -> Shared:
     return made
 
 
-def material(chain: Chain, rows: int) -> Shared:
+def material(chain: SharedChain, rows: int) -> Shared:
     """Shares for one inference of `rows` rows. It must be used once at most."""
     made = Shared({}, {})
     for number, step in enumerate(chain.steps):

@@ -41,14 +41,15 @@ class Party:
         product = gather(opened, index) @ weight + self._own(number, "masked") + bias
         return laid_out(self._truncated(number, product), outputs_first)
 
-    def _truncated(self, number: int, share: Ring) -> Ring:
+    def _truncated(self, number: int, share: NDArray[Any]) -> Ring:
         """Shares of x / 2^16. With x + 2^62 + r opened, the sum's carry follows from the top bits."""
         shape = share.shape
         opened = self._open(share.reshape(-1) + self._leads * OFFSET + self._own(number, "r"))
         top, shift = opened >> np.uint64(63), np.uint64(FRACTION)
         carry = self._leads * top + self._own(number, "top") * (ONE - top - top)
         known = self._leads * (((opened & LOW) >> shift) - (OFFSET >> shift))
-        return (known + (carry << np.uint64(63 - FRACTION)) - self._own(number, "shifted")).reshape(shape)
+        share = known + (carry << np.uint64(63 - FRACTION)) - self._own(number, "shifted")
+        return share.reshape(shape)
 
     def _relu(self, number: int, share: Ring) -> Ring:
         flat = share.reshape(-1)
@@ -58,7 +59,8 @@ class Party:
         keep = self._leads - negative
         u, v, product = (self._own(number, name) for name in ("u", "v", "uv"))
         d, e = self._open(np.stack((flat - u, keep - v)))
-        return (self._leads * d * e + d * v + e * u + product).reshape(share.shape)
+        made: Ring = self._leads * d * e + d * v + e * u + product
+        return made.reshape(share.shape)
 
     def _negative(self, number: int, share: Ring) -> Bits:
         """Shares of the sign bit: with c = x + r opened, it is the top bits of c and r, and whether c is below r in the other bits."""

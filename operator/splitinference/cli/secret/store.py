@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitinference.cli.secret.chain import Chain, check_range, read_chain
+from splitinference.cli.secret.chain import SharedChain, check_range, read_chain
 from splitinference.cli.secret.dealing import Arrays, material, shared_weights
 from splitinference.cli.secret.identities import write_identities
 
@@ -38,7 +38,7 @@ class Plan:
     steps: list[dict[str, Any]]
 
 
-def steps_of(chain: Chain) -> list[dict[str, Any]]:
+def steps_of(chain: SharedChain) -> list[dict[str, Any]]:
     """The chain's steps as both parties know them."""
     return [{"product": step.weight is not None, "outputs_first": step.outputs_first, "size": step.size} for step in chain.steps]
 
