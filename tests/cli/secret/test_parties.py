@@ -157,6 +157,17 @@ def told(link: Link, messages: list[bytes]) -> None:
         link.close()
 
 
+def test_a_party_whose_client_does_not_come_is_let_go(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, seconds=0.2)
+    try:
+        link = connect(pair.first.address, pair.dealt / "party-1", pair.plan.deal, "party-0", 10)
+        with pytest.raises(LinkError):
+            told(link, [b'{"material": "000000"}'])
+        assert len(left(pair.dealt / "party-0")) == COUNT
+    finally:
+        pair.stop()
+
+
 def test_strangers_and_wrong_roles_get_nothing(pair: Pair, tmp_path: Path) -> None:
     other = tmp_path / "other"
     deal(pair.model, other, count=1, rows=1, largest=8.0)

@@ -26,18 +26,15 @@ class _Waiting:
     change: threading.Condition = field(default_factory=threading.Condition)
     links: dict[str, Link] = field(default_factory=dict)
 
-    def put(self, name: str, link: Link) -> None:
+    def offer(self, name: str, link: Link, seconds: float) -> None:
+        """Keep a connection until it is taken, and close it where nobody takes it in time."""
         with self.change:
             old = self.links.pop(name, None)
             self.links[name] = link
             self.change.notify_all()
-        if old is not None:
-            old.close()
-
-    def drop(self, name: str, link: Link) -> None:
-        """Forget a connection that nobody took in time."""
-        with self.change:
-            if self.links.get(name) is link:
+            if old is not None:
+                old.close()
+            if not self.change.wait_for(lambda: self.links.get(name) is not link, seconds):
                 del self.links[name]
                 link.close()
 
@@ -45,6 +42,7 @@ class _Waiting:
         with self.change:
             if not self.change.wait_for(lambda: name in self.links, seconds):
                 raise LinkError(f"party-1 did not connect within {seconds:g} s")
+            self.change.notify_all()
             return self.links.pop(name)
 
 
@@ -108,8 +106,7 @@ class Server:
 
     def _peer(self, link: Link) -> None:
         name = str(link.hear().get("material"))
-        self._waiting.put(name, link)
-        threading.Timer(self.seconds, self._waiting.drop, (name, link)).start()
+        self._waiting.offer(name, link, self.seconds)
 
     def _client(self, link: Link) -> None:
         try:
