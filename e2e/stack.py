@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -328,13 +329,13 @@ def forwarded(cluster: AnyCluster, name: str, port: int, namespace: str = "defau
 
 @contextmanager
 def _node_port(cluster: Cluster, name: str, port: int, namespace: str) -> Iterator[str]:
-    """A Service of our own to the gateway's pods; host:port on the control plane."""
+    """A Service of our own to the gateway's pods, of no other caller; host:port on the control plane."""
     wanted = json.loads(cluster.kubectl("-n", namespace, "get", "service", f"{name}-gateway", "-o", "json"))["spec"]
     (target,) = (each["targetPort"] for each in wanted["ports"] if each["port"] == port)
     service: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": f"{name}-outside-{port}", "namespace": namespace},
+        "metadata": {"name": f"{name}-outside-{port}-{secrets.token_hex(4)}", "namespace": namespace},
         "spec": {"type": "NodePort", "selector": wanted["selector"], "ports": [{"port": port, "targetPort": target}]},
     }
     made = json.loads(cluster.kubectl("apply", "-o", "json", "-f", "-", stdin=json.dumps(service)))
